@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// The snapshot table and the bitmap directory as they lie on disk (qcow2 specification, "Snapshots"
+// and "Bitmaps"). Pure.
+#pragma once
+
+#include <glib.h>
+
+#include "format/qcow2-header.h"
+
+typedef struct Qcow2Snapshot {
+    HostOff l1;
+    uint32_t l1_entries;
+    char *id;
+    char *name;
+    uint32_t date_sec, date_nsec;
+    uint64_t vm_clock_ns;
+    uint64_t vm_state_bytes;
+    uint64_t size_bytes; // guest size at that time (header's size for v2 tables without it)
+    uint64_t icount;     // UINT64_MAX when absent
+    uint8_t *extra;      // extra data past the known fields, kept on rewrite
+    uint32_t extra_bytes;
+} Qcow2Snapshot;
+
+void qcow2_snapshot_clear(Qcow2Snapshot *s);
+
+// Decodes one entry at the start of `data`. Returns its length in bytes (a multiple of 8), -EAGAIN
+// when `len` is too short to tell (read more; an entry is at most QCOW2_MAX_SNAPSHOT_ENTRY_BYTES),
+// or -EINVAL with a sentence.
+enum { QCOW2_MAX_SNAPSHOT_ENTRY_BYTES = 40 + 1024 + 2 * 65535 + 8 };
+int qcow2_snapshot_decode(const void *data, size_t len, uint64_t default_size_bytes,
+                          Qcow2Snapshot *ret_snapshot, GError **error);
+// Encodes into `buf` (NULL: only count). Returns the length.
+size_t qcow2_snapshot_encode(const Qcow2Snapshot *s, void *buf);
+
+// Bitmap directory entry.
+typedef struct Qcow2BitmapEntry {
+    HostOff table;
+    uint32_t table_entries;
+    uint32_t flags; // bit 0 in use, bit 1 auto
+    uint8_t type;   // 1 = dirty tracking
+    uint8_t granularity_bits;
+    char *name;
+} Qcow2BitmapEntry;
+enum { QCOW2_BITMAP_IN_USE = 1 << 0, QCOW2_BITMAP_AUTO = 1 << 1 };
+void qcow2_bitmap_entry_clear(Qcow2BitmapEntry *e);
+// As qcow2_snapshot_decode(): length, or -EINVAL with a sentence.
+int qcow2_bitmap_entry_decode(const void *data, size_t len, Qcow2BitmapEntry *ret_entry,
+                              GError **error);
+// Bitmap table entry: host offset of a cluster of bits, 0 when the cluster is not stored; false
+// when reserved bits are set.
+bool qcow2_bitmap_table_entry_decode(uint64_t be_raw_host_order, HostOff *ret_cluster);

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// A file or block device of the host (or of the simulation), opened for one loop. At open it learns
+// what it can do: memory-backed files (tmpfs) are read and written inline; page-cache hits are
+// taken inline (RWF_NOWAIT); O_DIRECT and misses go to the ring; buffered writes and blocking calls
+// (open, locks, truncate, seek, rename) go to workers. All functions: on the file's loop, and the
+// ones with `self` may suspend.
+//
+// Common rules: offsets and lengths may have any alignment (direct I/O bounces, and locks partial
+// blocks against each other); short transfers are continued; a read past the end of the file gives
+// zeros; results are 0 or -errno.
+#pragma once
+
+#include <glib.h>
+#include <stdbool.h>
+#include <sys/uio.h>
+
+#include "chain-core/io-batch.h"
+#include "chain-core/loop.h"
+#include "chain-core/units.h"
+
+typedef struct File File;
+
+typedef enum FileOpenFlags {
+    FILE_WRITABLE = 1 << 0,
+    FILE_DIRECT = 1 << 1,
+    FILE_CREATE = 1 << 2, // O_CREAT|O_EXCL, mode 0644; -EEXIST when it is there
+    FILE_NO_FOLLOW_FINAL = 1 << 3,
+} FileOpenFlags;
+
+// Opens `path`. Only regular files and block devices (else -EINVAL with a sentence). The error
+// names the path and the reason. Returned owned: file_close().
+int file_open(Fiber *self, const char *path, FileOpenFlags flags, File **ret_file, GError **error);
+// Releases locks and the descriptor. Does not flush. Accepts NULL.
+void file_close(Fiber *self, File *file);
+
+const char *file_path(const File *file); // as given to file_open()
+Loop *file_loop(const File *file);
+bool file_is_writable(const File *file);
+bool file_is_block_device(const File *file);
+// Identity for loop detection and sharing: (st_dev, st_ino), or the device number of a block
+// device.
+void file_identity(const File *file, uint64_t ret_id[2]);
+// Bytes; follows this File's own writes and truncates. Devices: their size at open.
+uint64_t file_size(const File *file);
+// Re-reads the size from the host (after another program grew the file).
+int file_refresh_size(Fiber *self, File *file);
+// Direct I/O alignment in bytes; 1 when buffered. Aligned transfers avoid a bounce.
+uint32_t file_alignment(const File *file);
+
+// Start a transfer and add it to `batch`; done inline when that cannot block. `buf`/`iov` memory
+// must stay until io_batch_wait(); the iovec array itself is copied (n_iov ≤ FILE_MAX_IOV).
+enum { FILE_MAX_IOV = 16 };
+void file_read_start(File *file, HostOff off, void *buf, size_t len, IoBatch *batch);
+void file_write_start(File *file, HostOff off, const struct iovec *iov, unsigned n_iov,
+                      IoBatch *batch);
+int file_read(Fiber *self, File *file, HostOff off, void *buf, size_t len);
+int file_write(Fiber *self, File *file, HostOff off, const void *buf, size_t len);
+
+// fdatasync: what completed before the call is durable when it returns 0. Calls that overlap share
+// syncs where that is safe (one that started after the caller's writes completed). A failure is
+// sticky: each later flush answers -EIO (file_flush_failed() tells) until the file is reopened.
+int file_flush(Fiber *self, File *file);
+bool file_flush_failed(const File *file);
+
+typedef enum FileZeroFlags {
+    FILE_ZERO_UNMAP = 1 << 0, // may deallocate (punch hole)
+    FILE_ZERO_FAST = 1 << 1,  // -ENOTSUP with data untouched rather than write zeros out
+} FileZeroFlags;
+// Makes the range read as zeros; grows the file when it ends past its end. Falls back to writing.
+int file_zero(Fiber *self, File *file, HostOff off, uint64_t len, FileZeroFlags flags);
+// Gives space back as a hint; contents afterwards are zeros or as before. 0 where unsupported.
+int file_discard(Fiber *self, File *file, HostOff off, uint64_t len);
+int file_truncate(Fiber *self, File *file, uint64_t size);
+// What is at `off`: *ret_is_data, and for how many bytes at least (≥1, ≤len). SEEK_DATA/SEEK_HOLE;
+// where unknown, data. `off` must lie inside the file.
+int file_find_extent(Fiber *self, File *file, HostOff off, uint64_t len, bool *ret_is_data,
+                     uint64_t *ret_len);
+
+// QEMU-compatible byte locks (RELIABILITY: OFD read locks at 100+bit held, 200+bit not shared).
+typedef enum FilePerm {
+    FILE_PERM_CONSISTENT_READ = 1 << 0,
+    FILE_PERM_WRITE = 1 << 1,
+    FILE_PERM_WRITE_UNCHANGED = 1 << 2,
+    FILE_PERM_RESIZE = 1 << 3,
+} FilePerm;
+// Holds `held` and forbids `unshared` to others; replaces what this File held before (both 0
+// release). On conflict -EAGAIN with a sentence that names the holder where /proc shows it and says
+// what to do; the previous state is then kept.
+int file_lock(Fiber *self, File *file, unsigned held, unsigned unshared, GError **error);
+
+// Names. Each is one blocking call on a worker; 0 or -errno with `error` set.
+int file_rename(Fiber *self, const char *from, const char *to, GError **error);
+int file_unlink(Fiber *self, const char *path, GError **error);
+int file_sync_dir(Fiber *self, const char *path_in_dir, GError **error);

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// Nodes: named places in the graph. A node has a driver (qcow2, raw, the merged map of a chain, a
+// filter), at most one backing child (what it shows where it has nothing itself), and lives on
+// one loop. Drivers implement NodeOps; everybody else calls the node_* functions, which check
+// bounds, run write hooks and keep drivers small. All functions: on the node's loop.
+#pragma once
+
+#include <glib.h>
+#include <stdbool.h>
+
+#include "chain-core/file.h"
+#include "chain-core/io-batch.h"
+#include "chain-core/units.h"
+
+typedef struct Node Node;
+typedef struct NodeOps NodeOps;
+
+typedef enum NodeIoFlags {
+    NODE_IO_FUA = 1 << 0,       // durable before the call returns
+    NODE_IO_NO_UNMAP = 1 << 1,  // write-zeroes: keep the space allocated (NBD NO_HOLE)
+    NODE_IO_FAST_ZERO = 1 << 2, // write-zeroes: -ENOTSUP at once, data untouched, if not fast
+} NodeIoFlags;
+
+typedef enum NodeExtentKind {
+    NODE_EXTENT_BELOW,          // nothing here: ask the backing child (zeros when there is none)
+    NODE_EXTENT_ZERO,           // reads as zeros, no host data (hole)
+    NODE_EXTENT_ZERO_ALLOCATED, // reads as zeros, host space reserved
+    NODE_EXTENT_DATA,           // plain bytes at `host` of `file`
+    NODE_EXTENT_OPAQUE, // data only node_read() of `node` can give (compressed, remote, filter)
+} NodeExtentKind;
+
+typedef struct NodeExtent {
+    uint64_t len; // bytes from the asked offset, ≥1
+    NodeExtentKind kind;
+    uint32_t depth; // layers below the asked node at which this was found; 0 = the node itself
+    File *file;     // DATA: borrowed, valid while the node is open
+    HostOff host;   // DATA
+    Node *node;     // OPAQUE: whom to read (guest offsets are the same); borrowed
+} NodeExtent;
+
+struct NodeOps {
+    const char *driver; // "qcow2", "raw", …
+    bool is_filter;     // shows its backing child's content; a barrier for the chain map
+    // Reads [off, off+len), already inside the node's size: starts transfers into `buf` in `batch`;
+    // may suspend for metadata. `buf` is filled when io_batch_wait() returned 0. Returns 0 or
+    // -errno (the batch must be waited for in both cases).
+    int (*read_start)(Fiber *self, Node *node, GuestOff off, void *buf, size_t len, IoBatch *batch);
+    // NULL on read-only drivers.
+    int (*write)(Fiber *self, Node *node, GuestOff off, const void *buf, size_t len,
+                 NodeIoFlags flags);
+    int (*zero)(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags);
+    int (*discard)(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags);
+    int (*flush)(Fiber *self, Node *node);
+    // First extent at `off`, at most `len` long, coalesced as far as is cheap. Own layer only
+    // (BELOW is not followed). Adjacent extents of one kind may come in pieces.
+    int (*map)(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExtent *ret_extent);
+    // May it have anything (not BELOW) in the range? Cheap, no I/O, no suspend, may say yes
+    // wrongly. NULL means always yes.
+    bool (*may_have)(Node *node, GuestOff off, uint64_t len);
+    // Writes back what is dirty, frees the driver's state. Called once, from node_unref_close().
+    void (*close)(Fiber *self, Node *node);
+};
+
+// A hook runs after each write, zero or discard ended, also when it failed, before the caller
+// hears of it (dirty bitmaps). Must not suspend.
+typedef struct NodeWriteHook NodeWriteHook;
+struct NodeWriteHook {
+    void (*fn)(NodeWriteHook *hook, GuestOff off, uint64_t len);
+    NodeWriteHook *next;
+};
+
+// The head of every driver's own struct (first member). Drivers fill it with node_init(); others
+// read only through the functions below, and `size_bytes`, `read_only`.
+struct Node {
+    const NodeOps *ops;
+    Loop *loop;
+    char *name;          // for messages: the node's name or the image's file name
+    uint64_t size_bytes; // fixed while open
+    bool read_only;
+    uint32_t preferred_bytes; // good I/O size (cluster size), a power of 2
+    uint32_t n_refs;
+    Node *backing; // owned reference or NULL
+    NodeWriteHook *write_hooks;
+    GPtrArray *parents; // nodes whose `backing` this is, and ports (node.c)
+    GPtrArray *ports;
+};
+
+void node_init(Node *node, const NodeOps *ops, Loop *loop, const char *name, uint64_t size_bytes);
+Node *node_ref(Node *node);
+// Drops a reference; the last one closes the node (does I/O), then its backing child. NULL is fine.
+void node_unref_close(Fiber *self, Node *node);
+// Sets or replaces the backing child (takes a new reference, drops the old one).
+void node_set_backing(Fiber *self, Node *node, Node *backing);
+
+// Bounds are the caller's promise (asserted): off+len ≤ size_bytes.
+int node_read_start(Fiber *self, Node *node, GuestOff off, void *buf, size_t len, IoBatch *batch);
+int node_read(Fiber *self, Node *node, GuestOff off, void *buf, size_t len);
+// -EROFS on read-only nodes. Data is in the host's hands (page cache) on return; durable after a
+// flush or with FUA.
+int node_write(Fiber *self, Node *node, GuestOff off, const void *buf, size_t len,
+               NodeIoFlags flags);
+int node_zero(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags);
+int node_discard(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags);
+int node_flush(Fiber *self, Node *node);
+int node_map(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExtent *ret_extent);
+// Like node_map() but follows BELOW down the chain: never returns BELOW where a layer has
+// something; BELOW then means "unallocated in every layer" (reads as zeros). Depth 0 = `node`. A
+// layer shorter than its overlay reads as allocated zeros past its end (kind ZERO with that layer's
+// depth).
+int node_status(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExtent *ret_extent);
+void node_add_write_hook(Node *node, NodeWriteHook *hook);
+void node_remove_write_hook(Node *node, NodeWriteHook *hook);

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// The qcow2 driver. A Qcow2Image is one file with its refcounts, allocator, snapshot table and
+// locks; a view (a Node) is one L1 table on it: the head, or an internal snapshot (read-only). All
+// views of an image live on its file's loop and share its allocator and caches.
+#pragma once
+
+#include <glib.h>
+
+#include "chain-core/map-memory.h"
+#include "chain-core/node.h"
+
+typedef struct Qcow2Image Qcow2Image;
+
+typedef struct Qcow2OpenOptions {
+    bool read_only;
+    bool no_repair;    // leave a dirty image as it is (check)
+    MapMemory *memory; // borrowed
+} Qcow2OpenOptions;
+
+// Reads and checks header, L1, refcount table, snapshot table. Takes `file` (also on failure).
+// Repairs a dirty image when writable. Nothing is written before all checks passed. The file's
+// locks are the caller's business, before this call. Returned with one reference.
+int qcow2_image_open(Fiber *self, File *file, const Qcow2OpenOptions *options,
+                     Qcow2Image **ret_image, GError **error);
+Qcow2Image *qcow2_image_ref(Qcow2Image *image);
+// The last reference writes back, closes the file.
+void qcow2_image_unref_close(Fiber *self, Qcow2Image *image);
+
+// What the header says; strings are borrowed. NULL where absent.
+const char *qcow2_image_backing_name(const Qcow2Image *image);
+const char *qcow2_image_backing_format(const Qcow2Image *image);
+// Plain file name of the external data file from the header extension, or NULL if not used.
+const char *qcow2_image_data_file_name(const Qcow2Image *image);
+// Must be called before a view is made when the name above is not NULL. Takes `file`.
+void qcow2_image_set_data_file(Qcow2Image *image, File *file);
+// Sentences for the log about what opening did (bitmaps, repair); NULL-terminated, borrowed.
+const char *const *qcow2_image_notices(const Qcow2Image *image);
+File *qcow2_image_file(Qcow2Image *image);
+
+// A view on the head (`snapshot` NULL), or on an internal snapshot by id, then by name. Takes a
+// reference on `image`. Only one writable head view at a time.
+int qcow2_view_new(Fiber *self, Qcow2Image *image, const char *snapshot, Node **ret_node,
+                   GError **error);
