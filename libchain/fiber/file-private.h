@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// The head of every File and the operations its back end provides. file.c does, for all back ends
+// alike: continuing short transfers, zeros past the end, bouncing and block locks of direct I/O,
+// sharing of flushes, the sticky flush error, writing zeros where there is no faster way, and the
+// memo of the last extent. For libchain/fiber only. On the file's loop.
+#pragma once
+
+#include "chain-core/fiber-sync.h"
+#include "chain-core/file.h"
+
+typedef struct FileOps FileOps;
+typedef struct FileTransfer FileTransfer;
+
+// A completion that is under way in the back end.
+typedef struct LoopOp LoopOp;
+struct LoopOp {
+    void (*done)(LoopOp *op, int result); // bytes or -errno; runs outside any fiber
+};
+
+// A range of a direct file with a write (or zeroing, …) under way. An exclusive range holds blocks
+// that are read, changed and written back; nothing else may change those meanwhile.
+typedef struct FileRange FileRange;
+struct FileRange {
+    uint64_t start, end; // multiples of the alignment
+    bool is_exclusive;
+    FileRange *previous, *next;
+};
+
+// A read or write that did not complete inline. From the loop's free list.
+struct FileTransfer {
+    LoopOp op; // the back end ends it with file_transfer_done()
+    File *file;
+    IoBatch *batch;
+    uint64_t off; // of the next byte to transfer; iov[first_iov] is where it goes
+    uint32_t n_left_iov;
+    uint32_t first_iov;
+    bool is_write;
+    FileRange range;    // direct writes
+    FileTransfer *next; // free list; the back end's while under way
+    void *backend_data; // the back end's while under way
+    struct iovec iov[FILE_MAX_IOV];
+};
+
+struct FileOps {
+    // Transfers at once what can be transferred without blocking. Bytes (may be short; 0 from a
+    // read: at or past the end), -EAGAIN: nothing was done, use submit(); other -errno.
+    // Never called for a File with alignment > 1.
+    ssize_t (*try_read)(File *file, uint64_t off, void *buf, size_t len);
+    ssize_t (*try_write)(File *file, uint64_t off, const struct iovec *iov, unsigned n_iov);
+    // Starts what is left of `x` (off, iov[first_iov …]); then, in any order and at any time, also
+    // before submit() returns, file_transfer_done(x, bytes or -errno). May be short. On a File with
+    // alignment > 1 offset, address and length are multiples of it (except at a short read).
+    void (*submit)(FileTransfer *x);
+
+    // 0 or -errno each; may suspend.
+    int (*flush)(Fiber *self, File *file);
+    // Like file_zero() but never writes zeros out: -ENOTSUP instead. May leave File.size to file.c.
+    int (*zero)(Fiber *self, File *file, uint64_t off, uint64_t len, FileZeroFlags flags);
+    int (*discard)(Fiber *self, File *file, uint64_t off, uint64_t len); // -ENOTSUP is fine
+    int (*truncate)(Fiber *self, File *file, uint64_t size);
+    int (*find_extent)(Fiber *self, File *file, uint64_t off, uint64_t len, bool *ret_is_data,
+                       uint64_t *ret_len); // -ENOTSUP: unknown
+    int (*get_size)(Fiber *self, File *file, uint64_t *ret_size);
+    int (*lock)(Fiber *self, File *file, unsigned held, unsigned unshared, GError **error);
+    // Releases everything, file_done(), frees the struct.
+    void (*close)(Fiber *self, File *file);
+};
+
+struct File {
+    const FileOps *ops;
+    Loop *loop;
+    char *path;
+    uint64_t size;
+    uint64_t identity[2];
+    uint32_t alignment; // 1: buffered
+    bool is_writable;
+    bool is_block_device;
+
+    // Flushes have numbers. A caller needs one that starts after it came.
+    uint64_t flush_started, flush_done;
+    bool is_flushing;
+    bool has_flush_failed;
+    FiberQueue flush_waiters;
+
+    // Last answer of find_extent; invalid when empty.
+    uint64_t extent_start, extent_end;
+    bool extent_is_data;
+    uint64_t n_changes; // writes, zeroes, … begun or ended
+
+    // Direct I/O: ranges being changed, and who waits for one to end.
+    FileRange *ranges;
+    FiberQueue range_waiters;
+};
+
+// Fills the head: zeroes, then sets the fields given. Copies `path`.
+void file_init(File *file, const FileOps *ops, Loop *loop, const char *path, FileOpenFlags flags);
+void file_done(File *file);
+
+void file_transfer_done(FileTransfer *x, ssize_t result);
+
+// Direct I/O (file-direct.c). Starts a transfer of any alignment.
+void file_direct_read_start(File *file, uint64_t off, void *buf, size_t len, IoBatch *batch);
+void file_direct_write_start(File *file, uint64_t off, const struct iovec *iov, unsigned n_iov,
+                             IoBatch *batch);
+// Keeps other changes of the range away while a partial block is rewritten, and the reverse.
+void file_range_lock(Fiber *self, File *file, FileRange *range, uint64_t off, uint64_t len,
+                     bool is_exclusive);
+void file_range_unlock(File *file, FileRange *range);
+
+// Takes a transfer from the free list and submits it (file.c).
+void file_transfer_start(File *file, bool is_write, uint64_t off, const struct iovec *iov,
+                         unsigned n_iov, IoBatch *batch, const FileRange *range);
