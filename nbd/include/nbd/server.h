@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// The NBD server: listeners, exports and the connections between them. One server spans several
+// loops: a listener accepts on its loop, a client that has chosen an export is handed to that
+// export's loop. Naming, opening and closing disks is the caller's business.
+//
+// Start:  nbds_server_new, nbds_server_add_export (on each node's loop), nbds_server_add_listener.
+// Stop:   nbds_server_stop, then nbds_server_remove_export (on each export's loop),
+//         nbds_server_free.
+#pragma once
+
+#include <glib.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "chain-core/fiber.h"
+#include "chain-core/loop.h"
+#include "chain-core/port.h"
+
+typedef struct NbdsServer NbdsServer;
+typedef struct NbdsExport NbdsExport;
+
+// Zero stands for the default in parentheses.
+typedef struct NbdsLimits {
+    unsigned max_connections;      // over all listeners; more wait in the backlog (256)
+    uint64_t handshake_timeout_ns; // from accept to the end of option haggling (10 s)
+    uint64_t stop_timeout_ns;      // how long a stop waits for clients to take replies (5 s)
+    unsigned max_requests;         // in flight per connection (256)
+    uint64_t max_bytes;            // in flight per connection; at least one request fits (64 MiB)
+    uint64_t max_loop_bytes; // in flight per loop beyond each connection's first MiB (256 MiB)
+} NbdsLimits;
+
+typedef struct NbdsServerConfig {
+    NbdsLimits limits;
+    // Called when the last client left, on the loop that served it; must not block (socket
+    // activation: the daemon ends then). May be NULL.
+    void (*last_client_left)(void *arg);
+    void *arg;
+} NbdsServerConfig;
+
+NbdsServer *nbds_server_new(const NbdsServerConfig *config);
+// After nbds_server_stop() and the removal of every export. Accepts NULL.
+void nbds_server_free(NbdsServer *server);
+
+typedef struct NbdsExportConfig {
+    const char *name;        // "" is the default export; ≤ 4096 bytes of UTF-8
+    const char *description; // NULL: none; same bound
+    Node *node;              // takes its own reference
+    bool read_only;          // also when the node is
+} NbdsExportConfig;
+
+// On the node's loop, which becomes the export's. Visible to clients at once. -EINVAL or -EEXIST
+// with a sentence.
+int nbds_server_add_export(NbdsServer *server, const NbdsExportConfig *config,
+                           NbdsExport **ret_export, GError **error);
+// On the export's loop. Clients can no longer choose it; those it has are drained (as in
+// nbds_server_stop()) and disconnected; then the node's reference is dropped and the export freed.
+void nbds_server_remove_export(Fiber *self, NbdsExport *export);
+
+// Accepts clients from the listening socket `fd` (taken) on `loop`. Any thread.
+void nbds_server_add_listener(NbdsServer *server, Loop *loop, int fd);
+
+// Stops accepting. Requests in flight end and are answered, later ones are answered ESHUTDOWN, then
+// each client is disconnected. Returns when none is left; clients that do not take their replies
+// are cut off after the stop timeout. From a fiber of any loop; all loops must be running. Once.
+void nbds_server_stop(Fiber *self, NbdsServer *server);
+
+// Clients connected now, handshakes included. Any thread.
+unsigned nbds_server_n_clients(const NbdsServer *server);
+
+typedef enum NbdsOperation {
+    NBDS_OPERATION_READ,
+    NBDS_OPERATION_WRITE,
+    NBDS_OPERATION_FLUSH,
+    NBDS_OPERATION_TRIM,
+    NBDS_OPERATION_CACHE,
+    NBDS_OPERATION_WRITE_ZEROES,
+    NBDS_OPERATION_BLOCK_STATUS,
+    NBDS_N_OPERATIONS
+} NbdsOperation;
+
+typedef struct NbdsExportStats {
+    uint64_t n_requests[NBDS_N_OPERATIONS]; // answered, errors included
+    uint64_t n_errors[NBDS_N_OPERATIONS];
+    uint64_t bytes[NBDS_N_OPERATIONS]; // of those answered without error
+    uint64_t n_in_flight;
+    unsigned n_clients;
+} NbdsExportStats;
+// A snapshot; any thread, never waits for a loop.
+void nbds_export_get_stats(const NbdsExport *export, NbdsExportStats *ret_stats);
+
+const char *nbds_export_name(const NbdsExport *export);
+const char *nbds_export_description(const NbdsExport *export); // "" when there is none
+uint64_t nbds_export_size_bytes(const NbdsExport *export);
+bool nbds_export_is_read_only(const NbdsExport *export);
+Loop *nbds_export_loop(const NbdsExport *export);
+// Where this export's requests enter the graph (port_replace(), drain). On the export's loop.
+Port *nbds_export_port(NbdsExport *export);
