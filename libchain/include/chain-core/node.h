@@ -57,7 +57,11 @@ struct NodeOps {
     // May it have anything (not BELOW) in the range? Cheap, no I/O, no suspend, may say yes
     // wrongly. NULL means always yes.
     bool (*may_have)(Node *node, GuestOff off, uint64_t len);
-    // Writes back what is dirty, frees the driver's state. Called once, from node_unref_close().
+    // Something below `node` changed place (a backing child set, a filter put in or taken out):
+    // forget what was derived from it. Drained; must not suspend. May be NULL.
+    void (*below_changed)(Node *node);
+    // Writes back what is dirty, frees what the driver's struct holds; may be NULL. Called once, by
+    // node_unref_close(), which then frees the struct itself with g_free().
     void (*close)(Fiber *self, Node *node);
 };
 
@@ -69,8 +73,16 @@ struct NodeWriteHook {
     NodeWriteHook *next;
 };
 
-// The head of every driver's own struct (first member). Drivers fill it with node_init(); others
-// read only through the functions below, and `size_bytes`, `read_only`.
+// Which content a node shows: the file's identity, and which view of it (0: all of it, or an
+// image's head). Two nodes with equal identities show the same bytes. All zero: like no other node.
+typedef struct NodeIdentity {
+    uint64_t file[2];
+    uint64_t view;
+} NodeIdentity;
+
+// The head of every driver's own struct (first member; the struct comes from g_new0()). Drivers
+// fill it with node_init(); others read only through the functions below, and `size_bytes`,
+// `read_only`.
 struct Node {
     const NodeOps *ops;
     Loop *loop;
@@ -81,15 +93,18 @@ struct Node {
     uint32_t n_refs;
     Node *backing; // owned reference or NULL
     NodeWriteHook *write_hooks;
-    GPtrArray *parents; // nodes whose `backing` this is, and ports (node.c)
-    GPtrArray *ports;
+    NodeIdentity identity;
+    GPtrArray *parents; // nodes whose `backing` this is
+    GPtrArray *ports;   // ports whose target this is
+    uint32_t n_drains;  // node_drain_begin() calls not yet ended
 };
 
 void node_init(Node *node, const NodeOps *ops, Loop *loop, const char *name, uint64_t size_bytes);
 Node *node_ref(Node *node);
 // Drops a reference; the last one closes the node (does I/O), then its backing child. NULL is fine.
 void node_unref_close(Fiber *self, Node *node);
-// Sets or replaces the backing child (takes a new reference, drops the old one).
+// Sets or replaces the backing child (takes a new reference, drops the old one; NULL: none). If
+// requests can reach `node`, it is drained.
 void node_set_backing(Fiber *self, Node *node, Node *backing);
 
 // Bounds are the caller's promise (asserted): off+len ≤ size_bytes.
@@ -103,10 +118,10 @@ int node_zero(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags f
 int node_discard(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags);
 int node_flush(Fiber *self, Node *node);
 int node_map(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExtent *ret_extent);
-// Like node_map() but follows BELOW down the chain: never returns BELOW where a layer has
-// something; BELOW then means "unallocated in every layer" (reads as zeros). Depth 0 = `node`. A
-// layer shorter than its overlay reads as allocated zeros past its end (kind ZERO with that layer's
-// depth).
+// Like node_map() but follows BELOW and filters down the chain (filters do not count as layers):
+// never returns BELOW where a layer has something; BELOW then means "unallocated in every layer"
+// (reads as zeros). Depth 0 = `node`. A layer shorter than its overlay reads as allocated zeros
+// past its end (kind ZERO with that layer's depth).
 int node_status(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExtent *ret_extent);
 void node_add_write_hook(Node *node, NodeWriteHook *hook);
 void node_remove_write_hook(Node *node, NodeWriteHook *hook);

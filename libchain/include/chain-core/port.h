@@ -10,7 +10,8 @@
 typedef struct Port {
     Node *node; // current target; valid between port_enter() and port_leave()
     uint32_t n_in_flight;
-    uint32_t n_drains;  // >0: admission stopped
+    uint32_t n_drains;  // >0: admission stopped; drains of nodes below, plus n_holds
+    uint32_t n_holds;   // port_replace() under way
     FiberQueue waiting; // requests kept out
     FiberQueue drainers;
     const char *owner;
@@ -39,7 +40,8 @@ static inline void port_leave(Port *port)
 }
 
 // Stops admission at every port from which `node` can be reached and waits until none of their
-// requests is in flight. Nests. End resumes.
+// requests is in flight. Nests. End resumes. Never while holding a port entered. Ports and edges
+// that appear below a drain inherit it.
 void node_drain_begin(Fiber *self, Node *node);
 void node_drain_end(Fiber *self, Node *node);
 
