@@ -41,6 +41,7 @@ typedef struct NodeExtent {
 struct NodeOps {
     const char *driver; // "qcow2", "raw", …
     bool is_filter;     // shows its backing child's content; a barrier for the chain map
+    bool covers_below;  // no layer itself: map() answers for the whole chain below (merged map)
     // Reads [off, off+len), already inside the node's size: starts transfers into `buf` in `batch`;
     // may suspend for metadata. `buf` is filled when io_batch_wait() returned 0. Returns 0 or
     // -errno (the batch must be waited for in both cases).

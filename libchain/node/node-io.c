@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// Requests to nodes: bounds, read-only nodes, write hooks, and what a driver that lacks an
+// operation gets instead. On the node's loop; everything may suspend.
+#include "chain-core/node.h"
+
+#include <string.h>
+
+static inline void assert_inside(const Node *node, GuestOff off, uint64_t len)
+{
+    g_assert(off.v <= node->size_bytes && len <= node->size_bytes - off.v);
+}
+
+int node_read_start(Fiber *self, Node *node, GuestOff off, void *buf, size_t len, IoBatch *batch)
+{
+    assert_inside(node, off, len);
+    return node->ops->read_start(self, node, off, buf, len, batch);
+}
+
+int node_read(Fiber *self, Node *node, GuestOff off, void *buf, size_t len)
+{
+    assert_inside(node, off, len);
+    IoBatch batch;
+    io_batch_init(&batch, self);
+    int r = node->ops->read_start(self, node, off, buf, len, &batch);
+    if (batch.pending || batch.n_pins || batch.error) {
+        int waited = io_batch_wait(self, &batch);
+        r = r < 0 ? r : waited;
+    }
+    return r;
+}
+
+// Before the caller hears of the result, and also when it is a failure: part of it may be on disk.
+// A hook may take itself out.
+static void run_write_hooks(Node *node, GuestOff off, uint64_t len)
+{
+    for (NodeWriteHook *hook = node->write_hooks, *next; hook; hook = next) {
+        next = hook->next;
+        hook->fn(hook, off, len);
+    }
+}
+
+int node_write(Fiber *self, Node *node, GuestOff off, const void *buf, size_t len,
+               NodeIoFlags flags)
+{
+    assert_inside(node, off, len);
+    if (node->read_only || !node->ops->write)
+        return -EROFS;
+    int r = node->ops->write(self, node, off, buf, len, flags);
+    if (node->write_hooks)
+        run_write_hooks(node, off, len);
+    return r;
+}
+
+static int zero_by_writing(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags)
+{
+    enum { CHUNK_BYTES = 64 << 10 };
+    static const uint8_t zeros[CHUNK_BYTES];
+    if (flags & NODE_IO_FAST_ZERO)
+        return -ENOTSUP;
+    while (len) {
+        size_t n = MIN(len, CHUNK_BYTES);
+        int r = node->ops->write(self, node, off, zeros, n, flags);
+        if (r < 0)
+            return r;
+        off.v += n;
+        len -= n;
+    }
+    return 0;
+}
+
+int node_zero(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags)
+{
+    assert_inside(node, off, len);
+    if (node->read_only || !node->ops->write)
+        return -EROFS;
+    int r = node->ops->zero ? node->ops->zero(self, node, off, len, flags)
+                            : zero_by_writing(self, node, off, len, flags);
+    if (node->write_hooks)
+        run_write_hooks(node, off, len);
+    return r;
+}
+
+int node_discard(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags)
+{
+    assert_inside(node, off, len);
+    if (node->read_only || !node->ops->write)
+        return -EROFS;
+    int r = 0;
+    if (node->ops->discard)
+        r = node->ops->discard(self, node, off, len, flags);
+    else if (flags & NODE_IO_FUA)
+        r = node_flush(self, node);
+    if (node->write_hooks)
+        run_write_hooks(node, off, len);
+    return r;
+}
+
+int node_flush(Fiber *self, Node *node)
+{
+    return node->ops->flush ? node->ops->flush(self, node) : 0;
+}
+
+int node_map(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExtent *ret_extent)
+{
+    assert_inside(node, off, len);
+    g_assert(len > 0);
+    NodeExtent extent = {.len = len};
+    int r = 0;
+    if (node->ops->map)
+        r = node->ops->map(self, node, off, len, &extent);
+    else if (node->ops->is_filter)
+        extent.kind = NODE_EXTENT_BELOW;
+    else
+        extent = (NodeExtent){.len = len, .kind = NODE_EXTENT_OPAQUE, .node = node};
+    if (r < 0)
+        return r;
+    g_assert(extent.len > 0 && extent.len <= len);
+    *ret_extent = extent;
+    return 0;
+}
+
+// Where to go on after `extent` of `node`, or NULL when it is the answer. An extent that names
+// another node to read (a barrier, or a compressed cluster found by the merged map) is followed
+// into that.
+static Node *status_next(Node *node, const NodeExtent *extent, uint32_t *depth)
+{
+    if (extent->kind == NODE_EXTENT_OPAQUE && extent->node != node)
+        return extent->node;
+    if (extent->kind != NODE_EXTENT_BELOW || node->ops->covers_below || !node->backing)
+        return NULL;
+    if (!node->ops->is_filter)
+        ++*depth;
+    return node->backing;
+}
+
+int node_status(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExtent *ret_extent)
+{
+    assert_inside(node, off, len);
+    NodeExtent extent = {.len = len};
+    uint32_t depth = 0;
+    for (Node *next = node; next; next = status_next(node, &extent, &depth)) {
+        node = next;
+        if (off.v >= node->size_bytes) {
+            extent = (NodeExtent){.len = extent.len, .kind = NODE_EXTENT_ZERO};
+            break;
+        }
+        uint64_t inside = MIN(extent.len, node->size_bytes - off.v);
+        int r = node_map(self, node, off, inside, &extent);
+        if (r < 0)
+            return r;
+        depth += extent.depth;
+    }
+    extent.depth = depth;
+    *ret_extent = extent;
+    return 0;
+}

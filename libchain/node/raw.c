@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// The raw driver: guest offset = host offset. On the file's loop, in a fiber. Write order: FUA is
+// the write, then a flush of the file; nothing else depends on anything.
+#include "chain-core/raw.h"
+
+typedef struct RawNode {
+    Node node;
+    File *file; // owned
+} RawNode;
+
+static File *raw_file(Node *node)
+{
+    return ((RawNode *)node)->file;
+}
+
+static int raw_read_start(Fiber *self, Node *node, GuestOff off, void *buf, size_t len,
+                          IoBatch *batch)
+{
+    file_read_start(raw_file(node), host_off(off.v), buf, len, batch);
+    return 0;
+}
+
+static int flush_if_fua(Fiber *self, File *file, NodeIoFlags flags)
+{
+    return flags & NODE_IO_FUA ? file_flush(self, file) : 0;
+}
+
+static int raw_write(Fiber *self, Node *node, GuestOff off, const void *buf, size_t len,
+                     NodeIoFlags flags)
+{
+    struct iovec iov = {.iov_base = (void *)buf, .iov_len = len};
+    IoBatch batch;
+    io_batch_init(&batch, self);
+    file_write_start(raw_file(node), host_off(off.v), &iov, 1, &batch);
+    int r = io_batch_wait(self, &batch);
+    return r < 0 ? r : flush_if_fua(self, raw_file(node), flags);
+}
+
+static int raw_zero(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags)
+{
+    FileZeroFlags how = 0;
+    if (!(flags & NODE_IO_NO_UNMAP))
+        how |= FILE_ZERO_UNMAP;
+    if (flags & NODE_IO_FAST_ZERO)
+        how |= FILE_ZERO_FAST;
+    if (len == 0)
+        return flush_if_fua(self, raw_file(node), flags);
+    int r = file_zero(self, raw_file(node), host_off(off.v), len, how);
+    return r < 0 ? r : flush_if_fua(self, raw_file(node), flags);
+}
+
+static int raw_discard(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags)
+{
+    int r = len ? file_discard(self, raw_file(node), host_off(off.v), len) : 0;
+    return r < 0 ? r : flush_if_fua(self, raw_file(node), flags);
+}
+
+static int raw_flush(Fiber *self, Node *node)
+{
+    return file_flush(self, raw_file(node));
+}
+
+static int raw_map(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExtent *ret_extent)
+{
+    bool is_data;
+    uint64_t n;
+    int r = file_find_extent(self, raw_file(node), host_off(off.v), len, &is_data, &n);
+    if (r < 0)
+        return r;
+    *ret_extent = (NodeExtent){.len = n, .kind = NODE_EXTENT_ZERO};
+    if (is_data) {
+        ret_extent->kind = NODE_EXTENT_DATA;
+        ret_extent->file = raw_file(node);
+        ret_extent->host = host_off(off.v);
+    }
+    return 0;
+}
+
+static void raw_close(Fiber *self, Node *node)
+{
+    file_close(self, raw_file(node));
+}
+
+static const NodeOps raw_ops = {
+    .driver = "raw",
+    .read_start = raw_read_start,
+    .write = raw_write,
+    .zero = raw_zero,
+    .discard = raw_discard,
+    .flush = raw_flush,
+    .map = raw_map,
+    .close = raw_close,
+};
+
+int raw_node_new(Fiber *self, File *file, Node **ret_node, GError **error)
+{
+    RawNode *raw = g_new0(RawNode, 1);
+    node_init(&raw->node, &raw_ops, file_loop(file), file_path(file), file_size(file));
+    raw->node.read_only = !file_is_writable(file);
+    file_identity(file, raw->node.identity.file);
+    raw->file = file;
+    *ret_node = &raw->node;
+    return 0;
+}
