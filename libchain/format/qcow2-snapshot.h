@@ -26,9 +26,16 @@ void qcow2_snapshot_clear(Qcow2Snapshot *s);
 // Decodes one entry at the start of `data`. Returns its length in bytes (a multiple of 8), -EAGAIN
 // when `len` is too short to tell (read more; an entry is at most QCOW2_MAX_SNAPSHOT_ENTRY_BYTES),
 // or -EINVAL with a sentence.
-enum { QCOW2_MAX_SNAPSHOT_ENTRY_BYTES = 40 + 1024 + 2 * 65535 + 8 };
+enum {
+    QCOW2_MIN_SNAPSHOT_ENTRY_BYTES = 40,
+    QCOW2_MAX_SNAPSHOT_ENTRY_BYTES = 40 + 1024 + 2 * 65535 + 8,
+};
 int qcow2_snapshot_decode(const void *data, size_t len, uint64_t default_size_bytes,
                           Qcow2Snapshot *ret_snapshot, GError **error);
+// The same, but an entry whose L1 table or size cannot be right is decoded too: for the check,
+// which reports it and goes on with the next.
+int qcow2_snapshot_decode_any(const void *data, size_t len, uint64_t default_size_bytes,
+                              Qcow2Snapshot *ret_snapshot, GError **error);
 // Encodes into `buf` (NULL: only count). Returns the length.
 size_t qcow2_snapshot_encode(const Qcow2Snapshot *s, void *buf);
 
@@ -41,7 +48,18 @@ typedef struct Qcow2BitmapEntry {
     uint8_t granularity_bits;
     char *name;
 } Qcow2BitmapEntry;
-enum { QCOW2_BITMAP_IN_USE = 1 << 0, QCOW2_BITMAP_AUTO = 1 << 1 };
+enum {
+    QCOW2_BITMAP_IN_USE = 1 << 0,
+    QCOW2_BITMAP_AUTO = 1 << 1,
+    QCOW2_BITMAP_TYPE_DIRTY = 1,
+    QCOW2_BITMAP_OFF_FLAGS = 12, // in an entry, for setting IN_USE in place
+    QCOW2_MIN_BITMAP_ENTRY_BYTES = 24,
+    QCOW2_MAX_BITMAP_NAME_BYTES = 1023,
+    QCOW2_MAX_BITMAPS = 65535,
+    QCOW2_MAX_BITMAP_DIRECTORY_BYTES = 64 << 20,
+    QCOW2_MAX_BITMAP_TABLE_ENTRIES = 128 << 20,
+};
+#define QCOW2_BITMAP_RESERVED_FLAGS UINT32_C(0xfffffffc)
 void qcow2_bitmap_entry_clear(Qcow2BitmapEntry *e);
 // As qcow2_snapshot_decode(): length, or -EINVAL with a sentence.
 int qcow2_bitmap_entry_decode(const void *data, size_t len, Qcow2BitmapEntry *ret_entry,
