@@ -11,6 +11,13 @@
 
 typedef struct Qcow2Image Qcow2Image;
 
+// Tells the owner of an image what happened to it at run time. One object may serve many images.
+typedef struct Qcow2Events Qcow2Events;
+struct Qcow2Events {
+    // The image was found corrupt and answers -EIO to writes from now on. `sentence` says it all.
+    void (*corrupt)(const Qcow2Events *events, const char *sentence);
+};
+
 typedef struct Qcow2OpenOptions {
     bool read_only;
     bool no_repair;    // leave a dirty image as it is (check)

@@ -1,0 +1,327 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// The allocator takes from three places, in this order: ranges known to be free, refcounts not yet
+// scanned (what was free when the image was opened, found a slice at a time), and the tail, past
+// everything in use. Clusters of the tail were never written, so the host reads zeros there and copy-on-write
+// of zeros costs nothing.
+//
+// Choosing a range and counting it is one step without a suspend point: the refcount slice is loaded
+// first, then the range is chosen again if need be. A range therefore never crosses a refcount slice.
+//
+// Order on disk: refcounts before L2 (docs/ordering.md §2) is commit.c's work; here they change in memory.
+// A freed cluster reaches allocator_release() only when its L2 change is durable and no pin is left
+// (docs/ordering.md §4), and its refcount stays above 0 until then, so no scan can find it early.
+
+#include "qcow2/allocator.h"
+
+#include <assert.h>
+#include <errno.h>
+
+#include "qcow2/commit.h"
+
+enum {
+    // Bound on remembered free ranges (16 bytes each); what does not fit is found again by scanning.
+    MAX_FREE_RANGES = 65536,
+    // A fragment shorter than wanted is still taken for requests below this; longer ones want one piece.
+    FRAGMENT_CLUSTERS = 16,
+};
+
+void allocator_init(Qcow2Image *image)
+{
+    Allocator *a = &image->allocator;
+    uint64_t cb = image->geometry.cluster_bytes;
+    a->free = g_array_new(false, false, sizeof(FreeRange));
+    a->tail = file_size(image->file) / cb + (file_size(image->file) % cb != 0);
+    a->scan_next = 0;
+    a->scan_end = a->tail;
+    // A block device holds whatever was there before.
+    a->fresh_from = file_is_block_device(image->file) ? UINT64_MAX : a->tail;
+}
+
+void allocator_done(Qcow2Image *image)
+{
+    g_clear_pointer(&image->allocator.free, g_array_unref);
+}
+
+static uint64_t refcounts_per_slice(const Qcow2Image *image)
+{
+    return (uint64_t)image->geometry.slice_bytes * 8 >> image->geometry.refcount_order;
+}
+
+static uint64_t max_cluster(const Qcow2Image *image)
+{
+    return (QCOW2_ENTRY_OFFSET_MASK >> image->geometry.cluster_bits) - 1;
+}
+
+int refcounts_block_of(Qcow2Image *image, uint64_t cluster, HostOff *ret_block)
+{
+    uint64_t i = cluster >> image->geometry.refcounts_per_block_bits;
+    *ret_block = host_off(0);
+    if (i >= image->n_refcount_table)
+        return 0;
+    if (!qcow2_refcount_table_entry_decode(&image->geometry, image->refcount_table[i], ret_block) ||
+        (ret_block->v && image_cluster_of(image, *ret_block) >= image->allocator.tail))
+        return image_mark_corrupt(image, "entry %" G_GUINT64_FORMAT " of the refcount table is damaged", i);
+    return 0;
+}
+
+// The slice with the refcount of `cluster`: its place, and the index within. -ENOENT: no block.
+static int slice_place(Qcow2Image *image, uint64_t cluster, HostOff *ret_slice, uint64_t *ret_index)
+{
+    HostOff block;
+    int r = refcounts_block_of(image, cluster, &block);
+    if (r < 0)
+        return r;
+    if (!block.v)
+        return -ENOENT;
+    uint64_t in_block = cluster & ((UINT64_C(1) << image->geometry.refcounts_per_block_bits) - 1);
+    uint64_t per_slice = refcounts_per_slice(image);
+    *ret_slice = host_off(block.v + in_block / per_slice * image->geometry.slice_bytes);
+    *ret_index = in_block % per_slice;
+    return 0;
+}
+
+static int get_slice(Fiber *self, Qcow2Image *image, uint64_t cluster, TableSlice **ret_slice,
+                     uint64_t *ret_index)
+{
+    HostOff place;
+    int r = slice_place(image, cluster, &place, ret_index);
+    if (r < 0)
+        return r;
+    return image_get_slice(self, image, place, TABLE_SLICE_REFCOUNT, ret_slice);
+}
+
+int allocator_get_refcount(Fiber *self, Qcow2Image *image, uint64_t cluster, uint64_t *ret_refcount)
+{
+    TableSlice *slice;
+    uint64_t index;
+    int r = get_slice(self, image, cluster, &slice, &index);
+    if (r == -ENOENT) {
+        *ret_refcount = 0;
+        return 0;
+    }
+    if (r < 0)
+        return r;
+    *ret_refcount = qcow2_refcount_get(&image->geometry, slice->data, index);
+    table_slice_release(slice);
+    return 0;
+}
+
+// Remembers a free range, or leaves it to a later scan when there are too many.
+static void add_free(Qcow2Image *image, uint64_t first, uint64_t n)
+{
+    Allocator *a = &image->allocator;
+    if (!n)
+        return;
+    if (a->free->len) {
+        FreeRange *last = &g_array_index(a->free, FreeRange, a->free->len - 1);
+        if (last->first + last->n == first) {
+            last->n += n;
+            return;
+        }
+        if (first + n == last->first) {
+            last->first = first;
+            last->n += n;
+            return;
+        }
+    }
+    if (a->free->len >= MAX_FREE_RANGES) {
+        a->rescan = true;
+        return;
+    }
+    FreeRange range = {first, n};
+    g_array_append_val(a->free, range);
+}
+
+// Looks through the next refcount slice below scan_end for free clusters. Returns 1 when it moved on, 0 at the end.
+static int scan_some(Fiber *self, Qcow2Image *image)
+{
+    Allocator *a = &image->allocator;
+    while (a->scan_next < a->scan_end) {
+        uint64_t start = a->scan_next, per_slice = refcounts_per_slice(image), index;
+        uint64_t n = MIN(per_slice - start % per_slice, a->scan_end - start);
+        TableSlice *slice;
+        int r = get_slice(self, image, start, &slice, &index);
+        if (r < 0 && r != -ENOENT)
+            return r;
+        if (a->scan_next != start) {  // another fiber scanned it while this one waited
+            if (r == 0)
+                table_slice_release(slice);
+            continue;
+        }
+        a->scan_next = start + n;
+        if (r == -ENOENT)
+            continue;  // no block: not worth one as long as the tail is there
+        uint64_t run = 0;
+        for (uint64_t i = 0; i < n; i++) {
+            if (qcow2_refcount_get(&image->geometry, slice->data, index + i) == 0) {
+                run++;
+            } else if (run) {
+                add_free(image, start + i - run, run);
+                run = 0;
+            }
+        }
+        add_free(image, start + n - run, run);
+        table_slice_release(slice);
+        return 1;
+    }
+    return 0;
+}
+
+// Where the next take would come from, without taking: the range inside one refcount slice. False: the tail.
+static bool peek_free(Qcow2Image *image, uint64_t n_wanted, ClusterRange *ret_range)
+{
+    GArray *free = image->allocator.free;
+    for (guint back = 0; back < free->len && back < 8; back++) {
+        FreeRange *f = &g_array_index(free, FreeRange, free->len - 1 - back);
+        if (f->n < n_wanted && n_wanted >= FRAGMENT_CLUSTERS)
+            continue;
+        if (back) {  // bring it to the end, where takes happen
+            FreeRange *last = &g_array_index(free, FreeRange, free->len - 1), tmp = *last;
+            *last = *f;
+            *f = tmp;
+            f = last;
+        }
+        uint64_t per_slice = refcounts_per_slice(image);
+        *ret_range = (ClusterRange){f->first, MIN(MIN(f->n, n_wanted), per_slice - f->first % per_slice)};
+        return true;
+    }
+    return false;
+}
+
+static void take_free(Qcow2Image *image, uint64_t n)
+{
+    GArray *free = image->allocator.free;
+    FreeRange *last = &g_array_index(free, FreeRange, free->len - 1);
+    last->first += n;
+    last->n -= n;
+    if (!last->n)
+        g_array_set_size(free, free->len - 1);
+}
+
+int allocator_take(Fiber *self, Qcow2Image *image, uint64_t n_wanted, ClusterRange *ret_range,
+                   bool *ret_zeroed)
+{
+    Allocator *a = &image->allocator;
+    uint64_t per_slice = refcounts_per_slice(image);
+    assert(n_wanted > 0);
+    for (;;) {
+        ClusterRange c;
+        bool from_free = peek_free(image, n_wanted, &c);
+        if (!from_free && a->rescan && a->scan_next >= a->scan_end) {
+            a->rescan = false;
+            a->scan_next = 0;
+            a->scan_end = a->tail;
+        }
+        if (!from_free && a->scan_next < a->scan_end) {
+            int r = scan_some(self, image);
+            if (r < 0)
+                return r;
+            from_free = peek_free(image, n_wanted, &c);
+        }
+        if (!from_free)
+            c = (ClusterRange){a->tail, MIN(n_wanted, per_slice - a->tail % per_slice)};
+        if (c.first + c.n > max_cluster(image))
+            return -ENOSPC;
+
+        TableSlice *slice;
+        HostOff place;
+        uint64_t index;
+        int r = slice_place(image, c.first, &place, &index);
+        if (r == -ENOENT) {
+            r = refcounts_cover(self, image, c.first);
+            if (r < 0)
+                return r;
+            continue;
+        }
+        if (r < 0)
+            return r;
+        slice = table_cache_find(image->cache, image, place);
+        if (!slice || slice->kind != TABLE_SLICE_REFCOUNT) {
+            r = image_get_slice(self, image, place, TABLE_SLICE_REFCOUNT, &slice);
+            if (r == -EUCLEAN)
+                return image_mark_corrupt(image, "refcount block at offset %#" G_GINT64_MODIFIER
+                                                 "x overlaps another table", place.v);
+            if (r < 0)
+                return r;
+            table_slice_release(slice);
+            continue;  // others ran: choose again, the slice is in the cache now
+        }
+
+        // From here to the return nothing suspends. Clusters that are in use all the same (leaks past
+        // the end, left by a crash; a free range that a scan found a second time) are stepped over.
+        uint64_t skip = 0, n = 0;
+        while (skip < c.n && qcow2_refcount_get(&image->geometry, slice->data, index + skip))
+            skip++;
+        while (skip + n < c.n && !qcow2_refcount_get(&image->geometry, slice->data, index + skip + n))
+            n++;
+        if (from_free)
+            take_free(image, skip + n);
+        else
+            a->tail = c.first + skip + n;
+        if (!n)
+            continue;
+        for (uint64_t i = 0; i < n; i++) {
+            if (cluster_set_contains(&image->metadata, c.first + skip + i))
+                return image_mark_corrupt(image,
+                                          "cluster %" G_GUINT64_FORMAT " holds metadata but has refcount 0",
+                                          c.first + skip + i);
+            qcow2_refcount_set(&image->geometry, slice->data, index + skip + i, 1);
+        }
+        table_slice_set_dirty(slice, &image->commit.dirty);
+        *ret_range = (ClusterRange){c.first + skip, n};
+        *ret_zeroed = c.first + skip >= a->fresh_from;
+        if (*ret_zeroed)
+            a->fresh_from = c.first + skip + n;
+        return 0;
+    }
+}
+
+// Lowers refcounts and calls clusters that reach 0 free, after a punch when `punch`.
+static void lower(Fiber *self, Qcow2Image *image, ClusterRange range, bool punch)
+{
+    for (uint64_t c = range.first, end = range.first + range.n; c < end;) {
+        TableSlice *slice;
+        uint64_t index;
+        int r = get_slice(self, image, c, &slice, &index);
+        if (r < 0)
+            return;  // the rest leaks: harmless, check finds it
+        uint64_t n = MIN(refcounts_per_slice(image) - index, end - c), run = 0;
+        for (uint64_t i = 0; i <= n; i++) {
+            uint64_t count = i < n ? qcow2_refcount_get(&image->geometry, slice->data, index + i) : 2;
+            if (i < n && count == 1) {
+                run++;
+                continue;
+            }
+            // A run of clusters whose last reference goes: punch while they still count as used.
+            if (run) {
+                uint64_t first = c + i - run;
+                HostOff off = image_cluster_off(image, first);
+                table_cache_forget(image->cache, image, off, run << image->geometry.cluster_bits,
+                                   image->geometry.slice_bytes, &image->commit.dirty);
+                if (punch)
+                    file_discard(self, image->file, off, run << image->geometry.cluster_bits);
+                for (uint64_t k = 0; k < run; k++)
+                    qcow2_refcount_set(&image->geometry, slice->data, index + i - run + k, 0);
+                table_slice_set_dirty(slice, &image->commit.dirty);
+                add_free(image, first, run);
+                run = 0;
+            }
+            if (i < n && count > 1) {
+                qcow2_refcount_set(&image->geometry, slice->data, index + i, count - 1);
+                table_slice_set_dirty(slice, &image->commit.dirty);
+            }
+        }
+        table_slice_release(slice);
+        c += n;
+    }
+}
+
+void allocator_give_back(Fiber *self, Qcow2Image *image, ClusterRange range)
+{
+    lower(self, image, range, false);
+}
+
+void allocator_release(Fiber *self, Qcow2Image *image, ClusterRange range)
+{
+    lower(self, image, range, true);
+}

@@ -1,0 +1,376 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// One commit takes a snapshot of everything dirty in one step (no suspend point), so that it is consistent in
+// itself: each L2 entry in it points at data whose write has completed and whose refcount is in it too.
+// Then, in this order (docs/ordering.md §2, §3):
+//
+//     A  refcount slices, slices of L2 tables that nothing names yet   → sync (data and COW edges too)
+//     A2 refcount table entries of new blocks                          → sync, only when there are any
+//     B  slices of linked L2 tables, L1 entries                        → sync
+//
+// Requests go on meanwhile; what they change is dirty again and belongs to the next commit.
+//
+// Freed clusters (docs/ordering.md §4):
+//
+//     freed ──(commit done: unlinking durable)──▶ settling ──(pin turn)──▶ releasing ──(old pins drained)──▶ released
+//
+// Two generations of pins: requests hold pins[pin_now]. When a batch of ranges starts to be released the turn
+// passes to the other pin (which nobody holds), and the ranges wait until the old one has no holder: every
+// request that could have looked them up has then ended.
+
+#include "qcow2/commit.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "qcow2/allocator.h"
+#include "qcow2/view.h"
+
+enum {
+    // Write back once this much is dirty, even without a flush by the guest: bounds memory.
+    BACKGROUND_DIRTY_BYTES = 4 << 20,
+    MAX_DIRTY_BYTES = 16 << 20,
+    BACKGROUND_FREED_BYTES = 64 << 20,
+};
+
+// One piece of metadata on its way to the disk: a copy, so that the original may change.
+typedef struct Piece {
+    HostOff off;
+    uint32_t bytes;
+    uint8_t *data;
+} Piece;
+
+typedef struct Snapshot {
+    GArray *before;       // A
+    GArray *ref_table;    // A2
+    GArray *after;        // B
+    GPtrArray *slices;    // TableSlice, to be marked dirty again on failure (held)
+    GArray *table_indices, *l1_indices;
+    GArray *new_tables;   // uint64_t clusters: linked durably once this is done
+    GArray *freed;        // ClusterRange
+    uint8_t *copies;      // the pieces' memory
+} Snapshot;
+
+void commit_init(Qcow2Image *image)
+{
+    CommitState *c = &image->commit;
+    c->freed = g_array_new(false, false, sizeof(ClusterRange));
+    c->settling = g_array_new(false, false, sizeof(ClusterRange));
+    c->releasing = g_array_new(false, false, sizeof(ClusterRange));
+    image->pins[0].drained = image->pins[1].drained = commit_pin_drained;
+}
+
+void commit_done(Qcow2Image *image)
+{
+    CommitState *c = &image->commit;
+    g_clear_pointer(&c->freed, g_array_unref);
+    g_clear_pointer(&c->settling, g_array_unref);
+    g_clear_pointer(&c->releasing, g_array_unref);
+}
+
+// Adds sector-sized pieces for the changed entries of a table (entries are 8 bytes; `table` is padded to
+// whole sectors). Sorts and consumes `indices`' duplicates.
+static int compare_u64(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return (x > y) - (x < y);
+}
+
+static void add_table_sectors(GArray *pieces, HostOff table_off, const Be64 *table, uint64_t n_table,
+                              GArray *indices)
+{
+    g_array_sort(indices, compare_u64);
+    uint64_t last_sector = UINT64_MAX;
+    for (guint i = 0; i < indices->len; i++) {
+        uint64_t sector = g_array_index(indices, uint64_t, i) / 64;
+        if (sector == last_sector)
+            continue;
+        last_sector = sector;
+        // A copy of its own: there are few of these.
+        uint64_t n = MIN(64, n_table - sector * 64);
+        Piece p = {host_off(table_off.v + sector * 512), n * 8, g_memdup2(table + sector * 64, n * 8)};
+        g_array_append_val(pieces, p);
+    }
+}
+
+static bool slice_is_of_new_table(const Qcow2Image *image, const TableSlice *s)
+{
+    return image->new_tables.n && cluster_set_contains(&image->new_tables, image_cluster_of(image, s->host));
+}
+
+// The one step. Nothing here suspends.
+static void snapshot_take(Qcow2Image *image, Snapshot *s)
+{
+    CommitState *c = &image->commit;
+    uint32_t slice_bytes = image->geometry.slice_bytes;
+    *s = (Snapshot){
+        .before = g_array_new(false, false, sizeof(Piece)),
+        .ref_table = g_array_new(false, false, sizeof(Piece)),
+        .after = g_array_new(false, false, sizeof(Piece)),
+        .slices = g_ptr_array_sized_new(c->dirty.n),
+        .new_tables = g_array_new(false, false, sizeof(uint64_t)),
+        .copies = c->dirty.n ? g_malloc(c->dirty.n * slice_bytes) : NULL,
+    };
+    uint8_t *copy = s->copies;
+    while (c->dirty.first) {
+        TableSlice *slice = c->dirty.first;
+        memcpy(copy, slice->data, slice_bytes);
+        Piece p = {slice->host, slice_bytes, copy};
+        copy += slice_bytes;
+        bool early = slice->kind == TABLE_SLICE_REFCOUNT || slice_is_of_new_table(image, slice);
+        g_array_append_val(early ? s->before : s->after, p);
+        slice->n_holders++;  // stays in memory until it is on disk
+        g_ptr_array_add(s->slices, slice);
+        table_slice_set_clean(slice, &c->dirty);
+    }
+    s->table_indices = image->dirty_refcount_table;
+    image->dirty_refcount_table = g_array_new(false, false, sizeof(uint64_t));
+    add_table_sectors(s->ref_table, image->header.refcount_table, image->refcount_table,
+                      image->n_refcount_table, s->table_indices);
+    if (image->head) {
+        s->l1_indices = image->head->dirty_l1;
+        image->head->dirty_l1 = g_array_new(false, false, sizeof(uint64_t));
+        add_table_sectors(s->after, image->header.l1, image->head->l1, image->head->n_l1, s->l1_indices);
+    }
+    for (uint64_t i = 0; image->new_tables.n && i <= image->new_tables.mask; i++) {
+        if (image->new_tables.slots[i]) {
+            uint64_t cluster = image->new_tables.slots[i] - 1;
+            g_array_append_val(s->new_tables, cluster);
+        }
+    }
+    s->freed = c->freed;
+    c->freed = g_array_new(false, false, sizeof(ClusterRange));
+    c->n_freed_clusters = 0;
+}
+
+static void free_piece_copies(GArray *pieces, const Snapshot *s, uint64_t copies_bytes)
+{
+    for (guint i = 0; i < pieces->len; i++) {
+        uint8_t *data = g_array_index(pieces, Piece, i).data;
+        if (data < s->copies || data >= s->copies + copies_bytes)
+            g_free(data);
+    }
+    g_array_unref(pieces);
+}
+
+static void snapshot_drop(Qcow2Image *image, Snapshot *s, bool durable)
+{
+    CommitState *c = &image->commit;
+    for (guint i = 0; i < s->slices->len; i++) {
+        TableSlice *slice = s->slices->pdata[i];
+        slice->n_holders--;
+        if (!durable)
+            table_slice_set_dirty(slice, &c->dirty);
+    }
+    if (!durable) {
+        g_array_append_vals(image->dirty_refcount_table, s->table_indices->data, s->table_indices->len);
+        if (s->l1_indices && image->head)
+            g_array_append_vals(image->head->dirty_l1, s->l1_indices->data, s->l1_indices->len);
+        g_array_append_vals(c->freed, s->freed->data, s->freed->len);
+    } else {
+        for (guint i = 0; i < s->new_tables->len; i++)
+            cluster_set_remove(&image->new_tables, g_array_index(s->new_tables, uint64_t, i));
+        g_array_append_vals(c->settling, s->freed->data, s->freed->len);
+    }
+    uint64_t bytes = (uint64_t)s->slices->len * image->geometry.slice_bytes;
+    free_piece_copies(s->before, s, bytes);
+    free_piece_copies(s->ref_table, s, bytes);
+    free_piece_copies(s->after, s, bytes);
+    g_ptr_array_unref(s->slices);
+    g_array_unref(s->table_indices);
+    if (s->l1_indices)
+        g_array_unref(s->l1_indices);
+    g_array_unref(s->new_tables);
+    g_array_unref(s->freed);
+    g_free(s->copies);
+}
+
+static int compare_pieces(const void *a, const void *b)
+{
+    const Piece *x = a, *y = b;
+    return (x->off.v > y->off.v) - (x->off.v < y->off.v);
+}
+
+// Writes all pieces, neighbours together, in one batch.
+static int write_pieces(Fiber *self, Qcow2Image *image, GArray *pieces)
+{
+    IoBatch batch;
+    io_batch_init(&batch, self);
+    g_array_sort(pieces, compare_pieces);
+    for (guint i = 0; i < pieces->len;) {
+        struct iovec iov[FILE_MAX_IOV];
+        unsigned n = 0;
+        HostOff start = g_array_index(pieces, Piece, i).off;
+        uint64_t end = start.v;
+        while (i < pieces->len && n < FILE_MAX_IOV) {
+            Piece *p = &g_array_index(pieces, Piece, i);
+            if (p->off.v != end)
+                break;
+            iov[n++] = (struct iovec){p->data, p->bytes};
+            end += p->bytes;
+            i++;
+        }
+        file_write_start(image->file, start, iov, n, &batch);
+    }
+    return io_batch_wait(self, &batch);
+}
+
+static int write_in_order(Fiber *self, Qcow2Image *image, Snapshot *s)
+{
+    // §2: data and COW edges were complete when their L2 entries were made, so this sync covers them.
+    int r = write_pieces(self, image, s->before);
+    if (r == 0)
+        r = file_flush(self, image->file);
+    // §3: a table entry only after the block it names.
+    if (r == 0 && s->ref_table->len) {
+        r = write_pieces(self, image, s->ref_table);
+        if (r == 0)
+            r = file_flush(self, image->file);
+    }
+    if (r == 0 && s->after->len) {
+        r = write_pieces(self, image, s->after);
+        if (r == 0)
+            r = file_flush(self, image->file);
+    }
+    return r;
+}
+
+static void release_fiber(Fiber *self, void *arg)
+{
+    Qcow2Image *image = arg;
+    CommitState *c = &image->commit;
+    g_autoptr(GArray) ranges = c->releasing;
+    c->releasing = g_array_new(false, false, sizeof(ClusterRange));
+    for (guint i = 0; i < ranges->len; i++)
+        allocator_release(self, image, g_array_index(ranges, ClusterRange, i));
+    fiber_wait_group_done(&c->fibers);
+}
+
+static int compare_ranges(const void *a, const void *b)
+{
+    const ClusterRange *x = a, *y = b;
+    return (x->first > y->first) - (x->first < y->first);
+}
+
+// Merges neighbours, so that punching takes few calls. Ranges may repeat (a shared cluster freed twice): those stay apart.
+static void merge_ranges(GArray *ranges)
+{
+    g_array_sort(ranges, compare_ranges);
+    guint out = 0;
+    for (guint i = 1; i < ranges->len; i++) {
+        ClusterRange *last = &g_array_index(ranges, ClusterRange, out);
+        ClusterRange next = g_array_index(ranges, ClusterRange, i);
+        if (last->first + last->n == next.first)
+            last->n += next.n;
+        else
+            g_array_index(ranges, ClusterRange, ++out) = next;
+    }
+    if (ranges->len)
+        g_array_set_size(ranges, out + 1);
+}
+
+// Passes the turn to the other pin if ranges wait for that and nobody is waited for yet.
+static void turn_pins(Qcow2Image *image)
+{
+    CommitState *c = &image->commit;
+    unsigned old = image->pin_now;
+    if (!c->settling->len || c->releasing->len || image->pins[!old].n_holders)
+        return;
+    GArray *empty = c->releasing;
+    c->releasing = c->settling;
+    c->settling = empty;
+    merge_ranges(c->releasing);
+    image->pin_now = !old;
+    if (image->pins[old].n_holders == 0)
+        commit_pin_drained(&image->pins[old]);
+}
+
+void commit_pin_drained(IoPin *pin)
+{
+    unsigned index = pin->image_index;
+    Qcow2Image *image = pin->owner;
+    CommitState *c = &image->commit;
+    if (index == image->pin_now || !c->releasing->len)
+        return;
+    fiber_wait_group_add(&c->fibers, 1);
+    if (fiber_spawn(image->loop, "release clusters", release_fiber, image, NULL) < 0) {
+        // No stack to be had: keep them; the next commit tries again.
+        g_array_append_vals(c->settling, c->releasing->data, c->releasing->len);
+        g_array_set_size(c->releasing, 0);
+        fiber_wait_group_done(&c->fibers);
+    }
+}
+
+static int commit_once(Fiber *self, Qcow2Image *image)
+{
+    Snapshot s;
+    snapshot_take(image, &s);
+    int r = write_in_order(self, image, &s);
+    snapshot_drop(image, &s, r == 0);
+    turn_pins(image);
+    return r;
+}
+
+int commit_run(Fiber *self, Qcow2Image *image)
+{
+    CommitState *c = &image->commit;
+    if (c->running) {
+        // The running one may have taken its snapshot before our changes: share the next.
+        uint64_t wanted = c->n_started + 1;
+        while (c->n_done < wanted && c->running)
+            fiber_queue_wait(self, &c->next, false, "commit");
+        if (c->n_done >= wanted)
+            return c->last_result;
+    }
+    c->running = true;
+    c->n_started++;
+    int r = commit_once(self, image);
+    c->last_result = r;
+    c->n_done = c->n_started;
+    c->running = false;
+    fiber_queue_wake_all(&c->next);
+    return r;
+}
+
+static void background_fiber(Fiber *self, void *arg)
+{
+    Qcow2Image *image = arg;
+    commit_run(self, image);  // its error comes again at the next flush, or through throttle
+    image->commit.background = false;
+    fiber_wait_group_done(&image->commit.fibers);
+}
+
+static void start_background(Qcow2Image *image)
+{
+    CommitState *c = &image->commit;
+    if (c->background)
+        return;
+    c->background = true;
+    fiber_wait_group_add(&c->fibers, 1);
+    if (fiber_spawn(image->loop, "write back", background_fiber, image, NULL) < 0) {
+        c->background = false;
+        fiber_wait_group_done(&c->fibers);
+    }
+}
+
+void commit_free(Qcow2Image *image, ClusterRange range)
+{
+    CommitState *c = &image->commit;
+    g_array_append_val(c->freed, range);
+    c->n_freed_clusters += range.n;
+    if (c->n_freed_clusters > BACKGROUND_FREED_BYTES >> image->geometry.cluster_bits && !c->running)
+        start_background(image);
+}
+
+int commit_throttle(Fiber *self, Qcow2Image *image)
+{
+    CommitState *c = &image->commit;
+    uint64_t bytes = c->dirty.n * image->geometry.slice_bytes;
+    uint64_t limit = map_memory_limit(image->memory) / 4;
+    if (G_LIKELY(bytes < MIN(BACKGROUND_DIRTY_BYTES, limit / 2)))
+        return 0;
+    if (bytes >= MIN(MAX_DIRTY_BYTES, limit))
+        return commit_run(self, image);
+    if (!c->running)
+        start_background(image);
+    return 0;
+}
