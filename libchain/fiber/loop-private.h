@@ -15,6 +15,12 @@
 
 typedef struct FileTransfer FileTransfer;
 
+enum { LOOP_MAX_SLOTS = 4 };
+typedef struct LoopSlot {
+    const void *key;
+    void *value;
+} LoopSlot;
+
 struct Loop {
     const LoopBackend *backend;
     uint64_t now_ns;
@@ -37,6 +43,7 @@ struct Loop {
     _Atomic(LoopCall *) inbox;
     atomic_bool is_waiting; // the back end sleeps, or is about to: notify() is needed
     atomic_bool is_stopping;
+    LoopSlot slots[LOOP_MAX_SLOTS]; // loop-slot.h
     LoopCall *calls; // taken from the inbox, in order, not yet run
 };
 

@@ -17,6 +17,7 @@
 #include <errno.h>
 
 #include "qcow2/commit.h"
+#include "qcow2/inflated-cache.h"
 
 enum {
     // Bound on remembered free ranges (16 bytes each); what does not fit is found again by scanning.
@@ -29,7 +30,7 @@ void allocator_init(Qcow2Image *image)
 {
     Allocator *a = &image->allocator;
     uint64_t cb = image->geometry.cluster_bytes;
-    a->free = g_array_new(false, false, sizeof(FreeRange));
+    a->free = g_array_new(false, false, sizeof(ClusterRange));
     a->tail = file_size(image->file) / cb + (file_size(image->file) % cb != 0);
     a->scan_next = 0;
     a->scan_end = a->tail;
@@ -113,7 +114,7 @@ static void add_free(Qcow2Image *image, uint64_t first, uint64_t n)
     if (!n)
         return;
     if (a->free->len) {
-        FreeRange *last = &g_array_index(a->free, FreeRange, a->free->len - 1);
+        ClusterRange *last = &g_array_index(a->free, ClusterRange, a->free->len - 1);
         if (last->first + last->n == first) {
             last->n += n;
             return;
@@ -128,7 +129,7 @@ static void add_free(Qcow2Image *image, uint64_t first, uint64_t n)
         a->rescan = true;
         return;
     }
-    FreeRange range = {first, n};
+    ClusterRange range = {first, n};
     g_array_append_val(a->free, range);
 }
 
@@ -172,11 +173,11 @@ static bool peek_free(Qcow2Image *image, uint64_t n_wanted, ClusterRange *ret_ra
 {
     GArray *free = image->allocator.free;
     for (guint back = 0; back < free->len && back < 8; back++) {
-        FreeRange *f = &g_array_index(free, FreeRange, free->len - 1 - back);
+        ClusterRange *f = &g_array_index(free, ClusterRange, free->len - 1 - back);
         if (f->n < n_wanted && n_wanted >= FRAGMENT_CLUSTERS)
             continue;
         if (back) {  // bring it to the end, where takes happen
-            FreeRange *last = &g_array_index(free, FreeRange, free->len - 1), tmp = *last;
+            ClusterRange *last = &g_array_index(free, ClusterRange, free->len - 1), tmp = *last;
             *last = *f;
             *f = tmp;
             f = last;
@@ -191,7 +192,7 @@ static bool peek_free(Qcow2Image *image, uint64_t n_wanted, ClusterRange *ret_ra
 static void take_free(Qcow2Image *image, uint64_t n)
 {
     GArray *free = image->allocator.free;
-    FreeRange *last = &g_array_index(free, FreeRange, free->len - 1);
+    ClusterRange *last = &g_array_index(free, ClusterRange, free->len - 1);
     last->first += n;
     last->n -= n;
     if (!last->n)
@@ -298,6 +299,9 @@ static void lower(Fiber *self, Qcow2Image *image, ClusterRange range, bool punch
                 HostOff off = image_cluster_off(image, first);
                 table_cache_forget(image->cache, image, off, run << image->geometry.cluster_bits,
                                    image->geometry.slice_bytes, &image->commit.dirty);
+                inflated_cache_forget(image->inflated, off, run << image->geometry.cluster_bits);
+                for (uint64_t k = 0; k < run; k++)
+                    cluster_set_remove(&image->metadata, first + k);
                 if (punch)
                     file_discard(self, image->file, off, run << image->geometry.cluster_bits);
                 for (uint64_t k = 0; k < run; k++)

@@ -13,18 +13,14 @@ static ClusterLock *find_overlap(const ClusterLocks *locks, uint64_t first, uint
     return NULL;
 }
 
-bool cluster_lock(Fiber *self, ClusterLocks *locks, ClusterLock *lock, uint64_t first, uint64_t last)
+void cluster_lock(Fiber *self, ClusterLocks *locks, ClusterLock *lock, uint64_t first, uint64_t last)
 {
-    bool waited = false;
-    for (ClusterLock *other; (other = find_overlap(locks, first, last));) {
-        waited = true;
+    for (ClusterLock *other; (other = find_overlap(locks, first, last));)
         fiber_queue_wait(self, &other->waiters, false, "cluster lock");
-    }
     *lock = (ClusterLock){.first = first, .last = last, .next = locks->held};
     if (locks->held)
         locks->held->prev = lock;
     locks->held = lock;
-    return !waited;
 }
 
 void cluster_unlock(ClusterLocks *locks, ClusterLock *lock)

@@ -17,7 +17,7 @@ typedef struct ClusterLocks {
     ClusterLock *held;
 } ClusterLocks;
 
-// Takes [first, last] into `lock` (the caller's storage, until unlock). Returns false when it had
-// to wait, so that what was looked up before is stale.
-bool cluster_lock(Fiber *self, ClusterLocks *locks, ClusterLock *lock, uint64_t first, uint64_t last);
+// Takes [first, last] into `lock` (the caller's storage, until unlock). May suspend: what was looked up
+// before is stale.
+void cluster_lock(Fiber *self, ClusterLocks *locks, ClusterLock *lock, uint64_t first, uint64_t last);
 void cluster_unlock(ClusterLocks *locks, ClusterLock *lock);

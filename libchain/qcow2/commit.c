@@ -56,7 +56,8 @@ void commit_init(Qcow2Image *image)
     c->freed = g_array_new(false, false, sizeof(ClusterRange));
     c->settling = g_array_new(false, false, sizeof(ClusterRange));
     c->releasing = g_array_new(false, false, sizeof(ClusterRange));
-    image->pins[0].drained = image->pins[1].drained = commit_pin_drained;
+    for (unsigned i = 0; i < 2; i++)
+        image->pins[i] = (ImagePin){{.drained = commit_pin_drained}, image, i};
 }
 
 void commit_done(Qcow2Image *image)
@@ -234,6 +235,8 @@ static int write_in_order(Fiber *self, Qcow2Image *image, Snapshot *s)
     return r;
 }
 
+static void turn_pins(Qcow2Image *image);
+
 static void release_fiber(Fiber *self, void *arg)
 {
     Qcow2Image *image = arg;
@@ -242,6 +245,7 @@ static void release_fiber(Fiber *self, void *arg)
     c->releasing = g_array_new(false, false, sizeof(ClusterRange));
     for (guint i = 0; i < ranges->len; i++)
         allocator_release(self, image, g_array_index(ranges, ClusterRange, i));
+    turn_pins(image);
     fiber_wait_group_done(&c->fibers);
 }
 
@@ -273,23 +277,23 @@ static void turn_pins(Qcow2Image *image)
 {
     CommitState *c = &image->commit;
     unsigned old = image->pin_now;
-    if (!c->settling->len || c->releasing->len || image->pins[!old].n_holders)
+    if (!c->settling->len || c->releasing->len || image->pins[!old].pin.n_holders)
         return;
     GArray *empty = c->releasing;
     c->releasing = c->settling;
     c->settling = empty;
     merge_ranges(c->releasing);
     image->pin_now = !old;
-    if (image->pins[old].n_holders == 0)
-        commit_pin_drained(&image->pins[old]);
+    if (image->pins[old].pin.n_holders == 0)
+        commit_pin_drained(&image->pins[old].pin);
 }
 
 void commit_pin_drained(IoPin *pin)
 {
-    unsigned index = pin->image_index;
-    Qcow2Image *image = pin->owner;
+    const ImagePin *image_pin = (const ImagePin *)pin;
+    Qcow2Image *image = image_pin->image;
     CommitState *c = &image->commit;
-    if (index == image->pin_now || !c->releasing->len)
+    if (image_pin->index == image->pin_now || !c->releasing->len)
         return;
     fiber_wait_group_add(&c->fibers, 1);
     if (fiber_spawn(image->loop, "release clusters", release_fiber, image, NULL) < 0) {
@@ -313,6 +317,8 @@ static int commit_once(Fiber *self, Qcow2Image *image)
 int commit_run(Fiber *self, Qcow2Image *image)
 {
     CommitState *c = &image->commit;
+    if (image->corrupt)
+        return -EIO;
     if (c->running) {
         // The running one may have taken its snapshot before our changes: share the next.
         uint64_t wanted = c->n_started + 1;

@@ -29,18 +29,20 @@
 typedef struct Qcow2View Qcow2View;
 typedef struct InflatedCache InflatedCache;
 
+// One generation of pins on an image's host ranges (commit.c).
+typedef struct ImagePin {
+    IoPin pin; // must be first
+    Qcow2Image *image;
+    unsigned index;
+} ImagePin;
+
 // Whole clusters of the host file.
 typedef struct ClusterRange {
     uint64_t first, n;
 } ClusterRange;
 
-// A free range; `zeroed`: the host file is known to read as zeros there.
-typedef struct FreeRange {
-    uint64_t first, n;
-} FreeRange;
-
 typedef struct Allocator {
-    GArray *free;        // of FreeRange, unsorted: last in, first out; bounded
+    GArray *free;        // of ClusterRange, unsorted: last in, first out; bounded
     uint64_t scan_next;  // refcounts below are in `free` or in use; scanned on demand up to scan_end
     uint64_t scan_end;
     bool rescan;         // a free range was forgotten for lack of room: scan again when the rest is used up
@@ -91,7 +93,7 @@ struct Qcow2Image {
     ClusterLocks locks;
     ClusterSet metadata;   // clusters of header, tables, blocks in use (writable images)
     ClusterSet new_tables; // L2 tables that no L1 entry on disk names yet
-    IoPin pins[2];         // holders of host ranges; two generations
+    ImagePin pins[2];      // holders of host ranges; two generations
     unsigned pin_now;
     InflatedCache *inflated;
 };
@@ -104,7 +106,7 @@ G_GNUC_PRINTF(2, 3) int image_mark_corrupt(Qcow2Image *image, const char *what, 
 static inline void image_pin(Fiber *self, Qcow2Image *image, IoBatch *batch)
 {
     if (image->writable)
-        io_batch_pin(self, batch, &image->pins[image->pin_now]);
+        io_batch_pin(self, batch, &image->pins[image->pin_now].pin);
 }
 
 static inline uint64_t image_cluster_of(const Qcow2Image *image, HostOff off)

@@ -11,7 +11,7 @@ struct Qcow2View {
     Qcow2Image *image;
     Be64 *l1;  // the whole table, big-endian; head: as on disk plus changes
     uint32_t n_l1;
-    GArray *dirty_l1;  // indices changed (uint32_t), head only
+    GArray *dirty_l1;  // indices changed (uint64_t), head only
     bool is_head;
 };
 
@@ -56,6 +56,9 @@ int view_flush(Fiber *self, Node *node);
 
 // Does [off, off+len) read as zeros, as far as metadata tells? May suspend. <0 on error.
 int view_reads_as_zeros(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len, bool *ret_zeros);
+
+// Frees what an L2 entry that is being replaced named (write.c).
+void view_free_old(Qcow2Image *image, const Qcow2L2Entry *old);
 
 // Makes sure that the head has its own writable L2 table for `off` (creates or copies it).
 int view_prepare_l2(Fiber *self, Qcow2View *view, GuestOff off);

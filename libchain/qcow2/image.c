@@ -1,0 +1,407 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// Opening and closing an image, and marking it corrupt. In a fiber on the file's loop.
+//
+// Open reads and checks everything first; only then, and only when writable, does it write: repair of a dirty
+// image, then one synced header write that clears the autoclear bits whose data is not maintained,
+// then the in-use marks of persistent bitmaps (RELIABILITY: before the first guest write).
+
+#include "qcow2/image.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "chain-core/qcow2-check.h"
+#include "qcow2/allocator.h"
+#include "qcow2/commit.h"
+#include "qcow2/inflated-cache.h"
+#include "qcow2/view.h"
+
+enum { FIRST_READ_BYTES = 64 << 10 };
+
+static int fail(GError **error, int r, const Qcow2Image *image, const char *format, ...) G_GNUC_PRINTF(4, 5);
+
+static int fail(GError **error, int r, const Qcow2Image *image, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    g_autofree char *what = g_strdup_vprintf(format, args);
+    va_end(args);
+    g_set_error(error, G_FILE_ERROR, g_file_error_from_errno(-r), "%s: %s", image->name, what);
+    return r;
+}
+
+static int read_header(Fiber *self, Qcow2Image *image, GError **error)
+{
+    uint64_t size = file_size(image->file);
+    size_t len = MIN(size, FIRST_READ_BYTES);
+    g_autofree uint8_t *data = g_malloc0(MAX(len, 512));
+    int r = file_read(self, image->file, host_off(0), data, len);
+    if (r == 0) {
+        size_t needed = MIN(qcow2_header_needed_bytes(data, len), size);
+        if (needed > len) {
+            data = g_realloc(data, needed);
+            len = needed;
+            r = file_read(self, image->file, host_off(0), data, len);
+        }
+    }
+    if (r < 0)
+        return fail(error, r, image, "cannot read the header: %s", g_strerror(-r));
+    GError *why = NULL;
+    r = qcow2_header_decode(data, len, size, &image->header, &why);
+    if (r < 0)
+        g_propagate_prefixed_error(error, why, "%s: ", image->name);
+    return r;
+}
+
+static int read_snapshots(Fiber *self, Qcow2Image *image, GError **error)
+{
+    const Qcow2Header *h = &image->header;
+    if (!h->n_snapshots)
+        return 0;
+    // Read in pieces of one maximal entry, so that no allocation follows an unchecked number.
+    g_autofree uint8_t *buf = g_malloc(QCOW2_MAX_SNAPSHOT_ENTRY_BYTES);
+    image->snapshots = g_try_new0(Qcow2Snapshot, h->n_snapshots);
+    if (!image->snapshots)
+        return fail(error, -ENOMEM, image, "no memory for %u snapshots", h->n_snapshots);
+    uint64_t off = h->snapshot_table.v, file_end = file_size(image->file);
+    for (uint32_t i = 0; i < h->n_snapshots; i++) {
+        if (off >= file_end || off - h->snapshot_table.v > QCOW2_MAX_SNAPSHOT_TABLE_BYTES)
+            return fail(error, -EINVAL, image, "the snapshot table ends before its entry %u of %u", i, h->n_snapshots);
+        size_t len = MIN(QCOW2_MAX_SNAPSHOT_ENTRY_BYTES, file_end - off);
+        int r = file_read(self, image->file, host_off(off), buf, len);
+        if (r < 0)
+            return fail(error, r, image, "cannot read the snapshot table at offset %" G_GUINT64_FORMAT ": %s", off, g_strerror(-r));
+        GError *why = NULL;
+        r = qcow2_snapshot_decode(buf, len, h->size_bytes, &image->snapshots[i], &why);
+        if (r == -EAGAIN)
+            return fail(error, -EINVAL, image, "the snapshot table is cut off in its entry %u of %u", i, h->n_snapshots);
+        if (r < 0) {
+            g_propagate_prefixed_error(error, why, "%s: snapshot %u: ", image->name, i);
+            return r;
+        }
+        off += r;
+    }
+    return 0;
+}
+
+static int read_refcount_table(Fiber *self, Qcow2Image *image, GError **error)
+{
+    uint64_t bytes = (uint64_t)image->header.refcount_table_clusters << image->geometry.cluster_bits;
+    g_clear_pointer(&image->refcount_table, g_free);
+    image->refcount_table = g_try_malloc0(MAX(bytes, 1));
+    if (!image->refcount_table)
+        return fail(error, -ENOMEM, image, "no memory for the refcount table (%" G_GUINT64_FORMAT " bytes)", bytes);
+    image->n_refcount_table = bytes / sizeof(Be64);
+    int r = file_read(self, image->file, image->header.refcount_table, image->refcount_table, bytes);
+    if (r < 0)
+        return fail(error, r, image, "cannot read the refcount table: %s", g_strerror(-r));
+    return 0;
+}
+
+static uint64_t clusters_for(const Qcow2Image *image, uint64_t bytes)
+{
+    return (bytes + image->geometry.cluster_bytes - 1) >> image->geometry.cluster_bits;
+}
+
+static int add_metadata(Qcow2Image *image, HostOff off, uint64_t n_clusters, const char *what, GError **error)
+{
+    for (uint64_t i = 0, c = image_cluster_of(image, off); i < n_clusters; i++)
+        if (!cluster_set_add(&image->metadata, c + i))
+            return fail(error, -EUCLEAN, image,
+                        "%s at offset %#" G_GINT64_MODIFIER "x overlaps other metadata: the image is corrupt; "
+                        "try 'qemu-img check -r all', or open it with --read-only", what, off.v);
+    return 0;
+}
+
+// Enters all fixed tables into the metadata set and so finds those that overlap.
+static int collect_metadata(Qcow2Image *image, GError **error)
+{
+    const Qcow2Header *h = &image->header;
+    int r = add_metadata(image, host_off(0), 1, "the header", error);
+    if (r == 0)
+        r = add_metadata(image, h->refcount_table, h->refcount_table_clusters, "the refcount table", error);
+    for (uint64_t i = 0; r == 0 && i < image->n_refcount_table; i++) {
+        HostOff block;
+        if (!qcow2_refcount_table_entry_decode(&image->geometry, image->refcount_table[i], &block) ||
+            block.v >= file_size(image->file))
+            return fail(error, -EUCLEAN, image,
+                        "entry %" G_GUINT64_FORMAT " of the refcount table is damaged: the image is corrupt; try "
+                        "'qemu-img check -r all', or open it with --read-only", i);
+        if (block.v)
+            r = add_metadata(image, block, 1, "a refcount block", error);
+    }
+    if (r == 0 && h->l1_entries)
+        r = add_metadata(image, h->l1, clusters_for(image, (uint64_t)h->l1_entries * 8), "the L1 table", error);
+    // Snapshot L1 tables are not all loaded; their places are enough.
+    for (uint32_t i = 0; r == 0 && i < h->n_snapshots; i++)
+        if (image->snapshots[i].l1_entries)
+            r = add_metadata(image, image->snapshots[i].l1, clusters_for(image, (uint64_t)image->snapshots[i].l1_entries * 8),
+                             "a snapshot's L1 table", error);
+    return r;
+}
+
+static int repair_dirty(Fiber *self, Qcow2Image *image, GError **error)
+{
+    g_auto(Qcow2CheckResult) result = {0};
+    GError *why = NULL;
+    int r = qcow2_check(self, image->file, QCOW2_CHECK_FIX_LEAKS | QCOW2_CHECK_FIX_ERRORS, &result, &why);
+    if (r < 0) {
+        g_propagate_prefixed_error(error, why, "%s: not closed cleanly, and the repair failed: ", image->name);
+        return r;
+    }
+    if (result.n_corruptions > result.n_corruptions_fixed)
+        return fail(error, -EUCLEAN, image, "not closed cleanly, and the repair left %" G_GUINT64_FORMAT
+                    " errors; open it with --read-only to rescue its data", result.n_corruptions - result.n_corruptions_fixed);
+    g_ptr_array_add(image->notices,
+                    g_strdup_printf("%s: was not closed cleanly; repaired %" G_GUINT64_FORMAT " errors and %" G_GUINT64_FORMAT " leaked clusters",
+                                    image->name, result.n_corruptions_fixed, result.n_leaks_fixed));
+    qcow2_header_clear(&image->header);
+    return read_header(self, image, error);
+}
+
+static int write_features(Fiber *self, Qcow2Image *image, uint64_t incompatible, uint64_t autoclear)
+{
+    uint8_t sector[512];
+    int r = file_read(self, image->file, host_off(0), sector, sizeof(sector));
+    if (r < 0)
+        return r;
+    qcow2_header_patch_features(sector, incompatible, autoclear);
+    r = file_write(self, image->file, host_off(0), sector, sizeof(sector));
+    return r < 0 ? r : file_flush(self, image->file);
+}
+
+// Sets the in-use mark of each persistent bitmap, in place. -EINVAL when the directory is garbage.
+static int mark_bitmaps_in_use(Fiber *self, Qcow2Image *image, uint32_t *ret_n)
+{
+    const Qcow2BitmapsExtension *b = &image->header.bitmaps;
+    if (b->directory_bytes > (64 << 20) || b->directory.v % image->geometry.cluster_bytes ||
+        b->directory.v > file_size(image->file) || b->directory_bytes > file_size(image->file) - b->directory.v)
+        return -EINVAL;
+    g_autofree uint8_t *dir = g_try_malloc(MAX(b->directory_bytes, 1));
+    if (!dir)
+        return -ENOMEM;
+    int r = file_read(self, image->file, b->directory, dir, b->directory_bytes);
+    if (r < 0)
+        return r;
+    uint64_t off = 0;
+    uint32_t n = 0;
+    while (off < b->directory_bytes && n < b->n_bitmaps) {
+        Qcow2BitmapEntry entry = {0};
+        r = qcow2_bitmap_entry_decode(dir + off, b->directory_bytes - off, &entry, NULL);
+        if (r < 0)
+            return -EINVAL;
+        // Flags: the 32 bits after table offset (8) and table size (4); spec "Bitmap directory".
+        Be32 flags = be32_make(entry.flags | QCOW2_BITMAP_IN_USE);
+        memcpy(dir + off + 12, &flags, sizeof(flags));
+        qcow2_bitmap_entry_clear(&entry);
+        off += r;
+        n++;
+    }
+    if (n != b->n_bitmaps)
+        return -EINVAL;
+    r = file_write(self, image->file, b->directory, dir, b->directory_bytes);
+    if (r == 0)
+        r = file_flush(self, image->file);
+    *ret_n = n;
+    return r;
+}
+
+// The writes of a writable open.
+static int claim_for_writing(Fiber *self, Qcow2Image *image, GError **error)
+{
+    uint64_t keep = 0;
+    if ((image->header.autoclear & QCOW2_AUTOCLEAR_BITMAPS) && image->header.has_bitmaps_extension) {
+        uint32_t n = 0;
+        int r = mark_bitmaps_in_use(self, image, &n);
+        if (r == 0) {
+            keep |= QCOW2_AUTOCLEAR_BITMAPS;
+            g_ptr_array_add(image->notices, g_strdup_printf("%s: its %u persistent dirty bitmap%s not maintained while it is written here; "
+                                                            "marked in use, so other programs will see %s as inconsistent",
+                                                            image->name, n, n == 1 ? " is" : "s are", n == 1 ? "it" : "them"));
+        } else if (r == -EINVAL) {
+            g_ptr_array_add(image->notices, g_strdup_printf("%s: its bitmap directory is damaged and will be ignored from now on", image->name));
+        } else {
+            return fail(error, r, image, "cannot mark the persistent bitmaps as in use: %s", g_strerror(-r));
+        }
+    }
+    if (image->header.autoclear & ~keep) {
+        int r = write_features(self, image, image->header.incompatible, image->header.autoclear & keep);
+        if (r < 0)
+            return fail(error, r, image, "cannot update the header: %s", g_strerror(-r));
+        image->header.autoclear &= keep;
+    }
+    return 0;
+}
+
+static int open_checked(Fiber *self, Qcow2Image *image, const Qcow2OpenOptions *options, GError **error)
+{
+    int r = read_header(self, image, error);
+    if (r < 0)
+        return r;
+    if (image->writable && (image->header.incompatible & QCOW2_INCOMPAT_CORRUPT))
+        return fail(error, -EUCLEAN, image, "marked corrupt by an earlier user; repair it with 'qemu-img check -r all', "
+                                            "or open it with --read-only");
+    if (image->writable && image->header.data_file_name)
+        return fail(error, -ENOTSUP, image, "writing to images with an external data file is not supported; open it with --read-only");
+    if (image->writable && (image->header.incompatible & QCOW2_INCOMPAT_DIRTY) && !options->no_repair) {
+        r = repair_dirty(self, image, error);
+        if (r < 0)
+            return r;
+    }
+    const Qcow2Header *h = &image->header;
+    qcow2_geometry_init(&image->geometry, h->cluster_bits, h->refcount_order, h->incompatible & QCOW2_INCOMPAT_EXTENDED_L2,
+                        h->incompatible & QCOW2_INCOMPAT_DATA_FILE, h->size_bytes);
+    r = read_snapshots(self, image, error);
+    if (r == 0 && image->writable)
+        r = read_refcount_table(self, image, error);
+    allocator_init(image);
+    if (r == 0 && image->writable)
+        r = collect_metadata(image, error);
+    if (r == 0 && image->writable)
+        r = claim_for_writing(self, image, error);
+    return r;
+}
+
+int qcow2_image_open(Fiber *self, File *file, const Qcow2OpenOptions *options, Qcow2Image **ret_image,
+                     GError **error)
+{
+    Qcow2Image *image = g_new0(Qcow2Image, 1);
+    image->n_refs = 1;
+    image->loop = fiber_loop(self);
+    image->file = file;
+    image->name = g_strdup(file_path(file));
+    image->memory = options->memory;
+    image->events = options->events;
+    image->writable = !options->read_only;
+    image->notices = g_ptr_array_new_with_free_func(g_free);
+    image->dirty_refcount_table = g_array_new(false, false, sizeof(uint64_t));
+    commit_init(image);
+    image->cache = table_cache_ref(image->loop, image->memory);
+    int r = open_checked(self, image, options, error);
+    if (r < 0) {
+        image->writable = false;  // nothing to write back
+        qcow2_image_unref_close(self, image);
+        return r;
+    }
+    image->inflated = inflated_cache_new(image);
+    *ret_image = image;
+    return 0;
+}
+
+Qcow2Image *qcow2_image_ref(Qcow2Image *image)
+{
+    image->n_refs++;
+    return image;
+}
+
+// Writes back what is dirty and releases what was freed, as far as that goes.
+static void finish_writing(Fiber *self, Qcow2Image *image)
+{
+    CommitState *c = &image->commit;
+    fiber_wait_group_wait(self, &c->fibers);
+    // The first commit makes frees durable and releases them, the second writes their refcounts.
+    for (int i = 0; i < 2; i++) {
+        if (commit_run(self, image) < 0)
+            return;
+        fiber_wait_group_wait(self, &c->fibers);
+    }
+    if (c->dirty.n || c->settling->len)
+        commit_run(self, image);
+}
+
+void qcow2_image_unref_close(Fiber *self, Qcow2Image *image)
+{
+    if (!image || --image->n_refs)
+        return;
+    if (image->writable)
+        finish_writing(self, image);
+    fiber_wait_group_wait(self, &image->commit.fibers);
+    inflated_cache_free(image->inflated);
+    table_cache_forget_image(image->cache, image, &image->commit.dirty);
+    table_cache_unref(image->cache);
+    commit_done(image);
+    allocator_done(image);
+    cluster_set_done(&image->metadata);
+    cluster_set_done(&image->new_tables);
+    for (uint32_t i = 0; image->snapshots && i < image->header.n_snapshots; i++)
+        qcow2_snapshot_clear(&image->snapshots[i]);
+    g_free(image->snapshots);
+    g_array_unref(image->dirty_refcount_table);
+    g_free(image->refcount_table);
+    qcow2_header_clear(&image->header);
+    file_close(self, image->data_file);
+    file_close(self, image->file);
+    g_ptr_array_unref(image->notices);
+    g_free(image->name);
+    g_free(image);
+}
+
+static void mark_fiber(Fiber *self, void *arg)
+{
+    Qcow2Image *image = arg;
+    // A failure leaves the image unmarked on disk; it still answers -EIO here.
+    write_features(self, image, image->header.incompatible | QCOW2_INCOMPAT_CORRUPT, image->header.autoclear);
+    fiber_wait_group_done(&image->commit.fibers);
+}
+
+int image_mark_corrupt(Qcow2Image *image, const char *what, ...)
+{
+    if (image->corrupt)
+        return -EIO;
+    image->corrupt = true;
+    va_list args;
+    va_start(args, what);
+    g_autofree char *found = g_strdup_vprintf(what, args);
+    va_end(args);
+    g_autofree char *sentence =
+        g_strdup_printf("%s is corrupt: %s; %s, repair it with 'qemu-img check -r all'", image->name, found,
+                        image->writable ? "writes to it fail from now on" : "parts of it cannot be read");
+    if (image->events)
+        image->events->corrupt(image->events, sentence);
+    if (image->writable && image->header.version >= 3) {
+        fiber_wait_group_add(&image->commit.fibers, 1);
+        if (fiber_spawn(image->loop, "mark corrupt", mark_fiber, image, NULL) < 0)
+            fiber_wait_group_done(&image->commit.fibers);
+    }
+    return -EIO;
+}
+
+bool image_host_is_sane(Qcow2Image *image, HostOff cluster)
+{
+    uint64_t c = image_cluster_of(image, cluster);
+    if (cluster.v & (image->geometry.cluster_bytes - 1))
+        return false;
+    return c < image->allocator.tail && !(image->writable && cluster_set_contains(&image->metadata, c));
+}
+
+const char *qcow2_image_backing_name(const Qcow2Image *image)
+{
+    return image->header.backing_name;
+}
+
+const char *qcow2_image_backing_format(const Qcow2Image *image)
+{
+    return image->header.backing_format;
+}
+
+const char *qcow2_image_data_file_name(const Qcow2Image *image)
+{
+    return image->header.data_file_name;
+}
+
+void qcow2_image_set_data_file(Qcow2Image *image, File *file)
+{
+    image->data_file = file;
+}
+
+const char *const *qcow2_image_notices(const Qcow2Image *image)
+{
+    if (!image->notices->len || image->notices->pdata[image->notices->len - 1])
+        g_ptr_array_add(image->notices, NULL);
+    return (const char *const *)image->notices->pdata;
+}
+
+File *qcow2_image_file(Qcow2Image *image)
+{
+    return image->file;
+}

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// The head's L2 tables: created at the first write to their range, copied when a snapshot shares them. In
+// a fiber on the image's loop, under the image's l2_mutex.
+//
+// Write order (docs/ordering.md §6): the table's content and its refcount are durable before the L1 entry that names
+// it. A new table is in `new_tables` until then, which makes commit.c write its slices early.
+
+#include <assert.h>
+#include <errno.h>
+
+#include "qcow2/allocator.h"
+#include "qcow2/commit.h"
+#include "qcow2/view.h"
+
+static int copy_table(Fiber *self, Qcow2Image *image, HostOff from, HostOff to)
+{
+    uint32_t bytes = image->geometry.cluster_bytes;
+    g_autofree void *buf = g_try_malloc(bytes);
+    if (!buf)
+        return -ENOMEM;
+    // A shared table is never dirty in the cache, so the file has its content.
+    int r = file_read(self, image->file, from, buf, bytes);
+    return r < 0 ? r : file_write(self, image->file, to, buf, bytes);
+}
+
+static int make_table(Fiber *self, Qcow2View *view, uint64_t i1, Qcow2L1Entry old)
+{
+    Qcow2Image *image = view->image;
+    ClusterRange range;
+    bool zeroed;
+    int r = allocator_take(self, image, 1, &range, &zeroed);
+    if (r < 0)
+        return r;
+    HostOff table = image_cluster_off(image, range.first);
+    if (old.l2.v)
+        r = copy_table(self, image, old.l2, table);
+    else if (!zeroed)
+        r = file_zero(self, image->file, table, image->geometry.cluster_bytes, 0);
+    // One slice is dirty from the start, so that the file reaches the table when L1 names it.
+    TableSlice *slice;
+    if (r == 0)
+        r = image_get_slice(self, image, table, TABLE_SLICE_L2, &slice);
+    if (r < 0) {
+        allocator_give_back(self, image, range);
+        return r;
+    }
+    table_slice_set_dirty(slice, &image->commit.dirty);
+    table_slice_release(slice);
+    cluster_set_add(&image->metadata, range.first);
+    cluster_set_add(&image->new_tables, range.first);
+    view->l1[i1] = qcow2_l1_entry_encode(table, true);
+    g_array_append_val(view->dirty_l1, i1);
+    if (old.l2.v)
+        commit_free(image, (ClusterRange){image_cluster_of(image, old.l2), 1});
+    return 0;
+}
+
+int view_prepare_l2(Fiber *self, Qcow2View *view, GuestOff off)
+{
+    Qcow2Image *image = view->image;
+    uint64_t i1 = qcow2_l1_index(&image->geometry, off);
+    Qcow2L1Entry e = qcow2_l1_entry_decode(view->l1[i1]);
+    if (G_LIKELY(e.l2.v && e.copied))
+        return 0;
+    fiber_mutex_lock(self, &image->l2_mutex);
+    e = qcow2_l1_entry_decode(view->l1[i1]);
+    int r = e.l2.v && e.copied ? 0 : make_table(self, view, i1, e);
+    fiber_mutex_unlock(self, &image->l2_mutex);
+    return r;
+}
+
+int view_get_entry_for_change(Fiber *self, Qcow2View *view, GuestOff off, TableSlice **ret_slice,
+                              uint32_t *ret_index)
+{
+    Qcow2Image *image = view->image;
+    const Qcow2Geometry *g = &image->geometry;
+    Qcow2L1Entry l1 = qcow2_l1_entry_decode(view->l1[qcow2_l1_index(g, off)]);
+    assert(l1.l2.v && l1.copied);
+    uint32_t i2 = qcow2_l2_index(g, off), in_slice = i2 & (g->slice_entries - 1);
+    HostOff place = host_off(l1.l2.v + (uint64_t)(i2 - in_slice) * g->l2_entry_bytes);
+    *ret_index = in_slice;
+    int r = image_get_slice(self, image, place, TABLE_SLICE_L2, ret_slice);
+    if (r == -EUCLEAN)
+        return image_mark_corrupt(image, "L2 table at offset %#" G_GINT64_MODIFIER "x overlaps a refcount block", place.v);
+    return r;
+}

@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// Write-zeroes and discard on the head: whole clusters (subclusters) become zero entries, so that old
+// backing data never shows through; partial ones are written. Version 2 has no zero entries: zeroes are
+// written, and a discard without a backing child makes clusters unallocated, with one it does nothing.
+//
+// Write order (docs/ordering.md §4): the entry changes in memory and reaches the disk with the next commit; the
+// clusters it named are freed only after that. In fibers on the image's loop.
+
+#include <errno.h>
+#include <string.h>
+
+#include "qcow2/commit.h"
+#include "qcow2/view.h"
+
+enum { ZEROS_BYTES = 256 << 10 };
+static const uint8_t zeros[ZEROS_BYTES];
+
+static int write_zeros(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len)
+{
+    int r = 0;
+    while (len && r == 0) {
+        uint64_t n = MIN(len, ZEROS_BYTES);
+        r = view_write(self, &view->node, off, zeros, n, 0);
+        off.v += n;
+        len -= n;
+    }
+    return r;
+}
+
+// A piece too small for an entry of its own: nothing to do if it reads as zeros, else zeros are written.
+static int zero_edge(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len)
+{
+    bool is_zero = false;
+    int r = len ? view_reads_as_zeros(self, view, off, len, &is_zero) : 0;
+    return r < 0 || !len || is_zero ? r : write_zeros(self, view, off, len);
+}
+
+static bool shows_below(const Qcow2View *view, GuestOff off)
+{
+    return view->node.backing && off.v < view->node.backing->size_bytes;
+}
+
+// The new entry for a whole cluster. True when it differs from the old one.
+static bool plan_whole(const Qcow2View *view, GuestOff off, const Qcow2L2Entry *old, bool unmap, bool *ret_frees,
+                       Qcow2L2Entry *e)
+{
+    const Qcow2Geometry *g = &view->image->geometry;
+    bool v2 = view->image->header.version < 3;
+    bool host = old->kind == QCOW2_CLUSTER_DATA || old->kind == QCOW2_CLUSTER_ZERO_ALLOCATED;
+    *ret_frees = old->kind == QCOW2_CLUSTER_COMPRESSED || (host && (unmap || !old->copied));
+    *e = (Qcow2L2Entry){0};
+    if (!g->extended_l2) {
+        if (old->kind == QCOW2_CLUSTER_ZERO || (old->kind == QCOW2_CLUSTER_UNALLOCATED && !shows_below(view, off)))
+            return false;
+        if (host && !*ret_frees) {
+            if (old->kind == QCOW2_CLUSTER_ZERO_ALLOCATED)
+                return false;
+            *e = *old;
+            e->kind = QCOW2_CLUSTER_ZERO_ALLOCATED;
+        } else {
+            e->kind = v2 ? QCOW2_CLUSTER_UNALLOCATED : QCOW2_CLUSTER_ZERO;
+        }
+        return true;
+    }
+    if (!host && old->kind != QCOW2_CLUSTER_COMPRESSED &&
+        (old->zero_bitmap == UINT32_MAX || (!old->zero_bitmap && !shows_below(view, off))))
+        return false;
+    if (host && !*ret_frees)
+        *e = *old;
+    e->kind = host && !*ret_frees ? QCOW2_CLUSTER_DATA : QCOW2_CLUSTER_UNALLOCATED;
+    e->alloc_bitmap = 0;
+    e->zero_bitmap = UINT32_MAX;
+    return true;
+}
+
+// Changes the entries of the whole clusters from `off` on, as far as the L2 slice reaches. *ret_len: bytes done.
+static int zero_in_slice(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len, bool unmap, uint64_t *ret_len)
+{
+    Qcow2Image *image = view->image;
+    const Qcow2Geometry *g = &image->geometry;
+    EntryPlace place;
+    int r = commit_throttle(self, image);
+    if (r == 0)
+        r = view_find_entry(self, view, off, &place);
+    if (r < 0)
+        return r;
+    if (!place.slice && !shows_below(view, off)) {
+        *ret_len = MIN(len, (uint64_t)place.n_left << g->cluster_bits);
+        return 0;
+    }
+    uint64_t first = off.v >> g->cluster_bits;
+    uint64_t last = MIN((off.v + len - 1) >> g->cluster_bits, first | (g->slice_entries - 1));
+    *ret_len = MIN(len, ((last + 1) << g->cluster_bits) - off.v);
+    ClusterLock lock;
+    cluster_lock(self, &image->locks, &lock, first, last);
+    TableSlice *slice;
+    uint32_t index;
+    r = view_prepare_l2(self, view, off);
+    if (r == 0)
+        r = view_get_entry_for_change(self, view, off, &slice, &index);
+    if (r == 0) {
+        bool changed = false;
+        for (uint64_t c = first; c <= last && r == 0; c++) {
+            Qcow2L2Entry old = qcow2_l2_entry_decode(g, slice->data, index + (c - first)), e;
+            bool frees;
+            if (old.kind == QCOW2_CLUSTER_BAD) {
+                r = image_mark_corrupt(image, "L2 entry for guest offset %#" G_GINT64_MODIFIER "x is damaged",
+                                       c << g->cluster_bits);
+            } else if (plan_whole(view, guest_off(c << g->cluster_bits), &old, unmap, &frees, &e)) {
+                if (frees)
+                    view_free_old(image, &old);
+                qcow2_l2_entry_encode(g, slice->data, index + (c - first), &e);
+                changed = true;
+            }
+        }
+        if (changed)
+            table_slice_set_dirty(slice, &image->commit.dirty);
+        table_slice_release(slice);
+    }
+    cluster_unlock(&image->locks, &lock);
+    return r;
+}
+
+// Extended L2: whole subclusters of one cluster.
+static int zero_subclusters(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len)
+{
+    Qcow2Image *image = view->image;
+    const Qcow2Geometry *g = &image->geometry;
+    bool is_zero;
+    int r = view_reads_as_zeros(self, view, off, len, &is_zero);
+    if (r < 0 || is_zero)
+        return r;
+    r = commit_throttle(self, image);
+    if (r < 0)
+        return r;
+    ClusterLock lock;
+    uint64_t cluster = off.v >> g->cluster_bits;
+    cluster_lock(self, &image->locks, &lock, cluster, cluster);
+    TableSlice *slice;
+    uint32_t index;
+    bool compressed = false;
+    r = view_prepare_l2(self, view, off);
+    if (r == 0)
+        r = view_get_entry_for_change(self, view, off, &slice, &index);
+    if (r == 0) {
+        Qcow2L2Entry e = qcow2_l2_entry_decode(g, slice->data, index);
+        compressed = e.kind == QCOW2_CLUSTER_COMPRESSED;
+        if (e.kind == QCOW2_CLUSTER_BAD) {
+            r = image_mark_corrupt(image, "L2 entry for guest offset %#" G_GINT64_MODIFIER "x is damaged", off.v);
+        } else if (!compressed) {
+            uint32_t first = qcow2_in_cluster(g, off) >> g->subcluster_bits, n = len >> g->subcluster_bits;
+            uint32_t mask = (uint32_t)(((UINT64_C(1) << n) - 1) << first);
+            e.alloc_bitmap &= ~mask;
+            e.zero_bitmap |= mask;
+            qcow2_l2_entry_encode(g, slice->data, index, &e);
+            table_slice_set_dirty(slice, &image->commit.dirty);
+        }
+        table_slice_release(slice);
+    }
+    cluster_unlock(&image->locks, &lock);
+    return r == 0 && compressed ? write_zeros(self, view, off, len) : r;
+}
+
+// A range that does not fill a cluster.
+static int zero_part(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len)
+{
+    const Qcow2Geometry *g = &view->image->geometry;
+    uint64_t sub = UINT64_C(1) << g->subcluster_bits, end = off.v + len;
+    uint64_t from = (off.v + sub - 1) & ~(sub - 1), to = end & ~(sub - 1);
+    if (!g->extended_l2 || from >= to)
+        return zero_edge(self, view, off, len);
+    int r = zero_edge(self, view, off, from - off.v);
+    if (r == 0)
+        r = zero_subclusters(self, view, guest_off(from), to - from);
+    return r < 0 ? r : zero_edge(self, view, guest_off(to), end - to);
+}
+
+// Splits [off, off+len) at cluster borders; the view's end counts as one. Returns where the whole clusters lie.
+static void whole_clusters(const Qcow2View *view, GuestOff off, uint64_t len, uint64_t *ret_from, uint64_t *ret_to)
+{
+    uint64_t cb = view->image->geometry.cluster_bytes, end = off.v + len;
+    *ret_from = (off.v + cb - 1) & ~(cb - 1);
+    *ret_to = end == view->node.size_bytes ? end : end & ~(cb - 1);
+}
+
+static int zero_whole(Fiber *self, Qcow2View *view, uint64_t from, uint64_t to, bool unmap)
+{
+    int r = 0;
+    // Holds host ranges from reuse while slices are looked at; nothing is transferred.
+    while (from < to && r == 0) {
+        IoBatch batch;
+        io_batch_init(&batch, self);
+        image_pin(self, view->image, &batch);
+        uint64_t n = 0;
+        r = zero_in_slice(self, view, guest_off(from), to - from, unmap, &n);
+        io_batch_wait(self, &batch);
+        from += n;
+        if (from < to)
+            fiber_yield(self);
+    }
+    return r;
+}
+
+int view_zero(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags)
+{
+    Qcow2View *view = view_of(node);
+    int r = 0;
+    if (view->image->corrupt)
+        return -EIO;
+    if (view->image->header.version < 3) {
+        if (flags & NODE_IO_FAST_ZERO)
+            return -ENOTSUP;
+        r = write_zeros(self, view, off, len);
+    } else {
+        uint64_t from, to, end = off.v + len;
+        whole_clusters(view, off, len, &from, &to);
+        if (from >= to) {
+            // At most two clusters, neither of them whole.
+            uint64_t middle = MIN(from, end);
+            r = zero_part(self, view, off, middle - off.v);
+            if (r == 0 && middle < end)
+                r = zero_part(self, view, guest_off(middle), end - middle);
+        } else {
+            r = from > off.v ? zero_part(self, view, off, from - off.v) : 0;
+            if (r == 0)
+                r = zero_whole(self, view, from, to, !(flags & NODE_IO_NO_UNMAP));
+            if (r == 0 && to < end)
+                r = zero_part(self, view, guest_off(to), end - to);
+        }
+    }
+    return r == 0 && (flags & NODE_IO_FUA) ? view_flush(self, node) : r;
+}
+
+int view_discard(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags)
+{
+    Qcow2View *view = view_of(node);
+    if (view->image->corrupt)
+        return -EIO;
+    uint64_t from, to;
+    whole_clusters(view, off, len, &from, &to);
+    int r = 0;
+    if (from < to && !(view->image->header.version < 3 && node->backing))
+        r = zero_whole(self, view, from, to, true);
+    return r == 0 && (flags & NODE_IO_FUA) ? view_flush(self, node) : r;
+}
