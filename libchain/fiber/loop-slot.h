@@ -4,6 +4,6 @@
 
 #include "chain-core/loop.h"
 
-// The place for `key` (an address; at most LOOP_MAX_SLOTS different ones), NULL at first. Who stores
-// a value there clears it before the loop ends.
+// The place for `key` (an address; at most LOOP_MAX_SLOTS different ones), NULL at first. Who
+// stores a value there clears it before the loop ends.
 void **loop_slot(Loop *loop, const void *key);

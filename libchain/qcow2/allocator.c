@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // The allocator takes from three places, in this order: ranges known to be free, refcounts not yet
 // scanned (what was free when the image was opened, found a slice at a time), and the tail, past
-// everything in use. Clusters of the tail were never written, so the host reads zeros there and copy-on-write
-// of zeros costs nothing.
+// everything in use. Clusters of the tail were never written, so the host reads zeros there and
+// copy-on-write of zeros costs nothing.
 //
-// Choosing a range and counting it is one step without a suspend point: the refcount slice is loaded
-// first, then the range is chosen again if need be. A range therefore never crosses a refcount slice.
+// Choosing a range and counting it is one step without a suspend point: the refcount slice is
+// loaded first, then the range is chosen again if need be. A range therefore never crosses a
+// refcount slice.
 //
-// Order on disk: refcounts before L2 (docs/ordering.md §2) is commit.c's work; here they change in memory.
-// A freed cluster reaches allocator_release() only when its L2 change is durable and no pin is left
-// (docs/ordering.md §4), and its refcount stays above 0 until then, so no scan can find it early.
+// Order on disk: refcounts before L2 (docs/ordering.md §2) is commit.c's work; here they change in
+// memory. A freed cluster reaches allocator_release() only when its L2 change is durable and no pin
+// is left (docs/ordering.md §4), and its refcount stays above 0 until then, so no scan can find it
+// early.
 
 #include "qcow2/allocator.h"
 
@@ -20,9 +22,11 @@
 #include "qcow2/inflated-cache.h"
 
 enum {
-    // Bound on remembered free ranges (16 bytes each); what does not fit is found again by scanning.
+    // Bound on remembered free ranges (16 bytes each); what does not fit is found again by
+    // scanning.
     MAX_FREE_RANGES = 65536,
-    // A fragment shorter than wanted is still taken for requests below this; longer ones want one piece.
+    // A fragment shorter than wanted is still taken for requests below this; longer ones want one
+    // piece.
     FRAGMENT_CLUSTERS = 16,
 };
 
@@ -61,7 +65,8 @@ int refcounts_block_of(Qcow2Image *image, uint64_t cluster, HostOff *ret_block)
         return 0;
     if (!qcow2_refcount_table_entry_decode(&image->geometry, image->refcount_table[i], ret_block) ||
         (ret_block->v && image_cluster_of(image, *ret_block) >= image->allocator.tail))
-        return image_mark_corrupt(image, "entry %" G_GUINT64_FORMAT " of the refcount table is damaged", i);
+        return image_mark_corrupt(
+            image, "entry %" G_GUINT64_FORMAT " of the refcount table is damaged", i);
     return 0;
 }
 
@@ -133,7 +138,8 @@ static void add_free(Qcow2Image *image, uint64_t first, uint64_t n)
     g_array_append_val(a->free, range);
 }
 
-// Looks through the next refcount slice below scan_end for free clusters. Returns 1 when it moved on, 0 at the end.
+// Looks through the next refcount slice below scan_end for free clusters. Returns 1 when it moved
+// on, 0 at the end.
 static int scan_some(Fiber *self, Qcow2Image *image)
 {
     Allocator *a = &image->allocator;
@@ -144,14 +150,14 @@ static int scan_some(Fiber *self, Qcow2Image *image)
         int r = get_slice(self, image, start, &slice, &index);
         if (r < 0 && r != -ENOENT)
             return r;
-        if (a->scan_next != start) {  // another fiber scanned it while this one waited
+        if (a->scan_next != start) { // another fiber scanned it while this one waited
             if (r == 0)
                 table_slice_release(slice);
             continue;
         }
         a->scan_next = start + n;
         if (r == -ENOENT)
-            continue;  // no block: not worth one as long as the tail is there
+            continue; // no block: not worth one as long as the tail is there
         uint64_t run = 0;
         for (uint64_t i = 0; i < n; i++) {
             if (qcow2_refcount_get(&image->geometry, slice->data, index + i) == 0) {
@@ -168,7 +174,8 @@ static int scan_some(Fiber *self, Qcow2Image *image)
     return 0;
 }
 
-// Where the next take would come from, without taking: the range inside one refcount slice. False: the tail.
+// Where the next take would come from, without taking: the range inside one refcount slice. False:
+// the tail.
 static bool peek_free(Qcow2Image *image, uint64_t n_wanted, ClusterRange *ret_range)
 {
     GArray *free = image->allocator.free;
@@ -176,14 +183,15 @@ static bool peek_free(Qcow2Image *image, uint64_t n_wanted, ClusterRange *ret_ra
         ClusterRange *f = &g_array_index(free, ClusterRange, free->len - 1 - back);
         if (f->n < n_wanted && n_wanted >= FRAGMENT_CLUSTERS)
             continue;
-        if (back) {  // bring it to the end, where takes happen
+        if (back) { // bring it to the end, where takes happen
             ClusterRange *last = &g_array_index(free, ClusterRange, free->len - 1), tmp = *last;
             *last = *f;
             *f = tmp;
             f = last;
         }
         uint64_t per_slice = refcounts_per_slice(image);
-        *ret_range = (ClusterRange){f->first, MIN(MIN(f->n, n_wanted), per_slice - f->first % per_slice)};
+        *ret_range =
+            (ClusterRange){f->first, MIN(MIN(f->n, n_wanted), per_slice - f->first % per_slice)};
         return true;
     }
     return false;
@@ -240,20 +248,24 @@ int allocator_take(Fiber *self, Qcow2Image *image, uint64_t n_wanted, ClusterRan
         if (!slice || slice->kind != TABLE_SLICE_REFCOUNT) {
             r = image_get_slice(self, image, place, TABLE_SLICE_REFCOUNT, &slice);
             if (r == -EUCLEAN)
-                return image_mark_corrupt(image, "refcount block at offset %#" G_GINT64_MODIFIER
-                                                 "x overlaps another table", place.v);
+                return image_mark_corrupt(image,
+                                          "refcount block at offset %#" G_GINT64_MODIFIER
+                                          "x overlaps another table",
+                                          place.v);
             if (r < 0)
                 return r;
             table_slice_release(slice);
-            continue;  // others ran: choose again, the slice is in the cache now
+            continue; // others ran: choose again, the slice is in the cache now
         }
 
-        // From here to the return nothing suspends. Clusters that are in use all the same (leaks past
-        // the end, left by a crash; a free range that a scan found a second time) are stepped over.
+        // From here to the return nothing suspends. Clusters that are in use all the same (leaks
+        // past the end, left by a crash; a free range that a scan found a second time) are stepped
+        // over.
         uint64_t skip = 0, n = 0;
         while (skip < c.n && qcow2_refcount_get(&image->geometry, slice->data, index + skip))
             skip++;
-        while (skip + n < c.n && !qcow2_refcount_get(&image->geometry, slice->data, index + skip + n))
+        while (skip + n < c.n &&
+               !qcow2_refcount_get(&image->geometry, slice->data, index + skip + n))
             n++;
         if (from_free)
             take_free(image, skip + n);
@@ -263,9 +275,9 @@ int allocator_take(Fiber *self, Qcow2Image *image, uint64_t n_wanted, ClusterRan
             continue;
         for (uint64_t i = 0; i < n; i++) {
             if (cluster_set_contains(&image->metadata, c.first + skip + i))
-                return image_mark_corrupt(image,
-                                          "cluster %" G_GUINT64_FORMAT " holds metadata but has refcount 0",
-                                          c.first + skip + i);
+                return image_mark_corrupt(
+                    image, "cluster %" G_GUINT64_FORMAT " holds metadata but has refcount 0",
+                    c.first + skip + i);
             qcow2_refcount_set(&image->geometry, slice->data, index + skip + i, 1);
         }
         table_slice_set_dirty(slice, &image->commit.dirty);
@@ -285,10 +297,11 @@ static void lower(Fiber *self, Qcow2Image *image, ClusterRange range, bool punch
         uint64_t index;
         int r = get_slice(self, image, c, &slice, &index);
         if (r < 0)
-            return;  // the rest leaks: harmless, check finds it
+            return; // the rest leaks: harmless, check finds it
         uint64_t n = MIN(refcounts_per_slice(image) - index, end - c), run = 0;
         for (uint64_t i = 0; i <= n; i++) {
-            uint64_t count = i < n ? qcow2_refcount_get(&image->geometry, slice->data, index + i) : 2;
+            uint64_t count =
+                i < n ? qcow2_refcount_get(&image->geometry, slice->data, index + i) : 2;
             if (i < n && count == 1) {
                 run++;
                 continue;

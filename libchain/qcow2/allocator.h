@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Host clusters: taking free ones, giving them back, and the refcounts that say so. For writable images.
-// On the image's loop; the functions with `self` may suspend.
+// Host clusters: taking free ones, giving them back, and the refcounts that say so. For writable
+// images. On the image's loop; the functions with `self` may suspend.
 #pragma once
 
 #include "qcow2/image.h"
@@ -9,23 +9,27 @@ void allocator_init(Qcow2Image *image);
 void allocator_done(Qcow2Image *image);
 
 // Takes up to `n_wanted` contiguous clusters and sets their refcount to 1 (in memory: refcounts
-// reach the disk before anything that points there, see commit.c). Returns 0 with at least one cluster.
-// *ret_zeroed: the host reads as zeros there. -ENOSPC at the format's limit, -EIO, -ENOMEM.
+// reach the disk before anything that points there, see commit.c). Returns 0 with at least one
+// cluster. *ret_zeroed: the host reads as zeros there. -ENOSPC at the format's limit, -EIO,
+// -ENOMEM.
 int allocator_take(Fiber *self, Qcow2Image *image, uint64_t n_wanted, ClusterRange *ret_range,
                    bool *ret_zeroed);
 
-// Undoes a take whose clusters nothing ever pointed at (their I/O has ended). On failure the clusters leak.
+// Undoes a take whose clusters nothing ever pointed at (their I/O has ended). On failure the
+// clusters leak.
 void allocator_give_back(Fiber *self, Qcow2Image *image, ClusterRange range);
 
-// Lowers the refcounts of `range` by one; clusters that reach 0 are punched and become free. Only for
-// ranges whose unlinking is durable and which nobody has pinned (commit.c). On failure they leak.
+// Lowers the refcounts of `range` by one; clusters that reach 0 are punched and become free. Only
+// for ranges whose unlinking is durable and which nobody has pinned (commit.c). On failure they
+// leak.
 void allocator_release(Fiber *self, Qcow2Image *image, ClusterRange range);
 
 // Refcount of one cluster, for checks. 0 or -errno.
-int allocator_get_refcount(Fiber *self, Qcow2Image *image, uint64_t cluster, uint64_t *ret_refcount);
+int allocator_get_refcount(Fiber *self, Qcow2Image *image, uint64_t cluster,
+                           uint64_t *ret_refcount);
 
-// refcount-grow.c: makes sure that a refcount block covers `cluster`, which is at or past the tail. May move
-// the tail. Suspends.
+// refcount-grow.c: makes sure that a refcount block covers `cluster`, which is at or past the tail.
+// May move the tail. Suspends.
 int refcounts_cover(Fiber *self, Qcow2Image *image, uint64_t cluster);
 
 // The block that covers `cluster`: its host offset, 0 when there is none.

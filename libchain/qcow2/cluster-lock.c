@@ -13,7 +13,8 @@ static ClusterLock *find_overlap(const ClusterLocks *locks, uint64_t first, uint
     return NULL;
 }
 
-void cluster_lock(Fiber *self, ClusterLocks *locks, ClusterLock *lock, uint64_t first, uint64_t last)
+void cluster_lock(Fiber *self, ClusterLocks *locks, ClusterLock *lock, uint64_t first,
+                  uint64_t last)
 {
     for (ClusterLock *other; (other = find_overlap(locks, first, last));)
         fiber_queue_wait(self, &other->waiters, false, "cluster lock");

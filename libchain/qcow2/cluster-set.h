@@ -7,8 +7,8 @@
 #include <stdint.h>
 
 typedef struct ClusterSet {
-    uint64_t *slots;  // cluster number + 1; 0 = empty
-    uint64_t mask;    // slots - 1
+    uint64_t *slots; // cluster number + 1; 0 = empty
+    uint64_t mask;   // slots - 1
     uint64_t n;
 } ClusterSet;
 

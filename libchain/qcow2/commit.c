@@ -1,21 +1,22 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// One commit takes a snapshot of everything dirty in one step (no suspend point), so that it is consistent in
-// itself: each L2 entry in it points at data whose write has completed and whose refcount is in it too.
-// Then, in this order (docs/ordering.md §2, §3):
+// One commit takes a snapshot of everything dirty in one step (no suspend point), so that it is
+// consistent in itself: each L2 entry in it points at data whose write has completed and whose
+// refcount is in it too. Then, in this order (docs/ordering.md §2, §3):
 //
-//     A  refcount slices, slices of L2 tables that nothing names yet   → sync (data and COW edges too)
-//     A2 refcount table entries of new blocks                          → sync, only when there are any
-//     B  slices of linked L2 tables, L1 entries                        → sync
+//     A  refcount slices, slices of L2 tables that nothing names yet   → sync (data and COW edges
+//     too) A2 refcount table entries of new blocks                          → sync, only when there
+//     are any B  slices of linked L2 tables, L1 entries                        → sync
 //
 // Requests go on meanwhile; what they change is dirty again and belongs to the next commit.
 //
 // Freed clusters (docs/ordering.md §4):
 //
-//     freed ──(commit done: unlinking durable)──▶ settling ──(pin turn)──▶ releasing ──(old pins drained)──▶ released
+//     freed ──(commit done: unlinking durable)──▶ settling ──(pin turn)──▶ releasing ──(old pins
+//     drained)──▶ released
 //
-// Two generations of pins: requests hold pins[pin_now]. When a batch of ranges starts to be released the turn
-// passes to the other pin (which nobody holds), and the ranges wait until the old one has no holder: every
-// request that could have looked them up has then ended.
+// Two generations of pins: requests hold pins[pin_now]. When a batch of ranges starts to be
+// released the turn passes to the other pin (which nobody holds), and the ranges wait until the old
+// one has no holder: every request that could have looked them up has then ended.
 
 #include "qcow2/commit.h"
 
@@ -40,14 +41,14 @@ typedef struct Piece {
 } Piece;
 
 typedef struct Snapshot {
-    GArray *before;       // A
-    GArray *ref_table;    // A2
-    GArray *after;        // B
-    GPtrArray *slices;    // TableSlice, to be marked dirty again on failure (held)
+    GArray *before;    // A
+    GArray *ref_table; // A2
+    GArray *after;     // B
+    GPtrArray *slices; // TableSlice, to be marked dirty again on failure (held)
     GArray *table_indices, *l1_indices;
-    GArray *new_tables;   // uint64_t clusters: linked durably once this is done
-    GArray *freed;        // ClusterRange
-    uint8_t *copies;      // the pieces' memory
+    GArray *new_tables; // uint64_t clusters: linked durably once this is done
+    GArray *freed;      // ClusterRange
+    uint8_t *copies;    // the pieces' memory
 } Snapshot;
 
 void commit_init(Qcow2Image *image)
@@ -68,16 +69,16 @@ void commit_done(Qcow2Image *image)
     g_clear_pointer(&c->releasing, g_array_unref);
 }
 
-// Adds sector-sized pieces for the changed entries of a table (entries are 8 bytes; `table` is padded to
-// whole sectors). Sorts and consumes `indices`' duplicates.
+// Adds sector-sized pieces for the changed entries of a table (entries are 8 bytes; `table` is
+// padded to whole sectors). Sorts and consumes `indices`' duplicates.
 static int compare_u64(const void *a, const void *b)
 {
     uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
     return (x > y) - (x < y);
 }
 
-static void add_table_sectors(GArray *pieces, HostOff table_off, const Be64 *table, uint64_t n_table,
-                              GArray *indices)
+static void add_table_sectors(GArray *pieces, HostOff table_off, const Be64 *table,
+                              uint64_t n_table, GArray *indices)
 {
     g_array_sort(indices, compare_u64);
     uint64_t last_sector = UINT64_MAX;
@@ -88,14 +89,16 @@ static void add_table_sectors(GArray *pieces, HostOff table_off, const Be64 *tab
         last_sector = sector;
         // A copy of its own: there are few of these.
         uint64_t n = MIN(64, n_table - sector * 64);
-        Piece p = {host_off(table_off.v + sector * 512), n * 8, g_memdup2(table + sector * 64, n * 8)};
+        Piece p = {host_off(table_off.v + sector * 512), n * 8,
+                   g_memdup2(table + sector * 64, n * 8)};
         g_array_append_val(pieces, p);
     }
 }
 
 static bool slice_is_of_new_table(const Qcow2Image *image, const TableSlice *s)
 {
-    return image->new_tables.n && cluster_set_contains(&image->new_tables, image_cluster_of(image, s->host));
+    return image->new_tables.n &&
+           cluster_set_contains(&image->new_tables, image_cluster_of(image, s->host));
 }
 
 // The one step. Nothing here suspends.
@@ -119,7 +122,7 @@ static void snapshot_take(Qcow2Image *image, Snapshot *s)
         copy += slice_bytes;
         bool early = slice->kind == TABLE_SLICE_REFCOUNT || slice_is_of_new_table(image, slice);
         g_array_append_val(early ? s->before : s->after, p);
-        slice->n_holders++;  // stays in memory until it is on disk
+        slice->n_holders++; // stays in memory until it is on disk
         g_ptr_array_add(s->slices, slice);
         table_slice_set_clean(slice, &c->dirty);
     }
@@ -130,7 +133,8 @@ static void snapshot_take(Qcow2Image *image, Snapshot *s)
     if (image->head) {
         s->l1_indices = image->head->dirty_l1;
         image->head->dirty_l1 = g_array_new(false, false, sizeof(uint64_t));
-        add_table_sectors(s->after, image->header.l1, image->head->l1, image->head->n_l1, s->l1_indices);
+        add_table_sectors(s->after, image->header.l1, image->head->l1, image->head->n_l1,
+                          s->l1_indices);
     }
     for (uint64_t i = 0; image->new_tables.n && i <= image->new_tables.mask; i++) {
         if (image->new_tables.slots[i]) {
@@ -163,7 +167,8 @@ static void snapshot_drop(Qcow2Image *image, Snapshot *s, bool durable)
             table_slice_set_dirty(slice, &c->dirty);
     }
     if (!durable) {
-        g_array_append_vals(image->dirty_refcount_table, s->table_indices->data, s->table_indices->len);
+        g_array_append_vals(image->dirty_refcount_table, s->table_indices->data,
+                            s->table_indices->len);
         if (s->l1_indices && image->head)
             g_array_append_vals(image->head->dirty_l1, s->l1_indices->data, s->l1_indices->len);
         g_array_append_vals(c->freed, s->freed->data, s->freed->len);
@@ -217,7 +222,8 @@ static int write_pieces(Fiber *self, Qcow2Image *image, GArray *pieces)
 
 static int write_in_order(Fiber *self, Qcow2Image *image, Snapshot *s)
 {
-    // §2: data and COW edges were complete when their L2 entries were made, so this sync covers them.
+    // §2: data and COW edges were complete when their L2 entries were made, so this sync covers
+    // them.
     int r = write_pieces(self, image, s->before);
     if (r == 0)
         r = file_flush(self, image->file);
@@ -255,7 +261,8 @@ static int compare_ranges(const void *a, const void *b)
     return (x->first > y->first) - (x->first < y->first);
 }
 
-// Merges neighbours, so that punching takes few calls. Ranges may repeat (a shared cluster freed twice): those stay apart.
+// Merges neighbours, so that punching takes few calls. Ranges may repeat (a shared cluster freed
+// twice): those stay apart.
 static void merge_ranges(GArray *ranges)
 {
     g_array_sort(ranges, compare_ranges);
@@ -340,7 +347,7 @@ int commit_run(Fiber *self, Qcow2Image *image)
 static void background_fiber(Fiber *self, void *arg)
 {
     Qcow2Image *image = arg;
-    commit_run(self, image);  // its error comes again at the next flush, or through throttle
+    commit_run(self, image); // its error comes again at the next flush, or through throttle
     image->commit.background = false;
     fiber_wait_group_done(&image->commit.fibers);
 }
@@ -363,7 +370,8 @@ void commit_free(Qcow2Image *image, ClusterRange range)
     CommitState *c = &image->commit;
     g_array_append_val(c->freed, range);
     c->n_freed_clusters += range.n;
-    if (c->n_freed_clusters > BACKGROUND_FREED_BYTES >> image->geometry.cluster_bits && !c->running)
+    if (c->n_freed_clusters > (uint64_t)BACKGROUND_FREED_BYTES >> image->geometry.cluster_bits &&
+        !c->running)
         start_background(image);
 }
 
@@ -372,9 +380,9 @@ int commit_throttle(Fiber *self, Qcow2Image *image)
     CommitState *c = &image->commit;
     uint64_t bytes = c->dirty.n * image->geometry.slice_bytes;
     uint64_t limit = map_memory_limit(image->memory) / 4;
-    if (G_LIKELY(bytes < MIN(BACKGROUND_DIRTY_BYTES, limit / 2)))
+    if (G_LIKELY(bytes < MIN((uint64_t)BACKGROUND_DIRTY_BYTES, limit / 2)))
         return 0;
-    if (bytes >= MIN(MAX_DIRTY_BYTES, limit))
+    if (bytes >= MIN((uint64_t)MAX_DIRTY_BYTES, limit))
         return commit_run(self, image);
     if (!c->running)
         start_background(image);

@@ -12,12 +12,12 @@ void commit_done(Qcow2Image *image);
 // while one runs share the next. 0 or -errno; -EIO for good after a failed sync.
 int commit_run(Fiber *self, Qcow2Image *image);
 
-// `range` is no longer linked in memory (its L2 change is made). It is released when that is durable
-// and no pin taken before is left.
+// `range` is no longer linked in memory (its L2 change is made). It is released when that is
+// durable and no pin taken before is left.
 void commit_free(Qcow2Image *image, ClusterRange range);
 
-// To be called before dirtying more metadata: starts write-back when enough is dirty, waits for it when far too
-// much is, and returns its error then. May suspend.
+// To be called before dirtying more metadata: starts write-back when enough is dirty, waits for it
+// when far too much is, and returns its error then. May suspend.
 int commit_throttle(Fiber *self, Qcow2Image *image);
 
 // Called by the pins when their last holder lets go.

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // Opening and closing an image, and marking it corrupt. In a fiber on the file's loop.
 //
-// Open reads and checks everything first; only then, and only when writable, does it write: repair of a dirty
-// image, then one synced header write that clears the autoclear bits whose data is not maintained,
-// then the in-use marks of persistent bitmaps (RELIABILITY: before the first guest write).
+// Open reads and checks everything first; only then, and only when writable, does it write: repair
+// of a dirty image, then one synced header write that clears the autoclear bits whose data is not
+// maintained, then the in-use marks of persistent bitmaps (RELIABILITY: before the first guest
+// write).
 
 #include "qcow2/image.h"
 
@@ -18,7 +19,8 @@
 
 enum { FIRST_READ_BYTES = 64 << 10 };
 
-static int fail(GError **error, int r, const Qcow2Image *image, const char *format, ...) G_GNUC_PRINTF(4, 5);
+static int fail(GError **error, int r, const Qcow2Image *image, const char *format, ...)
+    G_GNUC_PRINTF(4, 5);
 
 static int fail(GError **error, int r, const Qcow2Image *image, const char *format, ...)
 {
@@ -66,15 +68,19 @@ static int read_snapshots(Fiber *self, Qcow2Image *image, GError **error)
     uint64_t off = h->snapshot_table.v, file_end = file_size(image->file);
     for (uint32_t i = 0; i < h->n_snapshots; i++) {
         if (off >= file_end || off - h->snapshot_table.v > QCOW2_MAX_SNAPSHOT_TABLE_BYTES)
-            return fail(error, -EINVAL, image, "the snapshot table ends before its entry %u of %u", i, h->n_snapshots);
+            return fail(error, -EINVAL, image, "the snapshot table ends before its entry %u of %u",
+                        i, h->n_snapshots);
         size_t len = MIN(QCOW2_MAX_SNAPSHOT_ENTRY_BYTES, file_end - off);
         int r = file_read(self, image->file, host_off(off), buf, len);
         if (r < 0)
-            return fail(error, r, image, "cannot read the snapshot table at offset %" G_GUINT64_FORMAT ": %s", off, g_strerror(-r));
+            return fail(error, r, image,
+                        "cannot read the snapshot table at offset %" G_GUINT64_FORMAT ": %s", off,
+                        g_strerror(-r));
         GError *why = NULL;
         r = qcow2_snapshot_decode(buf, len, h->size_bytes, &image->snapshots[i], &why);
         if (r == -EAGAIN)
-            return fail(error, -EINVAL, image, "the snapshot table is cut off in its entry %u of %u", i, h->n_snapshots);
+            return fail(error, -EINVAL, image,
+                        "the snapshot table is cut off in its entry %u of %u", i, h->n_snapshots);
         if (r < 0) {
             g_propagate_prefixed_error(error, why, "%s: snapshot %u: ", image->name, i);
             return r;
@@ -86,13 +92,16 @@ static int read_snapshots(Fiber *self, Qcow2Image *image, GError **error)
 
 static int read_refcount_table(Fiber *self, Qcow2Image *image, GError **error)
 {
-    uint64_t bytes = (uint64_t)image->header.refcount_table_clusters << image->geometry.cluster_bits;
+    uint64_t bytes = (uint64_t)image->header.refcount_table_clusters
+                     << image->geometry.cluster_bits;
     g_clear_pointer(&image->refcount_table, g_free);
     image->refcount_table = g_try_malloc0(MAX(bytes, 1));
     if (!image->refcount_table)
-        return fail(error, -ENOMEM, image, "no memory for the refcount table (%" G_GUINT64_FORMAT " bytes)", bytes);
+        return fail(error, -ENOMEM, image,
+                    "no memory for the refcount table (%" G_GUINT64_FORMAT " bytes)", bytes);
     image->n_refcount_table = bytes / sizeof(Be64);
-    int r = file_read(self, image->file, image->header.refcount_table, image->refcount_table, bytes);
+    int r =
+        file_read(self, image->file, image->header.refcount_table, image->refcount_table, bytes);
     if (r < 0)
         return fail(error, r, image, "cannot read the refcount table: %s", g_strerror(-r));
     return 0;
@@ -103,13 +112,16 @@ static uint64_t clusters_for(const Qcow2Image *image, uint64_t bytes)
     return (bytes + image->geometry.cluster_bytes - 1) >> image->geometry.cluster_bits;
 }
 
-static int add_metadata(Qcow2Image *image, HostOff off, uint64_t n_clusters, const char *what, GError **error)
+static int add_metadata(Qcow2Image *image, HostOff off, uint64_t n_clusters, const char *what,
+                        GError **error)
 {
     for (uint64_t i = 0, c = image_cluster_of(image, off); i < n_clusters; i++)
         if (!cluster_set_add(&image->metadata, c + i))
             return fail(error, -EUCLEAN, image,
-                        "%s at offset %#" G_GINT64_MODIFIER "x overlaps other metadata: the image is corrupt; "
-                        "try 'qemu-img check -r all', or open it with --read-only", what, off.v);
+                        "%s at offset %#" G_GINT64_MODIFIER
+                        "x overlaps other metadata: the image is corrupt; "
+                        "try 'qemu-img check -r all', or open it with --read-only",
+                        what, off.v);
     return 0;
 }
 
@@ -119,42 +131,56 @@ static int collect_metadata(Qcow2Image *image, GError **error)
     const Qcow2Header *h = &image->header;
     int r = add_metadata(image, host_off(0), 1, "the header", error);
     if (r == 0)
-        r = add_metadata(image, h->refcount_table, h->refcount_table_clusters, "the refcount table", error);
+        r = add_metadata(image, h->refcount_table, h->refcount_table_clusters, "the refcount table",
+                         error);
     for (uint64_t i = 0; r == 0 && i < image->n_refcount_table; i++) {
         HostOff block;
-        if (!qcow2_refcount_table_entry_decode(&image->geometry, image->refcount_table[i], &block) ||
+        if (!qcow2_refcount_table_entry_decode(&image->geometry, image->refcount_table[i],
+                                               &block) ||
             block.v >= file_size(image->file))
             return fail(error, -EUCLEAN, image,
-                        "entry %" G_GUINT64_FORMAT " of the refcount table is damaged: the image is corrupt; try "
-                        "'qemu-img check -r all', or open it with --read-only", i);
+                        "entry %" G_GUINT64_FORMAT
+                        " of the refcount table is damaged: the image is corrupt; try "
+                        "'qemu-img check -r all', or open it with --read-only",
+                        i);
         if (block.v)
             r = add_metadata(image, block, 1, "a refcount block", error);
     }
     if (r == 0 && h->l1_entries)
-        r = add_metadata(image, h->l1, clusters_for(image, (uint64_t)h->l1_entries * 8), "the L1 table", error);
+        r = add_metadata(image, h->l1, clusters_for(image, (uint64_t)h->l1_entries * 8),
+                         "the L1 table", error);
     // Snapshot L1 tables are not all loaded; their places are enough.
     for (uint32_t i = 0; r == 0 && i < h->n_snapshots; i++)
         if (image->snapshots[i].l1_entries)
-            r = add_metadata(image, image->snapshots[i].l1, clusters_for(image, (uint64_t)image->snapshots[i].l1_entries * 8),
+            r = add_metadata(image, image->snapshots[i].l1,
+                             clusters_for(image, (uint64_t)image->snapshots[i].l1_entries * 8),
                              "a snapshot's L1 table", error);
     return r;
 }
 
 static int repair_dirty(Fiber *self, Qcow2Image *image, GError **error)
 {
-    g_auto(Qcow2CheckResult) result = {0};
+    Qcow2CheckResult result = {0};
     GError *why = NULL;
-    int r = qcow2_check(self, image->file, QCOW2_CHECK_FIX_LEAKS | QCOW2_CHECK_FIX_ERRORS, &result, &why);
+    int r = qcow2_check(self, image->file, QCOW2_CHECK_FIX_LEAKS | QCOW2_CHECK_FIX_ERRORS, &result,
+                        &why);
     if (r < 0) {
-        g_propagate_prefixed_error(error, why, "%s: not closed cleanly, and the repair failed: ", image->name);
+        g_propagate_prefixed_error(error, why,
+                                   "%s: not closed cleanly, and the repair failed: ", image->name);
         return r;
     }
-    if (result.n_corruptions > result.n_corruptions_fixed)
-        return fail(error, -EUCLEAN, image, "not closed cleanly, and the repair left %" G_GUINT64_FORMAT
-                    " errors; open it with --read-only to rescue its data", result.n_corruptions - result.n_corruptions_fixed);
+    uint64_t n_fixed = result.n_corruptions_fixed, n_left = result.n_corruptions - n_fixed;
+    uint64_t n_leaks = result.n_leaks_fixed;
+    qcow2_check_result_clear(&result);
+    if (n_left)
+        return fail(error, -EUCLEAN, image,
+                    "not closed cleanly, and the repair left %" G_GUINT64_FORMAT
+                    " errors; open it with --read-only to rescue its data",
+                    n_left);
     g_ptr_array_add(image->notices,
-                    g_strdup_printf("%s: was not closed cleanly; repaired %" G_GUINT64_FORMAT " errors and %" G_GUINT64_FORMAT " leaked clusters",
-                                    image->name, result.n_corruptions_fixed, result.n_leaks_fixed));
+                    g_strdup_printf("%s: was not closed cleanly; repaired %" G_GUINT64_FORMAT
+                                    " errors and %" G_GUINT64_FORMAT " leaked clusters",
+                                    image->name, n_fixed, n_leaks));
     qcow2_header_clear(&image->header);
     return read_header(self, image, error);
 }
@@ -175,7 +201,8 @@ static int mark_bitmaps_in_use(Fiber *self, Qcow2Image *image, uint32_t *ret_n)
 {
     const Qcow2BitmapsExtension *b = &image->header.bitmaps;
     if (b->directory_bytes > (64 << 20) || b->directory.v % image->geometry.cluster_bytes ||
-        b->directory.v > file_size(image->file) || b->directory_bytes > file_size(image->file) - b->directory.v)
+        b->directory.v > file_size(image->file) ||
+        b->directory_bytes > file_size(image->file) - b->directory.v)
         return -EINVAL;
     g_autofree uint8_t *dir = g_try_malloc(MAX(b->directory_bytes, 1));
     if (!dir)
@@ -210,22 +237,32 @@ static int mark_bitmaps_in_use(Fiber *self, Qcow2Image *image, uint32_t *ret_n)
 static int claim_for_writing(Fiber *self, Qcow2Image *image, GError **error)
 {
     uint64_t keep = 0;
-    if ((image->header.autoclear & QCOW2_AUTOCLEAR_BITMAPS) && image->header.has_bitmaps_extension) {
+    if ((image->header.autoclear & QCOW2_AUTOCLEAR_BITMAPS) &&
+        image->header.has_bitmaps_extension) {
         uint32_t n = 0;
         int r = mark_bitmaps_in_use(self, image, &n);
         if (r == 0) {
             keep |= QCOW2_AUTOCLEAR_BITMAPS;
-            g_ptr_array_add(image->notices, g_strdup_printf("%s: its %u persistent dirty bitmap%s not maintained while it is written here; "
-                                                            "marked in use, so other programs will see %s as inconsistent",
-                                                            image->name, n, n == 1 ? " is" : "s are", n == 1 ? "it" : "them"));
+            g_ptr_array_add(
+                image->notices,
+                g_strdup_printf(
+                    "%s: its %u persistent dirty bitmap%s not maintained while it is written here; "
+                    "marked in use, so other programs will see %s as inconsistent",
+                    image->name, n, n == 1 ? " is" : "s are", n == 1 ? "it" : "them"));
         } else if (r == -EINVAL) {
-            g_ptr_array_add(image->notices, g_strdup_printf("%s: its bitmap directory is damaged and will be ignored from now on", image->name));
+            g_ptr_array_add(
+                image->notices,
+                g_strdup_printf(
+                    "%s: its bitmap directory is damaged and will be ignored from now on",
+                    image->name));
         } else {
-            return fail(error, r, image, "cannot mark the persistent bitmaps as in use: %s", g_strerror(-r));
+            return fail(error, r, image, "cannot mark the persistent bitmaps as in use: %s",
+                        g_strerror(-r));
         }
     }
     if (image->header.autoclear & ~keep) {
-        int r = write_features(self, image, image->header.incompatible, image->header.autoclear & keep);
+        int r =
+            write_features(self, image, image->header.incompatible, image->header.autoclear & keep);
         if (r < 0)
             return fail(error, r, image, "cannot update the header: %s", g_strerror(-r));
         image->header.autoclear &= keep;
@@ -233,23 +270,29 @@ static int claim_for_writing(Fiber *self, Qcow2Image *image, GError **error)
     return 0;
 }
 
-static int open_checked(Fiber *self, Qcow2Image *image, const Qcow2OpenOptions *options, GError **error)
+static int open_checked(Fiber *self, Qcow2Image *image, const Qcow2OpenOptions *options,
+                        GError **error)
 {
     int r = read_header(self, image, error);
     if (r < 0)
         return r;
     if (image->writable && (image->header.incompatible & QCOW2_INCOMPAT_CORRUPT))
-        return fail(error, -EUCLEAN, image, "marked corrupt by an earlier user; repair it with 'qemu-img check -r all', "
-                                            "or open it with --read-only");
+        return fail(error, -EUCLEAN, image,
+                    "marked corrupt by an earlier user; repair it with 'qemu-img check -r all', "
+                    "or open it with --read-only");
     if (image->writable && image->header.data_file_name)
-        return fail(error, -ENOTSUP, image, "writing to images with an external data file is not supported; open it with --read-only");
-    if (image->writable && (image->header.incompatible & QCOW2_INCOMPAT_DIRTY) && !options->no_repair) {
+        return fail(error, -ENOTSUP, image,
+                    "writing to images with an external data file is not supported; open it with "
+                    "--read-only");
+    if (image->writable && (image->header.incompatible & QCOW2_INCOMPAT_DIRTY) &&
+        !options->no_repair) {
         r = repair_dirty(self, image, error);
         if (r < 0)
             return r;
     }
     const Qcow2Header *h = &image->header;
-    qcow2_geometry_init(&image->geometry, h->cluster_bits, h->refcount_order, h->incompatible & QCOW2_INCOMPAT_EXTENDED_L2,
+    qcow2_geometry_init(&image->geometry, h->cluster_bits, h->refcount_order,
+                        h->incompatible & QCOW2_INCOMPAT_EXTENDED_L2,
                         h->incompatible & QCOW2_INCOMPAT_DATA_FILE, h->size_bytes);
     r = read_snapshots(self, image, error);
     if (r == 0 && image->writable)
@@ -262,8 +305,8 @@ static int open_checked(Fiber *self, Qcow2Image *image, const Qcow2OpenOptions *
     return r;
 }
 
-int qcow2_image_open(Fiber *self, File *file, const Qcow2OpenOptions *options, Qcow2Image **ret_image,
-                     GError **error)
+int qcow2_image_open(Fiber *self, File *file, const Qcow2OpenOptions *options,
+                     Qcow2Image **ret_image, GError **error)
 {
     Qcow2Image *image = g_new0(Qcow2Image, 1);
     image->n_refs = 1;
@@ -279,7 +322,7 @@ int qcow2_image_open(Fiber *self, File *file, const Qcow2OpenOptions *options, Q
     image->cache = table_cache_ref(image->loop, image->memory);
     int r = open_checked(self, image, options, error);
     if (r < 0) {
-        image->writable = false;  // nothing to write back
+        image->writable = false; // nothing to write back
         qcow2_image_unref_close(self, image);
         return r;
     }
@@ -340,7 +383,8 @@ static void mark_fiber(Fiber *self, void *arg)
 {
     Qcow2Image *image = arg;
     // A failure leaves the image unmarked on disk; it still answers -EIO here.
-    write_features(self, image, image->header.incompatible | QCOW2_INCOMPAT_CORRUPT, image->header.autoclear);
+    write_features(self, image, image->header.incompatible | QCOW2_INCOMPAT_CORRUPT,
+                   image->header.autoclear);
     fiber_wait_group_done(&image->commit.fibers);
 }
 
@@ -353,9 +397,9 @@ int image_mark_corrupt(Qcow2Image *image, const char *what, ...)
     va_start(args, what);
     g_autofree char *found = g_strdup_vprintf(what, args);
     va_end(args);
-    g_autofree char *sentence =
-        g_strdup_printf("%s is corrupt: %s; %s, repair it with 'qemu-img check -r all'", image->name, found,
-                        image->writable ? "writes to it fail from now on" : "parts of it cannot be read");
+    g_autofree char *sentence = g_strdup_printf(
+        "%s is corrupt: %s; %s, repair it with 'qemu-img check -r all'", image->name, found,
+        image->writable ? "writes to it fail from now on" : "parts of it cannot be read");
     if (image->events)
         image->events->corrupt(image->events, sentence);
     if (image->writable && image->header.version >= 3) {
@@ -371,7 +415,8 @@ bool image_host_is_sane(Qcow2Image *image, HostOff cluster)
     uint64_t c = image_cluster_of(image, cluster);
     if (cluster.v & (image->geometry.cluster_bytes - 1))
         return false;
-    return c < image->allocator.tail && !(image->writable && cluster_set_contains(&image->metadata, c));
+    return c < image->allocator.tail &&
+           !(image->writable && cluster_set_contains(&image->metadata, c));
 }
 
 const char *qcow2_image_backing_name(const Qcow2Image *image)

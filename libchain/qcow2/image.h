@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// The insides of a Qcow2Image, for this folder only: one file, its decoded header, caches, allocator
-// state and write-back state. Views (view.h) hang on it. On the file's loop.
+// The insides of a Qcow2Image, for this folder only: one file, its decoded header, caches,
+// allocator state and write-back state. Views (view.h) hang on it. On the file's loop.
 //
 //   view (L1) ──┐                        ┌─ table cache (slices of L2 tables and refcount blocks)
 //   view (L1) ──┴─ Qcow2Image ── File    ├─ allocator (free ranges, tail, frees under way)
@@ -42,10 +42,10 @@ typedef struct ClusterRange {
 } ClusterRange;
 
 typedef struct Allocator {
-    GArray *free;        // of ClusterRange, unsorted: last in, first out; bounded
-    uint64_t scan_next;  // refcounts below are in `free` or in use; scanned on demand up to scan_end
+    GArray *free;       // of ClusterRange, unsorted: last in, first out; bounded
+    uint64_t scan_next; // refcounts below are in `free` or in use; scanned on demand up to scan_end
     uint64_t scan_end;
-    bool rescan;         // a free range was forgotten for lack of room: scan again when the rest is used up
+    bool rescan; // a free range was forgotten for lack of room: scan again when the rest is used up
     uint64_t tail;       // all clusters from here on are unused
     uint64_t fresh_from; // clusters from here on were never written: they read as zeros
     FiberMutex grow_mutex;
@@ -53,39 +53,39 @@ typedef struct Allocator {
 
 typedef struct CommitState {
     bool running;
-    bool wanted;            // somebody waits for a commit that starts later
-    FiberQueue next;        // waiters of the commit after the running one
+    bool wanted;     // somebody waits for a commit that starts later
+    FiberQueue next; // waiters of the commit after the running one
     uint64_t n_started, n_done;
     int last_result;
-    bool background;        // a fiber for write-back is under way
-    TableSliceList dirty;   // slices changed in memory
-    GArray *freed;          // ClusterRange: unlinked in memory, not yet durably
-    GArray *settling;       // ClusterRange: unlinked durably, waiting for the next pin turn
-    GArray *releasing;      // ClusterRange: waiting for `pins[!pin_now]` to drain
+    bool background;      // a fiber for write-back is under way
+    TableSliceList dirty; // slices changed in memory
+    GArray *freed;        // ClusterRange: unlinked in memory, not yet durably
+    GArray *settling;     // ClusterRange: unlinked durably, waiting for the next pin turn
+    GArray *releasing;    // ClusterRange: waiting for `pins[!pin_now]` to drain
     uint64_t n_freed_clusters;
-    FiberWaitGroup fibers;  // release and background fibers
+    FiberWaitGroup fibers; // release and background fibers
 } CommitState;
 
 struct Qcow2Image {
     unsigned n_refs;
     Loop *loop;
     File *file;
-    File *data_file;  // external data file, else NULL
-    char *name;       // for messages: the file's path
+    File *data_file; // external data file, else NULL
+    char *name;      // for messages: the file's path
     MapMemory *memory;
     TableCache *cache;
     Qcow2Header header;
     Qcow2Geometry geometry;
     bool writable;
-    bool corrupt;  // marked during this run: everything but reads answers -EIO
+    bool corrupt; // marked during this run: everything but reads answers -EIO
     GPtrArray *notices;
     const Qcow2Events *events;
 
-    Be64 *refcount_table;  // writable images only; as on disk plus changes
+    Be64 *refcount_table; // writable images only; as on disk plus changes
     uint64_t n_refcount_table;
-    GArray *dirty_refcount_table;  // indices changed, uint64_t
+    GArray *dirty_refcount_table; // indices changed, uint64_t
     Qcow2Snapshot *snapshots;
-    Qcow2View *head;  // the writable head view, borrowed
+    Qcow2View *head; // the writable head view, borrowed
 
     Allocator allocator;
     CommitState commit;
@@ -98,11 +98,13 @@ struct Qcow2Image {
     InflatedCache *inflated;
 };
 
-// Marks the image corrupt, on disk too when writable (once), tells the owner in one sentence, and returns
-// -EIO. `what` says what was found, with offsets. May be called anywhere; the write happens in a fiber.
+// Marks the image corrupt, on disk too when writable (once), tells the owner in one sentence, and
+// returns -EIO. `what` says what was found, with offsets. May be called anywhere; the write happens
+// in a fiber.
 G_GNUC_PRINTF(2, 3) int image_mark_corrupt(Qcow2Image *image, const char *what, ...);
 
-// Keeps freed host ranges from reuse until the batch has been waited for. To be called before the look-up.
+// Keeps freed host ranges from reuse until the batch has been waited for. To be called before the
+// look-up.
 static inline void image_pin(Fiber *self, Qcow2Image *image, IoBatch *batch)
 {
     if (image->writable)
@@ -127,8 +129,8 @@ static inline HostOff image_slice_of(const Qcow2Image *image, HostOff off)
 // May a data cluster lie here? Not past the end of the file, not on metadata.
 bool image_host_is_sane(Qcow2Image *image, HostOff cluster);
 
-static inline int image_get_slice(Fiber *self, Qcow2Image *image, HostOff slice, TableSliceKind kind,
-                                  TableSlice **ret_slice)
+static inline int image_get_slice(Fiber *self, Qcow2Image *image, HostOff slice,
+                                  TableSliceKind kind, TableSlice **ret_slice)
 {
     return table_cache_get(self, image->cache, image, image->file, slice, kind,
                            image->geometry.slice_bytes, ret_slice);

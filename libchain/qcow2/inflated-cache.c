@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// A handful of entries, found by a linear look, replaced least recently used first. Inflating is CPU work of tens
-// of microseconds and more, so it goes to a worker. On the image's loop; inflate_work() on a worker.
+// A handful of entries, found by a linear look, replaced least recently used first. Inflating is
+// CPU work of tens of microseconds and more, so it goes to a worker. On the image's loop;
+// inflate_work() on a worker.
 
 #include "qcow2/inflated-cache.h"
 
@@ -14,12 +15,12 @@
 
 enum {
     N_ENTRIES = 16,
-    MAX_BYTES = 4 << 20,  // of inflated data per image: fewer entries for large clusters
+    MAX_BYTES = 4 << 20, // of inflated data per image: fewer entries for large clusters
 };
 
 typedef struct Entry {
     HostOff host;
-    uint8_t *data;  // one cluster; NULL: entry unused
+    uint8_t *data; // one cluster; NULL: entry unused
     bool loading;
     uint32_t n_users;
     uint64_t last_use;
@@ -31,7 +32,7 @@ struct InflatedCache {
     unsigned n_entries;
     uint64_t clock;
     Entry entries[N_ENTRIES];
-    FiberQueue full;  // waiting for an entry without users
+    FiberQueue full; // waiting for an entry without users
 };
 
 InflatedCache *inflated_cache_new(Qcow2Image *image)
@@ -68,13 +69,17 @@ typedef struct InflateJob {
 static int inflate_zlib(const InflateJob *job)
 {
     // Raw deflate with a 4 KiB window (specification: "Compressed Clusters").
-    z_stream z = {.next_in = (Bytef *)job->in, .avail_in = job->n_in, .next_out = job->out, .avail_out = job->n_out};
+    z_stream z = {.next_in = (Bytef *)job->in,
+                  .avail_in = job->n_in,
+                  .next_out = job->out,
+                  .avail_out = job->n_out};
     if (inflateInit2(&z, -12) != Z_OK)
         return -ENOMEM;
     int r = inflate(&z, Z_FINISH);
     inflateEnd(&z);
     // The stream may be followed by padding up to the sector's end.
-    return (r == Z_STREAM_END || (r == Z_BUF_ERROR && z.avail_out == 0)) && z.avail_out == 0 ? 0 : -EIO;
+    return (r == Z_STREAM_END || (r == Z_BUF_ERROR && z.avail_out == 0)) && z.avail_out == 0 ? 0
+                                                                                             : -EIO;
 }
 
 static int inflate_zstd(const InflateJob *job)
@@ -113,7 +118,8 @@ static int load(Fiber *self, InflatedCache *cache, Entry *e, uint32_t compressed
     int r = file_read(self, image->file, e->host, in, compressed_bytes);
     if (r < 0)
         return r;
-    InflateJob job = {image->header.compression, in, compressed_bytes, e->data, image->geometry.cluster_bytes};
+    InflateJob job = {image->header.compression, in, compressed_bytes, e->data,
+                      image->geometry.cluster_bytes};
     return loop_work(self, inflate_work, &job);
 }
 
@@ -130,7 +136,8 @@ static Entry *find_idle(InflatedCache *cache)
     Entry *oldest = NULL;
     for (unsigned i = 0; i < cache->n_entries; i++) {
         Entry *e = &cache->entries[i];
-        if (!e->n_users && (!oldest || !e->data || (oldest->data && e->last_use < oldest->last_use)))
+        if (!e->n_users &&
+            (!oldest || !e->data || (oldest->data && e->last_use < oldest->last_use)))
             oldest = e;
     }
     return oldest;
@@ -152,7 +159,7 @@ int inflated_cache_read(Fiber *self, InflatedCache *cache, HostOff host, uint32_
             while (e->loading)
                 fiber_queue_wait(self, &e->waiters, false, "cluster being inflated");
             put(cache, e);
-            continue;  // it may have failed and be gone
+            continue; // it may have failed and be gone
         }
         if (e) {
             e->last_use = ++cache->clock;
@@ -178,7 +185,7 @@ int inflated_cache_read(Fiber *self, InflatedCache *cache, HostOff host, uint32_
         if (r == 0)
             memcpy(buf, e->data + in_cluster, len);
         else
-            e->host = host_off(UINT64_MAX);  // waiters look again, find nothing and try themselves
+            e->host = host_off(UINT64_MAX); // waiters look again, find nothing and try themselves
         put(cache, e);
         return r;
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Reads of compressed clusters: the compressed bytes are read, inflated on a worker, and the last few inflated clusters
-// of an image kept. Fibers that want the same cluster share one inflation. On the image's loop.
+// Reads of compressed clusters: the compressed bytes are read, inflated on a worker, and the last
+// few inflated clusters of an image kept. Fibers that want the same cluster share one inflation. On
+// the image's loop.
 #pragma once
 
 #include "chain-core/file.h"
@@ -10,10 +11,10 @@ typedef struct Qcow2Image Qcow2Image;
 typedef struct InflatedCache InflatedCache;
 
 InflatedCache *inflated_cache_new(Qcow2Image *image);
-void inflated_cache_free(InflatedCache *cache);  // accepts NULL; nobody may be reading
+void inflated_cache_free(InflatedCache *cache); // accepts NULL; nobody may be reading
 
-// Copies [in_cluster, in_cluster+len) of the inflated cluster whose stream starts at `host` into `buf`.
-// -EIO for a broken stream. May suspend.
+// Copies [in_cluster, in_cluster+len) of the inflated cluster whose stream starts at `host` into
+// `buf`. -EIO for a broken stream. May suspend.
 int inflated_cache_read(Fiber *self, InflatedCache *cache, HostOff host, uint32_t compressed_bytes,
                         uint32_t in_cluster, void *buf, size_t len);
 // Forgets what lies in [host, host+bytes): those clusters are being freed.

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// The head's L2 tables: created at the first write to their range, copied when a snapshot shares them. In
-// a fiber on the image's loop, under the image's l2_mutex.
+// The head's L2 tables: created at the first write to their range, copied when a snapshot shares
+// them. In a fiber on the image's loop, under the image's l2_mutex.
 //
-// Write order (docs/ordering.md §6): the table's content and its refcount are durable before the L1 entry that names
-// it. A new table is in `new_tables` until then, which makes commit.c write its slices early.
+// Write order (docs/ordering.md §6): the table's content and its refcount are durable before the L1
+// entry that names it. A new table is in `new_tables` until then, which makes commit.c write its
+// slices early.
 
 #include <assert.h>
 #include <errno.h>
@@ -81,6 +82,8 @@ int view_get_entry_for_change(Fiber *self, Qcow2View *view, GuestOff off, TableS
     *ret_index = in_slice;
     int r = image_get_slice(self, image, place, TABLE_SLICE_L2, ret_slice);
     if (r == -EUCLEAN)
-        return image_mark_corrupt(image, "L2 table at offset %#" G_GINT64_MODIFIER "x overlaps a refcount block", place.v);
+        return image_mark_corrupt(
+            image, "L2 table at offset %#" G_GINT64_MODIFIER "x overlaps a refcount block",
+            place.v);
     return r;
 }

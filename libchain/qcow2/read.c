@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Reading through a view: runs of host data become file transfers of one batch, what the layer does not have comes
-// from the backing child, zeros are filled in place. In a fiber on the image's loop.
+// Reading through a view: runs of host data become file transfers of one batch, what the layer does
+// not have comes from the backing child, zeros are filled in place. In a fiber on the image's loop.
 
 #include <errno.h>
 #include <string.h>
@@ -8,7 +8,8 @@
 #include "qcow2/inflated-cache.h"
 #include "qcow2/view.h"
 
-static int read_below(Fiber *self, Qcow2View *view, GuestOff off, uint8_t *buf, size_t len, IoBatch *batch)
+static int read_below(Fiber *self, Qcow2View *view, GuestOff off, uint8_t *buf, size_t len,
+                      IoBatch *batch)
 {
     Node *below = view->node.backing;
     uint64_t size = below ? below->size_bytes : 0;

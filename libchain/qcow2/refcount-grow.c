@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // New refcount blocks and larger refcount tables. In a fiber, under the allocator's grow mutex.
 //
-// A new block lies in the first cluster that it covers itself, so it needs no other block. Write order:
-// block, sync, table entry (docs/ordering.md §3): the entry is only changed in memory here, and commit.c
-// writes entries after the blocks. A table that has to grow moves: all blocks durable → new table and the block that
-// covers it written → sync → header (one sector) → sync → the old table is freed (docs/ordering.md §5).
+// A new block lies in the first cluster that it covers itself, so it needs no other block. Write
+// order: block, sync, table entry (docs/ordering.md §3): the entry is only changed in memory here,
+// and commit.c writes entries after the blocks. A table that has to grow moves: all blocks durable
+// → new table and the block that covers it written → sync → header (one sector) → sync → the old
+// table is freed (docs/ordering.md §5).
 
 #include <errno.h>
 #include <stdlib.h>
@@ -18,23 +19,26 @@ static uint64_t clusters_per_block(const Qcow2Image *image)
     return UINT64_C(1) << image->geometry.refcounts_per_block_bits;
 }
 
-// Puts a new, empty block that counts itself at `cluster`, the first free one it covers, and enters it
-// in the table.
+// Puts a new, empty block that counts itself at `cluster`, the first free one it covers, and enters
+// it in the table.
 static int add_block(Fiber *self, Qcow2Image *image, uint64_t cluster)
 {
     Allocator *a = &image->allocator;
     HostOff off = image_cluster_off(image, cluster);
     bool zeroed = cluster >= a->fresh_from;
     if (!cluster_set_add(&image->metadata, cluster))
-        return image_mark_corrupt(image, "a new refcount block would overwrite metadata at offset %#" G_GINT64_MODIFIER
-                                         "x", off.v);
+        return image_mark_corrupt(
+            image,
+            "a new refcount block would overwrite metadata at offset %#" G_GINT64_MODIFIER "x",
+            off.v);
     a->tail = cluster + 1;
     if (zeroed)
         a->fresh_from = a->tail;
     int r = 0;
     if (!zeroed)
         r = file_zero(self, image->file, off, image->geometry.cluster_bytes, 0);
-    uint64_t per_slice = (uint64_t)image->geometry.slice_bytes * 8 >> image->geometry.refcount_order;
+    uint64_t per_slice =
+        (uint64_t)image->geometry.slice_bytes * 8 >> image->geometry.refcount_order;
     uint64_t in_block = cluster & (clusters_per_block(image) - 1);
     HostOff place = host_off(off.v + in_block / per_slice * image->geometry.slice_bytes);
     TableSlice *slice;
@@ -62,7 +66,8 @@ static void fill_block(const Qcow2Image *image, void *buf, uint64_t block, Clust
         qcow2_refcount_set(&image->geometry, buf, c - start, 1);
 }
 
-// Moves the refcount table to `first`, a cluster that no block covers yet, large enough for what comes.
+// Moves the refcount table to `first`, a cluster that no block covers yet, large enough for what
+// comes.
 static int grow_table(Fiber *self, Qcow2Image *image, uint64_t first)
 {
     const Qcow2Geometry *g = &image->geometry;
@@ -127,7 +132,8 @@ static int grow_table(Fiber *self, Qcow2Image *image, uint64_t first)
         g_free(table);
         return r;
     }
-    ClusterRange old = {image_cluster_of(image, image->header.refcount_table), image->header.refcount_table_clusters};
+    ClusterRange old = {image_cluster_of(image, image->header.refcount_table),
+                        image->header.refcount_table_clusters};
     g_free(image->refcount_table);
     image->refcount_table = table;
     image->n_refcount_table = n_table * per_cluster;

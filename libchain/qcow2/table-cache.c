@@ -129,8 +129,8 @@ static void evict(TableCache *cache)
 }
 
 // Adds an empty slice in state loading, held once.
-static TableSlice *add(TableCache *cache, const Qcow2Image *image, HostOff host, TableSliceKind kind,
-                       uint32_t bytes)
+static TableSlice *add(TableCache *cache, const Qcow2Image *image, HostOff host,
+                       TableSliceKind kind, uint32_t bytes)
 {
     evict(cache);
     TableSlice *s = g_try_new0(TableSlice, 1);
@@ -164,8 +164,8 @@ static TableSlice *add(TableCache *cache, const Qcow2Image *image, HostOff host,
     return s;
 }
 
-int table_cache_get(Fiber *self, TableCache *cache, const Qcow2Image *image, File *file, HostOff host,
-                    TableSliceKind kind, uint32_t bytes, TableSlice **ret_slice)
+int table_cache_get(Fiber *self, TableCache *cache, const Qcow2Image *image, File *file,
+                    HostOff host, TableSliceKind kind, uint32_t bytes, TableSlice **ret_slice)
 {
     for (;;) {
         TableSlice *s = look_up(cache, image, host);
@@ -180,7 +180,7 @@ int table_cache_get(Fiber *self, TableCache *cache, const Qcow2Image *image, Fil
         }
         if (s) {
             fiber_queue_wait(self, &s->loaders, false, "slice being loaded");
-            continue;  // it may have failed and be gone
+            continue; // it may have failed and be gone
         }
         s = add(cache, image, host, kind, bytes);
         if (!s)

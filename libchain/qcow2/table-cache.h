@@ -3,9 +3,9 @@
 // images of one loop, inside the loop's share of MapMemory. A slice is addressed by its image and
 // host offset. Slices stay big-endian; format/qcow2-table.h reads and writes them.
 //
-// Life of a slice: loading (others wait) → clean ⇄ dirty. Clean slices without a holder are evicted by
-// the clock algorithm; dirty ones stay until commit.c has written them. On the loop; the functions with `self`
-// may suspend.
+// Life of a slice: loading (others wait) → clean ⇄ dirty. Clean slices without a holder are evicted
+// by the clock algorithm; dirty ones stay until commit.c has written them. On the loop; the
+// functions with `self` may suspend.
 #pragma once
 
 #include "chain-core/fiber-sync.h"
@@ -23,11 +23,11 @@ struct TableSlice {
     const Qcow2Image *image;
     HostOff host;
     TableSlice *hash_next;
-    TableSlice *ring_prev, *ring_next;    // the clock's circle
-    TableSlice *dirty_prev, *dirty_next;  // the image's list of dirty slices
-    uint32_t n_holders;                   // >0: stays, whatever the clock says
+    TableSlice *ring_prev, *ring_next;   // the clock's circle
+    TableSlice *dirty_prev, *dirty_next; // the image's list of dirty slices
+    uint32_t n_holders;                  // >0: stays, whatever the clock says
     uint16_t bytes;
-    uint8_t kind;  // TableSliceKind
+    uint8_t kind; // TableSliceKind
     bool referenced, loading, dirty;
     FiberQueue loaders;
     uint8_t *data;
@@ -47,8 +47,8 @@ void table_cache_unref(TableCache *cache);
 TableSlice *table_cache_find(TableCache *cache, const Qcow2Image *image, HostOff host);
 
 // Loads if needed; may suspend. Returned held: table_slice_release().
-int table_cache_get(Fiber *self, TableCache *cache, const Qcow2Image *image, File *file, HostOff host,
-                    TableSliceKind kind, uint32_t bytes, TableSlice **ret_slice);
+int table_cache_get(Fiber *self, TableCache *cache, const Qcow2Image *image, File *file,
+                    HostOff host, TableSliceKind kind, uint32_t bytes, TableSlice **ret_slice);
 static inline void table_slice_release(TableSlice *slice)
 {
     slice->n_holders--;
@@ -57,7 +57,8 @@ static inline void table_slice_release(TableSlice *slice)
 void table_slice_set_dirty(TableSlice *slice, TableSliceList *list);
 void table_slice_set_clean(TableSlice *slice, TableSliceList *list);
 
-// Forgets the slices of [host, host+bytes) (their cluster was freed), or all of an image. None may be held.
+// Forgets the slices of [host, host+bytes) (their cluster was freed), or all of an image. None may
+// be held.
 void table_cache_forget(TableCache *cache, const Qcow2Image *image, HostOff host, uint64_t bytes,
                         uint32_t slice_bytes, TableSliceList *dirty);
 void table_cache_forget_image(TableCache *cache, const Qcow2Image *image, TableSliceList *dirty);

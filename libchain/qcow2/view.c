@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Views: making and closing them, and looking up guest offsets. A look-up that finds its slice cached
-// takes an L1 entry, one hash probe and one decode; nothing is locked or allocated.
+// Views: making and closing them, and looking up guest offsets. A look-up that finds its slice
+// cached takes an L1 entry, one hash probe and one decode; nothing is locked or allocated.
 
 #include "qcow2/view.h"
 
@@ -13,12 +13,15 @@
 static uint32_t entries_left(const Qcow2View *view, GuestOff off, uint32_t index_in_slice)
 {
     const Qcow2Geometry *g = &view->image->geometry;
-    uint64_t to_end = (view->node.size_bytes - off.v + qcow2_in_cluster(g, off) + g->cluster_bytes - 1) >> g->cluster_bits;
+    uint64_t to_end =
+        (view->node.size_bytes - off.v + qcow2_in_cluster(g, off) + g->cluster_bytes - 1) >>
+        g->cluster_bits;
     return MIN(g->slice_entries - index_in_slice, to_end);
 }
 
 // Where the slice is: 0 and *ret_slice; 1 when there is no L2 table; -EIO for a bad L1 entry.
-static inline int slice_place(Qcow2View *view, GuestOff off, HostOff *ret_slice, EntryPlace *ret_place)
+static inline int slice_place(Qcow2View *view, GuestOff off, HostOff *ret_slice,
+                              EntryPlace *ret_place)
 {
     Qcow2Image *image = view->image;
     const Qcow2Geometry *g = &image->geometry;
@@ -32,8 +35,9 @@ static inline int slice_place(Qcow2View *view, GuestOff off, HostOff *ret_slice,
     }
     if (G_UNLIKELY(l1.reserved_set || l1.l2.v & (g->cluster_bytes - 1) ||
                    image_cluster_of(image, l1.l2) >= image->allocator.tail))
-        return image_mark_corrupt(image, "L1 entry %" G_GUINT64_FORMAT " (%#" G_GINT64_MODIFIER "x) is damaged", i1,
-                                  be64_get(view->l1[i1]));
+        return image_mark_corrupt(
+            image, "L1 entry %" G_GUINT64_FORMAT " (%#" G_GINT64_MODIFIER "x) is damaged", i1,
+            be64_get(view->l1[i1]));
     *ret_slice = host_off(l1.l2.v + (uint64_t)(i2 - in_slice) * g->l2_entry_bytes);
     *ret_place = (EntryPlace){NULL, in_slice, entries_left(view, off, in_slice)};
     return 0;
@@ -41,7 +45,7 @@ static inline int slice_place(Qcow2View *view, GuestOff off, HostOff *ret_slice,
 
 int view_try_find_entry(Qcow2View *view, GuestOff off, EntryPlace *ret_place)
 {
-    HostOff place;
+    HostOff place = {0};
     int r = slice_place(view, off, &place, ret_place);
     if (r)
         return r < 0 ? r : 0;
@@ -56,7 +60,9 @@ static int load_slice(Fiber *self, Qcow2View *view, HostOff place, TableSlice **
 {
     int r = image_get_slice(self, view->image, place, TABLE_SLICE_L2, ret_slice);
     if (r == -EUCLEAN)
-        return image_mark_corrupt(view->image, "L2 table at offset %#" G_GINT64_MODIFIER "x overlaps a refcount block", place.v);
+        return image_mark_corrupt(
+            view->image, "L2 table at offset %#" G_GINT64_MODIFIER "x overlaps a refcount block",
+            place.v);
     return r;
 }
 
@@ -79,7 +85,8 @@ int view_find_entry(Fiber *self, Qcow2View *view, GuestOff off, EntryPlace *ret_
 
 static int bad_entry(Qcow2View *view, GuestOff off)
 {
-    return image_mark_corrupt(view->image, "L2 entry for guest offset %#" G_GINT64_MODIFIER "x is damaged", off.v);
+    return image_mark_corrupt(
+        view->image, "L2 entry for guest offset %#" G_GINT64_MODIFIER "x is damaged", off.v);
 }
 
 // Extended L2: what subcluster `s` of an entry shows.
@@ -95,12 +102,14 @@ static Qcow2ClusterKind subcluster_kind(const Qcow2L2Entry *e, uint32_t s)
 
 static bool data_is_sane(Qcow2Image *image, HostOff cluster)
 {
-    return image->geometry.external_data ? image->data_file && !(cluster.v & (image->geometry.cluster_bytes - 1))
-                                         : image_host_is_sane(image, cluster);
+    return image->geometry.external_data
+               ? image->data_file && !(cluster.v & (image->geometry.cluster_bytes - 1))
+               : image_host_is_sane(image, cluster);
 }
 
 // The general decoder: any entry kind, extended L2, external data file.
-static int decode_run_slow(Qcow2View *view, const EntryPlace *place, GuestOff off, uint64_t len, ViewRun *run)
+static int decode_run_slow(Qcow2View *view, const EntryPlace *place, GuestOff off, uint64_t len,
+                           ViewRun *run)
 {
     Qcow2Image *image = view->image;
     const Qcow2Geometry *g = &image->geometry;
@@ -113,15 +122,21 @@ static int decode_run_slow(Qcow2View *view, const EntryPlace *place, GuestOff of
             return done ? 0 : bad_entry(view, off);
         bool has_host = e.kind == QCOW2_CLUSTER_DATA || e.kind == QCOW2_CLUSTER_ZERO_ALLOCATED;
         if (has_host && !data_is_sane(image, e.host))
-            return done ? 0 : image_mark_corrupt(image, "guest offset %#" G_GINT64_MODIFIER "x maps to host offset %#" G_GINT64_MODIFIER "x, %s",
-                                                 off.v + done, e.host.v,
-                                                 cluster_set_contains(&image->metadata, image_cluster_of(image, e.host))
-                                                     ? "which holds metadata" : "outside the file");
+            return done ? 0
+                        : image_mark_corrupt(image,
+                                             "guest offset %#" G_GINT64_MODIFIER
+                                             "x maps to host offset %#" G_GINT64_MODIFIER "x, %s",
+                                             off.v + done, e.host.v,
+                                             cluster_set_contains(&image->metadata,
+                                                                  image_cluster_of(image, e.host))
+                                                 ? "which holds metadata"
+                                                 : "outside the file");
         uint32_t in_cluster = i ? 0 : qcow2_in_cluster(g, off);
         if (e.kind == QCOW2_CLUSTER_COMPRESSED) {
             if (done)
                 return 0;
-            *run = (ViewRun){e.kind, MIN(len, g->cluster_bytes - in_cluster), e.host, e.compressed_bytes, false};
+            *run = (ViewRun){e.kind, MIN(len, g->cluster_bytes - in_cluster), e.host,
+                             e.compressed_bytes, false};
             return 0;
         }
         for (uint32_t s = in_cluster >> g->subcluster_bits; s < g->subclusters && done < len; s++) {
@@ -131,7 +146,9 @@ static int decode_run_slow(Qcow2View *view, const EntryPlace *place, GuestOff of
             uint64_t n = MIN(((uint64_t)s << g->subcluster_bits) + sub_bytes - within, len - done);
             if (!done)
                 *run = (ViewRun){kind, n, host, 0, e.copied};
-            else if (kind == run->kind && (kind != QCOW2_CLUSTER_DATA || (host.v == run->host.v + done && e.copied == run->copied)))
+            else if (kind == run->kind &&
+                     (kind != QCOW2_CLUSTER_DATA ||
+                      (host.v == run->host.v + done && e.copied == run->copied)))
                 run->len += n;
             else
                 return 0;
@@ -141,7 +158,8 @@ static int decode_run_slow(Qcow2View *view, const EntryPlace *place, GuestOff of
     return 0;
 }
 
-int view_decode_run(Qcow2View *view, const EntryPlace *place, GuestOff off, uint64_t len, ViewRun *run)
+int view_decode_run(Qcow2View *view, const EntryPlace *place, GuestOff off, uint64_t len,
+                    ViewRun *run)
 {
     Qcow2Image *image = view->image;
     const Qcow2Geometry *g = &image->geometry;
@@ -153,14 +171,17 @@ int view_decode_run(Qcow2View *view, const EntryPlace *place, GuestOff off, uint
     }
     HostOff host;
     bool copied;
-    if (!qcow2_l2_entry_is_plain(g, place->slice, place->index, &host, &copied) || !image_host_is_sane(image, host))
+    if (!qcow2_l2_entry_is_plain(g, place->slice, place->index, &host, &copied) ||
+        !image_host_is_sane(image, host))
         return decode_run_slow(view, place, off, len, run);
-    *run = (ViewRun){QCOW2_CLUSTER_DATA, g->cluster_bytes - in_cluster, host_off(host.v + in_cluster), 0, copied};
+    *run = (ViewRun){QCOW2_CLUSTER_DATA, g->cluster_bytes - in_cluster,
+                     host_off(host.v + in_cluster), 0, copied};
     for (uint32_t i = 1; run->len < len && i < place->n_left; i++) {
         HostOff next;
         bool next_copied;
-        if (!qcow2_l2_entry_is_plain(g, place->slice, place->index + i, &next, &next_copied) || next_copied != copied ||
-            next.v != run->host.v + run->len || !image_host_is_sane(image, next))
+        if (!qcow2_l2_entry_is_plain(g, place->slice, place->index + i, &next, &next_copied) ||
+            next_copied != copied || next.v != run->host.v + run->len ||
+            !image_host_is_sane(image, next))
             break;
         run->len += g->cluster_bytes;
     }
@@ -201,7 +222,8 @@ static int view_map(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExt
         EntryPlace place;
         GuestOff next = guest_off(off.v + ret_extent->len);
         if (view_try_find_entry(view, next, &place) < 0 || !place.slice ||
-            view_decode_run(view, &place, next, len - ret_extent->len, &run) < 0 || run.kind != QCOW2_CLUSTER_COMPRESSED)
+            view_decode_run(view, &place, next, len - ret_extent->len, &run) < 0 ||
+            run.kind != QCOW2_CLUSTER_COMPRESSED)
             break;
         ret_extent->len += run.len;
     }
@@ -263,11 +285,13 @@ static char *snapshot_names(const Qcow2Image *image)
 {
     GString *s = g_string_new(NULL);
     for (uint32_t i = 0; i < image->header.n_snapshots && s->len < 400; i++)
-        g_string_append_printf(s, "%s%s (%s)", i ? ", " : "", image->snapshots[i].id, image->snapshots[i].name);
+        g_string_append_printf(s, "%s%s (%s)", i ? ", " : "", image->snapshots[i].id,
+                               image->snapshots[i].name);
     return g_string_free(s, false);
 }
 
-static int load_l1(Fiber *self, Qcow2Image *image, HostOff l1, uint64_t n_l1, uint64_t size_bytes, Qcow2View *view, GError **error)
+static int load_l1(Fiber *self, Qcow2Image *image, HostOff l1, uint64_t n_l1, uint64_t size_bytes,
+                   Qcow2View *view, GError **error)
 {
     const Qcow2Geometry *g = &image->geometry;
     uint64_t bytes = n_l1 * sizeof(Be64);
@@ -276,18 +300,22 @@ static int load_l1(Fiber *self, Qcow2Image *image, HostOff l1, uint64_t n_l1, ui
         problem = "is too small for its virtual size";
     else if (bytes > QCOW2_MAX_L1_BYTES)
         problem = "is larger than 32 MiB";
-    else if (n_l1 && (l1.v & (g->cluster_bytes - 1) || l1.v > file_size(image->file) || bytes > file_size(image->file) - l1.v))
+    else if (n_l1 && (l1.v & (g->cluster_bytes - 1) || l1.v > file_size(image->file) ||
+                      bytes > file_size(image->file) - l1.v))
         problem = "does not lie inside the file";
     if (problem) {
-        g_set_error(error, G_FILE_ERROR, G_FILE_ERROR_INVAL, "%s: its L1 table (%" G_GUINT64_FORMAT " entries at offset %#" G_GINT64_MODIFIER
-                    "x) %s: the image is damaged; try 'qemu-img check'", image->name, n_l1, l1.v, problem);
+        g_set_error(error, G_FILE_ERROR, G_FILE_ERROR_INVAL,
+                    "%s: its L1 table (%" G_GUINT64_FORMAT " entries at offset %#" G_GINT64_MODIFIER
+                    "x) %s: the image is damaged; try 'qemu-img check'",
+                    image->name, n_l1, l1.v, problem);
         return -EINVAL;
     }
     view->n_l1 = n_l1;
     view->l1 = g_try_malloc0(MAX(bytes, 8));
     int r = view->l1 ? file_read(self, image->file, l1, view->l1, bytes) : -ENOMEM;
     if (r < 0)
-        g_set_error(error, G_FILE_ERROR, g_file_error_from_errno(-r), "%s: cannot read its L1 table at offset %#" G_GINT64_MODIFIER "x: %s",
+        g_set_error(error, G_FILE_ERROR, g_file_error_from_errno(-r),
+                    "%s: cannot read its L1 table at offset %#" G_GINT64_MODIFIER "x: %s",
                     image->name, l1.v, g_strerror(-r));
     return r;
 }
@@ -301,20 +329,24 @@ static int collect_l2_tables(Qcow2View *view, GError **error)
         if (!e.l2.v && !e.reserved_set)
             continue;
         const char *problem = NULL;
-        if (e.reserved_set || e.l2.v & (image->geometry.cluster_bytes - 1) || image_cluster_of(image, e.l2) >= image->allocator.tail)
+        if (e.reserved_set || e.l2.v & (image->geometry.cluster_bytes - 1) ||
+            image_cluster_of(image, e.l2) >= image->allocator.tail)
             problem = "is damaged";
         else if (!cluster_set_add(&image->metadata, image_cluster_of(image, e.l2)))
             problem = "names a cluster that holds other metadata";
         if (problem) {
-            g_set_error(error, G_FILE_ERROR, G_FILE_ERROR_INVAL, "%s: L1 entry %u (%#" G_GINT64_MODIFIER "x) %s: the image is corrupt; try "
-                        "'qemu-img check -r all', or open it with --read-only", image->name, i, be64_get(view->l1[i]), problem);
+            g_set_error(error, G_FILE_ERROR, G_FILE_ERROR_INVAL,
+                        "%s: L1 entry %u (%#" G_GINT64_MODIFIER "x) %s: the image is corrupt; try "
+                        "'qemu-img check -r all', or open it with --read-only",
+                        image->name, i, be64_get(view->l1[i]), problem);
             return -EUCLEAN;
         }
     }
     return 0;
 }
 
-int qcow2_view_new(Fiber *self, Qcow2Image *image, const char *wanted, Node **ret_node, GError **error)
+int qcow2_view_new(Fiber *self, Qcow2Image *image, const char *wanted, Node **ret_node,
+                   GError **error)
 {
     const Qcow2Header *h = &image->header;
     const Qcow2Snapshot *snapshot = NULL;
@@ -322,19 +354,22 @@ int qcow2_view_new(Fiber *self, Qcow2Image *image, const char *wanted, Node **re
         snapshot = find_snapshot(image, wanted);
         if (!snapshot) {
             g_autofree char *names = snapshot_names(image);
-            g_set_error(error, G_FILE_ERROR, G_FILE_ERROR_NOENT, "%s: has no internal snapshot '%s'; it has %s", image->name, wanted,
+            g_set_error(error, G_FILE_ERROR, G_FILE_ERROR_NOENT,
+                        "%s: has no internal snapshot '%s'; it has %s", image->name, wanted,
                         *names ? names : "none");
             return -ENOENT;
         }
     }
     bool head_for_writing = !snapshot && image->writable;
     if (head_for_writing && image->head) {
-        g_set_error(error, G_FILE_ERROR, G_FILE_ERROR_EXIST, "%s: its head is open for writing already", image->name);
+        g_set_error(error, G_FILE_ERROR, G_FILE_ERROR_EXIST,
+                    "%s: its head is open for writing already", image->name);
         return -EBUSY;
     }
     Qcow2View *view = g_new0(Qcow2View, 1);
     uint64_t size = snapshot ? snapshot->size_bytes : h->size_bytes;
-    g_autofree char *name = snapshot ? g_strdup_printf("%s@%s", image->name, wanted) : g_strdup(image->name);
+    g_autofree char *name =
+        snapshot ? g_strdup_printf("%s@%s", image->name, wanted) : g_strdup(image->name);
     node_init(&view->node, &view_ops, image->loop, name, size);
     view->image = image;
     view->is_head = head_for_writing;
@@ -343,7 +378,8 @@ int qcow2_view_new(Fiber *self, Qcow2Image *image, const char *wanted, Node **re
     file_identity(image->file, view->node.identity.file);
     if (snapshot)
         view->node.identity.view = 1 + (snapshot - image->snapshots);
-    int r = load_l1(self, image, snapshot ? snapshot->l1 : h->l1, snapshot ? snapshot->l1_entries : h->l1_entries, size, view, error);
+    int r = load_l1(self, image, snapshot ? snapshot->l1 : h->l1,
+                    snapshot ? snapshot->l1_entries : h->l1_entries, size, view, error);
     if (r == 0 && head_for_writing)
         r = collect_l2_tables(view, error);
     qcow2_image_ref(image);

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// A view: one L1 table on an image, as a Node. This header is for this folder: look-up of guest offsets,
-// shared by reading (read.c), writing (write.c) and zeroing (zero.c). On the image's loop.
+// A view: one L1 table on an image, as a Node. This header is for this folder: look-up of guest
+// offsets, shared by reading (read.c), writing (write.c) and zeroing (zero.c). On the image's loop.
 #pragma once
 
 #include "chain-core/node.h"
 #include "qcow2/image.h"
 
 struct Qcow2View {
-    Node node;  // must be first
+    Node node; // must be first
     Qcow2Image *image;
-    Be64 *l1;  // the whole table, big-endian; head: as on disk plus changes
+    Be64 *l1; // the whole table, big-endian; head: as on disk plus changes
     uint32_t n_l1;
-    GArray *dirty_l1;  // indices changed (uint64_t), head only
+    GArray *dirty_l1; // indices changed (uint64_t), head only
     bool is_head;
 };
 
@@ -22,9 +22,9 @@ static inline Qcow2View *view_of(Node *node)
 
 // Where the L2 entry of a guest offset lies.
 typedef struct EntryPlace {
-    const void *slice;  // decoded from here; valid until the next suspend point. NULL: no L2 table
-    uint32_t index;     // entry within the slice
-    uint32_t n_left;    // entries from `index` to the end of the slice (or of the L2 table's range)
+    const void *slice; // decoded from here; valid until the next suspend point. NULL: no L2 table
+    uint32_t index;    // entry within the slice
+    uint32_t n_left;   // entries from `index` to the end of the slice (or of the L2 table's range)
 } EntryPlace;
 
 // Finds the place, loading the slice if needed (may suspend; then what was known before is stale).
@@ -35,21 +35,24 @@ int view_try_find_entry(Qcow2View *view, GuestOff off, EntryPlace *ret_place);
 
 // What a guest offset shows, at subcluster granularity, coalesced within the slice.
 typedef struct ViewRun {
-    Qcow2ClusterKind kind;  // UNALLOCATED, ZERO, ZERO_ALLOCATED, DATA, COMPRESSED
-    uint64_t len;           // bytes from the offset asked for
-    HostOff host;           // DATA: of the first byte. COMPRESSED: of the cluster's stream
+    Qcow2ClusterKind kind; // UNALLOCATED, ZERO, ZERO_ALLOCATED, DATA, COMPRESSED
+    uint64_t len;          // bytes from the offset asked for
+    HostOff host;          // DATA: of the first byte. COMPRESSED: of the cluster's stream
     uint32_t compressed_bytes;
-    bool copied;  // DATA: may be written in place
+    bool copied; // DATA: may be written in place
 } ViewRun;
 
-// Decodes the run at `off` from `place`, at most `len` bytes. -EIO (image marked corrupt) for a bad entry.
-int view_decode_run(Qcow2View *view, const EntryPlace *place, GuestOff off, uint64_t len, ViewRun *ret_run);
+// Decodes the run at `off` from `place`, at most `len` bytes. -EIO (image marked corrupt) for a bad
+// entry.
+int view_decode_run(Qcow2View *view, const EntryPlace *place, GuestOff off, uint64_t len,
+                    ViewRun *ret_run);
 // find + decode.
 int view_find_run(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len, ViewRun *ret_run);
 
 // node operations (read.c, write.c, zero.c)
 int view_read_start(Fiber *self, Node *node, GuestOff off, void *buf, size_t len, IoBatch *batch);
-int view_write(Fiber *self, Node *node, GuestOff off, const void *buf, size_t len, NodeIoFlags flags);
+int view_write(Fiber *self, Node *node, GuestOff off, const void *buf, size_t len,
+               NodeIoFlags flags);
 int view_zero(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags);
 int view_discard(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags);
 int view_flush(Fiber *self, Node *node);

@@ -3,12 +3,13 @@
 // written in place; everything else is an allocating write:
 //
 //     lock the guest clusters → plan (pure, from the L2 entries) → take host clusters → read the
-//     edges that the write does not cover → one host write of edges and data → L2 entries in memory → unlock
+//     edges that the write does not cover → one host write of edges and data → L2 entries in memory
+//     → unlock
 //
-// Write order (docs/ordering.md §1): the L2 entry is made only after the host write has completed, so every
-// commit that carries the entry syncs the data first. What the entry named before is freed
-// through commit_free(). If a step fails the clusters taken are given back and the guest sees the old content.
-// In fibers on the image's loop.
+// Write order (docs/ordering.md §1): the L2 entry is made only after the host write has completed,
+// so every commit that carries the entry syncs the data first. What the entry named before is freed
+// through commit_free(). If a step fails the clusters taken are given back and the guest sees the
+// old content. In fibers on the image's loop.
 
 #include <assert.h>
 #include <errno.h>
@@ -21,9 +22,9 @@
 // What an allocating write does to a run of clusters of one L2 slice.
 typedef struct WritePlan {
     uint32_t n_clusters;
-    bool needs_clusters;  // else `host` is the cluster already owned (n_clusters is 1)
+    bool needs_clusters; // else `host` is the cluster already owned (n_clusters is 1)
     HostOff host;
-    uint64_t cow_start, cow_end;  // guest bytes that the host write must make valid, ⊇ the data
+    uint64_t cow_start, cow_end; // guest bytes that the host write must make valid, ⊇ the data
 } WritePlan;
 
 static bool has_host(const Qcow2L2Entry *e)
@@ -37,7 +38,8 @@ static bool has_own_host(const Qcow2L2Entry *e)
 }
 
 // Bits of the subclusters that [from, to) touches in the cluster at `cluster_start` (guest bytes).
-static uint32_t subcluster_mask(const Qcow2Geometry *g, uint64_t cluster_start, uint64_t from, uint64_t to)
+static uint32_t subcluster_mask(const Qcow2Geometry *g, uint64_t cluster_start, uint64_t from,
+                                uint64_t to)
 {
     from = MAX(from, cluster_start);
     to = MIN(to, cluster_start + g->cluster_bytes);
@@ -49,8 +51,8 @@ static uint32_t subcluster_mask(const Qcow2Geometry *g, uint64_t cluster_start, 
 }
 
 // Where the bytes to be made valid begin or end, for the cluster with entry `e` in which `at` lies.
-// A cluster that is copied whole (shared, compressed) extends to its border; otherwise the border of the subcluster,
-// or `at` itself if that subcluster has valid data in place.
+// A cluster that is copied whole (shared, compressed) extends to its border; otherwise the border
+// of the subcluster, or `at` itself if that subcluster has valid data in place.
 static uint64_t cow_border(const Qcow2Geometry *g, const Qcow2L2Entry *e, uint64_t at, bool is_end)
 {
     bool whole = (has_host(e) && !e->copied) || e->kind == QCOW2_CLUSTER_COMPRESSED;
@@ -65,9 +67,10 @@ static uint64_t cow_border(const Qcow2Geometry *g, const Qcow2L2Entry *e, uint64
     return is_end ? at - at % unit + unit : at - at % unit;
 }
 
-// Plans for [off, off+len) from the entries at `index` of `slice`; the range lies inside the slice. Pure.
-static int plan_write(const Qcow2Geometry *g, const void *slice, uint32_t index, GuestOff off, uint64_t len,
-                      WritePlan *plan)
+// Plans for [off, off+len) from the entries at `index` of `slice`; the range lies inside the slice.
+// Pure.
+static int plan_write(const Qcow2Geometry *g, const void *slice, uint32_t index, GuestOff off,
+                      uint64_t len, WritePlan *plan)
 {
     uint64_t end = off.v + len, start = off.v - qcow2_in_cluster(g, off);
     uint32_t n_max = (end - start + g->cluster_bytes - 1) >> g->cluster_bits;
@@ -94,15 +97,15 @@ static int plan_write(const Qcow2Geometry *g, const void *slice, uint32_t index,
     return 0;
 }
 
-// Guest bytes around the data that go into the same host write. Past the view's end the host cluster's
-// rest stays as it is: nobody reads it.
+// Guest bytes around the data that go into the same host write. Past the view's end the host
+// cluster's rest stays as it is: nobody reads it.
 typedef struct Edge {
     uint64_t off, len;
-    uint8_t *data;  // NULL: nothing to write
+    uint8_t *data; // NULL: nothing to write
 } Edge;
 
-// Reads an edge's present content, unless it is zeros and the host has zeros there already. Starts the
-// read in `batch`.
+// Reads an edge's present content, unless it is zeros and the host has zeros there already. Starts
+// the read in `batch`.
 static int edge_start(Fiber *self, Qcow2View *view, Edge *edge, bool host_zeroed, IoBatch *batch)
 {
     if (!edge->len)
@@ -120,12 +123,14 @@ static int edge_start(Fiber *self, Qcow2View *view, Edge *edge, bool host_zeroed
         return -ENOMEM;
     if (zeros || inside < edge->len)
         memset(edge->data + (zeros ? 0 : inside), 0, edge->len - (zeros ? 0 : inside));
-    return zeros ? 0 : view_read_start(self, &view->node, guest_off(edge->off), edge->data, inside, batch);
+    return zeros ? 0
+                 : view_read_start(self, &view->node, guest_off(edge->off), edge->data, inside,
+                                   batch);
 }
 
 // Edges and data as one host write.
-static int write_host(Fiber *self, Qcow2View *view, const WritePlan *plan, HostOff host, bool host_zeroed,
-                      GuestOff off, const void *buf, size_t len)
+static int write_host(Fiber *self, Qcow2View *view, const WritePlan *plan, HostOff host,
+                      bool host_zeroed, GuestOff off, const void *buf, size_t len)
 {
     const Qcow2Geometry *g = &view->image->geometry;
     Edge head = {plan->cow_start, off.v - plan->cow_start, NULL};
@@ -169,8 +174,8 @@ void view_free_old(Qcow2Image *image, const Qcow2L2Entry *old)
 }
 
 // Makes the entries name what was written. Nothing suspends.
-static void link_clusters(Qcow2Image *image, TableSlice *slice, uint32_t index, GuestOff off, const WritePlan *plan,
-                          HostOff host)
+static void link_clusters(Qcow2Image *image, TableSlice *slice, uint32_t index, GuestOff off,
+                          const WritePlan *plan, HostOff host)
 {
     const Qcow2Geometry *g = &image->geometry;
     uint64_t start = off.v - qcow2_in_cluster(g, off);
@@ -184,7 +189,8 @@ static void link_clusters(Qcow2Image *image, TableSlice *slice, uint32_t index, 
             uint64_t cluster_start = start + ((uint64_t)i << g->cluster_bits);
             uint32_t valid = subcluster_mask(g, cluster_start, plan->cow_start, plan->cow_end);
             e.alloc_bitmap = plan->needs_clusters ? valid : old.alloc_bitmap | valid;
-            e.zero_bitmap = (old.kind == QCOW2_CLUSTER_COMPRESSED ? 0 : old.zero_bitmap) & ~e.alloc_bitmap;
+            e.zero_bitmap =
+                (old.kind == QCOW2_CLUSTER_COMPRESSED ? 0 : old.zero_bitmap) & ~e.alloc_bitmap;
         }
         if (plan->needs_clusters)
             view_free_old(image, &old);
@@ -193,16 +199,18 @@ static void link_clusters(Qcow2Image *image, TableSlice *slice, uint32_t index, 
     table_slice_set_dirty(slice, &image->commit.dirty);
 }
 
-// With the clusters locked and the slice held: plan, take, write, link. *ret_len: bytes done (≤ len).
-static int allocate_and_write(Fiber *self, Qcow2View *view, TableSlice *slice, uint32_t index, GuestOff off,
-                              const void *buf, size_t len, size_t *ret_len)
+// With the clusters locked and the slice held: plan, take, write, link. *ret_len: bytes done (≤
+// len).
+static int allocate_and_write(Fiber *self, Qcow2View *view, TableSlice *slice, uint32_t index,
+                              GuestOff off, const void *buf, size_t len, size_t *ret_len)
 {
     Qcow2Image *image = view->image;
     const Qcow2Geometry *g = &image->geometry;
     WritePlan plan;
     int r = plan_write(g, slice->data, index, off, len, &plan);
     if (r < 0)
-        return image_mark_corrupt(image, "L2 entry for guest offset %#" G_GINT64_MODIFIER "x is damaged", off.v);
+        return image_mark_corrupt(
+            image, "L2 entry for guest offset %#" G_GINT64_MODIFIER "x is damaged", off.v);
     if (!plan.n_clusters)
         return 0;
     ClusterRange range = {0};
@@ -220,8 +228,11 @@ static int allocate_and_write(Fiber *self, Qcow2View *view, TableSlice *slice, u
         }
         plan.host = image_cluster_off(image, range.first);
     } else if (!image_host_is_sane(image, plan.host)) {
-        return image_mark_corrupt(image, "guest offset %#" G_GINT64_MODIFIER "x maps to host offset %#" G_GINT64_MODIFIER
-                                         "x, which is no data cluster", off.v, plan.host.v);
+        return image_mark_corrupt(image,
+                                  "guest offset %#" G_GINT64_MODIFIER
+                                  "x maps to host offset %#" G_GINT64_MODIFIER
+                                  "x, which is no data cluster",
+                                  off.v, plan.host.v);
     }
     uint64_t start = off.v - qcow2_in_cluster(g, off);
     len = MIN(len, start + ((uint64_t)plan.n_clusters << g->cluster_bits) - off.v);
@@ -236,9 +247,10 @@ static int allocate_and_write(Fiber *self, Qcow2View *view, TableSlice *slice, u
     return 0;
 }
 
-// An allocating write at `off`, at most up to the end of its L2 slice. *ret_len: bytes done; 0 when the
-// clusters turned out to be writable in place after all (another request allocated them).
-static int write_allocating(Fiber *self, Qcow2View *view, GuestOff off, const void *buf, size_t len, size_t *ret_len)
+// An allocating write at `off`, at most up to the end of its L2 slice. *ret_len: bytes done; 0 when
+// the clusters turned out to be writable in place after all (another request allocated them).
+static int write_allocating(Fiber *self, Qcow2View *view, GuestOff off, const void *buf, size_t len,
+                            size_t *ret_len)
 {
     Qcow2Image *image = view->image;
     const Qcow2Geometry *g = &image->geometry;
@@ -265,7 +277,8 @@ static int write_allocating(Fiber *self, Qcow2View *view, GuestOff off, const vo
     return r;
 }
 
-int view_write(Fiber *self, Node *node, GuestOff off, const void *buf, size_t len, NodeIoFlags flags)
+int view_write(Fiber *self, Node *node, GuestOff off, const void *buf, size_t len,
+               NodeIoFlags flags)
 {
     Qcow2View *view = view_of(node);
     Qcow2Image *image = view->image;

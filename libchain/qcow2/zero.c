@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Write-zeroes and discard on the head: whole clusters (subclusters) become zero entries, so that old
-// backing data never shows through; partial ones are written. Version 2 has no zero entries: zeroes are
-// written, and a discard without a backing child makes clusters unallocated, with one it does nothing.
+// Write-zeroes and discard on the head: whole clusters (subclusters) become zero entries, so that
+// old backing data never shows through; partial ones are written. Version 2 has no zero entries:
+// zeroes are written, and a discard without a backing child makes clusters unallocated, with one it
+// does nothing.
 //
-// Write order (docs/ordering.md §4): the entry changes in memory and reaches the disk with the next commit; the
-// clusters it named are freed only after that. In fibers on the image's loop.
+// Write order (docs/ordering.md §4): the entry changes in memory and reaches the disk with the next
+// commit; the clusters it named are freed only after that. In fibers on the image's loop.
 
 #include <errno.h>
 #include <string.h>
@@ -27,7 +28,8 @@ static int write_zeros(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len)
     return r;
 }
 
-// A piece too small for an entry of its own: nothing to do if it reads as zeros, else zeros are written.
+// A piece too small for an entry of its own: nothing to do if it reads as zeros, else zeros are
+// written.
 static int zero_edge(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len)
 {
     bool is_zero = false;
@@ -41,8 +43,8 @@ static bool shows_below(const Qcow2View *view, GuestOff off)
 }
 
 // The new entry for a whole cluster. True when it differs from the old one.
-static bool plan_whole(const Qcow2View *view, GuestOff off, const Qcow2L2Entry *old, bool unmap, bool *ret_frees,
-                       Qcow2L2Entry *e)
+static bool plan_whole(const Qcow2View *view, GuestOff off, const Qcow2L2Entry *old, bool unmap,
+                       bool *ret_frees, Qcow2L2Entry *e)
 {
     const Qcow2Geometry *g = &view->image->geometry;
     bool v2 = view->image->header.version < 3;
@@ -50,7 +52,8 @@ static bool plan_whole(const Qcow2View *view, GuestOff off, const Qcow2L2Entry *
     *ret_frees = old->kind == QCOW2_CLUSTER_COMPRESSED || (host && (unmap || !old->copied));
     *e = (Qcow2L2Entry){0};
     if (!g->extended_l2) {
-        if (old->kind == QCOW2_CLUSTER_ZERO || (old->kind == QCOW2_CLUSTER_UNALLOCATED && !shows_below(view, off)))
+        if (old->kind == QCOW2_CLUSTER_ZERO ||
+            (old->kind == QCOW2_CLUSTER_UNALLOCATED && !shows_below(view, off)))
             return false;
         if (host && !*ret_frees) {
             if (old->kind == QCOW2_CLUSTER_ZERO_ALLOCATED)
@@ -73,8 +76,10 @@ static bool plan_whole(const Qcow2View *view, GuestOff off, const Qcow2L2Entry *
     return true;
 }
 
-// Changes the entries of the whole clusters from `off` on, as far as the L2 slice reaches. *ret_len: bytes done.
-static int zero_in_slice(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len, bool unmap, uint64_t *ret_len)
+// Changes the entries of the whole clusters from `off` on, as far as the L2 slice reaches.
+// *ret_len: bytes done.
+static int zero_in_slice(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len, bool unmap,
+                         uint64_t *ret_len)
 {
     Qcow2Image *image = view->image;
     const Qcow2Geometry *g = &image->geometry;
@@ -104,8 +109,9 @@ static int zero_in_slice(Fiber *self, Qcow2View *view, GuestOff off, uint64_t le
             Qcow2L2Entry old = qcow2_l2_entry_decode(g, slice->data, index + (c - first)), e;
             bool frees;
             if (old.kind == QCOW2_CLUSTER_BAD) {
-                r = image_mark_corrupt(image, "L2 entry for guest offset %#" G_GINT64_MODIFIER "x is damaged",
-                                       c << g->cluster_bits);
+                r = image_mark_corrupt(
+                    image, "L2 entry for guest offset %#" G_GINT64_MODIFIER "x is damaged",
+                    c << g->cluster_bits);
             } else if (plan_whole(view, guest_off(c << g->cluster_bits), &old, unmap, &frees, &e)) {
                 if (frees)
                     view_free_old(image, &old);
@@ -146,9 +152,11 @@ static int zero_subclusters(Fiber *self, Qcow2View *view, GuestOff off, uint64_t
         Qcow2L2Entry e = qcow2_l2_entry_decode(g, slice->data, index);
         compressed = e.kind == QCOW2_CLUSTER_COMPRESSED;
         if (e.kind == QCOW2_CLUSTER_BAD) {
-            r = image_mark_corrupt(image, "L2 entry for guest offset %#" G_GINT64_MODIFIER "x is damaged", off.v);
+            r = image_mark_corrupt(
+                image, "L2 entry for guest offset %#" G_GINT64_MODIFIER "x is damaged", off.v);
         } else if (!compressed) {
-            uint32_t first = qcow2_in_cluster(g, off) >> g->subcluster_bits, n = len >> g->subcluster_bits;
+            uint32_t first = qcow2_in_cluster(g, off) >> g->subcluster_bits,
+                     n = len >> g->subcluster_bits;
             uint32_t mask = (uint32_t)(((UINT64_C(1) << n) - 1) << first);
             e.alloc_bitmap &= ~mask;
             e.zero_bitmap |= mask;
@@ -175,8 +183,10 @@ static int zero_part(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len)
     return r < 0 ? r : zero_edge(self, view, guest_off(to), end - to);
 }
 
-// Splits [off, off+len) at cluster borders; the view's end counts as one. Returns where the whole clusters lie.
-static void whole_clusters(const Qcow2View *view, GuestOff off, uint64_t len, uint64_t *ret_from, uint64_t *ret_to)
+// Splits [off, off+len) at cluster borders; the view's end counts as one. Returns where the whole
+// clusters lie.
+static void whole_clusters(const Qcow2View *view, GuestOff off, uint64_t len, uint64_t *ret_from,
+                           uint64_t *ret_to)
 {
     uint64_t cb = view->image->geometry.cluster_bytes, end = off.v + len;
     *ret_from = (off.v + cb - 1) & ~(cb - 1);

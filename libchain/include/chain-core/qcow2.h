@@ -21,7 +21,8 @@ struct Qcow2Events {
 typedef struct Qcow2OpenOptions {
     bool read_only;
     bool no_repair;    // leave a dirty image as it is (check)
-    MapMemory *memory; // borrowed
+    MapMemory *memory;   // borrowed
+    const Qcow2Events *events; // borrowed, outlives the image; NULL: nobody is told
 } Qcow2OpenOptions;
 
 // Reads and checks header, L1, refcount table, snapshot table. Takes `file` (also on failure).
