@@ -6,21 +6,44 @@
 #include <glib.h>
 #include <stdatomic.h>
 
+#include "node/map-memory-slot.h"
+
 struct MapMemory {
     uint64_t limit_bytes;
     _Atomic int64_t used_bytes[MAP_MEMORY_N_USES];
+    GMutex mutex; // of the slot
+    void *slot;
+    void (*slot_free)(void *);
 };
 
 MapMemory *map_memory_new(uint64_t limit_bytes)
 {
     MapMemory *m = g_new0(MapMemory, 1);
     m->limit_bytes = limit_bytes;
+    g_mutex_init(&m->mutex);
     return m;
 }
 
 void map_memory_free(MapMemory *m)
 {
+    if (!m)
+        return;
+    if (m->slot)
+        m->slot_free(m->slot);
+    g_mutex_clear(&m->mutex);
     g_free(m);
+}
+
+void *map_memory_slot(MapMemory *m, void *(*make)(void), void (*free)(void *))
+{
+    g_mutex_lock(&m->mutex);
+    if (!m->slot) {
+        m->slot = make();
+        m->slot_free = free;
+    }
+    void *slot = m->slot;
+    g_mutex_unlock(&m->mutex);
+    return slot;
 }
 
 void map_memory_add(MapMemory *m, MapMemoryUse use, int64_t bytes)

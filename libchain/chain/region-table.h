@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// One merged node's own table of regions: a hash table with open addressing whose entries each hold
+// a reference. A hit reads it and sets a mark, touching nothing that another thread uses. What is
+// not marked is dropped first when memory runs short (the clock algorithm). On the node's loop.
+#pragma once
+
+#include <stdatomic.h>
+
+#include "chain-core/loop.h"
+#include "chain/region-cache.h"
+
+typedef struct RegionSlot {
+    uint64_t key; // region number × 2 + 2, plus 1 when used since the hand passed; 0: empty
+    Region *region;
+} RegionSlot;
+
+struct RegionTable {
+    RegionSlot *slots;
+    uint32_t mask; // n_slots - 1
+    uint32_t n_used;
+    uint32_t hand;
+    Loop *loop;
+    MapMemory *memory;
+    RegionCache *cache; // NULL until the first insert
+    LoopCall ask_back;  // from another loop
+    atomic_bool is_asked;
+    Fiber *closing; // waits until `ask_back` has run
+};
+
+void region_table_init(RegionTable *table, Loop *loop, MapMemory *memory);
+// Waits for a message that is on its way to the table.
+void region_table_close(Fiber *self, RegionTable *table);
+// Drops all regions.
+void region_table_clear(RegionTable *table);
+
+static inline uint32_t region_table_home(const RegionTable *table, uint64_t number)
+{
+    return (uint32_t)((number * UINT64_C(0x9e3779b97f4a7c15)) >> 32) & table->mask;
+}
+
+// Borrowed until the next insert, or until the caller suspends; NULL if absent.
+static inline const Region *region_table_find(RegionTable *table, uint64_t number)
+{
+    uint64_t key = number * 2 + 3;
+    for (uint32_t i = region_table_home(table, number);; i = (i + 1) & table->mask) {
+        RegionSlot *slot = &table->slots[i];
+        if (__builtin_expect(slot->key == key, 1))
+            return slot->region;
+        if (slot->key == key - 1) {
+            slot->key = key;
+            return slot->region;
+        }
+        if (!slot->key)
+            return NULL;
+    }
+}
+
+// Takes the reference on `region`, whose number is not in the table. Drops others when the memory's
+// share is used up. -ENOMEM (reference dropped) when the table cannot grow.
+int region_table_insert(RegionTable *table, Region *region);
