@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// From FILE arguments to exports and back. A disk is opened, served, flushed and closed on one
+// loop; the main thread only hands the errand over and waits. What opening did to an image (repair,
+// bitmaps dropped) is logged here, once.
+#include "exports.h"
+
+#include <errno.h>
+
+#include "chain-core/chain.h"
+#include "log.h"
+
+typedef struct Disk {
+    const DiskOption *option;
+    const Options *options;
+    NbdsServer *server;
+    MapMemory *memory;
+    Loop *loop;
+    Node *node; // our reference, for the last flush
+    NbdsExport *export;
+    char *summary;
+    int result;
+    GError *error;
+} Disk;
+
+struct Exports {
+    unsigned n;
+    Disk disks[];
+};
+
+// "20 GiB", "512 bytes", "1.5 TiB"
+static char *size_text(uint64_t bytes)
+{
+    static const char *const units[] = {"bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
+    unsigned unit = 0;
+    double value = (double)bytes;
+    for (; value >= 1024 && unit + 1 < G_N_ELEMENTS(units); unit++)
+        value /= 1024;
+    return g_strdup_printf("%.*f %s", value == (double)(uint64_t)value ? 0 : 1, value, units[unit]);
+}
+
+static char *summarize(const Disk *disk, const ChainInfo *info)
+{
+    g_autofree char *size = size_text(disk->node->size_bytes);
+    g_autofree char *snapshot =
+        disk->options->snapshot ? g_strdup_printf(", snapshot %s", disk->options->snapshot) : NULL;
+    return g_strdup_printf("%s %s, %u layer%s%s%s", size, info->top_format, info->n_layers,
+                           info->n_layers == 1 ? "" : "s", snapshot ? snapshot : "",
+                           disk->node->read_only ? ", read-only" : "");
+}
+
+static void log_notices(const Disk *disk, const ChainInfo *info)
+{
+    for (char **notice = info->notices; notice && *notice; notice++)
+        log_line(LOG_WARNING, "%s", *notice);
+}
+
+static int open_disk(Fiber *self, Disk *disk)
+{
+    const Options *options = disk->options;
+    ChainOpenOptions open = {
+        .format = options->format,
+        .snapshot = options->snapshot,
+        .read_only = options->read_only,
+        .direct = options->direct,
+        .force_share = options->force_share,
+        .memory = disk->memory,
+    };
+    ChainInfo info = {0};
+    int r = chain_open(self, disk->option->file, &open, &disk->node, &info, &disk->error);
+    if (r < 0)
+        return r;
+    disk->summary = summarize(disk, &info);
+    log_notices(disk, &info);
+    chain_info_clear(&info);
+
+    NbdsExportConfig config = {
+        .name = disk->option->name,
+        .description = options->description ? options->description : disk->summary,
+        .node = disk->node,
+        .read_only = options->read_only,
+    };
+    r = nbds_server_add_export(disk->server, &config, &disk->export, &disk->error);
+    if (r < 0) {
+        node_unref_close(self, disk->node);
+        disk->node = NULL;
+    }
+    return r;
+}
+
+static void open_disk_fiber(Fiber *self, void *arg)
+{
+    Disk *disk = arg;
+    disk->result = open_disk(self, disk);
+}
+
+static void close_disk_fiber(Fiber *self, void *arg)
+{
+    Disk *disk = arg;
+    disk->result = disk->node->read_only ? 0 : node_flush(self, disk->node);
+    nbds_server_remove_export(self, disk->export);
+    node_unref_close(self, disk->node);
+    disk->node = NULL;
+}
+
+Exports *exports_open(const Options *options, const Loops *loops, NbdsServer *server,
+                      MapMemory *memory, GError **error)
+{
+    unsigned n = options->disks->len;
+    Exports *exports = g_malloc0(sizeof(*exports) + n * sizeof(exports->disks[0]));
+    for (; exports->n < n; exports->n++) {
+        Disk *disk = &exports->disks[exports->n];
+        *disk = (Disk){
+            .option = g_ptr_array_index(options->disks, exports->n),
+            .options = options,
+            .server = server,
+            .memory = memory,
+            .loop = loops_get(loops, exports->n),
+        };
+        int r = loops_call(disk->loop, open_disk_fiber, disk);
+        if (r < 0)
+            g_set_error(&disk->error, G_FILE_ERROR, G_FILE_ERROR_NOMEM,
+                        "'%s' cannot be opened: no memory for a fiber's stack", disk->option->file);
+        if (disk->error) {
+            g_propagate_error(error, disk->error);
+            exports_close(exports);
+            return NULL;
+        }
+    }
+    return exports;
+}
+
+int exports_close(Exports *exports)
+{
+    int result = 0;
+    for (unsigned i = 0; exports && i < exports->n; i++) {
+        Disk *disk = &exports->disks[i];
+        int r = loops_call(disk->loop, close_disk_fiber, disk);
+        if (r == 0)
+            r = disk->result;
+        if (r < 0) {
+            log_line(LOG_ERROR,
+                     "'%s' could not be flushed at the end: %s; what was written since the last "
+                     "flush may be lost",
+                     disk->option->file, g_strerror(-r));
+            result = -EIO;
+        }
+        g_free(disk->summary);
+    }
+    g_free(exports);
+    return result;
+}
+
+unsigned exports_count(const Exports *exports)
+{
+    return exports->n;
+}
+
+const char *exports_name(const Exports *exports, unsigned i)
+{
+    return exports->disks[i].option->name;
+}
+
+const char *exports_summary(const Exports *exports, unsigned i)
+{
+    return exports->disks[i].summary;
+}

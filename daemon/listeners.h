@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// Where clients knock: the addresses of --nbd, sockets handed in by socket activation, or a
+// private unix socket. Main thread.
+#pragma once
+
+#include <glib.h>
+#include <stdbool.h>
+
+#include "loops.h"
+#include "nbd/server.h"
+
+typedef struct Listeners Listeners;
+
+// Is `address` one that could be listened on? -EINVAL with a sentence if not. Opens nothing.
+int listeners_check_address(const char *address, GError **error);
+
+// Binds everything: the activated sockets (which are taken from the environment), then `addresses`
+// (NULL-terminated), and a private socket when there is neither. NULL with a sentence on failure.
+Listeners *listeners_open(char *const *addresses, GError **error);
+// Removes the sockets that listeners_open() made in the file system. Accepts NULL.
+void listeners_free(Listeners *listeners);
+
+// The daemon was started for a client, and ends with the last one.
+bool listeners_are_activated(const Listeners *listeners);
+
+// From now on clients are served; they were queued since listeners_open(). Once.
+void listeners_serve(Listeners *listeners, NbdsServer *server, const Loops *loops);
+
+// The NBD URIs of an export, one per address; owned, NULL-terminated; empty under activation.
+char **listeners_uris(const Listeners *listeners, const char *export_name);

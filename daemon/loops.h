@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// The daemon's I/O loops, each with its thread. Called from the main thread only.
+#pragma once
+
+#include <glib.h>
+
+#include "chain-core/loop.h"
+
+typedef struct Loops Loops;
+
+// Starts `n` (≥1) loops. NULL with a sentence when the kernel refuses.
+Loops *loops_start(unsigned n, GError **error);
+// Ends each loop when its last fiber ended, and joins its thread. Accepts NULL.
+void loops_stop(Loops *loops);
+
+// Spreads things over the loops: the i-th goes to loop i modulo their number.
+Loop *loops_get(const Loops *loops, unsigned i);
+unsigned loops_count(const Loops *loops);
+
+// Runs fn(arg) in a fiber of `loop` and waits for its end. 0, or -ENOMEM when there is no stack.
+int loops_call(Loop *loop, FiberFn *fn, void *arg);

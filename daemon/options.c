@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// Reads the command line. Options and files may come in any order; what cannot be meant is refused
+// here, before anything is opened, so that a usage error never leaves a socket or a lock behind.
+#include "options.h"
+
+#include <errno.h>
+#include <getopt.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { MAX_LOOPS = 256 };                       // far above any core count; a bound for typos
+static const uint64_t MIN_MAP_MEMORY = 1 << 20; // below, hardly one region fits
+static const uint64_t DEFAULT_MAP_MEMORY = 32 << 20;
+
+static const char help_text[] =
+    "usage: chaind [OPTION]... [NAME=]FILE...\n"
+    "\n"
+    "Serves disk images, each with its whole backing chain, over NBD until it gets SIGTERM or\n"
+    "SIGINT. One FILE without a NAME is the default export. Each export's URI goes to stdout.\n"
+    "\n"
+    "Where to listen\n"
+    "  --nbd ADDRESS        a socket path, HOST:PORT, [IPV6]:PORT or :PORT; may be repeated.\n"
+    "                       Without it: a private unix socket\n"
+    "\n"
+    "What to serve\n"
+    "  --format FORMAT      qcow2 or raw, for every FILE. Needed for raw images, since their\n"
+    "                       content could pretend to be anything\n"
+    "  --snapshot NAME      an internal snapshot, by id or name, instead of the live disk\n"
+    "  --read-only          accept no writes, and leave the files untouched\n"
+    "  --force-share        read even while another program writes; implies --read-only\n"
+    "  --description TEXT   what clients see beside the name\n"
+    "\n"
+    "How\n"
+    "  --direct             direct I/O: past the page cache of the host\n"
+    "  --loops N            threads that serve (1 per disk, at most 1 per CPU)\n"
+    "  --map-memory SIZE    bound on cached tables and maps, e.g. 64M (32M)\n"
+    "  --log LEVEL          error, warning, info or debug (info)\n"
+    "  --help, --version    this text, or the version\n"
+    "\n"
+    "Examples\n"
+    "  chaind disk.qcow2\n"
+    "  nbdcopy -- [ chaind disk.qcow2 ] disk.raw\n"
+    "  chaind --nbd /run/vm.sock --nbd localhost:10809 web=web.qcow2 db=db.qcow2\n"
+    "\n"
+    "Exit status: 0 after a stop by signal or the last client of an activated socket, 1 after an\n"
+    "error, 2 when the command line makes no sense. More in chaind(8).\n";
+
+G_GNUC_PRINTF(2, 3)
+static int refuse(GError **error, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    GError *e = g_error_new_valist(G_OPTION_ERROR, G_OPTION_ERROR_BAD_VALUE, format, args);
+    va_end(args);
+    g_propagate_error(error, e);
+    return -EINVAL;
+}
+
+// Bytes, with an optional K, M, G or T (powers of 1024).
+static bool parse_size(const char *text, uint64_t *ret_bytes)
+{
+    if (!g_ascii_isdigit(*text))
+        return false;
+    char *end = NULL;
+    errno = 0;
+    uint64_t value = g_ascii_strtoull(text, &end, 10);
+    if (errno)
+        return false;
+    unsigned shift = 0;
+    if (*end) {
+        const char *units = "KMGT", *unit = strchr(units, g_ascii_toupper(*end));
+        if (!unit || end[1])
+            return false;
+        shift = 10 * (unsigned)(unit - units + 1);
+    }
+    if (value > UINT64_MAX >> shift)
+        return false;
+    *ret_bytes = value << shift;
+    return true;
+}
+
+// Splits NAME=FILE. A file may itself contain '=': what exists under the whole name is that file.
+static DiskOption *disk_option_new(const char *argument)
+{
+    DiskOption *disk = g_new0(DiskOption, 1);
+    size_t len = strspn(argument, G_CSET_A_2_Z G_CSET_a_2_z G_CSET_DIGITS "._-");
+    if (len > 0 && argument[len] == '=' && access(argument, F_OK) != 0) {
+        disk->name = g_strndup(argument, len);
+        disk->file = g_strdup(argument + len + 1);
+    } else {
+        disk->name = g_strdup("");
+        disk->file = g_strdup(argument);
+    }
+    return disk;
+}
+
+static void disk_option_free(gpointer p)
+{
+    DiskOption *disk = p;
+    g_free(disk->name);
+    g_free(disk->file);
+    g_free(disk);
+}
+
+static int parse_disks(char **arguments, GPtrArray *disks, GError **error)
+{
+    g_autoptr(GHashTable) names = g_hash_table_new(g_str_hash, g_str_equal);
+    for (; *arguments; arguments++) {
+        DiskOption *disk = disk_option_new(*arguments);
+        g_ptr_array_add(disks, disk);
+        if (!*disk->file)
+            return refuse(error, "'%s' names no file: write NAME=FILE", *arguments);
+        if (g_hash_table_add(names, disk->name))
+            continue;
+        if (*disk->name)
+            return refuse(error, "two disks are named '%s': give each its own name", disk->name);
+        return refuse(error,
+                      "only one file can be the default export: write NAME=%s to name this one",
+                      disk->file);
+    }
+    if (disks->len == 0)
+        return refuse(error, "no FILE to serve was given");
+    return 0;
+}
+
+static int parse_value(int option, const char *name, const char *value, Options *options,
+                       GStrvBuilder *addresses, GError **error)
+{
+    uint64_t n;
+    switch (option) {
+    case 'n':
+        if (!*value)
+            return refuse(error, "--nbd needs a socket path or HOST:PORT");
+        g_strv_builder_add(addresses, value);
+        return 0;
+    case 'f':
+        if (strcmp(value, "qcow2") && strcmp(value, "raw"))
+            return refuse(error, "--format is qcow2 or raw, not '%s'", value);
+        g_free(options->format);
+        options->format = g_strdup(value);
+        return 0;
+    case 's':
+        g_free(options->snapshot);
+        options->snapshot = g_strdup(value);
+        return 0;
+    case 't':
+        g_free(options->description);
+        options->description = g_strdup(value);
+        return 0;
+    case 'l':
+        if (!parse_size(value, &n) || n < 1 || n > MAX_LOOPS)
+            return refuse(error, "--loops is a number from 1 to %d, not '%s'", MAX_LOOPS, value);
+        options->n_loops = (unsigned)n;
+        return 0;
+    case 'm':
+        if (!parse_size(value, &n) || n < MIN_MAP_MEMORY)
+            return refuse(error, "--map-memory is a size of at least 1M, such as 64M, not '%s'",
+                          value);
+        options->map_memory_bytes = n;
+        return 0;
+    case 'g':
+        if (!log_level_parse(value, &options->log_level))
+            return refuse(error, "--log is error, warning, info or debug, not '%s'", value);
+        return 0;
+    default:
+        return refuse(error, "--%s is not known", name);
+    }
+}
+
+static const struct option long_options[] = {
+    {"nbd", required_argument, NULL, 'n'},
+    {"format", required_argument, NULL, 'f'},
+    {"snapshot", required_argument, NULL, 's'},
+    {"read-only", no_argument, NULL, 'r'},
+    {"direct", no_argument, NULL, 'd'},
+    {"force-share", no_argument, NULL, 'U'},
+    {"description", required_argument, NULL, 't'},
+    {"loops", required_argument, NULL, 'l'},
+    {"map-memory", required_argument, NULL, 'm'},
+    {"log", required_argument, NULL, 'g'},
+    {"help", no_argument, NULL, 'h'},
+    {"version", no_argument, NULL, 'V'},
+    {0},
+};
+
+static int parse(int argc, char **argv, Options *options, GStrvBuilder *addresses, GError **error)
+{
+    opterr = 0;
+    for (int option, index = 0;
+         (option = getopt_long(argc, argv, ":hV", long_options, &index)) != -1;) {
+        switch (option) {
+        case 'r':
+            options->read_only = true;
+            break;
+        case 'd':
+            options->direct = true;
+            break;
+        case 'U':
+            options->force_share = options->read_only = true;
+            break;
+        case 'h':
+            fputs(help_text, stdout);
+            return 1;
+        case 'V':
+            puts("chaind " CHAIND_VERSION);
+            return 1;
+        case ':':
+            return refuse(error, "%s needs a value", argv[optind - 1]);
+        case '?':
+            return refuse(error, "option '%s' is not known, or takes no value", argv[optind - 1]);
+        default: {
+            int r =
+                parse_value(option, long_options[index].name, optarg, options, addresses, error);
+            if (r < 0)
+                return r;
+        }
+        }
+    }
+    if (options->snapshot)
+        options->read_only = true;
+    return parse_disks(argv + optind, options->disks, error);
+}
+
+int options_parse(int argc, char **argv, Options *ret_options, GError **error)
+{
+    Options options = {
+        .map_memory_bytes = DEFAULT_MAP_MEMORY,
+        .log_level = LOG_INFO,
+        .disks = g_ptr_array_new_with_free_func(disk_option_free),
+    };
+    g_autoptr(GStrvBuilder) addresses = g_strv_builder_new();
+    int r = parse(argc, argv, &options, addresses, error);
+    options.addresses = g_strv_builder_end(addresses);
+    if (r == 0)
+        *ret_options = options;
+    else
+        options_clear(&options);
+    return r;
+}
+
+void options_clear(Options *options)
+{
+    g_strfreev(options->addresses);
+    g_free(options->format);
+    g_free(options->snapshot);
+    g_free(options->description);
+    g_clear_pointer(&options->disks, g_ptr_array_unref);
+}

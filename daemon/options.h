@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// The command line of chaind, parsed and checked. Main thread.
+#pragma once
+
+#include <glib.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "log.h"
+
+// One FILE argument.
+typedef struct DiskOption {
+    char *name; // of the export; "" is the default export
+    char *file;
+} DiskOption;
+
+typedef struct Options {
+    char **addresses; // --nbd, NULL-terminated; empty: a private socket
+    char *format;     // "qcow2", "raw" or NULL
+    char *snapshot;
+    char *description;
+    bool read_only, direct, force_share;
+    unsigned n_loops; // 0: as many as there are disks, at most one per CPU
+    uint64_t map_memory_bytes;
+    LogLevel log_level;
+    GPtrArray *disks; // DiskOption *; at least one
+} Options;
+
+// 0; 1 when the command line asked only for a text (--help, --version), which was then printed; or
+// -EINVAL with a sentence.
+int options_parse(int argc, char **argv, Options *ret_options, GError **error);
+void options_clear(Options *options);

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// One thread takes the signals, so that nothing else of the daemon has to be safe inside a signal
+// handler; the main thread sleeps in stop_wait(). The signal thread lives as long as the process,
+// because it must also see the second signal, when the main thread is busy stopping.
+#include "stop.h"
+
+#include <glib.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "log.h"
+
+struct Stop {
+    sigset_t signals;
+    GMutex mutex;
+    GCond changed;
+    const char *why; // NULL: go on
+};
+
+// The user's terminal went away; without one, SIGHUP asks a daemon to reload, and there is nothing
+// to reload.
+static bool hangup_is_final(void)
+{
+    return isatty(STDERR_FILENO);
+}
+
+static gpointer take_signals(gpointer arg)
+{
+    Stop *stop = arg;
+    for (unsigned n = 0;;) {
+        int signal_number = 0;
+        if (sigwait(&stop->signals, &signal_number) != 0)
+            continue;
+        if (signal_number == SIGHUP && !hangup_is_final()) {
+            log_line(LOG_INFO, "SIGHUP: there is no configuration to read again");
+            continue;
+        }
+        if (n++ > 0) {
+            log_line(LOG_ERROR,
+                     "%s again: leaving at once; writes that no flush confirmed may be "
+                     "lost, and what a crash leaves is repaired at the next open",
+                     strsignal(signal_number));
+            _exit(1);
+        }
+        stop_request(stop, strsignal(signal_number));
+    }
+    return NULL;
+}
+
+Stop *stop_new(void)
+{
+    Stop *stop = g_new0(Stop, 1);
+    sigemptyset(&stop->signals);
+    sigaddset(&stop->signals, SIGTERM);
+    sigaddset(&stop->signals, SIGINT);
+    sigaddset(&stop->signals, SIGHUP);
+    pthread_sigmask(SIG_BLOCK, &stop->signals, NULL);
+    g_mutex_init(&stop->mutex);
+    g_cond_init(&stop->changed);
+    g_thread_unref(g_thread_new("signals", take_signals, stop));
+    return stop;
+}
+
+void stop_request(Stop *stop, const char *why)
+{
+    g_mutex_lock(&stop->mutex);
+    if (!stop->why)
+        stop->why = why;
+    g_cond_signal(&stop->changed);
+    g_mutex_unlock(&stop->mutex);
+}
+
+const char *stop_wait(Stop *stop)
+{
+    g_mutex_lock(&stop->mutex);
+    while (!stop->why)
+        g_cond_wait(&stop->changed, &stop->mutex);
+    const char *why = stop->why;
+    g_mutex_unlock(&stop->mutex);
+    return why;
+}

@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// Why and when the daemon ends: SIGTERM, SIGINT, or the last client of a socket-activated one.
+#pragma once
+
+typedef struct Stop Stop;
+
+// Blocks the signals that stop the daemon in this thread, hence in all that are started from it,
+// and starts the thread that waits for them. Before any other thread. A second signal, while
+// stopping, ends the process at once with status 1.
+Stop *stop_new(void);
+
+// Asks for the end. `why` is a literal for the log. Any thread; returns at once.
+void stop_request(Stop *stop, const char *why);
+// Waits until somebody asked, and returns why.
+const char *stop_wait(Stop *stop);
