@@ -1,0 +1,319 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// The life of a connection.
+//
+//     state         leaves when                                             to
+//     HANDSHAKE     client's flags read                                     OPTIONS
+//                   time out, stop, EOF, unknown flags                      CLOSED
+//     OPTIONS       GO or EXPORT_NAME succeeded                             TRANSMISSION
+//                   ABORT, time out, stop, EOF, breach                      CLOSED
+//     TRANSMISSION  DISC, EOF, breach, stop, export removed, send failed    DRAINING
+//     DRAINING      nothing in flight, sender ended                         CLOSED
+//
+// The handshake reads exact sizes, so nothing is buffered when the socket is handed to the export's
+// loop. On the connection's loop.
+#include "connection.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "server.h"
+
+// How long a client that ended its sending side may take to read the replies still due.
+static const uint64_t LEAVE_TIMEOUT_NS = 30 * 1000000000ull;
+
+static void set_state(NbdsConnection *c, NbdsState state)
+{
+    static const unsigned allowed[] = {
+        [NBDS_STATE_HANDSHAKE] = 1 << NBDS_STATE_OPTIONS | 1 << NBDS_STATE_CLOSED,
+        [NBDS_STATE_OPTIONS] = 1 << NBDS_STATE_TRANSMISSION | 1 << NBDS_STATE_CLOSED,
+        [NBDS_STATE_TRANSMISSION] = 1 << NBDS_STATE_DRAINING,
+        [NBDS_STATE_DRAINING] = 1 << NBDS_STATE_CLOSED,
+        [NBDS_STATE_CLOSED] = 0,
+    };
+    assert(allowed[c->state] & (1u << state));
+    c->state = state;
+}
+
+static void cut(LoopTimer *timer)
+{
+    NbdsConnection *c = (NbdsConnection *)((char *)timer - offsetof(NbdsConnection, timer));
+    stream_shutdown(c->stream);
+}
+
+static void limit_time(NbdsConnection *c, uint64_t ns)
+{
+    loop_timer_stop(c->home->loop, &c->timer);
+    c->timer.fn = cut;
+    loop_timer_start(c->home->loop, &c->timer, ns);
+}
+
+// No fiber of it is left, or only the calling one.
+static void close_connection(NbdsConnection *c)
+{
+    NbdsServer *server = c->home->server;
+    loop_timer_stop(c->home->loop, &c->timer);
+    nbds_server_loop_remove(c->home, c);
+    set_state(c, NBDS_STATE_CLOSED);
+    stream_shutdown(c->stream);
+    stream_free(c->stream);
+    nbds_export_unref(c->export);
+    g_free(c);
+    nbds_server_leave(server);
+}
+
+// --- Draining ---
+
+static void begin_draining(NbdsConnection *c, uint64_t timeout_ns)
+{
+    set_state(c, NBDS_STATE_DRAINING);
+    limit_time(c, timeout_ns);
+}
+
+void nbds_connection_drain(NbdsConnection *c, uint64_t timeout_ns)
+{
+    switch (c->state) {
+    case NBDS_STATE_HANDSHAKE:
+    case NBDS_STATE_OPTIONS:
+        if (c->receiver)
+            fiber_cancel(c->receiver);
+        break;
+    case NBDS_STATE_TRANSMISSION:
+        begin_draining(c, timeout_ns);
+        if (!c->n_executing)
+            fiber_cancel(c->receiver);
+        break;
+    case NBDS_STATE_DRAINING: // the client is leaving already
+        if (c->timer.deadline_ns > loop_now_ns(c->home->loop) + timeout_ns)
+            limit_time(c, timeout_ns);
+        break;
+    case NBDS_STATE_CLOSED:
+        break;
+    }
+}
+
+void nbds_connection_finish_execution(NbdsConnection *c)
+{
+    assert(c->n_executing > 0);
+    if (--c->n_executing == 0 && c->state == NBDS_STATE_DRAINING)
+        fiber_cancel(c->receiver); // its clean-up waits for the replies
+}
+
+// --- Transmission ---
+
+static void transmit(Fiber *self, NbdsConnection *c)
+{
+    nbds_receiver_run(self, c);
+    if (c->state == NBDS_STATE_TRANSMISSION)
+        begin_draining(c, LEAVE_TIMEOUT_NS);
+    while (c->n_in_flight)
+        fiber_queue_wait(self, &c->quiet, false, "nbd: requests in flight");
+    nbds_sender_stop(self, c);
+    nbds_export_leave(c->export);
+    close_connection(c);
+}
+
+// Enters transmission on the export's loop; false when it must be closed instead.
+static bool begin_transmission(NbdsConnection *c)
+{
+    if (nbds_server_is_stopping(c->home->server) || !nbds_export_try_enter(c->export))
+        return false;
+    if (nbds_sender_start(c) < 0) {
+        nbds_export_leave(c->export);
+        return false;
+    }
+    set_state(c, NBDS_STATE_TRANSMISSION);
+    return true;
+}
+
+static void transmit_fiber(Fiber *self, void *arg)
+{
+    NbdsConnection *c = arg;
+    if (begin_transmission(c))
+        transmit(self, c);
+    else
+        close_connection(c);
+}
+
+static void arrive(LoopCall *call)
+{
+    NbdsConnection *c = (NbdsConnection *)((char *)call - offsetof(NbdsConnection, call));
+    c->stream = stream_new_fd(c->home->loop, c->fd);
+    nbds_server_loop_insert(c->home, c);
+    if (fiber_spawn(c->home->loop, "nbd receiver", transmit_fiber, c, &c->receiver) < 0)
+        close_connection(c);
+}
+
+static void hand_over(NbdsConnection *c, NbdsServerLoop *home)
+{
+    nbds_server_loop_remove(c->home, c);
+    c->fd = stream_steal_fd(c->stream);
+    c->stream = NULL;
+    c->receiver = NULL;
+    c->home = home;
+    c->call.fn = arrive;
+    loop_post(home->loop, &c->call); // c is the other loop's from here
+}
+
+// --- Handshake ---
+
+static int send_bytes(Fiber *self, NbdsConnection *c, const void *data, size_t len)
+{
+    struct iovec iov = {(void *)data, len};
+    return len ? stream_send(self, c->stream, &iov, 1) : 0;
+}
+
+static int exchange_flags(Fiber *self, NbdsConnection *c, NbdsHandshake *h)
+{
+    uint8_t greeting[NBDS_GREETING_BYTES], flags[NBDS_CLIENT_FLAGS_BYTES];
+    nbds_wire_put_greeting(greeting);
+    int result = send_bytes(self, c, greeting, sizeof greeting);
+    if (result >= 0)
+        result = stream_recv_all(self, c->stream, flags, sizeof flags);
+    if (result < 0)
+        return result;
+    return nbds_handshake_client_flags(h, nbds_wire_get_client_flags(flags)) ? 0 : -EPROTO;
+}
+
+// The exports as this client sees them, looked up again when they changed.
+typedef struct Exports {
+    GPtrArray *exports;
+    GPtrArray *infos; // of the same, borrowed
+    unsigned generation;
+} Exports;
+
+static NbdsExportTable exports_table(Exports *e, NbdsServer *server)
+{
+    unsigned generation = nbds_server_generation(server);
+    if (!e->exports || e->generation != generation) {
+        g_clear_pointer(&e->exports, g_ptr_array_unref);
+        g_clear_pointer(&e->infos, g_ptr_array_unref);
+        e->generation = generation;
+        e->exports = g_ptr_array_new_with_free_func((GDestroyNotify)nbds_export_unref);
+        e->infos = g_ptr_array_new();
+        nbds_server_list_exports(server, e->exports);
+        for (unsigned i = 0; i < e->exports->len; i++) {
+            NbdsExport *export = e->exports->pdata[i];
+            g_ptr_array_add(e->infos, &export->info);
+        }
+    }
+    return (NbdsExportTable){(const NbdsExportInfo *const *)e->infos->pdata, e->infos->len};
+}
+
+static void exports_done(Exports *e)
+{
+    g_clear_pointer(&e->exports, g_ptr_array_unref);
+    g_clear_pointer(&e->infos, g_ptr_array_unref);
+}
+
+static void agree(NbdsConnection *c, const NbdsHandshake *h, const NbdsExportInfo *info)
+{
+    NbdsExport *export = (NbdsExport *)((char *)info - offsetof(NbdsExport, info));
+    c->export = nbds_export_ref(export);
+    c->session = (NbdsSession){
+        .style = h->style,
+        .contexts = h->contexts,
+        .size_bytes = info->size_bytes,
+        .read_only = info->read_only,
+    };
+}
+
+// One option: 1 to go on, 0 when transmission shall begin, negative to close.
+static int haggle(Fiber *self, NbdsConnection *c, NbdsHandshake *h, Exports *exports,
+                  GByteArray *data, GByteArray *out)
+{
+    uint8_t head[NBDS_OPTION_HEAD_BYTES];
+    uint32_t option, len;
+    int result = stream_recv_all(self, c->stream, head, sizeof head);
+    if (result < 0)
+        return result;
+    if (!nbds_wire_get_option_head(head, &option, &len) || len > NBDS_MAX_OPTION_BYTES)
+        return -EPROTO;
+    g_byte_array_set_size(data, len);
+    if (len && (result = stream_recv_all(self, c->stream, data->data, len)) < 0)
+        return result;
+
+    NbdsServer *server = c->home->server;
+    NbdsExportTable table = exports_table(exports, server);
+    const NbdsExportInfo *info = NULL;
+    g_byte_array_set_size(out, 0);
+    NbdsVerdict verdict = nbds_handshake_option(h, &table, nbds_server_is_stopping(server), option,
+                                                data->data, len, out, &info);
+    if (verdict == NBDS_VERDICT_TRANSMIT)
+        agree(c, h, info);
+    if ((result = send_bytes(self, c, out->data, out->len)) < 0)
+        return result;
+    switch (verdict) {
+    case NBDS_VERDICT_CONTINUE:
+        return 1;
+    case NBDS_VERDICT_TRANSMIT:
+        return 0;
+    case NBDS_VERDICT_CLOSE:
+        break;
+    }
+    return -ECONNABORTED;
+}
+
+static int negotiate(Fiber *self, NbdsConnection *c)
+{
+    NbdsHandshake h = {0};
+    int result = exchange_flags(self, c, &h);
+    if (result < 0)
+        return result;
+    set_state(c, NBDS_STATE_OPTIONS);
+    Exports exports = {0};
+    g_autoptr(GByteArray) data = g_byte_array_new();
+    g_autoptr(GByteArray) out = g_byte_array_new();
+    do {
+        result = haggle(self, c, &h, &exports, data, out);
+    } while (result > 0);
+    exports_done(&exports);
+    return result;
+}
+
+static void handshake_fiber(Fiber *self, void *arg)
+{
+    NbdsConnection *c = arg;
+    limit_time(c, nbds_server_limits(c->home->server)->handshake_timeout_ns);
+    int result = negotiate(self, c);
+    loop_timer_stop(c->home->loop, &c->timer);
+    if (result < 0 || fiber_is_cancelled(self))
+        close_connection(c);
+    else if (c->export->home != c->home)
+        hand_over(c, c->export->home);
+    else
+        transmit_fiber(self, c);
+}
+
+static void set_socket_options(int fd)
+{
+    struct sockaddr_storage address;
+    socklen_t len = sizeof address;
+    if (getsockname(fd, (struct sockaddr *)&address, &len) < 0 ||
+        (address.ss_family != AF_INET && address.ss_family != AF_INET6))
+        return;
+    // Best effort: without them the client is served, only slower, or kept longer when it vanished.
+    static const struct {
+        int level, name, value;
+    } options[] = {
+        {IPPROTO_TCP, TCP_NODELAY, 1},   {SOL_SOCKET, SO_KEEPALIVE, 1},
+        {IPPROTO_TCP, TCP_KEEPIDLE, 60}, {IPPROTO_TCP, TCP_KEEPINTVL, 15},
+        {IPPROTO_TCP, TCP_KEEPCNT, 4},
+    };
+    for (unsigned i = 0; i < G_N_ELEMENTS(options); i++)
+        setsockopt(fd, options[i].level, options[i].name, &options[i].value, sizeof(int));
+}
+
+void nbds_connection_start(NbdsServerLoop *home, int fd)
+{
+    NbdsConnection *c = g_new0(NbdsConnection, 1);
+    set_socket_options(fd);
+    c->home = home;
+    c->stream = stream_new_fd(home->loop, fd);
+    nbds_server_loop_insert(home, c);
+    if (fiber_spawn(home->loop, "nbd handshake", handshake_fiber, c, &c->receiver) < 0)
+        close_connection(c);
+}

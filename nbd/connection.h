@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// One client, from accept to close. It starts on the loop that accepted it and is handed to its
+// export's loop when an export was chosen. Two fibers serve it: the receiver (first the handshake)
+// and the sender; each request has a fiber of its own. On its loop.
+#pragma once
+
+#include "chain-core/stream.h"
+#include "export.h"
+#include "request-check.h"
+#include "server-loop.h"
+
+typedef enum NbdsState {
+    NBDS_STATE_HANDSHAKE,    // greeting sent, waiting for the client's flags
+    NBDS_STATE_OPTIONS,      // option haggling
+    NBDS_STATE_TRANSMISSION, // requests are admitted
+    NBDS_STATE_DRAINING,     // requests in flight end, others are answered ESHUTDOWN
+    NBDS_STATE_CLOSED,       // about to be freed
+} NbdsState;
+
+struct NbdsConnection {
+    NbdsServerLoop *home;
+    NbdsConnection *prev, *next; // in home->connections
+    NbdsState state;
+    Stream *stream;     // NULL while handed over
+    int fd;             // then this
+    LoopCall call;      // the hand-over
+    LoopTimer timer;    // limit of the handshake, later of draining: cuts the stream
+    NbdsExport *export; // a reference, from the end of OPTIONS
+    NbdsSession session;
+    Fiber *receiver; // NULL once ended
+
+    // Receiving (receiver.c): unparsed bytes [pos, end) of `input`.
+    NbdsBuffer *input;
+    uint8_t *pos, *end;
+    uint64_t skip_bytes;     // payload of a refused request still to be dropped
+    uint32_t input_capacity; // of the next small-request buffer
+    uint32_t n_small_receives;
+
+    // Limits. A request is in flight until its reply was handed to the socket, and executing until
+    // its reply is queued.
+    uint32_t n_in_flight, n_executing;
+    uint64_t bytes_in_flight;
+    FiberQueue budget; // the receiver, waiting for less in flight
+    FiberQueue quiet;  // the receiver, waiting for nothing in flight
+
+    // Sending (sender.c).
+    Fiber *sender; // NULL once ended
+    NbdsBuffer *replies, **replies_tail;
+    bool sender_waits, sender_ends;
+    int send_error; // once set, replies are dropped
+    FiberQueue sender_gone;
+};
+
+// Takes `fd`. Starts the handshake; a failure closes it. Counted by the server until it is freed.
+void nbds_connection_start(NbdsServerLoop *home, int fd);
+// Ends it once what is in flight was answered, and at the latest after `timeout_ns`.
+void nbds_connection_drain(NbdsConnection *c, uint64_t timeout_ns);
+// A request is executing no more: the last one of a draining connection ends it.
+void nbds_connection_finish_execution(NbdsConnection *c);
+
+// receiver.c: reads and starts requests; returns when no more will be read.
+void nbds_receiver_run(Fiber *self, NbdsConnection *c);
+
+// sender.c
+int nbds_sender_start(NbdsConnection *c);
+void nbds_sender_queue(NbdsConnection *c, NbdsBuffer *reply); // takes `reply`
+// Instead of a reply for which there is no memory: cuts the client off.
+void nbds_sender_drop(NbdsConnection *c, uint64_t charged_bytes, uint64_t charged_loop_bytes);
+void nbds_sender_stop(Fiber *self, NbdsConnection *c); // the queue must be empty

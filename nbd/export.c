@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// Exports: their facts, references and statistics.
+#include "export.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <string.h>
+
+static int check_string(const char *what, const char *s, GError **error)
+{
+    size_t len = strlen(s);
+    if (len <= NBDS_MAX_STRING && g_utf8_validate(s, len, NULL))
+        return 0;
+    g_set_error(error, G_FILE_ERROR, G_FILE_ERROR_INVAL,
+                "export %s '%.64s…' is longer than %d bytes or not UTF-8: choose another", what,
+                g_utf8_validate(s, len, NULL) ? s : "?", NBDS_MAX_STRING);
+    return -EINVAL;
+}
+
+static uint32_t preferred_bytes(const Node *node)
+{
+    return CLAMP(node->preferred_bytes, 4096, NBDS_MAX_PAYLOAD);
+}
+
+NbdsExport *nbds_export_new(NbdsServerLoop *home, const NbdsExportConfig *config, uint64_t serial,
+                            GError **error)
+{
+    const char *description = config->description ? config->description : "";
+    if (check_string("name", config->name, error) < 0 ||
+        check_string("description", description, error) < 0)
+        return NULL;
+    NbdsExport *export = g_new0(NbdsExport, 1);
+    export->info = (NbdsExportInfo){
+        .serial = serial,
+        .name = g_strdup(config->name),
+        .description = g_strdup(description),
+        .size_bytes = config->node->size_bytes,
+        .preferred_bytes = preferred_bytes(config->node),
+        .read_only = config->read_only || config->node->read_only,
+    };
+    export->home = home;
+    atomic_init(&export->n_refs, 1);
+    port_init(&export->port, config->node, export->info.name);
+    return export;
+}
+
+NbdsExport *nbds_export_ref(NbdsExport *export)
+{
+    atomic_fetch_add_explicit(&export->n_refs, 1, memory_order_relaxed);
+    return export;
+}
+
+void nbds_export_unref(NbdsExport *export)
+{
+    if (!export || atomic_fetch_sub_explicit(&export->n_refs, 1, memory_order_acq_rel) != 1)
+        return;
+    g_free((char *)export->info.name);
+    g_free((char *)export->info.description);
+    g_free(export);
+}
+
+bool nbds_export_try_enter(NbdsExport *export)
+{
+    if (export->is_removed)
+        return false;
+    export->n_connections++;
+    return true;
+}
+
+void nbds_export_leave(NbdsExport *export)
+{
+    if (--export->n_connections == 0)
+        fiber_queue_wake_all(&export->emptied);
+}
+
+void nbds_export_count(NbdsExport *export, NbdsOperation operation, uint64_t bytes, bool failed)
+{
+    nbds_export_add(&export->stats[operation].n_requests, 1);
+    if (failed)
+        nbds_export_add(&export->stats[operation].n_errors, 1);
+    else
+        nbds_export_add(&export->stats[operation].bytes, bytes);
+}
+
+void nbds_export_get_stats(const NbdsExport *export, NbdsExportStats *ret_stats)
+{
+    NbdsExport *e = (NbdsExport *)export; // C17 loads atomics through non-const pointers
+    for (unsigned i = 0; i < NBDS_N_OPERATIONS; i++) {
+        ret_stats->n_requests[i] =
+            atomic_load_explicit(&e->stats[i].n_requests, memory_order_relaxed);
+        ret_stats->n_errors[i] = atomic_load_explicit(&e->stats[i].n_errors, memory_order_relaxed);
+        ret_stats->bytes[i] = atomic_load_explicit(&e->stats[i].bytes, memory_order_relaxed);
+    }
+    ret_stats->n_in_flight = atomic_load_explicit(&e->n_in_flight, memory_order_relaxed);
+    ret_stats->n_clients = atomic_load_explicit(&e->n_connections, memory_order_relaxed);
+}
+
+const char *nbds_export_name(const NbdsExport *export)
+{
+    return export->info.name;
+}
+
+const char *nbds_export_description(const NbdsExport *export)
+{
+    return export->info.description;
+}
+
+uint64_t nbds_export_size_bytes(const NbdsExport *export)
+{
+    return export->info.size_bytes;
+}
+
+bool nbds_export_is_read_only(const NbdsExport *export)
+{
+    return export->info.read_only;
+}
+
+Loop *nbds_export_loop(const NbdsExport *export)
+{
+    return export->home->loop;
+}
+
+Port *nbds_export_port(NbdsExport *export)
+{
+    return &export->port;
+}

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// An export: a name bound to a port on the graph. Its facts and statistics may be read from any
+// thread while a reference is held; the port and the connections only on its loop.
+#pragma once
+
+#include <stdatomic.h>
+
+#include "chain-core/port.h"
+#include "handshake.h"
+#include "nbd/server.h"
+#include "server-loop.h"
+
+struct NbdsExport {
+    NbdsExportInfo info; // strings owned
+    NbdsServerLoop *home;
+    atomic_uint n_refs;     // memory only
+    atomic_bool is_removed; // no client may enter any more
+    Port port;
+    FiberQueue emptied;    // the remover, waiting for the last connection
+    bool sparse_reads_pay; // see request-read.c
+    uint8_t n_reads_to_probe;
+
+    // Written by the loop, read by any thread.
+    struct {
+        _Atomic uint64_t n_requests, n_errors, bytes;
+    } stats[NBDS_N_OPERATIONS];
+    _Atomic uint64_t n_in_flight;
+    atomic_uint n_connections;
+};
+
+NbdsExport *nbds_export_new(NbdsServerLoop *home, const NbdsExportConfig *config, uint64_t serial,
+                            GError **error);
+NbdsExport *nbds_export_ref(NbdsExport *export);
+void nbds_export_unref(NbdsExport *export); // accepts NULL
+
+// One connection more or less; on the export's loop. False: the export is being removed.
+bool nbds_export_try_enter(NbdsExport *export);
+void nbds_export_leave(NbdsExport *export);
+
+// Statistics of one answered request; on the export's loop.
+void nbds_export_count(NbdsExport *export, NbdsOperation operation, uint64_t bytes, bool failed);
+
+static inline void nbds_export_add(_Atomic uint64_t *counter, uint64_t n)
+{
+    // One writer: no locked instruction needed.
+    uint64_t v = atomic_load_explicit(counter, memory_order_relaxed);
+    atomic_store_explicit(counter, v + n, memory_order_relaxed);
+}

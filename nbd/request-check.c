@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// The rules of the transmission phase, most of them in one table. A refusal keeps client and server
+// in step whenever that costs a bounded amount of reading; see RELIABILITY's list of what servers
+// get wrong. Pure.
+#include "request-check.h"
+
+// Payloads are skipped rather than the client dropped up to this. With extended headers the
+// protocol asks to drop above the advertised maximum.
+enum { MAX_SKIPPED_PAYLOAD = 2 * NBDS_MAX_PAYLOAD };
+
+typedef struct Rule {
+    uint16_t flags; // besides FUA, which every command takes
+    bool has_range;
+    bool changes_data;
+    NbdsErrorCode past_end;
+} Rule;
+
+static const Rule rules[] = {
+    [NBDS_CMD_READ] = {NBDS_CMD_FLAG_DF, true, false, NBDS_EINVAL},
+    [NBDS_CMD_WRITE] = {0, true, true, NBDS_ENOSPC},
+    [NBDS_CMD_FLUSH] = {0, false, false, NBDS_OK},
+    [NBDS_CMD_TRIM] = {0, true, true, NBDS_EINVAL},
+    [NBDS_CMD_CACHE] = {0, true, false, NBDS_EINVAL},
+    [NBDS_CMD_WRITE_ZEROES] = {NBDS_CMD_FLAG_NO_HOLE | NBDS_CMD_FLAG_FAST_ZERO, true, true,
+                               NBDS_ENOSPC},
+    [NBDS_CMD_BLOCK_STATUS] = {NBDS_CMD_FLAG_REQ_ONE, true, false, NBDS_EINVAL},
+};
+static const unsigned n_rules = sizeof rules / sizeof rules[0];
+
+static uint64_t payload_bytes(const NbdsSession *session, const NbdsRequestHead *head)
+{
+    bool has_payload = session->style == NBDS_STYLE_EXTENDED
+                           ? head->flags & NBDS_CMD_FLAG_PAYLOAD_LEN
+                           : head->type == NBDS_CMD_WRITE;
+    return has_payload ? head->length : 0;
+}
+
+static uint16_t valid_flags(const NbdsSession *session, uint16_t type)
+{
+    uint16_t flags = rules[type].flags | NBDS_CMD_FLAG_FUA;
+    if (session->style == NBDS_STYLE_SIMPLE)
+        flags &= ~NBDS_CMD_FLAG_DF;
+    if (session->style == NBDS_STYLE_EXTENDED &&
+        (type == NBDS_CMD_WRITE || (type == NBDS_CMD_BLOCK_STATUS && session->contexts)))
+        flags |= NBDS_CMD_FLAG_PAYLOAD_LEN;
+    return flags;
+}
+
+static NbdsCheck refuse(uint64_t payload, NbdsErrorCode error, const char *message)
+{
+    return (NbdsCheck){NBDS_ACTION_REFUSE, payload, error, message};
+}
+
+static bool is_inside(const NbdsSession *session, uint64_t offset, uint64_t length)
+{
+    return offset <= session->size_bytes && length <= session->size_bytes - offset;
+}
+
+// Range and size, when `head->length` is an effect length (or a WRITE's payload).
+static NbdsCheck check_range(const NbdsSession *session, const NbdsRequestHead *head,
+                             uint64_t payload)
+{
+    const Rule *rule = &rules[head->type];
+    if (!rule->has_range && (head->offset || head->length))
+        return refuse(payload, NBDS_EINVAL, "offset and length must be zero");
+    if (rule->has_range && !is_inside(session, head->offset, head->length))
+        return refuse(payload, rule->past_end, "the request reaches past the end of the export");
+    if (head->type == NBDS_CMD_WRITE && head->length > NBDS_MAX_PAYLOAD)
+        return refuse(payload, NBDS_EINVAL, "the request is larger than the maximum payload");
+    if (head->type == NBDS_CMD_READ && head->length > NBDS_MAX_PAYLOAD) {
+        NbdsErrorCode error = session->style == NBDS_STYLE_SIMPLE ? NBDS_EINVAL : NBDS_EOVERFLOW;
+        return refuse(payload, error, "the request is larger than the maximum payload");
+    }
+    if (head->type == NBDS_CMD_BLOCK_STATUS && !head->length)
+        return refuse(payload, NBDS_EINVAL, "a status of no bytes has no answer");
+    return (NbdsCheck){NBDS_ACTION_EXECUTE, payload, NBDS_OK, NULL};
+}
+
+NbdsCheck nbds_request_check(const NbdsSession *session, const NbdsRequestHead *head)
+{
+    uint64_t payload = payload_bytes(session, head);
+    bool extended = session->style == NBDS_STYLE_EXTENDED;
+    if (payload > (extended ? NBDS_MAX_PAYLOAD : MAX_SKIPPED_PAYLOAD))
+        return (NbdsCheck){NBDS_ACTION_BREACH, 0, NBDS_EINVAL, "payload too large"};
+    if (head->type == NBDS_CMD_DISC)
+        return (NbdsCheck){NBDS_ACTION_DISCONNECT, 0, NBDS_OK, NULL};
+    if (head->type >= n_rules)
+        return refuse(payload, NBDS_EINVAL, "unknown command");
+    if (head->flags & ~valid_flags(session, head->type))
+        return refuse(payload, NBDS_EINVAL, "a flag that this command does not take");
+    if (extended && head->type == NBDS_CMD_WRITE && !(head->flags & NBDS_CMD_FLAG_PAYLOAD_LEN))
+        return refuse(payload, NBDS_EINVAL, "a write needs the payload flag");
+    if (rules[head->type].changes_data && session->read_only)
+        return refuse(payload, NBDS_EPERM, "the export is read-only");
+    if (head->type == NBDS_CMD_BLOCK_STATUS) {
+        if (!session->contexts)
+            return refuse(payload, NBDS_EINVAL, "no metadata context was negotiated");
+        if (head->flags & NBDS_CMD_FLAG_PAYLOAD_LEN) {
+            if (payload < 8 || payload > 8 + 4 * NBDS_N_CONTEXTS || payload % 4)
+                return refuse(payload, NBDS_EINVAL, "malformed list of metadata contexts");
+            return (NbdsCheck){NBDS_ACTION_EXECUTE, payload, NBDS_OK, NULL};
+        }
+    }
+    return check_range(session, head, payload);
+}
+
+NbdsCheck nbds_request_check_filter(const NbdsSession *session, const uint8_t *payload,
+                                    size_t payload_len, NbdsRequestHead *head,
+                                    NbdsContextSet *ret_contexts)
+{
+    NbdsContextSet contexts = 0;
+    for (size_t at = 8; at + 4 <= payload_len; at += 4) {
+        NbdsContextSet one = nbds_context_from_id(nbds_wire_get_u32(payload + at));
+        if (!one || !(one & session->contexts) || (one & contexts))
+            return refuse(0, NBDS_EINVAL, "a metadata context that was not negotiated, or twice");
+        contexts |= one;
+    }
+    if (!contexts)
+        return refuse(0, NBDS_EINVAL, "no metadata context asked for");
+    head->length = nbds_wire_get_u64(payload);
+    NbdsCheck check = check_range(session, head, 0);
+    if (check.action == NBDS_ACTION_EXECUTE)
+        *ret_contexts = contexts;
+    return check;
+}

@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// Requests: their life, and the commands that are one call on the node. The order of each is: enter
+// the port, the node's operation, leave the port, queue the reply. The port is never held while
+// waiting for a socket.
+#include "request.h"
+
+#include <assert.h>
+#include <errno.h>
+
+#include "reply.h"
+
+NbdsRequest *nbds_request_take(NbdsConnection *c, const NbdsRequestHead *head)
+{
+    NbdsRequest *request = c->home->free_requests;
+    if (request)
+        c->home->free_requests = request->next;
+    else if (!(request = g_try_new(NbdsRequest, 1)))
+        return NULL;
+    *request = (NbdsRequest){.connection = c, .head = *head, .contexts = c->session.contexts};
+    return request;
+}
+
+static void free_request(NbdsRequest *request)
+{
+    NbdsServerLoop *home = request->connection->home;
+    nbds_buffer_unref(request->input);
+    request->next = home->free_requests;
+    home->free_requests = request;
+}
+
+// The stages count differently: executing ends here, in flight when the reply was sent.
+static void queue_last(NbdsRequest *request, NbdsBuffer *reply)
+{
+    reply->charged_bytes = request->charged_bytes;
+    reply->charged_loop_bytes = request->charged_loop_bytes;
+    reply->ends_request = true;
+    nbds_sender_queue(request->connection, reply);
+}
+
+// Command numbers and operations differ: there is no statistic of DISC.
+static NbdsOperation operation_of(uint16_t type)
+{
+    static const NbdsOperation operations[] = {
+        [NBDS_CMD_READ] = NBDS_OPERATION_READ,
+        [NBDS_CMD_WRITE] = NBDS_OPERATION_WRITE,
+        [NBDS_CMD_FLUSH] = NBDS_OPERATION_FLUSH,
+        [NBDS_CMD_TRIM] = NBDS_OPERATION_TRIM,
+        [NBDS_CMD_CACHE] = NBDS_OPERATION_CACHE,
+        [NBDS_CMD_WRITE_ZEROES] = NBDS_OPERATION_WRITE_ZEROES,
+        [NBDS_CMD_BLOCK_STATUS] = NBDS_OPERATION_BLOCK_STATUS,
+    };
+    return operations[type];
+}
+
+void nbds_request_finish(NbdsRequest *request, NbdsBuffer *reply, bool failed)
+{
+    NbdsConnection *c = request->connection;
+    nbds_export_count(c->export, operation_of(request->head.type), request->head.length, failed);
+    nbds_export_add(&c->export->n_in_flight, -1);
+    nbds_connection_finish_execution(c);
+    if (reply)
+        queue_last(request, reply);
+    else
+        nbds_sender_drop(c, request->charged_bytes, request->charged_loop_bytes);
+    free_request(request);
+}
+
+void nbds_request_answer(NbdsRequest *request, int result)
+{
+    NbdsConnection *c = request->connection;
+    NbdsBuffer *reply;
+    if (result >= 0)
+        reply = nbds_reply_ack(&c->home->pool, c->session.style, &request->head);
+    else
+        reply = nbds_reply_error(&c->home->pool, c->session.style, &request->head,
+                                 nbds_error_from_errno(result), NULL);
+    nbds_request_finish(request, reply, result < 0);
+}
+
+void nbds_request_refuse(NbdsRequest *request, NbdsErrorCode error, const char *message)
+{
+    NbdsConnection *c = request->connection;
+    NbdsBuffer *reply =
+        nbds_reply_error(&c->home->pool, c->session.style, &request->head, error, message);
+    if (request->head.type <= NBDS_CMD_BLOCK_STATUS && request->head.type != NBDS_CMD_DISC)
+        nbds_export_count(c->export, operation_of(request->head.type), 0, true);
+    if (reply)
+        queue_last(request, reply);
+    else
+        nbds_sender_drop(c, request->charged_bytes, request->charged_loop_bytes);
+    free_request(request);
+}
+
+Node *nbds_request_enter(Fiber *self, const NbdsRequest *request)
+{
+    Port *port = &request->connection->export->port;
+    Node *node = port_enter(self, port);
+    // The client was promised a size; a port may since have been moved to a smaller node.
+    uint64_t size = node->size_bytes;
+    if (request->head.offset <= size && request->head.length <= size - request->head.offset)
+        return node;
+    port_leave(port);
+    return NULL;
+}
+
+static NodeIoFlags io_flags(const NbdsRequestHead *head)
+{
+    NodeIoFlags flags = 0;
+    if (head->flags & NBDS_CMD_FLAG_FUA)
+        flags |= NODE_IO_FUA;
+    if (head->flags & NBDS_CMD_FLAG_NO_HOLE)
+        flags |= NODE_IO_NO_UNMAP;
+    if (head->flags & NBDS_CMD_FLAG_FAST_ZERO)
+        flags |= NODE_IO_FAST_ZERO;
+    return flags;
+}
+
+static int write_zeroes(Fiber *self, Node *node, const NbdsRequestHead *head)
+{
+    int result = node_zero(self, node, guest_off(head->offset), head->length, io_flags(head));
+    // Only a client that asked for speed may hear "not supported".
+    if (result == -ENOTSUP && !(head->flags & NBDS_CMD_FLAG_FAST_ZERO))
+        return -EIO;
+    return result;
+}
+
+// Reads into a scratch buffer, so that what lies below has it cached.
+static int cache(Fiber *self, Node *node, NbdsBufferPool *pool, const NbdsRequestHead *head)
+{
+    enum { MAX_CACHED = NBDS_MAX_PAYLOAD, STEP = 256 << 10 };
+    uint64_t left = MIN(head->length, MAX_CACHED), offset = head->offset;
+    NbdsBuffer *scratch = nbds_buffer_take(pool, STEP);
+    if (!scratch)
+        return -ENOMEM;
+    int result = 0;
+    while (left && result >= 0) {
+        size_t n = MIN(left, STEP);
+        result = node_read(self, node, guest_off(offset), nbds_buffer_bytes(scratch), n);
+        offset += n;
+        left -= n;
+    }
+    nbds_buffer_unref(scratch);
+    return result;
+}
+
+static int execute(Fiber *self, NbdsRequest *request, Node *node)
+{
+    const NbdsRequestHead *head = &request->head;
+    if (!head->length && head->type != NBDS_CMD_FLUSH)
+        return 0;
+    switch ((NbdsCommand)head->type) {
+    case NBDS_CMD_WRITE:
+        return node_write(self, node, guest_off(head->offset), request->payload, head->length,
+                          io_flags(head));
+    case NBDS_CMD_WRITE_ZEROES:
+        return write_zeroes(self, node, head);
+    case NBDS_CMD_TRIM:
+        return node_discard(self, node, guest_off(head->offset), head->length, io_flags(head));
+    case NBDS_CMD_FLUSH:
+        return node->read_only ? 0 : node_flush(self, node);
+    case NBDS_CMD_CACHE:
+        return cache(self, node, &request->connection->home->pool, head);
+    case NBDS_CMD_READ:
+    case NBDS_CMD_DISC:
+    case NBDS_CMD_BLOCK_STATUS:
+        break;
+    }
+    assert(!"not a plain command");
+    return -EINVAL;
+}
+
+static void run(Fiber *self, void *arg)
+{
+    NbdsRequest *request = arg;
+    if (request->head.type == NBDS_CMD_READ)
+        return nbds_request_read(self, request);
+    if (request->head.type == NBDS_CMD_BLOCK_STATUS)
+        return nbds_request_status(self, request);
+    Node *node = nbds_request_enter(self, request);
+    int result = -EINVAL;
+    if (node) {
+        result = execute(self, request, node);
+        port_leave(&request->connection->export->port);
+    }
+    nbds_request_answer(request, result);
+}
+
+void nbds_request_start(Fiber *self, NbdsRequest *request)
+{
+    NbdsConnection *c = request->connection;
+    c->n_executing++;
+    nbds_export_add(&c->export->n_in_flight, 1);
+    // Without a fiber the receiver does the work itself: slower, and it reads no further meanwhile.
+    if (fiber_spawn(c->home->loop, "nbd request", run, request, NULL) < 0)
+        run(self, request);
+}

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// A request in flight: admitted with its payload complete, executed by a fiber of its own, done
+// when its reply is queued. On its connection's loop.
+#pragma once
+
+#include "connection.h"
+
+struct NbdsRequest {
+    NbdsRequest *next; // free list
+    NbdsConnection *connection;
+    NbdsRequestHead head;
+    NbdsContextSet contexts; // BLOCK_STATUS: those to answer
+    NbdsBuffer *input;       // a reference while `payload` is used
+    const uint8_t *payload;
+    uint64_t charged_bytes; // given back when the reply was sent
+    uint64_t charged_loop_bytes;
+};
+
+// From the free list. NULL when memory is out.
+NbdsRequest *nbds_request_take(NbdsConnection *c, const NbdsRequestHead *head);
+// Executes it in a fiber of its own, or on `self` when no fiber can be had. Takes `request`.
+void nbds_request_start(Fiber *self, NbdsRequest *request);
+// Queues `reply` as its last one (NULL: memory is out, the client is cut off), counts it, frees it.
+void nbds_request_finish(NbdsRequest *request, NbdsBuffer *reply, bool failed);
+// The same with an acknowledgement or, for a negative `result`, an error.
+void nbds_request_answer(NbdsRequest *request, int result);
+void nbds_request_refuse(NbdsRequest *request, NbdsErrorCode error, const char *message);
+
+// Enters the graph for this request: the node to use, or NULL (and outside again) when its range no
+// longer lies inside the node. Pair with port_leave().
+Node *nbds_request_enter(Fiber *self, const NbdsRequest *request);
+
+void nbds_request_read(Fiber *self, NbdsRequest *request);   // request-read.c
+void nbds_request_status(Fiber *self, NbdsRequest *request); // request-status.c

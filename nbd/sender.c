@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// The sending side of a connection: a queue of replies and one fiber that hands all that wait to
+// the socket in one call. What a sent reply gives back lets the receiver go on; a client that does
+// not read its replies is therefore not read from either.
+#include <assert.h>
+#include <errno.h>
+#include <sys/uio.h>
+
+#include "connection.h"
+
+enum { MAX_BATCH = 64 };
+
+// The bytes and the place that one request held.
+static void give_back(NbdsConnection *c, uint64_t bytes, uint64_t loop_bytes)
+{
+    assert(c->n_in_flight > 0 && c->bytes_in_flight >= bytes);
+    c->n_in_flight--;
+    c->bytes_in_flight -= bytes;
+    if (loop_bytes)
+        fiber_semaphore_release(&c->home->budget, loop_bytes);
+}
+
+static void wake_receiver(NbdsConnection *c)
+{
+    fiber_queue_wake_all(&c->budget);
+    if (!c->n_in_flight)
+        fiber_queue_wake_all(&c->quiet);
+}
+
+static void fail(NbdsConnection *c, int error)
+{
+    if (c->send_error)
+        return;
+    c->send_error = error;
+    stream_shutdown(c->stream); // the receiver ends too
+}
+
+void nbds_sender_queue(NbdsConnection *c, NbdsBuffer *reply)
+{
+    reply->next = NULL;
+    *c->replies_tail = reply;
+    c->replies_tail = &reply->next;
+    if (c->sender_waits) {
+        c->sender_waits = false;
+        fiber_wake(c->sender);
+    }
+}
+
+void nbds_sender_drop(NbdsConnection *c, uint64_t bytes, uint64_t loop_bytes)
+{
+    fail(c, -ENOMEM);
+    give_back(c, bytes, loop_bytes);
+    wake_receiver(c);
+}
+
+static void send_batch(Fiber *self, NbdsConnection *c)
+{
+    struct iovec iov[MAX_BATCH];
+    unsigned n = 0;
+    NbdsBuffer *batch = c->replies, *last = NULL;
+    for (NbdsBuffer *reply = batch; reply && n < MAX_BATCH; reply = reply->next) {
+        iov[n++] = (struct iovec){reply->start, reply->length};
+        last = reply;
+    }
+    c->replies = last->next;
+    if (!c->replies)
+        c->replies_tail = &c->replies;
+    last->next = NULL;
+
+    if (!c->send_error) {
+        int result = stream_send(self, c->stream, iov, n);
+        if (result < 0)
+            fail(c, result);
+    }
+    while (batch) {
+        NbdsBuffer *reply = batch;
+        batch = reply->next;
+        if (reply->ends_request)
+            give_back(c, reply->charged_bytes, reply->charged_loop_bytes);
+        nbds_buffer_unref(reply);
+    }
+    wake_receiver(c);
+}
+
+static void sender(Fiber *self, void *arg)
+{
+    NbdsConnection *c = arg;
+    for (;;) {
+        if (c->replies) {
+            send_batch(self, c);
+        } else if (c->sender_ends) {
+            break;
+        } else {
+            c->sender_waits = true;
+            fiber_suspend(self, "nbd: no reply to send");
+            c->sender_waits = false;
+        }
+    }
+    c->sender = NULL;
+    fiber_queue_wake_all(&c->sender_gone);
+}
+
+int nbds_sender_start(NbdsConnection *c)
+{
+    c->replies_tail = &c->replies;
+    // The fiber may run before this returns; fiber_spawn() sets c->sender first.
+    return fiber_spawn(c->home->loop, "nbd sender", sender, c, &c->sender);
+}
+
+void nbds_sender_stop(Fiber *self, NbdsConnection *c)
+{
+    assert(!c->replies);
+    c->sender_ends = true;
+    if (c->sender)
+        fiber_wake(c->sender);
+    while (c->sender)
+        fiber_queue_wait(self, &c->sender_gone, false, "nbd: sender's end");
+}

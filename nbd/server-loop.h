@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// A server's part on one loop: the connections served there and the resources they share. Made from
+// any thread (with the server's lock), used on its loop only.
+#pragma once
+
+#include "buffer.h"
+#include "chain-core/fiber-sync.h"
+#include "chain-core/loop.h"
+#include "nbd/server.h"
+
+typedef struct NbdsConnection NbdsConnection;
+typedef struct NbdsRequest NbdsRequest;
+
+typedef struct NbdsServerLoop {
+    NbdsServer *server;
+    Loop *loop;
+    NbdsConnection *connections; // doubly linked through prev, next
+    NbdsBufferPool pool;
+    NbdsRequest *free_requests;
+    FiberSemaphore budget; // bytes that connections may have in flight beyond their first MiB
+    LoopCall drain_call;   // the server's stop
+} NbdsServerLoop;
+
+NbdsServerLoop *nbds_server_loop_new(NbdsServer *server, Loop *loop, uint64_t max_loop_bytes);
+void nbds_server_loop_free(NbdsServerLoop *home); // no connection left
+
+void nbds_server_loop_insert(NbdsServerLoop *home, NbdsConnection *connection);
+void nbds_server_loop_remove(NbdsServerLoop *home, NbdsConnection *connection);

@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// What connections need of their server. Any thread.
+#pragma once
+
+#include "export.h"
+#include "nbd/server.h"
+
+const NbdsLimits *nbds_server_limits(const NbdsServer *server); // defaults filled in
+bool nbds_server_is_stopping(const NbdsServer *server);
+// Changes with every export added or removed.
+unsigned nbds_server_generation(const NbdsServer *server);
+// Adds a reference on each export to `exports`, whose free function is nbds_export_unref().
+void nbds_server_list_exports(NbdsServer *server, GPtrArray *exports);
+// A connection is gone (its last act: the server may be freed meanwhile).
+void nbds_server_leave(NbdsServer *server);
