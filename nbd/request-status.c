@@ -11,7 +11,7 @@
 // Far below the protocol's bound: what one request may hold in memory. Clients ask again from where
 // an answer ends.
 enum { MAX_EXTENTS = 1 << 16 };
-_Static_assert(MAX_EXTENTS <= NBDS_MAX_EXTENTS, "the protocol's bound");
+_Static_assert((int)MAX_EXTENTS <= (int)NBDS_MAX_EXTENTS, "the protocol's bound");
 
 typedef struct Walk {
     NbdsExtentList lists[NBDS_N_CONTEXTS];
