@@ -5,6 +5,7 @@
 
 #include "chain-core/map-memory.h"
 #include "chain-core/node.h"
+#include "chain-core/qcow2.h"
 
 typedef struct ChainOpenOptions {
     const char
@@ -13,8 +14,9 @@ typedef struct ChainOpenOptions {
         *snapshot; // internal snapshot of the top image, by id or name; read-only. NULL: head
     bool read_only;
     bool direct;
-    bool force_share;  // take no locks that exclude others; implies read_only
-    MapMemory *memory; // borrowed, outlives the chain
+    bool force_share;          // take no locks that exclude others; implies read_only
+    MapMemory *memory;         // borrowed, outlives the chain
+    const Qcow2Events *events; // borrowed, outlives the chain; NULL: nobody is told
 } ChainOpenOptions;
 
 typedef struct ChainInfo {
@@ -29,3 +31,9 @@ void chain_info_clear(ChainInfo *info);
 enum { CHAIN_MAX_LAYERS = 1000 };
 int chain_open(Fiber *self, const char *path, const ChainOpenOptions *options, Node **ret_node,
                ChainInfo *ret_info, GError **error);
+
+// Makes `below` (NULL: nothing) the backing layer of `overlay`, with a merged map between them that
+// answers for all that lies below. Takes new references. Drained, if requests can reach `overlay`.
+void chain_set_backing(Fiber *self, Node *overlay, Node *below, MapMemory *memory);
+// The next layer or filter below `node`, merged maps skipped; NULL at the base. Borrowed.
+Node *chain_backing(const Node *node);

@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// A name with a colon before its first slash may be a protocol. The ones QEMU knows are refused by
+// name, and so is whatever looks like a URL; any other colon is part of a file's name. Names come
+// from images that nobody vouches for: what is not understood is refused, never guessed. Pure.
+#include "chain/image-name.h"
+
+#include <errno.h>
+#include <jansson.h>
+#include <string.h>
+
+#include "base/error.h"
+
+void image_name_clear(ImageName *name)
+{
+    g_free(name->path);
+    *name = (ImageName){0};
+}
+
+int image_format_parse(const char *format, const char **ret_format, GError **error)
+{
+    if (g_str_equal(format, "qcow2"))
+        *ret_format = "qcow2";
+    else if (g_str_equal(format, "raw") || g_str_equal(format, "file") ||
+             g_str_equal(format, "host_device"))
+        *ret_format = "raw";
+    else
+        return error_set(error, -ENOTSUP, "the format '%s' is not supported, only qcow2 and raw",
+                         format);
+    return 0;
+}
+
+char *image_name_beside(const char *beside, const char *name)
+{
+    const char *slash = strrchr(beside, '/');
+    if (!slash || name[0] == '/')
+        return g_strdup(name);
+    return g_strdup_printf("%.*s%s", (int)(slash + 1 - beside), beside, name);
+}
+
+static bool is_foreign_protocol(const char *text, size_t len)
+{
+    static const char *const known[] = {
+        "blkdebug", "blklogwrites", "blkreplay",    "blkverify",   "fat",          "ftp",
+        "ftps",     "gluster",      "gluster+rdma", "gluster+tcp", "gluster+unix", "host_cdrom",
+        "http",     "https",        "iscsi",        "iser",        "nbd",          "nbd+tcp",
+        "nbd+unix", "nfs",          "null-aio",     "null-co",     "nvme",         "rbd",
+        "sheepdog", "ssh",          "vitastor",     "vxhs",
+    };
+    if (g_str_has_prefix(text + len, "://"))
+        return true;
+    for (size_t i = 0; i < G_N_ELEMENTS(known); i++) {
+        if (strlen(known[i]) == len && strncmp(text, known[i], len) == 0)
+            return true;
+    }
+    return false;
+}
+
+// -- json: ----------------------------------------------------------------------------------
+
+// The object at `key`, with what is written flat beside it ("key.name": …) put in. A new reference;
+// NULL when there is neither.
+static json_t *json_child(json_t *object, const char *key)
+{
+    json_t *nested = json_object_get(object, key);
+    json_t *child = json_is_object(nested) ? json_copy(nested) : NULL;
+    size_t len = strlen(key);
+    const char *name;
+    json_t *value;
+    json_object_foreach(object, name, value)
+    {
+        if (strncmp(name, key, len) != 0 || name[len] != '.')
+            continue;
+        if (!child)
+            child = json_object();
+        json_object_set(child, name + len + 1, value);
+    }
+    return child;
+}
+
+// Options of QEMU that say how, not what, to read.
+static bool is_harmless_option(const char *name)
+{
+    static const char *const harmless[] = {
+        "aio",       "auto-read-only", "detect-zeroes",         "discard", "force-share", "locking",
+        "node-name", "read-only",      "x-check-cache-dropped",
+    };
+    for (size_t i = 0; i < G_N_ELEMENTS(harmless); i++) {
+        if (g_str_equal(name, harmless[i]))
+            return true;
+    }
+    return g_str_equal(name, "cache") || g_str_has_prefix(name, "cache.");
+}
+
+static int refuse_other_options(json_t *object, const char *const *understood, GError **error)
+{
+    const char *name;
+    json_t *value;
+    json_object_foreach(object, name, value)
+    {
+        size_t len = strcspn(name, ".");
+        bool is_known = is_harmless_option(name);
+        for (const char *const *u = understood; *u && !is_known; u++)
+            is_known = strlen(*u) == len && strncmp(*u, name, len) == 0;
+        if (!is_known)
+            return error_set(error, -ENOTSUP, "the option '%s' of a json: name is not supported",
+                             name);
+    }
+    return 0;
+}
+
+static int parse_json_file(json_t *object, const char *driver, ImageName *name, GError **error)
+{
+    static const char *const understood[] = {"driver", "filename", NULL};
+    if (driver && !g_str_equal(driver, "file") && !g_str_equal(driver, "host_device"))
+        return error_set(error, -ENOTSUP,
+                         "the driver '%s' of a json: name is not supported, only qcow2, raw, file "
+                         "and host_device",
+                         driver);
+    int r = refuse_other_options(object, understood, error);
+    if (r < 0)
+        return r;
+    const char *path = json_string_value(json_object_get(object, "filename"));
+    if (!path || !*path)
+        return error_set(error, -EINVAL, "the json: name has no \"filename\"");
+    name->path = g_strdup(path);
+    return 0;
+}
+
+enum { MAX_DEPTH = 4 }; // formats over each other; one raw between format and file makes sense
+
+static int parse_json_object(json_t *object, unsigned depth, ImageName *name, GError **error);
+
+static int parse_json_format(json_t *object, const char *driver, unsigned depth, ImageName *name,
+                             GError **error)
+{
+    static const char *const understood[] = {"driver", "file", "backing", NULL};
+    int r = refuse_other_options(object, understood, error);
+    if (r < 0)
+        return r;
+    json_t *backing = json_object_get(object, "backing");
+    if (backing && !json_is_null(backing))
+        return error_set(error, -ENOTSUP,
+                         "a json: name that replaces the backing file is not supported");
+    name->is_backing_cut |= backing != NULL;
+    if (driver && depth == 0)
+        name->format = g_str_equal(driver, "qcow2") ? "qcow2" : "raw";
+    else if (driver && g_str_equal(driver, "qcow2"))
+        return error_set(error, -ENOTSUP, "a qcow2 image inside an image is not supported");
+    json_t *file = depth < MAX_DEPTH ? json_child(object, "file") : NULL;
+    if (!file)
+        return error_set(error, -EINVAL, "the json: name has no \"file\"");
+    r = parse_json_object(file, depth + 1, name, error);
+    json_decref(file);
+    return r;
+}
+
+static int parse_json_object(json_t *object, unsigned depth, ImageName *name, GError **error)
+{
+    json_t *driver_value = json_object_get(object, "driver");
+    const char *driver = json_string_value(driver_value);
+    if (driver_value && !driver)
+        return error_set(error, -EINVAL, "the \"driver\" of a json: name is not a string");
+    bool is_format = driver ? g_str_equal(driver, "qcow2") || g_str_equal(driver, "raw")
+                            : json_object_get(object, "filename") == NULL;
+    return is_format ? parse_json_format(object, driver, depth, name, error)
+                     : parse_json_file(object, driver, name, error);
+}
+
+// The parser recurses, and so does what reads its result: deep nesting must not reach them.
+static bool is_nested_deeply(const char *text)
+{
+    enum { MAX_NESTING = 16 };
+    int depth = 0;
+    for (bool in_string = false; *text; text++) {
+        if (in_string && *text == '\\' && text[1])
+            text++;
+        else if (*text == '"')
+            in_string = !in_string;
+        else if (!in_string && (*text == '{' || *text == '['))
+            depth++;
+        else if (!in_string && (*text == '}' || *text == ']'))
+            depth--;
+        if (depth > MAX_NESTING)
+            return true;
+    }
+    return false;
+}
+
+static int parse_json(const char *text, ImageName *name, GError **error)
+{
+    if (is_nested_deeply(text))
+        return error_set(error, -EINVAL, "the json: name is nested too deeply");
+    json_error_t where;
+    json_t *object = json_loads(text, JSON_REJECT_DUPLICATES, &where);
+    if (!object)
+        return error_set(error, -EINVAL, "the json: name is not valid JSON: %s", where.text);
+    int r = json_is_object(object)
+                ? parse_json_object(object, 0, name, error)
+                : error_set(error, -EINVAL, "the json: name is not a JSON object");
+    json_decref(object);
+    return r;
+}
+
+// -- all names --------------------------------------------------------------------------------
+
+static int parse_plain(const char *text, const char *overlay, ImageName *name, GError **error)
+{
+    size_t len = strcspn(text, ":/");
+    if (text[len] == ':' && is_foreign_protocol(text, len))
+        return error_set(error, -ENOTSUP, "the protocol '%.*s' is not supported, only files",
+                         (int)len, text);
+    if (g_str_has_prefix(text, "file:")) {
+        text += strlen("file:");
+        overlay = NULL;
+    } else if (g_str_has_prefix(text, "host_device:")) {
+        text += strlen("host_device:");
+        overlay = NULL;
+    }
+    if (!*text)
+        return error_set(error, -EINVAL, "the image's name is empty");
+    name->path = overlay ? image_name_beside(overlay, text) : g_strdup(text);
+    return 0;
+}
+
+int image_name_parse(const char *text, const char *overlay, ImageName *ret_name, GError **error)
+{
+    ImageName name = {0};
+    int r = g_str_has_prefix(text, "json:") ? parse_json(text + strlen("json:"), &name, error)
+                                            : parse_plain(text, overlay, &name, error);
+    if (r < 0) {
+        image_name_clear(&name);
+        return r;
+    }
+    *ret_name = name;
+    return 0;
+}
