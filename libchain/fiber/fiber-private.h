@@ -35,9 +35,7 @@ struct Fiber {
     Fiber *previous, *next; // all fibers of the loop; `next` also links the pool of free stacks
     void *stack;            // lowest address of the mapping (its guard page)
     size_t stack_bytes;     // of the mapping
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || defined(__clang__)
-    void *sanitizer[4];
-#endif
+    void *sanitizer[4];     // fiber-sanitizer.h
     unsigned valgrind_id;
 };
 

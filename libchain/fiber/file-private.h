@@ -72,7 +72,8 @@ struct File {
     char *path;
     uint64_t size;
     uint64_t identity[2];
-    uint32_t alignment; // 1: buffered
+    uint32_t alignment;      // 1: buffered
+    uint32_t zero_alignment; // of FileOps.zero and discard; file.c writes or skips the odd ends
     bool is_writable;
     bool is_block_device;
 
@@ -92,7 +93,8 @@ struct File {
     FiberQueue range_waiters;
 };
 
-// Fills the head: zeroes, then sets the fields given. Copies `path`.
+// Fills the head: zeroes, then sets the fields given, both alignments to 1. Copies `path`. The back
+// end sets size, identity, alignments and is_block_device.
 void file_init(File *file, const FileOps *ops, Loop *loop, const char *path, FileOpenFlags flags);
 void file_done(File *file);
 
@@ -107,6 +109,8 @@ void file_range_lock(Fiber *self, File *file, FileRange *range, uint64_t off, ui
                      bool is_exclusive);
 void file_range_unlock(File *file, FileRange *range);
 
-// Takes a transfer from the free list and submits it (file.c).
-void file_transfer_start(File *file, bool is_write, uint64_t off, const struct iovec *iov,
-                         unsigned n_iov, IoBatch *batch, const FileRange *range);
+// Takes a transfer from the free list, for the caller to fill and submit (file.c).
+FileTransfer *file_transfer_new(File *file, bool is_write, uint64_t off, const struct iovec *iov,
+                                unsigned n_iov, IoBatch *batch);
+// Forgets the memo where [off, off+len) changes.
+void file_note_change(File *file, uint64_t off, uint64_t len);

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// Opening a file of the host and finding out what it can do: memory-backed or not, alignment of
+// direct I/O, size. The blocking part runs on a worker.
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <linux/magic.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#include "host-file.h"
+
+typedef struct Open {
+    const char *path;
+    FileOpenFlags flags;
+    // Results.
+    int fd;
+    struct stat st;
+    bool is_memory;
+    uint64_t size;
+    uint32_t alignment, zero_alignment;
+    const char *problem; // sentence part, when errno alone does not say it
+} Open;
+
+static int open_fd(Open *o)
+{
+    // O_NONBLOCK: a FIFO or a device that waits for a medium must not block the worker.
+    int flags = O_CLOEXEC | O_NOCTTY | O_NONBLOCK;
+    flags |= o->flags & FILE_WRITABLE ? O_RDWR : O_RDONLY;
+    if (o->flags & FILE_CREATE)
+        flags |= O_CREAT | O_EXCL;
+    if (o->flags & FILE_NO_FOLLOW_FINAL)
+        flags |= O_NOFOLLOW;
+    if (o->flags & FILE_DIRECT)
+        flags |= O_DIRECT;
+    o->fd = open(o->path, flags, 0644);
+    if (o->fd >= 0)
+        return 0;
+    int r = -errno;
+    if (r == -EINVAL && (o->flags & FILE_DIRECT)) {
+        o->problem = "the file system has no direct I/O; open it without";
+        if (o->flags & FILE_CREATE)
+            unlink(o->path); // open(2) creates it before it finds out
+    } else if (r == -ELOOP && (o->flags & FILE_NO_FOLLOW_FINAL)) {
+        o->problem = "it is a symbolic link";
+    }
+    return r;
+}
+
+// Offset, length and address alike.
+static uint32_t direct_alignment(int fd, bool is_block_device)
+{
+#ifdef STATX_DIOALIGN
+    struct statx stx;
+    if (statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &stx) == 0 &&
+        (stx.stx_mask & STATX_DIOALIGN) && stx.stx_dio_offset_align)
+        return MAX(stx.stx_dio_offset_align, stx.stx_dio_mem_align);
+#endif
+    int sector = 0;
+    if (is_block_device && ioctl(fd, BLKSSZGET, &sector) == 0 && sector >= 512)
+        return (uint32_t)sector;
+    return 4096; // no file system asks for more than its block, and none has larger blocks here
+}
+
+int host_file_measure(int fd, bool is_block_device, uint64_t *ret_size)
+{
+    struct stat st;
+    if (is_block_device)
+        return ioctl(fd, BLKGETSIZE64, ret_size) < 0 ? -errno : 0;
+    if (fstat(fd, &st) < 0)
+        return -errno;
+    *ret_size = (uint64_t)st.st_size;
+    return 0;
+}
+
+static int learn(Open *o)
+{
+    if (fstat(o->fd, &o->st) < 0)
+        return -errno;
+    bool is_block_device = S_ISBLK(o->st.st_mode);
+    if (!S_ISREG(o->st.st_mode) && !is_block_device) {
+        o->problem = "it is neither a regular file nor a block device";
+        return -EINVAL;
+    }
+    // With O_NONBLOCK the ring would answer EAGAIN where it should wait.
+    int flags = fcntl(o->fd, F_GETFL);
+    if (flags < 0 || fcntl(o->fd, F_SETFL, flags & ~O_NONBLOCK) < 0)
+        return -errno;
+    int r = host_file_measure(o->fd, is_block_device, &o->size);
+    if (r < 0)
+        return r;
+
+    struct statfs fs;
+    o->is_memory = !is_block_device && fstatfs(o->fd, &fs) == 0 &&
+                   (fs.f_type == TMPFS_MAGIC || fs.f_type == RAMFS_MAGIC);
+    int sector = 0;
+    o->alignment = o->flags & FILE_DIRECT ? direct_alignment(o->fd, is_block_device) : 1;
+    o->zero_alignment = 1;
+    if (is_block_device)
+        o->zero_alignment = ioctl(o->fd, BLKSSZGET, &sector) == 0 && sector >= 512 ? sector : 512;
+    return 0;
+}
+
+static int open_work(void *arg)
+{
+    Open *o = arg;
+    int r = open_fd(o);
+    if (r < 0)
+        return r;
+    r = learn(o);
+    if (r < 0) {
+        close(o->fd);
+        if (o->flags & FILE_CREATE)
+            unlink(o->path);
+    }
+    return r;
+}
+
+int host_file_open(Fiber *self, Loop *loop, const char *path, FileOpenFlags flags, File **ret_file,
+                   GError **error)
+{
+    Open o = {.path = path, .flags = flags};
+    int r = loop_work(self, open_work, &o);
+    if (r < 0) {
+        const char *verb = flags & FILE_CREATE ? "create" : "open";
+        g_set_error(error, G_FILE_ERROR, g_file_error_from_errno(-r), "cannot %s %s%s: %s", verb,
+                    path, flags & FILE_WRITABLE && !(flags & FILE_CREATE) ? " for writing" : "",
+                    o.problem ? o.problem : g_strerror(-r));
+        return r;
+    }
+
+    HostFile *h = g_new0(HostFile, 1);
+    bool is_block_device = S_ISBLK(o.st.st_mode);
+    file_init(&h->file, &host_file_ops, loop, path, flags);
+    h->file.size = o.size;
+    h->file.alignment = o.alignment;
+    h->file.zero_alignment = o.zero_alignment;
+    h->file.is_block_device = is_block_device;
+    h->file.identity[0] = is_block_device ? UINT64_MAX : o.st.st_dev;
+    h->file.identity[1] = is_block_device ? o.st.st_rdev : o.st.st_ino;
+    h->host = (HostLoop *)loop;
+    h->device = host_device_ref(h->host, is_block_device ? o.st.st_rdev : o.st.st_dev);
+    h->fd = o.fd;
+    h->writes_use_ring = o.alignment > 1;
+    if (o.is_memory)
+        h->inline_reads = h->inline_writes = HOST_FILE_INLINE_ALWAYS;
+    else
+        h->inline_reads = h->inline_writes = HOST_FILE_INLINE_CACHED;
+    *ret_file = &h->file;
+    return 0;
+}

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// A file or block device of the host. For libchain/fiber's host-*.c. On the file's loop.
+#pragma once
+
+#include "host-device.h"
+#include "host-loop.h"
+
+// How a transfer is tried before it goes to the ring or a worker.
+typedef enum HostFileInline {
+    HOST_FILE_INLINE_NEVER,  // direct I/O, or the file system knows no RWF_NOWAIT
+    HOST_FILE_INLINE_CACHED, // RWF_NOWAIT: what the page cache can do at once
+    HOST_FILE_INLINE_ALWAYS, // memory-backed: nothing there blocks
+} HostFileInline;
+
+struct HostFile {
+    File file;
+    HostLoop *host;
+    HostDevice *device;
+    int fd;
+    HostFileInline inline_reads, inline_writes;
+    bool writes_use_ring;                 // direct I/O; buffered writes go to workers
+    bool has_no_punch, has_no_zero_range; // the file system said so
+    unsigned locks_held;                  // bits: FilePerm, and FilePerm << LOCK_UNSHARED_SHIFT
+    // Buffered writes of this turn, for a worker.
+    FileTransfer *first_write, *last_write;
+    unsigned n_write_jobs;
+    bool is_dirty; // on host->dirty_files
+    HostFile *next_dirty;
+};
+
+// host-file-range.c: FileOps.zero, discard, truncate, find_extent, get_size
+int host_file_zero(Fiber *self, File *file, uint64_t off, uint64_t len, FileZeroFlags flags);
+int host_file_discard(Fiber *self, File *file, uint64_t off, uint64_t len);
+int host_file_truncate(Fiber *self, File *file, uint64_t size);
+int host_file_find_extent(Fiber *self, File *file, uint64_t off, uint64_t len, bool *ret_is_data,
+                          uint64_t *ret_len);
+int host_file_get_size(Fiber *self, File *file, uint64_t *ret_size);
+// Size of an open descriptor; blocking.
+int host_file_measure(int fd, bool is_block_device, uint64_t *ret_size);
+// host-file.c
+extern const FileOps host_file_ops;
+// host-file-lock.c
+int host_file_lock(Fiber *self, File *file, unsigned held, unsigned unshared, GError **error);
+
+// Runs a call that blocks on a disk but not on memory: inline or on one of the device's workers.
+static inline int host_file_call(Fiber *self, HostFile *h, LoopWorkFn *fn, void *arg)
+{
+    if (h->inline_reads == HOST_FILE_INLINE_ALWAYS)
+        return fn(arg);
+    return host_device_work(self, h->device, fn, arg);
+}

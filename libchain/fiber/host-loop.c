@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// The io_uring back end. One io_uring_enter a turn hands over all that the turn's fibers submitted
+// and waits for completions, which are then reaped together. Messages from other threads end the
+// wait through an eventfd, whose read is itself an operation of the ring. Loop thread, except
+// notify().
+#include "host-loop.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/resource.h>
+#include <time.h>
+#include <unistd.h>
+
+enum {
+    SQ_ENTRIES = 256,
+    CQ_ENTRIES = 4096,
+    MAX_WORKERS_DEFAULT = 16,
+    // Kernel threads for reads that must block. The default (four a processor) would let one hung
+    // disk take them all.
+    KERNEL_WORKERS = 64,
+};
+
+struct io_uring_sqe *host_loop_get_sqe(HostLoop *host, LoopOp *op)
+{
+    struct io_uring_sqe *sqe = io_uring_get_sqe(&host->ring);
+    while (!sqe) {
+        assert(host->loop.is_running);
+        io_uring_submit(&host->ring);
+        sqe = io_uring_get_sqe(&host->ring);
+    }
+    // Its address is the completion's user data; io_uring_prep_* (2.3) leaves that field alone.
+    io_uring_sqe_set_data(sqe, op);
+    return sqe;
+}
+
+void host_loop_cancel(HostLoop *host, LoopOp *op)
+{
+    struct io_uring_sqe *sqe = host_loop_get_sqe(host, NULL);
+    io_uring_prep_cancel(sqe, op, 0);
+}
+
+static void event_came(LoopOp *op, int result)
+{
+    HostLoop *host = (HostLoop *)((char *)op - offsetof(HostLoop, event_op));
+    host->is_event_armed = false;
+}
+
+static void arm_event(HostLoop *host)
+{
+    host->event_op.done = event_came;
+    struct io_uring_sqe *sqe = host_loop_get_sqe(host, &host->event_op);
+    io_uring_prep_read(sqe, host->event_fd, &host->event_value, sizeof(host->event_value), 0);
+    host->is_event_armed = true;
+}
+
+static void reap(HostLoop *host)
+{
+    struct io_uring_cqe *cqe;
+    unsigned head, n = 0;
+    io_uring_for_each_cqe(&host->ring, head, cqe)
+    {
+        LoopOp *op = io_uring_cqe_get_data(cqe);
+        n++;
+        if (op)
+            op->done(op, cqe->res);
+    }
+    io_uring_cq_advance(&host->ring, n);
+}
+
+static uint64_t host_now(Loop *loop)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static void host_wait(Loop *loop, uint64_t deadline_ns)
+{
+    HostLoop *host = (HostLoop *)loop;
+    struct io_uring *ring = &host->ring;
+    host_file_dispatch_writes(host);
+    if (!host->is_event_armed)
+        arm_event(host);
+    if (deadline_ns <= loop->now_ns) {
+        io_uring_submit_and_get_events(ring);
+    } else if (deadline_ns == UINT64_MAX) {
+        io_uring_submit_and_wait(ring, 1);
+    } else {
+        uint64_t ns = deadline_ns - loop->now_ns;
+        struct __kernel_timespec t = {
+            .tv_sec = (int64_t)(ns / 1000000000u),
+            .tv_nsec = (long long)(ns % 1000000000u),
+        };
+        struct io_uring_cqe *cqe;
+        io_uring_submit_and_wait_timeout(ring, &cqe, 1, &t, NULL);
+    }
+    // A failure is EINTR, a timeout, or a full completion queue: reaping is the answer to each.
+    reap(host);
+}
+
+static void host_notify(Loop *loop)
+{
+    HostLoop *host = (HostLoop *)loop;
+    uint64_t one = 1;
+    ssize_t n = write(host->event_fd, &one, sizeof(one));
+    assert(n == sizeof(one) || errno == EAGAIN);
+}
+
+typedef struct Work {
+    WorkerJob job;
+    LoopWorkFn *fn;
+    void *arg;
+    int result;
+    bool is_done;
+    Fiber *fiber;
+} Work;
+
+static void work_run(WorkerJob *job)
+{
+    Work *w = (Work *)job;
+    w->result = w->fn(w->arg);
+}
+
+static void work_done(LoopCall *call)
+{
+    Work *w = (Work *)call;
+    w->is_done = true;
+    fiber_wake(w->fiber);
+}
+
+static int host_work(Fiber *self, LoopWorkFn *fn, void *arg)
+{
+    HostLoop *host = (HostLoop *)fiber_loop(self);
+    Work w = {.job.call.fn = work_done, .job.run = work_run, .fn = fn, .arg = arg, .fiber = self};
+    int r = worker_pool_submit(host->pool, &w.job);
+    if (r < 0)
+        return r;
+    while (!w.is_done)
+        fiber_suspend(self, "worker");
+    return w.result;
+}
+
+static void host_start(Loop *loop)
+{
+    HostLoop *host = (HostLoop *)loop;
+    if (host->ring.flags & IORING_SETUP_R_DISABLED)
+        io_uring_enable_rings(&host->ring);
+    io_uring_register_ring_fd(&host->ring); // only saves time
+}
+
+static void host_free(Loop *loop)
+{
+    HostLoop *host = (HostLoop *)loop;
+    worker_pool_free(host->pool);
+    assert(!host->devices);
+    io_uring_queue_exit(&host->ring);
+    close(host->event_fd);
+    loop_done(loop);
+    g_free(host);
+}
+
+static const LoopBackend host_backend = {
+    .name = "io_uring",
+    .wait = host_wait,
+    .now = host_now,
+    .notify = host_notify,
+    .work = host_work,
+    .file_open = host_file_open,
+    .file_rename = host_file_rename,
+    .file_unlink = host_file_unlink,
+    .file_sync_dir = host_file_sync_dir,
+    .start = host_start,
+    .free = host_free,
+};
+
+static void raise_file_limit(void)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < limit.rlim_max) {
+        limit.rlim_cur = limit.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &limit);
+    }
+}
+
+// The best set-up that the kernel accepts (6.1 has the first).
+static int make_ring(struct io_uring *ring)
+{
+    static const unsigned flags[] = {
+        IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_R_DISABLED,
+        IORING_SETUP_COOP_TASKRUN,
+        0,
+    };
+    int r = 0;
+    for (size_t i = 0; i < G_N_ELEMENTS(flags); i++) {
+        struct io_uring_params params = {
+            .flags = flags[i] | IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP | IORING_SETUP_SUBMIT_ALL,
+            .cq_entries = CQ_ENTRIES,
+        };
+        r = io_uring_queue_init_params(SQ_ENTRIES, ring, &params);
+        if (r != -EINVAL)
+            break;
+    }
+    return r;
+}
+
+static void explain_no_ring(int r, GError **error)
+{
+    int disabled = 0;
+    FILE *f = fopen("/proc/sys/kernel/io_uring_disabled", "re");
+    if (f) {
+        if (fscanf(f, "%d", &disabled) != 1)
+            disabled = 0;
+        fclose(f);
+    }
+    if (disabled)
+        g_set_error(error, G_FILE_ERROR, g_file_error_from_errno(-r),
+                    "cannot create an io_uring: %s; the sysctl kernel.io_uring_disabled is %d: "
+                    "allow it with `sysctl kernel.io_uring_disabled=0`",
+                    g_strerror(-r), disabled);
+    else
+        g_set_error(error, G_FILE_ERROR, g_file_error_from_errno(-r),
+                    "cannot create an io_uring: %s; %s", g_strerror(-r),
+                    r == -ENOMEM ? "raise RLIMIT_MEMLOCK (ulimit -l)"
+                                 : "a Linux kernel of 6.1 or newer is needed, with the sysctl "
+                                   "kernel.io_uring_disabled=0 and no seccomp filter against it");
+}
+
+Loop *loop_new(const LoopConfig *config, GError **error)
+{
+    HostLoop *host = g_new0(HostLoop, 1);
+    raise_file_limit();
+    loop_init(&host->loop, &host_backend, config);
+    host->max_workers = config && config->max_workers ? config->max_workers : MAX_WORKERS_DEFAULT;
+
+    int r = make_ring(&host->ring);
+    if (r < 0) {
+        explain_no_ring(r, error);
+        goto no_ring;
+    }
+    unsigned kernel_workers[2] = {KERNEL_WORKERS, 0}; // 0: leave the unbounded ones as they are
+    io_uring_register_iowq_max_workers(&host->ring, kernel_workers);
+    host->event_fd = eventfd(0, EFD_CLOEXEC);
+    if (host->event_fd < 0) {
+        r = -errno;
+        g_set_error(error, G_FILE_ERROR, g_file_error_from_errno(-r),
+                    "cannot create an eventfd: %s", g_strerror(-r));
+        goto no_event_fd;
+    }
+    host->loop.now_ns = host_now(&host->loop);
+    host->pool = worker_pool_new(&host->loop, host->max_workers);
+    return &host->loop;
+
+no_event_fd:
+    io_uring_queue_exit(&host->ring);
+no_ring:
+    loop_done(&host->loop);
+    g_free(host);
+    return NULL;
+}

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// The loop's back end on a real machine: one io_uring, an eventfd that ends its wait, a pool of
+// workers. What host files and host streams need of it. Loop thread.
+#pragma once
+
+#include <liburing.h>
+
+#include "file-private.h"
+#include "loop-private.h"
+#include "worker-pool.h"
+
+typedef struct HostDevice HostDevice;
+typedef struct HostFile HostFile;
+
+typedef struct HostLoop {
+    Loop loop;
+    struct io_uring ring;
+    unsigned max_workers;
+    WorkerPool *pool;
+    int event_fd;
+    bool is_event_armed;
+    uint64_t event_value;
+    LoopOp event_op;
+    HostDevice *devices;   // host-device.c
+    HostFile *dirty_files; // have writes to hand to a worker at the end of the turn
+} HostLoop;
+
+// An entry to fill; submitted at the end of the turn. `op`->done gets its result. Never NULL.
+struct io_uring_sqe *host_loop_get_sqe(HostLoop *host, LoopOp *op);
+// Asks the kernel to end `op` early; op->done comes nevertheless.
+void host_loop_cancel(HostLoop *host, LoopOp *op);
+
+// host-file.c
+int host_file_open(Fiber *self, Loop *loop, const char *path, FileOpenFlags flags, File **ret_file,
+                   GError **error);
+void host_file_dispatch_writes(HostLoop *host);
+// host-names.c
+int host_file_rename(Fiber *self, const char *from, const char *to, GError **error);
+int host_file_unlink(Fiber *self, const char *path, GError **error);
+int host_file_sync_dir(Fiber *self, const char *path_in_dir, GError **error);

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// Sockets. A receive is a ring operation: handed over with whatever else the turn submitted, it
+// completes at once when data is there, and otherwise when some comes. A send is a ring operation
+// too (see docs/performance.md for what was measured). Cancelling asks the kernel to end the
+// operation and waits for its completion: until then the buffer is the kernel's. On the stream's
+// loop.
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <unistd.h>
+
+#include "host-loop.h"
+#include "stream-private.h"
+
+// One operation and the fiber that waits for it.
+typedef struct SocketOp {
+    LoopOp op;
+    HostLoop *host;
+    Fiber *fiber;
+    bool is_pending, is_cancelling;
+    int result;
+} SocketOp;
+
+typedef struct HostStream {
+    Stream stream;
+    int fd;
+    SocketOp recv, send;
+} HostStream;
+
+typedef struct HostListener {
+    StreamListener listener;
+    int fd;
+    SocketOp accept;
+} HostListener;
+
+static void op_done(LoopOp *op, int result)
+{
+    SocketOp *o = (SocketOp *)op;
+    o->is_pending = false;
+    o->result = result;
+    fiber_wake(o->fiber);
+}
+
+static void op_cancel(SocketOp *o)
+{
+    if (!o->is_pending || o->is_cancelling)
+        return;
+    o->is_cancelling = true;
+    host_loop_cancel(o->host, &o->op);
+}
+
+static void op_cancel_fn(Fiber *fiber, void *arg)
+{
+    op_cancel(arg);
+}
+
+static struct io_uring_sqe *op_start(SocketOp *o, Fiber *self)
+{
+    o->fiber = self;
+    o->is_pending = true;
+    o->is_cancelling = false;
+    return host_loop_get_sqe(o->host, &o->op);
+}
+
+static int op_wait(SocketOp *o, Fiber *self, const char *where)
+{
+    bool armed = fiber_begin_cancellable(self, op_cancel_fn, o);
+    assert(armed); // stream.c looked
+    while (o->is_pending)
+        fiber_suspend(self, where);
+    fiber_end_cancellable(self);
+    if (o->result < 0 && o->is_cancelling)
+        return -ECANCELED;
+    return o->result;
+}
+
+static void op_init(SocketOp *o, Loop *loop)
+{
+    *o = (SocketOp){.op.done = op_done, .host = (HostLoop *)loop};
+}
+
+// The ring waits for a socket only when that is blocking.
+static int set_blocking(int fd, bool is_blocking)
+{
+    int flags = fcntl(fd, F_GETFL);
+    if (flags < 0)
+        return -errno;
+    flags = is_blocking ? flags & ~O_NONBLOCK : flags | O_NONBLOCK;
+    return fcntl(fd, F_SETFL, flags) < 0 ? -errno : 0;
+}
+
+// --- streams -------------------------------------------------------------------------------------
+
+static ssize_t host_recv(Fiber *self, Stream *stream, void *buf, size_t len)
+{
+    HostStream *s = (HostStream *)stream;
+    struct io_uring_sqe *sqe = op_start(&s->recv, self);
+    io_uring_prep_recv(sqe, s->fd, buf, MIN(len, INT_MAX), 0);
+    ssize_t n = op_wait(&s->recv, self, "receive");
+    if (n == 0 && stream->is_shut_down)
+        return -ECANCELED;
+    return n;
+}
+
+static ssize_t host_send(Fiber *self, Stream *stream, struct iovec *iov, unsigned n_iov)
+{
+    HostStream *s = (HostStream *)stream;
+    struct msghdr msg = {.msg_iov = iov, .msg_iovlen = MIN(n_iov, IOV_MAX)};
+    struct io_uring_sqe *sqe = op_start(&s->send, self);
+    if (n_iov == 1)
+        io_uring_prep_send(sqe, s->fd, iov->iov_base, MIN(iov->iov_len, INT_MAX),
+                           MSG_NOSIGNAL | MSG_WAITALL);
+    else
+        io_uring_prep_sendmsg(sqe, s->fd, &msg, MSG_NOSIGNAL | MSG_WAITALL);
+    return op_wait(&s->send, self, "send");
+}
+
+static void host_shutdown(Stream *stream)
+{
+    HostStream *s = (HostStream *)stream;
+    shutdown(s->fd, SHUT_RDWR);
+    op_cancel(&s->recv);
+    op_cancel(&s->send);
+}
+
+static void stream_release(Stream *stream)
+{
+    HostStream *s = (HostStream *)stream;
+    close(s->fd);
+    g_free(s);
+}
+
+static int host_steal_fd(Stream *stream)
+{
+    HostStream *s = (HostStream *)stream;
+    int fd = s->fd;
+    set_blocking(fd, false);
+    g_free(s);
+    return fd;
+}
+
+static const StreamOps host_stream_ops = {
+    .recv = host_recv,
+    .send = host_send,
+    .shutdown = host_shutdown,
+    .steal_fd = host_steal_fd,
+    .free = stream_release,
+};
+
+Stream *stream_new_fd(Loop *loop, int fd)
+{
+    HostStream *s = g_new0(HostStream, 1);
+    s->stream.ops = &host_stream_ops;
+    s->stream.loop = loop;
+    s->fd = fd;
+    op_init(&s->recv, loop);
+    op_init(&s->send, loop);
+    set_blocking(fd, true);
+    return &s->stream;
+}
+
+// --- listeners -----------------------------------------------------------------------------------
+
+static int host_accept(Fiber *self, StreamListener *listener)
+{
+    HostListener *l = (HostListener *)listener;
+    struct io_uring_sqe *sqe = op_start(&l->accept, self);
+    io_uring_prep_accept(sqe, l->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    return op_wait(&l->accept, self, "accept");
+}
+
+static void listener_shutdown(StreamListener *listener)
+{
+    HostListener *l = (HostListener *)listener;
+    op_cancel(&l->accept);
+}
+
+static void listener_release(StreamListener *listener)
+{
+    HostListener *l = (HostListener *)listener;
+    close(l->fd);
+    g_free(l);
+}
+
+static const StreamListenerOps host_listener_ops = {
+    .accept = host_accept,
+    .shutdown = listener_shutdown,
+    .free = listener_release,
+};
+
+StreamListener *stream_listener_new_fd(Loop *loop, int fd)
+{
+    HostListener *l = g_new0(HostListener, 1);
+    l->listener.ops = &host_listener_ops;
+    l->listener.loop = loop;
+    l->fd = fd;
+    op_init(&l->accept, loop);
+    set_blocking(fd, true);
+    return &l->listener;
+}
