@@ -6,6 +6,8 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <glib.h>
+#include <stdbool.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

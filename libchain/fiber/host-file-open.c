@@ -87,19 +87,22 @@ static int learn(Open *o)
         o->problem = "it is neither a regular file nor a block device";
         return -EINVAL;
     }
-    // With O_NONBLOCK the ring would answer EAGAIN where it should wait.
+    struct statfs fs;
+    o->is_memory = !is_block_device && fstatfs(o->fd, &fs) == 0 &&
+                   (fs.f_type == TMPFS_MAGIC || fs.f_type == RAMFS_MAGIC);
+    // With O_NONBLOCK the ring would answer EAGAIN where it should wait. On memory direct I/O means
+    // nothing but alignment.
     int flags = fcntl(o->fd, F_GETFL);
-    if (flags < 0 || fcntl(o->fd, F_SETFL, flags & ~O_NONBLOCK) < 0)
+    int unwanted = O_NONBLOCK | (o->is_memory ? O_DIRECT : 0);
+    if (flags < 0 || fcntl(o->fd, F_SETFL, flags & ~unwanted) < 0)
         return -errno;
     int r = host_file_measure(o->fd, is_block_device, &o->size);
     if (r < 0)
         return r;
 
-    struct statfs fs;
-    o->is_memory = !is_block_device && fstatfs(o->fd, &fs) == 0 &&
-                   (fs.f_type == TMPFS_MAGIC || fs.f_type == RAMFS_MAGIC);
     int sector = 0;
-    o->alignment = o->flags & FILE_DIRECT ? direct_alignment(o->fd, is_block_device) : 1;
+    bool is_direct = (o->flags & FILE_DIRECT) && !o->is_memory;
+    o->alignment = is_direct ? direct_alignment(o->fd, is_block_device) : 1;
     o->zero_alignment = 1;
     if (is_block_device)
         o->zero_alignment = ioctl(o->fd, BLKSSZGET, &sector) == 0 && sector >= 512 ? sector : 512;

@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -147,8 +148,10 @@ static int host_work(Fiber *self, LoopWorkFn *fn, void *arg)
 static void host_start(Loop *loop)
 {
     HostLoop *host = (HostLoop *)loop;
+    // Whoever enables the ring is the one task that may submit. (liburing 2.3 declares
+    // io_uring_enable_rings() without exporting it.)
     if (host->ring.flags & IORING_SETUP_R_DISABLED)
-        io_uring_enable_rings(&host->ring);
+        syscall(SYS_io_uring_register, host->ring.ring_fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0);
     io_uring_register_ring_fd(&host->ring); // only saves time
 }
 

@@ -44,7 +44,7 @@ struct Loop {
     atomic_bool is_waiting; // the back end sleeps, or is about to: notify() is needed
     atomic_bool is_stopping;
     LoopSlot slots[LOOP_MAX_SLOTS]; // loop-slot.h
-    LoopCall *calls; // taken from the inbox, in order, not yet run
+    LoopCall *calls;                // taken from the inbox, in order, not yet run
 };
 
 void loop_init(Loop *loop, const LoopBackend *backend, const LoopConfig *config);
