@@ -70,7 +70,7 @@ int view_find_entry(Fiber *self, Qcow2View *view, GuestOff off, EntryPlace *ret_
 {
     int r;
     while ((r = view_try_find_entry(view, off, ret_place)) == -EAGAIN) {
-        HostOff place;
+        HostOff place = {0};
         TableSlice *slice;
         r = slice_place(view, off, &place, ret_place);
         if (r == 0)
