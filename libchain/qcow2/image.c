@@ -70,7 +70,8 @@ static int read_snapshots(Fiber *self, Qcow2Image *image, GError **error)
         if (off >= file_end || off - h->snapshot_table.v > QCOW2_MAX_SNAPSHOT_TABLE_BYTES)
             return fail(error, -EINVAL, image, "the snapshot table ends before its entry %u of %u",
                         i, h->n_snapshots);
-        size_t len = MIN(QCOW2_MAX_SNAPSHOT_ENTRY_BYTES, file_end - off);
+        // The last entry's padding to 8 bytes may lie past the end of the file.
+        size_t len = MIN(QCOW2_MAX_SNAPSHOT_ENTRY_BYTES, file_end - off + 7);
         int r = file_read(self, image->file, host_off(off), buf, len);
         if (r < 0)
             return fail(error, r, image,

@@ -93,7 +93,7 @@ static void one_request(Fiber *self, Run *run, unsigned index)
             off &= ~UINT64_C(4095);
             len = (len + 4095) & ~UINT64_C(4095);
         }
-        len = MIN(len, disk - off);
+        len = MIN(len, (uint64_t)disk - off);
     } while (overlaps(run, off, off + len));
     run->busy[index][0] = off;
     run->busy[index][1] = off + len;
@@ -240,7 +240,7 @@ static void test_kind(void **state)
 {
     Run run = {.kind = *state};
     const char *given = getenv("TEST_SEED");
-    run.seed = given ? strtoull(given, NULL, 0) : 1 + (run.kind - kinds);
+    run.seed = given ? strtoull(given, NULL, 0) : 1 + (uint64_t)(run.kind - kinds);
     run.random = run.seed * UINT64_C(0x9e3779b97f4a7c15) + 1;
     engine_fixture_init(&run.f, run.kind->map_memory);
     make_image(&run);
