@@ -155,7 +155,7 @@ static bool has_export(const NbdsServer *server, const char *name)
 int nbds_server_add_export(NbdsServer *server, const NbdsExportConfig *config,
                            NbdsExport **ret_export, GError **error)
 {
-    g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&server->lock);
+    g_autoptr(GMutexLocker) locker G_GNUC_UNUSED = g_mutex_locker_new(&server->lock);
     if (has_export(server, config->name)) {
         g_set_error(error, G_FILE_ERROR, G_FILE_ERROR_EXIST,
                     "there is already an export named '%.256s': choose another name", config->name);
@@ -173,7 +173,7 @@ int nbds_server_add_export(NbdsServer *server, const NbdsExportConfig *config,
 
 void nbds_server_list_exports(NbdsServer *server, GPtrArray *exports)
 {
-    g_autoptr(GMutexLocker) locker = g_mutex_locker_new(&server->lock);
+    g_autoptr(GMutexLocker) locker G_GNUC_UNUSED = g_mutex_locker_new(&server->lock);
     for (unsigned i = 0; i < server->exports->len; i++)
         g_ptr_array_add(exports, nbds_export_ref(server->exports->pdata[i]));
 }
