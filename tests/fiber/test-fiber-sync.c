@@ -78,7 +78,8 @@ static void reads(Fiber *self, void *arg)
 {
     Actor *a = arg;
     fiber_rw_lock_read(self, &a->shared->rw);
-    a->shared->n_max = MAX(a->shared->n_max, ++a->shared->n_inside);
+    a->shared->n_inside++;
+    a->shared->n_max = MAX(a->shared->n_max, a->shared->n_inside);
     note(a);
     fiber_yield(self);
     a->shared->n_inside--;
