@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// Names of images: where they lead, and which are refused.
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "chain/image-name.h"
+
+static void assert_path(const char *text, const char *overlay, const char *path)
+{
+    ImageName name;
+    g_autoptr(GError) error = NULL;
+    if (image_name_parse(text, overlay, &name, &error) < 0)
+        fail_msg("%s: %s", text, error->message);
+    assert_string_equal(name.path, path);
+    image_name_clear(&name);
+}
+
+static void assert_refused(const char *text, int r, const char *word)
+{
+    ImageName name;
+    g_autoptr(GError) error = NULL;
+    assert_int_equal(image_name_parse(text, "/dir/top.qcow2", &name, &error), r);
+    assert_non_null(error);
+    if (!strstr(error->message, word))
+        fail_msg("'%s' does not speak of '%s'", error->message, word);
+}
+
+static void relative_names_start_from_the_overlays_folder(void **state)
+{
+    assert_path("base.img", "/dir/top.qcow2", "/dir/base.img");
+    assert_path("base.img", "top.qcow2", "base.img");
+    assert_path("../b/base.img", "a/top.qcow2", "a/../b/base.img");
+    assert_path("/abs/base.img", "/dir/top.qcow2", "/abs/base.img");
+    assert_path("base.img", "/top.qcow2", "/base.img");
+    assert_path("base.img", NULL, "base.img");
+}
+
+static void spaces_and_utf8_are_kept(void **state)
+{
+    assert_path(" an image ", "/my dir/t", "/my dir/ an image ");
+    assert_path("größe-日本.img", "/ü/t", "/ü/größe-日本.img");
+}
+
+static void a_colon_is_a_protocol_only_where_one_is_known(void **state)
+{
+    assert_path("/dir/a:b", "/dir/t", "/dir/a:b");
+    assert_path("./nbd:b", "/dir/t", "/dir/./nbd:b");
+    assert_path("2024-01-01 12:00.img", "/dir/t", "/dir/2024-01-01 12:00.img");
+    assert_path("file:/x/y", "/dir/t", "/x/y");
+    assert_path("file:y", "/dir/t", "y");
+    assert_path("host_device:/dev/sda", "/dir/t", "/dev/sda");
+    assert_refused("nbd:localhost:10809", -ENOTSUP, "nbd");
+    assert_refused("nbd+unix:///x?socket=s", -ENOTSUP, "nbd+unix");
+    assert_refused("https://host/x", -ENOTSUP, "https");
+    assert_refused("strange://host/x", -ENOTSUP, "strange");
+    assert_refused("fat:rw:/tmp", -ENOTSUP, "fat");
+    assert_refused("file:", -EINVAL, "empty");
+}
+
+static void a_name_of_1023_bytes_is_whole(void **state)
+{
+    char text[1024], path[1100];
+    memset(text, 'n', 1023);
+    text[1023] = '\0';
+    g_snprintf(path, sizeof path, "/dir/%s", text);
+    assert_path(text, "/dir/t", path);
+}
+
+static void assert_json(const char *text, const char *path, const char *format)
+{
+    ImageName name;
+    g_autoptr(GError) error = NULL;
+    if (image_name_parse(text, "/dir/t", &name, &error) < 0)
+        fail_msg("%s: %s", text, error->message);
+    assert_string_equal(name.path, path);
+    if (format)
+        assert_string_equal(name.format, format);
+    else
+        assert_null(name.format);
+    image_name_clear(&name);
+}
+
+static void json_names_nested_and_flat_mean_the_same(void **state)
+{
+    assert_json("json:{\"driver\":\"qcow2\",\"file\":{\"driver\":\"file\",\"filename\":\"/a\"}}",
+                "/a", "qcow2");
+    assert_json("json:{\"driver\":\"qcow2\",\"file.driver\":\"file\",\"file.filename\":\"/a\"}",
+                "/a", "qcow2");
+    assert_json("json:{\"driver\":\"raw\",\"file.driver\":\"host_device\","
+                "\"file.filename\":\"/dev/x\"}",
+                "/dev/x", "raw");
+    assert_json("json:{\"driver\":\"file\",\"filename\":\"rel a:b\"}", "rel a:b", NULL);
+    assert_json("json:{\"file\":{\"filename\":\"/a\"}}", "/a", NULL);
+    assert_json("json:{\"driver\":\"qcow2\",\"file\":{\"driver\":\"raw\",\"file\":"
+                "{\"driver\":\"file\",\"filename\":\"/a\"}}}",
+                "/a", "qcow2");
+    assert_json("json:{\"driver\":\"qcow2\",\"file.file.filename\":\"/a\"}", "/a", "qcow2");
+    assert_json("json:{\"driver\":\"raw\",\"read-only\":true,\"cache\":{\"direct\":true},"
+                "\"file\":{\"driver\":\"file\",\"filename\":\"json:{\",\"locking\":\"off\"}}",
+                "json:{", "raw");
+}
+
+static void json_names_that_are_not_understood_are_refused(void **state)
+{
+    assert_refused("json:", -EINVAL, "JSON");
+    assert_refused("json:[]", -EINVAL, "not a JSON object");
+    assert_refused("json:{\"driver\":", -EINVAL, "JSON");
+    assert_refused("json:{\"driver\":\"nbd\",\"host\":\"x\"}", -ENOTSUP, "'nbd'");
+    assert_refused("json:{\"driver\":\"qcow2\",\"file\":{\"driver\":\"nbd\",\"host\":\"x\"}}",
+                   -ENOTSUP, "'nbd'");
+    assert_refused("json:{\"driver\":\"vmdk\",\"file.filename\":\"x\"}", -ENOTSUP, "'vmdk'");
+    assert_refused("json:{\"driver\":\"raw\",\"offset\":512,\"file.filename\":\"x\"}", -ENOTSUP,
+                   "'offset'");
+    assert_refused("json:{\"driver\":\"qcow2\",\"file\":\"node0\"}", -EINVAL, "\"file\"");
+    assert_refused("json:{\"driver\":\"qcow2\",\"file\":{\"driver\":\"file\"}}", -EINVAL,
+                   "\"filename\"");
+    assert_refused("json:{\"driver\":7,\"filename\":\"x\"}", -EINVAL, "\"driver\"");
+    assert_refused("json:{\"driver\":\"qcow2\",\"file\":{\"driver\":\"qcow2\",\"file.filename\":"
+                   "\"x\"}}",
+                   -ENOTSUP, "inside");
+    assert_refused("json:{\"driver\":\"qcow2\",\"backing\":{\"driver\":\"raw\"},"
+                   "\"file.filename\":\"x\"}",
+                   -ENOTSUP, "backing");
+}
+
+static void json_backing_null_cuts_the_chain(void **state)
+{
+    ImageName name;
+    assert_int_equal(image_name_parse("json:{\"driver\":\"qcow2\",\"backing\":null,"
+                                      "\"file.filename\":\"x\"}",
+                                      NULL, &name, NULL),
+                     0);
+    assert_true(name.is_backing_cut);
+    image_name_clear(&name);
+}
+
+static void deep_nesting_is_refused_before_anything_recurses(void **state)
+{
+    g_autoptr(GString) text = g_string_new("json:");
+    for (int i = 0; i < 100000; i++)
+        g_string_append_c(text, '[');
+    assert_refused(text->str, -EINVAL, "deeply");
+    g_string_assign(text, "json:{\"");
+    for (int i = 0; i < 1000; i++)
+        g_string_append(text, "file.");
+    g_string_append(text, "filename\":\"x\"}");
+    assert_refused(text->str, -EINVAL, "\"file\"");
+}
+
+static void recorded_formats(void **state)
+{
+    const char *format;
+    assert_int_equal(image_format_parse("qcow2", &format, NULL), 0);
+    assert_string_equal(format, "qcow2");
+    assert_int_equal(image_format_parse("host_device", &format, NULL), 0);
+    assert_string_equal(format, "raw");
+    assert_int_equal(image_format_parse("vmdk", &format, NULL), -ENOTSUP);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(relative_names_start_from_the_overlays_folder),
+        cmocka_unit_test(spaces_and_utf8_are_kept),
+        cmocka_unit_test(a_colon_is_a_protocol_only_where_one_is_known),
+        cmocka_unit_test(a_name_of_1023_bytes_is_whole),
+        cmocka_unit_test(json_names_nested_and_flat_mean_the_same),
+        cmocka_unit_test(json_names_that_are_not_understood_are_refused),
+        cmocka_unit_test(json_backing_null_cuts_the_chain),
+        cmocka_unit_test(deep_nesting_is_refused_before_anything_recurses),
+        cmocka_unit_test(recorded_formats),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
