@@ -60,16 +60,18 @@ size_t qcow2_header_needed_bytes(const void *data, size_t len)
 }
 
 // A copy of a string of the image, which must hold no NUL, except that some writers count the NULs
-// behind it.
+// behind it. Nothing but NULs is what a lost write leaves, and must not pass for "no name".
 static int take_string(const uint8_t *bytes, size_t len, const char *what, char **ret_string,
                        GError **error)
 {
     size_t used = strnlen((const char *)bytes, len);
+    bool inside = len && !used;
     for (size_t i = used; i < len; i++)
-        if (bytes[i])
-            return error_set(error, -EINVAL,
-                             "%s contains a NUL byte; the header is broken, restore it from a copy",
-                             what);
+        inside = inside || bytes[i];
+    if (inside)
+        return error_set(error, -EINVAL,
+                         "%s contains a NUL byte; the header is broken, restore it from a copy",
+                         what);
     if (used)
         *ret_string = g_strndup((const char *)bytes, used);
     return 0;

@@ -124,6 +124,22 @@ Qcow2L2Entry qcow2_l2_entry_decode(const Qcow2Geometry *g, const void *slice, ui
     return decode_standard(g, e);
 }
 
+Qcow2L2Entry qcow2_l2_entry_decode_mended(const Qcow2Geometry *g, const void *slice, uint32_t index)
+{
+    const Be64 *words = slice;
+    if (!g->extended_l2) {
+        uint64_t e = be64_get(words[index]);
+        if (e & QCOW2_ENTRY_COMPRESSED)
+            return decode_compressed(g, e & ~QCOW2_ENTRY_COPIED);
+        return decode_standard(g, e & ~STANDARD_RESERVED_MASK);
+    }
+    uint64_t e = be64_get(words[2 * index]), bitmaps = be64_get(words[2 * index + 1]);
+    if (e & QCOW2_ENTRY_COMPRESSED)
+        return decode_compressed(g, e & ~QCOW2_ENTRY_COPIED);
+    return decode_extended(g, e & ~(STANDARD_RESERVED_MASK | QCOW2_ENTRY_ZERO),
+                           bitmaps & ~(bitmaps << 32));
+}
+
 static uint64_t encode_compressed(const Qcow2Geometry *g, const Qcow2L2Entry *entry)
 {
     uint32_t offset_bits = compressed_offset_bits(g);

@@ -84,6 +84,11 @@ typedef struct Qcow2L2Entry {
 
 // Full decode of entry `index` of a slice (`index` counts entries, 8 or 16 bytes each).
 Qcow2L2Entry qcow2_l2_entry_decode(const Qcow2Geometry *g, const void *slice, uint32_t index);
+// For repair: decodes entry `index` without what the specification reserves or forbids (reserved
+// bits, COPIED on compressed clusters, the zero bit of allocated subclusters). Kind BAD then means
+// that nothing of it can be saved.
+Qcow2L2Entry qcow2_l2_entry_decode_mended(const Qcow2Geometry *g, const void *slice,
+                                          uint32_t index);
 // Encodes; for extended L2 the bitmaps are written too.
 void qcow2_l2_entry_encode(const Qcow2Geometry *g, void *slice, uint32_t index,
                            const Qcow2L2Entry *entry);

@@ -170,7 +170,8 @@ static int repair_dirty(Fiber *self, Qcow2Image *image, GError **error)
                                    "%s: not closed cleanly, and the repair failed: ", image->name);
         return r;
     }
-    uint64_t n_fixed = result.n_corruptions_fixed, n_left = result.n_corruptions - n_fixed;
+    uint64_t n_fixed = result.n_corruptions_fixed;
+    uint64_t n_left = result.n_corruptions + result.n_check_errors;
     uint64_t n_leaks = result.n_leaks_fixed;
     qcow2_check_result_clear(&result);
     if (n_left)

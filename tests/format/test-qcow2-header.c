@@ -427,6 +427,8 @@ static void strings_with_nul_bytes_are_refused(void **state)
     put32(f->data, 116, 5);
     memcpy(f->data + 120, "ra\0w\0", 6);
     refuse(f, -EINVAL, "NUL");
+    memset(f->data + 120, 0, 5);
+    refuse(f, -EINVAL, "NUL");
     memcpy(f->data + 120, "raw\0\0", 6);
     Qcow2Header h;
     assert_int_equal(qcow2_header_decode(f->data, f->len, f->len, &h, NULL), 0);

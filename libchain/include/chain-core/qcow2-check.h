@@ -12,7 +12,7 @@ typedef enum Qcow2CheckFix {
         1 << 1, // refcounts too low, bad entries, COPIED flags, dirty/corrupt bit
 } Qcow2CheckFix;
 
-// Counts as in `qemu-img check`.
+// Counts as in `qemu-img check`: what is left when the check ends, and beside it what it cured.
 typedef struct Qcow2CheckResult {
     uint64_t n_corruptions, n_leaks, n_check_errors;
     uint64_t n_corruptions_fixed, n_leaks_fixed;

@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// The check as a whole: scan, compare, repair, and what the caller hears. In a fiber; nobody else
+// may write the image meanwhile.
+//
+// A repair writes in this order, with a flush after each step, so that a crash in between leaves
+// nothing worse than it was: refcounts up (or new refcount structures) → entries → header →
+// refcounts down. Then everything is checked again, and only a clean result clears the dirty and
+// the corrupt bit.
+
+#include "chain-core/qcow2-check.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "qcow2/qcow2-check-state.h"
+
+enum { MAX_MESSAGES = 100, SECTOR_BYTES = 512, PROBE_BYTES = 65536, BUF_BYTES = 1 << 20 };
+
+void qcow2_check_result_clear(Qcow2CheckResult *result)
+{
+    if (result->messages)
+        g_ptr_array_unref(result->messages);
+    *result = (Qcow2CheckResult){0};
+}
+
+// --- What the parts share
+
+void check_message(Check *c, const char *format, ...)
+{
+    if (++c->n_messages > MAX_MESSAGES)
+        return;
+    va_list args;
+    va_start(args, format);
+    g_ptr_array_add(c->result->messages, g_strdup_vprintf(format, args));
+    va_end(args);
+}
+
+bool check_in_file(const Check *c, uint64_t off, uint64_t len)
+{
+    if (off > INT64_MAX || len > INT64_MAX)
+        return false;
+    uint64_t end = off + len;
+    return end <= c->file_bytes || end - c->file_bytes <= c->g.cluster_bytes;
+}
+
+// Large reads of holes are not worth their copying: hostile images name terabytes of them.
+static bool is_hole(Check *c, uint64_t off, size_t len)
+{
+    bool is_data;
+    uint64_t found;
+    if (len < BUF_BYTES / 4 || off >= c->file_bytes)
+        return false;
+    uint64_t in_file = MIN(len, c->file_bytes - off);
+    return file_find_extent(c->self, c->file, host_off(off), in_file, &is_data, &found) >= 0 &&
+           !is_data && found >= in_file;
+}
+
+int check_read(Check *c, uint64_t off, void *buf, size_t len, const char *what)
+{
+    if (is_hole(c, off, len)) {
+        memset(buf, 0, len);
+        return 0;
+    }
+    int r = file_read(c->self, c->file, host_off(off), buf, len);
+    if (r < 0) {
+        c->result->n_check_errors++;
+        check_message(c, "the %s at offset %#" PRIx64 " cannot be read: %s", what, off,
+                      g_strerror(-r));
+    }
+    return r;
+}
+
+int check_add(Check *c, uint64_t off, uint64_t len, uint32_t weight)
+{
+    if (!len)
+        return 0;
+    uint64_t first = off >> c->g.cluster_bits, last = (off + len - 1) >> c->g.cluster_bits;
+    return check_refs_add(&c->refs, first, last - first + 1, weight);
+}
+
+int check_write_header(Check *c)
+{
+    int r = file_write(c->self, c->file, host_off(0), c->header_sector, SECTOR_BYTES);
+    return r < 0 ? r : file_flush(c->self, c->file);
+}
+
+// --- Beginning
+
+static int load_header(Check *c, GError **error)
+{
+    c->file_bytes = file_size(c->file);
+    size_t len = MIN(c->file_bytes, PROBE_BYTES);
+    g_autofree uint8_t *buf = g_try_malloc0(PROBE_BYTES);
+    int r = buf ? file_read(c->self, c->file, host_off(0), buf, len) : -ENOMEM;
+    if (r >= 0 && qcow2_header_needed_bytes(buf, len) > len && c->file_bytes > len) {
+        len = MIN(qcow2_header_needed_bytes(buf, len), c->file_bytes);
+        g_free(buf);
+        buf = g_try_malloc0(len);
+        r = buf ? file_read(c->self, c->file, host_off(0), buf, len) : -ENOMEM;
+    }
+    if (r < 0)
+        return error_set(error, r, "cannot read the header: %s", g_strerror(-r));
+    // Positions outside the file are findings, not the end of the check, except for the L1 table.
+    r = qcow2_header_decode(buf, len, INT64_MAX, &c->h, error);
+    if (r < 0)
+        return r;
+    qcow2_geometry_init(&c->g, c->h.cluster_bits, c->h.refcount_order,
+                        c->h.incompatible & QCOW2_INCOMPAT_EXTENDED_L2,
+                        c->h.incompatible & QCOW2_INCOMPAT_DATA_FILE, c->h.size_bytes);
+    if (!check_in_file(c, c->h.l1.v, (uint64_t)c->h.l1_entries * sizeof(Be64)))
+        return error_set(error, -EINVAL,
+                         "the L1 table at offset %#" PRIx64 " lies outside the file; the file is "
+                         "cut off, restore it from a copy",
+                         c->h.l1.v);
+    c->header_sector = g_memdup2(buf, SECTOR_BYTES);
+    c->buf_bytes = MAX(MIN(c->file_bytes, BUF_BYTES) >> c->g.cluster_bits, 1) << c->g.cluster_bits;
+    c->buf = g_try_malloc(c->buf_bytes);
+    return c->buf ? 0 : error_set(error, -ENOMEM, "no memory for a check");
+}
+
+static void check_done(Check *c)
+{
+    qcow2_header_clear(&c->h);
+    check_refs_done(&c->refs);
+    g_clear_pointer(&c->l1s, g_array_unref);
+    g_clear_pointer(&c->l2s, g_array_unref);
+    g_clear_pointer(&c->rejected, g_hash_table_unref);
+    g_free(c->blocks);
+    g_free(c->header_sector);
+    g_free(c->buf);
+}
+
+static int scan_and_compare(Check *c)
+{
+    c->file_bytes = file_size(c->file);
+    int r = check_scan(c);
+    return r < 0 ? r : check_compare_refcounts(c);
+}
+
+// --- Repair
+
+// Without bitmaps the flag says, and the header forgets, that there were any.
+static int drop_bitmaps(Check *c)
+{
+    c->h.autoclear &= ~(uint64_t)QCOW2_AUTOCLEAR_BITMAPS;
+    c->drop_bitmaps = false;
+    qcow2_header_patch_features(c->header_sector, c->h.incompatible, c->h.autoclear);
+    return check_write_header(c);
+}
+
+static int repair_errors(Check *c)
+{
+    int r = 0;
+    if (c->rebuild) {
+        r = check_rebuild_refcounts(c);
+        if (r >= 0)
+            r = scan_and_compare(c);
+    } else if (c->n_low) {
+        r = check_raise_refcounts(c);
+        if (r >= 0)
+            r = file_flush(c->self, c->file);
+    }
+    if (r >= 0 && (c->n_fixable || c->n_copied)) {
+        r = check_mend_entries(c);
+        if (r >= 0)
+            r = file_flush(c->self, c->file);
+    }
+    if (r >= 0 && c->drop_bitmaps)
+        r = drop_bitmaps(c);
+    return r;
+}
+
+static int repair(Check *c)
+{
+    int r = 0;
+    bool has_errors = c->n_fixable || c->n_low || c->n_copied || c->rebuild;
+    if ((c->fix & QCOW2_CHECK_FIX_ERRORS) && has_errors && !c->result->n_check_errors)
+        r = repair_errors(c);
+    if (r >= 0 && c->may_lower && c->result->n_leaks) {
+        r = check_lower_refcounts(c);
+        if (r >= 0)
+            r = file_flush(c->self, c->file);
+    }
+    return r;
+}
+
+// Dirty and corrupt say that the image needs a check: this was one.
+static int clear_marks(Check *c)
+{
+    uint64_t marks = QCOW2_INCOMPAT_DIRTY | QCOW2_INCOMPAT_CORRUPT;
+    if (!(c->h.incompatible & marks))
+        return 0;
+    c->h.incompatible &= ~marks;
+    qcow2_header_patch_features(c->header_sector, c->h.incompatible, c->h.autoclear);
+    return check_write_header(c);
+}
+
+static uint64_t difference(uint64_t before, uint64_t after)
+{
+    return before > after ? before - after : 0;
+}
+
+// Repairs, and replaces the counts by those of a second check.
+static int repair_and_check_again(Check *c, const Qcow2CheckResult *first)
+{
+    int r = repair(c);
+    if (r < 0)
+        return r;
+    c->fix = 0;
+    r = scan_and_compare(c);
+    if (r < 0)
+        return r;
+    Qcow2CheckResult *result = c->result;
+    result->n_corruptions_fixed = difference(first->n_corruptions, result->n_corruptions);
+    result->n_leaks_fixed = difference(first->n_leaks, result->n_leaks);
+    return 0;
+}
+
+static int check_and_repair(Check *c)
+{
+    int r = scan_and_compare(c);
+    if (r < 0 || !c->fix)
+        return r;
+    Qcow2CheckResult *result = c->result;
+    if (result->n_corruptions || result->n_leaks) {
+        // What the caller reads is what was found, beside the counts of what is left.
+        Qcow2CheckResult first = *result;
+        uint64_t n_messages = c->n_messages;
+        result->messages = g_ptr_array_new_with_free_func(g_free);
+        r = repair_and_check_again(c, &first);
+        g_ptr_array_unref(result->messages);
+        result->messages = first.messages;
+        c->n_messages = n_messages;
+    }
+    if (r >= 0 && !result->n_corruptions && !result->n_check_errors)
+        r = clear_marks(c);
+    return r;
+}
+
+int qcow2_check(Fiber *self, File *file, unsigned fix, Qcow2CheckResult *ret_result, GError **error)
+{
+    *ret_result = (Qcow2CheckResult){.messages = g_ptr_array_new_with_free_func(g_free)};
+    Check c = {
+        .self = self,
+        .file = file,
+        .fix = fix,
+        .result = ret_result,
+        .l1s = g_array_new(FALSE, FALSE, sizeof(CheckL1)),
+        .l2s = g_array_new(FALSE, FALSE, sizeof(CheckL2)),
+        .rejected = g_hash_table_new_full(g_int64_hash, g_int64_equal, g_free, NULL),
+    };
+    int r = load_header(&c, error);
+    if (r >= 0) {
+        r = check_and_repair(&c);
+        if (r == -EFBIG)
+            error_set(error, r,
+                      "its tables refer to more of the file than a check can hold; the image is "
+                      "broken, restore it from a copy");
+        else if (r < 0)
+            error_set(error, r, "the check failed: %s", g_strerror(-r));
+    }
+    if (r >= 0 && c.n_messages > MAX_MESSAGES)
+        g_ptr_array_add(ret_result->messages,
+                        g_strdup_printf("… and %" PRIu64 " more", c.n_messages - MAX_MESSAGES));
+    if (r < 0)
+        qcow2_check_result_clear(ret_result);
+    check_done(&c);
+    return r;
+}
