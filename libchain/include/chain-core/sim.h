@@ -17,6 +17,7 @@ typedef struct SimConfig {
     uint64_t seed;
     bool short_transfers;   // transfers may be cut short (and are continued by File)
     bool inline_completion; // some transfers complete inline, as page-cache hits do
+    bool no_punch;          // the file system can neither zero nor discard ranges
     uint32_t max_delay_us;  // completions take 0 … this much virtual time; 0 = 100
 } SimConfig;
 
@@ -51,6 +52,8 @@ struct SimHook {
 enum { SIM_POWER_CUT = 1 };
 void sim_set_hook(Sim *sim, SimHook *hook);
 uint64_t sim_n_ops(const Sim *sim);
+// Of all operations, their order and their moments so far: equal for equal seeds.
+uint64_t sim_trace_hash(const Sim *sim);
 
 // A new Sim whose durable files are what a power cut now would leave of `sim`: each write since the
 // last flush of its file kept, dropped or torn at 512 bytes, in any order, as `seed` decides; names
@@ -64,6 +67,8 @@ int sim_read_file(Sim *sim, const char *path, void **ret_data, uint64_t *ret_len
 int sim_export_file(Sim *sim, const char *path, const char *host_path);
 int sim_import_file(Sim *sim, const char *path, const char *host_path);
 bool sim_file_exists(Sim *sim, const char *path);
+// What FILE_DIRECT asks of transfers of this file (512 unless set); for later opens.
+int sim_set_direct_alignment(Sim *sim, const char *path, uint32_t bytes);
 
 // A connected pair of simulated streams on one loop; fragmentation by the seed.
 void sim_stream_pair(Loop *loop, Stream **ret_a, Stream **ret_b);
