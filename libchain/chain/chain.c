@@ -13,7 +13,6 @@
 #include "chain-core/qcow2.h"
 #include "chain-core/raw.h"
 #include "chain/image-name.h"
-#include "chain/merged-map.h"
 
 // What other programs may do meanwhile; as QEMU's block drivers ask for it (RELIABILITY §1).
 enum {
@@ -353,21 +352,6 @@ static int open_all(Fiber *self, Opening *o, const char *path, GError **error)
     else
         step_clear(&step);
     return r;
-}
-
-void chain_set_backing(Fiber *self, Node *overlay, Node *below, MapMemory *memory)
-{
-    Node *merged = below ? merged_map_new(self, below, memory) : NULL;
-    node_set_backing(self, overlay, merged);
-    node_unref_close(self, merged);
-}
-
-Node *chain_backing(const Node *node)
-{
-    Node *below = node->backing;
-    while (below && below->ops->covers_below)
-        below = below->backing;
-    return below;
 }
 
 static void close_all(Fiber *self, Opening *o)

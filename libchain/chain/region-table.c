@@ -5,7 +5,7 @@
 
 #include <errno.h>
 
-enum { FIRST_SLOTS = 8, STEPS_PER_INSERT = 64, STEPS_WHEN_ASKED = 4096 };
+enum { FIRST_SLOTS = 8, STEPS = 64, DROPS_WHEN_ASKED = 2 };
 
 static RegionSlot no_slots[1];
 
@@ -89,15 +89,16 @@ static void drop_slot(RegionTable *table, uint32_t hole)
     table->slots[hole] = (RegionSlot){0};
 }
 
-// Moves the hand on: an entry that was used loses its mark, one that was not is dropped. Stops when
-// the memory is inside its share, or after `n_steps`.
-static void sweep(RegionTable *table, uint32_t n_steps)
+// Moves the hand on: an entry that was used loses its mark, one that was not is dropped. Ends after
+// `n_steps`, or when `n_drops` were dropped and the memory is inside its share.
+static void sweep(RegionTable *table, uint32_t n_steps, uint32_t n_drops)
 {
     while (n_steps-- > 0 && table->n_used > 0 &&
-           map_memory_excess(table->memory, MAP_MEMORY_REGIONS) > 0) {
+           (n_drops > 0 || map_memory_excess(table->memory, MAP_MEMORY_REGIONS) > 0)) {
         RegionSlot *slot = &table->slots[table->hand];
         if (slot->key && !(slot->key & 1)) {
             drop_slot(table, table->hand); // another entry may have moved here: look again
+            n_drops -= n_drops > 0;
             continue;
         }
         slot->key &= ~UINT64_C(1);
@@ -105,27 +106,29 @@ static void sweep(RegionTable *table, uint32_t n_steps)
     }
 }
 
+// Gives something back even if the asking table has made room meanwhile: it did so by dropping what
+// it uses, and what lies idle here should go first.
 static void answer_ask_back(LoopCall *call)
 {
     RegionTable *table = (RegionTable *)((char *)call - offsetof(RegionTable, ask_back));
-    sweep(table, STEPS_WHEN_ASKED);
+    sweep(table, STEPS, DROPS_WHEN_ASKED);
     atomic_store(&table->is_asked, false);
     if (table->closing)
         fiber_wake(table->closing);
 }
 
 // Room is made before the new region goes in, so that it cannot be the one that is dropped. While
-// the memory is far over its share (another loop holds it and has not answered yet), an insert
-// drops even what is in use, so that the excess stays bounded.
+// the memory is far over its share (others hold it and have not answered yet), even what is in use
+// is dropped, so that the excess stays bounded.
 static void make_room(RegionTable *table)
 {
-    sweep(table, STEPS_PER_INSERT);
-    uint64_t excess = map_memory_excess(table->memory, MAP_MEMORY_REGIONS);
-    if (!excess)
+    if (!map_memory_excess(table->memory, MAP_MEMORY_REGIONS))
         return;
     region_cache_ask_back(table->cache, table);
+    sweep(table, STEPS, 0);
+    uint64_t excess = map_memory_excess(table->memory, MAP_MEMORY_REGIONS);
     if (excess > map_memory_limit(table->memory) / 16)
-        sweep(table, 2 * (table->mask + 1));
+        sweep(table, 2 * (table->mask + 1), 0);
 }
 
 int region_table_insert(RegionTable *table, Region *region)
