@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// The test server. Waiting for another thread is polling with a deadline: the condition decides,
+// never the time.
+#include "fixture.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+#include <glib/gstdio.h>
+#include <unistd.h>
+
+#include "nbd/listen.h"
+#include "server.h"
+
+typedef struct Run {
+    LoopCall call;
+    Loop *loop;
+    FiberFn *fn;
+    void *arg;
+    GMutex lock;
+    GCond cond;
+    bool is_done;
+} Run;
+
+static void run_fiber(Fiber *self, void *arg)
+{
+    Run *run = arg;
+    run->fn(self, run->arg);
+    g_mutex_lock(&run->lock);
+    run->is_done = true;
+    g_cond_signal(&run->cond);
+    g_mutex_unlock(&run->lock);
+}
+
+static void run_call(LoopCall *call)
+{
+    Run *run = (Run *)call;
+    assert_int_equal(fiber_spawn(run->loop, "test", run_fiber, run, NULL), 0);
+}
+
+static void run_on(Loop *loop, FiberFn *fn, void *arg)
+{
+    Run run = {.call.fn = run_call, .loop = loop, .fn = fn, .arg = arg};
+    g_mutex_init(&run.lock);
+    g_cond_init(&run.cond);
+    loop_post(loop, &run.call);
+    g_mutex_lock(&run.lock);
+    while (!run.is_done)
+        g_cond_wait(&run.cond, &run.lock);
+    g_mutex_unlock(&run.lock);
+    g_mutex_clear(&run.lock);
+    g_cond_clear(&run.cond);
+}
+
+void fixture_run(Fixture *f, FiberFn *fn, void *arg)
+{
+    run_on(f->loops[f->n_loops - 1], fn, arg);
+}
+
+static void *loop_thread(void *arg)
+{
+    loop_run(arg);
+    return NULL;
+}
+
+static void count_empty(void *arg)
+{
+    ((Fixture *)arg)->n_times_empty++;
+}
+
+typedef struct AddExport {
+    Fixture *f;
+    const FixtureConfig *config;
+    unsigned index;
+} AddExport;
+
+static void add_export(Fiber *self, void *arg)
+{
+    AddExport *a = arg;
+    Fixture *f = a->f;
+    MemoryNode *node =
+        memory_node_new(fiber_loop(self), a->config->size_bytes ? a->config->size_bytes : 1 << 20);
+    const char *name = a->config->names[a->index];
+    NbdsExportConfig config = {
+        .name = name ? name : "",
+        .description = "a memory node",
+        .node = &node->node,
+        .read_only = a->config->read_only,
+    };
+    GError *error = NULL;
+    int result = nbds_server_add_export(f->server, &config, &f->exports[a->index], &error);
+    assert_int_equal(result, 0);
+    f->nodes[a->index] = node;
+    node_unref_close(self, &node->node); // the export's port holds it
+}
+
+Fixture *fixture_new(const FixtureConfig *config)
+{
+    Fixture *f = g_new0(Fixture, 1);
+    f->n_loops = config->two_loops ? 2 : 1;
+    for (unsigned i = 0; i < f->n_loops; i++) {
+        g_autoptr(GError) error = NULL;
+        f->loops[i] = loop_new(NULL, &error);
+        if (!f->loops[i])
+            fail_msg("%s", error->message);
+        f->threads[i] = g_thread_new("loop", loop_thread, f->loops[i]);
+    }
+    NbdsServerConfig server_config = {config->limits, count_empty, f};
+    f->server = nbds_server_new(&server_config);
+    f->n_exports = config->n_exports ? config->n_exports : 1;
+    for (unsigned i = 0; i < f->n_exports; i++) {
+        AddExport a = {f, config, i};
+        fixture_run(f, add_export, &a);
+    }
+    f->dir = g_dir_make_tmp("nbd-test-XXXXXX", NULL);
+    assert_non_null(f->dir);
+    f->socket_path = g_build_filename(f->dir, "s", NULL);
+    g_autoptr(GError) error = NULL;
+    int fd = nbds_listen_unix(f->socket_path, 0600, -1, -1, &error);
+    if (fd < 0)
+        fail_msg("%s", error->message);
+    nbds_server_add_listener(f->server, f->loops[0], fd);
+    return f;
+}
+
+static void stop_server(Fiber *self, void *arg)
+{
+    nbds_server_stop(self, ((Fixture *)arg)->server);
+}
+
+static void *stop_thread(void *arg)
+{
+    Fixture *f = arg;
+    run_on(f->loops[0], stop_server, f);
+    return NULL;
+}
+
+void fixture_begin_stop(Fixture *f)
+{
+    if (!f->stopper)
+        f->stopper = g_thread_new("stop", stop_thread, f);
+    while (!nbds_server_is_stopping(f->server))
+        g_usleep(200);
+}
+
+static void remove_export(Fiber *self, void *arg)
+{
+    nbds_server_remove_export(self, arg);
+}
+
+void fixture_remove_export(Fixture *f, unsigned export_index)
+{
+    fixture_run(f, remove_export, f->exports[export_index]);
+    f->exports[export_index] = NULL;
+}
+
+void fixture_free(Fixture *f)
+{
+    if (!f->stopper)
+        f->stopper = g_thread_new("stop", stop_thread, f);
+    g_thread_join(f->stopper);
+    for (unsigned i = 0; i < f->n_exports; i++) {
+        if (f->exports[i])
+            fixture_remove_export(f, i);
+    }
+    for (unsigned i = 0; i < f->n_loops; i++) {
+        loop_stop(f->loops[i]);
+        g_thread_join(f->threads[i]);
+    }
+    nbds_server_free(f->server);
+    for (unsigned i = 0; i < f->n_loops; i++)
+        loop_free(f->loops[i]);
+    g_unlink(f->socket_path);
+    g_rmdir(f->dir);
+    g_free(f->socket_path);
+    g_free(f->dir);
+    g_free(f);
+}
+
+static void hold(Fiber *self, void *arg)
+{
+    memory_node_hold(arg);
+}
+
+static void release(Fiber *self, void *arg)
+{
+    memory_node_release(arg);
+}
+
+void fixture_hold(Fixture *f, unsigned export_index)
+{
+    fixture_run(f, hold, f->nodes[export_index]);
+}
+
+void fixture_release(Fixture *f, unsigned export_index)
+{
+    fixture_run(f, release, f->nodes[export_index]);
+}
+
+void wait_at_least(atomic_uint *counter, unsigned value)
+{
+    for (int i = 0; *counter < value; i++) {
+        if (i > 20000)
+            fail_msg("still %u, not %u", *counter, value);
+        g_usleep(1000);
+    }
+}
+
+void wait_for_clients(Fixture *f, unsigned n)
+{
+    for (int i = 0; nbds_server_n_clients(f->server) != n; i++) {
+        if (i > 20000)
+            fail_msg("still %u clients, not %u", nbds_server_n_clients(f->server), n);
+        g_usleep(1000);
+    }
+}
