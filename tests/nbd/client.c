@@ -31,7 +31,8 @@ int client_connect(const char *path)
 void client_send(Client *c, const void *data, size_t len)
 {
     for (size_t done = 0; done < len;) {
-        ssize_t n = send(c->fd, (const char *)data + done, len - done, MSG_NOSIGNAL);
+        ssize_t n =
+            TEMP_FAILURE_RETRY(send(c->fd, (const char *)data + done, len - done, MSG_NOSIGNAL));
         if (n < 0)
             fail_msg("send: %s", strerror(errno));
         done += n;
@@ -41,7 +42,7 @@ void client_send(Client *c, const void *data, size_t len)
 void client_recv(Client *c, void *data, size_t len)
 {
     for (size_t done = 0; done < len;) {
-        ssize_t n = recv(c->fd, (char *)data + done, len - done, 0);
+        ssize_t n = TEMP_FAILURE_RETRY(recv(c->fd, (char *)data + done, len - done, 0));
         if (n <= 0)
             fail_msg("receive after %zu of %zu bytes: %s", done, len, n ? strerror(errno) : "end");
         done += n;
@@ -51,7 +52,7 @@ void client_recv(Client *c, void *data, size_t len)
 bool client_at_end(Client *c)
 {
     uint8_t byte;
-    ssize_t n = recv(c->fd, &byte, 1, 0);
+    ssize_t n = TEMP_FAILURE_RETRY(recv(c->fd, &byte, 1, 0));
     return n == 0 || (n < 0 && errno == ECONNRESET);
 }
 
@@ -144,8 +145,8 @@ Client *client_new(const char *path, const ClientConfig *config)
     client_recv(c, greeting, sizeof greeting);
     client_send(c, (const uint8_t[]){0, 0, 0, 3}, 4);
     if (c->style != NBDS_STYLE_SIMPLE) {
-        uint32_t option = c->style == NBDS_STYLE_EXTENDED ? NBDS_OPT_EXTENDED_HEADERS
-                                                          : NBDS_OPT_STRUCTURED_REPLY;
+        uint32_t option =
+            c->style == NBDS_STYLE_EXTENDED ? NBDS_OPT_EXTENDED_HEADERS : NBDS_OPT_STRUCTURED_REPLY;
         client_send_option(c, option, NULL, 0);
         assert_int_equal(client_recv_option_reply(c, option, NULL), NBDS_REP_ACK);
     }
@@ -309,8 +310,8 @@ static bool parse_chunk(Parse *p, uint16_t type, const uint8_t *head, size_t hea
     case NBDS_CHUNK_BLOCK_STATUS:
     case NBDS_CHUNK_BLOCK_STATUS_EXT:
         assert_int_equal(type, NBDS_CMD_BLOCK_STATUS);
-        assert_int_equal(nbds_wire_get_u16(head + 6), extended ? NBDS_CHUNK_BLOCK_STATUS_EXT
-                                                               : NBDS_CHUNK_BLOCK_STATUS);
+        assert_int_equal(nbds_wire_get_u16(head + 6),
+                         extended ? NBDS_CHUNK_BLOCK_STATUS_EXT : NBDS_CHUNK_BLOCK_STATUS);
         parse_status(p, n);
         break;
     case NBDS_CHUNK_ERROR:

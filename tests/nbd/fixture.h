@@ -10,9 +10,9 @@ enum { FIXTURE_MAX_EXPORTS = 4 };
 
 typedef struct FixtureConfig {
     NbdsLimits limits;
-    unsigned n_exports;                    // 0: one
+    unsigned n_exports;                     // 0: one
     const char *names[FIXTURE_MAX_EXPORTS]; // NULL: ""
-    uint64_t size_bytes;                   // 0: 1 MiB
+    uint64_t size_bytes;                    // 0: 1 MiB
     bool read_only;
     bool two_loops; // exports on a second loop, the listener on the first
 } FixtureConfig;
