@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Backing chains made by qemu-img, of shapes that a seed chooses: cluster sizes, refcount widths,
+subclusters, compression, versions, internal snapshots, raw layers, layers of different lengths."""
+import dataclasses
+import random
+
+from harness import KIB, MIB, qemu_img, qemu_io, run
+
+CLUSTERS = (512, 4 * KIB, 64 * KIB, 2 * MIB)
+
+
+@dataclasses.dataclass
+class Layer:
+    fmt: str = "qcow2"
+    cluster: int = 64 * KIB
+    refcount_bits: int = 16
+    version: int = 3
+    extended_l2: bool = False
+    lazy: bool = False
+    compressed: str = ""  # "zlib" or "zstd": content written compressed by qemu-img convert
+    snapshots: int = 0
+
+    def options(self):
+        if self.version == 2:
+            return f"compat=0.10,cluster_size={self.cluster}"
+        return (f"compat=1.1,cluster_size={self.cluster},refcount_bits={self.refcount_bits},"
+                f"extended_l2={'on' if self.extended_l2 else 'off'},"
+                f"lazy_refcounts={'on' if self.lazy else 'off'}"
+                + (f",compression_type={self.compressed}" if self.compressed else ""))
+
+    def __str__(self):
+        if self.fmt == "raw":
+            return "raw"
+        size = f"{self.cluster // KIB}k" if self.cluster >= KIB else str(self.cluster)
+        words = [f"v{self.version}", size, f"rc{self.refcount_bits}"]
+        words += ["ext-l2"] * self.extended_l2 + ["lazy"] * self.lazy
+        words += [self.compressed] * bool(self.compressed)
+        words += [f"{self.snapshots}snap"] * bool(self.snapshots)
+        return "/".join(words)
+
+
+def random_layer(rng, number, is_base, is_top):
+    """Cluster sizes take turns with `number`, so that few seeds cover all of them."""
+    if is_base and (rng.random() < 0.3 if not is_top else rng.random() < 0.1):
+        return Layer(fmt="raw")
+    layer = Layer(cluster=CLUSTERS[number % 4], refcount_bits=1 << rng.randrange(7))
+    if rng.random() < 0.15:
+        layer.version, layer.refcount_bits = 2, 16
+    else:
+        layer.extended_l2 = layer.cluster >= 16 * KIB and rng.random() < 0.4
+        layer.lazy = rng.random() < 0.2
+    if is_base and not is_top and rng.random() < 0.4:
+        layer.compressed = "zlib" if layer.version == 2 or rng.random() < 0.5 else "zstd"
+    if is_top and layer.refcount_bits >= 4 and rng.random() < 0.5:
+        layer.snapshots = rng.randrange(1, 4)
+    return layer
+
+
+def random_writes(rng, path, layer, size, n):
+    """A few patterned writes, zeroes and discards by qemu-io, at odd places."""
+    commands = []
+    for _ in range(n):
+        length = rng.choice((512, 4096, 65536, 300000, MIB)) // 512 * 512
+        offset = rng.randrange(max(1, size - length)) // 512 * 512
+        length = min(length, (size - offset) // 512 * 512)
+        if length <= 0:
+            continue
+        kind = rng.random()
+        if kind < 0.8:
+            commands.append(f"write -P {rng.randrange(1, 256)} {offset} {length}")
+        elif layer.version == 3 and layer.fmt == "qcow2":
+            commands.append(f"write -z {'-u ' if rng.random() < 0.5 else ''}{offset} {length}")
+        else:
+            commands.append(f"write -P 0 {offset} {length}")
+    if commands:
+        qemu_io(path, *commands, fmt=layer.fmt)
+
+
+def fill_base(rng, path, layer, size):
+    """The lowest layer, partly filled; compressed images get their content through convert."""
+    plain = f"{path}.plain" if layer.compressed else path
+    if layer.fmt == "raw" or layer.compressed:
+        with open(plain, "wb") as f:
+            f.truncate(size)
+    else:
+        qemu_img("create", "-q", "-f", "qcow2", "-o", layer.options(), plain, size)
+    random_writes(rng, plain, Layer(fmt="raw") if layer.compressed else layer, size, 12)
+    if layer.compressed:
+        qemu_img("convert", "-q", "-c", "-f", "raw", "-O", "qcow2", "-o", layer.options(), plain, path)
+        run("rm", plain)
+
+
+def make_chain(rng, directory, layers, size):
+    """Makes layers[0] ← layers[1] ← …; returns their paths and the top's snapshots as
+    [(name, raw file)]. Backing layers may be a little shorter or longer than the top."""
+    paths, snapshots = [], []
+    for i, layer in enumerate(layers):
+        is_top = i == len(layers) - 1
+        path = f"{directory}/{i}.{layer.fmt}"
+        here = size if is_top else max(512, size + rng.choice((0, 0, -1, 1)) * rng.randrange(MIB))
+        if layer.fmt == "qcow2" or not is_top:
+            here = here // 512 * 512
+        if i == 0:
+            fill_base(rng, path, layer, here)
+        else:
+            qemu_img("create", "-q", "-f", "qcow2", "-o", layer.options(), "-b", paths[-1],
+                     "-F", layers[i - 1].fmt, path, here)
+            random_writes(rng, path, layer, here, 6)
+        paths.append(path)
+        for n in range(layer.snapshots if is_top else 0):
+            raw = f"{directory}/snapshot-{n}.raw"
+            qemu_img("snapshot", "-c", f"s{n}", path)
+            qemu_img("convert", "-q", "-f", "qcow2", "-O", "raw", path, raw)
+            snapshots.append((f"s{n}", raw))
+            random_writes(rng, path, layer, here, 3)
+    return paths, snapshots
+
+
+def random_chain(seed):
+    """The layers for a seed, bottom first."""
+    rng = random.Random(seed)
+    depth = 1 + seed // 4 % 5
+    return [random_layer(rng, seed + depth - 1 - i, i == 0, i == depth - 1) for i in range(depth)]

@@ -1,0 +1,184 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The command line: what is accepted, what is refused and with which words."""
+import os
+
+from harness import (MIB, Daemon, connect, fails, main, qemu_img, random_file, run,
+                     says)
+import harness
+
+
+def image(path, size="1M"):
+    qemu_img("create", "-q", "-f", "qcow2", path, size)
+    return path
+
+
+def test_help(tmp):
+    """--help prints the usage on standard output and exits 0."""
+    done = run(harness.chaind_path, "--help")
+    says(done.stdout, "usage: chaind", "--nbd", "--format", "--snapshot", "--read-only", "--direct",
+         "--force-share", "--description", "--loops", "--map-memory", "--log")
+    assert done.stderr == ""
+
+
+def test_version(tmp):
+    """--version prints the name and a number."""
+    assert run(harness.chaind_path, "--version").stdout.startswith("chaind 0.")
+
+
+def test_no_file(tmp):
+    """Without a FILE it is a usage error that points at --help."""
+    says(fails(status=2), "no FILE", "chaind --help")
+
+
+def test_usage_errors(tmp):
+    """Each usage error is one sentence with exit status 2, and opens nothing."""
+    disk = image(tmp / "a.qcow2")
+    for args, words in [
+            (["--frobnicate", disk], ["--frobnicate"]),
+            (["--format", "vmdk", disk], ["qcow2 or raw", "vmdk"]),
+            (["--format"], ["--format", "value"]),
+            (["--loops", "0", disk], ["--loops", "'0'"]),
+            (["--loops", "many", disk], ["--loops", "many"]),
+            (["--map-memory", "12", disk], ["--map-memory", "1M"]),
+            (["--map-memory", "3Q", disk], ["--map-memory", "3Q"]),
+            (["--map-memory", "-1", disk], ["--map-memory"]),
+            (["--map-memory", "99999999999999999999G", disk], ["--map-memory"]),
+            (["--log", "loud", disk], ["--log", "loud"]),
+            (["--nbd", "localhost:", disk], ["port"]),
+            (["--nbd", "::1:10809", disk], ["[IPV6]"]),
+            (["--nbd", "/" + "x" * 200, disk], ["107"]),
+            (["--nbd", "", disk], ["--nbd"]),
+            (["a=" + str(disk), "a=" + str(disk)], ["two disks", "'a'"]),
+            ([disk, tmp / "b.qcow2"], ["default export", "NAME="]),
+            (["web="], ["names no file"])]:
+        says(fails(*args, status=2), *words)
+
+
+def test_uri(tmp):
+    """One FILE is the default export of a private socket, whose URI is on standard output."""
+    disk = image(tmp / "a.qcow2")
+    with Daemon(disk) as d:
+        assert len(d.uris()) == 1, d.uris()
+        says(d.uris()[0], "nbd+unix:///?socket=/")
+        path = d.socket()
+        assert os.stat(os.path.dirname(path)).st_mode & 0o777 == 0o700
+        assert connect(d.uri()).get_size() == MIB
+    assert not os.path.exists(os.path.dirname(path)), "the private directory is still there"
+
+
+def test_names(tmp):
+    """Several named exports are listed, with descriptions, and each serves its own disk."""
+    for i, name in enumerate(("one", "two-2", "Three_3.x")):
+        image(tmp / f"{i}.qcow2", f"{i + 1}M")
+    with Daemon(f"one={tmp}/0.qcow2", f"two-2={tmp}/1.qcow2", f"Three_3.x={tmp}/2.qcow2") as d:
+        listed = run("nbdinfo", "--list", d.uri("one")).stdout
+        says(listed, 'export="one"', 'export="two-2"', 'export="Three_3.x"', "2 MiB qcow2, 1 layer")
+        for i, name in enumerate(("one", "two-2", "Three_3.x")):
+            assert connect(d.uri(name)).get_size() == (i + 1) * MIB
+
+
+def test_unknown_export(tmp):
+    """A client that asks for a name that is not there is told so, and others are served."""
+    disk = image(tmp / "a.qcow2")
+    with Daemon(f"web={disk}") as d:
+        done = run("nbdinfo", d.uri("web").replace("/web?", "/nope?"), check=False)
+        assert done.returncode != 0
+        assert connect(d.uri("web")).get_size() == MIB
+
+
+def test_equals_sign(tmp):
+    """A file whose name contains '=' is that file, not NAME=FILE."""
+    disk = image(tmp / "a=b.qcow2")
+    with Daemon("a=b.qcow2", cwd=tmp) as d:
+        assert connect(d.uri("")).get_size() == MIB
+    with Daemon(f"x={disk}") as d:
+        assert connect(d.uri("x")).get_size() == MIB
+
+
+def test_odd_names(tmp):
+    """File names with spaces, colons, percent signs and UTF-8 are served."""
+    for name in ("with space.qcow2", "co:lon.qcow2", "per%cent.qcow2", "größe ☃.qcow2"):
+        disk = image(tmp / name)
+        with Daemon(disk) as d:
+            assert connect(d.uri()).get_size() == MIB
+
+
+def test_description(tmp):
+    """--description replaces the summary that clients see."""
+    disk = image(tmp / "a.qcow2")
+    with Daemon("--description", "Ümläut & more", disk) as d:
+        says(run("nbdinfo", "--list", d.uri()).stdout, "Ümläut & more")
+
+
+def test_raw_needs_format(tmp):
+    """A raw image is served with --format raw and refused without, with words that say so."""
+    raw = random_file(tmp / "a.raw", MIB)
+    says(fails(raw), "a.raw", "--format raw")
+    with Daemon("--format", "raw", raw) as d:
+        out = tmp / "copy"
+        run("nbdcopy", d.uri(), out)
+        assert out.read_bytes() == raw.read_bytes()
+
+
+def test_read_only(tmp):
+    """--read-only refuses writes and changes no byte of the file."""
+    import nbd
+    disk = image(tmp / "a.qcow2")
+    before, changed = disk.read_bytes(), os.stat(disk).st_mtime_ns
+    with Daemon("--read-only", disk) as d:
+        h = connect(d.uri())
+        assert h.is_read_only()
+        h.set_strict_mode(0)
+        try:
+            h.pwrite(b"x" * 512, 0)
+        except nbd.Error as e:
+            assert e.errno in ("EPERM", "EROFS"), e.errno
+        else:
+            raise AssertionError("a write to a read-only export succeeded")
+    assert disk.read_bytes() == before and os.stat(disk).st_mtime_ns == changed
+
+
+def test_snapshot(tmp):
+    """--snapshot serves an internal snapshot by name and by id, read-only."""
+    disk, old, new = image(tmp / "a.qcow2"), tmp / "old.raw", tmp / "new.raw"
+    harness.qemu_io(disk, "write -P 17 64k 128k")
+    qemu_img("snapshot", "-c", "before", disk)
+    qemu_img("convert", "-O", "raw", disk, old)
+    harness.qemu_io(disk, "write -P 18 128k 128k")
+    qemu_img("convert", "-O", "raw", disk, new)
+    for args, want in ((["--snapshot", "before"], old), (["--snapshot", "1"], old), ([], new)):
+        with Daemon(*args, disk) as d:
+            assert connect(d.uri()).is_read_only() == bool(args)
+            run("nbdcopy", d.uri(), tmp / "got")
+            assert (tmp / "got").read_bytes() == want.read_bytes(), args
+    says(fails("--snapshot", "nope", disk), "nope", "a.qcow2")
+
+
+def test_loops(tmp):
+    """--loops spreads the exports over threads; all are served."""
+    files = [image(tmp / f"{i}.qcow2") for i in range(7)]
+    with Daemon("--loops", 3, *(f"d{i}={f}" for i, f in enumerate(files))) as d:
+        handles = [connect(d.uri(f"d{i}")) for i in range(7)]
+        for i, h in enumerate(handles):
+            h.pwrite(bytes([i + 1]) * 4096, 4096 * i)
+            h.flush()
+        for i, h in enumerate(handles):
+            assert h.pread(4096, 4096 * i) == bytes([i + 1]) * 4096
+            h.shutdown()
+    for i, f in enumerate(files):
+        harness.check_image(f)
+
+
+def test_log_levels(tmp):
+    """--log error is silent while all goes well."""
+    disk = image(tmp / "a.qcow2")
+    d = Daemon("--log", "error", "--nbd", tmp / "s", disk, ready=False)
+    with d:
+        while d.process.poll() is None and not d.uris():
+            os.sched_yield()
+        connect(d.uri()).shutdown()
+    assert d.log() == "", d.log()
+
+
+main(globals())
