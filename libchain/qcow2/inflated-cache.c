@@ -145,8 +145,10 @@ static Entry *find_idle(InflatedCache *cache)
 
 static void put(InflatedCache *cache, Entry *e)
 {
+    // All of them: one that finds its cluster present meanwhile needs no entry, and would keep the
+    // only wake-up to itself.
     if (--e->n_users == 0)
-        fiber_queue_wake_one(&cache->full);
+        fiber_queue_wake_all(&cache->full);
 }
 
 int inflated_cache_read(Fiber *self, InflatedCache *cache, HostOff host, uint32_t compressed_bytes,
