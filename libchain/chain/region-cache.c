@@ -6,13 +6,14 @@
 // suspends.
 #include "chain/region-cache.h"
 
+#include <pthread.h>
 #include <string.h>
 
 #include "chain/region-table.h"
 #include "node/map-memory-slot.h"
 
 struct RegionCache {
-    GMutex mutex;
+    pthread_mutex_t mutex;
     GHashTable *sets;  // RegionSet → itself, by its layers
     GPtrArray *tables; // RegionTable
     guint next_asked;
@@ -23,7 +24,7 @@ struct RegionSet {
     unsigned n_refs; // chains and regions; under the cache's mutex
     unsigned n_layers;
     NodeIdentity *layers;
-    GMutex mutex;
+    pthread_mutex_t mutex;
     GHashTable *regions; // &Region.number → Region, not referenced
 };
 
@@ -49,7 +50,7 @@ static gboolean set_equal(gconstpointer a, gconstpointer b)
 static void *cache_new(void)
 {
     RegionCache *cache = g_new0(RegionCache, 1);
-    g_mutex_init(&cache->mutex);
+    pthread_mutex_init(&cache->mutex, NULL);
     cache->sets = g_hash_table_new(set_hash, set_equal);
     cache->tables = g_ptr_array_new();
     return cache;
@@ -60,7 +61,7 @@ static void cache_free(void *p)
     RegionCache *cache = p;
     g_hash_table_unref(cache->sets);
     g_ptr_array_unref(cache->tables);
-    g_mutex_clear(&cache->mutex);
+    pthread_mutex_destroy(&cache->mutex);
     g_free(cache);
 }
 
@@ -72,19 +73,19 @@ RegionCache *region_cache_get(MapMemory *memory)
 RegionSet *region_set_get(RegionCache *cache, const NodeIdentity *layers, unsigned n_layers)
 {
     RegionSet wanted = {.n_layers = n_layers, .layers = (NodeIdentity *)layers};
-    g_mutex_lock(&cache->mutex);
+    pthread_mutex_lock(&cache->mutex);
     RegionSet *set = g_hash_table_lookup(cache->sets, &wanted);
     if (!set) {
         set = g_new0(RegionSet, 1);
         set->cache = cache;
         set->n_layers = n_layers;
         set->layers = g_memdup2(layers, n_layers * sizeof *layers);
-        g_mutex_init(&set->mutex);
+        pthread_mutex_init(&set->mutex, NULL);
         set->regions = g_hash_table_new(g_int64_hash, g_int64_equal);
         g_hash_table_add(cache->sets, set);
     }
     set->n_refs++;
-    g_mutex_unlock(&cache->mutex);
+    pthread_mutex_unlock(&cache->mutex);
     return set;
 }
 
@@ -93,33 +94,33 @@ void region_set_unref(RegionSet *set)
     if (!set)
         return;
     RegionCache *cache = set->cache;
-    g_mutex_lock(&cache->mutex);
+    pthread_mutex_lock(&cache->mutex);
     bool is_last = --set->n_refs == 0;
     if (is_last)
         g_hash_table_remove(cache->sets, set);
-    g_mutex_unlock(&cache->mutex);
+    pthread_mutex_unlock(&cache->mutex);
     if (!is_last)
         return;
     g_assert(g_hash_table_size(set->regions) == 0);
     g_hash_table_unref(set->regions);
-    g_mutex_clear(&set->mutex);
+    pthread_mutex_destroy(&set->mutex);
     g_free(set->layers);
     g_free(set);
 }
 
 Region *region_set_find(RegionSet *set, uint64_t number)
 {
-    g_mutex_lock(&set->mutex);
+    pthread_mutex_lock(&set->mutex);
     Region *region = g_hash_table_lookup(set->regions, &number);
     if (region)
         atomic_fetch_add_explicit(&region->n_refs, 1, memory_order_relaxed);
-    g_mutex_unlock(&set->mutex);
+    pthread_mutex_unlock(&set->mutex);
     return region;
 }
 
 Region *region_set_add(RegionSet *set, Region *region)
 {
-    g_mutex_lock(&set->mutex);
+    pthread_mutex_lock(&set->mutex);
     Region *first = g_hash_table_lookup(set->regions, &region->number);
     if (first) {
         atomic_fetch_add_explicit(&first->n_refs, 1, memory_order_relaxed);
@@ -127,14 +128,14 @@ Region *region_set_add(RegionSet *set, Region *region)
         g_hash_table_insert(set->regions, &region->number, region);
         region->set = set;
     }
-    g_mutex_unlock(&set->mutex);
+    pthread_mutex_unlock(&set->mutex);
     if (first) {
         region_free(region);
         return first;
     }
-    g_mutex_lock(&set->cache->mutex);
+    pthread_mutex_lock(&set->cache->mutex);
     set->n_refs++;
-    g_mutex_unlock(&set->cache->mutex);
+    pthread_mutex_unlock(&set->cache->mutex);
     return region;
 }
 
@@ -158,11 +159,11 @@ void region_unref(Region *region)
         region_free(region);
         return;
     }
-    g_mutex_lock(&set->mutex);
+    pthread_mutex_lock(&set->mutex);
     bool is_last = atomic_fetch_sub_explicit(&region->n_refs, 1, memory_order_acq_rel) == 1;
     if (is_last)
         g_hash_table_remove(set->regions, &region->number);
-    g_mutex_unlock(&set->mutex);
+    pthread_mutex_unlock(&set->mutex);
     if (is_last) {
         region_free(region);
         region_set_unref(set);
@@ -171,27 +172,27 @@ void region_unref(Region *region)
 
 void region_cache_add_table(RegionCache *cache, RegionTable *table)
 {
-    g_mutex_lock(&cache->mutex);
+    pthread_mutex_lock(&cache->mutex);
     g_ptr_array_add(cache->tables, table);
-    g_mutex_unlock(&cache->mutex);
+    pthread_mutex_unlock(&cache->mutex);
 }
 
 void region_cache_remove_table(RegionCache *cache, RegionTable *table)
 {
-    g_mutex_lock(&cache->mutex);
+    pthread_mutex_lock(&cache->mutex);
     g_ptr_array_remove_fast(cache->tables, table);
-    g_mutex_unlock(&cache->mutex);
+    pthread_mutex_unlock(&cache->mutex);
 }
 
 // A few at a time, in turn: there may be a thousand overlays of one base.
 void region_cache_ask_back(RegionCache *cache, const RegionTable *asking)
 {
     enum { ASKED_AT_ONCE = 16 };
-    g_mutex_lock(&cache->mutex);
+    pthread_mutex_lock(&cache->mutex);
     for (guint i = 0; i < MIN(cache->tables->len, ASKED_AT_ONCE); i++) {
         RegionTable *table = cache->tables->pdata[cache->next_asked++ % cache->tables->len];
         if (table != asking && !atomic_exchange(&table->is_asked, true))
             loop_post(table->loop, &table->ask_back);
     }
-    g_mutex_unlock(&cache->mutex);
+    pthread_mutex_unlock(&cache->mutex);
 }

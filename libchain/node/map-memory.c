@@ -4,6 +4,7 @@
 #include "chain-core/map-memory.h"
 
 #include <glib.h>
+#include <pthread.h>
 #include <stdatomic.h>
 
 #include "node/map-memory-slot.h"
@@ -11,7 +12,7 @@
 struct MapMemory {
     uint64_t limit_bytes;
     _Atomic int64_t used_bytes[MAP_MEMORY_N_USES];
-    GMutex mutex; // of the slot
+    pthread_mutex_t mutex; // of the slot
     void *slot;
     void (*slot_free)(void *);
 };
@@ -20,7 +21,7 @@ MapMemory *map_memory_new(uint64_t limit_bytes)
 {
     MapMemory *m = g_new0(MapMemory, 1);
     m->limit_bytes = limit_bytes;
-    g_mutex_init(&m->mutex);
+    pthread_mutex_init(&m->mutex, NULL);
     return m;
 }
 
@@ -30,19 +31,19 @@ void map_memory_free(MapMemory *m)
         return;
     if (m->slot)
         m->slot_free(m->slot);
-    g_mutex_clear(&m->mutex);
+    pthread_mutex_destroy(&m->mutex);
     g_free(m);
 }
 
 void *map_memory_slot(MapMemory *m, void *(*make)(void), void (*free)(void *))
 {
-    g_mutex_lock(&m->mutex);
+    pthread_mutex_lock(&m->mutex);
     if (!m->slot) {
         m->slot = make();
         m->slot_free = free;
     }
     void *slot = m->slot;
-    g_mutex_unlock(&m->mutex);
+    pthread_mutex_unlock(&m->mutex);
     return slot;
 }
 

@@ -12,6 +12,7 @@
 
 #include "../node/on-loop.h"
 #include "chain-core/port.h"
+#include "chain-core/sim.h"
 #include "chain/merged-map.h"
 #include "chain/region.h"
 #include "fake-layer.h"
@@ -26,15 +27,16 @@ static uint64_t random_below(GRand *rand, uint64_t n)
     return ((uint64_t)g_rand_int(rand) << 32 | g_rand_int(rand)) % n;
 }
 
+static uint64_t *data; // its content
+
 static void make_data_file(void)
 {
     int fd = g_file_open_tmp("chaind-test-merged-XXXXXX", &data_path, NULL);
     assert_true(fd >= 0);
-    uint64_t *words = g_malloc(FILE_BYTES);
+    data = g_malloc(FILE_BYTES);
     for (uint64_t i = 0; i < FILE_BYTES / 8; i++)
-        words[i] = i * UINT64_C(0x9e3779b97f4a7c15) + 1;
-    assert_int_equal(write(fd, words, FILE_BYTES), FILE_BYTES);
-    g_free(words);
+        data[i] = i * UINT64_C(0x9e3779b97f4a7c15) + 1;
+    assert_int_equal(write(fd, data, FILE_BYTES), FILE_BYTES);
     close(fd);
 }
 
@@ -212,6 +214,20 @@ static void random_chains_read_as_layer_by_layer(void **state)
     for (guint32 i = 0; i < 3; i++) {
         guint32 from = (guint32)seed + i;
         on_loop(differential, &from);
+    }
+}
+
+// With transfers that complete late, in any order, and fibers that run in any order.
+static void random_chains_read_as_layer_by_layer_in_the_simulation(void **state)
+{
+    for (guint32 i = 0; i < 3; i++) {
+        guint32 from = (guint32)seed + 100 + i;
+        Sim *sim = sim_new(
+            &(SimConfig){.seed = from, .short_transfers = true, .inline_completion = i % 2});
+        sim_loop_new(sim);
+        assert_int_equal(sim_write_file(sim, data_path, data, FILE_BYTES), 0);
+        assert_true(sim_run(sim, differential, &from));
+        sim_free(sim);
     }
 }
 
@@ -464,6 +480,7 @@ int main(void)
     print_message("# seed %" G_GUINT64_FORMAT " (CHAIND_TEST_SEED)\n", seed);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(random_chains_read_as_layer_by_layer),
+        cmocka_unit_test(random_chains_read_as_layer_by_layer_in_the_simulation),
         cmocka_unit_test(requests_that_miss_one_region_build_it_once),
         cmocka_unit_test(chains_of_the_same_layers_share_regions),
         cmocka_unit_test(memory_stays_within_its_share_and_keeps_what_is_used),
@@ -474,5 +491,6 @@ int main(void)
     int r = cmocka_run_group_tests(tests, NULL, NULL);
     unlink(data_path);
     g_free(data_path);
+    g_free(data);
     return r;
 }
