@@ -1,0 +1,606 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// Opening real chains: names, formats, loops, locks, depth; and what they show, with qemu-img and
+// qemu-io as oracles. Skips what needs them when they are missing.
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+#include <jansson.h>
+
+#include "../node/on-loop.h"
+#include "chain-core/chain.h"
+#include "chain-core/qcow2-create.h"
+
+static char *dir;
+static uint64_t seed = 99;
+
+// -- helpers --------------------------------------------------------------------------------------
+
+static void shell(const char *format, ...) G_GNUC_PRINTF(1, 2);
+static void shell(const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    g_autofree char *command = g_strdup_vprintf(format, args);
+    va_end(args);
+    g_autofree char *there = g_strdup_printf("cd '%s' && { %s; } >out 2>&1", dir, command);
+    if (system(there) != 0)
+        fail_msg("failed: %s", command);
+}
+
+static char *in_dir(const char *name)
+{
+    return g_build_filename(dir, name, NULL);
+}
+
+typedef struct OpenTest {
+    const char *path;
+    ChainOpenOptions options;
+    FiberFn *with; // called with the open chain in `node`
+    Node *node;
+    ChainInfo info;
+    int result;
+    char *message; // of the error, or NULL
+    void *arg;
+} OpenTest;
+
+static void open_and_close(Fiber *self, void *arg)
+{
+    OpenTest *t = arg;
+    GError *error = NULL;
+    MapMemory *memory = map_memory_new(8 << 20);
+    t->options.memory = memory;
+    t->result = chain_open(self, t->path, &t->options, &t->node, &t->info, &error);
+    if (t->result < 0) {
+        assert_non_null(error);
+        t->message = g_strdup(error->message);
+        g_error_free(error);
+    } else {
+        assert_null(error);
+        if (t->with)
+            t->with(self, t);
+        node_unref_close(self, t->node);
+    }
+    assert_int_equal(map_memory_used(memory, MAP_MEMORY_REGIONS), 0);
+    assert_int_equal(map_memory_used(memory, MAP_MEMORY_SLICES), 0);
+    map_memory_free(memory);
+}
+
+static void open_test_clear(OpenTest *t)
+{
+    chain_info_clear(&t->info);
+    g_clear_pointer(&t->message, g_free);
+}
+
+static void assert_opens(const char *path, const char *format, unsigned n_layers, FiberFn *with)
+{
+    OpenTest t = {.path = path, .options = {.format = format, .read_only = true}, .with = with};
+    on_loop(open_and_close, &t);
+    if (t.result < 0)
+        fail_msg("%s: %s", path, t.message);
+    assert_int_equal(t.info.n_layers, n_layers);
+    open_test_clear(&t);
+}
+
+static void assert_refused(const char *path, const char *format, const char *const *words)
+{
+    OpenTest t = {.path = path, .options = {.format = format, .read_only = true}};
+    on_loop(open_and_close, &t);
+    if (t.result >= 0)
+        fail_msg("%s was opened", path);
+    for (; *words; words++) {
+        if (!strstr(t.message, *words))
+            fail_msg("'%s' does not speak of '%s'", t.message, *words);
+    }
+    assert_null(strchr(t.message, '\n'));
+    open_test_clear(&t);
+}
+#define REFUSED(path, format, ...)                                                                 \
+    assert_refused(path, format, (const char *const[]){__VA_ARGS__, NULL})
+
+static void assert_reads(Fiber *self, Node *node, uint64_t off, int byte)
+{
+    uint8_t buf[512];
+    assert_int_equal(node_read(self, node, guest_off(off), buf, sizeof buf), 0);
+    for (size_t i = 0; i < sizeof buf; i++)
+        assert_int_equal(buf[i], byte);
+}
+
+static void reads_11_at_0(Fiber *self, void *arg)
+{
+    assert_reads(self, ((OpenTest *)arg)->node, 0, 0x11);
+}
+
+// A base with 0x11 at 0, under the given name.
+static void make_base(const char *name)
+{
+    g_autofree char *quoted = g_shell_quote(name);
+    shell("qemu-img create -q -f qcow2 %s 1M && qemu-io -c 'write -P 0x11 0 64k' %s", quoted,
+          quoted);
+}
+
+// -- names and formats
+// ------------------------------------------------------------------------------
+
+static void backing_names_are_found_as_qemu_finds_them(void **state)
+{
+    static const char *const names[] = {"base.qcow2", "an image", "größe-日本", "sub/../sub/b",
+                                        "./a:b"};
+    shell("mkdir -p sub");
+    for (size_t i = 0; i < G_N_ELEMENTS(names); i++) {
+        make_base(names[i]);
+        shell("qemu-img create -q -f qcow2 -b '%s' -F qcow2 over.qcow2", names[i]);
+        g_autofree char *over = in_dir("over.qcow2");
+        assert_opens(over, NULL, 2, reads_11_at_0);
+        unlink(over);
+    }
+}
+
+static void a_backing_name_may_have_1023_bytes(void **state)
+{
+    g_autoptr(GString) name = g_string_new("");
+    make_base("base.qcow2");
+    while (name->len + 2 + strlen("base.qcow2") <= 1023)
+        g_string_append(name, "./");
+    g_string_append(name, "base.qcow2");
+    if (name->len < 1023) // "./" takes two bytes, ".//" three
+        g_string_insert_c(name, 1, '/');
+    assert_int_equal(name->len, 1023);
+    shell("qemu-img create -q -f qcow2 -b '%s' -F qcow2 over.qcow2", name->str);
+    g_autofree char *over = in_dir("over.qcow2");
+    assert_opens(over, NULL, 2, reads_11_at_0);
+}
+
+static void json_backing_names_are_understood(void **state)
+{
+    make_base("base.qcow2");
+    g_autofree char *nested =
+        g_strdup_printf("json:{\"driver\":\"qcow2\",\"file\":{\"driver\":\"file\",\"filename\":"
+                        "\"%s/base.qcow2\"}}",
+                        dir);
+    g_autofree char *flat = g_strdup_printf(
+        "json:{\"driver\":\"qcow2\",\"file.driver\":\"file\",\"file.filename\":\"%s/base.qcow2\"}",
+        dir);
+    g_autofree char *over = in_dir("over.qcow2");
+    shell("qemu-img create -q -f qcow2 -b '%s' -F qcow2 over.qcow2", nested);
+    assert_opens(over, NULL, 2, reads_11_at_0);
+    shell("qemu-img create -q -f qcow2 -b '%s' -F qcow2 over.qcow2", flat);
+    assert_opens(over, NULL, 2, reads_11_at_0);
+    assert_opens(nested, NULL, 1, reads_11_at_0);
+    g_autofree char *nbd = in_dir("nbd.qcow2");
+    shell("qemu-img create -q -u -f qcow2 -b nbd://localhost/x -F raw nbd.qcow2 1M");
+    REFUSED(nbd, NULL, "nbd.qcow2", "protocol 'nbd'");
+}
+
+static void the_top_is_guessed_only_by_the_magic_of_qcow2(void **state)
+{
+    make_base("base.qcow2");
+    shell("truncate -s 1000000 raw.img; : >empty.img");
+    g_autofree char *raw = in_dir("raw.img"), *base = in_dir("base.qcow2"), *none = in_dir("none");
+    g_autofree char *empty = in_dir("empty.img");
+    assert_opens(base, NULL, 1, reads_11_at_0);
+    assert_opens(base, "raw", 1, NULL);
+    assert_opens(raw, "raw", 1, NULL);
+    assert_opens(empty, "raw", 1, NULL);
+    REFUSED(raw, NULL, "raw.img", "--format raw");
+    REFUSED(empty, NULL, "empty.img", "--format raw");
+    REFUSED(raw, "qcow2", "raw.img");
+    REFUSED(none, NULL, "none", "No such file");
+    REFUSED(base, "vmdk", "vmdk");
+    REFUSED("/dev/null", NULL, "/dev/null");
+    REFUSED(dir, NULL, dir);
+}
+
+static void a_backing_image_needs_a_recorded_format(void **state)
+{
+    make_base("base.qcow2");
+    // qemu-img no longer leaves the format out, so it is cut out of the header: its extension
+    // becomes one of an unknown type, which readers must skip.
+    shell("qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 over.qcow2");
+    g_autofree char *over = in_dir("over.qcow2");
+    gsize len;
+    char *data;
+    assert_true(g_file_get_contents(over, &data, &len, NULL));
+    static const uint8_t type[4] = {0xe2, 0x79, 0x2a, 0xca};
+    char *at = memmem(data, 4096, type, sizeof type);
+    assert_non_null(at);
+    at[0] = 0x12;
+    assert_true(g_file_set_contents(over, data, (gssize)len, NULL));
+    g_free(data);
+    REFUSED(over, NULL, "over.qcow2", "base.qcow2", "qemu-img rebase -u -F");
+}
+
+static void a_missing_backing_file_names_both_files(void **state)
+{
+    shell("qemu-img create -q -u -f qcow2 -b gone.qcow2 -F qcow2 over.qcow2 1M");
+    g_autofree char *over = in_dir("over.qcow2");
+    REFUSED(over, NULL, "over.qcow2", "gone.qcow2", "No such file");
+}
+
+static void loops_are_found_by_the_files_identity(void **state)
+{
+    shell("qemu-img create -q -u -f qcow2 -b b.qcow2 -F qcow2 a.qcow2 1M && "
+          "qemu-img create -q -u -f qcow2 -b alias.qcow2 -F qcow2 b.qcow2 1M && "
+          "ln -s a.qcow2 alias.qcow2 && "
+          "qemu-img create -q -f qcow2 self.qcow2 1M && "
+          "qemu-img rebase -u -f qcow2 -b self.qcow2 -F qcow2 self.qcow2");
+    g_autofree char *a = in_dir("a.qcow2"), *self = in_dir("self.qcow2");
+    REFUSED(a, NULL, "b.qcow2", "loop", "alias.qcow2");
+    REFUSED(self, NULL, "loop");
+}
+
+static void a_refused_chain_is_not_written_to(void **state)
+{
+    shell("qemu-img create -q -u -f qcow2 -b gone.qcow2 -F qcow2 over.qcow2 1M && "
+          "qemu-img bitmap --add over.qcow2 bits && cp over.qcow2 before.qcow2");
+    g_autofree char *over = in_dir("over.qcow2");
+    OpenTest t = {.path = over};
+    on_loop(open_and_close, &t);
+    assert_int_equal(t.result, -ENOENT);
+    open_test_clear(&t);
+    shell("cmp over.qcow2 before.qcow2");
+}
+
+static void data_files_are_plain_names(void **state)
+{
+    shell("qemu-img create -q -f qcow2 -o data_file=data.raw ext.qcow2 1M && "
+          "qemu-io -c 'write -P 0x11 0 64k' ext.qcow2");
+    g_autofree char *ext = in_dir("ext.qcow2");
+    assert_opens(ext, NULL, 1, reads_11_at_0);
+    shell("qemu-img create -q -f qcow2 -b ext.qcow2 -F qcow2 over.qcow2");
+    g_autofree char *over = in_dir("over.qcow2");
+    assert_opens(over, NULL, 2, reads_11_at_0);
+    shell("qemu-img create -q -f qcow2 -o data_file=\"$PWD/abs.raw\" abs.qcow2 1M");
+    g_autofree char *absolute = in_dir("abs.qcow2");
+    REFUSED(absolute, NULL, "abs.qcow2", "abs.raw", "plain name");
+}
+
+static void unknown_snapshots_are_refused(void **state)
+{
+    make_base("base.qcow2");
+    shell("qemu-img snapshot -c snap base.qcow2 && qemu-io -c 'write -P 0x22 0 64k' base.qcow2 && "
+          "truncate -s 4096 raw.img");
+    g_autofree char *base = in_dir("base.qcow2"), *raw = in_dir("raw.img");
+    OpenTest t = {.path = base, .options = {.snapshot = "snap"}, .with = reads_11_at_0};
+    on_loop(open_and_close, &t);
+    assert_int_equal(t.result, 0);
+    open_test_clear(&t);
+    t = (OpenTest){.path = base, .options = {.snapshot = "nope"}};
+    on_loop(open_and_close, &t);
+    assert_true(t.result < 0 && strstr(t.message, "nope"));
+    open_test_clear(&t);
+    t = (OpenTest){.path = raw, .options = {.format = "raw", .snapshot = "snap"}};
+    on_loop(open_and_close, &t);
+    assert_true(t.result < 0 && strstr(t.message, "raw image has no"));
+    open_test_clear(&t);
+}
+
+// -- locks
+// ------------------------------------------------------------------------------------------
+
+static void while_open_for_writing(Fiber *self, void *arg)
+{
+    shell("! qemu-io -f qcow2 -c 'write 0 64k' over.qcow2 2>why && grep -q lock why");
+    shell("! qemu-io -f qcow2 -r -c 'read 0 64k' over.qcow2 2>why && grep -q lock why");
+    shell("! qemu-io -f qcow2 -c 'write 0 64k' base.qcow2 2>why && grep -q lock why");
+    shell("qemu-img info -U over.qcow2 && qemu-io -f qcow2 -r -c 'read 0 64k' base.qcow2");
+    // As QEMU holds them: 100, 101, 103 and 201, 203 on the top, 100 and 201, 203 below.
+    static const unsigned top[] = {100, 101, 103, 201, 203}, below[] = {100, 201, 203};
+    for (int file = 0; file < 2; file++) {
+        g_autofree char *path = in_dir(file ? "base.qcow2" : "over.qcow2");
+        struct stat st;
+        assert_int_equal(stat(path, &st), 0);
+        g_autofree char *inode = g_strdup_printf(":%lu ", (unsigned long)st.st_ino);
+        g_autofree char *locks = NULL;
+        assert_true(g_file_get_contents("/proc/locks", &locks, NULL, NULL));
+        g_auto(GStrv) lines = g_strsplit(locks, "\n", -1);
+        uint8_t held[300] = {0};
+        for (char **line = lines; *line; line++) {
+            char *at = strstr(*line, inode);
+            unsigned first, last;
+            if (!at || sscanf(at + strlen(inode), "%u %u", &first, &last) != 2)
+                continue;
+            for (unsigned byte = first; byte <= last && byte < 300; byte++)
+                held[byte] = 1;
+        }
+        unsigned n = 0;
+        for (size_t i = 0; i < (file ? G_N_ELEMENTS(below) : G_N_ELEMENTS(top)); i++) {
+            assert_true(held[(file ? below : top)[i]]);
+            n++;
+        }
+        for (unsigned byte = 0; byte < 300; byte++)
+            n -= held[byte];
+        assert_int_equal(n, 0);
+    }
+}
+
+static void locks_keep_qemu_and_us_apart(void **state)
+{
+    make_base("base.qcow2");
+    shell("qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 over.qcow2");
+    g_autofree char *over = in_dir("over.qcow2");
+    OpenTest t = {.path = over, .with = while_open_for_writing};
+    on_loop(open_and_close, &t);
+    assert_int_equal(t.result, 0);
+    open_test_clear(&t);
+    shell("qemu-io -c 'write 0 64k' over.qcow2"); // free again
+}
+
+static void while_open_twice(Fiber *self, void *arg)
+{
+    OpenTest *outer = arg;
+    Node *node;
+    GError *error = NULL;
+    ChainOpenOptions options = {.memory = outer->options.memory};
+    assert_true(chain_open(self, outer->path, &options, &node, NULL, &error) < 0);
+    assert_non_null(strstr(error->message, "base.qcow2"));
+    g_clear_error(&error);
+    options.force_share = true;
+    assert_int_equal(chain_open(self, outer->path, &options, &node, NULL, &error), 0);
+    assert_true(node->read_only);
+    assert_reads(self, node, 0, 0x11);
+    node_unref_close(self, node);
+}
+
+static void a_second_writer_is_refused_and_force_share_is_not(void **state)
+{
+    make_base("base.qcow2");
+    g_autofree char *base = in_dir("base.qcow2");
+    OpenTest t = {.path = base, .with = while_open_twice};
+    on_loop(open_and_close, &t);
+    assert_int_equal(t.result, 0);
+    open_test_clear(&t);
+}
+
+static void while_open_read_only(Fiber *self, void *arg)
+{
+    shell("qemu-io -f qcow2 -r -c 'read 0 64k' base.qcow2");
+    shell("! qemu-io -f qcow2 -c 'write 0 64k' base.qcow2 2>why && grep -q lock why");
+}
+
+static void readers_share_and_keep_writers_out(void **state)
+{
+    make_base("base.qcow2");
+    g_autofree char *base = in_dir("base.qcow2");
+    assert_opens(base, NULL, 1, while_open_read_only);
+}
+
+// -- content
+// ----------------------------------------------------------------------------------------
+
+static void compare_with_flat(Fiber *self, void *arg)
+{
+    OpenTest *t = arg;
+    g_autofree char *flat = in_dir("flat.raw");
+    char *expected;
+    gsize len;
+    assert_true(g_file_get_contents(flat, &expected, &len, NULL));
+    assert_int_equal(len, t->node->size_bytes);
+    g_autofree char *buf = g_malloc(len);
+    assert_int_equal(node_read(self, t->node, guest_off(0), buf, len), 0);
+    for (gsize i = 0; i < len; i++) {
+        if (buf[i] != expected[i])
+            fail_msg("seed %" G_GUINT64_FORMAT ": byte at %zu differs", seed, (size_t)i);
+    }
+    // Pieces, in an order in which regions are half known.
+    for (gsize off = 0; off + 70000 < len; off += 1234567)
+        assert_int_equal(node_read(self, t->node, guest_off(off), buf, 70000), 0);
+    g_free(expected);
+}
+
+// Each entry of `qemu-img map`: its depth, and whether it reads as zeros.
+static void compare_with_map(Fiber *self, void *arg)
+{
+    OpenTest *t = arg;
+    g_autofree char *path = in_dir("map.json");
+    json_t *map = json_load_file(path, 0, NULL);
+    assert_non_null(map);
+    size_t i;
+    json_t *entry;
+    json_array_foreach(map, i, entry)
+    {
+        uint64_t off = (uint64_t)json_integer_value(json_object_get(entry, "start"));
+        uint64_t end = off + (uint64_t)json_integer_value(json_object_get(entry, "length"));
+        bool zero = json_is_true(json_object_get(entry, "zero"));
+        bool present = !json_is_false(json_object_get(entry, "present"));
+        json_t *host = json_object_get(entry, "offset");
+        uint64_t start = off;
+        while (off < end) {
+            NodeExtent extent;
+            assert_int_equal(node_status(self, t->node, guest_off(off), end - off, &extent), 0);
+            bool is_zero = extent.kind != NODE_EXTENT_DATA && extent.kind != NODE_EXTENT_OPAQUE;
+            if (is_zero != zero || (present && extent.kind == NODE_EXTENT_BELOW))
+                fail_msg("seed %" G_GUINT64_FORMAT ": status at %" G_GUINT64_FORMAT " is %d", seed,
+                         off, extent.kind);
+            if (present && extent.kind != NODE_EXTENT_BELOW)
+                assert_int_equal(extent.depth, json_integer_value(json_object_get(entry, "depth")));
+            if (extent.kind == NODE_EXTENT_DATA && host)
+                assert_int_equal(extent.host.v, (uint64_t)json_integer_value(host) + off - start);
+            off += extent.len;
+        }
+    }
+    json_decref(map);
+}
+
+static void compare_all(Fiber *self, void *arg)
+{
+    compare_with_flat(self, arg);
+    compare_with_map(self, arg);
+}
+
+static unsigned pick(GRand *rand, unsigned n)
+{
+    return (unsigned)g_rand_int_range(rand, 0, (gint32)n);
+}
+
+// A raw base of odd size, then overlays of all kinds, each with some writes, zeroes and discards.
+static void make_random_chain(GRand *rand, unsigned n_layers)
+{
+    shell("head -c %u /dev/urandom >l0.img", 1000000 + pick(rand, 3000000));
+    for (unsigned i = 1; i < n_layers; i++) {
+        static const char *const kinds[] = {"cluster_size=64k",
+                                            "cluster_size=512",
+                                            "cluster_size=2M",
+                                            "cluster_size=4k,compat=0.10",
+                                            "cluster_size=64k,extended_l2=on",
+                                            "cluster_size=16k,extended_l2=on"};
+        const char *kind = kinds[pick(rand, G_N_ELEMENTS(kinds))];
+        shell("qemu-img create -q -f qcow2 -o %s -b l%u.img -F %s l%u.img %uK", kind, i - 1,
+              i == 1 ? "raw" : "qcow2", i, 1024 + pick(rand, 16 * 1024));
+        g_autofree char *name = g_strdup_printf("l%u.img", i);
+        g_autoptr(GString) command = g_string_new("qemu-io -f qcow2");
+        for (unsigned w = 4 + pick(rand, 12); w > 0; w--) {
+            static const char *const what[] = {"write -P %u %uK %uK", "write -P %u %uK %uK",
+                                               "write -z %.0u %uK %uK", "discard %.0u %uK %uK",
+                                               "write -z -u %.0u %uK %uK"};
+            unsigned op = pick(rand, G_N_ELEMENTS(what));
+            if (pick(rand, 8) == 0 && strstr(kind, "extended") == NULL)
+                op = 100;
+            unsigned off = pick(rand, 1000), len = 1 + pick(rand, 300);
+            g_string_append(command, " -c '");
+            if (op == 100)
+                g_string_append_printf(command, "write -c -P %u %uK 64K", 1 + pick(rand, 254),
+                                       off / 64 * 64);
+            else
+                g_string_append_printf(command, what[op], 1 + pick(rand, 254), off, len);
+            g_string_append(command, "'");
+        }
+        // Some writes do not suit the layer (compressed with large clusters): they may fail.
+        g_string_append_printf(command, " %s || true", name);
+        shell("%s", command->str);
+    }
+    shell("ln -sf l%u.img top.img && qemu-img convert -U -O raw top.img flat.raw && "
+          "qemu-img map -U --output=json top.img >map.json",
+          n_layers - 1);
+}
+
+static void random_chains_show_what_qemu_shows(void **state)
+{
+    GRand *rand = g_rand_new_with_seed((guint32)seed);
+    g_autofree char *top = in_dir("top.img");
+    for (int round = 0; round < 6; round++) {
+        unsigned n_layers = 2 + pick(rand, 6);
+        make_random_chain(rand, n_layers);
+        assert_opens(top, "qcow2", n_layers, compare_all);
+    }
+    g_rand_free(rand);
+}
+
+static void write_and_read(Fiber *self, void *arg)
+{
+    OpenTest *t = arg;
+    uint8_t buf[512];
+    memset(buf, 0x33, sizeof buf);
+    assert_int_equal(node_write(self, t->node, guest_off(1000), buf, sizeof buf, 0), 0);
+    assert_int_equal(node_flush(self, t->node), 0);
+    assert_reads(self, t->node, 1000, 0x33);
+    assert_reads(self, t->node, 2000, 0x11);
+}
+
+static void copy_on_write_reads_through_the_map(void **state)
+{
+    make_base("base.qcow2");
+    shell("qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 mid.qcow2 && "
+          "qemu-img create -q -f qcow2 -b mid.qcow2 -F qcow2 over.qcow2");
+    g_autofree char *over = in_dir("over.qcow2");
+    OpenTest t = {.path = over, .with = write_and_read};
+    on_loop(open_and_close, &t);
+    assert_int_equal(t.result, 0);
+    open_test_clear(&t);
+    shell("qemu-img check over.qcow2 && "
+          "qemu-io -r -c 'read -P 0x11 0 1000' -c 'read -P 0x33 1000 512' -c 'read -P 0x11 1512 "
+          "1000' "
+          "over.qcow2 | tee x && ! grep -q failed x");
+}
+
+// -- depth
+// --------------------------------------------------------------------------------------------
+
+typedef struct MakeLayers {
+    unsigned n;
+} MakeLayers;
+
+static void make_layers(Fiber *self, void *arg)
+{
+    const MakeLayers *make = arg;
+    for (unsigned i = 1; i < make->n; i++) {
+        g_autofree char *name = g_strdup_printf("%s/d%u", dir, i);
+        g_autofree char *backing = i == 1 ? g_strdup("base.qcow2") : g_strdup_printf("d%u", i - 1);
+        Qcow2CreateOptions options = {
+            .size_bytes = 1 << 20, .backing_name = backing, .backing_format = "qcow2"};
+        g_autoptr(GError) error = NULL;
+        if (qcow2_create(self, name, &options, &error) < 0)
+            fail_msg("%s", error->message);
+    }
+}
+
+static void a_thousand_layers_open_and_one_more_does_not(void **state)
+{
+    make_base("base.qcow2");
+    MakeLayers make = {CHAIN_MAX_LAYERS + 1};
+    on_loop(make_layers, &make);
+    g_autofree char *last = in_dir("d999"), *beyond = in_dir("d1000"), *some = in_dir("d199");
+    gint64 start = g_get_monotonic_time();
+    assert_opens(some, NULL, 200, reads_11_at_0);
+    gint64 took = g_get_monotonic_time() - start;
+    print_message("# opening, reading and closing 200 layers: %.1f ms\n", (double)took / 1e3);
+    start = g_get_monotonic_time();
+    assert_opens(last, NULL, 1000, reads_11_at_0);
+    print_message("# the same with 1000: %.1f ms\n",
+                  (double)(g_get_monotonic_time() - start) / 1e3);
+    REFUSED(beyond, NULL, "1000 layers");
+}
+
+// -----------------------------------------------------------------------------------------------------
+
+static int make_dir(void **state)
+{
+    dir = g_dir_make_tmp("chaind-test-chain-XXXXXX", NULL);
+    return dir ? 0 : -1;
+}
+
+static int remove_dir(void **state)
+{
+    g_autofree char *command = g_strdup_printf("rm -rf '%s'", dir);
+    int r = system(command);
+    g_free(dir);
+    return r;
+}
+
+#define TEST(f) cmocka_unit_test_setup_teardown(f, make_dir, remove_dir)
+
+int main(void)
+{
+    if (getenv("CHAIND_TEST_SEED"))
+        seed = strtoull(getenv("CHAIND_TEST_SEED"), NULL, 0);
+    print_message("# seed %" G_GUINT64_FORMAT " (CHAIND_TEST_SEED)\n", seed);
+    g_autofree char *qemu_io = g_find_program_in_path("qemu-io");
+    if (!qemu_io) {
+        print_message("1..0 # SKIP qemu-io is not installed\n");
+        return 77;
+    }
+    const struct CMUnitTest tests[] = {
+        TEST(backing_names_are_found_as_qemu_finds_them),
+        TEST(a_backing_name_may_have_1023_bytes),
+        TEST(json_backing_names_are_understood),
+        TEST(the_top_is_guessed_only_by_the_magic_of_qcow2),
+        TEST(a_backing_image_needs_a_recorded_format),
+        TEST(a_missing_backing_file_names_both_files),
+        TEST(loops_are_found_by_the_files_identity),
+        TEST(a_refused_chain_is_not_written_to),
+        TEST(data_files_are_plain_names),
+        TEST(unknown_snapshots_are_refused),
+        TEST(locks_keep_qemu_and_us_apart),
+        TEST(a_second_writer_is_refused_and_force_share_is_not),
+        TEST(readers_share_and_keep_writers_out),
+        TEST(random_chains_show_what_qemu_shows),
+        TEST(copy_on_write_reads_through_the_map),
+        TEST(a_thousand_layers_open_and_one_more_does_not),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
