@@ -13,7 +13,7 @@ enum { SECTOR_BYTES = 512 };
 const char *check_l1_entry(const Check *c, Be64 *entry)
 {
     Qcow2L1Entry e = qcow2_l1_entry_decode(*entry);
-    if (!e.reserved_set && !e.l2.v)
+    if (!e.reserved_set && !e.copied && !e.l2.v)
         return NULL;
     const char *lost = NULL;
     if (e.l2.v & (c->g.cluster_bytes - 1))
@@ -22,6 +22,8 @@ const char *check_l1_entry(const Check *c, Be64 *entry)
         lost = "points past the end of the file";
     else if (g_hash_table_size(c->rejected) && g_hash_table_contains(c->rejected, &e.l2.v))
         lost = "points at a cluster that is something else";
+    else if (!e.l2.v)
+        lost = "has flags, but no table"; // which some programs follow to offset 0
     if (lost) {
         *entry = qcow2_l1_entry_encode(host_off(0), false);
         return lost;
