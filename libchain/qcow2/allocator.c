@@ -39,7 +39,19 @@ void allocator_init(Qcow2Image *image)
     a->scan_next = 0;
     a->scan_end = a->tail;
     // A block device holds whatever was there before.
-    a->fresh_from = file_is_block_device(image->file) ? UINT64_MAX : a->tail;
+    a->fresh_from = a->tail;
+    a->limit = UINT64_MAX;
+    if (!file_is_block_device(image->file))
+        return;
+    // A block device ends where it ends, and holds whatever was there before: what no refcount
+    // block covers is unused, and never fresh.
+    uint64_t n_blocks = image->n_refcount_table;
+    while (n_blocks && !image->refcount_table[n_blocks - 1].raw)
+        n_blocks--;
+    a->limit = file_size(image->file) / cb;
+    a->fresh_from = UINT64_MAX;
+    if (image->writable)
+        a->tail = a->scan_end = MIN(n_blocks << image->geometry.refcounts_per_block_bits, a->limit);
 }
 
 void allocator_done(Qcow2Image *image)
@@ -54,7 +66,7 @@ static uint64_t refcounts_per_slice(const Qcow2Image *image)
 
 static uint64_t max_cluster(const Qcow2Image *image)
 {
-    return (QCOW2_ENTRY_OFFSET_MASK >> image->geometry.cluster_bits) - 1;
+    return MIN(QCOW2_ENTRY_OFFSET_MASK >> image->geometry.cluster_bits, image->allocator.limit);
 }
 
 int refcounts_block_of(Qcow2Image *image, uint64_t cluster, HostOff *ret_block)
@@ -91,9 +103,13 @@ static int get_slice(Fiber *self, Qcow2Image *image, uint64_t cluster, TableSlic
 {
     HostOff place;
     int r = slice_place(image, cluster, &place, ret_index);
-    if (r < 0)
-        return r;
-    return image_get_slice(self, image, place, TABLE_SLICE_REFCOUNT, ret_slice);
+    if (r == 0)
+        r = image_get_slice(self, image, place, TABLE_SLICE_REFCOUNT, ret_slice);
+    if (r == -EUCLEAN)
+        return image_mark_corrupt(
+            image, "refcount block at offset %#" G_GINT64_MODIFIER "x overlaps another table",
+            place.v);
+    return r;
 }
 
 int allocator_get_refcount(Fiber *self, Qcow2Image *image, uint64_t cluster, uint64_t *ret_refcount)
@@ -283,50 +299,53 @@ int allocator_take(Fiber *self, Qcow2Image *image, uint64_t n_wanted, ClusterRan
         table_slice_set_dirty(slice, &image->commit.dirty);
         *ret_range = (ClusterRange){c.first + skip, n};
         *ret_zeroed = c.first + skip >= a->fresh_from;
-        if (*ret_zeroed)
-            a->fresh_from = c.first + skip + n;
+        a->fresh_from = MAX(a->fresh_from, c.first + skip + n);
         return 0;
     }
 }
 
-// Lowers refcounts and calls clusters that reach 0 free, after a punch when `punch`.
+// The last reference to `n` clusters from `first` goes: punched while they still count as used,
+// then free. `index`: of the first one's refcount in `slice`, which is held.
+static void free_run(Fiber *self, Qcow2Image *image, TableSlice *slice, uint64_t index,
+                     uint64_t first, uint64_t n, bool punch)
+{
+    HostOff off = image_cluster_off(image, first);
+    uint64_t bytes = n << image->geometry.cluster_bits;
+    if (!table_cache_forget(image->cache, image, off, bytes, image->geometry.slice_bytes,
+                            &image->commit.dirty))
+        return; // leaked rather than handed out
+    inflated_cache_forget(image->inflated, off, bytes);
+    for (uint64_t i = 0; i < n; i++)
+        cluster_set_remove(&image->metadata, first + i);
+    if (punch)
+        file_discard(self, image->file, off, bytes);
+    for (uint64_t i = 0; i < n; i++)
+        qcow2_refcount_set(&image->geometry, slice->data, index + i, 0);
+    table_slice_set_dirty(slice, &image->commit.dirty);
+    add_free(image, first, n);
+}
+
+// Lowers refcounts by one. On failure the rest leaks: harmless, check finds it.
 static void lower(Fiber *self, Qcow2Image *image, ClusterRange range, bool punch)
 {
+    const Qcow2Geometry *g = &image->geometry;
     for (uint64_t c = range.first, end = range.first + range.n; c < end;) {
         TableSlice *slice;
         uint64_t index;
-        int r = get_slice(self, image, c, &slice, &index);
-        if (r < 0)
-            return; // the rest leaks: harmless, check finds it
-        uint64_t n = MIN(refcounts_per_slice(image) - index, end - c), run = 0;
-        for (uint64_t i = 0; i <= n; i++) {
-            uint64_t count =
-                i < n ? qcow2_refcount_get(&image->geometry, slice->data, index + i) : 2;
-            if (i < n && count == 1) {
+        if (get_slice(self, image, c, &slice, &index) < 0)
+            return;
+        uint64_t n = MIN(refcounts_per_slice(image) - index, end - c);
+        for (uint64_t i = 0; i < n;) {
+            uint64_t count = qcow2_refcount_get(g, slice->data, index + i), run = 0;
+            while (i + run < n && qcow2_refcount_get(g, slice->data, index + i + run) == 1)
                 run++;
-                continue;
-            }
-            // A run of clusters whose last reference goes: punch while they still count as used.
             if (run) {
-                uint64_t first = c + i - run;
-                HostOff off = image_cluster_off(image, first);
-                table_cache_forget(image->cache, image, off, run << image->geometry.cluster_bits,
-                                   image->geometry.slice_bytes, &image->commit.dirty);
-                inflated_cache_forget(image->inflated, off, run << image->geometry.cluster_bits);
-                for (uint64_t k = 0; k < run; k++)
-                    cluster_set_remove(&image->metadata, first + k);
-                if (punch)
-                    file_discard(self, image->file, off, run << image->geometry.cluster_bits);
-                for (uint64_t k = 0; k < run; k++)
-                    qcow2_refcount_set(&image->geometry, slice->data, index + i - run + k, 0);
-                table_slice_set_dirty(slice, &image->commit.dirty);
-                add_free(image, first, run);
-                run = 0;
-            }
-            if (i < n && count > 1) {
-                qcow2_refcount_set(&image->geometry, slice->data, index + i, count - 1);
+                free_run(self, image, slice, index + i, c + i, run, punch);
+            } else if (count > 1) {
+                qcow2_refcount_set(g, slice->data, index + i, count - 1);
                 table_slice_set_dirty(slice, &image->commit.dirty);
             }
+            i += MAX(run, 1);
         }
         table_slice_release(slice);
         c += n;

@@ -173,8 +173,6 @@ static void snapshot_drop(Qcow2Image *image, Snapshot *s, bool durable)
             g_array_append_vals(image->head->dirty_l1, s->l1_indices->data, s->l1_indices->len);
         g_array_append_vals(c->freed, s->freed->data, s->freed->len);
     } else {
-        for (guint i = 0; i < s->new_tables->len; i++)
-            cluster_set_remove(&image->new_tables, g_array_index(s->new_tables, uint64_t, i));
         g_array_append_vals(c->settling, s->freed->data, s->freed->len);
     }
     uint64_t bytes = (uint64_t)s->slices->len * image->geometry.slice_bytes;
@@ -227,6 +225,10 @@ static int write_in_order(Fiber *self, Qcow2Image *image, Snapshot *s)
     int r = write_pieces(self, image, s->before);
     if (r == 0)
         r = file_flush(self, image->file);
+    // §6: the tables are durable. Whatever becomes of the L1 write below, it may reach the disk, so
+    // from now on their slices are those of linked tables.
+    for (guint i = 0; r == 0 && i < s->new_tables->len; i++)
+        cluster_set_remove(&image->new_tables, g_array_index(s->new_tables, uint64_t, i));
     // §3: a table entry only after the block it names.
     if (r == 0 && s->ref_table->len) {
         r = write_pieces(self, image, s->ref_table);
@@ -313,6 +315,9 @@ void commit_pin_drained(IoPin *pin)
 
 static int commit_once(Fiber *self, Qcow2Image *image)
 {
+    // §9: nothing more is written once a sync has failed, for no order can be kept any longer.
+    if (image->corrupt || image->commit.abandoned || file_flush_failed(image->file))
+        return -EIO;
     Snapshot s;
     snapshot_take(image, &s);
     int r = write_in_order(self, image, &s);
@@ -324,8 +329,6 @@ static int commit_once(Fiber *self, Qcow2Image *image)
 int commit_run(Fiber *self, Qcow2Image *image)
 {
     CommitState *c = &image->commit;
-    if (image->corrupt)
-        return -EIO;
     if (c->running) {
         // The running one may have taken its snapshot before our changes: share the next.
         uint64_t wanted = c->n_started + 1;
@@ -370,9 +373,6 @@ void commit_free(Qcow2Image *image, ClusterRange range)
     CommitState *c = &image->commit;
     g_array_append_val(c->freed, range);
     c->n_freed_clusters += range.n;
-    if (c->n_freed_clusters > (uint64_t)BACKGROUND_FREED_BYTES >> image->geometry.cluster_bits &&
-        !c->running)
-        start_background(image);
 }
 
 int commit_throttle(Fiber *self, Qcow2Image *image)
@@ -380,7 +380,9 @@ int commit_throttle(Fiber *self, Qcow2Image *image)
     CommitState *c = &image->commit;
     uint64_t bytes = c->dirty.n * image->geometry.slice_bytes;
     uint64_t limit = map_memory_limit(image->memory) / 4;
-    if (G_LIKELY(bytes < MIN((uint64_t)BACKGROUND_DIRTY_BYTES, limit / 2)))
+    uint64_t freed_bytes = c->n_freed_clusters << image->geometry.cluster_bits;
+    if (G_LIKELY(bytes < MIN((uint64_t)BACKGROUND_DIRTY_BYTES, limit / 2) &&
+                 freed_bytes < BACKGROUND_FREED_BYTES))
         return 0;
     if (bytes >= MIN((uint64_t)MAX_DIRTY_BYTES, limit))
         return commit_run(self, image);

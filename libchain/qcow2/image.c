@@ -9,6 +9,7 @@
 #include "qcow2/image.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "chain-core/qcow2-check.h"
@@ -17,7 +18,11 @@
 #include "qcow2/inflated-cache.h"
 #include "qcow2/view.h"
 
-enum { FIRST_READ_BYTES = 64 << 10 };
+enum {
+    FIRST_READ_BYTES = 64 << 10,
+    MAX_BITMAP_DIRECTORY_BYTES = 64 << 20,
+    MAX_SNAPSHOT_L1_BYTES = 1 << 30
+};
 
 static int fail(GError **error, int r, const Qcow2Image *image, const char *format, ...)
     G_GNUC_PRINTF(4, 5);
@@ -126,6 +131,44 @@ static int add_metadata(Qcow2Image *image, HostOff off, uint64_t n_clusters, con
     return 0;
 }
 
+static uint64_t snapshot_table_bytes(const Qcow2Image *image)
+{
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < image->header.n_snapshots; i++)
+        bytes += qcow2_snapshot_encode(&image->snapshots[i], NULL);
+    return bytes;
+}
+
+// Snapshot L1 tables are not all loaded; their places are enough. Few images have more than a few:
+// the bound keeps a crafted one from filling memory.
+static int collect_snapshot_tables(Qcow2Image *image, GError **error)
+{
+    const Qcow2Header *h = &image->header;
+    if (!h->n_snapshots)
+        return 0;
+    int r = add_metadata(image, h->snapshot_table, clusters_for(image, snapshot_table_bytes(image)),
+                         "the snapshot table", error);
+    uint64_t total = 0;
+    for (uint32_t i = 0; r == 0 && i < h->n_snapshots; i++) {
+        const Qcow2Snapshot *s = &image->snapshots[i];
+        uint64_t bytes = (uint64_t)s->l1_entries * 8;
+        total += bytes;
+        if (bytes > QCOW2_MAX_L1_BYTES || total > MAX_SNAPSHOT_L1_BYTES ||
+            s->l1.v % image->geometry.cluster_bytes || s->l1.v > file_size(image->file) ||
+            bytes > file_size(image->file) - s->l1.v)
+            return fail(
+                error, -EUCLEAN, image,
+                "the L1 table of its snapshot '%s' (%u entries at offset %#" G_GINT64_MODIFIER
+                "x) is out of bounds: the image is corrupt; try 'qemu-img check -r all', "
+                "or open it with --read-only",
+                s->id, s->l1_entries, s->l1.v);
+        if (bytes)
+            r = add_metadata(image, s->l1, clusters_for(image, bytes), "a snapshot's L1 table",
+                             error);
+    }
+    return r;
+}
+
 // Enters all fixed tables into the metadata set and so finds those that overlap.
 static int collect_metadata(Qcow2Image *image, GError **error)
 {
@@ -150,12 +193,13 @@ static int collect_metadata(Qcow2Image *image, GError **error)
     if (r == 0 && h->l1_entries)
         r = add_metadata(image, h->l1, clusters_for(image, (uint64_t)h->l1_entries * 8),
                          "the L1 table", error);
-    // Snapshot L1 tables are not all loaded; their places are enough.
-    for (uint32_t i = 0; r == 0 && i < h->n_snapshots; i++)
-        if (image->snapshots[i].l1_entries)
-            r = add_metadata(image, image->snapshots[i].l1,
-                             clusters_for(image, (uint64_t)image->snapshots[i].l1_entries * 8),
-                             "a snapshot's L1 table", error);
+    if (r == 0)
+        r = collect_snapshot_tables(image, error);
+    const Qcow2BitmapsExtension *b = &h->bitmaps;
+    if (r == 0 && h->has_bitmaps_extension && (h->autoclear & QCOW2_AUTOCLEAR_BITMAPS) &&
+        b->directory_bytes <= MAX_BITMAP_DIRECTORY_BYTES && b->directory.v < file_size(image->file))
+        r = add_metadata(image, b->directory, clusters_for(image, b->directory_bytes),
+                         "the bitmap directory", error);
     return r;
 }
 
@@ -190,20 +234,24 @@ static int repair_dirty(Fiber *self, Qcow2Image *image, GError **error)
 static int write_features(Fiber *self, Qcow2Image *image, uint64_t incompatible, uint64_t autoclear)
 {
     uint8_t sector[512];
+    fiber_mutex_lock(self, &image->header_mutex);
     int r = file_read(self, image->file, host_off(0), sector, sizeof(sector));
-    if (r < 0)
-        return r;
-    qcow2_header_patch_features(sector, incompatible, autoclear);
-    r = file_write(self, image->file, host_off(0), sector, sizeof(sector));
-    return r < 0 ? r : file_flush(self, image->file);
+    if (r == 0) {
+        qcow2_header_patch_features(sector, incompatible, autoclear);
+        r = file_write(self, image->file, host_off(0), sector, sizeof(sector));
+    }
+    if (r == 0)
+        r = file_flush(self, image->file);
+    fiber_mutex_unlock(self, &image->header_mutex);
+    return r;
 }
 
 // Sets the in-use mark of each persistent bitmap, in place. -EINVAL when the directory is garbage.
 static int mark_bitmaps_in_use(Fiber *self, Qcow2Image *image, uint32_t *ret_n)
 {
     const Qcow2BitmapsExtension *b = &image->header.bitmaps;
-    if (b->directory_bytes > (64 << 20) || b->directory.v % image->geometry.cluster_bytes ||
-        b->directory.v > file_size(image->file) ||
+    if (b->directory_bytes > MAX_BITMAP_DIRECTORY_BYTES ||
+        b->directory.v % image->geometry.cluster_bytes || b->directory.v > file_size(image->file) ||
         b->directory_bytes > file_size(image->file) - b->directory.v)
         return -EINVAL;
     g_autofree uint8_t *dir = g_try_malloc(MAX(b->directory_bytes, 1));
@@ -282,7 +330,11 @@ static int open_checked(Fiber *self, Qcow2Image *image, const Qcow2OpenOptions *
         return fail(error, -EUCLEAN, image,
                     "marked corrupt by an earlier user; repair it with 'qemu-img check -r all', "
                     "or open it with --read-only");
-    if (image->writable && image->header.data_file_name)
+    if ((image->header.incompatible & QCOW2_INCOMPAT_DATA_FILE) && !image->header.data_file_name)
+        return fail(error, -EINVAL, image,
+                    "its header says that an external data file is used, but does not name it: the "
+                    "image is damaged");
+    if (image->writable && (image->header.incompatible & QCOW2_INCOMPAT_DATA_FILE))
         return fail(error, -ENOTSUP, image,
                     "writing to images with an external data file is not supported; open it with "
                     "--read-only");
@@ -368,6 +420,8 @@ void qcow2_image_unref_close(Fiber *self, Qcow2Image *image)
     allocator_done(image);
     cluster_set_done(&image->metadata);
     cluster_set_done(&image->new_tables);
+    while (image->n_cow_buffers)
+        free(image->cow_buffers[--image->n_cow_buffers]);
     for (uint32_t i = 0; image->snapshots && i < image->header.n_snapshots; i++)
         qcow2_snapshot_clear(&image->snapshots[i]);
     g_free(image->snapshots);
@@ -379,6 +433,31 @@ void qcow2_image_unref_close(Fiber *self, Qcow2Image *image)
     g_ptr_array_unref(image->notices);
     g_free(image->name);
     g_free(image);
+}
+
+void *image_get_cow_buffer(Qcow2Image *image)
+{
+    if (image->n_cow_buffers)
+        return image->cow_buffers[--image->n_cow_buffers];
+    return aligned_alloc(4096, MAX(image->geometry.cluster_bytes, 4096));
+}
+
+void image_put_cow_buffer(Qcow2Image *image, void *buffer)
+{
+    if (buffer && image->n_cow_buffers < IMAGE_COW_BUFFERS)
+        image->cow_buffers[image->n_cow_buffers++] = buffer;
+    else
+        free(buffer);
+}
+
+bool image_range_is_sane(const Qcow2Image *image, ClusterRange range)
+{
+    if (range.first >= image->allocator.tail || range.n > image->allocator.tail - range.first)
+        return false;
+    for (uint64_t i = 0; i < range.n; i++)
+        if (cluster_set_contains(&image->metadata, range.first + i))
+            return false;
+    return true;
 }
 
 static void mark_fiber(Fiber *self, void *arg)
@@ -433,7 +512,9 @@ const char *qcow2_image_backing_format(const Qcow2Image *image)
 
 const char *qcow2_image_data_file_name(const Qcow2Image *image)
 {
-    return image->header.data_file_name;
+    // Without the feature bit the name means nothing.
+    bool is_used = image->header.incompatible & QCOW2_INCOMPAT_DATA_FILE;
+    return is_used ? image->header.data_file_name : NULL;
 }
 
 void qcow2_image_set_data_file(Qcow2Image *image, File *file)

@@ -11,7 +11,8 @@
 //   1. cluster ranges of a view (cluster-lock.h), ascending
 //   2. l2_mutex: creating or copying an L2 table
 //   3. grow_mutex: new refcount blocks and tables
-//   4. the commit in progress (commit.h)
+//   4. header_mutex
+//   5. the commit in progress (commit.h)
 // Nothing is held while waiting for a limit, and a commit takes none of 1 to 3.
 #pragma once
 
@@ -46,6 +47,7 @@ typedef struct Allocator {
     uint64_t scan_next; // refcounts below are in `free` or in use; scanned on demand up to scan_end
     uint64_t scan_end;
     bool rescan; // a free range was forgotten for lack of room: scan again when the rest is used up
+    uint64_t limit;      // clusters that the host can hold: a block device's end
     uint64_t tail;       // all clusters from here on are unused
     uint64_t fresh_from; // clusters from here on were never written: they read as zeros
     FiberMutex grow_mutex;
@@ -57,7 +59,8 @@ typedef struct CommitState {
     FiberQueue next; // waiters of the commit after the running one
     uint64_t n_started, n_done;
     int last_result;
-    bool background;      // a fiber for write-back is under way
+    bool abandoned;  // the head went away with changes that could not be written: no more commits
+    bool background; // a fiber for write-back is under way
     TableSliceList dirty; // slices changed in memory
     GArray *freed;        // ClusterRange: unlinked in memory, not yet durably
     GArray *settling;     // ClusterRange: unlinked durably, waiting for the next pin turn
@@ -65,6 +68,8 @@ typedef struct CommitState {
     uint64_t n_freed_clusters;
     FiberWaitGroup fibers; // release and background fibers
 } CommitState;
+
+enum { IMAGE_COW_BUFFERS = 8 };
 
 struct Qcow2Image {
     unsigned n_refs;
@@ -90,6 +95,9 @@ struct Qcow2Image {
     Allocator allocator;
     CommitState commit;
     FiberMutex l2_mutex;
+    FiberMutex header_mutex;              // read, change and write back the header's first sector
+    void *cow_buffers[IMAGE_COW_BUFFERS]; // one cluster each, for copy-on-write; kept for reuse
+    unsigned n_cow_buffers;
     ClusterLocks locks;
     ClusterSet metadata;   // clusters of header, tables, blocks in use (writable images)
     ClusterSet new_tables; // L2 tables that no L1 entry on disk names yet
@@ -125,6 +133,13 @@ static inline HostOff image_slice_of(const Qcow2Image *image, HostOff off)
 {
     return host_off(off.v & ~(uint64_t)(image->geometry.slice_bytes - 1));
 }
+
+// A buffer of one cluster, aligned for direct I/O. NULL: no memory.
+void *image_get_cow_buffer(Qcow2Image *image);
+void image_put_cow_buffer(Qcow2Image *image, void *buffer); // NULL is fine
+
+// Could freeing these clusters be right? Not past the end of the file, none holds metadata.
+bool image_range_is_sane(const Qcow2Image *image, ClusterRange range);
 
 // May a data cluster lie here? Not past the end of the file, not on metadata.
 bool image_host_is_sane(Qcow2Image *image, HostOff cluster);

@@ -87,6 +87,8 @@ static int inflate_zstd(const InflateJob *job)
     ZSTD_DCtx *ctx = ZSTD_createDCtx();
     if (!ctx)
         return -ENOMEM;
+    // Clusters are at most 2 MiB; a frame that asks for a window far beyond that is refused.
+    ZSTD_DCtx_setParameter(ctx, ZSTD_d_windowLogMax, 23);
     ZSTD_inBuffer in = {job->in, job->n_in, 0};
     ZSTD_outBuffer out = {job->out, job->n_out, 0};
     int r = 0;

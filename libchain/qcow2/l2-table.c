@@ -33,6 +33,11 @@ static int make_table(Fiber *self, Qcow2View *view, uint64_t i1, Qcow2L1Entry ol
     if (r < 0)
         return r;
     HostOff table = image_cluster_off(image, range.first);
+    if (!table_cache_forget(image->cache, image, table, image->geometry.cluster_bytes,
+                            image->geometry.slice_bytes, &image->commit.dirty))
+        return image_mark_corrupt(
+            image, "cluster at offset %#" G_GINT64_MODIFIER "x is a table but has refcount 0",
+            table.v);
     if (old.l2.v)
         r = copy_table(self, image, old.l2, table);
     else if (!zeroed)

@@ -26,14 +26,15 @@ static int add_block(Fiber *self, Qcow2Image *image, uint64_t cluster)
     Allocator *a = &image->allocator;
     HostOff off = image_cluster_off(image, cluster);
     bool zeroed = cluster >= a->fresh_from;
+    if (cluster >= a->limit)
+        return -ENOSPC;
     if (!cluster_set_add(&image->metadata, cluster))
         return image_mark_corrupt(
             image,
             "a new refcount block would overwrite metadata at offset %#" G_GINT64_MODIFIER "x",
             off.v);
     a->tail = cluster + 1;
-    if (zeroed)
-        a->fresh_from = a->tail;
+    a->fresh_from = MAX(a->fresh_from, a->tail);
     int r = 0;
     if (!zeroed)
         r = file_zero(self, image->file, off, image->geometry.cluster_bytes, 0);
@@ -84,6 +85,8 @@ static int grow_table(Fiber *self, Qcow2Image *image, uint64_t first)
         n_blocks = MAX(need, n_blocks);
         n_entries = MAX(n_entries, index + n_blocks);
     }
+    if (first + n_blocks + n_table > image->allocator.limit)
+        return -ENOSPC;
     if (n_table * g->cluster_bytes > QCOW2_MAX_REFCOUNT_TABLE_BYTES) {
         n_table = QCOW2_MAX_REFCOUNT_TABLE_BYTES / g->cluster_bytes;
         if (index + n_blocks > n_table * per_cluster)
@@ -104,8 +107,7 @@ static int grow_table(Fiber *self, Qcow2Image *image, uint64_t first)
     // No fiber adds a block meanwhile (grow mutex), so the old table stands still.
     memcpy(table, image->refcount_table, image->n_refcount_table * sizeof(Be64));
     image->allocator.tail = MAX(image->allocator.tail, first + used);
-    if (image->allocator.fresh_from != UINT64_MAX)
-        image->allocator.fresh_from = MAX(image->allocator.fresh_from, image->allocator.tail);
+    image->allocator.fresh_from = MAX(image->allocator.fresh_from, image->allocator.tail);
     for (uint64_t b = 0; r == 0 && b < n_blocks; b++) {
         fill_block(image, block, index + b, (ClusterRange){first, used});
         HostOff off = image_cluster_off(image, first + b);
@@ -118,6 +120,7 @@ static int grow_table(Fiber *self, Qcow2Image *image, uint64_t first)
     if (r == 0)
         r = file_flush(self, image->file);
     uint8_t sector[512];
+    fiber_mutex_lock(self, &image->header_mutex);
     if (r == 0)
         r = file_read(self, image->file, host_off(0), sector, sizeof(sector));
     if (r == 0) {
@@ -126,6 +129,7 @@ static int grow_table(Fiber *self, Qcow2Image *image, uint64_t first)
     }
     if (r == 0)
         r = file_flush(self, image->file);
+    fiber_mutex_unlock(self, &image->header_mutex);
     if (r < 0) {
         // Nothing durable may point at the new area; if the header write is in doubt it must stay
         // as it is, so the area is leaked rather than reused.

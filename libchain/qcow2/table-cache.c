@@ -227,17 +227,19 @@ void table_slice_set_clean(TableSlice *s, TableSliceList *list)
     list->n--;
 }
 
-void table_cache_forget(TableCache *cache, const Qcow2Image *image, HostOff host, uint64_t bytes,
+bool table_cache_forget(TableCache *cache, const Qcow2Image *image, HostOff host, uint64_t bytes,
                         uint32_t slice_bytes, TableSliceList *dirty)
 {
     for (uint64_t o = 0; o < bytes; o += slice_bytes) {
         TableSlice *s = look_up(cache, image, host_off(host.v + o));
         if (!s)
             continue;
-        assert(!s->loading);
+        if (s->loading || s->n_holders)
+            return false;
         table_slice_set_clean(s, dirty);
         unlink_and_free(cache, s);
     }
+    return true;
 }
 
 void table_cache_forget_image(TableCache *cache, const Qcow2Image *image, TableSliceList *dirty)

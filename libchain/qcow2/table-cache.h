@@ -57,8 +57,9 @@ static inline void table_slice_release(TableSlice *slice)
 void table_slice_set_dirty(TableSlice *slice, TableSliceList *list);
 void table_slice_set_clean(TableSlice *slice, TableSliceList *list);
 
-// Forgets the slices of [host, host+bytes) (their cluster was freed), or all of an image. None may
-// be held.
-void table_cache_forget(TableCache *cache, const Qcow2Image *image, HostOff host, uint64_t bytes,
+// Forgets the slices of [host, host+bytes) (their cluster is being freed). False when one is in
+// use, which only a damaged image brings about: leave the cluster alone then.
+bool table_cache_forget(TableCache *cache, const Qcow2Image *image, HostOff host, uint64_t bytes,
                         uint32_t slice_bytes, TableSliceList *dirty);
+// Forgets all of an image; none may be held.
 void table_cache_forget_image(TableCache *cache, const Qcow2Image *image, TableSliceList *dirty);

@@ -207,7 +207,11 @@ static int view_map(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExt
     };
     Qcow2View *view = view_of(node);
     ViewRun run;
+    IoBatch batch; // only for the pin
+    io_batch_init(&batch, self);
+    image_pin(self, view->image, &batch);
     int r = view_find_run(self, view, off, len, &run);
+    io_batch_wait(self, &batch);
     if (r < 0)
         return r;
     *ret_extent = (NodeExtent){
@@ -248,8 +252,13 @@ static void view_close(Fiber *self, Node *node)
     Qcow2View *view = view_of(node);
     Qcow2Image *image = view->image;
     if (view->is_head && image->head == view) {
-        if (!image->corrupt)
-            commit_run(self, image);
+        // Without its L1 later commits would make half of its changes durable: there must be none.
+        if (commit_run(self, image) < 0)
+            image->commit.abandoned = true;
+        for (uint32_t i = 0; i < view->n_l1; i++)
+            cluster_set_remove(&image->metadata,
+                               image_cluster_of(image, qcow2_l1_entry_decode(view->l1[i]).l2));
+        cluster_set_add(&image->metadata, 0); // what empty entries removed
         image->head = NULL;
     }
     qcow2_image_unref_close(self, image);

@@ -60,7 +60,10 @@ int view_flush(Fiber *self, Node *node);
 // Does [off, off+len) read as zeros, as far as metadata tells? May suspend. <0 on error.
 int view_reads_as_zeros(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len, bool *ret_zeros);
 
-// Frees what an L2 entry that is being replaced named (write.c).
+// Does what an entry names look like data clusters that may be freed? (write.c)
+bool view_old_is_sane(const Qcow2Image *image, const Qcow2L2Entry *old);
+int view_mark_bad_target(Qcow2Image *image, GuestOff off, const Qcow2L2Entry *old); // -EIO
+// Frees what an L2 entry that has just been replaced named (write.c).
 void view_free_old(Qcow2Image *image, const Qcow2L2Entry *old);
 
 // Makes sure that the head has its own writable L2 table for `off` (creates or copies it).

@@ -97,80 +97,164 @@ static int plan_write(const Qcow2Geometry *g, const void *slice, uint32_t index,
     return 0;
 }
 
-// Guest bytes around the data that go into the same host write. Past the view's end the host
-// cluster's rest stays as it is: nobody reads it.
+// Guest bytes around the data that go into the same host write. Less than a cluster each. Past the
+// view's end the host cluster's rest reads as zeros.
 typedef struct Edge {
     uint64_t off, len;
-    uint8_t *data; // NULL: nothing to write
+    bool is_zero;   // its present content
+    bool is_needed; // must be written: not zeros that the host has already
 } Edge;
 
-// Reads an edge's present content, unless it is zeros and the host has zeros there already. Starts
-// the read in `batch`.
-static int edge_start(Fiber *self, Qcow2View *view, Edge *edge, bool host_zeroed, IoBatch *batch)
+static int edge_init(Fiber *self, Qcow2View *view, Edge *edge, bool host_zeroed)
 {
-    if (!edge->len)
-        return 0;
     uint64_t size = view->node.size_bytes;
-    uint64_t inside = edge->off < size ? MIN(edge->len, size - edge->off) : 0;
-    bool zeros = true;
-    int r = inside ? view_reads_as_zeros(self, view, guest_off(edge->off), inside, &zeros) : 0;
-    if (r < 0)
-        return r;
-    if (zeros && host_zeroed)
-        return 0;
-    edge->data = g_try_malloc(edge->len);
-    if (!edge->data)
-        return -ENOMEM;
-    if (zeros || inside < edge->len)
-        memset(edge->data + (zeros ? 0 : inside), 0, edge->len - (zeros ? 0 : inside));
-    return zeros ? 0
-                 : view_read_start(self, &view->node, guest_off(edge->off), edge->data, inside,
-                                   batch);
+    edge->is_zero = true;
+    int r = 0;
+    if (edge->len && edge->off < size)
+        r = view_reads_as_zeros(self, view, guest_off(edge->off), MIN(edge->len, size - edge->off),
+                                &edge->is_zero);
+    edge->is_needed = edge->len && !(edge->is_zero && host_zeroed);
+    return r;
 }
 
-// Edges and data as one host write.
-static int write_host(Fiber *self, Qcow2View *view, const WritePlan *plan, HostOff host,
-                      bool host_zeroed, GuestOff off, const void *buf, size_t len)
+// Present content of [from, to), which may reach past the view's end; `known_zero`: no need to
+// look.
+static int read_old(Fiber *self, Qcow2View *view, uint64_t from, uint64_t to, bool known_zero,
+                    uint8_t *buf, IoBatch *batch)
 {
-    const Qcow2Geometry *g = &view->image->geometry;
-    Edge head = {plan->cow_start, off.v - plan->cow_start, NULL};
-    Edge tail = {off.v + len, plan->cow_end - (off.v + len), NULL};
+    uint64_t inside = from < view->node.size_bytes ? MIN(to, view->node.size_bytes) - from : 0;
+    if (known_zero)
+        inside = 0;
+    if (inside < to - from)
+        memset(buf + inside, 0, to - from - inside);
+    return inside ? view_read_start(self, &view->node, guest_off(from), buf, inside, batch) : 0;
+}
+
+enum {
+    // Data shorter than this is read over, so that both edges come with one read.
+    READ_OVER_BYTES = 16 << 10,
+};
+
+// One cluster: edges and data are put together in one buffer, aligned for direct I/O.
+static int write_one_cluster(Fiber *self, Qcow2View *view, const Edge *head, const Edge *tail,
+                             HostOff host, GuestOff off, const void *buf, size_t len)
+{
+    uint8_t *whole = image_get_cow_buffer(view->image);
+    if (!whole)
+        return -ENOMEM;
+    uint64_t from = head->is_needed ? head->off : off.v;
+    uint64_t to = off.v + len + (tail->is_needed ? tail->len : 0);
     IoBatch batch;
     io_batch_init(&batch, self);
-    int r = edge_start(self, view, &head, host_zeroed, &batch);
-    if (r == 0)
-        r = edge_start(self, view, &tail, host_zeroed, &batch);
+    int r = 0;
+    if (head->is_needed && tail->is_needed && !head->is_zero && !tail->is_zero &&
+        len < READ_OVER_BYTES) {
+        r = read_old(self, view, from, to, false, whole, &batch);
+    } else {
+        if (head->is_needed)
+            r = read_old(self, view, from, off.v, head->is_zero, whole, &batch);
+        if (r == 0 && tail->is_needed)
+            r = read_old(self, view, off.v + len, to, tail->is_zero, whole + (off.v + len - from),
+                         &batch);
+    }
     int r2 = io_batch_wait(self, &batch);
     r = r < 0 ? r : r2;
     if (r == 0) {
-        struct iovec iov[3];
-        unsigned n = 0;
-        uint64_t at = off.v;
-        if (head.data) {
-            iov[n++] = (struct iovec){head.data, head.len};
-            at = head.off;
-        }
-        iov[n++] = (struct iovec){(void *)buf, len};
-        if (tail.data)
-            iov[n++] = (struct iovec){tail.data, tail.len};
-        uint64_t start = off.v - qcow2_in_cluster(g, off);
-        file_write_start(view->image->file, host_off(host.v + (at - start)), iov, n, &batch);
+        memcpy(whole + (off.v - from), buf, len);
+        struct iovec iov = {whole, to - from};
+        uint64_t in_cluster = from & (view->image->geometry.cluster_bytes - 1);
+        file_write_start(view->image->file, host_off(host.v + in_cluster), &iov, 1, &batch);
         r = io_batch_wait(self, &batch);
     }
-    g_free(head.data);
-    g_free(tail.data);
+    image_put_cow_buffer(view->image, whole);
     return r;
+}
+
+// Several clusters: the data goes from where it is, between the edges.
+static int write_clusters(Fiber *self, Qcow2View *view, const Edge *head, const Edge *tail,
+                          HostOff host, GuestOff off, const void *buf, size_t len)
+{
+    uint8_t *edges[2] = {NULL, NULL};
+    struct iovec iov[3];
+    unsigned n = 0;
+    uint64_t from = head->is_needed ? head->off : off.v;
+    IoBatch batch;
+    io_batch_init(&batch, self);
+    int r = 0;
+    if (head->is_needed) {
+        edges[0] = image_get_cow_buffer(view->image);
+        r = edges[0] ? read_old(self, view, head->off, off.v, head->is_zero, edges[0], &batch)
+                     : -ENOMEM;
+        iov[n++] = (struct iovec){edges[0], head->len};
+    }
+    iov[n++] = (struct iovec){(void *)buf, len};
+    if (r == 0 && tail->is_needed) {
+        edges[1] = image_get_cow_buffer(view->image);
+        r = edges[1] ? read_old(self, view, tail->off, tail->off + tail->len, tail->is_zero,
+                                edges[1], &batch)
+                     : -ENOMEM;
+        iov[n++] = (struct iovec){edges[1], tail->len};
+    }
+    int r2 = io_batch_wait(self, &batch);
+    r = r < 0 ? r : r2;
+    if (r == 0) {
+        uint64_t in_cluster = from & (view->image->geometry.cluster_bytes - 1);
+        file_write_start(view->image->file, host_off(host.v + in_cluster), iov, n, &batch);
+        r = io_batch_wait(self, &batch);
+    }
+    image_put_cow_buffer(view->image, edges[0]);
+    image_put_cow_buffer(view->image, edges[1]);
+    return r;
+}
+
+// Edges and data as one host write.
+static int write_host(Fiber *self, Qcow2View *view, const WritePlan *plan, bool host_zeroed,
+                      GuestOff off, const void *buf, size_t len)
+{
+    Edge head = {.off = plan->cow_start, .len = off.v - plan->cow_start};
+    Edge tail = {.off = off.v + len, .len = plan->cow_end - (off.v + len)};
+    int r = edge_init(self, view, &head, host_zeroed);
+    if (r == 0)
+        r = edge_init(self, view, &tail, host_zeroed);
+    if (r < 0)
+        return r;
+    if (plan->n_clusters == 1 && (head.is_needed || tail.is_needed))
+        return write_one_cluster(self, view, &head, &tail, plan->host, off, buf, len);
+    return write_clusters(self, view, &head, &tail, plan->host, off, buf, len);
+}
+
+static bool old_range(const Qcow2Image *image, const Qcow2L2Entry *old, ClusterRange *ret_range)
+{
+    uint64_t first = image_cluster_of(image, old->host);
+    *ret_range = (ClusterRange){first, 1};
+    if (old->kind == QCOW2_CLUSTER_COMPRESSED)
+        ret_range->n =
+            image_cluster_of(image, host_off(old->host.v + old->compressed_bytes - 1)) - first + 1;
+    else if (!has_host(old))
+        return false;
+    return true;
+}
+
+bool view_old_is_sane(const Qcow2Image *image, const Qcow2L2Entry *old)
+{
+    ClusterRange range;
+    return !old_range(image, old, &range) || image_range_is_sane(image, range);
+}
+
+int view_mark_bad_target(Qcow2Image *image, GuestOff off, const Qcow2L2Entry *old)
+{
+    return image_mark_corrupt(image,
+                              "guest offset %#" G_GINT64_MODIFIER
+                              "x maps to host offset %#" G_GINT64_MODIFIER
+                              "x, which is no data cluster",
+                              off.v, old->host.v);
 }
 
 void view_free_old(Qcow2Image *image, const Qcow2L2Entry *old)
 {
-    if (old->kind == QCOW2_CLUSTER_COMPRESSED) {
-        uint64_t first = image_cluster_of(image, old->host);
-        uint64_t last = image_cluster_of(image, host_off(old->host.v + old->compressed_bytes - 1));
-        commit_free(image, (ClusterRange){first, last - first + 1});
-    } else if (has_host(old)) {
-        commit_free(image, (ClusterRange){image_cluster_of(image, old->host), 1});
-    }
+    ClusterRange range;
+    if (old_range(image, old, &range))
+        commit_free(image, range);
 }
 
 // Makes the entries name what was written. Nothing suspends.
@@ -192,11 +276,11 @@ static void link_clusters(Qcow2Image *image, TableSlice *slice, uint32_t index, 
             e.zero_bitmap =
                 (old.kind == QCOW2_CLUSTER_COMPRESSED ? 0 : old.zero_bitmap) & ~e.alloc_bitmap;
         }
+        qcow2_l2_entry_encode(g, slice->data, index + i, &e);
+        table_slice_set_dirty(slice, &image->commit.dirty);
         if (plan->needs_clusters)
             view_free_old(image, &old);
-        qcow2_l2_entry_encode(g, slice->data, index + i, &e);
     }
-    table_slice_set_dirty(slice, &image->commit.dirty);
 }
 
 // With the clusters locked and the slice held: plan, take, write, link. *ret_len: bytes done (≤
@@ -215,6 +299,12 @@ static int allocate_and_write(Fiber *self, Qcow2View *view, TableSlice *slice, u
         return 0;
     ClusterRange range = {0};
     bool zeroed = false;
+    for (uint32_t i = 0; i < plan.n_clusters; i++) {
+        Qcow2L2Entry old = qcow2_l2_entry_decode(g, slice->data, index + i);
+        if (!view_old_is_sane(image, &old))
+            return view_mark_bad_target(image, guest_off(off.v + ((uint64_t)i << g->cluster_bits)),
+                                        &old);
+    }
     if (plan.needs_clusters) {
         r = allocator_take(self, image, plan.n_clusters, &range, &zeroed);
         if (r < 0)
@@ -227,16 +317,10 @@ static int allocate_and_write(Fiber *self, Qcow2View *view, TableSlice *slice, u
             assert(r == 0 && plan.n_clusters == range.n);
         }
         plan.host = image_cluster_off(image, range.first);
-    } else if (!image_host_is_sane(image, plan.host)) {
-        return image_mark_corrupt(image,
-                                  "guest offset %#" G_GINT64_MODIFIER
-                                  "x maps to host offset %#" G_GINT64_MODIFIER
-                                  "x, which is no data cluster",
-                                  off.v, plan.host.v);
     }
     uint64_t start = off.v - qcow2_in_cluster(g, off);
     len = MIN(len, start + ((uint64_t)plan.n_clusters << g->cluster_bits) - off.v);
-    r = write_host(self, view, &plan, plan.host, zeroed, off, buf, len);
+    r = write_host(self, view, &plan, zeroed, off, buf, len);
     if (r < 0) {
         if (plan.needs_clusters)
             allocator_give_back(self, image, range);

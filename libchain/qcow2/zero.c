@@ -104,7 +104,6 @@ static int zero_in_slice(Fiber *self, Qcow2View *view, GuestOff off, uint64_t le
     if (r == 0)
         r = view_get_entry_for_change(self, view, off, &slice, &index);
     if (r == 0) {
-        bool changed = false;
         for (uint64_t c = first; c <= last && r == 0; c++) {
             Qcow2L2Entry old = qcow2_l2_entry_decode(g, slice->data, index + (c - first)), e;
             bool frees;
@@ -113,14 +112,16 @@ static int zero_in_slice(Fiber *self, Qcow2View *view, GuestOff off, uint64_t le
                     image, "L2 entry for guest offset %#" G_GINT64_MODIFIER "x is damaged",
                     c << g->cluster_bits);
             } else if (plan_whole(view, guest_off(c << g->cluster_bits), &old, unmap, &frees, &e)) {
+                if (frees && !view_old_is_sane(image, &old)) {
+                    r = view_mark_bad_target(image, guest_off(c << g->cluster_bits), &old);
+                    break;
+                }
+                qcow2_l2_entry_encode(g, slice->data, index + (c - first), &e);
+                table_slice_set_dirty(slice, &image->commit.dirty);
                 if (frees)
                     view_free_old(image, &old);
-                qcow2_l2_entry_encode(g, slice->data, index + (c - first), &e);
-                changed = true;
             }
         }
-        if (changed)
-            table_slice_set_dirty(slice, &image->commit.dirty);
         table_slice_release(slice);
     }
     cluster_unlock(&image->locks, &lock);
@@ -173,14 +174,23 @@ static int zero_subclusters(Fiber *self, Qcow2View *view, GuestOff off, uint64_t
 static int zero_part(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len)
 {
     const Qcow2Geometry *g = &view->image->geometry;
+    IoBatch batch; // only for the pin
+    io_batch_init(&batch, self);
+    image_pin(self, view->image, &batch);
     uint64_t sub = UINT64_C(1) << g->subcluster_bits, end = off.v + len;
     uint64_t from = (off.v + sub - 1) & ~(sub - 1), to = end & ~(sub - 1);
-    if (!g->extended_l2 || from >= to)
-        return zero_edge(self, view, off, len);
-    int r = zero_edge(self, view, off, from - off.v);
-    if (r == 0)
-        r = zero_subclusters(self, view, guest_off(from), to - from);
-    return r < 0 ? r : zero_edge(self, view, guest_off(to), end - to);
+    int r;
+    if (!g->extended_l2 || from >= to) {
+        r = zero_edge(self, view, off, len);
+    } else {
+        r = zero_edge(self, view, off, from - off.v);
+        if (r == 0)
+            r = zero_subclusters(self, view, guest_off(from), to - from);
+        if (r == 0)
+            r = zero_edge(self, view, guest_off(to), end - to);
+    }
+    io_batch_wait(self, &batch);
+    return r;
 }
 
 // Splits [off, off+len) at cluster borders; the view's end counts as one. Returns where the whole
