@@ -80,10 +80,12 @@ void file_range_unlock(File *file, FileRange *range)
 
 static bool is_aligned(const File *file, uint64_t off, const struct iovec *iov, unsigned n_iov)
 {
-    uint64_t bits = off;
-    for (unsigned i = 0; i < n_iov; i++)
-        bits |= (uintptr_t)iov[i].iov_base | iov[i].iov_len;
-    return (bits & (file->alignment - 1)) == 0;
+    uint64_t bits = off, addresses = 0;
+    for (unsigned i = 0; i < n_iov; i++) {
+        bits |= iov[i].iov_len;
+        addresses |= (uintptr_t)iov[i].iov_base;
+    }
+    return (bits & (file->alignment - 1)) == 0 && (addresses & (file->address_alignment - 1)) == 0;
 }
 
 typedef struct Bounce {

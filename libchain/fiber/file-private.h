@@ -49,7 +49,8 @@ struct FileOps {
     ssize_t (*try_write)(File *file, uint64_t off, const struct iovec *iov, unsigned n_iov);
     // Starts what is left of `x` (off, iov[first_iov …]); then, in any order and at any time, also
     // before submit() returns, file_transfer_done(x, bytes or -errno). May be short. On a File with
-    // alignment > 1 offset, address and length are multiples of it (except at a short read).
+    // alignment > 1 offset and length are multiples of it, addresses of address_alignment (except
+    // at a short read).
     void (*submit)(FileTransfer *x);
 
     // 0 or -errno each; may suspend.
@@ -72,8 +73,9 @@ struct File {
     char *path;
     uint64_t size;
     uint64_t identity[2];
-    uint32_t alignment;      // 1: buffered
-    uint32_t zero_alignment; // of FileOps.zero and discard; file.c writes or skips the odd ends
+    uint32_t alignment;         // of offsets and lengths; 1: buffered
+    uint32_t address_alignment; // of buffers; 1 in the simulation, or runs would depend on the heap
+    uint32_t zero_alignment;    // of FileOps.zero and discard; file.c writes or skips the odd ends
     bool is_writable;
     bool is_block_device;
 
@@ -93,7 +95,7 @@ struct File {
     FiberQueue range_waiters;
 };
 
-// Fills the head: zeroes, then sets the fields given, both alignments to 1. Copies `path`. The back
+// Fills the head: zeroes, then sets the fields given, the alignments to 1. Copies `path`. The back
 // end sets size, identity, alignments and is_block_device.
 void file_init(File *file, const FileOps *ops, Loop *loop, const char *path, FileOpenFlags flags);
 void file_done(File *file);

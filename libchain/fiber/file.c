@@ -23,6 +23,7 @@ void file_init(File *file, const FileOps *ops, Loop *loop, const char *path, Fil
         .loop = loop,
         .path = g_strdup(path),
         .alignment = 1,
+        .address_alignment = 1,
         .zero_alignment = 1,
         .is_writable = flags & FILE_WRITABLE,
     };

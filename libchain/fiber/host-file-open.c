@@ -141,7 +141,7 @@ int host_file_open(Fiber *self, Loop *loop, const char *path, FileOpenFlags flag
     bool is_block_device = S_ISBLK(o.st.st_mode);
     file_init(&h->file, &host_file_ops, loop, path, flags);
     h->file.size = o.size;
-    h->file.alignment = o.alignment;
+    h->file.alignment = h->file.address_alignment = o.alignment;
     h->file.zero_alignment = o.zero_alignment;
     h->file.is_block_device = is_block_device;
     h->file.identity[0] = is_block_device ? UINT64_MAX : o.st.st_dev;

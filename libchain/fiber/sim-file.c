@@ -33,13 +33,15 @@ typedef struct Transfer {
     bool is_read; // a read that has its data already
 } Transfer;
 
-// How much of a transfer the host does at once: all, or with short_transfers at times less.
-static uint64_t cut_short(Sim *sim, const File *file, uint64_t len)
+// How much of a transfer the host does at once: all, or with short_transfers at times less. It is
+// cut between sectors: disks and page caches keep sectors whole.
+static uint64_t cut_short(Sim *sim, const File *file, uint64_t off, uint64_t len)
 {
-    uint64_t blocks = len / file->alignment;
+    uint64_t unit = MAX(file->alignment, SIM_SECTOR_BYTES);
+    uint64_t start = off % unit, blocks = (start + len + unit - 1) / unit;
     if (!sim->config.short_transfers || blocks < 2 || !sim_random_chance(&sim->random, 20))
         return len;
-    return (1 + sim_random_below(&sim->random, blocks - 1)) * file->alignment;
+    return (1 + sim_random_below(&sim->random, blocks - 1)) * unit - start;
 }
 
 static uint64_t read_now(SimFile *f, uint64_t off, const struct iovec *iov, unsigned n_iov,
@@ -108,7 +110,7 @@ static void assert_aligned(const FileTransfer *x)
     uint64_t a = x->file->alignment, bits = x->off;
     for (unsigned i = 0; i < x->n_left_iov; i++) {
         const struct iovec *iov = &x->iov[x->first_iov + i];
-        bits |= (uintptr_t)iov->iov_base | iov->iov_len;
+        bits |= iov->iov_len;
     }
     assert(bits % a == 0);
 }
@@ -122,7 +124,7 @@ static void op_submit(FileTransfer *x)
     *t = (Transfer){
         .event = {.fn = transfer_begin, .drop = transfer_drop},
         .x = x,
-        .len = cut_short(f->sim, x->file, len),
+        .len = cut_short(f->sim, x->file, x->off, len),
     };
     sim_schedule(f->sim, &t->event);
 }
@@ -139,7 +141,7 @@ static int inline_begin(SimFile *f, SimOp op, uint64_t off, uint64_t len)
 static ssize_t op_try_read(File *file, uint64_t off, void *buf, size_t len)
 {
     SimFile *f = sim_file(file);
-    len = cut_short(f->sim, file, len);
+    len = cut_short(f->sim, file, off, len);
     int r = inline_begin(f, SIM_OP_READ, off, len);
     struct iovec iov = {buf, len};
     return r < 0 ? r : (ssize_t)read_now(f, off, &iov, 1, len);
@@ -148,7 +150,7 @@ static ssize_t op_try_read(File *file, uint64_t off, void *buf, size_t len)
 static ssize_t op_try_write(File *file, uint64_t off, const struct iovec *iov, unsigned n_iov)
 {
     SimFile *f = sim_file(file);
-    uint64_t all = iov_bytes(iov, n_iov), len = cut_short(f->sim, file, all);
+    uint64_t all = iov_bytes(iov, n_iov), len = cut_short(f->sim, file, off, all);
     int r = inline_begin(f, SIM_OP_WRITE, off, len);
     if (r == -EAGAIN)
         return r;

@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// qcow2 images for crash tests: made once by qemu-img, kept in memory, put into each simulation;
+// opened with their backing chain; checked by chaind's own checker. Test code only.
+#pragma once
+
+#include "crash-harness.h"
+
+typedef struct CrashQcow2 {
+    // Shell commands that make "top" (and "base", "base-format" raw or qcow2) from "content", a raw
+    // file with the initial content. In a directory of their own. $SIZE is the disk's size.
+    const char *commands;
+    const char *base_format;   // of "base"; NULL: there is none
+    uint64_t base_bytes;       // size of the content; 0: the disk's
+    bool is_empty;             // the disk starts with zeros, not with "content"
+    uint64_t map_memory_bytes; // 0: plenty
+} CrashQcow2;
+
+// Members of a CrashCase whose `data` is a CrashQcow2.
+void crash_qcow2_prepare(const CrashCase *c, Sim *sim, ShadowModel *model);
+int crash_qcow2_open(Fiber *self, const CrashCase *c, CrashImage *ret_image, GError **error);
+void crash_qcow2_close(Fiber *self, const CrashCase *c, CrashImage *image);
+char *crash_qcow2_check(Fiber *self, const CrashCase *c);

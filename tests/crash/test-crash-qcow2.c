@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// Power cuts and errors at every operation of workloads on qcow2 images of many kinds. The names in
+// docs/ordering.md stand behind the cases that break first when their rule does.
+#include "crash-qcow2-image.h"
+
+#define CREATE(options) "qemu-img create -f qcow2 -o " options " top $SIZE"
+#define CONVERT(options) "qemu-img convert -f raw -O qcow2 -o " options " content top"
+#define OVERLAY(options, format)                                                                   \
+    "qemu-img create -f qcow2 -o " options " -b base -F " format " top $SIZE"
+
+#define QCOW2_CASE                                                                                 \
+    .prepare = crash_qcow2_prepare, .open = crash_qcow2_open, .close = crash_qcow2_close,          \
+    .check = crash_qcow2_check, .image_path = "/top", .export_format = "qcow2"
+
+// Weights of the usual workload.
+#define MIXED                                                                                      \
+    .n_fibers = 4, .n_requests = 12, .n_write = 50, .n_zero = 10, .n_discard = 10, .n_flush = 15,  \
+    .n_read = 15, .fua_percent = 10
+#define DISCARDS                                                                                   \
+    .n_fibers = 6, .n_requests = 10, .n_write = 40, .n_zero = 5, .n_discard = 35, .n_flush = 15,   \
+    .n_read = 5, .fua_percent = 5
+
+static const CrashCase cases[] = {
+    {.name = "cluster 512, refcount 1",
+     .size_bytes = 512 * 1024,
+     .discard_bytes = 512,
+     .max_request_bytes = 16 * 1024,
+     MIXED,
+     QCOW2_CASE,
+     .data = &(CrashQcow2){CREATE("cluster_size=512,refcount_bits=1"), .is_empty = true}},
+    {.name = "cluster 4K, refcount 16",
+     .size_bytes = 2 << 20,
+     .discard_bytes = 4096,
+     .max_request_bytes = 32 * 1024,
+     MIXED,
+     QCOW2_CASE,
+     .data = &(CrashQcow2){CREATE("cluster_size=4k"), .is_empty = true}},
+    {.name = "cluster 64K",
+     .size_bytes = 4 << 20,
+     .discard_bytes = 64 * 1024,
+     .max_request_bytes = 200 * 1024,
+     MIXED,
+     QCOW2_CASE,
+     .data = &(CrashQcow2){CREATE("cluster_size=64k"), .is_empty = true}},
+    {.name = "cluster 4K, pieces of sectors, direct",
+     .size_bytes = 256 * 1024,
+     .cell_bytes = 64,
+     .discard_bytes = 4096,
+     .uses_direct_io = true,
+     .max_request_bytes = 6000 / 64 * 64,
+     MIXED,
+     QCOW2_CASE,
+     .data = &(CrashQcow2){CREATE("cluster_size=4k"), .is_empty = true}},
+    {.name = "raw backing, shorter than the disk",
+     .size_bytes = 1 << 20,
+     .discard_bytes = 4096,
+     .max_request_bytes = 32 * 1024,
+     MIXED,
+     QCOW2_CASE,
+     .data = &(CrashQcow2){"mv content base; " OVERLAY("cluster_size=4k", "raw"), "raw",
+                           .base_bytes = 700 * 1024 + 512}},
+    {.name = "compressed backing",
+     .size_bytes = 1 << 20,
+     .discard_bytes = 16 * 1024,
+     .max_request_bytes = 40 * 1024,
+     MIXED,
+     QCOW2_CASE,
+     .data = &(CrashQcow2){"qemu-img convert -c -f raw -O qcow2 content base; " OVERLAY(
+                               "cluster_size=16k", "qcow2"),
+                           "qcow2"}},
+    {.name = "compressed clusters overwritten",
+     .size_bytes = 1 << 20,
+     .discard_bytes = 4096,
+     .max_request_bytes = 32 * 1024,
+     MIXED,
+     QCOW2_CASE,
+     .data = &(CrashQcow2){"qemu-img convert -c -f raw -O qcow2 -o cluster_size=4k content top"}},
+    {.name = "internal snapshot",
+     .size_bytes = 1 << 20,
+     .discard_bytes = 4096,
+     .max_request_bytes = 32 * 1024,
+     MIXED,
+     QCOW2_CASE,
+     .data = &(CrashQcow2){CONVERT("cluster_size=4k") "; qemu-img snapshot -c one top"}},
+    {.name = "extended L2 over raw backing",
+     .size_bytes = 1 << 20,
+     .discard_bytes = 16 * 1024,
+     .max_request_bytes = 40 * 1024,
+     MIXED,
+     QCOW2_CASE,
+     .data = &(CrashQcow2){"mv content base; " OVERLAY("cluster_size=16k,extended_l2=on", "raw"),
+                           "raw"}},
+    {.name = "extended L2 with a snapshot",
+     .size_bytes = 1 << 20,
+     .discard_bytes = 16 * 1024,
+     .max_request_bytes = 40 * 1024,
+     MIXED,
+     QCOW2_CASE,
+     .data = &(
+         CrashQcow2){CONVERT("cluster_size=16k,extended_l2=on") "; qemu-img snapshot -c one top"}},
+    {.name = "little map memory",
+     .size_bytes = 2 << 20,
+     .discard_bytes = 512,
+     .max_request_bytes = 8 * 1024,
+     MIXED,
+     QCOW2_CASE,
+     .data = &(CrashQcow2){CONVERT("cluster_size=512"), .map_memory_bytes = 16 * 1024}},
+    {.name = "discard and reuse", // §4
+     .size_bytes = 256 * 1024,
+     .discard_bytes = 4096,
+     .max_request_bytes = 32 * 1024,
+     .hot_bytes = 64 * 1024,
+     DISCARDS,
+     QCOW2_CASE,
+     .data = &(CrashQcow2){CREATE("cluster_size=4k"), .is_empty = true}},
+    {.name = "discard and reuse, no punch, refcount 64",
+     .size_bytes = 128 * 1024,
+     .discard_bytes = 512,
+     .has_no_punch = true,
+     .max_request_bytes = 16 * 1024,
+     DISCARDS,
+     QCOW2_CASE,
+     .data = &(CrashQcow2){CONVERT("cluster_size=512,refcount_bits=64")}},
+    {.name = "growing refcount table", // §5
+     .size_bytes = 8 << 20,
+     .discard_bytes = 512,
+     .max_request_bytes = 192 * 1024,
+     MIXED,
+     QCOW2_CASE,
+     .data = &(CrashQcow2){CONVERT("cluster_size=512,refcount_bits=64")}},
+    {.name = "version 2 over raw backing",
+     .size_bytes = 1 << 20,
+     .max_request_bytes = 32 * 1024,
+     MIXED,
+     QCOW2_CASE,
+     .data =
+         &(CrashQcow2){"mv content base; " OVERLAY("cluster_size=4k,compat=0.10", "raw"), "raw"}},
+};
+
+int main(int argc, char **argv)
+{
+    CrashOptions options = {.seed = 1, .n_points = 800};
+    return crash_main(cases, G_N_ELEMENTS(cases), options, argc, argv);
+}
