@@ -275,7 +275,7 @@ def one_seed(seed, n_ops, tmp):
     qemu_img("convert", "-f", top.fmt, "-O", "raw", paths[-1], shadow_path)
     with open(shadow_path, "rb") as f:
         shadow = bytearray(f.read())
-    shadow = shadow[:size] + bytes(size - len(shadow))  # qemu-img rounds up to 512
+    shadow = (shadow + bytes(512))[:size]  # qemu-img rounds sizes to 512 bytes
 
     args = ["--format", top.fmt, "--map-memory", rng.choice(("1M", "32M"))]
     args += ["--direct"] if is_direct(seed) else []

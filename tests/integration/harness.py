@@ -146,9 +146,8 @@ class Daemon:
         self.process.wait()
         self.reader.join(10)
         # A private socket outlives a kill; nobody else will remove it.
-        for uri in self.uris()[:1]:
-            if "chaind-" in uri and "socket=" in uri:
-                shutil.rmtree(os.path.dirname(self.socket()), ignore_errors=True)
+        if "--nbd" not in self.args and self.uris():
+            shutil.rmtree(os.path.dirname(self.socket()), ignore_errors=True)
 
     def __enter__(self):
         return self

@@ -1,0 +1,248 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What clients see: copies in and out, maps, sizes, deep and odd chains, fio's verification."""
+import json
+import os
+import random
+
+import nbd
+
+import harness
+from harness import (GIB, KIB, MIB, Daemon, check_image, connect, main, qemu_img, qemu_io,
+                     random_file, run, same_content)
+from images import Layer, make_chain
+
+
+def chain(tmp, seed=3, size=16 * MIB):
+    layers = [Layer(fmt="raw"), Layer(cluster=4 * KIB), Layer(extended_l2=True),
+              Layer(cluster=512, refcount_bits=1)]
+    paths, _ = make_chain(random.Random(seed), tmp, layers, size)
+    qemu_img("convert", "-O", "raw", paths[-1], tmp / "want.raw")
+    return paths[-1]
+
+
+def test_copy_out(tmp):
+    """nbdcopy of a four-layer chain gives what qemu-img convert gives."""
+    with Daemon(chain(tmp)) as d:
+        run("nbdcopy", d.uri(), tmp / "got.raw")
+    run("cmp", tmp / "got.raw", tmp / "want.raw")
+
+
+def test_copy_out_direct(tmp):
+    """The same with --direct."""
+    with Daemon("--direct", chain(tmp)) as d:
+        run("nbdcopy", d.uri(), tmp / "got.raw")
+    run("cmp", tmp / "got.raw", tmp / "want.raw")
+
+
+def test_copy_out_by_qemu(tmp):
+    """qemu-img convert and compare read a chain over NBD."""
+    top = chain(tmp)
+    with Daemon(top) as d:
+        qemu_img("convert", "-f", "raw", "-O", "raw", d.uri(), tmp / "got.raw")
+        same_content(d.uri(), tmp / "want.raw", "raw")
+    run("cmp", tmp / "got.raw", tmp / "want.raw")
+
+
+def test_round_trip(tmp):
+    """nbdcopy into a fresh image and out again; holes stay holes."""
+    raw = random_file(tmp / "in.raw", 3 * MIB)
+    with open(raw, "r+b") as f:
+        f.truncate(256 * MIB)
+        f.seek(200 * MIB)
+        f.write(b"end" * 1000)
+    for options in ("cluster_size=512", "cluster_size=64k", "cluster_size=2M,extended_l2=on"):
+        disk = tmp / "a.qcow2"
+        qemu_img("create", "-q", "-f", "qcow2", "-o", options, disk, "256M")
+        with Daemon(disk) as d:
+            run("nbdcopy", "--flush", raw, d.uri())
+            run("nbdcopy", d.uri(), tmp / "out.raw")
+        run("cmp", raw, tmp / "out.raw")
+        check_image(disk)
+        same_content(disk, raw)
+        assert os.stat(disk).st_blocks * 512 < 40 * MIB, options
+
+
+def merged(extents):
+    """[(start, length, word)] with equal neighbours joined."""
+    out = []
+    for start, length, word in extents:
+        if out and out[-1][2] == word and out[-1][0] + out[-1][1] == start:
+            out[-1] = (out[-1][0], out[-1][1] + length, word)
+        else:
+            out.append((start, length, word))
+    return out
+
+
+def map_of(uri_or_file, *options):
+    """qemu-img map, as zero / not zero."""
+    entries = json.loads(qemu_img("map", "--output=json", *options, uri_or_file))
+    return merged([(e["start"], e["length"], "zero" if e["zero"] else "data") for e in entries])
+
+
+def test_map(tmp):
+    """nbdinfo --map and qemu-img map over NBD agree with qemu-img map of the file."""
+    top = chain(tmp)
+    want = map_of(top, "-f", "qcow2", "-U")
+    assert len(want) > 8, want
+    with Daemon(top) as d:
+        assert map_of(d.uri(), "-f", "raw") == want
+        entries = json.loads(run("nbdinfo", "--json", "--map", d.uri()).stdout)
+        assert merged([(e["offset"], e["length"], "zero" if e["type"] & nbd.STATE_ZERO else "data")
+                       for e in entries]) == want
+
+
+def test_depth_map(tmp):
+    """qemu:allocation-depth says from which layer each part comes."""
+    for i in range(3):
+        backing = ["-b", tmp / f"{i - 1}.qcow2", "-F", "qcow2"] if i else []
+        qemu_img("create", "-q", "-f", "qcow2", *backing, tmp / f"{i}.qcow2", "4M")
+        qemu_io(tmp / f"{i}.qcow2", f"write -P {i + 1} {i}M 1M")
+    with Daemon(tmp / "2.qcow2") as d:
+        out = json.loads(run("nbdinfo", "--json", "--map=qemu:allocation-depth", d.uri()).stdout)
+    assert merged([(e["offset"] // MIB, e["length"] // MIB, e["type"]) for e in out]) == \
+        [(0, 1, 3), (1, 1, 2), (2, 1, 1), (3, 1, 0)], out
+
+
+def test_odd_size(tmp):
+    """A raw image whose size is no multiple of 512 is served to its last byte."""
+    raw = random_file(tmp / "a.raw", MIB + 7)
+    with Daemon("--format", "raw", raw) as d:
+        h = connect(d.uri())
+        assert h.get_size() == MIB + 7
+        assert h.pread(9, MIB - 2) == raw.read_bytes()[-9:]
+        h.pwrite(b"tail", MIB + 3)
+        h.shutdown()
+    assert os.path.getsize(raw) == MIB + 7 and raw.read_bytes()[-4:] == b"tail"
+
+
+def test_empty(tmp):
+    """A disk of 0 bytes is served."""
+    (tmp / "a.raw").touch()
+    with Daemon("--format", "raw", tmp / "a.raw") as d:
+        assert connect(d.uri()).get_size() == 0
+
+
+def test_huge(tmp):
+    """An 8 TiB image is written and read at its end."""
+    disk = tmp / "a.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", disk, "8T")
+    with Daemon(disk) as d:
+        h = connect(d.uri())
+        end = h.get_size()
+        assert end == 8192 * GIB
+        h.pwrite(b"e" * 4096, end - 4096)
+        h.flush()
+        assert h.pread(8192, end - 8192) == bytes(4096) + b"e" * 4096
+        h.shutdown()
+    check_image(disk)
+    assert "e" * 16 in qemu_io(disk, f"read -v {end - 4096} 512")
+
+
+def test_deep(tmp):
+    """A chain of 200 layers reads right and opens in good time."""
+    rng = random.Random(5)
+    shadow = bytearray(8 * MIB)
+    for i in range(200):
+        backing = ["-b", f"{i - 1}.qcow2", "-F", "qcow2"] if i else []
+        qemu_img("create", "-q", "-f", "qcow2", *backing, f"{i}.qcow2", "8M", cwd=tmp)
+        if i % 10 == 0:
+            at = rng.randrange(2000) * 4096
+            qemu_io(tmp / f"{i}.qcow2", f"write -P {i % 250 + 1} {at} 16k")
+            shadow[at:at + 16384] = bytes([i % 250 + 1]) * min(16384, len(shadow) - at)
+    with Daemon(tmp / "199.qcow2") as d:
+        got = connect(d.uri()).pread(8 * MIB, 0)
+        assert got == shadow
+
+
+def test_no_backing_format(tmp):
+    """A backing file without a recorded format is refused, with the command that records it."""
+    qemu_img("create", "-q", "-f", "qcow2", tmp / "base.qcow2", "1M")
+    qemu_img("create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", tmp / "top.qcow2")
+    head = bytearray((tmp / "top.qcow2").read_bytes())
+    at = head.index(bytes.fromhex("e2792aca"))
+    head[at:at + 4] = b"\x01\x02\x03\x04"  # an extension that nobody knows
+    (tmp / "top.qcow2").write_bytes(head)
+    assert "backing file format" not in qemu_img("info", tmp / "top.qcow2")
+    harness.says(harness.fails(tmp / "top.qcow2"), "top.qcow2", "base.qcow2", "format")
+
+
+def test_relative_backing(tmp):
+    """A relative backing name is found beside its overlay, wherever chaind runs."""
+    (tmp / "sub").mkdir()
+    qemu_img("create", "-q", "-f", "qcow2", tmp / "sub/b ä:x.qcow2", "1M")
+    qemu_io(tmp / "sub/b ä:x.qcow2", "write -P 9 0 64k")
+    qemu_img("create", "-q", "-f", "qcow2", "-b", "./b ä:x.qcow2", "-F", "qcow2",
+             tmp / "sub/top.qcow2", cwd=tmp / "sub")
+    with Daemon("sub/top.qcow2", cwd=tmp) as d:
+        assert connect(d.uri()).pread(512, 0) == b"\t" * 512
+
+
+def test_json_name(tmp):
+    """A json: name is a FILE."""
+    qemu_img("create", "-q", "-f", "qcow2", tmp / "a.qcow2", "1M")
+    name = {"driver": "qcow2", "file": {"driver": "file", "filename": str(tmp / "a.qcow2")}}
+    with Daemon("json:" + json.dumps(name)) as d:
+        assert connect(d.uri()).get_size() == MIB
+
+
+def test_data_file(tmp):
+    """An image with an external data file is read."""
+    raw = random_file(tmp / "in.raw", MIB)
+    qemu_img("create", "-q", "-f", "qcow2", "-o", "data_file=d.raw", "a.qcow2", "2M",
+             cwd=tmp)
+    # QEMU looks for a relative data file in the current directory.
+    run("qemu-io", "-f", "qcow2", "-c", f"write -s {raw} 64k 1M", "a.qcow2", cwd=tmp)
+    qemu_img("convert", "-O", "raw", "a.qcow2", "want.raw", cwd=tmp)
+    with Daemon("--read-only", tmp / "a.qcow2") as d:
+        run("nbdcopy", d.uri(), tmp / "got.raw")
+    run("cmp", tmp / "got.raw", tmp / "want.raw")
+
+
+def fio(uri, *options):
+    run("fio", "--name=verify", "--ioengine=nbd", f"--uri={uri}", "--output-format=terse",
+        "--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--randrepeat=0", "--randseed=7",
+        *options, cwd="/tmp")
+
+
+def test_fio_small(tmp):
+    """fio verifies random 4 KiB writes in an overlay, 16 in flight."""
+    qemu_img("create", "-q", "-f", "qcow2", tmp / "base.qcow2", "64M")
+    qemu_io(tmp / "base.qcow2", "write -P 1 0 64M")
+    qemu_img("create", "-q", "-f", "qcow2", "-b", tmp / "base.qcow2", "-F", "qcow2",
+             tmp / "top.qcow2")
+    with Daemon(tmp / "top.qcow2") as d:
+        fio(d.uri(), "--rw=randwrite", "--bs=4k", "--size=64m", "--io_size=32m", "--iodepth=16")
+    check_image(tmp / "top.qcow2")
+
+
+def test_fio_mixed(tmp):
+    """fio verifies mixed reads and writes of mixed sizes, direct."""
+    qemu_img("create", "-q", "-f", "qcow2", "-o", "extended_l2=on", tmp / "a.qcow2", "64M")
+    with Daemon("--direct", tmp / "a.qcow2") as d:
+        fio(d.uri(), "--rw=randrw", "--bsrange=512-128k", "--bs_unaligned=1", "--size=64m",
+            "--io_size=32m", "--iodepth=16")
+    check_image(tmp / "a.qcow2")
+
+
+def test_space_comes_back(tmp):
+    """What is trimmed is taken from the host's file, and the next write reuses it."""
+    disk = tmp / "a.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", disk, "64M")
+    with Daemon(disk) as d:
+        h = connect(d.uri())
+        for round_number in range(4):
+            for at in range(0, 32 * MIB, MIB):
+                h.pwrite(random.Random(at).randbytes(MIB), at)
+            h.flush()
+            h.trim(32 * MIB, 0)
+            h.flush()
+        assert h.pread(MIB, 3 * MIB) == bytes(MIB)
+        h.shutdown()
+    check_image(disk)
+    stat = os.stat(disk)
+    assert stat.st_blocks * 512 < 8 * MIB, f"{stat.st_blocks * 512} bytes in use"
+    assert stat.st_size < 80 * MIB, f"the file grew to {stat.st_size}"
+
+
+main(globals())

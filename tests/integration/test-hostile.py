@@ -1,0 +1,301 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Clients that break the protocol, stall, flood or vanish, seen from outside: the daemon lives, other
+clients are served, and memory and descriptors stay bounded."""
+import os
+import random
+import socket
+import struct
+import time
+
+import nbd
+
+import harness
+from harness import MIB, Daemon, connect, main, qemu_img
+
+IHAVEOPT = b"IHAVEOPT"
+OPT_EXPORT_NAME, OPT_ABORT, OPT_LIST, OPT_INFO, OPT_GO, OPT_STRUCTURED = 1, 2, 3, 6, 7, 8
+CMD_READ, CMD_WRITE, CMD_DISC, CMD_FLUSH = 0, 1, 2, 3
+
+
+class Raw:
+    """A client that speaks bytes."""
+
+    def __init__(self, path, hello=True):
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(30)
+        self.socket.connect(str(path))
+        if hello:
+            assert self.receive(18)[:16] == b"NBDMAGICIHAVEOPT"
+            self.send(struct.pack(">I", 3))  # fixed newstyle, no zeroes
+
+    def send(self, data):
+        self.socket.sendall(data)
+
+    def receive(self, n):
+        out = b""
+        while len(out) < n:
+            piece = self.socket.recv(n - len(out))
+            if not piece:
+                raise EOFError
+            out += piece
+        return out
+
+    def option(self, number, data=b"", length=None):
+        self.send(IHAVEOPT + struct.pack(">II", number, len(data) if length is None else length) + data)
+
+    def reply(self):
+        magic, option, kind, length = struct.unpack(">QIII", self.receive(20))
+        assert magic == 0x3e889045565a9
+        return kind, self.receive(length)
+
+    def go(self, name=b""):
+        self.option(OPT_GO, struct.pack(">I", len(name)) + name + b"\0\0")
+        while True:
+            kind, _ = self.reply()
+            if kind != 3:
+                return kind
+
+    def request(self, command, offset, length, data=b"", cookie=1, flags=0):
+        self.send(struct.pack(">IHHQQI", 0x25609513, flags, command, cookie, offset, length) + data)
+
+    def simple_reply(self):
+        magic, error, cookie = struct.unpack(">IIQ", self.receive(16))
+        assert magic == 0x67446698, hex(magic)
+        return error, cookie
+
+    def is_closed(self):
+        try:
+            while self.socket.recv(65536):
+                pass
+            return True
+        except ConnectionError:
+            return True
+
+    def close(self):
+        self.socket.close()
+
+
+class Served:
+    """A daemon, and a well-behaved client that must not notice anything."""
+
+    def __init__(self, tmp, size="64M"):
+        qemu_img("create", "-q", "-f", "qcow2", tmp / "a.qcow2", size)
+        self.path = tmp / "s"
+        self.daemon = Daemon("--nbd", self.path, tmp / "a.qcow2")
+        self.good = connect(self.daemon.uri())
+        self.good.pwrite(b"good" * 1024, 4096)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *rest):
+        if kind is None:
+            self.alive()
+            self.good.shutdown()
+        self.daemon.__exit__(kind, *rest)
+
+    def alive(self):
+        assert self.good.pread(4096, 4096) == b"good" * 1024
+        h = connect(self.daemon.uri())
+        assert h.pread(4, 4096) == b"good"
+        h.shutdown()
+
+    def memory(self):
+        """Anonymous memory in bytes."""
+        with open(f"/proc/{self.daemon.process.pid}/status", encoding="ascii") as f:
+            return next(int(line.split()[1]) * 1024 for line in f if line.startswith("RssAnon"))
+
+
+def test_leave_anywhere(tmp):
+    """A client that leaves after any number of bytes of handshake and requests harms nobody."""
+    with Served(tmp) as s:
+        talk = struct.pack(">I", 3) + IHAVEOPT + struct.pack(">II", OPT_LIST, 0) + \
+            IHAVEOPT + struct.pack(">II", OPT_STRUCTURED, 0) + \
+            IHAVEOPT + struct.pack(">III", OPT_GO, 6, 0) + b"\0\0" + \
+            struct.pack(">IHHQQI", 0x25609513, 0, CMD_READ, 1, 0, 4096) + \
+            struct.pack(">IHHQQI", 0x25609513, 0, CMD_WRITE, 2, 8192, 4096) + b"x" * 4096
+        for n in [*range(len(talk) - 4090), len(talk) - 1, len(talk)]:
+            c = Raw(s.path, hello=False)
+            c.send(talk[:n])
+            c.close()
+        s.alive()
+
+
+def test_half_a_write(tmp):
+    """A write whose data does not arrive completely is not applied."""
+    with Served(tmp) as s:
+        c = Raw(s.path)
+        assert c.go() == 1
+        c.request(CMD_WRITE, 4096, 4096, b"evil" * 1000)
+        c.close()
+        s.alive()
+
+
+def test_garbage(tmp):
+    """Random bytes, in the handshake and after it, harm nobody."""
+    rng = random.Random(11)
+    with Served(tmp) as s:
+        for i in range(200):
+            c = Raw(s.path, hello=i % 2)
+            try:
+                if i % 4 == 1:
+                    c.go()
+                c.send(rng.randbytes(rng.randrange(1, 4000)))
+            except (ConnectionError, EOFError):
+                pass
+            c.close()
+        s.alive()
+
+
+def test_long_name(tmp):
+    """An export name of 4,096 bytes is answered; one that lies about its length is refused."""
+    with Served(tmp) as s:
+        c = Raw(s.path)
+        assert c.go(b"n" * 4096) == 0x80000006  # unknown
+        c.option(OPT_GO, struct.pack(">I", 0xffffffff) + b"\0\0")
+        assert c.reply()[0] == 0x80000003  # invalid
+        assert c.go() == 1
+        c.close()
+
+
+def test_huge_option(tmp):
+    """An option of 4 GiB is not stored: the client is dropped or answered."""
+    with Served(tmp) as s:
+        before = s.memory()
+        c = Raw(s.path)
+        c.option(OPT_LIST, b"x" * 100000, length=0xffffffff)
+        try:
+            for _ in range(1000):
+                c.send(b"x" * 100000)
+        except (ConnectionError, socket.timeout):
+            pass
+        assert s.memory() - before < 16 * MIB
+        c.close()
+
+
+def test_endless_options(tmp):
+    """A client that sends options for ever is cut off."""
+    with Served(tmp) as s:
+        c = Raw(s.path)
+        try:
+            for _ in range(100000):
+                c.option(77)
+                c.reply()
+        except (ConnectionError, EOFError):
+            return
+        raise AssertionError("100,000 options were answered")
+
+
+def test_slow_handshake(tmp):
+    """A handshake that takes for ever is ended after its time limit of about 10 s."""
+    with Served(tmp) as s:
+        start = time.monotonic()
+        c = Raw(s.path)
+        assert c.is_closed()
+        assert 5 < time.monotonic() - start < 25
+
+
+def test_bad_magic(tmp):
+    """A request with a wrong magic number ends that connection only."""
+    with Served(tmp) as s:
+        c = Raw(s.path)
+        assert c.go() == 1
+        c.send(b"\xde\xad\xbe\xef" * 7)
+        assert c.is_closed()
+
+
+def test_errors_keep_the_connection(tmp):
+    """Requests outside the disk, absurd lengths and unknown commands get errors, not a hang-up."""
+    with Served(tmp) as s:
+        c = Raw(s.path)
+        assert c.go() == 1
+        for command, offset, length in [
+                (CMD_READ, 64 * MIB, 1), (CMD_READ, 64 * MIB - 1, 2), (CMD_READ, 2**64 - 1, 2),
+                (CMD_READ, 0, 0xffffffff), (4, 2**63, 4096), (6, 64 * MIB - 1, 4096), (99, 0, 0),
+                (5, 64 * MIB, 1), (CMD_FLUSH, 0, 1 << 31)]:
+            c.request(command, offset, length, cookie=42)
+            error, cookie = c.simple_reply()
+            assert cookie == 42
+            assert error != 0 or command == CMD_FLUSH, (command, offset, length)
+        c.request(CMD_READ, 4096, 4, cookie=7)
+        assert c.simple_reply() == (0, 7) and c.receive(4) == b"good"
+        c.close()
+
+
+def test_unread_replies(tmp):
+    """A client that reads no replies costs bounded memory, and others are served meanwhile."""
+    with Served(tmp, "256M") as s:
+        c = Raw(s.path)
+        assert c.go() == 1
+        c.socket.settimeout(1)
+        sent = 0
+        try:
+            for i in range(20000):
+                c.request(CMD_READ, i % 8 * 32 * MIB, 32 * MIB, cookie=i)
+                sent += 1
+        except socket.timeout:
+            pass
+        for _ in range(100):
+            assert s.good.pread(4096, 4096) == b"good" * 1024
+        assert s.memory() < 512 * MIB, f"{s.memory() // MIB} MiB after {sent} requests"
+        c.close()
+        s.alive()
+
+
+def test_vanish_under_load(tmp):
+    """Clients that vanish with requests in flight leave nothing behind."""
+    rng = random.Random(3)
+    with Served(tmp) as s:
+        for _ in range(100):
+            c = Raw(s.path)
+            assert c.go() == 1
+            for i in range(rng.randrange(1, 40)):
+                at = MIB + rng.randrange(60 * MIB)
+                if rng.random() < 0.5:
+                    c.request(CMD_READ, at, 100000, cookie=i)
+                else:
+                    c.request(CMD_WRITE, at, 5000, b"v" * 5000, cookie=i)
+            c.close()
+        s.alive()
+        fds = len(os.listdir(f"/proc/{s.daemon.process.pid}/fd"))
+        assert fds < 60, f"{fds} descriptors"
+    harness.check_image(tmp / "a.qcow2")
+
+
+def test_flood(tmp):
+    """A client that floods does not starve another one."""
+    with Served(tmp) as s:
+        flood = nbd.NBD()
+        flood.connect_uri(s.daemon.uri())
+        buffers = [nbd.Buffer(4096) for _ in range(512)]
+        for round_number in range(20):
+            for b in buffers:
+                flood.aio_pread(b, MIB)
+            for _ in range(20):
+                assert s.good.pread(4096, 4096) == b"good" * 1024
+            while flood.aio_in_flight():
+                flood.poll(-1)
+                while flood.aio_peek_command_completed() > 0:
+                    flood.aio_command_completed(flood.aio_peek_command_completed())
+
+
+def test_too_many_connections(tmp):
+    """More clients than the limit wait or are turned away; then others get in again."""
+    with Served(tmp) as s:
+        crowd = []
+        for _ in range(400):
+            k = socket.socket(socket.AF_UNIX)
+            k.setblocking(False)
+            try:
+                k.connect(str(s.path))
+            except (BlockingIOError, ConnectionError):
+                pass
+            crowd.append(k)
+        assert s.good.pread(4096, 4096) == b"good" * 1024
+        for k in crowd:
+            k.close()
+        s.alive()
+
+
+main(globals())

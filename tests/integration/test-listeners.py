@@ -1,0 +1,214 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Where clients knock: unix and TCP sockets, socket activation, many clients at once."""
+import os
+import socket
+import stat
+import urllib.parse
+
+import harness
+from harness import MIB, Daemon, Skip, connect, fails, main, qemu_img, random_file, run, says
+
+
+def image(tmp, name="a.qcow2"):
+    qemu_img("create", "-q", "-f", "qcow2", tmp / name, "4M")
+    return tmp / name
+
+
+def test_unix(tmp):
+    """A unix socket is made with the umask's permissions and removed at the end."""
+    before = os.umask(0o007)
+    try:
+        with Daemon("--nbd", tmp / "s.sock", image(tmp)) as d:
+            assert connect(d.uri()).get_size() == 4 * MIB
+            mode = os.stat(tmp / "s.sock").st_mode
+            assert stat.S_ISSOCK(mode) and mode & 0o777 == 0o770, oct(mode)
+    finally:
+        os.umask(before)
+    assert not (tmp / "s.sock").exists()
+
+
+def test_odd_socket_names(tmp):
+    """A socket path with spaces, percent signs and UTF-8 makes a URI that clients understand."""
+    with Daemon("--nbd", tmp / "a %20&ü=.sock", image(tmp)) as d:
+        assert connect(d.uri()).get_size() == 4 * MIB
+        says(run("nbdinfo", "--size", d.uri()).stdout, 4 * MIB)
+
+
+def test_relative_socket(tmp):
+    """A relative socket path is one in the current directory."""
+    with Daemon("--nbd", "s.sock", image(tmp), cwd=tmp) as d:
+        assert d.socket() == f"{tmp}/s.sock"
+        assert connect(d.uri()).get_size() == 4 * MIB
+
+
+def test_stale_socket(tmp):
+    """A socket left behind by a killed daemon is replaced."""
+    disk = image(tmp)
+    d = Daemon("--nbd", tmp / "s.sock", disk)
+    d.kill()
+    assert (tmp / "s.sock").exists()
+    with Daemon("--nbd", tmp / "s.sock", disk) as d:
+        assert connect(d.uri()).get_size() == 4 * MIB
+
+
+def test_socket_in_use(tmp):
+    """A socket on which another daemon listens is refused, and stays that daemon's."""
+    a, b = image(tmp, "a.qcow2"), image(tmp, "b.qcow2")
+    with Daemon("--nbd", tmp / "s.sock", a) as d:
+        says(fails("--nbd", tmp / "s.sock", b), "s.sock")
+        assert connect(d.uri()).get_size() == 4 * MIB
+
+
+def test_plain_file_in_the_way(tmp):
+    """A plain file at the socket's path is refused and left alone."""
+    (tmp / "s.sock").write_text("precious")
+    says(fails("--nbd", tmp / "s.sock", image(tmp)), "s.sock")
+    assert (tmp / "s.sock").read_text() == "precious"
+
+
+def test_no_such_directory(tmp):
+    """A socket in a directory that is not there is refused with its name."""
+    says(fails("--nbd", tmp / "no/s.sock", image(tmp)), "no/s.sock")
+
+
+def test_tcp4(tmp):
+    """TCP over IPv4 on a port that the kernel chooses."""
+    with Daemon("--nbd", "127.0.0.1:0", image(tmp)) as d:
+        says(d.uri(), "nbd://127.0.0.1:")
+        h = connect(d.uri())
+        h.pwrite(b"tcp!" * 1024, 8192)
+        assert h.pread(4096, 8192) == b"tcp!" * 1024
+
+
+def test_tcp6(tmp):
+    """TCP over IPv6 in brackets."""
+    try:
+        with socket.socket(socket.AF_INET6) as s:
+            s.bind(("::1", 0))
+    except OSError as e:
+        raise Skip(f"no IPv6 here: {e}")
+    with Daemon("--nbd", "[::1]:0", image(tmp)) as d:
+        says(d.uri(), "nbd://[::1]:")
+        assert connect(d.uri()).get_size() == 4 * MIB
+
+
+def test_tcp_port_in_use(tmp):
+    """A TCP port in use is refused with its address."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        s.listen()
+        port = s.getsockname()[1]
+        says(fails("--nbd", f"127.0.0.1:{port}", image(tmp)), f"{port}")
+
+
+def test_several_listeners(tmp):
+    """Several addresses serve the same exports, and each has its URI."""
+    with Daemon("--nbd", tmp / "1.sock", "--nbd", "127.0.0.1:0", "--nbd", tmp / "2.sock",
+                f"x={image(tmp)}") as d:
+        uris = d.uris()
+        assert len(uris) == 3, uris
+        handles = [connect(uri) for uri in uris]
+        handles[0].pwrite(b"a" * 512, 0)
+        for h in handles:
+            assert h.pread(512, 0) == b"a" * 512
+
+
+def test_activation_by_nbdcopy(tmp):
+    """nbdcopy -- [ chaind FILE ] copies the content, and leaves no process or lock behind."""
+    raw = random_file(tmp / "in.raw", 5 * MIB + 512)
+    qemu_img("convert", "-f", "raw", "-O", "qcow2", raw, tmp / "a.qcow2")
+    run("nbdcopy", "--", "[", harness.chaind_path, tmp / "a.qcow2", "]", tmp / "out.raw")
+    assert (tmp / "out.raw").read_bytes() == raw.read_bytes()
+    qemu_img("check", tmp / "a.qcow2")
+
+
+def test_activation_for_writing(tmp):
+    """nbdcopy into an activated chaind: everything is in the file when nbdcopy is done."""
+    raw, disk = random_file(tmp / "in.raw", 4 * MIB), image(tmp)
+    run("nbdcopy", "--flush", raw, "--", "[", harness.chaind_path, disk, "]")
+    # The daemon ends by itself; nbdcopy waited for it, so its locks are gone.
+    harness.check_image(disk)
+    harness.same_content(disk, raw)
+
+
+def activated(tmp, listening, *args, env=None):
+    """chaind with `listening` as descriptor 3, as systemd would start it."""
+    fd = listening.fileno()
+    # exec through a shell, because LISTEN_PID is the process's own number
+    command = ["/bin/sh", "-c", 'LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" "$@" 3<&%d' % fd,
+               harness.chaind_path, *map(str, args)]
+    path, harness.chaind_path = harness.chaind_path, command[0]
+    try:
+        return Daemon(*command[1:], pass_fds=(fd,), env=env)
+    finally:
+        harness.chaind_path = path
+
+
+def test_activation_by_systemd(tmp):
+    """Activated with a socket under any name it serves there, prints nothing, ends with its client."""
+    with socket.socket(socket.AF_UNIX) as s:
+        s.bind(str(tmp / "s.sock"))
+        s.listen()
+        d = activated(tmp, s, image(tmp), env={"LISTEN_FDNAMES": "control"})
+        first = connect(f"nbd+unix:///?socket={tmp}/s.sock")
+        second = connect(f"nbd+unix:///?socket={tmp}/s.sock")
+        first.pwrite(b"x" * 512, 0)
+        first.shutdown()
+        assert second.pread(512, 0) == b"x" * 512
+        assert d.process.poll() is None
+        second.shutdown()
+        assert d.wait() == 0, d.log()
+        assert d.uris() == []
+    assert (tmp / "s.sock").exists(), "a socket of somebody else was removed"
+
+
+def test_activation_with_nonsense(tmp):
+    """A descriptor that is no listening socket is refused with words about the unit."""
+    with open(tmp / "plain", "w") as f:
+        command = 'LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" "$@" 3<&%d' % f.fileno()
+        done = run("/bin/sh", "-c", command, harness.chaind_path, image(tmp), check=False,
+                   pass_fds=(f.fileno(),))
+    assert done.returncode == 1
+    says(done.stderr, "descriptor 3", "Accept=no")
+
+
+def test_activation_of_somebody_else(tmp):
+    """LISTEN_FDS for another process is ignored."""
+    with Daemon(image(tmp), env={"LISTEN_PID": "1", "LISTEN_FDS": "1"}) as d:
+        assert connect(d.uri()).get_size() == 4 * MIB
+
+
+def test_many_connections(tmp):
+    """A hundred clients at once write their own blocks and read each other's."""
+    with Daemon("--nbd", tmp / "s.sock", image(tmp)) as d:
+        handles = [connect(d.uri()) for _ in range(100)]
+        for i, h in enumerate(handles):
+            assert h.can_multi_conn()
+            h.pwrite(bytes([i]) * 4096, 4096 * i)
+        handles[7].flush()
+        for i, h in enumerate(handles):
+            j = (i + 31) % 100
+            assert h.pread(4096, 4096 * j) == bytes([j]) * 4096
+        for h in handles:
+            h.shutdown()
+    harness.check_image(tmp / "a.qcow2")
+
+
+def test_reconnecting(tmp):
+    """A thousand connections one after the other leave no descriptor behind."""
+    with Daemon("--nbd", tmp / "s.sock", image(tmp)) as d:
+        def n_descriptors():
+            return len(os.listdir(f"/proc/{d.process.pid}/fd"))
+        connect(d.uri()).shutdown()
+        before = n_descriptors()
+        for _ in range(1000):
+            connect(d.uri()).shutdown()
+        last = connect(d.uri())
+        assert last.get_size() == 4 * MIB
+        # The server hears of the last goodbyes a moment after we said them.
+        while n_descriptors() > before + 3:
+            os.sched_yield()
+
+
+main(globals())
