@@ -54,6 +54,13 @@ static void log_notices(const Disk *disk, const ChainInfo *info)
         log_line(LOG_WARNING, "%s", *notice);
 }
 
+static void log_corrupt(const Qcow2Events *events, const char *sentence)
+{
+    log_line(LOG_ERROR, "%s", sentence);
+}
+
+static const Qcow2Events log_events = {.corrupt = log_corrupt};
+
 static int open_disk(Fiber *self, Disk *disk)
 {
     const Options *options = disk->options;
@@ -64,6 +71,7 @@ static int open_disk(Fiber *self, Disk *disk)
         .direct = options->direct,
         .force_share = options->force_share,
         .memory = disk->memory,
+        .events = &log_events,
     };
     ChainInfo info = {0};
     int r = chain_open(self, disk->option->file, &open, &disk->node, &info, &disk->error);

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <netdb.h>
 #include <netinet/in.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -32,19 +33,47 @@ static int close_and_fail(int fd, int number)
     return -number;
 }
 
-// A socket file that nobody listens on was left behind by a program that ended.
-static bool is_abandoned_socket(const struct sockaddr_un *address)
+typedef enum Listener { LISTENER_ALIVE, LISTENER_ENDING, LISTENER_GONE } Listener;
+
+// Who listens on the socket `fd` is connected to? The kernel takes an ended process's io_uring
+// apart a moment after the process is gone, and a listening socket in it lives until then.
+static Listener find_listener(int fd)
+{
+    struct ucred peer;
+    socklen_t len = sizeof peer;
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) == 0 && peer.pid > 0 &&
+        kill(peer.pid, 0) < 0 && errno == ESRCH)
+        return LISTENER_ENDING;
+    return LISTENER_ALIVE;
+}
+
+static Listener probe(const struct sockaddr_un *address)
 {
     struct stat st;
     if (lstat(address->sun_path, &st) < 0 || !S_ISSOCK(st.st_mode))
-        return false;
+        return LISTENER_ALIVE;
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0)
-        return false;
-    bool refused =
-        connect(fd, (const struct sockaddr *)address, sizeof *address) < 0 && errno == ECONNREFUSED;
+        return LISTENER_ALIVE;
+    Listener listener = LISTENER_ALIVE;
+    if (connect(fd, (const struct sockaddr *)address, sizeof *address) == 0)
+        listener = find_listener(fd);
+    else if (errno == ECONNREFUSED)
+        listener = LISTENER_GONE;
     close(fd);
-    return refused;
+    return listener;
+}
+
+// A socket file that nobody listens on was left behind by a program that ended.
+static bool is_abandoned_socket(const struct sockaddr_un *address)
+{
+    enum { WAIT_US = 10000, N_WAITS = 200 };
+    Listener listener = probe(address);
+    for (unsigned i = 0; i < N_WAITS && listener == LISTENER_ENDING; i++) {
+        g_usleep(WAIT_US);
+        listener = probe(address);
+    }
+    return listener == LISTENER_GONE;
 }
 
 static int bind_unix(int fd, const struct sockaddr_un *address, mode_t mode)

@@ -144,8 +144,10 @@ def test_damage_at_run_time(tmp):
     assert other.pread(4096, 0) == b"\2" * 4096
     other.pwrite(b"\3" * 4096, 0)
     other.shutdown()
-    d.stop(timeout=20)
+    d.stop(expect=1)
+    says(d.log(), "bad.qcow2", "corrupt")
     check_image(good)
+    assert run("qemu-img", "check", bad, check=False).returncode == 2
 
 
 def tiny_file_system(tmp, size):
