@@ -73,8 +73,9 @@ def fault(root, path, include):
             if folder == "facade" or rest in CORE_EXTRA.get(folder, ()):
                 return None
             return None if owner in LIBCHAIN.get(folder, ()) else f"{folder} may not use {owner}"
-        if head == "chain" and path.startswith("libchain/include/chain/"):
-            return None
+        if folder == "facade":  # the installed API: sees chain-core and itself
+            own = head == "facade" or os.path.exists(os.path.join(root, "libchain/include", include))
+            return None if own or head == "base" else f"{folder} may not use {head}"
         if head in ("nbd", "jobs", "daemon"):
             return f"libchain may not use {head}"
         if not rest:
