@@ -23,6 +23,8 @@ import urllib.parse
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
+os.environ["PATH"] += ":/usr/sbin:/sbin"  # mkfs.ext4 and its like, for ordinary users
+
 chaind_path = os.environ.get("CHAIND", str(ROOT / "build/daemon/chaind"))
 
 

@@ -1,0 +1,197 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""`./dev demo`: chaind's main job on real input, in plain words. Makes a three-layer chain around a file
+system with files of this machine, serves it, reads it back, writes to it, and has every image
+checked by qemu-img. Each step is verified; the first surprise ends it with status 1.
+
+usage: demo.py [--chaind PATH] [--keep]
+"""
+import argparse
+import hashlib
+import os
+import pathlib
+import shutil
+import sys
+import tempfile
+
+import nbd
+
+import harness
+from harness import KIB, MIB, Daemon, qemu_img, run
+
+SIZE = 96 * MIB
+BLOCK = 64 * KIB
+
+
+def title(text):
+    print(f"\n\033[1m{text}\033[0m" if sys.stdout.isatty() else f"\n== {text}")
+
+
+def show(*args):
+    """Prints a command and its output, indented."""
+    print("  $ " + " ".join(str(a) for a in args))
+    out = run(*args)
+    for line in (out.stdout + out.stderr).rstrip().splitlines():
+        print("    " + line)
+
+
+def debugfs(image, *commands):
+    """Changes an ext4 file system without mounting it, so that the demo needs no privileges."""
+    for command in commands:
+        run("debugfs", "-w", "-R", command, image)
+
+
+def changed_blocks(old, new):
+    """Offsets of the 64 KiB blocks in which two raw files of one size differ."""
+    with open(old, "rb") as a, open(new, "rb") as b:
+        offset = 0
+        while True:
+            x, y = a.read(BLOCK), b.read(BLOCK)
+            if not y:
+                return
+            if x != y:
+                yield offset, y
+            offset += BLOCK
+
+
+def add_layer(tmp, base, overlay, old, new):
+    """A new overlay of `base` that turns the content `old` into `new`, written by qemu-io."""
+    qemu_img("create", "-q", "-f", "qcow2", "-b", base, "-F", "qcow2", overlay, cwd=tmp)
+    commands, n = [], 0
+    for offset, _ in changed_blocks(tmp / old, tmp / new):
+        piece = tmp / f"piece-{offset}"
+        with open(tmp / new, "rb") as f:
+            f.seek(offset)
+            piece.write_bytes(f.read(BLOCK))
+        commands += ["-c", f"write -q -s {piece} {offset} {BLOCK}"]
+        n += 1
+    run("qemu-io", "-f", "qcow2", *commands, tmp / overlay)
+    for piece in tmp.glob("piece-*"):
+        piece.unlink()
+    print(f"  {overlay}: {n} blocks of 64 KiB differ from {base}")
+
+
+def file_tree(tmp):
+    """Some files of this machine: licences, headers, documents."""
+    tree = tmp / "tree"
+    tree.mkdir()
+    for source in ("/usr/share/common-licenses", "/usr/include/linux", "/usr/lib/python3.11/json"):
+        if os.path.isdir(source):
+            shutil.copytree(source, tree / os.path.basename(source), symlinks=True)
+    n = sum(len(files) for _, _, files in os.walk(tree))
+    print(f"  {n} files of this machine, from /usr/share/common-licenses, /usr/include/linux, …")
+    return tree
+
+
+def make_chain(tmp):
+    title("1. A disk with three layers")
+    tree = file_tree(tmp)
+    run("mkfs.ext4", "-q", "-F", "-L", "demo", "-d", tree, tmp / "base.raw", f"{SIZE // KIB}k")
+    qemu_img("convert", "-q", "-c", "-f", "raw", "-O", "qcow2", "base.raw", "base.qcow2", cwd=tmp)
+    print(f"  base.qcow2: an ext4 file system with these files, compressed: "
+          f"{os.path.getsize(tmp / 'base.qcow2') // KIB} KiB")
+
+    shutil.copy(tmp / "base.raw", tmp / "monday.raw")
+    (tmp / "note").write_text("written on monday\n" * 1000)
+    debugfs(tmp / "monday.raw", f"write {tmp}/note monday.txt", "rm common-licenses/GPL-1")
+    add_layer(tmp, "base.qcow2", "monday.qcow2", "base.raw", "monday.raw")
+
+    shutil.copy(tmp / "monday.raw", tmp / "tuesday.raw")
+    (tmp / "note").write_text("written on tuesday\n" * 20000)
+    debugfs(tmp / "tuesday.raw", f"write {tmp}/note tuesday.txt", "mkdir new", "rm common-licenses/BSD")
+    add_layer(tmp, "monday.qcow2", "tuesday.qcow2", "monday.raw", "tuesday.raw")
+    print("  chain: base.qcow2 <- monday.qcow2 <- tuesday.qcow2")
+
+
+def read_back(tmp, daemon):
+    title("3. Reading it back")
+    show("nbdinfo", daemon.uri())
+    show("nbdcopy", daemon.uri(), tmp / "copy.raw")
+    run("cmp", tmp / "copy.raw", tmp / "tuesday.raw")
+    print(f"  All {SIZE // MIB} MiB are byte for byte what the three layers make together.")
+    run("e2fsck", "-f", "-n", tmp / "copy.raw")
+    text = run("debugfs", "-R", "cat monday.txt", tmp / "copy.raw").stdout
+    assert text == "written on monday\n" * 1000
+    print("  e2fsck finds the file system clean; monday.txt comes from the middle layer.")
+
+
+def write(tmp, daemon):
+    title("4. Writing through NBD")
+    shutil.copy(tmp / "tuesday.raw", tmp / "now.raw")
+    (tmp / "note").write_text("written through chaind\n" * 30000)
+    debugfs(tmp / "now.raw", f"write {tmp}/note new/now.txt")
+    h = nbd.NBD()
+    h.connect_uri(daemon.uri())
+    n = 0
+    for offset, data in changed_blocks(tmp / "tuesday.raw", tmp / "now.raw"):
+        h.pwrite(data, offset)
+        n += 1
+    h.flush()
+    print(f"  {n} blocks written and flushed: now the file system also has new/now.txt.")
+    run("nbdcopy", daemon.uri(), tmp / "copy.raw")
+    run("cmp", tmp / "copy.raw", tmp / "now.raw")
+    print("  Read back through NBD: all there.")
+    h.shutdown()
+
+
+def digest(path):
+    return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
+
+
+def check(tmp, below):
+    title("5. Checking every image with qemu-img")
+    for name in ("base.qcow2", "monday.qcow2", "tuesday.qcow2"):
+        show("qemu-img", "check", tmp / name)
+    show("qemu-img", "compare", "-f", "qcow2", "-F", "raw", tmp / "tuesday.qcow2", tmp / "now.raw")
+    for path, before in below.items():
+        assert digest(path) == before, f"{path} was changed"
+    print("  The two lower layers were not touched.")
+
+
+def demo(tmp):
+    make_chain(tmp)
+    below = {tmp / n: digest(tmp / n) for n in ("base.qcow2", "monday.qcow2")}
+
+    title("2. Serving it")
+    print("  $ chaind tuesday.qcow2")
+    with Daemon(tmp / "tuesday.qcow2") as daemon:
+        print("    " + daemon.uri())
+        for line in daemon.lines:
+            print("    " + line)
+        read_back(tmp, daemon)
+        write(tmp, daemon)
+    print("  SIGTERM: chaind flushed, released its locks and ended with status 0.")
+    check(tmp, below)
+
+    title("6. Without a daemon")
+    show("nbdcopy", "--", "[", harness.chaind_path, tmp / "tuesday.qcow2", "]", tmp / "copy.raw")
+    run("cmp", tmp / "copy.raw", tmp / "now.raw")
+    print("  nbdcopy started chaind by itself, and it ended with the copy.")
+
+    title("What this showed")
+    print("  chaind opened a chain of three qcow2 images made by QEMU's tools, one of them compressed,\n"
+          "  served the content that the layers make together, took writes into the top layer only,\n"
+          "  and left images that qemu-img finds clean and equal to what was written.")
+
+
+def main():
+    ap = argparse.ArgumentParser()
+    ap.add_argument("--chaind", default=harness.chaind_path)
+    ap.add_argument("--keep", action="store_true", help="leave the images for a look")
+    args = ap.parse_args()
+    harness.chaind_path = os.path.abspath(args.chaind)
+    tmp = pathlib.Path(tempfile.mkdtemp(prefix="chaind-demo-"))
+    try:
+        demo(tmp)
+    except AssertionError as e:
+        print(f"\nThe demo failed: {e}", file=sys.stderr)
+        return 1
+    finally:
+        if args.keep:
+            print(f"  The images are in {tmp}")
+        else:
+            shutil.rmtree(tmp, ignore_errors=True)
+    return 0
+
+
+sys.exit(main())
