@@ -1,0 +1,166 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A Linux guest on an export: Debian's kernel under QEMU, its own NBD client over TCP, ext4 on the
+device, files written, trimmed, checked and read again; then the host looks at the same files
+through qemu-img, e2fsck and debugfs. `./dev packages` fetches what this needs below build-guest/."""
+import glob
+import os
+import shutil
+import subprocess
+
+import harness
+from harness import ROOT, Daemon, Skip, check_image, main, qemu_img, qemu_io, run
+
+MODULES = ("virtio_pci", "virtio_net", "crc32c_generic", "crc32c_intel", "nbd", "ext4")
+PROGRAMS = ("nbd-client", "mkfs.ext4", "e2fsck")
+
+INIT = """#!/bin/sh
+# Runs the whole scenario in the guest; the host reads the console.
+fail() { echo "GUEST-FAILED: $*"; poweroff -f; }
+mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
+for m in $(cat /modules.order); do insmod /modules/$m.ko 2>/dev/null || echo "no $m"; done
+ip addr add 10.0.2.15/24 dev eth0 && ip link set eth0 up || fail "no network"
+nbd-client 10.0.2.2 PORT /dev/nbd0 -N disk -C 2 -t 60 || fail "nbd-client"
+cat /sys/block/nbd0/size
+mkfs.ext4 -q -E lazy_itable_init=0 /dev/nbd0 || fail "mkfs"
+mkdir /m; mount -t ext4 -o discard /dev/nbd0 /m || fail "mount"
+i=0
+while [ $i -lt 60 ]; do
+    dd if=/dev/urandom of=/m/file$i bs=$((i * 777 + 1)) count=7 2>/dev/null || fail "write $i"
+    i=$((i + 1))
+done
+dd if=/dev/urandom of=/m/large bs=64k count=200 2>/dev/null || fail "large"
+sync
+rm /m/file1* ; cp /m/file20 /m/copy; mkdir /m/d; cp /m/file3* /m/d
+dd if=/dev/urandom of=/m/large bs=4k count=300 seek=777 conv=notrunc 2>/dev/null
+(cd /m && find . -type f ! -name sums | sort | xargs sha256sum >/sums && cp /sums sums) || fail "sums"
+fstrim /m || fail "fstrim"
+umount /m || fail "umount"
+e2fsck -f -n /dev/nbd0 || fail "e2fsck"
+echo 3 >/proc/sys/vm/drop_caches
+mount -t ext4 /dev/nbd0 /m || fail "second mount"
+(cd /m && sha256sum -c sums | grep -v ': OK$') && fail "content differs"
+umount /m; nbd-client -d /dev/nbd0
+echo GUEST-PASSED
+poweroff -f
+"""
+
+
+def kernel():
+    """(vmlinuz, directory of its modules)"""
+    for base in (str(ROOT / "build-guest/kernel"), ""):
+        for vmlinuz in sorted(glob.glob(f"{base}/boot/vmlinuz-*"), reverse=True):
+            version = os.path.basename(vmlinuz)[len("vmlinuz-"):]
+            modules = f"{base}/lib/modules/{version}"
+            if glob.glob(f"{modules}/kernel/drivers/block/nbd.ko*") and \
+                    os.path.exists(f"{modules}/modules.dep"):
+                return vmlinuz, modules
+    raise Skip("no Debian kernel with modules: ./dev packages fetches one into build-guest/")
+
+
+def programs():
+    for name in ("qemu-system-x86_64", "cpio", *PROGRAMS):
+        if not shutil.which(name):
+            raise Skip(f"{name} is not installed: ./dev packages installs it")
+    busybox = "/bin/busybox"
+    if not os.path.exists(busybox) or "static" not in run("file", "-L", busybox, check=False).stdout \
+            and run("ldd", busybox, check=False).returncode == 0:
+        raise Skip("busybox-static is not installed: ./dev packages installs it")
+    return busybox
+
+
+def module_files(modules):
+    """The files of MODULES and all they need, in the order of loading."""
+    needs, names = {}, {}
+    with open(f"{modules}/modules.dep", encoding="ascii") as f:
+        for line in f:
+            path, _, rest = line.partition(":")
+            needs[path] = rest.split()
+            names[os.path.basename(path).split(".")[0].replace("-", "_")] = path
+    order = []
+
+    def add(path):
+        for other in reversed(needs[path]):
+            add(other)
+        if path not in order:
+            order.append(path)
+    for module in MODULES:
+        if module in names:
+            add(names[module])
+    return order
+
+
+def copy_program(root, path):
+    """A program with its shared libraries."""
+    shutil.copy(path, f"{root}/bin/")
+    for word in run("ldd", path).stdout.split():
+        if word.startswith("/"):
+            os.makedirs(root + os.path.dirname(word), exist_ok=True)
+            shutil.copy(word, root + word)
+
+
+def make_initramfs(tmp, modules, port):
+    busybox, root = programs(), f"{tmp}/root"
+    for d in ("bin", "dev", "proc", "sys", "modules", "etc"):
+        os.makedirs(f"{root}/{d}")
+    shutil.copy(busybox, f"{root}/bin/busybox")
+    for applet in run(busybox, "--list").stdout.split():
+        if not os.path.exists(f"{root}/bin/{applet}"):
+            os.symlink("busybox", f"{root}/bin/{applet}")
+    for name in PROGRAMS:
+        if os.path.islink(f"{root}/bin/{name}"):
+            os.unlink(f"{root}/bin/{name}")
+        copy_program(root, shutil.which(name))
+    order = []
+    for path in module_files(modules):
+        name = os.path.basename(path).split(".")[0]
+        order.append(name)
+        target = f"{root}/modules/{os.path.basename(path)}"
+        shutil.copy(f"{modules}/{path}", target)
+        if target.endswith(".xz"):
+            run("xz", "-d", target)
+    with open(f"{root}/modules.order", "w", encoding="ascii") as f:
+        f.write("\n".join(order))
+    with open(f"{root}/init", "w", encoding="ascii") as f:
+        f.write(INIT.replace("PORT", str(port)))
+    os.chmod(f"{root}/init", 0o755)
+    subprocess.run("find . | cpio -o -H newc --quiet | gzip -1 >../initramfs", shell=True, check=True,
+                   cwd=root)
+    return f"{tmp}/initramfs"
+
+
+def boot(vmlinuz, initramfs):
+    """Runs the guest to its end; returns what its console said. Emulated, as that works everywhere:
+    a /dev/kvm inside a virtual machine may be there and not run anything."""
+    done = run("qemu-system-x86_64", "-accel", "tcg", "-m", "512", "-nodefaults",
+               "-no-reboot", "-display", "none", "-serial", "stdio", "-kernel", vmlinuz, "-initrd",
+               initramfs, "-append", "console=ttyS0 quiet panic=-1", "-nic",
+               "user,model=virtio-net-pci", check=False, timeout=270)
+    if "GUEST-PASSED" not in done.stdout and "GUEST-FAILED" not in done.stdout:
+        raise AssertionError(f"the guest did not get through: {done.stdout[-3000:]}{done.stderr[-500:]}")
+    return done.stdout
+
+
+def test_linux_guest(tmp):
+    """A Linux guest puts ext4 on an overlay, and its files read right in the guest and on the host."""
+    vmlinuz, modules = kernel()
+    programs()
+    qemu_img("create", "-q", "-f", "qcow2", tmp / "base.qcow2", "160M")
+    qemu_io(tmp / "base.qcow2", "write -q -P 85 0 160M")  # old data that must not show through
+    disk = tmp / "disk.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", "-b", tmp / "base.qcow2", "-F", "qcow2", disk)
+    with Daemon("--nbd", "127.0.0.1:0", f"disk={disk}") as d:
+        port = d.uri("disk").split(":")[2].split("/")[0]
+        console = boot(vmlinuz, make_initramfs(tmp, modules, port))
+        assert "GUEST-PASSED" in console, console[-3000:]
+    check_image(disk)
+    qemu_img("convert", "-O", "raw", disk, tmp / "disk.raw")
+    run("e2fsck", "-f", "-n", tmp / "disk.raw")
+    (tmp / "files").mkdir()
+    run("debugfs", "-R", f"rdump / {tmp}/files", tmp / "disk.raw")
+    checked = run("sha256sum", "-c", "--quiet", "sums", cwd=tmp / "files")
+    assert checked.stdout == ""
+    assert len((tmp / "files/sums").read_text().splitlines()) > 50
+
+
+main(globals(), limit=290)
