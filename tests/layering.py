@@ -118,8 +118,9 @@ def test_headers(root):
     flags = subprocess.run(["pkg-config", "--cflags", "glib-2.0", "liburing"], text=True,
                            stdout=subprocess.PIPE, check=True).stdout
     args = ["gcc", "-std=gnu17", "-D_GNU_SOURCE", "-fsyntax-only", "-Wall", "-Wno-unused-function",
-            *shlex.split(flags), "-I."]
-    for include in ("libchain/include", "libchain", "nbd/include", "nbd", "jobs/include", "jobs"):
+            *shlex.split(flags)]
+    for include in ("libchain/include", "libchain", "nbd/include", "nbd", "jobs/include", "jobs",
+                    "."):
         args += ["-I", include]
     faults = []
     with tempfile.TemporaryDirectory() as tmp:
