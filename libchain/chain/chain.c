@@ -76,22 +76,6 @@ static int open_file(Fiber *self, const Opening *o, const char *path, bool writa
     return r;
 }
 
-static int open_locked_file(Fiber *self, const Opening *o, const char *path, bool writable,
-                            File **ret_file, GError **error)
-{
-    File *file;
-    int r = open_file(self, o, path, writable, &file, error);
-    if (r < 0)
-        return r;
-    r = lock_file(self, o, file, writable, error);
-    if (r < 0) {
-        file_close(self, file);
-        return r;
-    }
-    *ret_file = file;
-    return 0;
-}
-
 // Nothing but the magic of qcow2 is ever believed, and not on a device: a guest writes what it
 // likes into a raw image (CVE-2008-2004).
 static int find_top_format(Fiber *self, File *file, const char **ret_format, GError **error)
@@ -146,9 +130,12 @@ static int open_data_file(Fiber *self, const Opening *o, Qcow2Image *image, bool
                          "IMAGE",
                          path, name);
     g_autofree char *data_path = image_name_beside(path, name);
-    File *file;
-    int r = open_locked_file(self, o, data_path, writable, &file, error);
+    File *file = NULL;
+    int r = open_file(self, o, data_path, writable, &file, error);
+    if (r == 0)
+        r = lock_file(self, o, file, writable, error);
     if (r < 0) {
+        file_close(self, file);
         g_prefix_error(error, "%s: its data file: ", path);
         return r;
     }
@@ -287,14 +274,19 @@ static int open_image(Fiber *self, Opening *o, const Step *step, Step *ret_next,
 {
     bool writable = step_is_writable(o, step);
     File *file;
-    int r = open_locked_file(self, o, step->name.path, writable, &file, error);
+    int r = open_file(self, o, step->name.path, writable, &file, error);
     if (r < 0) {
         if (step->overlay)
             g_prefix_error(error, "%s: its backing file: ", step->overlay);
+        if (step->overlay && r == -ENOENT)
+            add_remedy(error, "if it was moved, record where to: qemu-img rebase -u -F FORMAT -b "
+                              "NAME IMAGE");
         return r;
     }
     const char *format = step->format;
-    r = refuse_loop(o, step, file, error);
+    r = refuse_loop(o, step, file, error); // before its locks, which our own would conflict with
+    if (r == 0)
+        r = lock_file(self, o, file, writable, error);
     if (r == 0 && !format)
         r = find_top_format(self, file, &format, error);
     if (r == 0 && !step->overlay && o->options->snapshot && g_str_equal(format, "raw"))
@@ -384,6 +376,7 @@ static void fill_info(Opening *o, ChainInfo *ret_info)
 int chain_open(Fiber *self, const char *path, const ChainOpenOptions *options, Node **ret_node,
                ChainInfo *ret_info, GError **error)
 {
+    g_assert(options->memory);
     Opening o = {
         .options = options,
         .nodes = g_ptr_array_new(),

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // Opening real chains: names, formats, loops, locks, depth; and what they show, with qemu-img and
 // qemu-io as oracles. Skips what needs them when they are missing.
+#include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -196,6 +197,38 @@ static void the_top_is_guessed_only_by_the_magic_of_qcow2(void **state)
     REFUSED(dir, NULL, dir);
 }
 
+// With a device of the machine, where it lets us have one.
+static void a_devices_content_is_never_believed(void **state)
+{
+    make_base("base.qcow2");
+    g_autofree char *base = in_dir("base.qcow2");
+    g_autofree char *command = g_strdup_printf("losetup -f --show '%s' 2>/dev/null", base);
+    char device[64] = "";
+    FILE *f = popen(command, "r");
+    if (!fgets(device, sizeof device, f))
+        device[0] = '\0';
+    if (pclose(f) != 0 || !device[0])
+        skip();
+    g_strchomp(device);
+    OpenTest guess = {.path = device, .options = {.read_only = true}};
+    OpenTest told = {
+        .path = device, .options = {.read_only = true, .format = "qcow2"}, .with = reads_11_at_0};
+    on_loop(open_and_close, &guess);
+    on_loop(open_and_close, &told);
+    shell("qemu-img create -q -f qcow2 -b %s -F qcow2 over.qcow2", device);
+    g_autofree char *over = in_dir("over.qcow2");
+    OpenTest below = {.path = over, .options = {.read_only = true}, .with = reads_11_at_0};
+    on_loop(open_and_close, &below);
+    shell("losetup -d %s", device);
+    assert_int_equal(guess.result, -EINVAL);
+    assert_non_null(strstr(guess.message, "--format raw"));
+    assert_int_equal(told.result, 0);
+    assert_int_equal(below.result, 0);
+    open_test_clear(&guess);
+    open_test_clear(&told);
+    open_test_clear(&below);
+}
+
 static void a_backing_image_needs_a_recorded_format(void **state)
 {
     make_base("base.qcow2");
@@ -232,6 +265,10 @@ static void loops_are_found_by_the_files_identity(void **state)
     g_autofree char *a = in_dir("a.qcow2"), *self = in_dir("self.qcow2");
     REFUSED(a, NULL, "b.qcow2", "loop", "alias.qcow2");
     REFUSED(self, NULL, "loop");
+    OpenTest t = {.path = self}; // for writing: the locks do not speak first
+    on_loop(open_and_close, &t);
+    assert_int_equal(t.result, -ELOOP);
+    open_test_clear(&t);
 }
 
 static void a_refused_chain_is_not_written_to(void **state)
@@ -589,6 +626,7 @@ int main(void)
         TEST(a_backing_name_may_have_1023_bytes),
         TEST(json_backing_names_are_understood),
         TEST(the_top_is_guessed_only_by_the_magic_of_qcow2),
+        TEST(a_devices_content_is_never_believed),
         TEST(a_backing_image_needs_a_recorded_format),
         TEST(a_missing_backing_file_names_both_files),
         TEST(loops_are_found_by_the_files_identity),
