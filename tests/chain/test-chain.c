@@ -13,6 +13,7 @@
 #include <cmocka.h>
 #include <jansson.h>
 
+#include "../node/load.h"
 #include "../node/on-loop.h"
 #include "chain-core/chain.h"
 #include "chain-core/qcow2-create.h"
@@ -556,6 +557,38 @@ static void copy_on_write_reads_through_the_map(void **state)
 }
 
 // -- depth
+// Above the top, where requests enter, and between two backing layers, where a merged map ends.
+static void filters_under_load(Fiber *self, void *arg)
+{
+    OpenTest *t = arg;
+    enum { TIMES = 1000 };
+    Port port;
+    port_init(&port, t->node, "test");
+    Load busy;
+    load_start(self, &busy, &port);
+    load_insert_and_remove(self, t->node, TIMES);
+    load_insert_and_remove(self, chain_backing(t->node), TIMES);
+    load_insert_and_remove(self, chain_backing(chain_backing(t->node)), TIMES);
+    load_stop(self, &busy);
+    load_print_stall("qcow2 chain", NULL, &busy, 3 * TIMES);
+    port_done(self, &port);
+    assert_int_equal(node_flush(self, t->node), 0);
+}
+
+static void filters_come_and_go_in_a_chain_under_load(void **state)
+{
+    shell("qemu-img create -q -f qcow2 a.qcow2 %u && "
+          "qemu-img create -q -f qcow2 -b a.qcow2 -F qcow2 b.qcow2 && "
+          "qemu-img create -q -f qcow2 -o cluster_size=4k -b b.qcow2 -F qcow2 c.qcow2",
+          LOAD_SIZE);
+    g_autofree char *top = in_dir("c.qcow2");
+    OpenTest t = {.path = top, .with = filters_under_load};
+    on_loop(open_and_close, &t);
+    assert_int_equal(t.result, 0);
+    open_test_clear(&t);
+    shell("qemu-img check a.qcow2 && qemu-img check b.qcow2 && qemu-img check c.qcow2");
+}
+
 // --------------------------------------------------------------------------------------------
 
 typedef struct MakeLayers {
@@ -638,6 +671,7 @@ int main(void)
         TEST(readers_share_and_keep_writers_out),
         TEST(random_chains_show_what_qemu_shows),
         TEST(copy_on_write_reads_through_the_map),
+        TEST(filters_come_and_go_in_a_chain_under_load),
         TEST(a_thousand_layers_open_and_one_more_does_not),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -5,134 +5,31 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdlib.h>
-#include <time.h>
 
 #include <cmocka.h>
 
 #include "chain-core/port.h"
 #include "chain-core/raw.h"
+#include "load.h"
 #include "memory-node.h"
 #include "on-loop.h"
-
-enum { BLOCK = 4096, N_FIBERS = 48, BLOCKS_EACH = 8, SIZE = N_FIBERS * BLOCKS_EACH * BLOCK };
-
-static uint64_t seed = 7;
-
-typedef struct Load {
-    Port *port;
-    bool stop;
-    FiberWaitGroup running;
-    uint64_t n_requests;
-    uint64_t max_ns, total_ns;
-    unsigned next_index;
-} Load;
-
-static uint64_t clock_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
-}
-
-static void one_request(Fiber *self, Load *load, GRand *rand, unsigned index, uint8_t *expected)
-{
-    unsigned b = (unsigned)g_rand_int_range(rand, 0, BLOCKS_EACH);
-    GuestOff off = guest_off((index * BLOCKS_EACH + b) * (uint64_t)BLOCK);
-    uint8_t buf[BLOCK];
-    uint64_t start = clock_ns();
-    Node *node = port_enter(self, load->port);
-    if (g_rand_boolean(rand)) {
-        memset(buf, ++expected[b], BLOCK);
-        assert_int_equal(node_write(self, node, off, buf, BLOCK, 0), 0);
-    } else {
-        assert_int_equal(node_read(self, node, off, buf, BLOCK), 0);
-        assert_int_equal(buf[0], expected[b]);
-        assert_int_equal(buf[BLOCK - 1], expected[b]);
-    }
-    port_leave(load->port);
-    uint64_t took = clock_ns() - start;
-    load->max_ns = MAX(load->max_ns, took);
-    load->total_ns += took;
-    load->n_requests++;
-}
-
-static void load_fiber(Fiber *self, void *arg)
-{
-    Load *load = arg;
-    unsigned index = load->next_index++;
-    GRand *rand = g_rand_new_with_seed((guint32)(seed + index));
-    uint8_t expected[BLOCKS_EACH] = {0};
-    while (!load->stop) {
-        one_request(self, load, rand, index, expected);
-        fiber_yield(self); // inline completion must not starve the others
-    }
-    for (unsigned b = 0; b < BLOCKS_EACH; b++) {
-        uint8_t buf[BLOCK];
-        Node *node = port_enter(self, load->port);
-        assert_int_equal(node_read(self, node,
-                                   guest_off((index * BLOCKS_EACH + b) * (uint64_t)BLOCK), buf,
-                                   BLOCK),
-                         0);
-        port_leave(load->port);
-        assert_int_equal(buf[17], expected[b]);
-    }
-    g_rand_free(rand);
-    fiber_wait_group_done(&load->running);
-}
-
-static void load_start(Fiber *self, Load *load, Port *port)
-{
-    *load = (Load){.port = port};
-    fiber_wait_group_add(&load->running, N_FIBERS);
-    for (int i = 0; i < N_FIBERS; i++)
-        assert_int_equal(fiber_spawn(fiber_loop(self), "load", load_fiber, load, NULL), 0);
-}
-
-static void load_stop(Fiber *self, Load *load)
-{
-    load->stop = true;
-    fiber_wait_group_wait(self, &load->running);
-}
-
-static void insert_and_remove(Fiber *self, Node *node, unsigned times)
-{
-    for (unsigned i = 0; i < times; i++) {
-        Node *filter = pass_filter_new(node->loop, "pass", node->size_bytes);
-        node_insert_filter(self, node, filter);
-        for (unsigned turns = i % 5; turns; turns--)
-            fiber_yield(self);
-        node_remove_filter(self, filter);
-        node_unref_close(self, filter);
-        fiber_yield(self);
-    }
-}
-
-static void print_stall(const char *what, const Load *idle, const Load *busy, unsigned times)
-{
-    print_message("# %s: %u insertions and removals, %" G_GUINT64_FORMAT
-                  " requests; slowest %.0f us, mean %.1f us (without changes: %.0f us, %.1f us)\n",
-                  what, times, busy->n_requests, (double)busy->max_ns / 1e3,
-                  (double)busy->total_ns / 1e3 / (double)busy->n_requests,
-                  (double)idle->max_ns / 1e3,
-                  (double)idle->total_ns / 1e3 / (double)MAX(idle->n_requests, 1));
-}
 
 static void filters_under_load(Fiber *self, Node *node, const char *what, unsigned times)
 {
     Port port;
     port_init(&port, node, "test");
     Load idle, busy;
-    uint8_t *zeros = g_malloc0(SIZE);
+    uint8_t *zeros = g_malloc0(LOAD_SIZE);
     load_start(self, &idle, &port);
     for (int i = 0; i < 2000; i++)
         fiber_yield(self);
     load_stop(self, &idle);
-    assert_int_equal(node_write(self, node, guest_off(0), zeros, SIZE, 0), 0);
+    assert_int_equal(node_write(self, node, guest_off(0), zeros, LOAD_SIZE, 0), 0);
     load_start(self, &busy, &port);
-    insert_and_remove(self, node, times);
+    load_insert_and_remove(self, node, times);
     load_stop(self, &busy);
     assert_true(busy.n_requests > times);
-    print_stall(what, &idle, &busy, times);
+    load_print_stall(what, &idle, &busy, times);
     g_free(zeros);
     assert_ptr_equal(port.node, node);
     port_done(self, &port);
@@ -140,7 +37,7 @@ static void filters_under_load(Fiber *self, Node *node, const char *what, unsign
 
 static void memory_under_load(Fiber *self, void *arg)
 {
-    MemoryNode *m = memory_node_new(fiber_loop(self), SIZE);
+    MemoryNode *m = memory_node_new(fiber_loop(self), LOAD_SIZE);
     m->n_yields = 3;
     filters_under_load(self, &m->node, "memory", 5000);
     node_unref_close(self, &m->node);
@@ -167,7 +64,7 @@ static void filters_come_and_go_under_load_on_a_file(void **state)
     g_autofree char *path = NULL;
     int fd = g_file_open_tmp("chaind-test-port-XXXXXX", &path, NULL);
     assert_true(fd >= 0);
-    assert_int_equal(ftruncate(fd, SIZE), 0);
+    assert_int_equal(ftruncate(fd, LOAD_SIZE), 0);
     close(fd);
     on_loop(raw_under_load, path);
     unlink(path);
@@ -177,9 +74,9 @@ static void filters_come_and_go_under_load_on_a_file(void **state)
 
 static void drained_node_sees_nothing(Fiber *self, void *arg)
 {
-    MemoryNode *m = memory_node_new(fiber_loop(self), SIZE);
+    MemoryNode *m = memory_node_new(fiber_loop(self), LOAD_SIZE);
     m->n_yields = 2;
-    Node *over = pass_filter_new(fiber_loop(self), "over", SIZE);
+    Node *over = pass_filter_new(fiber_loop(self), "over", LOAD_SIZE);
     node_set_backing(self, over, &m->node);
     Port port;
     port_init(&port, over, "test");
@@ -218,8 +115,8 @@ static void a_drain_reaches_ports_above_and_nests(void **state)
 
 static void ports_follow_drains(Fiber *self, void *arg)
 {
-    MemoryNode *a = memory_node_new(fiber_loop(self), SIZE);
-    MemoryNode *b = memory_node_new(fiber_loop(self), SIZE);
+    MemoryNode *a = memory_node_new(fiber_loop(self), LOAD_SIZE);
+    MemoryNode *b = memory_node_new(fiber_loop(self), LOAD_SIZE);
     Port port;
     port_init(&port, &a->node, "test");
     node_drain_begin(self, &a->node);
@@ -248,9 +145,9 @@ static void a_port_that_comes_or_moves_takes_part_in_drains(void **state)
 static void replace_under_load(Fiber *self, void *arg)
 {
     // Both show the same array, so that the load's own checks hold on either.
-    MemoryNode *m = memory_node_new(fiber_loop(self), SIZE);
+    MemoryNode *m = memory_node_new(fiber_loop(self), LOAD_SIZE);
     m->n_yields = 2;
-    Node *way = pass_filter_new(fiber_loop(self), "way", SIZE);
+    Node *way = pass_filter_new(fiber_loop(self), "way", LOAD_SIZE);
     node_set_backing(self, way, &m->node);
     Port port;
     port_init(&port, &m->node, "test");
@@ -274,13 +171,13 @@ static void a_port_moves_under_load(void **state)
 static void parents_and_ports_move(Fiber *self, void *arg)
 {
     unsigned n_closed = 0;
-    MemoryNode *m = memory_node_new(fiber_loop(self), SIZE);
+    MemoryNode *m = memory_node_new(fiber_loop(self), LOAD_SIZE);
     m->ret_n_closed = &n_closed;
-    Node *parent = pass_filter_new(fiber_loop(self), "parent", SIZE);
+    Node *parent = pass_filter_new(fiber_loop(self), "parent", LOAD_SIZE);
     node_set_backing(self, parent, &m->node);
     Port port;
     port_init(&port, &m->node, "test");
-    Node *filter = pass_filter_new(fiber_loop(self), "filter", SIZE);
+    Node *filter = pass_filter_new(fiber_loop(self), "filter", LOAD_SIZE);
     node_insert_filter(self, &m->node, filter);
     assert_ptr_equal(parent->backing, filter);
     assert_ptr_equal(port.node, filter);
@@ -309,8 +206,8 @@ static void a_filter_takes_over_all_parents_and_ports(void **state)
 int main(void)
 {
     if (getenv("CHAIND_TEST_SEED"))
-        seed = strtoull(getenv("CHAIND_TEST_SEED"), NULL, 0);
-    print_message("# seed %" G_GUINT64_FORMAT " (CHAIND_TEST_SEED)\n", seed);
+        load_seed = strtoull(getenv("CHAIND_TEST_SEED"), NULL, 0);
+    print_message("# seed %" G_GUINT64_FORMAT " (CHAIND_TEST_SEED)\n", load_seed);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_filter_takes_over_all_parents_and_ports),
         cmocka_unit_test(a_drain_reaches_ports_above_and_nests),
