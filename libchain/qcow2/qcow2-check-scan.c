@@ -289,7 +289,9 @@ static void reset(Check *c)
     c->n_fixable = c->n_lasting = c->n_structure = c->n_messages = 0;
     GPtrArray *messages = c->result->messages;
     g_ptr_array_set_size(messages, 0);
-    *c->result = (Qcow2CheckResult){.messages = messages};
+    // Once something could not be read, this run lowers no refcount and clears no mark any more.
+    *c->result =
+        (Qcow2CheckResult){.messages = messages, .n_check_errors = c->result->n_check_errors};
     c->result->n_total_clusters = (c->g.size_bytes >> c->g.cluster_bits) +
                                   ((c->g.size_bytes & (c->g.cluster_bytes - 1)) != 0);
 }

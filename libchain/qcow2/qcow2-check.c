@@ -157,6 +157,9 @@ static int repair_errors(Check *c)
         r = check_rebuild_refcounts(c);
         if (r >= 0)
             r = scan_and_compare(c);
+        // What could not be read this time must not decide about entries.
+        if (r < 0 || c->result->n_check_errors)
+            return r;
     } else if (c->n_low) {
         r = check_raise_refcounts(c);
         if (r >= 0)
