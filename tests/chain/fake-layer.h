@@ -27,7 +27,8 @@ typedef struct FakeLayer {
     const FakeTable *table;
     File *file;  // owned; DATA granules lie in it
     GRand *rand; // borrowed; NULL: never gives way
-    unsigned n_maps;
+    unsigned n_maps, n_reads;
+    unsigned *n_mapping; // layers that are inside map() now, and the most there were; may be NULL
     unsigned fail_every; // n-th map fails; 0: none
 } FakeLayer;
 
@@ -58,6 +59,7 @@ static inline int fake_read_start(Fiber *self, Node *node, GuestOff off, void *b
 {
     FakeLayer *fake = (FakeLayer *)node;
     const FakeTable *t = fake->table;
+    fake->n_reads++;
     while (len) {
         const FakeGranule *g = fake_granule(t, off.v);
         uint64_t at = off.v % t->granule_bytes;
@@ -88,6 +90,13 @@ static inline int fake_map(Fiber *self, Node *node, GuestOff off, uint64_t len,
     fake->n_maps++;
     if (fake->fail_every && fake->n_maps % fake->fail_every == 0)
         return -EIO;
+    if (fake->n_mapping) {
+        fake->n_mapping[0]++;
+        fake->n_mapping[1] = MAX(fake->n_mapping[1], fake->n_mapping[0]);
+        fiber_yield(self);
+        fiber_yield(self);
+        fake->n_mapping[0]--;
+    }
     if (fake->rand) {
         for (int turns = g_rand_int_range(fake->rand, -3, 4); turns > 0; turns--)
             fiber_yield(self);

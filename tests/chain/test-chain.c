@@ -525,8 +525,31 @@ static void random_chains_show_what_qemu_shows(void **state)
         unsigned n_layers = 2 + pick(rand, 6);
         make_random_chain(rand, n_layers);
         assert_opens(top, "qcow2", n_layers, compare_all);
+        OpenTest direct = {
+            .path = top, .options = {.read_only = true, .direct = true}, .with = compare_all};
+        on_loop(open_and_close, &direct);
+        assert_int_equal(direct.result, 0);
+        open_test_clear(&direct);
     }
     g_rand_free(rand);
+}
+
+static void reads_zeros(Fiber *self, void *arg)
+{
+    Node *node = ((OpenTest *)arg)->node;
+    NodeExtent extent;
+    assert_reads(self, node, 0, 0);
+    assert_reads(self, node, node->size_bytes - 512, 0);
+    assert_int_equal(node_status(self, node, guest_off(0), node->size_bytes, &extent), 0);
+    assert_int_equal(extent.kind, NODE_EXTENT_ZERO);
+    assert_int_equal(extent.depth, 1);
+}
+
+static void above_an_empty_base_there_are_zeros(void **state)
+{
+    shell(": >empty.img && qemu-img create -q -f qcow2 -b empty.img -F raw over.qcow2 64M");
+    g_autofree char *over = in_dir("over.qcow2");
+    assert_opens(over, NULL, 2, reads_zeros);
 }
 
 static void write_and_read(Fiber *self, void *arg)
@@ -670,6 +693,7 @@ int main(void)
         TEST(a_second_writer_is_refused_and_force_share_is_not),
         TEST(readers_share_and_keep_writers_out),
         TEST(random_chains_show_what_qemu_shows),
+        TEST(above_an_empty_base_there_are_zeros),
         TEST(copy_on_write_reads_through_the_map),
         TEST(filters_come_and_go_in_a_chain_under_load),
         TEST(a_thousand_layers_open_and_one_more_does_not),

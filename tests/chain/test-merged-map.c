@@ -292,6 +292,51 @@ static void requests_that_miss_one_region_build_it_once(void **state)
     on_loop(missing_together, NULL);
 }
 
+// 100 layers of which only the base has data.
+static void deep_chain(Fiber *self, void *arg)
+{
+    enum { N = 100 };
+    FakeTable full, empty;
+    make_plain_table(&full, 2);
+    empty = full;
+    empty.granules = g_new0(FakeGranule, full.size_bytes / full.granule_bytes);
+    MapMemory *memory = map_memory_new(1 << 20);
+    FakeLayer *layers[N];
+    unsigned n_mapping[2] = {0};
+    for (unsigned i = 0; i < N; i++) {
+        layers[i] = fake_layer_new(self, i ? &empty : &full, data_path);
+        layers[i]->n_mapping = n_mapping;
+        if (i)
+            chain_set_backing(self, &layers[i]->node, &layers[i - 1]->node, memory);
+    }
+    Node *merged = layers[N - 1]->node.backing;
+    uint8_t byte;
+    assert_int_equal(node_read(self, merged, guest_off(0), &byte, 1), 0);
+    assert_int_equal(n_mapping[1], 16);
+
+    unsigned n_maps[N], n_reads[N];
+    for (unsigned i = 0; i < N; i++) {
+        n_maps[i] = layers[i]->n_maps;
+        n_reads[i] = layers[i]->n_reads;
+    }
+    for (uint64_t off = 0; off < REGION_BYTES; off += 4096)
+        assert_int_equal(node_read(self, merged, guest_off(off), &byte, 1), 0);
+    for (unsigned i = 0; i < N; i++) {
+        assert_int_equal(layers[i]->n_maps, n_maps[i]);
+        assert_int_equal(layers[i]->n_reads, n_reads[i]);
+    }
+    for (unsigned i = N; i-- > 0;)
+        node_unref_close(self, &layers[i]->node);
+    map_memory_free(memory);
+    g_free(full.granules);
+    g_free(empty.granules);
+}
+
+static void layers_are_mapped_16_at_a_time_and_a_hit_asks_none(void **state)
+{
+    on_loop(deep_chain, NULL);
+}
+
 static void read_everywhere(Fiber *self, Node *node)
 {
     uint8_t a[64];
@@ -482,6 +527,7 @@ int main(void)
         cmocka_unit_test(random_chains_read_as_layer_by_layer),
         cmocka_unit_test(random_chains_read_as_layer_by_layer_in_the_simulation),
         cmocka_unit_test(requests_that_miss_one_region_build_it_once),
+        cmocka_unit_test(layers_are_mapped_16_at_a_time_and_a_hit_asks_none),
         cmocka_unit_test(chains_of_the_same_layers_share_regions),
         cmocka_unit_test(memory_stays_within_its_share_and_keeps_what_is_used),
         cmocka_unit_test(memory_of_an_idle_chain_is_given_back),
