@@ -71,7 +71,8 @@ static bool is_known_feature(const FeatureLayout *feature)
 }
 
 // Our names, then the names of features that only the image knows. The table helps people and
-// nobody else, so it is left out where clusters are too small for it and the rest.
+// nobody else, so where clusters are too small for it and the rest, first the image's own names are
+// left out, then all of it.
 static void put_feature_names(Encoder *e, const Qcow2Header *h, size_t needed_after)
 {
     g_autoptr(GByteArray) table = g_byte_array_new();
@@ -80,13 +81,18 @@ static void put_feature_names(Encoder *e, const Qcow2Header *h, size_t needed_af
         memcpy(raw.name, known_features[i].name, strlen(known_features[i].name));
         g_byte_array_append(table, (const guint8 *)&raw, sizeof(raw));
     }
+    size_t ours = table->len;
     for (size_t i = 0; i < h->feature_names_bytes / sizeof(FeatureLayout); i++) {
         const FeatureLayout *own = (const FeatureLayout *)h->feature_names + i;
         if (!is_known_feature(own))
             g_byte_array_append(table, (const guint8 *)own, sizeof(*own));
     }
-    size_t needed = sizeof(ExtensionLayout) + table->len + needed_after;
-    if (!e->failed && needed <= e->size - e->used)
+    if (e->failed)
+        return;
+    size_t room = e->size - e->used;
+    if (sizeof(ExtensionLayout) + table->len + needed_after > room)
+        g_byte_array_set_size(table, ours);
+    if (sizeof(ExtensionLayout) + table->len + needed_after <= room)
         put_extension(e, EXTENSION_FEATURE_NAMES, table->data, table->len);
 }
 

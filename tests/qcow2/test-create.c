@@ -173,7 +173,7 @@ static void the_longest_backing_name_fits(void **state)
     g_autoptr(GString) name = g_string_new("");
     while (name->len < 1023 - 9)
         g_string_append(name, "./");
-    g_string_append(name, "/base.raw" + name->len % 2);
+    g_string_append(name, &"/base.raw"[name->len % 2]);
     g_string_set_size(name, MIN(name->len, 1023));
     host_shell(dir, "qemu-img create -q -f raw base.raw 1M");
     make(dir, &(Qcow2CreateOptions){

@@ -20,8 +20,8 @@ struct Qcow2Events {
 
 typedef struct Qcow2OpenOptions {
     bool read_only;
-    bool no_repair;    // leave a dirty image as it is (check)
-    MapMemory *memory;   // borrowed
+    bool no_repair;            // leave a dirty image as it is (check)
+    MapMemory *memory;         // borrowed
     const Qcow2Events *events; // borrowed, outlives the image; NULL: nobody is told
 } Qcow2OpenOptions;
 
