@@ -1,0 +1,253 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""chaind beside other NBD servers, each on the same image over a unix socket, driven by fio's nbd engine.
+Servers take turns, and the median of the runs is printed: requests per second, 99th percentile of the
+latency, the server's own CPU time per request, and the memory that the server itself holds.
+
+Workloads are IMAGE-PATTERN. Images: raw; flat (one qcow2, full); chainN (N empty overlays over flat);
+mixN (N layers of mixed cluster sizes, each with its share of the data); new (an empty overlay of flat);
+fresh (an empty qcow2). Patterns: rr, rw (random 4 KiB, 32 in flight), rr1, rw1 (one at a time), sr,
+sw (sequential 256 KiB, 8 in flight), with xN for N connections. On new and fresh nearly each rw allocates.
+
+Put --dir on a tmpfs (the default) to see CPU cost, on a disk to see the page cache, and add --direct there
+to see the disk. Servers that are not installed, or cannot serve an image, are left out.
+"""
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import tempfile
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+MIB = 1 << 20
+PATTERNS = {"rr": ("randread", "4k", 32), "rr1": ("randread", "4k", 1),
+            "rw": ("randwrite", "4k", 32), "rw1": ("randwrite", "4k", 1),
+            "sr": ("read", "256k", 8), "sw": ("write", "256k", 8)}
+DEFAULT = "raw-rr,raw-rw,raw-rr1,raw-sr,raw-sw,flat-rr,flat-rw,chain1-rr,chain50-rr,mix20-rr,new-rw,fresh-rw"
+
+
+def run(*args):
+    subprocess.run([str(a) for a in args], check=True, stdin=subprocess.DEVNULL,
+                   stdout=subprocess.DEVNULL)
+
+
+class Images:
+    """Makes each image once, when first asked for, below one directory."""
+
+    def __init__(self, directory, size_mib):
+        self.dir, self.size = directory, size_mib * MIB
+
+    def path(self, name):
+        return f"{self.dir}/{name}"
+
+    def get(self, kind):
+        """(path, format)"""
+        if kind == "raw":
+            return self.once("raw.img", self.make_raw), "raw"
+        if kind == "flat":
+            return self.once("flat.qcow2", self.make_flat), "qcow2"
+        if kind == "new":
+            return self.overlay("new.qcow2", self.get("flat")[0]), "qcow2"
+        if kind == "fresh":
+            run("qemu-img", "create", "-q", "-f", "qcow2", self.path("fresh.qcow2"), "16G")
+            return self.path("fresh.qcow2"), "qcow2"
+        for prefix, make in (("chain", self.chain), ("mix", self.mix)):
+            if kind.startswith(prefix) and kind[len(prefix):].isdigit():
+                return make(int(kind[len(prefix):])), "qcow2"
+        raise SystemExit(f"bench: there is no image '{kind}'")
+
+    def once(self, name, make):
+        path = self.path(name)
+        if not os.path.exists(path):
+            make(path + ".part")
+            os.rename(path + ".part", path)
+        return path
+
+    def make_raw(self, path):
+        with open(path, "wb") as f:
+            for _ in range(self.size // MIB):
+                f.write(os.urandom(MIB))
+
+    def make_flat(self, path):
+        run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", self.get("raw")[0], path)
+
+    def overlay(self, name, base, *options):
+        run("qemu-img", "create", "-q", "-f", "qcow2", *options, "-b", base, "-F", "qcow2",
+            self.path(name))
+        return self.path(name)
+
+    def chain(self, n):
+        below = self.get("flat")[0]
+        for i in range(1, n + 1):
+            name = f"chain{n}-{i}.qcow2"
+            below = self.path(name) if os.path.exists(self.path(name)) else self.overlay(name, below)
+        return below
+
+    def mix(self, n):
+        last = self.path(f"mix{n}-{n}.qcow2")
+        if os.path.exists(last):
+            return last
+        below = None
+        for i in range(1, n + 1):
+            path = self.path(f"mix{n}-{i}.qcow2")
+            cluster = ("64k", "4k", "2M", "128k")[i % 4]
+            back = ["-b", below, "-F", "qcow2"] if below else []
+            run("qemu-img", "create", "-q", "-f", "qcow2", "-o", f"cluster_size={cluster}", *back,
+                path, self.size)
+            writes = []
+            for at in range((i - 1) * MIB, self.size, n * MIB):
+                writes += ["-c", f"write -q -P {random.Random(at).randrange(1, 256)} {at} 1M"]
+            run("qemu-io", "-f", "qcow2", *writes, path)
+            below = path
+        return last
+
+
+def command_of(server, path, fmt, sock, args):
+    """How to start a server, or None."""
+    direct = args.direct
+    if server == "chaind":
+        return [args.chaind, "--log", "error", "--format", fmt, "--nbd", sock,
+                *(["--direct"] if direct else []), path]
+    if server == "nbdkit" and shutil.which("nbdkit") and fmt == "raw":
+        return ["nbdkit", "-f", "-U", sock, "file", path] + (["cache=none"] if direct else [])
+    if server == "qemu-nbd" and shutil.which("qemu-nbd"):
+        return ["qemu-nbd", "-f", fmt, "-k", sock, "-t", "-e", "16", "--aio=io_uring",
+                *(["--cache=none"] if direct else []), path]
+    daemon = os.environ.get("QSD", "qemu-storage-daemon")
+    if server == "qsd" and shutil.which(daemon):
+        cache = "on" if direct else "off"
+        return [daemon, "--object", "iothread,id=io",
+                "--blockdev", f"driver=file,node-name=f,filename={path},aio=io_uring,cache.direct={cache}",
+                "--blockdev", f"driver={fmt},node-name=n,file=f",
+                "--nbd-server", f"addr.type=unix,addr.path={sock},max-connections=16",
+                "--export", "type=nbd,id=e,node-name=n,name=,writable=on,iothread=io"]
+    return None
+
+
+class Server:
+    """A running server; measures itself through /proc."""
+
+    def __init__(self, command, sock):
+        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL,
+                                        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                with socket.socket(socket.AF_UNIX) as s:
+                    s.connect(sock)
+                return
+            except OSError:
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    self.process.kill()
+                    raise SystemExit(f"bench: {' '.join(command)}: "
+                                     f"{self.process.stderr.read().decode()}") from None
+                time.sleep(0.01)
+
+    def cpu_seconds(self):
+        with open(f"/proc/{self.process.pid}/stat", encoding="ascii") as f:
+            fields = f.read().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def memory_mib(self):
+        with open(f"/proc/{self.process.pid}/status", encoding="ascii") as f:
+            return sum(int(line.split()[1]) for line in f
+                       if line.startswith(("RssAnon", "RssShmem"))) / 1024
+
+    def stop(self):
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+
+
+def fio(sock, kind, pattern, size, seconds):
+    name, _, connections = pattern.partition("x")
+    rw, block, depth = PATTERNS[name]
+    command = ["fio", "--name=bench", "--ioengine=nbd", f"--uri=nbd+unix:///?socket={sock}",
+               f"--rw={rw}", f"--bs={block}", f"--iodepth={depth}", f"--numjobs={connections or 1}",
+               "--group_reporting", "--norandommap", "--randrepeat=1", "--output-format=json"]
+    if kind in ("fresh", "new") and name == "rw":  # one request per cluster
+        total = 16 << 30 if kind == "fresh" else size
+        n = 40000 if kind == "fresh" else size // 65536 // 4
+        command += ["--blockalign=64k", f"--size={total}", f"--number_ios={n}"]
+    else:
+        command += [f"--size={size}", "--time_based", f"--runtime={seconds}"]
+    out = subprocess.run(command, capture_output=True, cwd=tempfile.gettempdir(), text=True)
+    try:
+        job = json.loads(out.stdout[out.stdout.index("{"):])["jobs"][0]
+    except ValueError:
+        raise SystemExit(f"bench: fio: {out.stderr}{out.stdout}") from None
+    if job.get("error"):
+        raise SystemExit(f"bench: fio: error {job['error']}: {out.stderr}")
+    return job
+
+
+def measure(server, workload, images, args):
+    """(requests per second, p99 in µs, CPU µs per request, MiB), or None."""
+    kind, _, pattern = workload.partition("-")
+    if pattern.partition("x")[0] not in PATTERNS:
+        raise SystemExit(f"bench: there is no pattern '{pattern}'")
+    path, fmt = images.get(kind)
+    with tempfile.TemporaryDirectory(prefix="chaind-bench-") as tmp:
+        sock = f"{tmp}/s"
+        command = command_of(server, path, fmt, sock, args)
+        if not command:
+            return None
+        running = Server(command, sock)
+        try:
+            before = running.cpu_seconds()
+            job = fio(sock, kind, pattern, images.size, args.seconds)
+            used, memory = running.cpu_seconds() - before, running.memory_mib()
+        finally:
+            running.stop()
+    sides = job["read"], job["write"]
+    n = sum(side["total_ios"] for side in sides)
+    p99 = max(side["clat_ns"].get("percentile", {}).get("99.000000", 0) for side in sides) / 1000
+    return sum(side["iops"] for side in sides), p99, used / n * 1e6, memory
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__,
+                                 formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("--chaind", default=f"{ROOT}/build/daemon/chaind")
+    ap.add_argument("--dir", help="where images are made and kept (default: in /dev/shm, removed)")
+    ap.add_argument("--size", type=int, default=512, metavar="MIB", help="of the data (512)")
+    ap.add_argument("--servers", default="chaind,nbdkit,qemu-nbd,qsd")
+    ap.add_argument("--workloads", default=DEFAULT)
+    ap.add_argument("--runs", type=int, default=3)
+    ap.add_argument("--seconds", type=int, default=3, help="of each run")
+    ap.add_argument("--direct", action="store_true")
+    args = ap.parse_args()
+
+    parent = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    directory = args.dir or tempfile.mkdtemp(prefix="chaind-bench-", dir=parent)
+    os.makedirs(directory, exist_ok=True)
+    images = Images(directory, args.size)
+    try:
+        print(f"{'workload':12} {'server':10} {'requests/s':>10} {'p99 us':>8} {'CPU us/req':>10} "
+              f"{'MiB':>6}   median of {args.runs}")
+        for workload in args.workloads.split(","):
+            results = {server: [] for server in args.servers.split(",")}
+            for _ in range(args.runs):
+                for server, list_of in results.items():
+                    one = measure(server, workload, images, args)
+                    if one:
+                        list_of.append(one)
+            for server, list_of in results.items():
+                if list_of:
+                    rate, p99, cpu, memory = (statistics.median(column) for column in zip(*list_of))
+                    print(f"{workload:12} {server:10} {rate:10.0f} {p99:8.0f} {cpu:10.2f} {memory:6.1f}",
+                          flush=True)
+    finally:
+        if not args.dir:
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+main()
