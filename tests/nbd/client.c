@@ -328,7 +328,7 @@ void client_reply(Client *c, uint16_t type, uint64_t offset, uint64_t length, vo
 {
     *ret_reply = (ClientReply){0};
     g_autoptr(GByteArray) seen = g_byte_array_new();
-    if (type == NBDS_CMD_READ && length <= NBDS_MAX_PAYLOAD) {
+    if (type == NBDS_CMD_READ && length && length <= NBDS_MAX_PAYLOAD) {
         g_byte_array_set_size(seen, length);
         memset(seen->data, 0, length);
     }
