@@ -129,6 +129,7 @@ int main(int argc, char **argv)
         return EXIT_SUCCESS;
     if (r < 0 || check_addresses(daemon.options.addresses, &error) < 0) {
         log_line(LOG_ERROR, "%s; see chaind --help", error->message);
+        options_clear(&daemon.options);
         return EXIT_USAGE;
     }
 

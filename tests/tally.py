@@ -17,13 +17,23 @@ TAP = re.compile(r"^(not )?ok\b\s*\d*\s*(?:-\s*)?(.*)$", re.M)
 SKIP = re.compile(r"#\s*skip\S*\s*(.*)$", re.I)
 
 
+def show(entry):
+    """What a failed program said: everything but the tests that passed."""
+    lines = []
+    for stream in ("stdout", "stderr"):
+        lines += [line for line in (entry.get(stream) or "").splitlines()
+                  if not re.match(r"ok\b|# [0-9.]+ s$", line)]
+    print(f"---- {entry['name'].split(' / ')[-1]}")
+    print("\n".join(lines[-60:]))
+
+
 class Count:
     def __init__(self):
         self.passed, self.failed, self.skipped, self.broken = 0, 0, [], []
 
     def add_program(self, entry):
         """One test program of a meson log."""
-        name, result = entry["name"], entry["result"]
+        name, result = entry["name"].split(" / ")[-1], entry["result"]
         n_failed = self.failed
         n_seen = 0
         for bad, rest in TAP.findall(entry.get("stdout", "") or ""):
@@ -44,6 +54,8 @@ class Count:
         elif self.failed == n_failed:
             self.failed += 1
             self.broken.append(f"{name}: {result.lower()}, exit status {entry.get('returncode')}")
+        if self.failed > n_failed:
+            show(entry)
 
 
 def main():

@@ -140,7 +140,7 @@ def test_huge(tmp):
 
 
 def test_deep(tmp):
-    """A chain of 200 layers reads right and opens in good time."""
+    """A chain of 200 layers reads right."""
     rng = random.Random(5)
     shadow = bytearray(8 * MIB)
     for i in range(200):
