@@ -124,7 +124,10 @@ uint64_t sim_trace_hash(const Sim *sim)
 
 void sim_schedule(Sim *sim, SimEvent *event)
 {
-    event->due_ns = sim->now_ns + sim_random_below(&sim->random, sim->config.max_delay_us * 1000);
+    uint64_t max_ns = sim->config.max_delay_us * UINT64_C(1000);
+    if (sim_random_chance(&sim->random, sim->config.slow_percent))
+        max_ns *= SIM_SLOW;
+    event->due_ns = sim->now_ns + sim_random_below(&sim->random, max_ns);
     g_ptr_array_add(sim->events, event);
 }
 

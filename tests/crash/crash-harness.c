@@ -54,13 +54,19 @@ static uint32_t cell_bytes(const CrashCase *c)
     return c->cell_bytes ? c->cell_bytes : 512;
 }
 
+static int cut_hook(SimHook *hook, uint64_t n, SimOp op, const char *path, uint64_t off,
+                    uint64_t len);
+
 static void run_begin(Run *run)
 {
     const CrashCase *c = run->c;
     run->sim = sim_new(&(SimConfig){.seed = run->seed,
                                     .short_transfers = run->seed % 2,
                                     .inline_completion = run->seed % 3 == 0,
-                                    .no_punch = c->has_no_punch});
+                                    .no_punch = c->has_no_punch,
+                                    // Late writes (docs/ordering.md §4), unless a fault's end has
+                                    // to be known.
+                                    .slow_percent = run->hook.fn == cut_hook ? 4 : 0});
     run->model = shadow_model_new(c->size_bytes, cell_bytes(c));
     c->prepare(c, run->sim, run->model);
 }

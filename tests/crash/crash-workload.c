@@ -39,13 +39,15 @@ static bool is_after_fault(const CrashWorkload *w)
     return w->fault_ns && loop_now_ns(w->node->loop) > w->fault_ns + ANSWERED_NS;
 }
 
-// A request failed (or not): may it have?
-static void note_result(CrashWorkload *w, int result, bool is_flush, bool began_after_fault)
+// A request failed (or not): may it have? One fault fails what depended on it. Where it was a
+// flush, no later one can succeed, nor a write that needs room for metadata which cannot be written
+// back.
+static void note_result(CrashWorkload *w, int result, bool is_read, bool began_after_fault)
 {
     if (result >= 0)
         return;
     w->n_failed++;
-    if (began_after_fault && !(is_flush && w->has_flush_fault))
+    if (began_after_fault && (is_read || !w->has_flush_fault))
         w->n_failed_late++;
 }
 
@@ -57,7 +59,7 @@ static void do_write(Fiber *self, CrashWorkload *w, uint64_t off, uint64_t len, 
     shadow_model_fill(w->model, version, off, buf, len);
     int r = node_write(self, w->node, guest_off(off), buf, len, is_fua ? NODE_IO_FUA : 0);
     shadow_model_end(w->model, version, r, is_fua);
-    note_result(w, r, is_fua, after_fault);
+    note_result(w, r, false, after_fault);
 }
 
 static void do_zero(Fiber *self, CrashWorkload *w, uint64_t off, uint64_t len, bool is_fua)
@@ -67,7 +69,7 @@ static void do_zero(Fiber *self, CrashWorkload *w, uint64_t off, uint64_t len, b
     uint32_t version = shadow_model_begin(w->model, SHADOW_ZEROS, off, len);
     int r = node_zero(self, w->node, guest_off(off), len, flags);
     shadow_model_end(w->model, version, r, is_fua);
-    note_result(w, r, is_fua, after_fault);
+    note_result(w, r, false, after_fault);
 }
 
 // Whole blocks become zeros, the ends of the range may.
@@ -86,7 +88,7 @@ static void do_discard(Fiber *self, CrashWorkload *w, uint64_t off, uint64_t len
     int r = node_discard(self, w->node, guest_off(off), len, is_fua ? NODE_IO_FUA : 0);
     for (unsigned i = 0; i < 3; i++)
         shadow_model_end(w->model, versions[i], r, is_fua);
-    note_result(w, r, is_fua, after_fault);
+    note_result(w, r, false, after_fault);
 }
 
 static void do_flush(Fiber *self, CrashWorkload *w)
@@ -95,7 +97,7 @@ static void do_flush(Fiber *self, CrashWorkload *w)
     uint64_t begun = shadow_model_flush_begin(w->model);
     int r = node_flush(self, w->node);
     shadow_model_flush_end(w->model, begun, r);
-    note_result(w, r, true, after_fault);
+    note_result(w, r, false, after_fault);
 }
 
 static void do_read(Fiber *self, CrashWorkload *w, uint64_t off, uint64_t len)
@@ -103,12 +105,13 @@ static void do_read(Fiber *self, CrashWorkload *w, uint64_t off, uint64_t len)
     bool after_fault = is_after_fault(w);
     g_autofree uint8_t *buf = g_malloc(len);
     char problem[256];
-    uint64_t begun = shadow_model_flush_begin(w->model);
+    uint64_t begun = shadow_model_read_begin(w->model);
     int r = node_read(self, w->node, guest_off(off), buf, len);
-    note_result(w, r, false, after_fault);
+    note_result(w, r, true, after_fault);
     if (r == 0 && !shadow_model_check(w->model, off, buf, len, begun, NULL, problem) &&
         !w->problem[0])
         g_snprintf(w->problem, sizeof(w->problem), "read in the run: %s", problem);
+    shadow_model_read_end(w->model);
 }
 
 static void do_request(Fiber *self, CrashWorkload *w)

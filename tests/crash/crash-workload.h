@@ -16,7 +16,7 @@ typedef struct CrashWorkload {
 
     // Faults: what failed, and whether it may have.
     uint64_t fault_ns;    // when an operation was made to fail; 0: not yet
-    bool has_flush_fault; // flushes may fail from then on
+    bool has_flush_fault; // flushes, and writes, may fail from then on
     unsigned n_failed, n_failed_late;
     FiberWaitGroup group;
 } CrashWorkload;

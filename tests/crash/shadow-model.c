@@ -17,11 +17,13 @@ typedef struct Version {
     bool has_failed, is_durable;
 } Version;
 
-// Oldest first.
+// Oldest first. A version that a durable one replaced is GONE: a crash cannot bring it back, but a
+// read that began before may still return it; it is dropped when nobody reads.
 typedef struct Cell {
     uint32_t n;
     uint32_t *versions;
 } Cell;
+#define GONE (UINT32_C(1) << 31)
 
 // A cell of data is filled with copies of this.
 typedef struct Mark {
@@ -33,6 +35,7 @@ struct ShadowModel {
     uint64_t size_bytes;
     uint32_t cell_bytes;
     uint64_t moment;
+    unsigned n_readers;
     GArray *versions;    // Version; index 0 is the zeros of a new disk
     GArray *not_durable; // uint32_t: ended, not yet covered by a flush
     Cell *cells;
@@ -42,7 +45,7 @@ enum { MAGIC = 0x53484457 };
 
 static Version *version_at(const ShadowModel *model, uint32_t version)
 {
-    return &g_array_index(model->versions, Version, version);
+    return &g_array_index(model->versions, Version, version & ~GONE);
 }
 
 static void cell_add(Cell *cell, uint32_t version)
@@ -111,7 +114,9 @@ static void cell_settle(const ShadowModel *model, Cell *cell, const Version *win
     uint32_t n = 0;
     for (uint32_t i = 0; i < cell->n; i++) {
         const Version *v = version_at(model, cell->versions[i]);
-        if (v->ended == 0 || v->ended >= winner->begun)
+        if (v->ended && v->ended < winner->begun)
+            cell->versions[i] |= GONE;
+        if (!(cell->versions[i] & GONE) || model->n_readers > 0)
             cell->versions[n++] = cell->versions[i];
     }
     cell->n = n;
@@ -148,6 +153,17 @@ uint32_t shadow_model_set_initial(ShadowModel *model, ShadowKind kind, uint64_t 
 uint64_t shadow_model_flush_begin(ShadowModel *model)
 {
     return ++model->moment;
+}
+
+uint64_t shadow_model_read_begin(ShadowModel *model)
+{
+    model->n_readers++;
+    return ++model->moment;
+}
+
+void shadow_model_read_end(ShadowModel *model)
+{
+    model->n_readers--;
 }
 
 void shadow_model_flush_end(ShadowModel *model, uint64_t begun, int result)
@@ -209,10 +225,13 @@ static int64_t find_version(const ShadowModel *model, uint64_t index, const uint
         return -1;
     for (uint32_t i = cell->n; i-- > 0;) {
         const Version *v = version_at(model, cell->versions[i]);
-        bool is_match = is_zeros ? v->kind != SHADOW_DATA
-                                 : v->kind == SHADOW_DATA && mark.version == cell->versions[i];
+        if ((cell->versions[i] & GONE) && !read_begun)
+            continue;
+        bool is_match = is_zeros
+                            ? v->kind != SHADOW_DATA
+                            : v->kind == SHADOW_DATA && mark.version == (cell->versions[i] & ~GONE);
         if (is_match && !is_overwritten(model, cell, v, read_begun))
-            return cell->versions[i];
+            return cell->versions[i] & ~GONE;
     }
     return -1;
 }
@@ -234,6 +253,8 @@ static void describe(const ShadowModel *model, uint64_t index, const uint8_t *by
     n += snprintf(problem + n, 256 - n, "; may be");
     for (uint32_t i = 0; i < cell->n && n < 220; i++) {
         const Version *v = version_at(model, cell->versions[i]);
+        if (cell->versions[i] & GONE)
+            continue;
         n += snprintf(problem + n, 256 - n, " %" PRIu32 "%s%s", cell->versions[i],
                       v->kind == SHADOW_DATA    ? ""
                       : v->kind == SHADOW_ZEROS ? "(zeros)"

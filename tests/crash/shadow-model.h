@@ -39,12 +39,15 @@ uint64_t shadow_model_flush_begin(ShadowModel *model);
 void shadow_model_flush_end(ShadowModel *model, uint64_t begun, int result);
 
 // Content read from the disk: every cell of [off, off+len) must be one that may be there. After a
-// crash `read_begun` is 0; for a read while the disk is in use it is what
-// shadow_model_flush_begin() said when the read began, which rules out what had been overwritten by
-// then. Returns true, or describes the first wrong cell in `problem`. `ret_versions` (may be NULL)
-// takes the version found for each cell.
+// crash `read_begun` is 0; for a read while the disk is in use it is what shadow_model_read_begin()
+// said, which rules out what had been overwritten by then. Returns true, or describes the first
+// wrong cell in `problem`. `ret_versions` (may be NULL) takes the version found for each cell.
 bool shadow_model_check(const ShadowModel *model, uint64_t off, const void *buf, size_t len,
                         uint64_t read_begun, uint32_t *ret_versions, char problem[256]);
+
+// Around a read and its check while the disk is in use.
+uint64_t shadow_model_read_begin(ShadowModel *model);
+void shadow_model_read_end(ShadowModel *model);
 
 // A model of a disk on which exactly these versions were found, durably.
 ShadowModel *shadow_model_settled(const ShadowModel *model, const uint32_t *versions);

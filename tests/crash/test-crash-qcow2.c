@@ -121,13 +121,16 @@ static const CrashCase cases[] = {
      DISCARDS,
      QCOW2_CASE,
      .data = &(CrashQcow2){CONVERT("cluster_size=512,refcount_bits=64")}},
-    {.name = "growing refcount table", // §5
+    {.name = "growing refcount table", // §5: the first one counts 2 MiB
      .size_bytes = 8 << 20,
      .discard_bytes = 512,
      .max_request_bytes = 192 * 1024,
      MIXED,
      QCOW2_CASE,
-     .data = &(CrashQcow2){CONVERT("cluster_size=512,refcount_bits=64")}},
+     .data =
+         &(CrashQcow2){CREATE("cluster_size=512,refcount_bits=64") "; qemu-io -f qcow2 -c 'write "
+                                                                   "-P 0 4M 1700k' top",
+                       .is_empty = true}},
     {.name = "version 2 over raw backing",
      .size_bytes = 1 << 20,
      .max_request_bytes = 32 * 1024,

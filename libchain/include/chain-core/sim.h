@@ -19,7 +19,9 @@ typedef struct SimConfig {
     bool inline_completion; // some transfers complete inline, as page-cache hits do
     bool no_punch;          // the file system can neither zero nor discard ranges
     uint32_t max_delay_us;  // completions take 0 … this much virtual time; 0 = 100
+    unsigned slow_percent;  // so many of them take up to SIM_SLOW times as long
 } SimConfig;
+enum { SIM_SLOW = 64 };
 
 Sim *sim_new(const SimConfig *config);
 void sim_free(Sim *sim);
