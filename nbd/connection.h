@@ -35,6 +35,7 @@ struct NbdsConnection {
     uint64_t skip_bytes;     // payload of a refused request still to be dropped
     uint32_t input_capacity; // of the next small-request buffer
     uint32_t n_small_receives;
+    uint64_t turn_cost; // of the requests started in this turn of the loop
 
     // Limits. A request is in flight until its reply was handed to the socket, and executing until
     // its reply is queued.

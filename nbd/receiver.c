@@ -24,7 +24,9 @@ enum {
     LARGE_PAYLOAD = 32 << 10,  // from here on a payload counts as large
     MIN_ROOM = 16 << 10,       // do not receive small requests into less
     SHRINK_AFTER = 1024,       // receives in a row that fit in MIN_ROOM
-    SHARE = 64,                // requests until another connection has its turn
+    REQUEST_COST = 4096,       // of any request, besides its data …
+    SHARE = 256 * 4096,        // … which a connection may start in one turn of the loop,
+    SHARE_OF_MANY = 64 * 4096, // or this when it is not the only one
     LOOP_FREE_BYTES = 1 << 20, // per connection, not taken from the loop's budget
     SMALL_CHARGE = 1 << 10,    // what a request without data holds
     STATUS_CHARGE = 64 << 10,
@@ -86,6 +88,22 @@ static NbdsRequest *admit_request(Fiber *self, NbdsConnection *c, const NbdsRequ
     return request;
 }
 
+// A client that always has more to say must not keep the loop from the others.
+static uint64_t share_of(const NbdsConnection *c)
+{
+    bool is_alone = c->home->connections == c && !c->next;
+    return is_alone ? SHARE : SHARE_OF_MANY;
+}
+
+static void take_turns(Fiber *self, NbdsConnection *c, uint64_t cost)
+{
+    c->turn_cost += cost;
+    if (c->turn_cost < share_of(c))
+        return;
+    c->turn_cost = 0;
+    fiber_sleep(self, 0); // the loop looks at every socket before this goes on
+}
+
 static Step refuse(Fiber *self, NbdsConnection *c, const NbdsRequestHead *head,
                    const NbdsCheck *check)
 {
@@ -95,6 +113,7 @@ static Step refuse(Fiber *self, NbdsConnection *c, const NbdsRequestHead *head,
     if (!request)
         return STEP_END;
     nbds_request_refuse(request, check->error, check->message);
+    take_turns(self, c, REQUEST_COST);
     return STEP_TAKEN;
 }
 
@@ -121,7 +140,10 @@ static Step execute(Fiber *self, NbdsConnection *c, const NbdsRequestHead *head,
         request->payload = payload;
         request->input = nbds_buffer_ref(c->input);
     }
+    bool has_data = head->type == NBDS_CMD_READ || head->type == NBDS_CMD_WRITE;
+    uint64_t cost = REQUEST_COST + (has_data ? head->length : 0);
     nbds_request_start(self, request);
+    take_turns(self, c, cost);
     return STEP_TAKEN;
 }
 
@@ -219,6 +241,7 @@ static bool receive_more(Fiber *self, NbdsConnection *c, size_t needed)
     size_t ask = room;
     if (missing > LARGE_PAYLOAD)
         ask = MIN(room, missing + nbds_wire_request_head_bytes(c->session.style));
+    c->turn_cost = 0; // receiving takes a turn
     ssize_t received = stream_recv(self, c->stream, c->end, ask);
     if (received <= 0)
         return false;
@@ -231,6 +254,8 @@ static bool receive_more(Fiber *self, NbdsConnection *c, size_t needed)
 // Drops payload of a refused request. True when more of it has to be received.
 static bool skip_payload(NbdsConnection *c)
 {
+    if (!c->skip_bytes)
+        return false;
     uint64_t n = MIN(c->skip_bytes, (uint64_t)(c->end - c->pos));
     c->pos += n;
     c->skip_bytes -= n;
@@ -239,7 +264,6 @@ static bool skip_payload(NbdsConnection *c)
 
 void nbds_receiver_run(Fiber *self, NbdsConnection *c)
 {
-    unsigned share = SHARE;
     c->input_capacity = SMALL_INPUT;
     for (;;) {
         size_t needed = 1;
@@ -248,10 +272,6 @@ void nbds_receiver_run(Fiber *self, NbdsConnection *c)
             break;
         if (step == STEP_INCOMPLETE && !receive_more(self, c, needed))
             break;
-        if (step == STEP_TAKEN && --share == 0) {
-            share = SHARE;
-            fiber_yield(self);
-        }
     }
     // What is left is an incomplete request, which never takes effect.
     nbds_buffer_unref(c->input);

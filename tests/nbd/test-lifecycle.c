@@ -188,9 +188,9 @@ static void the_last_client_leaving_is_told(void **state)
     FixtureConfig config = {0};
     g_autoptr(Fixture) f = fixture_new(&config);
     {
-        g_autoptr(Client) a = client_new(f->socket_path, &simple);
+        g_autoptr(Client) a G_GNUC_UNUSED = client_new(f->socket_path, &simple);
         {
-            g_autoptr(Client) b = client_new(f->socket_path, &simple);
+            g_autoptr(Client) b G_GNUC_UNUSED = client_new(f->socket_path, &simple);
         }
         wait_for_clients(f, 1);
         assert_int_equal(f->n_times_empty, 0);
