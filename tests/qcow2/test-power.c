@@ -134,9 +134,8 @@ static void whole_or_no_image(Cutter *cutter, Sim *after, const char *what)
     if (!sim_file_exists(after, PATH))
         return;
     assert_int_equal(sim_read_file(after, PATH, &data, &len), 0);
-    bool is_image = qcow2_header_has_magic(data, len);
-    g_free(data);
-    if (!is_image)
+    g_autofree uint8_t *bytes = data;
+    if (!qcow2_header_has_magic(bytes, len))
         return;
     Work w = {.fix = 0};
     assert_true(sim_run(after, check_fiber, &w));
@@ -146,7 +145,7 @@ static void whole_or_no_image(Cutter *cutter, Sim *after, const char *what)
         fail_msg("%s: %s", what, (char *)g_ptr_array_index(w.counts.messages, 0));
     work_clear(&w);
     Qcow2Header h;
-    assert_int_equal(qcow2_header_decode(data, len, len, &h, NULL), 0);
+    assert_int_equal(qcow2_header_decode(bytes, len, len, &h, NULL), 0);
     if (g_strcmp0(h.backing_name, cutter->create->backing_name) ||
         g_strcmp0(h.backing_format, cutter->create->backing_format))
         fail_msg("%s: the backing file is '%s'", what, h.backing_name);
