@@ -26,7 +26,7 @@ enum {
     SHRINK_AFTER = 1024,       // receives in a row that fit in MIN_ROOM
     REQUEST_COST = 4096,       // of any request, besides its data …
     SHARE = 256 * 4096,        // … which a connection may start in one turn of the loop,
-    SHARE_OF_MANY = 64 * 4096, // or this when it is not the only one
+    SHARE_OF_MANY = 16 * 4096, // or this when it is not the only one
     LOOP_FREE_BYTES = 1 << 20, // per connection, not taken from the loop's budget
     SMALL_CHARGE = 1 << 10,    // what a request without data holds
     STATUS_CHARGE = 64 << 10,
