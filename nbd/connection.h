@@ -59,6 +59,12 @@ void nbds_connection_drain(NbdsConnection *c, uint64_t timeout_ns);
 // A request is executing no more: the last one of a draining connection ends it.
 void nbds_connection_finish_execution(NbdsConnection *c);
 
+// No other connection shares its loop: nobody has to be let in between.
+static inline bool nbds_connection_is_alone(const NbdsConnection *c)
+{
+    return c->home->connections == c && !c->next;
+}
+
 // receiver.c: reads and starts requests; returns when no more will be read.
 void nbds_receiver_run(Fiber *self, NbdsConnection *c);
 

@@ -91,8 +91,7 @@ static NbdsRequest *admit_request(Fiber *self, NbdsConnection *c, const NbdsRequ
 // A client that always has more to say must not keep the loop from the others.
 static uint64_t share_of(const NbdsConnection *c)
 {
-    bool is_alone = c->home->connections == c && !c->next;
-    return is_alone ? SHARE : SHARE_OF_MANY;
+    return nbds_connection_is_alone(c) ? SHARE : SHARE_OF_MANY;
 }
 
 static void take_turns(Fiber *self, NbdsConnection *c, uint64_t cost)

@@ -8,7 +8,10 @@
 
 #include "connection.h"
 
-enum { MAX_BATCH = 64 };
+enum {
+    MAX_BATCH = 64,
+    SEND_OF_MANY = 64 << 10, // at once, when the loop has other connections
+};
 
 // The bytes and the place that one request held.
 static void give_back(NbdsConnection *c, uint64_t bytes, uint64_t loop_bytes)
@@ -53,32 +56,52 @@ void nbds_sender_drop(NbdsConnection *c, uint64_t bytes, uint64_t loop_bytes)
     wake_receiver(c);
 }
 
+// As many waiting bytes as one turn of the loop shall copy.
+static unsigned gather(NbdsConnection *c, struct iovec iov[static MAX_BATCH])
+{
+    size_t room = nbds_connection_is_alone(c) ? SIZE_MAX : SEND_OF_MANY;
+    unsigned n = 0;
+    for (NbdsBuffer *reply = c->replies; reply && n < MAX_BATCH && room; reply = reply->next) {
+        size_t len = MIN(reply->length, room);
+        iov[n++] = (struct iovec){reply->start, len};
+        room -= len;
+    }
+    return n;
+}
+
+// Takes `bytes` that were sent off the queue, and gives back what whole replies held.
+static void retire(NbdsConnection *c, size_t bytes)
+{
+    while (bytes) {
+        NbdsBuffer *reply = c->replies;
+        if (bytes < reply->length) {
+            reply->start += bytes;
+            reply->length -= bytes;
+            return;
+        }
+        bytes -= reply->length;
+        c->replies = reply->next;
+        if (!c->replies)
+            c->replies_tail = &c->replies;
+        if (reply->ends_request)
+            give_back(c, reply->charged_bytes, reply->charged_loop_bytes);
+        nbds_buffer_unref(reply);
+    }
+}
+
 static void send_batch(Fiber *self, NbdsConnection *c)
 {
     struct iovec iov[MAX_BATCH];
-    unsigned n = 0;
-    NbdsBuffer *batch = c->replies, *last = NULL;
-    for (NbdsBuffer *reply = batch; reply && n < MAX_BATCH; reply = reply->next) {
-        iov[n++] = (struct iovec){reply->start, reply->length};
-        last = reply;
-    }
-    c->replies = last->next;
-    if (!c->replies)
-        c->replies_tail = &c->replies;
-    last->next = NULL;
-
+    unsigned n = gather(c, iov);
+    size_t bytes = 0;
+    for (unsigned i = 0; i < n; i++)
+        bytes += iov[i].iov_len;
     if (!c->send_error) {
         int result = stream_send(self, c->stream, iov, n);
         if (result < 0)
             fail(c, result);
     }
-    while (batch) {
-        NbdsBuffer *reply = batch;
-        batch = reply->next;
-        if (reply->ends_request)
-            give_back(c, reply->charged_bytes, reply->charged_loop_bytes);
-        nbds_buffer_unref(reply);
-    }
+    retire(c, bytes);
     wake_receiver(c);
 }
 
