@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // Opening and closing an image, and marking it corrupt. In a fiber on the file's loop.
 //
-// Open reads and checks everything first; only then, and only when writable, does it write: repair
-// of a dirty image, then one synced header write that clears the autoclear bits whose data is not
-// maintained, then the in-use marks of persistent bitmaps (RELIABILITY: before the first guest
-// write).
+// Open reads and checks everything first, and writes only to repair a dirty image. The first
+// writable view does the other writes, once its own tables are checked too: the in-use marks of
+// persistent bitmaps, then one synced header write that clears the autoclear bits whose data is not
+// maintained (RELIABILITY: before the first guest write).
 
 #include "qcow2/image.h"
 
@@ -60,6 +60,13 @@ static int read_header(Fiber *self, Qcow2Image *image, GError **error)
     return r;
 }
 
+static bool snapshot_l1_is_sane(const Qcow2Image *image, const Qcow2Snapshot *s)
+{
+    uint64_t file_end = file_size(image->file), bytes = (uint64_t)s->l1_entries * sizeof(Be64);
+    return !bytes || (s->l1.v && s->l1.v % image->geometry.cluster_bytes == 0 &&
+                      s->l1.v <= file_end && bytes <= file_end - s->l1.v);
+}
+
 static int read_snapshots(Fiber *self, Qcow2Image *image, GError **error)
 {
     const Qcow2Header *h = &image->header;
@@ -92,6 +99,12 @@ static int read_snapshots(Fiber *self, Qcow2Image *image, GError **error)
             return r;
         }
         off += r;
+        if (!snapshot_l1_is_sane(image, &image->snapshots[i]))
+            return fail(error, -EINVAL, image,
+                        "the L1 table of snapshot %u (%u entries at offset %#" G_GINT64_MODIFIER
+                        "x) does not lie inside the file: the image is damaged; try 'qemu-img "
+                        "check'",
+                        i, image->snapshots[i].l1_entries, image->snapshots[i].l1.v);
     }
     return 0;
 }
@@ -283,8 +296,7 @@ static int mark_bitmaps_in_use(Fiber *self, Qcow2Image *image, uint32_t *ret_n)
     return r;
 }
 
-// The writes of a writable open.
-static int claim_for_writing(Fiber *self, Qcow2Image *image, GError **error)
+int image_claim_for_writing(Fiber *self, Qcow2Image *image, GError **error)
 {
     uint64_t keep = 0;
     if ((image->header.autoclear & QCOW2_AUTOCLEAR_BITMAPS) &&
@@ -354,8 +366,6 @@ static int open_checked(Fiber *self, Qcow2Image *image, const Qcow2OpenOptions *
     allocator_init(image);
     if (r == 0 && image->writable)
         r = collect_metadata(image, error);
-    if (r == 0 && image->writable)
-        r = claim_for_writing(self, image, error);
     return r;
 }
 

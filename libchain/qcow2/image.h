@@ -106,6 +106,9 @@ struct Qcow2Image {
     InflatedCache *inflated;
 };
 
+// The writes that come before the first guest write (image.c). For the view on the head.
+int image_claim_for_writing(Fiber *self, Qcow2Image *image, GError **error);
+
 // Marks the image corrupt, on disk too when writable (once), tells the owner in one sentence, and
 // returns -EIO. `what` says what was found, with offsets. May be called anywhere; the write happens
 // in a fiber.
