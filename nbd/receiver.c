@@ -49,22 +49,30 @@ static uint64_t charge_of(const NbdsRequestHead *head)
     }
 }
 
-// Waits until `bytes` more may be in flight. One request always may, however large.
-static int admit(Fiber *self, NbdsConnection *c, uint64_t bytes, uint64_t *ret_loop_bytes)
+// May `bytes` more be in flight now? One request always may, however large; so what a connection
+// waits for always comes, whatever others hold.
+static bool try_admit(NbdsConnection *c, uint64_t bytes, uint64_t *ret_loop_bytes)
 {
     const NbdsLimits *limits = nbds_server_limits(c->home->server);
-    while (c->n_in_flight >= limits->max_requests ||
-           (c->n_in_flight && c->bytes_in_flight + bytes > limits->max_bytes)) {
-        int result = fiber_queue_wait(self, &c->budget, true, "nbd: limit of the connection");
-        if (result < 0)
-            return result;
-    }
     *ret_loop_bytes = 0;
-    if (c->n_in_flight && c->bytes_in_flight + bytes > LOOP_FREE_BYTES) {
-        int result = fiber_semaphore_acquire(self, &c->home->budget, bytes);
+    if (!c->n_in_flight)
+        return true;
+    if (c->n_in_flight >= limits->max_requests || c->bytes_in_flight + bytes > limits->max_bytes)
+        return false;
+    if (c->bytes_in_flight + bytes <= LOOP_FREE_BYTES)
+        return true;
+    *ret_loop_bytes = bytes;
+    return nbds_server_loop_try_take(c->home, bytes);
+}
+
+static int admit(Fiber *self, NbdsConnection *c, uint64_t bytes, uint64_t *ret_loop_bytes)
+{
+    while (!try_admit(c, bytes, ret_loop_bytes)) {
+        c->home->n_waiting++;
+        int result = fiber_queue_wait(self, &c->budget, true, "nbd: limit of requests or bytes");
+        c->home->n_waiting--;
         if (result < 0)
             return result;
-        *ret_loop_bytes = bytes;
     }
     c->n_in_flight++;
     c->bytes_in_flight += bytes;

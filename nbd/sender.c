@@ -20,7 +20,7 @@ static void give_back(NbdsConnection *c, uint64_t bytes, uint64_t loop_bytes)
     c->n_in_flight--;
     c->bytes_in_flight -= bytes;
     if (loop_bytes)
-        fiber_semaphore_release(&c->home->budget, loop_bytes);
+        nbds_server_loop_give_back(c->home, loop_bytes);
 }
 
 static void wake_receiver(NbdsConnection *c)

@@ -12,7 +12,7 @@ NbdsServerLoop *nbds_server_loop_new(NbdsServer *server, Loop *loop, uint64_t ma
     NbdsServerLoop *home = g_new0(NbdsServerLoop, 1);
     home->server = server;
     home->loop = loop;
-    home->budget.available = max_loop_bytes;
+    home->budget_bytes = max_loop_bytes;
     return home;
 }
 
@@ -26,6 +26,23 @@ void nbds_server_loop_free(NbdsServerLoop *home)
     }
     nbds_buffer_pool_done(&home->pool);
     g_free(home);
+}
+
+bool nbds_server_loop_try_take(NbdsServerLoop *home, uint64_t bytes)
+{
+    if (home->budget_bytes < bytes)
+        return false;
+    home->budget_bytes -= bytes;
+    return true;
+}
+
+void nbds_server_loop_give_back(NbdsServerLoop *home, uint64_t bytes)
+{
+    home->budget_bytes += bytes;
+    if (!home->n_waiting)
+        return;
+    for (NbdsConnection *c = home->connections; c; c = c->next)
+        fiber_queue_wake_all(&c->budget);
 }
 
 void nbds_server_loop_insert(NbdsServerLoop *home, NbdsConnection *connection)

@@ -17,12 +17,17 @@ typedef struct NbdsServerLoop {
     NbdsConnection *connections; // doubly linked through prev, next
     NbdsBufferPool pool;
     NbdsRequest *free_requests;
-    FiberSemaphore budget; // bytes that connections may have in flight beyond their first MiB
+    uint64_t budget_bytes; // that connections may yet have in flight beyond their first MiB
+    unsigned n_waiting;    // connections that wait to admit a request
     LoopCall drain_call;   // the server's stop
 } NbdsServerLoop;
 
 NbdsServerLoop *nbds_server_loop_new(NbdsServer *server, Loop *loop, uint64_t max_loop_bytes);
 void nbds_server_loop_free(NbdsServerLoop *home); // no connection left
+
+// Bytes of the budget. Giving back wakes the connections that wait.
+bool nbds_server_loop_try_take(NbdsServerLoop *home, uint64_t bytes);
+void nbds_server_loop_give_back(NbdsServerLoop *home, uint64_t bytes);
 
 void nbds_server_loop_insert(NbdsServerLoop *home, NbdsConnection *connection);
 void nbds_server_loop_remove(NbdsServerLoop *home, NbdsConnection *connection);

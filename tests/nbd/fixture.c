@@ -19,6 +19,7 @@ typedef struct Run {
     Loop *loop;
     FiberFn *fn;
     void *arg;
+    bool without_fiber; // it does not suspend; self is NULL
     GMutex lock;
     GCond cond;
     bool is_done;
@@ -37,12 +38,15 @@ static void run_fiber(Fiber *self, void *arg)
 static void run_call(LoopCall *call)
 {
     Run *run = (Run *)call;
+    if (run->without_fiber)
+        return run_fiber(NULL, run);
     assert_int_equal(fiber_spawn(run->loop, "test", run_fiber, run, NULL), 0);
 }
 
-static void run_on(Loop *loop, FiberFn *fn, void *arg)
+static void run_on(Loop *loop, FiberFn *fn, void *arg, bool without_fiber)
 {
-    Run run = {.call.fn = run_call, .loop = loop, .fn = fn, .arg = arg};
+    Run run = {
+        .call.fn = run_call, .loop = loop, .fn = fn, .arg = arg, .without_fiber = without_fiber};
     g_mutex_init(&run.lock);
     g_cond_init(&run.cond);
     loop_post(loop, &run.call);
@@ -56,7 +60,7 @@ static void run_on(Loop *loop, FiberFn *fn, void *arg)
 
 void fixture_run(Fixture *f, FiberFn *fn, void *arg)
 {
-    run_on(f->loops[f->n_loops - 1], fn, arg);
+    run_on(f->loops[f->n_loops - 1], fn, arg, false);
 }
 
 static void *loop_thread(void *arg)
@@ -102,7 +106,7 @@ Fixture *fixture_new(const FixtureConfig *config)
     f->n_loops = config->two_loops ? 2 : 1;
     for (unsigned i = 0; i < f->n_loops; i++) {
         g_autoptr(GError) error = NULL;
-        f->loops[i] = loop_new(NULL, &error);
+        f->loops[i] = loop_new(&(LoopConfig){.max_fibers = config->max_fibers}, &error);
         if (!f->loops[i])
             fail_msg("%s", error->message);
         f->threads[i] = g_thread_new("loop", loop_thread, f->loops[i]);
@@ -133,7 +137,7 @@ static void stop_server(Fiber *self, void *arg)
 static void *stop_thread(void *arg)
 {
     Fixture *f = arg;
-    run_on(f->loops[0], stop_server, f);
+    run_on(f->loops[0], stop_server, f, false);
     return NULL;
 }
 
@@ -191,12 +195,12 @@ static void release(Fiber *self, void *arg)
 
 void fixture_hold(Fixture *f, unsigned export_index)
 {
-    fixture_run(f, hold, f->nodes[export_index]);
+    run_on(f->loops[f->n_loops - 1], hold, f->nodes[export_index], true);
 }
 
 void fixture_release(Fixture *f, unsigned export_index)
 {
-    fixture_run(f, release, f->nodes[export_index]);
+    run_on(f->loops[f->n_loops - 1], release, f->nodes[export_index], true);
 }
 
 void wait_at_least(atomic_uint *counter, unsigned value)

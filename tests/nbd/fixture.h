@@ -14,7 +14,8 @@ typedef struct FixtureConfig {
     const char *names[FIXTURE_MAX_EXPORTS]; // NULL: ""
     uint64_t size_bytes;                    // 0: 1 MiB
     bool read_only;
-    bool two_loops; // exports on a second loop, the listener on the first
+    unsigned max_fibers; // per loop; 0: the loop's default
+    bool two_loops;      // exports on a second loop, the listener on the first
 } FixtureConfig;
 
 typedef struct Fixture {

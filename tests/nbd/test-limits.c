@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// What a client may cost: replies it does not take, requests it piles up, and what remains for the
+// others. Every request is answered in the end. Nothing here is timed; measure-isolation.c is.
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+#include <errno.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "client.h"
+#include "export.h"
+#include "fixture.h"
+
+static const ClientConfig simple = {.style = NBDS_STYLE_SIMPLE};
+
+static void look(Fiber *self, void *arg)
+{
+    Fixture *f = ((void **)arg)[0];
+    *(uint64_t *)((void **)arg)[1] = f->exports[0]->home->pool.taken_bytes;
+}
+
+// Bytes of buffers in use on the exports' loop.
+static uint64_t taken_bytes(Fixture *f)
+{
+    uint64_t bytes = 0;
+    void *args[] = {f, &bytes};
+    fixture_run(f, look, args);
+    return bytes;
+}
+
+static void put_request(uint8_t *p, uint16_t type, uint64_t cookie, uint64_t offset,
+                        uint32_t length)
+{
+    nbds_wire_put_u32(p, 0x25609513);
+    nbds_wire_put_u16(p + 4, 0);
+    nbds_wire_put_u16(p + 6, type);
+    nbds_wire_put_u64(p + 8, cookie);
+    nbds_wire_put_u64(p + 16, offset);
+    nbds_wire_put_u32(p + 24, length);
+}
+
+// Sends up to `n` equal requests without waiting for room; returns how many went out whole.
+static unsigned send_what_fits(Client *c, uint16_t type, uint32_t length, unsigned n)
+{
+    g_autofree uint8_t *all = g_malloc(n * 28);
+    for (unsigned i = 0; i < n; i++)
+        put_request(all + i * 28, type, i, 0, length);
+    size_t sent = 0;
+    while (sent < n * 28) {
+        ssize_t r =
+            TEMP_FAILURE_RETRY(send(c->fd, all + sent, n * 28 - sent, MSG_DONTWAIT | MSG_NOSIGNAL));
+        if (r < 0) {
+            assert_int_equal(errno, EAGAIN);
+            break;
+        }
+        sent += r;
+    }
+    if (sent % 28) // the rest of a request that went out in part
+        client_send(c, all + sent, 28 - sent % 28);
+    return (sent + 27) / 28;
+}
+
+static void take_replies(Client *c, uint16_t type, uint32_t length, unsigned n, uint32_t error)
+{
+    for (unsigned i = 0; i < n; i++) {
+        ClientReply reply;
+        client_reply(c, type, 0, length, NULL, &reply);
+        assert_int_equal(reply.error, error);
+    }
+}
+
+static void replies_that_nobody_takes_cost_a_bounded_amount(void **state)
+{
+    enum { MAX = 4 << 20, EACH = 64 << 10 };
+    FixtureConfig config = {.limits.max_bytes = MAX};
+    g_autoptr(Fixture) f = fixture_new(&config);
+    g_autoptr(Client) greedy = client_new(f->socket_path, &simple);
+    g_autoptr(Client) other = client_new(f->socket_path, &simple);
+    unsigned n = send_what_fits(greedy, NBDS_CMD_READ, EACH, 2000);
+    assert_in_range(n, 200, 2000);
+    wait_at_least(&f->nodes[0]->n_reads, MAX / EACH - 1);
+    uint8_t data[4096];
+    for (unsigned i = 0; i < 200; i++) {
+        assert_int_equal(client_do(other, NBDS_CMD_READ, 0, 0, sizeof data, data), 0);
+        assert_in_range(taken_bytes(f), 0, MAX + (1 << 20)); // and the receive buffers
+    }
+    // Some replies lie in the socket; the rest of the requests was not begun.
+    assert_in_range(f->nodes[0]->n_reads, MAX / EACH - 1, 200 + MAX / EACH + 16);
+    take_replies(greedy, NBDS_CMD_READ, EACH, n, 0);
+}
+
+static void no_more_requests_than_allowed_are_in_flight(void **state)
+{
+    FixtureConfig config = {.limits.max_requests = 16};
+    g_autoptr(Fixture) f = fixture_new(&config);
+    g_autoptr(Client) c = client_new(f->socket_path, &simple);
+    fixture_hold(f, 0);
+    unsigned n = send_what_fits(c, NBDS_CMD_READ, 512, 100);
+    assert_int_equal(n, 100);
+    wait_at_least(&f->nodes[0]->n_waiting, 16);
+    for (unsigned i = 0; i < 100; i++) {
+        taken_bytes(f); // a turn of the loop
+        assert_int_equal(f->nodes[0]->n_waiting, 16);
+    }
+    NbdsExportStats stats;
+    nbds_export_get_stats(f->exports[0], &stats);
+    assert_int_equal(stats.n_in_flight, 16);
+    fixture_release(f, 0);
+    take_replies(c, NBDS_CMD_READ, 512, n, 0);
+}
+
+static void refusals_that_nobody_takes_are_bounded_too(void **state)
+{
+    FixtureConfig config = {.limits.max_requests = 64};
+    g_autoptr(Fixture) f = fixture_new(&config);
+    g_autoptr(Client) c = client_new(f->socket_path, &simple);
+    unsigned n = 0;
+    struct pollfd p = {c->fd, POLLOUT, 0};
+    do { // until the server has stopped reading for good
+        n += send_what_fits(c, 99, 0, 1000);
+        assert_in_range(taken_bytes(f), 0, 1 << 20);
+    } while (n < 200000 && poll(&p, 1, 500) == 1);
+    assert_in_range(n, 1000, 199999);
+    take_replies(c, 99, 0, n, NBDS_EINVAL);
+}
+
+static void the_budget_of_a_loop_holds_and_leaves_room_for_others(void **state)
+{
+    enum { LOOP = 64 << 20, EACH = 1 << 20 };
+    FixtureConfig config = {.limits.max_loop_bytes = LOOP};
+    g_autoptr(Fixture) f = fixture_new(&config);
+    Client *greedy[3];
+    unsigned n[3];
+    for (unsigned i = 0; i < 3; i++) {
+        greedy[i] = client_new(f->socket_path, &simple);
+        n[i] = send_what_fits(greedy[i], NBDS_CMD_READ, EACH, 100);
+    }
+    wait_at_least(&f->nodes[0]->n_reads, LOOP / EACH - 4);
+    g_autoptr(Client) other = client_new(f->socket_path, &simple);
+    g_autofree uint8_t *data = g_malloc(EACH);
+    for (unsigned i = 0; i < 50; i++) {
+        assert_int_equal(client_do(other, NBDS_CMD_READ, 0, 0, 4096, data), 0);
+        assert_int_equal(client_do(other, NBDS_CMD_READ, 0, 0, EACH, data), 0);
+        assert_in_range(taken_bytes(f), 0, LOOP + 8 * EACH);
+    }
+    for (unsigned i = 0; i < 3; i++) {
+        take_replies(greedy[i], NBDS_CMD_READ, EACH, n[i], 0);
+        client_free(greedy[i]);
+    }
+}
+
+static void a_stalled_write_does_not_hold_others_up(void **state)
+{
+    FixtureConfig config = {.size_bytes = 64 << 20};
+    g_autoptr(Fixture) f = fixture_new(&config);
+    g_autoptr(Client) stalled = client_new(f->socket_path, &simple);
+    g_autoptr(Client) other = client_new(f->socket_path, &simple);
+    uint8_t half[28 + 1000] = {0};
+    put_request(half, NBDS_CMD_WRITE, 1, 0, NBDS_MAX_PAYLOAD);
+    client_send(stalled, half, sizeof half);
+    uint8_t data[4096];
+    for (unsigned i = 0; i < 100; i++)
+        assert_int_equal(client_do(other, NBDS_CMD_WRITE, 0, 8192, sizeof data, data), 0);
+    assert_in_range(taken_bytes(f), 0, NBDS_MAX_PAYLOAD + (1 << 20));
+}
+
+static void without_fibers_requests_are_still_answered(void **state)
+{
+    // The listener, a receiver and a sender; two requests get fibers, the rest do without.
+    FixtureConfig config = {.max_fibers = 5};
+    g_autoptr(Fixture) f = fixture_new(&config);
+    {
+        g_autoptr(Client) c = client_new(f->socket_path, &simple);
+        fixture_hold(f, 0);
+        unsigned n = send_what_fits(c, NBDS_CMD_READ, 512, 50);
+        assert_int_equal(n, 50);
+        wait_at_least(&f->nodes[0]->n_waiting, 1);
+        fixture_release(f, 0);
+        take_replies(c, NBDS_CMD_READ, 512, n, 0);
+    }
+    wait_for_clients(f, 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(replies_that_nobody_takes_cost_a_bounded_amount),
+        cmocka_unit_test(no_more_requests_than_allowed_are_in_flight),
+        cmocka_unit_test(refusals_that_nobody_takes_are_bounded_too),
+        cmocka_unit_test(the_budget_of_a_loop_holds_and_leaves_room_for_others),
+        cmocka_unit_test(a_stalled_write_does_not_hold_others_up),
+        cmocka_unit_test(without_fibers_requests_are_still_answered),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
