@@ -14,13 +14,7 @@
 
 #include "fiber-sanitizer.h"
 #include "loop-private.h"
-
-#if __has_include(<valgrind/valgrind.h>)
-#include <valgrind/valgrind.h>
-#else
-#define VALGRIND_STACK_REGISTER(start, end) 0
-#define VALGRIND_STACK_DEREGISTER(id) ((void)(id))
-#endif
+#include "valgrind-hints.h"
 
 enum {
 #ifdef FIBER_HAS_ASAN

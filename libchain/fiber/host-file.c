@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "iov.h"
+#include "valgrind-hints.h"
 
 static inline HostFile *host_file(File *file)
 {
@@ -165,6 +166,9 @@ static void submit(FileTransfer *x)
         mark_dirty(h);
         return;
     }
+    if (RUNNING_ON_VALGRIND && !x->is_write)
+        for (unsigned i = 0; i < x->n_left_iov; i++)
+            (void)VALGRIND_MAKE_MEM_DEFINED(iov[i].iov_base, iov[i].iov_len);
     struct io_uring_sqe *sqe = host_loop_get_sqe(h->host, &x->op);
     if (x->is_write)
         io_uring_prep_writev(sqe, h->fd, iov, x->n_left_iov, x->off);

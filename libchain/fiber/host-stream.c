@@ -12,6 +12,7 @@
 
 #include "host-loop.h"
 #include "stream-private.h"
+#include "valgrind-hints.h"
 
 // One operation and the fiber that waits for it.
 typedef struct SocketOp {
@@ -98,6 +99,8 @@ static ssize_t host_recv(Fiber *self, Stream *stream, void *buf, size_t len)
     struct io_uring_sqe *sqe = op_start(&s->recv, self);
     io_uring_prep_recv(sqe, s->fd, buf, MIN(len, INT_MAX), 0);
     ssize_t n = op_wait(&s->recv, self, "receive");
+    if (n > 0)
+        (void)VALGRIND_MAKE_MEM_DEFINED(buf, (size_t)n);
     if (n == 0 && stream->is_shut_down)
         return -ECANCELED;
     return n;
