@@ -8,6 +8,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <string.h>
 #include <unistd.h>
@@ -33,7 +34,7 @@ struct NbdsServer {
     void (*last_client_left)(void *arg);
     void *arg;
 
-    GMutex lock;
+    pthread_mutex_t lock; // sanitizers do not see GLib's
     GPtrArray *exports;   // of NbdsExport, one reference each
     GPtrArray *loops;     // of NbdsServerLoop, owned
     GPtrArray *listeners; // of Listener, owned
@@ -74,7 +75,7 @@ NbdsServer *nbds_server_new(const NbdsServerConfig *config)
     server->limits.max_loop_bytes = MAX(server->limits.max_loop_bytes, 2 * NBDS_MAX_PAYLOAD);
     server->last_client_left = config->last_client_left;
     server->arg = config->arg;
-    g_mutex_init(&server->lock);
+    pthread_mutex_init(&server->lock, NULL);
     server->exports = g_ptr_array_new();
     server->loops = g_ptr_array_new_with_free_func((GDestroyNotify)nbds_server_loop_free);
     server->listeners = g_ptr_array_new_with_free_func(g_free);
@@ -90,7 +91,7 @@ void nbds_server_free(NbdsServer *server)
     g_ptr_array_unref(server->exports);
     g_ptr_array_unref(server->listeners);
     g_ptr_array_unref(server->loops);
-    g_mutex_clear(&server->lock);
+    pthread_mutex_destroy(&server->lock);
     g_free(server);
 }
 
@@ -152,10 +153,10 @@ static bool has_export(const NbdsServer *server, const char *name)
     return false;
 }
 
-int nbds_server_add_export(NbdsServer *server, const NbdsExportConfig *config,
-                           NbdsExport **ret_export, GError **error)
+// With the lock held.
+static int add_export(NbdsServer *server, const NbdsExportConfig *config, NbdsExport **ret_export,
+                      GError **error)
 {
-    g_autoptr(GMutexLocker) locker G_GNUC_UNUSED = g_mutex_locker_new(&server->lock);
     if (has_export(server, config->name)) {
         g_set_error(error, G_FILE_ERROR, G_FILE_ERROR_EXIST,
                     "there is already an export named '%.256s': choose another name", config->name);
@@ -171,11 +172,21 @@ int nbds_server_add_export(NbdsServer *server, const NbdsExportConfig *config,
     return 0;
 }
 
+int nbds_server_add_export(NbdsServer *server, const NbdsExportConfig *config,
+                           NbdsExport **ret_export, GError **error)
+{
+    pthread_mutex_lock(&server->lock);
+    int result = add_export(server, config, ret_export, error);
+    pthread_mutex_unlock(&server->lock);
+    return result;
+}
+
 void nbds_server_list_exports(NbdsServer *server, GPtrArray *exports)
 {
-    g_autoptr(GMutexLocker) locker G_GNUC_UNUSED = g_mutex_locker_new(&server->lock);
+    pthread_mutex_lock(&server->lock);
     for (unsigned i = 0; i < server->exports->len; i++)
         g_ptr_array_add(exports, nbds_export_ref(server->exports->pdata[i]));
+    pthread_mutex_unlock(&server->lock);
 }
 
 static void drain_connections(NbdsServerLoop *home, const NbdsExport *export)
@@ -190,10 +201,10 @@ static void drain_connections(NbdsServerLoop *home, const NbdsExport *export)
 void nbds_server_remove_export(Fiber *self, NbdsExport *export)
 {
     NbdsServer *server = export->home->server;
-    g_mutex_lock(&server->lock);
+    pthread_mutex_lock(&server->lock);
     g_ptr_array_remove(server->exports, export);
     server->generation++;
-    g_mutex_unlock(&server->lock);
+    pthread_mutex_unlock(&server->lock);
     export->is_removed = true;
     drain_connections(export->home, export);
     while (export->n_connections)
@@ -262,10 +273,10 @@ void nbds_server_add_listener(NbdsServer *server, Loop *loop, int fd)
     l->fd = fd;
     l->start_call.fn = start_listener;
     l->stop_call.fn = stop_listener;
-    g_mutex_lock(&server->lock);
+    pthread_mutex_lock(&server->lock);
     l->home = get_loop(server, loop);
     g_ptr_array_add(server->listeners, l);
-    g_mutex_unlock(&server->lock);
+    pthread_mutex_unlock(&server->lock);
     server->n_alive++;
     loop_post(loop, &l->start_call);
 }
@@ -293,7 +304,7 @@ void nbds_server_stop(Fiber *self, NbdsServer *server)
     server->stopped_call.fn = stopped;
     // Set before the messages: a connection that reaches a loop after its message sees it.
     server->is_stopping = true;
-    g_mutex_lock(&server->lock);
+    pthread_mutex_lock(&server->lock);
     for (unsigned i = 0; i < server->listeners->len; i++) {
         Listener *l = server->listeners->pdata[i];
         loop_post(l->home->loop, &l->stop_call);
@@ -304,7 +315,7 @@ void nbds_server_stop(Fiber *self, NbdsServer *server)
         server->n_alive++;
         loop_post(home->loop, &home->drain_call);
     }
-    g_mutex_unlock(&server->lock);
+    pthread_mutex_unlock(&server->lock);
     let_go(server);
     while (!server->is_stopped)
         fiber_suspend(self, "nbd: server's stop");

@@ -9,6 +9,7 @@
 
 #include <cmocka.h>
 #include <glib/gstdio.h>
+#include <pthread.h>
 #include <unistd.h>
 
 #include "nbd/listen.h"
@@ -19,9 +20,9 @@ typedef struct Run {
     Loop *loop;
     FiberFn *fn;
     void *arg;
-    bool without_fiber; // it does not suspend; self is NULL
-    GMutex lock;
-    GCond cond;
+    bool without_fiber;   // it does not suspend; self is NULL
+    pthread_mutex_t lock; // sanitizers do not see GLib's
+    pthread_cond_t cond;
     bool is_done;
 } Run;
 
@@ -29,10 +30,10 @@ static void run_fiber(Fiber *self, void *arg)
 {
     Run *run = arg;
     run->fn(self, run->arg);
-    g_mutex_lock(&run->lock);
+    pthread_mutex_lock(&run->lock);
     run->is_done = true;
-    g_cond_signal(&run->cond);
-    g_mutex_unlock(&run->lock);
+    pthread_cond_signal(&run->cond);
+    pthread_mutex_unlock(&run->lock);
 }
 
 static void run_call(LoopCall *call)
@@ -47,15 +48,15 @@ static void run_on(Loop *loop, FiberFn *fn, void *arg, bool without_fiber)
 {
     Run run = {
         .call.fn = run_call, .loop = loop, .fn = fn, .arg = arg, .without_fiber = without_fiber};
-    g_mutex_init(&run.lock);
-    g_cond_init(&run.cond);
+    pthread_mutex_init(&run.lock, NULL);
+    pthread_cond_init(&run.cond, NULL);
     loop_post(loop, &run.call);
-    g_mutex_lock(&run.lock);
+    pthread_mutex_lock(&run.lock);
     while (!run.is_done)
-        g_cond_wait(&run.cond, &run.lock);
-    g_mutex_unlock(&run.lock);
-    g_mutex_clear(&run.lock);
-    g_cond_clear(&run.cond);
+        pthread_cond_wait(&run.cond, &run.lock);
+    pthread_mutex_unlock(&run.lock);
+    pthread_mutex_destroy(&run.lock);
+    pthread_cond_destroy(&run.cond);
 }
 
 void fixture_run(Fixture *f, FiberFn *fn, void *arg)
