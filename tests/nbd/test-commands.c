@@ -173,14 +173,29 @@ static void requests_of_no_bytes_are_answered(void **state)
     {
         g_autoptr(Client) c = connect_to(f, style);
         assert_int_equal(client_do(c, NBDS_CMD_READ, 0, SIZE, 0, NULL), 0);
-        if (style != NBDS_STYLE_EXTENDED) // there a write has a payload flag, hence a payload
-            assert_int_equal(client_do(c, NBDS_CMD_WRITE, 0, 0, 0, NULL), 0);
+        assert_int_equal(client_do(c, NBDS_CMD_WRITE, 0, 0, 0, NULL), 0);
         assert_int_equal(client_do(c, NBDS_CMD_TRIM, 0, 0, 0, NULL), 0);
         assert_int_equal(client_do(c, NBDS_CMD_WRITE_ZEROES, 0, SIZE, 0, NULL), 0);
         assert_int_equal(client_do(c, NBDS_CMD_CACHE, 0, 0, 0, NULL), 0);
         assert_int_equal(client_do(c, NBDS_CMD_BLOCK_STATUS, 0, 0, 0, NULL), NBDS_EINVAL);
         assert_in_step(c);
     }
+}
+
+static void an_extended_write_without_the_payload_flag_is_served(void **state)
+{
+    FixtureConfig config = {0};
+    g_autoptr(Fixture) f = fixture_new(&config);
+    g_autoptr(Client) c = connect_to(f, NBDS_STYLE_EXTENDED);
+    uint8_t data[512];
+    fill(data, sizeof data, 1);
+    client_request(c, NBDS_CMD_WRITE, NBDS_CMD_FLAG_FUA, 7, 0, sizeof data, NULL, 0);
+    client_send(c, data, sizeof data);
+    ClientReply reply;
+    client_reply(c, NBDS_CMD_WRITE, 0, sizeof data, NULL, &reply);
+    assert_int_equal(reply.error, 0);
+    assert_memory_equal(f->nodes[0]->data, data, sizeof data);
+    assert_in_step(c);
 }
 
 static void refusals_leave_client_and_server_in_step(void **state)
@@ -483,6 +498,7 @@ int main(void)
         cmocka_unit_test(zeroes_trim_flush_and_cache_reach_the_node),
         cmocka_unit_test(fua_is_passed_on_with_everything_that_writes),
         cmocka_unit_test(requests_of_no_bytes_are_answered),
+        cmocka_unit_test(an_extended_write_without_the_payload_flag_is_served),
         cmocka_unit_test(refusals_leave_client_and_server_in_step),
         cmocka_unit_test(abuse_ends_the_connection_only),
         cmocka_unit_test(errors_of_the_node_reach_the_client),

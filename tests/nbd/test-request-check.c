@@ -168,10 +168,7 @@ static void flush_takes_no_range(void **state)
 
 static void with_extended_headers_the_flag_decides_about_payload(void **state)
 {
-    NbdsCheck c = check(NBDS_STYLE_EXTENDED, NBDS_CMD_WRITE, 0, 0, 512);
-    assert_refuses(c, NBDS_EINVAL);
-    assert_int_equal(c.payload_bytes, 0);
-    c = check(NBDS_STYLE_EXTENDED, NBDS_CMD_READ, NBDS_CMD_FLAG_PAYLOAD_LEN, 0, 512);
+    NbdsCheck c = check(NBDS_STYLE_EXTENDED, NBDS_CMD_READ, NBDS_CMD_FLAG_PAYLOAD_LEN, 0, 512);
     assert_refuses(c, NBDS_EINVAL);
     assert_int_equal(c.payload_bytes, 512);
     c = check(NBDS_STYLE_EXTENDED, NBDS_CMD_READ, NBDS_CMD_FLAG_PAYLOAD_LEN, 0, 1ull << 40);
@@ -179,6 +176,16 @@ static void with_extended_headers_the_flag_decides_about_payload(void **state)
     c = check(NBDS_STYLE_STRUCTURED, NBDS_CMD_READ, NBDS_CMD_FLAG_PAYLOAD_LEN, 0, 512);
     assert_refuses(c, NBDS_EINVAL);
     assert_int_equal(c.payload_bytes, 0);
+}
+
+static void a_write_has_its_payload_also_when_qemu_forgets_the_flag(void **state)
+{
+    NbdsCheck c = check(NBDS_STYLE_EXTENDED, NBDS_CMD_WRITE, 0, 0, 512);
+    assert_executes(c);
+    assert_int_equal(c.payload_bytes, 512);
+    c = check(NBDS_STYLE_EXTENDED, NBDS_CMD_WRITE, NBDS_CMD_FLAG_PAYLOAD_LEN, 0, 512);
+    assert_executes(c);
+    assert_int_equal(c.payload_bytes, 512);
 }
 
 static void status_needs_a_negotiated_context(void **state)
@@ -239,6 +246,7 @@ int main(void)
         cmocka_unit_test(unknown_commands_are_answered),
         cmocka_unit_test(flush_takes_no_range),
         cmocka_unit_test(with_extended_headers_the_flag_decides_about_payload),
+        cmocka_unit_test(a_write_has_its_payload_also_when_qemu_forgets_the_flag),
         cmocka_unit_test(status_needs_a_negotiated_context),
         cmocka_unit_test(a_status_payload_selects_contexts),
     };
