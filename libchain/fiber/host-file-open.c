@@ -13,6 +13,7 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
+#include "base/error.h"
 #include "host-file.h"
 
 typedef struct Open {
@@ -131,10 +132,9 @@ int host_file_open(Fiber *self, Loop *loop, const char *path, FileOpenFlags flag
     int r = loop_work(self, open_work, &o);
     if (r < 0) {
         const char *verb = flags & FILE_CREATE ? "create" : "open";
-        g_set_error(error, G_FILE_ERROR, g_file_error_from_errno(-r), "cannot %s %s%s: %s", verb,
-                    path, flags & FILE_WRITABLE && !(flags & FILE_CREATE) ? " for writing" : "",
-                    o.problem ? o.problem : g_strerror(-r));
-        return r;
+        return error_set(error, r, "cannot %s %s%s: %s", verb, path,
+                         flags & FILE_WRITABLE && !(flags & FILE_CREATE) ? " for writing" : "",
+                         o.problem ? o.problem : g_strerror(-r));
     }
 
     HostFile *h = g_new0(HostFile, 1);

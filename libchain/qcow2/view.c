@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "base/error.h"
 #include "qcow2/commit.h"
 
 // Entries from `index` that lie in the same slice and below the view's end.
@@ -294,7 +295,7 @@ static char *snapshot_names(const Qcow2Image *image)
 {
     GString *s = g_string_new(NULL);
     for (uint32_t i = 0; i < image->header.n_snapshots && s->len < 400; i++)
-        g_string_append_printf(s, "%s%s (%s)", i ? ", " : "", image->snapshots[i].id,
+        g_string_append_printf(s, "%s%.100s (%.100s)", i ? ", " : "", image->snapshots[i].id,
                                image->snapshots[i].name);
     return g_string_free(s, false);
 }
@@ -363,10 +364,8 @@ int qcow2_view_new(Fiber *self, Qcow2Image *image, const char *wanted, Node **re
         snapshot = find_snapshot(image, wanted);
         if (!snapshot) {
             g_autofree char *names = snapshot_names(image);
-            g_set_error(error, G_FILE_ERROR, G_FILE_ERROR_NOENT,
-                        "%s: has no internal snapshot '%s'; it has %s", image->name, wanted,
-                        *names ? names : "none");
-            return -ENOENT;
+            return error_set(error, -ENOENT, "%s: has no internal snapshot '%s'; it has %s",
+                             image->name, wanted, *names ? names : "none");
         }
     }
     bool head_for_writing = !snapshot && image->writable;
