@@ -53,6 +53,6 @@ int fiber_spawn_reserve(Loop *loop, const char *name, FiberFn *fn, void *arg);
 void fiber_resume(Fiber *fiber);
 
 // Gives back the stacks of all fibers of `loop`, whatever they were doing, without running them:
-// what they own leaks. For a simulated power cut. Under a leak checker the stacks stay mapped and
-// known to it, so that what they point at is not reported.
+// what they own leaks. For a simulated power cut. Under AddressSanitizer copies of the stacks are
+// kept, so that its leak checker does not report what they point at.
 void fiber_abandon_all(Loop *loop);

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// A device that hangs takes only its own places among the workers.
+#include "in-fiber.h"
+
+#include <errno.h>
+#include <unistd.h>
+
+#include "fiber/host-device.h"
+
+enum { N_HANGING = 30, N_OTHERS = 5 };
+
+typedef struct Disk {
+    HostDevice *device;
+    int gate[2]; // calls end when it can be read
+    atomic_uint n_running, n_max, n_done;
+    FiberWaitGroup group;
+} Disk;
+
+static int hang(void *arg)
+{
+    Disk *d = arg;
+    char c;
+    unsigned n = atomic_fetch_add(&d->n_running, 1) + 1;
+    unsigned max = atomic_load(&d->n_max);
+    while (n > max && !atomic_compare_exchange_weak(&d->n_max, &max, n))
+        ;
+    ssize_t r = read(d->gate[0], &c, 1);
+    atomic_fetch_sub(&d->n_running, 1);
+    atomic_fetch_add(&d->n_done, 1);
+    return r == 1 ? 0 : -EIO;
+}
+
+static void calls_hang(Fiber *self, void *arg)
+{
+    Disk *d = arg;
+    fiber_assert_equal(host_device_work(self, d->device, hang, d), 0);
+    fiber_wait_group_done(&d->group);
+}
+
+static int answer(void *arg)
+{
+    return 42;
+}
+
+static void hanging_fiber(Fiber *self, void *arg)
+{
+    HostLoop *host = (HostLoop *)fiber_loop(self);
+    HostDevice *good = host_device_ref(host, 2);
+    Disk bad = {.device = host_device_ref(host, 1)};
+    fiber_assert(host_device_ref(host, 1) == bad.device);
+    host_device_unref(bad.device);
+    fiber_assert_equal(pipe(bad.gate), 0);
+    fiber_wait_group_add(&bad.group, N_HANGING);
+    for (int i = 0; i < N_HANGING; i++)
+        fiber_assert_equal(fiber_spawn(fiber_loop(self), "hangs", calls_hang, &bad, NULL), 0);
+    // Would not return if the hanging calls had all eight workers.
+    for (int i = 0; i < N_OTHERS; i++)
+        fiber_assert_equal(host_device_work(self, good, answer, NULL), 42);
+    fiber_assert_equal(atomic_load(&bad.n_done), 0);
+    char go[N_HANGING] = {0};
+    fiber_assert_equal(write(bad.gate[1], go, sizeof(go)), sizeof(go));
+    fiber_wait_group_wait(self, &bad.group);
+    fiber_assert_equal(atomic_load(&bad.n_done), N_HANGING);
+    fiber_assert(atomic_load(&bad.n_max) <= 2); // a quarter of them
+    close(bad.gate[0]);
+    close(bad.gate[1]);
+    host_device_unref(bad.device);
+    host_device_unref(good);
+}
+
+static void a_device_that_hangs_does_not_take_the_workers_of_another(void **state)
+{
+    LoopConfig config = {.max_workers = 8};
+    run_in_fiber_of(&config, hanging_fiber, NULL);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_device_that_hangs_does_not_take_the_workers_of_another),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
