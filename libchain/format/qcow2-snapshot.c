@@ -115,12 +115,12 @@ int qcow2_snapshot_decode(const void *data, size_t len, uint64_t default_size_by
         return total;
     if (s.l1_entries > QCOW2_MAX_L1_BYTES / sizeof(Be64) || s.l1.v % 512 ||
         s.size_bytes > INT64_MAX) {
-        g_autofree char *name = g_strescape(s.name, NULL);
         error_set(error, -EINVAL,
-                  "the snapshot '%s' has an impossible L1 table or size (%" PRIu32 " entries at "
+                  "the snapshot '%.100s' has an impossible L1 table or size (%" PRIu32
+                  " entries at "
                   "offset %#" PRIx64 ", %" PRIu64 " bytes); delete the snapshot, or restore the "
                   "image from a copy",
-                  name, s.l1_entries, s.l1.v, s.size_bytes);
+                  s.name, s.l1_entries, s.l1.v, s.size_bytes);
         qcow2_snapshot_clear(&s);
         return -EINVAL;
     }

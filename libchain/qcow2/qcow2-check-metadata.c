@@ -68,7 +68,7 @@ static void take_snapshot(Check *c, const Qcow2Snapshot *s, uint32_t number)
         fault = "has an L1 table outside the file";
     if (fault) {
         g_autofree char *name = g_strescape(s->name, NULL);
-        check_fault(c, false, "snapshot %" PRIu32 " ('%s') %s", number, name, fault);
+        check_fault(c, false, "snapshot %" PRIu32 " ('%.100s') %s", number, name, fault);
         c->incomplete = true;
         return;
     }

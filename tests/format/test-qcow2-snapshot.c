@@ -161,6 +161,21 @@ static void impossible_snapshots_are_refused(void **state)
     refuse_snapshot(&e);
 }
 
+static void a_long_name_does_not_make_a_long_sentence(void **state)
+{
+    g_autofree char *name = g_strnfill(60000, 'x');
+    Qcow2Snapshot long_named = example();
+    long_named.name = name;
+    long_named.l1.v = 1;
+    size_t len = qcow2_snapshot_encode(&long_named, NULL);
+    g_autofree uint8_t *buf = g_malloc(len);
+    qcow2_snapshot_encode(&long_named, buf);
+    Qcow2Snapshot s;
+    g_autoptr(GError) error = NULL;
+    assert_int_equal(qcow2_snapshot_decode(buf, len, 1, &s, &error), -EINVAL);
+    assert_in_range(strlen(error->message), 50, 500);
+}
+
 static Entry example_bitmap(void)
 {
     Entry e = {0};
@@ -232,6 +247,7 @@ int main(void)
         cmocka_unit_test(a_snapshot_without_extra_data_has_the_default_size),
         cmocka_unit_test(the_largest_snapshot_entry_fits_the_bound),
         cmocka_unit_test(impossible_snapshots_are_refused),
+        cmocka_unit_test(a_long_name_does_not_make_a_long_sentence),
         cmocka_unit_test(a_bitmap_entry_decodes),
         cmocka_unit_test(impossible_bitmaps_are_refused),
         cmocka_unit_test(bitmap_table_entries_show_reserved_bits),
