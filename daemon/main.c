@@ -135,6 +135,7 @@ int main(int argc, char **argv)
 
     log_init(daemon.options.log_level);
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN); // a write past a file size limit fails with EFBIG instead
     raise_descriptor_limit();
     daemon.stop = stop_new();
     if (start(&daemon, &error) < 0) {

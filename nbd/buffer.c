@@ -22,7 +22,7 @@ static uint32_t class_of(size_t capacity)
     if (!capacity)
         return 0;
     uint32_t size_class = 1;
-    while (class_capacity(size_class) < capacity)
+    while (size_class < NBDS_BUFFER_N_CLASSES && class_capacity(size_class) < capacity)
         size_class++;
     assert(size_class < NBDS_BUFFER_N_CLASSES);
     return size_class;

@@ -29,7 +29,7 @@ enum {
     SHARE_OF_MANY = 16 * 4096, // or this when it is not the only one
     LOOP_FREE_BYTES = 1 << 20, // per connection, not taken from the loop's budget
     SMALL_CHARGE = 1 << 10,    // what a request without data holds
-    STATUS_CHARGE = 64 << 10,
+    STATUS_CHARGE = 128 << 10,
 };
 
 typedef enum Step { STEP_TAKEN, STEP_INCOMPLETE, STEP_END } Step;
@@ -211,8 +211,9 @@ static bool make_room(NbdsConnection *c, size_t needed)
         memmove(start, c->pos, have);
         c->pos = start;
     } else {
-        NbdsBuffer *input =
-            nbds_buffer_take(&c->home->pool, MAX(c->input_capacity, needed - head_bytes));
+        // Payload that is being dropped asks for a byte at a time: less than a header.
+        size_t payload = needed > head_bytes ? needed - head_bytes : 0;
+        NbdsBuffer *input = nbds_buffer_take(&c->home->pool, MAX(c->input_capacity, payload));
         if (!input)
             return false;
         uint8_t *start = nbds_buffer_bytes(input) - head_bytes;

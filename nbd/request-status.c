@@ -10,7 +10,7 @@
 
 // Far below the protocol's bound: what one request may hold in memory. Clients ask again from where
 // an answer ends.
-enum { MAX_EXTENTS = 1 << 16 };
+enum { MAX_EXTENTS = 1 << 12 }; // bounds what an unread reply holds (STATUS_CHARGE)
 _Static_assert((int)MAX_EXTENTS <= (int)NBDS_MAX_EXTENTS, "the protocol's bound");
 
 typedef struct Walk {
@@ -31,11 +31,16 @@ static void add_extent(Walk *walk, const NodeExtent *extent, uint64_t length)
     }
 }
 
+enum { LOOKS_A_TURN = 256, MAX_LOOKS = 16384 };
+
 static int walk_node(Fiber *self, Node *node, const NbdsRequestHead *head, Walk *walk)
 {
     uint64_t offset = head->offset, end = head->offset + head->length;
-    while (offset < end && walk->open) {
+    // A shorter answer is allowed; a long look must not keep the loop from the others.
+    for (unsigned n = 0; offset < end && walk->open && n < MAX_LOOKS; n++) {
         NodeExtent extent;
+        if (n && n % LOOKS_A_TURN == 0)
+            fiber_sleep(self, 0);
         int result = node_status(self, node, guest_off(offset), end - offset, &extent);
         if (result < 0)
             return offset == head->offset ? result : 0; // what is known is an answer

@@ -222,8 +222,11 @@ static void accept_clients(Fiber *self, Listener *l)
         int fd = -EMFILE;
         if (server->n_clients < server->limits.max_connections)
             fd = stream_accept(self, l->listener);
-        if (fd == -ECANCELED || fiber_is_cancelled(self))
+        if (fd == -ECANCELED || fiber_is_cancelled(self)) {
+            if (fd >= 0)
+                close(fd);
             return;
+        }
         if (fd < 0) {
             fiber_sleep(self, ACCEPT_RETRY_NS);
             continue;

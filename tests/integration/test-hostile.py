@@ -223,6 +223,24 @@ def test_errors_keep_the_connection(tmp):
         c.close()
 
 
+def test_refused_write_arrives_late(tmp):
+    """A refused write whose data comes after its header, behind a large write, does not hang the loop."""
+    with Served(tmp) as s:
+        c = Raw(s.path)
+        assert c.go() == 1
+        talk = b"".join(struct.pack(">IHHQQI", 0x25609513, 0, CMD_WRITE, cookie, offset, 65536) + data
+                        for cookie, offset, data in [(1, MIB, b"x" * 65536), (2, 1 << 40, b"")])
+        for start, end in [(0, 1000), (1000, 20000), (20000, 65000), (65000, len(talk))]:
+            c.send(talk[start:end])
+            time.sleep(0.1)  # so that each piece is received by itself
+        time.sleep(0.3)
+        s.alive()
+        c.send(b"y" * 65536)
+        answers = dict(reversed(c.simple_reply()) for _ in range(2))
+        assert answers[1] == 0 and answers[2] != 0, answers
+        c.close()
+
+
 def test_unread_replies(tmp):
     """A client that reads no replies costs bounded memory, and others are served meanwhile."""
     with Served(tmp, "256M") as s:
