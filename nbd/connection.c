@@ -65,6 +65,15 @@ static void close_connection(NbdsConnection *c)
     nbds_server_leave(server);
 }
 
+NbdsCompany nbds_connection_company(const NbdsConnection *c)
+{
+    const NbdsServerLoop *home = c->home;
+    if (home->connections == c && !c->next)
+        return NBDS_COMPANY_NONE;
+    bool is_light = home->light != c && home->light_until_ns > loop_now_ns(home->loop);
+    return is_light ? NBDS_COMPANY_LIGHT : NBDS_COMPANY_BUSY;
+}
+
 // --- Draining ---
 
 static void begin_draining(NbdsConnection *c, uint64_t timeout_ns)

@@ -36,6 +36,7 @@ struct NbdsConnection {
     uint32_t input_capacity; // of the next small-request buffer
     uint32_t n_small_receives;
     uint64_t turn_cost; // of the requests started in this turn of the loop
+    uint32_t n_taken;   // requests since the last receive
 
     // Limits. A request is in flight until its reply was handed to the socket, and executing until
     // its reply is queued.
@@ -59,11 +60,13 @@ void nbds_connection_drain(NbdsConnection *c, uint64_t timeout_ns);
 // A request is executing no more: the last one of a draining connection ends it.
 void nbds_connection_finish_execution(NbdsConnection *c);
 
-// No other connection shares its loop: nobody has to be let in between.
-static inline bool nbds_connection_is_alone(const NbdsConnection *c)
-{
-    return c->home->connections == c && !c->next;
-}
+// Who shares its loop, and therefore how much it may do in one turn.
+typedef enum NbdsCompany {
+    NBDS_COMPANY_NONE,
+    NBDS_COMPANY_BUSY,  // others that have much to do, too
+    NBDS_COMPANY_LIGHT, // one that waits for each answer
+} NbdsCompany;
+NbdsCompany nbds_connection_company(const NbdsConnection *c);
 
 // receiver.c: reads and starts requests; returns when no more will be read.
 void nbds_receiver_run(Fiber *self, NbdsConnection *c);

@@ -24,13 +24,19 @@ enum {
     LARGE_PAYLOAD = 32 << 10,  // from here on a payload counts as large
     MIN_ROOM = 16 << 10,       // do not receive small requests into less
     SHRINK_AFTER = 1024,       // receives in a row that fit in MIN_ROOM
-    REQUEST_COST = 4096,       // of any request, besides its data …
-    SHARE = 256 * 4096,        // … which a connection may start in one turn of the loop,
-    SHARE_OF_MANY = 16 * 4096, // or this when it is not the only one
+    REQUEST_COST = 4096,       // of any request, besides its data
     LOOP_FREE_BYTES = 1 << 20, // per connection, not taken from the loop's budget
     SMALL_CHARGE = 1 << 10,    // what a request without data holds
     STATUS_CHARGE = 128 << 10,
 };
+
+// What a connection may start in one turn of the loop.
+static const uint64_t shares[] = {
+    [NBDS_COMPANY_NONE] = 256 * REQUEST_COST,
+    [NBDS_COMPANY_BUSY] = 32 * REQUEST_COST,
+    [NBDS_COMPANY_LIGHT] = 8 * REQUEST_COST,
+};
+static const uint64_t LIGHT_NS = 1000000; // how long a single request makes a connection light
 
 typedef enum Step { STEP_TAKEN, STEP_INCOMPLETE, STEP_END } Step;
 
@@ -97,15 +103,11 @@ static NbdsRequest *admit_request(Fiber *self, NbdsConnection *c, const NbdsRequ
 }
 
 // A client that always has more to say must not keep the loop from the others.
-static uint64_t share_of(const NbdsConnection *c)
-{
-    return nbds_connection_is_alone(c) ? SHARE : SHARE_OF_MANY;
-}
-
 static void take_turns(Fiber *self, NbdsConnection *c, uint64_t cost)
 {
+    c->n_taken++;
     c->turn_cost += cost;
-    if (c->turn_cost < share_of(c))
+    if (c->turn_cost < shares[nbds_connection_company(c)])
         return;
     c->turn_cost = 0;
     fiber_sleep(self, 0); // the loop looks at every socket before this goes on
@@ -240,6 +242,17 @@ static void adapt_capacity(NbdsConnection *c, size_t received, size_t room)
     }
 }
 
+// Receiving takes a turn of the loop.
+static void begin_turn(NbdsConnection *c)
+{
+    if (c->n_taken == 1 && c->n_in_flight <= 1) {
+        c->home->light = c;
+        c->home->light_until_ns = loop_now_ns(c->home->loop) + LIGHT_NS;
+    }
+    c->n_taken = 0;
+    c->turn_cost = 0;
+}
+
 static bool receive_more(Fiber *self, NbdsConnection *c, size_t needed)
 {
     if (!make_room(c, needed))
@@ -249,7 +262,7 @@ static bool receive_more(Fiber *self, NbdsConnection *c, size_t needed)
     size_t ask = room;
     if (missing > LARGE_PAYLOAD)
         ask = MIN(room, missing + nbds_wire_request_head_bytes(c->session.style));
-    c->turn_cost = 0; // receiving takes a turn
+    begin_turn(c);
     ssize_t received = stream_recv(self, c->stream, c->end, ask);
     if (received <= 0)
         return false;

@@ -8,9 +8,13 @@
 
 #include "connection.h"
 
-enum {
-    MAX_BATCH = 64,
-    SEND_OF_MANY = 64 << 10, // at once, when the loop has other connections
+enum { MAX_BATCH = 64 };
+
+// Bytes that one turn of the loop shall copy.
+static const size_t send_at_once[] = {
+    [NBDS_COMPANY_NONE] = SIZE_MAX,
+    [NBDS_COMPANY_BUSY] = 64 << 10,
+    [NBDS_COMPANY_LIGHT] = 32 << 10,
 };
 
 // The bytes and the place that one request held.
@@ -56,10 +60,9 @@ void nbds_sender_drop(NbdsConnection *c, uint64_t bytes, uint64_t loop_bytes)
     wake_receiver(c);
 }
 
-// As many waiting bytes as one turn of the loop shall copy.
 static unsigned gather(NbdsConnection *c, struct iovec iov[static MAX_BATCH])
 {
-    size_t room = nbds_connection_is_alone(c) ? SIZE_MAX : SEND_OF_MANY;
+    size_t room = send_at_once[nbds_connection_company(c)];
     unsigned n = 0;
     for (NbdsBuffer *reply = c->replies; reply && n < MAX_BATCH && room; reply = reply->next) {
         size_t len = MIN(reply->length, room);

@@ -19,7 +19,11 @@ typedef struct NbdsServerLoop {
     NbdsRequest *free_requests;
     uint64_t budget_bytes; // that connections may yet have in flight beyond their first MiB
     unsigned n_waiting;    // connections that wait to admit a request
-    LoopCall drain_call;   // the server's stop
+    // The connection that last sent a single request with nothing else in flight: somebody waits
+    // for each of its answers. Compared only.
+    const NbdsConnection *light;
+    uint64_t light_until_ns;
+    LoopCall drain_call; // the server's stop
 } NbdsServerLoop;
 
 NbdsServerLoop *nbds_server_loop_new(NbdsServer *server, Loop *loop, uint64_t max_loop_bytes);
