@@ -15,7 +15,8 @@ static char *make_printable(char *message)
         is_clean = !g_ascii_iscntrl(*p);
     if (is_clean)
         return message;
-    g_autofree char *taken = message, *valid = g_utf8_make_valid(message, -1);
+    g_autofree char *valid = g_utf8_make_valid(message, -1);
+    g_free(message);
     GString *s = g_string_new(NULL);
     for (const char *p = valid; *p; p++) {
         if (g_ascii_iscntrl(*p))
