@@ -5,11 +5,13 @@
 // sockets, loops, disks, serving until somebody asks for the end, and the same backwards. I/O
 // happens only on the loops.
 #include <errno.h>
+#include <fcntl.h>
 #include <glib.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include "exports.h"
 #include "listeners.h"
@@ -120,8 +122,21 @@ static int check_addresses(char **addresses, GError **error)
     return 0;
 }
 
+// A supervisor may start us with 0, 1 or 2 closed. The next file opened would get that number, and
+// an image at number 2 would take our log as its content.
+static void occupy_standard_descriptors(void)
+{
+    int fd;
+    do
+        fd = open("/dev/null", O_RDWR);
+    while (fd >= 0 && fd <= STDERR_FILENO);
+    if (fd >= 0)
+        close(fd);
+}
+
 int main(int argc, char **argv)
 {
+    occupy_standard_descriptors();
     Daemon daemon = {0};
     g_autoptr(GError) error = NULL;
     int r = options_parse(argc, argv, &daemon.options, &error);

@@ -46,8 +46,8 @@ static void step_clear(Step *step)
 
 static bool step_is_writable(const Opening *o, const Step *step)
 {
-    return !step->overlay && !o->options->read_only && !o->options->force_share &&
-           !o->options->snapshot;
+    return !step->overlay && !step->name.is_read_only && !o->options->read_only &&
+           !o->options->force_share && !o->options->snapshot;
 }
 
 static int lock_file(Fiber *self, const Opening *o, File *file, bool writable, GError **error)

@@ -81,8 +81,8 @@ static json_t *json_child(json_t *object, const char *key)
 static bool is_harmless_option(const char *name)
 {
     static const char *const harmless[] = {
-        "aio",       "auto-read-only", "detect-zeroes",         "discard", "force-share", "locking",
-        "node-name", "read-only",      "x-check-cache-dropped",
+        "aio",         "auto-read-only", "detect-zeroes", "discard",
+        "force-share", "locking",        "node-name",     "x-check-cache-dropped",
     };
     for (size_t i = 0; i < G_N_ELEMENTS(harmless); i++) {
         if (g_str_equal(name, harmless[i]))
@@ -91,13 +91,31 @@ static bool is_harmless_option(const char *name)
     return g_str_equal(name, "cache") || g_str_has_prefix(name, "cache.");
 }
 
-static int refuse_other_options(json_t *object, const char *const *understood, GError **error)
+static int parse_read_only(json_t *value, ImageName *name, GError **error)
+{
+    const char *text = json_string_value(value);
+    if (json_is_true(value) || g_strcmp0(text, "on") == 0)
+        name->is_read_only = true;
+    else if (!json_is_false(value) && g_strcmp0(text, "off") != 0)
+        return error_set(error, -EINVAL, "\"read-only\" of a json: name must be true or false");
+    return 0;
+}
+
+// Takes "read-only", passes what is harmless or in `understood`, refuses the rest.
+static int check_options(json_t *object, const char *const *understood, ImageName *image_name,
+                         GError **error)
 {
     const char *name;
     json_t *value;
     json_object_foreach(object, name, value)
     {
         size_t len = strcspn(name, ".");
+        if (g_str_equal(name, "read-only")) {
+            int r = parse_read_only(value, image_name, error);
+            if (r < 0)
+                return r;
+            continue;
+        }
         bool is_known = is_harmless_option(name);
         for (const char *const *u = understood; *u && !is_known; u++)
             is_known = strlen(*u) == len && strncmp(*u, name, len) == 0;
@@ -116,7 +134,7 @@ static int parse_json_file(json_t *object, const char *driver, ImageName *name, 
                          "the driver '%s' of a json: name is not supported, only qcow2, raw, file "
                          "and host_device",
                          driver);
-    int r = refuse_other_options(object, understood, error);
+    int r = check_options(object, understood, name, error);
     if (r < 0)
         return r;
     const char *path = json_string_value(json_object_get(object, "filename"));
@@ -134,7 +152,7 @@ static int parse_json_format(json_t *object, const char *driver, unsigned depth,
                              GError **error)
 {
     static const char *const understood[] = {"driver", "file", "backing", NULL};
-    int r = refuse_other_options(object, understood, error);
+    int r = check_options(object, understood, name, error);
     if (r < 0)
         return r;
     json_t *backing = json_object_get(object, "backing");

@@ -10,6 +10,7 @@
 typedef struct ImageName {
     char *path;
     const char *format;  // literal: "qcow2" or "raw" when the name says so, else NULL
+    bool is_read_only;   // json "read-only": true at some level
     bool is_backing_cut; // json "backing": null: whatever the header says, there is nothing below
 } ImageName;
 

@@ -46,8 +46,12 @@ static Node *layer_below(const Node *node)
 static NodeIdentity layer_identity(const MapLayer *layer)
 {
     static const NodeIdentity none;
-    if (!layer->is_barrier && memcmp(&layer->node->identity, &none, sizeof none) != 0)
-        return layer->node->identity;
+    NodeIdentity identity = layer->node->identity;
+    if (!layer->is_barrier && memcmp(&identity, &none, sizeof none) != 0) {
+        identity.ops = layer->node->ops;
+        identity.size_bytes = layer->node->size_bytes;
+        return identity;
+    }
     return (NodeIdentity){.view = atomic_fetch_add(&n_unshared, 1) + 1};
 }
 

@@ -4,6 +4,8 @@
 import json
 import os
 import random
+import socket
+import subprocess
 
 import nbd
 
@@ -243,6 +245,60 @@ def test_space_comes_back(tmp):
     stat = os.stat(disk)
     assert stat.st_blocks * 512 < 8 * MIB, f"{stat.st_blocks * 512} bytes in use"
     assert stat.st_size < 80 * MIB, f"the file grew to {stat.st_size}"
+
+
+def test_raw_and_qcow2(tmp):
+    """One file below two disks, once as qcow2 and once as raw: each disk reads its own, also after writes."""
+    qemu_img("create", "-q", "-f", "qcow2", f"{tmp}/base.qcow2", "16M")
+    qemu_io(f"{tmp}/base.qcow2", "write -P 0x11 0 16M")
+    for name, fmt in [("a", "qcow2"), ("b", "raw")]:
+        qemu_img("create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", fmt, f"{tmp}/{name}.qcow2")
+        qemu_img("convert", "-f", "qcow2", "-O", "raw", f"{tmp}/{name}.qcow2", f"{tmp}/{name}.raw")
+    for loops in 1, 2:
+        with Daemon("--loops", loops, "--nbd", f"{tmp}/s", f"b={tmp}/b.qcow2",
+                    f"a={tmp}/a.qcow2") as daemon:
+            for name in "b", "a":
+                run("nbdcopy", daemon.uri(name), f"{tmp}/copy.raw")
+                same_content(f"{tmp}/copy.raw", f"{tmp}/{name}.raw", "raw", "raw")
+            if loops == 2:
+                connect(daemon.uri("a")).pwrite(b"\x22" * 4096, 4096)
+    qemu_io(f"{tmp}/a.qcow2", "read -P 0x11 0 4k", "read -P 0x22 4k 4k", "read -P 0x11 8k 100k")
+
+
+def test_closed_descriptors(tmp):
+    """Started with 0, 1 and 2 closed, no log line ends up in the image."""
+    with open(f"{tmp}/disk.raw", "wb") as f:
+        f.truncate(MIB)
+
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(f"{tmp}/s")
+        listening.listen()
+        fd = listening.fileno()
+        # Activated, so that the image would be the first file to get a number below 3.
+        command = f'LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" "$@" 3<&{fd} 0<&- 1>&- 2>&-'
+        process = subprocess.Popen(["/bin/sh", "-c", command, harness.chaind_path, "--format", "raw",
+                                    "--loops", "1", f"{tmp}/disk.raw"], pass_fds=(fd,))
+    h = connect(f"nbd+unix:///?socket={tmp}/s")
+    assert h.pread(4096, 0) == bytes(4096)
+    h.shutdown()
+    assert process.wait(30) == 0
+    with open(f"{tmp}/disk.raw", "rb") as f:
+        assert f.read() == bytes(MIB)
+
+
+def test_json_read_only(tmp):
+    """A json: name that says read-only is served read-only, at whichever level it says so."""
+    qemu_img("create", "-q", "-f", "qcow2", f"{tmp}/n.qcow2", "1M")
+    file = {"driver": "file", "filename": f"{tmp}/n.qcow2"}
+    for outer, inner in [(True, None), ("on", None), (None, True), (False, "off")]:
+        name = {"driver": "qcow2", "file": dict(file)}
+        if outer is not None:
+            name["read-only"] = outer
+        if inner is not None:
+            name["file"]["read-only"] = inner
+        with Daemon("--nbd", f"{tmp}/s", "json:" + json.dumps(name)) as daemon:
+            expected = outer in (True, "on") or inner in (True, "on")
+            assert connect(daemon.uri()).is_read_only() == expected, name
 
 
 main(globals())

@@ -74,11 +74,16 @@ struct NodeWriteHook {
     NodeWriteHook *next;
 };
 
-// Which content a node shows: the file's identity, and which view of it (0: all of it, or an
-// image's head). Two nodes with equal identities show the same bytes. All zero: like no other node.
+// Which content a node shows: the file's identity, which view of it (0: all of it, or an image's
+// head), and how it is read: one file as raw and as qcow2 is two contents, and so is one that grew
+// between two opens. Two nodes with equal identities show the same bytes. Drivers set `file` and
+// `view`, all zero: like no other node; the merged map adds the rest. No padding: compared as
+// bytes.
 typedef struct NodeIdentity {
     uint64_t file[2];
     uint64_t view;
+    const NodeOps *ops;
+    uint64_t size_bytes;
 } NodeIdentity;
 
 // The head of every driver's own struct (first member; the struct comes from g_new0()). Drivers
