@@ -112,22 +112,6 @@ static int get_slice(Fiber *self, Qcow2Image *image, uint64_t cluster, TableSlic
     return r;
 }
 
-int allocator_get_refcount(Fiber *self, Qcow2Image *image, uint64_t cluster, uint64_t *ret_refcount)
-{
-    TableSlice *slice;
-    uint64_t index;
-    int r = get_slice(self, image, cluster, &slice, &index);
-    if (r == -ENOENT) {
-        *ret_refcount = 0;
-        return 0;
-    }
-    if (r < 0)
-        return r;
-    *ret_refcount = qcow2_refcount_get(&image->geometry, slice->data, index);
-    table_slice_release(slice);
-    return 0;
-}
-
 // Remembers a free range, or leaves it to a later scan when there are too many.
 static void add_free(Qcow2Image *image, uint64_t first, uint64_t n)
 {

@@ -24,10 +24,6 @@ void allocator_give_back(Fiber *self, Qcow2Image *image, ClusterRange range);
 // leak.
 void allocator_release(Fiber *self, Qcow2Image *image, ClusterRange range);
 
-// Refcount of one cluster, for checks. 0 or -errno.
-int allocator_get_refcount(Fiber *self, Qcow2Image *image, uint64_t cluster,
-                           uint64_t *ret_refcount);
-
 // refcount-grow.c: makes sure that a refcount block covers `cluster`, which is at or past the tail.
 // May move the tail. Suspends.
 int refcounts_cover(Fiber *self, Qcow2Image *image, uint64_t cluster);

@@ -55,7 +55,6 @@ typedef struct Allocator {
 
 typedef struct CommitState {
     bool running;
-    bool wanted;     // somebody waits for a commit that starts later
     FiberQueue next; // waiters of the commit after the running one
     uint64_t n_started, n_done;
     int last_result;

@@ -61,7 +61,8 @@ static int make_table(Fiber *self, Qcow2View *view, uint64_t i1, Qcow2L1Entry ol
     return 0;
 }
 
-int view_prepare_l2(Fiber *self, Qcow2View *view, GuestOff off)
+// Makes sure that the head has its own writable L2 table for `off`.
+static int prepare_table(Fiber *self, Qcow2View *view, GuestOff off)
 {
     Qcow2Image *image = view->image;
     uint64_t i1 = qcow2_l1_index(&image->geometry, off);
@@ -75,8 +76,9 @@ int view_prepare_l2(Fiber *self, Qcow2View *view, GuestOff off)
     return r;
 }
 
-int view_get_entry_for_change(Fiber *self, Qcow2View *view, GuestOff off, TableSlice **ret_slice,
-                              uint32_t *ret_index)
+// The slice with the L2 entry of `off`, held; prepare_table() came before.
+static int get_slice(Fiber *self, Qcow2View *view, GuestOff off, TableSlice **ret_slice,
+                     uint32_t *ret_index)
 {
     Qcow2Image *image = view->image;
     const Qcow2Geometry *g = &image->geometry;
@@ -91,4 +93,27 @@ int view_get_entry_for_change(Fiber *self, Qcow2View *view, GuestOff off, TableS
             image, "L2 table at offset %#" G_GINT64_MODIFIER "x overlaps a refcount block",
             place.v);
     return r;
+}
+
+int view_begin_change(Fiber *self, Qcow2View *view, uint64_t first, uint64_t last,
+                      EntryChange *ret_change)
+{
+    Qcow2Image *image = view->image;
+    GuestOff off = guest_off(first << image->geometry.cluster_bits);
+    int r = commit_throttle(self, image);
+    if (r < 0)
+        return r;
+    cluster_lock(self, &image->locks, &ret_change->lock, first, last);
+    r = prepare_table(self, view, off);
+    if (r == 0)
+        r = get_slice(self, view, off, &ret_change->slice, &ret_change->index);
+    if (r < 0)
+        cluster_unlock(&image->locks, &ret_change->lock);
+    return r;
+}
+
+void view_end_change(Qcow2View *view, EntryChange *change)
+{
+    table_slice_release(change->slice);
+    cluster_unlock(&view->image->locks, &change->lock);
 }

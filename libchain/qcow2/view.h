@@ -66,8 +66,15 @@ int view_mark_bad_target(Qcow2Image *image, GuestOff off, const Qcow2L2Entry *ol
 // Frees what an L2 entry that has just been replaced named (write.c).
 void view_free_old(Qcow2Image *image, const Qcow2L2Entry *old);
 
-// Makes sure that the head has its own writable L2 table for `off` (creates or copies it).
-int view_prepare_l2(Fiber *self, Qcow2View *view, GuestOff off);
-// The slice with the L2 entry of `off`, held, for changing; view_prepare_l2() came before.
-int view_get_entry_for_change(Fiber *self, Qcow2View *view, GuestOff off, TableSlice **ret_slice,
-                              uint32_t *ret_index);
+// L2 entries of the head that may be changed: their clusters are locked, their table is the head's
+// own (created or copied for that), their slice is held. A value on the fiber's stack.
+typedef struct EntryChange {
+    ClusterLock lock;
+    TableSlice *slice;
+    uint32_t index; // of the first entry, within the slice
+} EntryChange;
+// For guest clusters [first, last], which lie in one slice. Waits while too much is dirty, then for
+// the lock; what was looked up before is stale. After 0, view_end_change().
+int view_begin_change(Fiber *self, Qcow2View *view, uint64_t first, uint64_t last,
+                      EntryChange *ret_change);
+void view_end_change(Qcow2View *view, EntryChange *change);

@@ -343,21 +343,12 @@ static int write_allocating(Fiber *self, Qcow2View *view, GuestOff off, const vo
     uint64_t last = MIN((off.v + len - 1) >> g->cluster_bits, slice_last);
     len = MIN(len, ((last + 1) << g->cluster_bits) - off.v);
     *ret_len = 0;
-    int r = commit_throttle(self, image);
+    EntryChange change;
+    int r = view_begin_change(self, view, first, last, &change);
     if (r < 0)
         return r;
-    ClusterLock lock;
-    cluster_lock(self, &image->locks, &lock, first, last);
-    TableSlice *slice;
-    uint32_t index;
-    r = view_prepare_l2(self, view, off);
-    if (r == 0)
-        r = view_get_entry_for_change(self, view, off, &slice, &index);
-    if (r == 0) {
-        r = allocate_and_write(self, view, slice, index, off, buf, len, ret_len);
-        table_slice_release(slice);
-    }
-    cluster_unlock(&image->locks, &lock);
+    r = allocate_and_write(self, view, change.slice, change.index, off, buf, len, ret_len);
+    view_end_change(view, &change);
     return r;
 }
 

@@ -10,7 +10,6 @@
 #include <errno.h>
 #include <string.h>
 
-#include "qcow2/commit.h"
 #include "qcow2/view.h"
 
 enum { ZEROS_BYTES = 256 << 10 };
@@ -84,9 +83,7 @@ static int zero_in_slice(Fiber *self, Qcow2View *view, GuestOff off, uint64_t le
     Qcow2Image *image = view->image;
     const Qcow2Geometry *g = &image->geometry;
     EntryPlace place;
-    int r = commit_throttle(self, image);
-    if (r == 0)
-        r = view_find_entry(self, view, off, &place);
+    int r = view_find_entry(self, view, off, &place);
     if (r < 0)
         return r;
     if (!place.slice && !shows_below(view, off)) {
@@ -96,35 +93,30 @@ static int zero_in_slice(Fiber *self, Qcow2View *view, GuestOff off, uint64_t le
     uint64_t first = off.v >> g->cluster_bits;
     uint64_t last = MIN((off.v + len - 1) >> g->cluster_bits, first | (g->slice_entries - 1));
     *ret_len = MIN(len, ((last + 1) << g->cluster_bits) - off.v);
-    ClusterLock lock;
-    cluster_lock(self, &image->locks, &lock, first, last);
-    TableSlice *slice;
-    uint32_t index;
-    r = view_prepare_l2(self, view, off);
-    if (r == 0)
-        r = view_get_entry_for_change(self, view, off, &slice, &index);
-    if (r == 0) {
-        for (uint64_t c = first; c <= last && r == 0; c++) {
-            Qcow2L2Entry old = qcow2_l2_entry_decode(g, slice->data, index + (c - first)), e;
-            bool frees;
-            if (old.kind == QCOW2_CLUSTER_BAD) {
-                r = image_mark_corrupt(
-                    image, "L2 entry for guest offset %#" G_GINT64_MODIFIER "x is damaged",
-                    c << g->cluster_bits);
-            } else if (plan_whole(view, guest_off(c << g->cluster_bits), &old, unmap, &frees, &e)) {
-                if (frees && !view_old_is_sane(image, &old)) {
-                    r = view_mark_bad_target(image, guest_off(c << g->cluster_bits), &old);
-                    break;
-                }
-                qcow2_l2_entry_encode(g, slice->data, index + (c - first), &e);
-                table_slice_set_dirty(slice, &image->commit.dirty);
-                if (frees)
-                    view_free_old(image, &old);
+    EntryChange change;
+    r = view_begin_change(self, view, first, last, &change);
+    if (r < 0)
+        return r;
+    for (uint64_t c = first; c <= last && r == 0; c++) {
+        GuestOff at = guest_off(c << g->cluster_bits);
+        uint32_t index = change.index + (c - first);
+        Qcow2L2Entry old = qcow2_l2_entry_decode(g, change.slice->data, index), e;
+        bool frees;
+        if (old.kind == QCOW2_CLUSTER_BAD) {
+            r = image_mark_corrupt(
+                image, "L2 entry for guest offset %#" G_GINT64_MODIFIER "x is damaged", at.v);
+        } else if (plan_whole(view, at, &old, unmap, &frees, &e)) {
+            if (frees && !view_old_is_sane(image, &old)) {
+                r = view_mark_bad_target(image, at, &old);
+                break;
             }
+            qcow2_l2_entry_encode(g, change.slice->data, index, &e);
+            table_slice_set_dirty(change.slice, &image->commit.dirty);
+            if (frees)
+                view_free_old(image, &old);
         }
-        table_slice_release(slice);
     }
-    cluster_unlock(&image->locks, &lock);
+    view_end_change(view, &change);
     return r;
 }
 
@@ -137,37 +129,27 @@ static int zero_subclusters(Fiber *self, Qcow2View *view, GuestOff off, uint64_t
     int r = view_reads_as_zeros(self, view, off, len, &is_zero);
     if (r < 0 || is_zero)
         return r;
-    r = commit_throttle(self, image);
+    EntryChange change;
+    uint64_t cluster = off.v >> g->cluster_bits;
+    r = view_begin_change(self, view, cluster, cluster, &change);
     if (r < 0)
         return r;
-    ClusterLock lock;
-    uint64_t cluster = off.v >> g->cluster_bits;
-    cluster_lock(self, &image->locks, &lock, cluster, cluster);
-    TableSlice *slice;
-    uint32_t index;
-    bool compressed = false;
-    r = view_prepare_l2(self, view, off);
-    if (r == 0)
-        r = view_get_entry_for_change(self, view, off, &slice, &index);
-    if (r == 0) {
-        Qcow2L2Entry e = qcow2_l2_entry_decode(g, slice->data, index);
-        compressed = e.kind == QCOW2_CLUSTER_COMPRESSED;
-        if (e.kind == QCOW2_CLUSTER_BAD) {
-            r = image_mark_corrupt(
-                image, "L2 entry for guest offset %#" G_GINT64_MODIFIER "x is damaged", off.v);
-        } else if (!compressed) {
-            uint32_t first = qcow2_in_cluster(g, off) >> g->subcluster_bits,
-                     n = len >> g->subcluster_bits;
-            uint32_t mask = (uint32_t)(((UINT64_C(1) << n) - 1) << first);
-            e.alloc_bitmap &= ~mask;
-            e.zero_bitmap |= mask;
-            qcow2_l2_entry_encode(g, slice->data, index, &e);
-            table_slice_set_dirty(slice, &image->commit.dirty);
-        }
-        table_slice_release(slice);
+    Qcow2L2Entry e = qcow2_l2_entry_decode(g, change.slice->data, change.index);
+    bool is_compressed = e.kind == QCOW2_CLUSTER_COMPRESSED;
+    if (e.kind == QCOW2_CLUSTER_BAD) {
+        r = image_mark_corrupt(
+            image, "L2 entry for guest offset %#" G_GINT64_MODIFIER "x is damaged", off.v);
+    } else if (!is_compressed) {
+        uint32_t first = qcow2_in_cluster(g, off) >> g->subcluster_bits;
+        uint32_t n = len >> g->subcluster_bits;
+        uint32_t mask = (uint32_t)(((UINT64_C(1) << n) - 1) << first);
+        e.alloc_bitmap &= ~mask;
+        e.zero_bitmap |= mask;
+        qcow2_l2_entry_encode(g, change.slice->data, change.index, &e);
+        table_slice_set_dirty(change.slice, &image->commit.dirty);
     }
-    cluster_unlock(&image->locks, &lock);
-    return r == 0 && compressed ? write_zeros(self, view, off, len) : r;
+    view_end_change(view, &change);
+    return r == 0 && is_compressed ? write_zeros(self, view, off, len) : r;
 }
 
 // A range that does not fill a cluster.
