@@ -58,13 +58,19 @@ static unsigned choose_n_loops(const Options *options)
                             : MIN(options->disks->len, (unsigned)g_get_num_processors());
 }
 
+// On the only processor a loop that looks out for a client keeps that client from running.
+static uint64_t choose_busy_wait_ns(const Options *options)
+{
+    return g_get_num_processors() > 1 ? options->busy_wait_us * UINT64_C(1000) : 0;
+}
+
 static int start(Daemon *daemon, GError **error)
 {
     const Options *options = &daemon->options;
     daemon->listeners = listeners_open(options->addresses, error);
     if (!daemon->listeners)
         return -EINVAL;
-    daemon->loops = loops_start(choose_n_loops(options), error);
+    daemon->loops = loops_start(choose_n_loops(options), choose_busy_wait_ns(options), error);
     if (!daemon->loops)
         return -ENOSYS;
     daemon->memory = map_memory_new(options->map_memory_bytes);

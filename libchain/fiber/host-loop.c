@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // The io_uring back end. One io_uring_enter a turn hands over all that the turn's fibers submitted
 // and waits for completions, which are then reaped together. Messages from other threads end the
-// wait through an eventfd, whose read is itself an operation of the ring. Loop thread, except
+// wait through an eventfd, whose read is itself an operation of the ring. Before a wait that is
+// likely to be short the loop looks out for events itself (busy-wait.h). Loop thread, except
 // notify().
 #include "host-loop.h"
 
@@ -94,13 +95,70 @@ static void wait_by_poll(HostLoop *host, uint64_t deadline_ns)
     io_uring_get_events(&host->ring);
 }
 
+// --- busy waiting ---
+
+static inline void relax(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("isb");
+#endif
+}
+
+// A completion, one that the kernel has put off until the ring is entered, or a message.
+static inline bool has_event(HostLoop *host)
+{
+    unsigned flags = IO_URING_READ_ONCE(*host->ring.sq.kflags);
+    return flags & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW) || io_uring_cq_ready(&host->ring) ||
+           atomic_load_explicit(&host->loop.inbox, memory_order_relaxed);
+}
+
+// Reads memory that the kernel writes: while it goes on, neither side makes a system call.
+static bool look_out(HostLoop *host, uint64_t end_ns)
+{
+    enum { LOOKS_PER_CLOCK = 8 };
+    do {
+        for (unsigned i = 0; i < LOOKS_PER_CLOCK; i++) {
+            if (has_event(host))
+                return true;
+            relax();
+        }
+    } while (host_now(&host->loop) < end_ns);
+    return false;
+}
+
+static void hand_over(HostLoop *host)
+{
+    host_file_dispatch_writes(host);
+    if (!host->is_event_armed)
+        arm_event(host);
+}
+
+static bool host_busy_wait(Loop *loop, uint64_t deadline_ns)
+{
+    HostLoop *host = (HostLoop *)loop;
+    if (!host->busy_wait.max_ns)
+        return false;
+    hand_over(host);
+    io_uring_submit(&host->ring);
+    if (io_uring_cq_ready(&host->ring)) // sends, usually: the loop was not idle
+        return true;
+    uint64_t start = host_now(loop);
+    if (busy_wait_pays(&host->busy_wait) &&
+        look_out(host, MIN(deadline_ns, start + host->busy_wait.max_ns))) {
+        busy_wait_learn(&host->busy_wait, host_now(loop) - start);
+        return true;
+    }
+    host->idle_since_ns = start;
+    return false;
+}
+
 static void host_wait(Loop *loop, uint64_t deadline_ns)
 {
     HostLoop *host = (HostLoop *)loop;
     struct io_uring *ring = &host->ring;
-    host_file_dispatch_writes(host);
-    if (!host->is_event_armed)
-        arm_event(host);
+    hand_over(host);
     if (deadline_ns <= loop->now_ns) {
         io_uring_submit_and_get_events(ring);
     } else if (RUNNING_ON_VALGRIND) {
@@ -115,6 +173,10 @@ static void host_wait(Loop *loop, uint64_t deadline_ns)
         };
         struct io_uring_cqe *cqe;
         io_uring_submit_and_wait_timeout(ring, &cqe, 1, &t, NULL);
+    }
+    if (host->idle_since_ns) {
+        busy_wait_learn(&host->busy_wait, host_now(loop) - host->idle_since_ns);
+        host->idle_since_ns = 0;
     }
     // A failure is EINTR, a timeout, or a full completion queue: reaping is the answer to each.
     reap(host);
@@ -185,6 +247,7 @@ static void host_free(Loop *loop)
 
 static const LoopBackend host_backend = {
     .name = "io_uring",
+    .busy_wait = host_busy_wait,
     .wait = host_wait,
     .now = host_now,
     .notify = host_notify,
@@ -210,8 +273,9 @@ static void raise_file_limit(void)
 static int make_ring(struct io_uring *ring)
 {
     static const unsigned flags[] = {
-        IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_R_DISABLED,
-        IORING_SETUP_COOP_TASKRUN,
+        IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG |
+            IORING_SETUP_R_DISABLED,
+        IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
         0,
     };
     int r = 0;
@@ -256,6 +320,7 @@ Loop *loop_new(const LoopConfig *config, GError **error)
     raise_file_limit();
     loop_init(&host->loop, &host_backend, config);
     host->max_workers = config && config->max_workers ? config->max_workers : MAX_WORKERS_DEFAULT;
+    host->busy_wait.max_ns = config && !RUNNING_ON_VALGRIND ? config->busy_wait_ns : 0;
 
     int r = make_ring(&host->ring);
     if (r < 0) {

@@ -5,6 +5,7 @@
 
 #include <liburing.h>
 
+#include "busy-wait.h"
 #include "file-private.h"
 #include "loop-private.h"
 #include "worker-pool.h"
@@ -21,8 +22,10 @@ typedef struct HostLoop {
     bool is_event_armed;
     uint64_t event_value;
     LoopOp event_op;
-    HostDevice *devices;   // host-device.c
-    HostFile *dirty_files; // have writes to hand to a worker at the end of the turn
+    BusyWait busy_wait;
+    uint64_t idle_since_ns; // while it sleeps and its idle time shall be learnt from
+    HostDevice *devices;    // host-device.c
+    HostFile *dirty_files;  // have writes to hand to a worker at the end of the turn
 } HostLoop;
 
 // An entry to fill; submitted at the end of the turn. `op`->done gets its result. Never NULL.

@@ -26,6 +26,7 @@ typedef struct SocketOp {
 typedef struct HostStream {
     Stream stream;
     int fd;
+    bool is_drained; // the last receive got less than it asked for
     SocketOp recv, send;
 } HostStream;
 
@@ -98,7 +99,10 @@ static ssize_t host_recv(Fiber *self, Stream *stream, void *buf, size_t len)
     HostStream *s = (HostStream *)stream;
     struct io_uring_sqe *sqe = op_start(&s->recv, self);
     io_uring_prep_recv(sqe, s->fd, buf, MIN(len, INT_MAX), 0);
+    if (s->is_drained)
+        sqe->ioprio |= IORING_RECVSEND_POLL_FIRST;
     ssize_t n = op_wait(&s->recv, self, "receive");
+    s->is_drained = n > 0 && (size_t)n < len;
     if (n > 0)
         (void)VALGRIND_MAKE_MEM_DEFINED(buf, (size_t)n);
     if (n == 0 && stream->is_shut_down)

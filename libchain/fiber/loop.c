@@ -162,9 +162,12 @@ void loop_run(Loop *loop)
                 loop_run_one(loop);
         if (loop_is_finished(loop))
             break;
+        bool is_ready = loop_is_ready(loop);
+        if (!is_ready && loop->backend->busy_wait)
+            is_ready = loop->backend->busy_wait(loop, loop_next_deadline_ns(loop));
         // Announce the wait before looking for messages the last time; see take_inbox().
         atomic_store(&loop->is_waiting, true);
-        bool is_ready = loop_is_ready(loop) || loop_is_finished(loop);
+        is_ready = is_ready || loop_is_ready(loop) || loop_is_finished(loop);
         if (is_ready)
             atomic_store_explicit(&loop->is_waiting, false, memory_order_relaxed);
         loop->backend->wait(loop, is_ready ? 0 : loop_next_deadline_ns(loop));

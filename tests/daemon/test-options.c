@@ -62,6 +62,7 @@ static void defaults_are_those_of_the_manual(void **state)
     assert_null(o.description);
     assert_false(o.read_only || o.direct || o.force_share);
     assert_int_equal(o.n_loops, 0);
+    assert_int_equal(o.busy_wait_us, 50);
     assert_int_equal(o.map_memory_bytes, 32 << 20);
     assert_int_equal(o.log_level, LOG_INFO);
     assert_int_equal(o.disks->len, 1);
@@ -168,6 +169,8 @@ static void what_makes_no_sense_is_refused(void **state)
     assert_refused("a|--format", "--format needs a value");
     assert_refused("--read-only=yes|a", "--read-only");
     assert_refused("--format|vdi|a", "vdi");
+    assert_refused("--busy-wait|1001|a", "--busy-wait");
+    assert_refused("--busy-wait|x|a", "--busy-wait");
     assert_refused("--loops|0|a", "--loops");
     assert_refused("--loops|257|a", "--loops");
     assert_refused("--log|verbose|a", "verbose");
