@@ -68,8 +68,6 @@ NbdsBuffer *nbds_buffer_take(NbdsBufferPool *pool, size_t capacity)
     buffer->n_refs = 1;
     buffer->start = nbds_buffer_bytes(buffer);
     buffer->length = 0;
-    buffer->charged_bytes = 0;
-    buffer->charged_loop_bytes = 0;
     buffer->ends_request = false;
     return buffer;
 }

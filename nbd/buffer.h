@@ -10,6 +10,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "admission.h"
+
 typedef struct NbdsBuffer NbdsBuffer;
 typedef struct NbdsBufferPool NbdsBufferPool;
 
@@ -28,9 +30,8 @@ struct NbdsBuffer {
     uint32_t capacity;
     uint32_t length; // a reply: bytes to send, header included
     uint8_t *start;  // a reply: first byte to send
-    // What sending this reply gives back (connection.c).
-    uint64_t charged_bytes;
-    uint64_t charged_loop_bytes;
+    // What sending this reply gives back, if it is its request's last.
+    NbdsCharge charge;
     bool ends_request;
 };
 

@@ -190,38 +190,40 @@ static int exchange_flags(Fiber *self, NbdsConnection *c, NbdsHandshake *h)
 // The exports as this client sees them, looked up again when they changed.
 typedef struct Exports {
     GPtrArray *exports;
-    GPtrArray *infos; // of the same, borrowed
+    NbdsExportInfo *infos;        // of the same
+    const NbdsExportInfo **table; // their addresses
     unsigned generation;
 } Exports;
+
+static void exports_done(Exports *e)
+{
+    g_clear_pointer(&e->exports, g_ptr_array_unref);
+    g_clear_pointer(&e->infos, g_free);
+    g_clear_pointer(&e->table, g_free);
+}
 
 static NbdsExportTable exports_table(Exports *e, NbdsServer *server)
 {
     unsigned generation = nbds_server_generation(server);
     if (!e->exports || e->generation != generation) {
-        g_clear_pointer(&e->exports, g_ptr_array_unref);
-        g_clear_pointer(&e->infos, g_ptr_array_unref);
+        exports_done(e);
         e->generation = generation;
         e->exports = g_ptr_array_new_with_free_func((GDestroyNotify)nbds_export_unref);
-        e->infos = g_ptr_array_new();
         nbds_server_list_exports(server, e->exports);
+        e->infos = g_new(NbdsExportInfo, e->exports->len);
+        e->table = g_new(const NbdsExportInfo *, e->exports->len);
         for (unsigned i = 0; i < e->exports->len; i++) {
-            NbdsExport *export = e->exports->pdata[i];
-            g_ptr_array_add(e->infos, &export->info);
+            e->infos[i] = nbds_export_info(e->exports->pdata[i]);
+            e->table[i] = &e->infos[i];
         }
     }
-    return (NbdsExportTable){(const NbdsExportInfo *const *)e->infos->pdata, e->infos->len};
+    return (NbdsExportTable){e->table, e->exports->len};
 }
 
-static void exports_done(Exports *e)
+static void agree(NbdsConnection *c, const NbdsHandshake *h, const Exports *exports,
+                  const NbdsExportInfo *info)
 {
-    g_clear_pointer(&e->exports, g_ptr_array_unref);
-    g_clear_pointer(&e->infos, g_ptr_array_unref);
-}
-
-static void agree(NbdsConnection *c, const NbdsHandshake *h, const NbdsExportInfo *info)
-{
-    NbdsExport *export = (NbdsExport *)((char *)info - offsetof(NbdsExport, info));
-    c->export = nbds_export_ref(export);
+    c->export = nbds_export_ref(exports->exports->pdata[info - exports->infos]);
     c->session = (NbdsSession){
         .style = h->style,
         .contexts = h->contexts,
@@ -252,7 +254,7 @@ static int haggle(Fiber *self, NbdsConnection *c, NbdsHandshake *h, Exports *exp
     NbdsVerdict verdict = nbds_handshake_option(h, &table, nbds_server_is_stopping(server), option,
                                                 data->data, len, out, &info);
     if (verdict == NBDS_VERDICT_TRANSMIT)
-        agree(c, h, info);
+        agree(c, h, exports, info);
     if ((result = send_bytes(self, c, out->data, out->len)) < 0)
         return result;
     switch (verdict) {

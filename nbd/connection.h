@@ -4,6 +4,7 @@
 // and the sender; each request has a fiber of its own. On its loop.
 #pragma once
 
+#include "admission.h"
 #include "chain-core/stream.h"
 #include "export.h"
 #include "request-check.h"
@@ -35,15 +36,19 @@ struct NbdsConnection {
     uint64_t skip_bytes;     // payload of a refused request still to be dropped
     uint32_t input_capacity; // of the next small-request buffer
     uint32_t n_small_receives;
-    uint64_t turn_cost; // of the requests started in this turn of the loop
-    uint32_t n_taken;   // requests since the last receive
+    NbdsRequest *incoming; // the request at `pos`, admitted, its payload incomplete; or NULL
+    uint64_t turn_cost;    // of the requests started in this turn of the loop
+    uint32_t n_taken;      // requests since the last receive
 
-    // Limits. A request is in flight until its reply was handed to the socket, and executing until
-    // its reply is queued.
+    // Limits (admission.c). A request is in flight from its header until its reply was handed to
+    // the socket, and executing until its reply is queued.
     uint32_t n_in_flight, n_executing;
-    uint64_t bytes_in_flight;
-    FiberQueue budget; // the receiver, waiting for less in flight
-    FiberQueue quiet;  // the receiver, waiting for nothing in flight
+    uint64_t bytes_in_flight, loop_bytes;
+    bool is_privileged;
+    bool is_urgent;       // waits for each answer, beside busy ones
+    uint64_t progress_ns; // when the socket last took or gave something
+    FiberQueue room;      // the receiver, waiting for less in flight
+    FiberQueue quiet;     // the receiver, waiting for nothing in flight
 
     // Sending (sender.c).
     Fiber *sender; // NULL once ended
@@ -75,5 +80,5 @@ void nbds_receiver_run(Fiber *self, NbdsConnection *c);
 int nbds_sender_start(NbdsConnection *c);
 void nbds_sender_queue(NbdsConnection *c, NbdsBuffer *reply); // takes `reply`
 // Instead of a reply for which there is no memory: cuts the client off.
-void nbds_sender_drop(NbdsConnection *c, uint64_t charged_bytes, uint64_t charged_loop_bytes);
-void nbds_sender_stop(Fiber *self, NbdsConnection *c); // the queue must be empty
+void nbds_sender_drop(NbdsConnection *c, const NbdsCharge *charge);
+void nbds_sender_stop(Fiber *self, NbdsConnection *c); // once everything in flight was answered

@@ -38,6 +38,7 @@ NbdsExport *nbds_export_new(NbdsServerLoop *home, const NbdsExportConfig *config
         .preferred_bytes = preferred_bytes(config->node),
         .read_only = config->read_only || config->node->read_only,
     };
+    atomic_init(&export->size_bytes, config->node->size_bytes);
     export->home = home;
     atomic_init(&export->n_refs, 1);
     port_init(&export->port, config->node, export->info.name);
@@ -107,7 +108,14 @@ const char *nbds_export_description(const NbdsExport *export)
 
 uint64_t nbds_export_size_bytes(const NbdsExport *export)
 {
-    return export->info.size_bytes;
+    return atomic_load_explicit(&((NbdsExport *)export)->size_bytes, memory_order_relaxed);
+}
+
+NbdsExportInfo nbds_export_info(const NbdsExport *export)
+{
+    NbdsExportInfo info = export->info;
+    info.size_bytes = nbds_export_size_bytes(export);
+    return info;
 }
 
 bool nbds_export_is_read_only(const NbdsExport *export)

@@ -11,12 +11,14 @@
 #include "server-loop.h"
 
 struct NbdsExport {
-    NbdsExportInfo info; // strings owned
+    NbdsExportInfo info; // strings owned; its size is the one at first
+    _Atomic uint64_t size_bytes;
     NbdsServerLoop *home;
     atomic_uint n_refs;     // memory only
     atomic_bool is_removed; // no client may enter any more
     Port port;
     FiberQueue emptied;    // the remover, waiting for the last connection
+    bool has_privileged;   // admission.h
     bool sparse_reads_pay; // see request-read.c
     uint8_t n_reads_to_probe;
 
@@ -32,6 +34,9 @@ NbdsExport *nbds_export_new(NbdsServerLoop *home, const NbdsExportConfig *config
                             GError **error);
 NbdsExport *nbds_export_ref(NbdsExport *export);
 void nbds_export_unref(NbdsExport *export); // accepts NULL
+
+// What a client that comes now is told; any thread.
+NbdsExportInfo nbds_export_info(const NbdsExport *export);
 
 // One connection more or less; on the export's loop. False: the export is being removed.
 bool nbds_export_try_enter(NbdsExport *export);

@@ -4,8 +4,9 @@
 // request holds a reference on the buffer its payload lies in. The rules that keep large payloads
 // from being copied:
 //
-// - While a large payload is incomplete, no more is received than its rest and one header. So what
-//   has to move to the next buffer is at most that header.
+// - While a large payload is incomplete, no more is received than fits behind it as whole requests
+//   of the same size, and one header. So what has to move to the next buffer is at most that
+//   header.
 // - A buffer that nobody else refers to is used again from its start, which is warm.
 // - A fresh buffer's first header goes into the headroom, its payload starts aligned.
 //
@@ -21,84 +22,46 @@
 enum {
     SMALL_INPUT = 32 << 10, // capacity of an input buffer, before and after it proves too small
     LARGE_INPUT = 256 << 10,
-    LARGE_PAYLOAD = 32 << 10,  // from here on a payload counts as large
-    MIN_ROOM = 16 << 10,       // do not receive small requests into less
-    SHRINK_AFTER = 1024,       // receives in a row that fit in MIN_ROOM
-    REQUEST_COST = 4096,       // of any request, besides its data
-    LOOP_FREE_BYTES = 1 << 20, // per connection, not taken from the loop's budget
-    SMALL_CHARGE = 1 << 10,    // what a request without data holds
-    STATUS_CHARGE = 128 << 10,
+    LARGE_PAYLOAD = 32 << 10,   // from here on a payload counts as large
+    PAIRED_PAYLOAD = 512 << 10, // up to here a buffer has room for two of its size: one is received
+                                // while the other is written
+    MIN_ROOM = 16 << 10,        // do not receive small requests into less
+    SHRINK_AFTER = 1024,        // receives in a row that fit in MIN_ROOM
+    REQUEST_COST = 4096,        // of any request, besides its data
 };
 
 // What a connection may start in one turn of the loop.
 static const uint64_t shares[] = {
     [NBDS_COMPANY_NONE] = 256 * REQUEST_COST,
     [NBDS_COMPANY_BUSY] = 32 * REQUEST_COST,
-    [NBDS_COMPANY_LIGHT] = 8 * REQUEST_COST,
+    [NBDS_COMPANY_LIGHT] = 4 * REQUEST_COST,
 };
-static const uint64_t LIGHT_NS = 1000000; // how long a single request makes a connection light
+// What one receive may copy beside a client that waits for single answers.
+enum { LIGHT_RECEIVE = 64 << 10 };
+static const uint64_t LIGHT_NS = 1000000; // how long a receive tells what kind of client it is
 
 typedef enum Step { STEP_TAKEN, STEP_INCOMPLETE, STEP_END } Step;
 
-static uint64_t charge_of(const NbdsRequestHead *head)
-{
-    switch (head->type) {
-    case NBDS_CMD_READ:
-    case NBDS_CMD_WRITE:
-        return head->length + SMALL_CHARGE;
-    case NBDS_CMD_CACHE:
-        return LARGE_INPUT;
-    case NBDS_CMD_BLOCK_STATUS:
-        return STATUS_CHARGE;
-    default:
-        return SMALL_CHARGE;
-    }
-}
-
-// May `bytes` more be in flight now? One request always may, however large; so what a connection
-// waits for always comes, whatever others hold.
-static bool try_admit(NbdsConnection *c, uint64_t bytes, uint64_t *ret_loop_bytes)
-{
-    const NbdsLimits *limits = nbds_server_limits(c->home->server);
-    *ret_loop_bytes = 0;
-    if (!c->n_in_flight)
-        return true;
-    if (c->n_in_flight >= limits->max_requests || c->bytes_in_flight + bytes > limits->max_bytes)
-        return false;
-    if (c->bytes_in_flight + bytes <= LOOP_FREE_BYTES)
-        return true;
-    *ret_loop_bytes = bytes;
-    return nbds_server_loop_try_take(c->home, bytes);
-}
-
-static int admit(Fiber *self, NbdsConnection *c, uint64_t bytes, uint64_t *ret_loop_bytes)
-{
-    while (!try_admit(c, bytes, ret_loop_bytes)) {
-        c->home->n_waiting++;
-        int result = fiber_queue_wait(self, &c->budget, true, "nbd: limit of requests or bytes");
-        c->home->n_waiting--;
-        if (result < 0)
-            return result;
-    }
-    c->n_in_flight++;
-    c->bytes_in_flight += bytes;
-    return 0;
-}
-
 // Admits a request; NULL when the receiver shall end.
-static NbdsRequest *admit_request(Fiber *self, NbdsConnection *c, const NbdsRequestHead *head,
-                                  uint64_t bytes)
+static NbdsRequest *admit(Fiber *self, NbdsConnection *c, const NbdsRequestHead *head,
+                          uint64_t bytes)
 {
-    uint64_t loop_bytes;
-    if (admit(self, c, bytes, &loop_bytes) < 0)
+    NbdsCharge charge;
+    if (nbds_admission_enter(self, c, bytes, &charge) < 0)
         return NULL;
     NbdsRequest *request = nbds_request_take(c, head);
     if (!request) {
-        nbds_sender_drop(c, bytes, loop_bytes);
+        nbds_sender_drop(c, &charge);
         return NULL;
     }
-    request->charged_bytes = bytes;
-    request->charged_loop_bytes = loop_bytes;
+    request->charge = charge;
+    return request;
+}
+
+static NbdsRequest *take_incoming(NbdsConnection *c)
+{
+    NbdsRequest *request = c->incoming;
+    c->incoming = NULL;
     return request;
 }
 
@@ -118,7 +81,9 @@ static Step refuse(Fiber *self, NbdsConnection *c, const NbdsRequestHead *head,
 {
     c->pos += nbds_wire_request_head_bytes(c->session.style);
     c->skip_bytes = check->payload_bytes;
-    NbdsRequest *request = admit_request(self, c, head, SMALL_CHARGE);
+    NbdsRequest *request = take_incoming(c);
+    if (!request)
+        request = admit(self, c, head, nbds_admission_refusal_bytes());
     if (!request)
         return STEP_END;
     nbds_request_refuse(request, check->error, check->message);
@@ -126,12 +91,28 @@ static Step refuse(Fiber *self, NbdsConnection *c, const NbdsRequestHead *head,
     return STEP_TAKEN;
 }
 
-static Step execute(Fiber *self, NbdsConnection *c, const NbdsRequestHead *head,
-                    const NbdsCheck *check)
+// In bytes of data, for taking turns.
+static uint64_t cost_of(const NbdsRequestHead *head)
 {
-    NbdsRequest *request = admit_request(self, c, head, charge_of(head));
-    if (!request)
-        return STEP_END;
+    switch (head->type) {
+    case NBDS_CMD_READ:
+    case NBDS_CMD_WRITE:
+        return REQUEST_COST + head->length;
+    case NBDS_CMD_CACHE:
+        return REQUEST_COST + MIN(head->length, NBDS_MAX_PAYLOAD);
+    case NBDS_CMD_TRIM:
+    case NBDS_CMD_WRITE_ZEROES: // metadata: about an entry for each cluster
+        return REQUEST_COST + (head->length >> 8);
+    default:
+        return REQUEST_COST;
+    }
+}
+
+static Step execute(Fiber *self, NbdsConnection *c, const NbdsCheck *check)
+{
+    NbdsRequest *request = take_incoming(c);
+    const NbdsRequestHead *head = &request->head;
+    uint64_t cost = cost_of(head);
     uint8_t *payload = c->pos + nbds_wire_request_head_bytes(c->session.style);
     c->pos = payload + check->payload_bytes;
     if (c->state == NBDS_STATE_DRAINING) { // began while waiting
@@ -149,8 +130,6 @@ static Step execute(Fiber *self, NbdsConnection *c, const NbdsRequestHead *head,
         request->payload = payload;
         request->input = nbds_buffer_ref(c->input);
     }
-    bool has_data = head->type == NBDS_CMD_READ || head->type == NBDS_CMD_WRITE;
-    uint64_t cost = REQUEST_COST + (has_data ? head->length : 0);
     nbds_request_start(self, request);
     take_turns(self, c, cost);
     return STEP_TAKEN;
@@ -183,7 +162,13 @@ static Step take_request(Fiber *self, NbdsConnection *c, size_t *ret_needed)
         break;
     }
     *ret_needed = head_bytes + check.payload_bytes;
-    return have < *ret_needed ? STEP_INCOMPLETE : execute(self, c, &head, &check);
+    // Before memory for the payload is taken.
+    if (!c->incoming)
+        c->incoming =
+            admit(self, c, &head, nbds_admission_bytes(&head, c->export->info.preferred_bytes));
+    if (!c->incoming)
+        return STEP_END;
+    return have < *ret_needed ? STEP_INCOMPLETE : execute(self, c, &check);
 }
 
 static uint8_t *input_limit(const NbdsConnection *c)
@@ -197,15 +182,17 @@ static bool make_room(NbdsConnection *c, size_t needed)
     size_t head_bytes = nbds_wire_request_head_bytes(c->session.style);
     size_t have = c->end - c->pos;
     size_t room = MAX(needed - have, needed < LARGE_PAYLOAD ? MIN_ROOM : 0);
-    bool is_ours = c->input && c->input->n_refs == 1;
-    if (is_ours && !have && c->input->capacity > c->input_capacity) {
-        nbds_buffer_unref(c->input);
-        c->input = NULL;
-        is_ours = false;
-    }
+    // Payload that is being dropped asks for a byte at a time: less than a header.
+    size_t payload = needed > head_bytes ? needed - head_bytes : 0;
+    if (payload >= LARGE_PAYLOAD && payload <= PAIRED_PAYLOAD)
+        c->input_capacity = MAX(c->input_capacity, 2 * payload);
+    size_t capacity = MAX(c->input_capacity, payload);
+    // A client that has become quiet does not keep the buffer of a very large payload.
+    bool is_oversized = c->input && have <= head_bytes && c->input->capacity > 2 * capacity;
+    bool is_ours = c->input && c->input->n_refs == 1 && !is_oversized;
     if (is_ours && !have)
         c->pos = c->end = nbds_buffer_bytes(c->input) - head_bytes;
-    if (c->input && (size_t)(input_limit(c) - c->end) >= room)
+    if (c->input && !is_oversized && (size_t)(input_limit(c) - c->end) >= room)
         return true;
 
     if (is_ours && c->input->capacity >= have + room) {
@@ -213,9 +200,7 @@ static bool make_room(NbdsConnection *c, size_t needed)
         memmove(start, c->pos, have);
         c->pos = start;
     } else {
-        // Payload that is being dropped asks for a byte at a time: less than a header.
-        size_t payload = needed > head_bytes ? needed - head_bytes : 0;
-        NbdsBuffer *input = nbds_buffer_take(&c->home->pool, MAX(c->input_capacity, payload));
+        NbdsBuffer *input = nbds_buffer_take(&c->home->pool, capacity);
         if (!input)
             return false;
         uint8_t *start = nbds_buffer_bytes(input) - head_bytes;
@@ -233,7 +218,7 @@ static bool make_room(NbdsConnection *c, size_t needed)
 static void adapt_capacity(NbdsConnection *c, size_t received, size_t room)
 {
     if (received == room && room >= MIN_ROOM) {
-        c->input_capacity = LARGE_INPUT;
+        c->input_capacity = MAX(c->input_capacity, LARGE_INPUT);
         c->n_small_receives = 0;
     } else if (received > MIN_ROOM) {
         c->n_small_receives = 0;
@@ -242,31 +227,49 @@ static void adapt_capacity(NbdsConnection *c, size_t received, size_t room)
     }
 }
 
-// Receiving takes a turn of the loop.
+// Receiving takes a turn of the loop. What was taken since the last one tells what kind of client
+// this is; one that waits for each answer goes before those that have much to do.
 static void begin_turn(NbdsConnection *c)
 {
-    if (c->n_taken == 1 && c->n_in_flight <= 1) {
-        c->home->light = c;
-        c->home->light_until_ns = loop_now_ns(c->home->loop) + LIGHT_NS;
+    NbdsServerLoop *home = c->home;
+    uint64_t now = loop_now_ns(home->loop);
+    bool is_light = c->n_taken == 1 && c->n_in_flight - (c->incoming != NULL) <= 1 &&
+                    c->turn_cost <= 2 * REQUEST_COST;
+    if (is_light) {
+        home->light = c;
+        home->light_until_ns = now + LIGHT_NS;
+    } else if (c->n_taken) {
+        home->busy_until_ns = now + LIGHT_NS;
     }
+    c->is_urgent = is_light && home->busy_until_ns > now;
+    stream_set_urgent(c->stream, c->is_urgent);
     c->n_taken = 0;
     c->turn_cost = 0;
+}
+
+// How much to receive when the request at `pos` needs `needed` bytes in all.
+static size_t bytes_to_ask(const NbdsConnection *c, size_t needed)
+{
+    size_t head_bytes = nbds_wire_request_head_bytes(c->session.style);
+    size_t have = c->end - c->pos, ask = input_limit(c) - c->end;
+    if (needed > LARGE_PAYLOAD) {
+        size_t n_fit = (input_limit(c) - c->pos) / needed;
+        ask = MIN(ask, n_fit * needed + head_bytes - have);
+    }
+    return nbds_connection_company(c) == NBDS_COMPANY_LIGHT ? MIN(ask, LIGHT_RECEIVE) : ask;
 }
 
 static bool receive_more(Fiber *self, NbdsConnection *c, size_t needed)
 {
     if (!make_room(c, needed))
         return false;
-    size_t room = input_limit(c) - c->end;
-    size_t missing = needed - (c->end - c->pos);
-    size_t ask = room;
-    if (missing > LARGE_PAYLOAD)
-        ask = MIN(room, missing + nbds_wire_request_head_bytes(c->session.style));
     begin_turn(c);
+    size_t room = input_limit(c) - c->end, ask = bytes_to_ask(c, needed);
     ssize_t received = stream_recv(self, c->stream, c->end, ask);
     if (received <= 0)
         return false;
     c->end += received;
+    c->progress_ns = loop_now_ns(c->home->loop);
     if (ask == room)
         adapt_capacity(c, received, room);
     return true;
@@ -295,6 +298,8 @@ void nbds_receiver_run(Fiber *self, NbdsConnection *c)
             break;
     }
     // What is left is an incomplete request, which never takes effect.
+    if (c->incoming)
+        nbds_request_abandon(take_incoming(c));
     nbds_buffer_unref(c->input);
     c->input = NULL;
 }

@@ -123,6 +123,27 @@ static int read_sparse(Fiber *self, NbdsRequest *request, Node *node, const Layo
     return 0;
 }
 
+// Beside a client that waits for single answers a large read goes in steps, with turns of the loop
+// between them.
+static int read_bytes(Fiber *self, const NbdsRequest *request, Node *node, uint8_t *to)
+{
+    enum { LIGHT_STEP = 64 << 10 };
+    const NbdsRequestHead *head = &request->head;
+    IoBatch batch;
+    io_batch_init(&batch, self);
+    int result = 0;
+    for (uint64_t done = 0, n; done < head->length && result >= 0; done += n) {
+        bool is_beside_light = head->length > LIGHT_STEP &&
+                               nbds_connection_company(request->connection) == NBDS_COMPANY_LIGHT;
+        if (done && is_beside_light)
+            fiber_sleep(self, 0);
+        n = is_beside_light ? MIN(head->length - done, LIGHT_STEP) : head->length - done;
+        result = node_read_start(self, node, guest_off(head->offset + done), to + done, n, &batch);
+    }
+    int waited = io_batch_wait(self, &batch);
+    return result < 0 ? result : waited;
+}
+
 static int read_plain(Fiber *self, NbdsRequest *request, Node *node, NbdsBuffer **ret_reply)
 {
     NbdsConnection *c = request->connection;
@@ -130,13 +151,7 @@ static int read_plain(Fiber *self, NbdsRequest *request, Node *node, NbdsBuffer 
     NbdsBuffer *buffer = nbds_buffer_take(&c->home->pool, head->length);
     if (!buffer)
         return -ENOMEM;
-    IoBatch batch;
-    io_batch_init(&batch, self);
-    int result = node_read_start(self, node, guest_off(head->offset), nbds_buffer_bytes(buffer),
-                                 head->length, &batch);
-    int waited = io_batch_wait(self, &batch);
-    if (result >= 0)
-        result = waited;
+    int result = read_bytes(self, request, node, nbds_buffer_bytes(buffer));
     if (result < 0) {
         nbds_buffer_unref(buffer);
         return result;

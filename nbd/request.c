@@ -31,8 +31,7 @@ static void free_request(NbdsRequest *request)
 // The stages count differently: executing ends here, in flight when the reply was sent.
 static void queue_last(NbdsRequest *request, NbdsBuffer *reply)
 {
-    reply->charged_bytes = request->charged_bytes;
-    reply->charged_loop_bytes = request->charged_loop_bytes;
+    reply->charge = request->charge;
     reply->ends_request = true;
     nbds_sender_queue(request->connection, reply);
 }
@@ -57,11 +56,18 @@ void nbds_request_finish(NbdsRequest *request, NbdsBuffer *reply, bool failed)
     NbdsConnection *c = request->connection;
     nbds_export_count(c->export, operation_of(request->head.type), request->head.length, failed);
     nbds_export_add(&c->export->n_in_flight, -1);
+    c->home->n_executing--;
     nbds_connection_finish_execution(c);
     if (reply)
         queue_last(request, reply);
     else
-        nbds_sender_drop(c, request->charged_bytes, request->charged_loop_bytes);
+        nbds_sender_drop(c, &request->charge);
+    free_request(request);
+}
+
+void nbds_request_abandon(NbdsRequest *request)
+{
+    nbds_admission_leave(request->connection, &request->charge);
     free_request(request);
 }
 
@@ -87,7 +93,7 @@ void nbds_request_refuse(NbdsRequest *request, NbdsErrorCode error, const char *
     if (reply)
         queue_last(request, reply);
     else
-        nbds_sender_drop(c, request->charged_bytes, request->charged_loop_bytes);
+        nbds_sender_drop(c, &request->charge);
     free_request(request);
 }
 
@@ -124,7 +130,8 @@ static int write_zeroes(Fiber *self, Node *node, const NbdsRequestHead *head)
     return result;
 }
 
-// Reads into a scratch buffer, so that what lies below has it cached.
+// Reads into a scratch buffer, so that what lies below has it cached. The loop gets a turn after
+// each step.
 static int cache(Fiber *self, Node *node, NbdsBufferPool *pool, const NbdsRequestHead *head)
 {
     enum { MAX_CACHED = NBDS_MAX_PAYLOAD, STEP = 256 << 10 };
@@ -138,6 +145,8 @@ static int cache(Fiber *self, Node *node, NbdsBufferPool *pool, const NbdsReques
         result = node_read(self, node, guest_off(offset), nbds_buffer_bytes(scratch), n);
         offset += n;
         left -= n;
+        if (left)
+            fiber_sleep(self, 0);
     }
     nbds_buffer_unref(scratch);
     return result;
@@ -169,28 +178,75 @@ static int execute(Fiber *self, NbdsRequest *request, Node *node)
     return -EINVAL;
 }
 
+static int enter_and_execute(Fiber *self, NbdsRequest *request)
+{
+    Node *node = nbds_request_enter(self, request);
+    if (!node)
+        return -EINVAL;
+    int result = execute(self, request, node);
+    port_leave(&request->connection->export->port);
+    return result;
+}
+
+// TRIM and WRITE_ZEROES can name terabytes. In parts, so that neither a drain nor a stop waits for
+// all of it, and the loop gets its turns. A flush after the last part covers the others.
+static int execute_in_parts(Fiber *self, NbdsRequest *request)
+{
+    enum { PART_BYTES = 256 << 20 };
+    const NbdsRequestHead whole = request->head;
+    bool is_fast = whole.flags & NBDS_CMD_FLAG_FAST_ZERO; // must be all or nothing
+    uint64_t done = 0;
+    int result = 0;
+    do {
+        uint64_t left = whole.length - done;
+        bool is_last = is_fast || left <= PART_BYTES;
+        request->head.offset = whole.offset + done;
+        request->head.length = is_last ? left : PART_BYTES;
+        request->head.flags = is_last ? whole.flags : whole.flags & ~NBDS_CMD_FLAG_FUA;
+        result = enter_and_execute(self, request);
+        done += request->head.length;
+        if (result >= 0 && !is_last) {
+            fiber_sleep(self, 0);
+            if (request->connection->state == NBDS_STATE_DRAINING)
+                result = -ESHUTDOWN;
+        }
+    } while (result >= 0 && done < whole.length);
+    request->head = whole;
+    return result;
+}
+
 static void run(Fiber *self, void *arg)
 {
     NbdsRequest *request = arg;
-    if (request->head.type == NBDS_CMD_READ)
+    switch ((NbdsCommand)request->head.type) {
+    case NBDS_CMD_READ:
         return nbds_request_read(self, request);
-    if (request->head.type == NBDS_CMD_BLOCK_STATUS)
+    case NBDS_CMD_BLOCK_STATUS:
         return nbds_request_status(self, request);
-    Node *node = nbds_request_enter(self, request);
-    int result = -EINVAL;
-    if (node) {
-        result = execute(self, request, node);
-        port_leave(&request->connection->export->port);
+    case NBDS_CMD_TRIM:
+    case NBDS_CMD_WRITE_ZEROES:
+        return nbds_request_answer(request, execute_in_parts(self, request));
+    default:
+        return nbds_request_answer(request, enter_and_execute(self, request));
     }
-    nbds_request_answer(request, result);
+}
+
+// Fibers for requests run out before those of the loop do: what hangs on one export leaves some for
+// the others, and all of them leave some for new clients and for the daemon itself.
+static bool may_have_fiber(const NbdsConnection *c)
+{
+    unsigned max = loop_max_fibers(c->home->loop);
+    return c->home->n_executing <= MAX(max / 4 * 3, 1) &&
+           atomic_load_explicit(&c->export->n_in_flight, memory_order_relaxed) <= MAX(max / 4, 1);
 }
 
 void nbds_request_start(Fiber *self, NbdsRequest *request)
 {
     NbdsConnection *c = request->connection;
     c->n_executing++;
+    c->home->n_executing++;
     nbds_export_add(&c->export->n_in_flight, 1);
     // Without a fiber the receiver does the work itself: slower, and it reads no further meanwhile.
-    if (fiber_spawn(c->home->loop, "nbd request", run, request, NULL) < 0)
+    if (!may_have_fiber(c) || fiber_spawn(c->home->loop, "nbd request", run, request, NULL) < 0)
         run(self, request);
 }

@@ -12,12 +12,13 @@ struct NbdsRequest {
     NbdsContextSet contexts; // BLOCK_STATUS: those to answer
     NbdsBuffer *input;       // a reference while `payload` is used
     const uint8_t *payload;
-    uint64_t charged_bytes; // given back when the reply was sent
-    uint64_t charged_loop_bytes;
+    NbdsCharge charge; // given back when the reply was sent
 };
 
 // From the free list. NULL when memory is out.
 NbdsRequest *nbds_request_take(NbdsConnection *c, const NbdsRequestHead *head);
+// Gives up one that was admitted but not started: no reply.
+void nbds_request_abandon(NbdsRequest *request);
 // Executes it in a fiber of its own, or on `self` when no fiber can be had. Takes `request`.
 void nbds_request_start(Fiber *self, NbdsRequest *request);
 // Queues `reply` as its last one (NULL: memory is out, the client is cut off), counts it, frees it.

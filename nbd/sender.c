@@ -2,7 +2,6 @@
 // The sending side of a connection: a queue of replies and one fiber that hands all that wait to
 // the socket in one call. What a sent reply gives back lets the receiver go on; a client that does
 // not read its replies is therefore not read from either.
-#include <assert.h>
 #include <errno.h>
 #include <sys/uio.h>
 
@@ -12,27 +11,10 @@ enum { MAX_BATCH = 64 };
 
 // Bytes that one turn of the loop shall copy.
 static const size_t send_at_once[] = {
-    [NBDS_COMPANY_NONE] = SIZE_MAX,
+    [NBDS_COMPANY_NONE] = 4 << 20,
     [NBDS_COMPANY_BUSY] = 64 << 10,
     [NBDS_COMPANY_LIGHT] = 32 << 10,
 };
-
-// The bytes and the place that one request held.
-static void give_back(NbdsConnection *c, uint64_t bytes, uint64_t loop_bytes)
-{
-    assert(c->n_in_flight > 0 && c->bytes_in_flight >= bytes);
-    c->n_in_flight--;
-    c->bytes_in_flight -= bytes;
-    if (loop_bytes)
-        nbds_server_loop_give_back(c->home, loop_bytes);
-}
-
-static void wake_receiver(NbdsConnection *c)
-{
-    fiber_queue_wake_all(&c->budget);
-    if (!c->n_in_flight)
-        fiber_queue_wake_all(&c->quiet);
-}
 
 static void fail(NbdsConnection *c, int error)
 {
@@ -49,15 +31,17 @@ void nbds_sender_queue(NbdsConnection *c, NbdsBuffer *reply)
     c->replies_tail = &reply->next;
     if (c->sender_waits) {
         c->sender_waits = false;
-        fiber_wake(c->sender);
+        if (c->is_urgent)
+            fiber_wake_first(c->sender);
+        else
+            fiber_wake(c->sender);
     }
 }
 
-void nbds_sender_drop(NbdsConnection *c, uint64_t bytes, uint64_t loop_bytes)
+void nbds_sender_drop(NbdsConnection *c, const NbdsCharge *charge)
 {
     fail(c, -ENOMEM);
-    give_back(c, bytes, loop_bytes);
-    wake_receiver(c);
+    nbds_admission_leave(c, charge);
 }
 
 static unsigned gather(NbdsConnection *c, struct iovec iov[static MAX_BATCH])
@@ -87,7 +71,7 @@ static void retire(NbdsConnection *c, size_t bytes)
         if (!c->replies)
             c->replies_tail = &c->replies;
         if (reply->ends_request)
-            give_back(c, reply->charged_bytes, reply->charged_loop_bytes);
+            nbds_admission_leave(c, &reply->charge);
         nbds_buffer_unref(reply);
     }
 }
@@ -105,7 +89,7 @@ static void send_batch(Fiber *self, NbdsConnection *c)
             fail(c, result);
     }
     retire(c, bytes);
-    wake_receiver(c);
+    c->progress_ns = loop_now_ns(c->home->loop);
 }
 
 static void sender(Fiber *self, void *arg)
@@ -135,8 +119,7 @@ int nbds_sender_start(NbdsConnection *c)
 
 void nbds_sender_stop(Fiber *self, NbdsConnection *c)
 {
-    assert(!c->replies);
-    c->sender_ends = true;
+    c->sender_ends = true; // it empties the queue first
     if (c->sender)
         fiber_wake(c->sender);
     while (c->sender)

@@ -28,29 +28,14 @@ void nbds_server_loop_free(NbdsServerLoop *home)
     g_free(home);
 }
 
-bool nbds_server_loop_try_take(NbdsServerLoop *home, uint64_t bytes)
-{
-    if (home->budget_bytes < bytes)
-        return false;
-    home->budget_bytes -= bytes;
-    return true;
-}
-
-void nbds_server_loop_give_back(NbdsServerLoop *home, uint64_t bytes)
-{
-    home->budget_bytes += bytes;
-    if (!home->n_waiting)
-        return;
-    for (NbdsConnection *c = home->connections; c; c = c->next)
-        fiber_queue_wake_all(&c->budget);
-}
-
 void nbds_server_loop_insert(NbdsServerLoop *home, NbdsConnection *connection)
 {
     connection->prev = NULL;
     connection->next = home->connections;
     if (home->connections)
         home->connections->prev = connection;
+    else
+        home->last_connection = connection;
     home->connections = connection;
 }
 
@@ -62,5 +47,7 @@ void nbds_server_loop_remove(NbdsServerLoop *home, NbdsConnection *connection)
         home->connections = connection->next;
     if (connection->next)
         connection->next->prev = connection->prev;
+    else
+        home->last_connection = connection->prev;
     connection->prev = connection->next = NULL;
 }

@@ -14,24 +14,25 @@ typedef struct NbdsRequest NbdsRequest;
 typedef struct NbdsServerLoop {
     NbdsServer *server;
     Loop *loop;
-    NbdsConnection *connections; // doubly linked through prev, next
+    // Doubly linked through prev, next: who last got something of the budget comes first.
+    NbdsConnection *connections, *last_connection;
     NbdsBufferPool pool;
     NbdsRequest *free_requests;
+    // admission.c
     uint64_t budget_bytes; // that connections may yet have in flight beyond their first MiB
     unsigned n_waiting;    // connections that wait to admit a request
+    LoopTimer stall_timer;
+    unsigned n_executing; // requests
     // The connection that last sent a single request with nothing else in flight: somebody waits
     // for each of its answers. Compared only.
     const NbdsConnection *light;
     uint64_t light_until_ns;
-    LoopCall drain_call; // the server's stop
+    uint64_t busy_until_ns; // some connection has more to do than that
+    LoopCall drain_call;    // the server's stop
 } NbdsServerLoop;
 
 NbdsServerLoop *nbds_server_loop_new(NbdsServer *server, Loop *loop, uint64_t max_loop_bytes);
 void nbds_server_loop_free(NbdsServerLoop *home); // no connection left
-
-// Bytes of the budget. Giving back wakes the connections that wait.
-bool nbds_server_loop_try_take(NbdsServerLoop *home, uint64_t bytes);
-void nbds_server_loop_give_back(NbdsServerLoop *home, uint64_t bytes);
 
 void nbds_server_loop_insert(NbdsServerLoop *home, NbdsConnection *connection);
 void nbds_server_loop_remove(NbdsServerLoop *home, NbdsConnection *connection);

@@ -70,6 +70,7 @@ NbdsServer *nbds_server_new(const NbdsServerConfig *config)
         .max_requests = default_to(l->max_requests, 256),
         .max_bytes = default_to_u64(l->max_bytes, 64 << 20),
         .max_loop_bytes = default_to_u64(l->max_loop_bytes, 256 << 20),
+        .stall_timeout_ns = default_to_u64(l->stall_timeout_ns, 10 * SECOND_NS),
     };
     // A waiting request must be able to get its bytes.
     server->limits.max_loop_bytes = MAX(server->limits.max_loop_bytes, 2 * NBDS_MAX_PAYLOAD);
@@ -179,6 +180,12 @@ int nbds_server_add_export(NbdsServer *server, const NbdsExportConfig *config,
     int result = add_export(server, config, ret_export, error);
     pthread_mutex_unlock(&server->lock);
     return result;
+}
+
+void nbds_server_refresh_size(NbdsExport *export)
+{
+    export->size_bytes = export->port.node->size_bytes;
+    export->home->server->generation++;
 }
 
 void nbds_server_list_exports(NbdsServer *server, GPtrArray *exports)

@@ -19,7 +19,7 @@ typedef struct SocketOp {
     LoopOp op;
     HostLoop *host;
     Fiber *fiber;
-    bool is_pending, is_cancelling;
+    bool is_pending, is_cancelling, is_urgent;
     int result;
 } SocketOp;
 
@@ -41,7 +41,10 @@ static void op_done(LoopOp *op, int result)
     SocketOp *o = (SocketOp *)op;
     o->is_pending = false;
     o->result = result;
-    fiber_wake(o->fiber);
+    if (o->is_urgent)
+        fiber_wake_first(o->fiber);
+    else
+        fiber_wake(o->fiber);
 }
 
 static void op_cancel(SocketOp *o)
@@ -100,7 +103,8 @@ static ssize_t host_recv(Fiber *self, Stream *stream, void *buf, size_t len)
     struct io_uring_sqe *sqe = op_start(&s->recv, self);
     io_uring_prep_recv(sqe, s->fd, buf, MIN(len, INT_MAX), 0);
     if (s->is_drained)
-        sqe->ioprio |= IORING_RECVSEND_POLL_FIRST;
+        sqe->ioprio |= IORING_RECVSEND_POLL_FIRST; // rather than to try in vain
+    s->recv.is_urgent = stream->is_urgent;
     ssize_t n = op_wait(&s->recv, self, "receive");
     s->is_drained = n > 0 && (size_t)n < len;
     if (n > 0)
@@ -120,6 +124,9 @@ static ssize_t host_send(Fiber *self, Stream *stream, struct iovec *iov, unsigne
                            MSG_NOSIGNAL | MSG_WAITALL);
     else
         io_uring_prep_sendmsg(sqe, s->fd, &msg, MSG_NOSIGNAL | MSG_WAITALL);
+    s->send.is_urgent = stream->is_urgent;
+    if (stream->is_urgent)
+        io_uring_submit(&s->send.host->ring);
     return op_wait(&s->send, self, "send");
 }
 

@@ -74,6 +74,11 @@ void loop_stop(Loop *loop)
         loop->backend->notify(loop);
 }
 
+unsigned loop_max_fibers(const Loop *loop)
+{
+    return loop->max_fibers;
+}
+
 uint64_t loop_now_ns(const Loop *loop)
 {
     return loop->now_ns;

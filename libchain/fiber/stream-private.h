@@ -24,6 +24,7 @@ struct Stream {
     const StreamOps *ops;
     Loop *loop;
     bool is_shut_down;
+    bool is_urgent;
     Fiber *receiver, *sender; // waiting now
 };
 

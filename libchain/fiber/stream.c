@@ -17,6 +17,11 @@ void stream_shutdown(Stream *stream)
     stream->ops->shutdown(stream);
 }
 
+void stream_set_urgent(Stream *stream, bool is_urgent)
+{
+    stream->is_urgent = is_urgent;
+}
+
 void stream_free(Stream *stream)
 {
     if (!stream)

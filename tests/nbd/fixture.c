@@ -107,7 +107,9 @@ Fixture *fixture_new(const FixtureConfig *config)
     f->n_loops = config->two_loops ? 2 : 1;
     for (unsigned i = 0; i < f->n_loops; i++) {
         g_autoptr(GError) error = NULL;
-        f->loops[i] = loop_new(&(LoopConfig){.max_fibers = config->max_fibers}, &error);
+        f->loops[i] = loop_new(
+            &(LoopConfig){.max_fibers = config->max_fibers, .busy_wait_ns = config->busy_wait_ns},
+            &error);
         if (!f->loops[i])
             fail_msg("%s", error->message);
         f->threads[i] = g_thread_new("loop", loop_thread, f->loops[i]);

@@ -14,8 +14,9 @@ typedef struct FixtureConfig {
     const char *names[FIXTURE_MAX_EXPORTS]; // NULL: ""
     uint64_t size_bytes;                    // 0: 1 MiB
     bool read_only;
-    unsigned max_fibers; // per loop; 0: the loop's default
-    bool two_loops;      // exports on a second loop, the listener on the first
+    unsigned max_fibers;   // per loop; 0: the loop's default
+    uint64_t busy_wait_ns; // LoopConfig's
+    bool two_loops;        // exports on a second loop, the listener on the first
 } FixtureConfig;
 
 typedef struct Fixture {

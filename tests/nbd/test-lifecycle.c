@@ -280,6 +280,84 @@ static void stopping_ends_idle_clients_and_handshakes(void **state)
     close(haggler.fd);
 }
 
+// Returns once `c` is being drained: a request that comes then is refused. One that comes before is
+// held with the node: returns their number.
+static unsigned wait_for_draining(Client *c)
+{
+    ClientReply reply;
+    for (unsigned n_held = 0;; n_held++) {
+        client_request(c, NBDS_CMD_READ, 0, 2, 0, 512, NULL, 0);
+        client_request(c, NBDS_CMD_READ, 0, 3, c->size_bytes, 512, NULL, 0); // answered in any case
+        client_reply(c, NBDS_CMD_READ, 0, 512, NULL, &reply);
+        if (reply.cookie != 2)
+            continue;
+        assert_int_equal(reply.error, NBDS_ESHUTDOWN);
+        client_reply(c, NBDS_CMD_READ, c->size_bytes, 512, NULL, &reply);
+        assert_int_equal(reply.cookie, 3);
+        return n_held;
+    }
+}
+
+static void a_stop_does_not_wait_for_the_end_of_a_huge_trim(void **state)
+{
+    enum { LEN = 600 << 20 };
+    FixtureConfig config = {.size_bytes = LEN};
+    g_autoptr(Fixture) f = fixture_new(&config);
+    g_autoptr(Client) c = client_new(f->socket_path, &simple);
+    fixture_hold(f, 0);
+    client_request(c, NBDS_CMD_TRIM, 0, 1, 0, LEN, NULL, 0);
+    wait_at_least(&f->nodes[0]->n_waiting, 1);
+    fixture_begin_stop(f);
+    unsigned n_held = wait_for_draining(c);
+    fixture_release(f, 0);
+    bool is_answered = false;
+    for (unsigned i = 0; i <= n_held; i++) {
+        ClientReply reply;
+        client_reply(c, NBDS_CMD_READ, 0, 512, NULL, &reply);
+        if (reply.cookie == 1) {
+            assert_int_equal(reply.error, NBDS_ESHUTDOWN);
+            is_answered = true;
+        }
+    }
+    assert_true(is_answered);
+    assert_int_equal(f->nodes[0]->n_discards, 1);
+    assert_true(client_at_end(c));
+}
+
+static void shrink(Fiber *self, void *arg)
+{
+    Fixture *f = arg;
+    f->nodes[0]->node.size_bytes = SIZE;
+    nbds_server_refresh_size(f->exports[0]);
+}
+
+static void grow(Fiber *self, void *arg)
+{
+    Fixture *f = arg;
+    f->nodes[0]->node.size_bytes = 2 * SIZE;
+    nbds_server_refresh_size(f->exports[0]);
+}
+
+static void a_resize_shows_to_new_connections(void **state)
+{
+    FixtureConfig config = {.size_bytes = 2 * SIZE};
+    g_autoptr(Fixture) f = fixture_new(&config);
+    g_autoptr(Client) before = client_new(f->socket_path, &simple);
+    fixture_run(f, shrink, f);
+    g_autoptr(Client) small = client_new(f->socket_path, &simple);
+    assert_int_equal(before->size_bytes, 2 * SIZE);
+    assert_int_equal(small->size_bytes, SIZE);
+    uint8_t data[512];
+    // Past the new end: an error for the client that still knows the old one, and nothing worse.
+    assert_int_equal(client_do(before, NBDS_CMD_READ, 0, SIZE, sizeof data, data), NBDS_EINVAL);
+    assert_int_equal(client_do(before, NBDS_CMD_READ, 0, 0, sizeof data, data), 0);
+    fixture_run(f, grow, f);
+    g_autoptr(Client) large = client_new(f->socket_path, &simple);
+    assert_int_equal(large->size_bytes, 2 * SIZE);
+    assert_int_equal(client_do(large, NBDS_CMD_READ, 0, SIZE, sizeof data, data), 0);
+    assert_int_equal(client_do(small, NBDS_CMD_READ, 0, SIZE, sizeof data, data), NBDS_EINVAL);
+}
+
 static void stopping_answers_what_is_in_flight_and_refuses_the_rest(void **state)
 {
     FixtureConfig config = {0};
@@ -291,22 +369,9 @@ static void stopping_answers_what_is_in_flight_and_refuses_the_rest(void **state
     client_request(c, NBDS_CMD_WRITE, 0, 1, 0, 4096, data, 4096);
     wait_at_least(&f->nodes[0]->n_waiting, 1);
     fixture_begin_stop(f);
-    // A read that comes before the drain got here is admitted, and held; the next one, outside the
-    // export, is answered in any case and shows how far the server is.
-    ClientReply reply;
-    unsigned n_held = 0;
-    for (;;) {
-        client_request(c, NBDS_CMD_READ, 0, 2, 0, 512, NULL, 0);
-        client_request(c, NBDS_CMD_READ, 0, 3, SIZE, 512, NULL, 0);
-        client_reply(c, NBDS_CMD_READ, 0, 512, NULL, &reply);
-        if (reply.cookie == 2)
-            break;
-        n_held++;
-    }
-    assert_int_equal(reply.error, NBDS_ESHUTDOWN);
-    client_reply(c, NBDS_CMD_READ, SIZE, 512, NULL, &reply);
-    assert_int_equal(reply.cookie, 3);
+    unsigned n_held = wait_for_draining(c);
     fixture_release(f, 0);
+    ClientReply reply;
     client_reply(c, NBDS_CMD_WRITE, 0, 4096, NULL, &reply); // in order of arrival
     assert_int_equal(reply.cookie, 1);
     assert_int_equal(reply.error, 0);
@@ -428,6 +493,8 @@ int main(void)
         cmocka_unit_test(connections_above_the_limit_wait_their_turn),
         cmocka_unit_test(stopping_ends_idle_clients_and_handshakes),
         cmocka_unit_test(stopping_answers_what_is_in_flight_and_refuses_the_rest),
+        cmocka_unit_test(a_stop_does_not_wait_for_the_end_of_a_huge_trim),
+        cmocka_unit_test(a_resize_shows_to_new_connections),
         cmocka_unit_test(a_client_that_takes_no_replies_does_not_stop_the_stop),
         cmocka_unit_test(stopping_under_load_loses_no_answered_write),
         cmocka_unit_test(removing_an_export_ends_its_clients_only),

@@ -168,6 +168,118 @@ static void a_stalled_write_does_not_hold_others_up(void **state)
     assert_in_range(taken_bytes(f), 0, NBDS_MAX_PAYLOAD + (1 << 20));
 }
 
+enum { HUGE_WRITE = NBDS_MAX_PAYLOAD };
+
+// The header of a large write and a little of its payload.
+static void begin_huge_write(Client *c)
+{
+    uint8_t begun[28 + 1000] = {0};
+    put_request(begun, NBDS_CMD_WRITE, 1, 0, HUGE_WRITE);
+    client_send(c, begun, sizeof begun);
+}
+
+static void many_stalled_writes_hold_no_more_than_the_loop_may(void **state)
+{
+    enum { N = 12, LOOP = 2 * HUGE_WRITE };
+    FixtureConfig config = {.size_bytes = HUGE_WRITE, .limits.max_loop_bytes = LOOP};
+    g_autoptr(Fixture) f = fixture_new(&config);
+    Client *stalled[N];
+    for (unsigned i = 0; i < N; i++) {
+        stalled[i] = client_new(f->socket_path, &simple);
+        begin_huge_write(stalled[i]);
+    }
+    // Small requests of others go on; each is a turn of the loop for the stalled ones.
+    g_autoptr(Client) other = client_new(f->socket_path, &simple);
+    uint8_t data[4096];
+    for (unsigned i = 0; i < 200; i++) {
+        assert_int_equal(client_do(other, NBDS_CMD_WRITE, 0, 8192, sizeof data, data), 0);
+        assert_in_range(taken_bytes(f), 0, LOOP + HUGE_WRITE + (2 << 20));
+    }
+    assert_in_range(taken_bytes(f), HUGE_WRITE, UINT32_MAX); // it was not for want of trying
+    for (unsigned i = 0; i < N; i++)
+        client_free(stalled[i]);
+    wait_for_clients(f, 1);
+    assert_in_range(taken_bytes(f), 0, 1 << 20);
+}
+
+static void who_stalls_with_what_others_wait_for_is_cut_off(void **state)
+{
+    enum { N = 4 };
+    FixtureConfig config = {
+        .size_bytes = HUGE_WRITE,
+        .limits = {.max_loop_bytes = 2 * HUGE_WRITE, .stall_timeout_ns = 50000000},
+    };
+    g_autoptr(Fixture) f = fixture_new(&config);
+    Client *stalled[N]; // three hold all there is, the fourth waits already
+    for (unsigned i = 0; i < N; i++) {
+        stalled[i] = client_new(f->socket_path, &simple);
+        begin_huge_write(stalled[i]);
+    }
+    g_autoptr(Client) other = client_new(f->socket_path, &simple);
+    g_autofree uint8_t *data = g_malloc0(HUGE_WRITE);
+    assert_int_equal(client_do(other, NBDS_CMD_WRITE, 0, 0, HUGE_WRITE, data), 0);
+    for (unsigned i = 0; i < N; i++)
+        client_free(stalled[i]);
+}
+
+static void who_stalls_while_nobody_waits_is_left_alone(void **state)
+{
+    FixtureConfig config = {.size_bytes = HUGE_WRITE, .limits.stall_timeout_ns = 20000000};
+    g_autoptr(Fixture) f = fixture_new(&config);
+    g_autoptr(Client) c = client_new(f->socket_path, &simple);
+    begin_huge_write(c);
+    g_usleep(100000);
+    g_autofree uint8_t *rest = g_malloc0(HUGE_WRITE);
+    client_send(c, rest, HUGE_WRITE - 1000);
+    ClientReply reply;
+    client_reply(c, NBDS_CMD_WRITE, 0, HUGE_WRITE, NULL, &reply);
+    assert_int_equal(reply.error, 0);
+}
+
+static void a_client_that_became_quiet_keeps_no_large_buffer(void **state)
+{
+    enum { LEN = 17 << 20 };
+    FixtureConfig config = {.size_bytes = LEN};
+    g_autoptr(Fixture) f = fixture_new(&config);
+    g_autoptr(Client) c = client_new(f->socket_path, &simple);
+    g_autofree uint8_t *data = g_malloc0(28 + LEN);
+    fixture_hold(f, 0);
+    put_request(data, NBDS_CMD_WRITE, 1, 0, LEN);
+    client_send(c, data, 28 + LEN);
+    wait_at_least(&f->nodes[0]->n_waiting, 1);
+    fixture_release(f, 0);
+    ClientReply reply;
+    client_reply(c, NBDS_CMD_WRITE, 0, LEN, NULL, &reply);
+    assert_int_equal(reply.error, 0);
+    assert_in_range(taken_bytes(f), 0, 1 << 20);
+}
+
+static void what_hangs_on_one_export_leaves_fibers_for_the_others(void **state)
+{
+    enum { N = 8 };
+    FixtureConfig config = {.n_exports = 2, .names = {"hangs", "works"}, .max_fibers = 64};
+    g_autoptr(Fixture) f = fixture_new(&config);
+    ClientConfig hangs = {.style = NBDS_STYLE_SIMPLE, .export_name = "hangs"};
+    ClientConfig works = {.style = NBDS_STYLE_SIMPLE, .export_name = "works"};
+    fixture_hold(f, 0);
+    Client *hung[N];
+    for (unsigned i = 0; i < N; i++) {
+        hung[i] = client_new(f->socket_path, &hangs);
+        assert_int_equal(send_what_fits(hung[i], NBDS_CMD_READ, 512, 50), 50);
+    }
+    wait_at_least(&f->nodes[0]->n_waiting, 64 / 4);
+    for (unsigned i = 0; i < 10; i++) {
+        g_autoptr(Client) c = client_new(f->socket_path, &works);
+        uint8_t data[512];
+        assert_int_equal(client_do(c, NBDS_CMD_READ, 0, 0, sizeof data, data), 0);
+    }
+    fixture_release(f, 0);
+    for (unsigned i = 0; i < N; i++) {
+        take_replies(hung[i], NBDS_CMD_READ, 512, 50, 0);
+        client_free(hung[i]);
+    }
+}
+
 static void without_fibers_requests_are_still_answered(void **state)
 {
     // The listener, a receiver and a sender; two requests get fibers, the rest do without.
@@ -193,6 +305,11 @@ int main(void)
         cmocka_unit_test(refusals_that_nobody_takes_are_bounded_too),
         cmocka_unit_test(the_budget_of_a_loop_holds_and_leaves_room_for_others),
         cmocka_unit_test(a_stalled_write_does_not_hold_others_up),
+        cmocka_unit_test(many_stalled_writes_hold_no_more_than_the_loop_may),
+        cmocka_unit_test(who_stalls_with_what_others_wait_for_is_cut_off),
+        cmocka_unit_test(who_stalls_while_nobody_waits_is_left_alone),
+        cmocka_unit_test(a_client_that_became_quiet_keeps_no_large_buffer),
+        cmocka_unit_test(what_hangs_on_one_export_leaves_fibers_for_the_others),
         cmocka_unit_test(without_fibers_requests_are_still_answered),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -22,6 +22,7 @@ typedef struct LoopConfig {
 // kernel.io_uring_disabled. Returned owned; loop_free() after loop_run() returned.
 Loop *loop_new(const LoopConfig *config, GError **error);
 void loop_free(Loop *loop);
+unsigned loop_max_fibers(const Loop *loop);
 
 // Runs until loop_stop() was called and no fiber is left. The only function that runs a loop.
 void loop_run(Loop *loop);

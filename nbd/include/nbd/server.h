@@ -27,6 +27,9 @@ typedef struct NbdsLimits {
     unsigned max_requests;         // in flight per connection (256)
     uint64_t max_bytes;            // in flight per connection; at least one request fits (64 MiB)
     uint64_t max_loop_bytes; // in flight per loop beyond each connection's first MiB (256 MiB)
+    // A client that holds some of those, and neither goes on sending nor takes its replies for so
+    // long while others wait for them, is disconnected (10 s).
+    uint64_t stall_timeout_ns;
 } NbdsLimits;
 
 typedef struct NbdsServerConfig {
@@ -55,6 +58,10 @@ int nbds_server_add_export(NbdsServer *server, const NbdsExportConfig *config,
 // On the export's loop. Clients can no longer choose it; those it has are drained (as in
 // nbds_server_stop()) and disconnected; then the node's reference is dropped and the export freed.
 void nbds_server_remove_export(Fiber *self, NbdsExport *export);
+
+// The export's node was resized, or replaced by one of another size: clients that connect from now on
+// see the new size; those it has keep theirs, and requests past a new end fail. On its loop.
+void nbds_server_refresh_size(NbdsExport *export);
 
 // Accepts clients from the listening socket `fd` (taken) on `loop`. Any thread.
 void nbds_server_add_listener(NbdsServer *server, Loop *loop, int fd);

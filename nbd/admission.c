@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// Charging requests, and who gets on when the loop's budget is used up: waiters in the order in
+// which they last got something of it. A client that holds part of it and neither sends the rest of
+// its request nor takes its replies is cut off, but only while others wait. On the loop.
+#include "admission.h"
+
+#include <assert.h>
+
+#include "connection.h"
+#include "server.h"
+
+enum {
+    CONNECTION_FREE_BYTES = 1 << 20, // not taken from the loop's budget
+    SMALL_BYTES = 1 << 10,           // what a request without data holds
+    CACHE_BYTES = 256 << 10,
+    STATUS_BYTES = 128 << 10,
+};
+
+// Units that a write covers in part are put together in memory, one or two of them.
+static uint64_t edges_bytes(const NbdsRequestHead *head, uint32_t unit)
+{
+    uint64_t end = head->offset + head->length;
+    bool starts_inside = head->offset % unit, ends_inside = end % unit;
+    bool is_one_unit = head->offset / unit == (end - 1) / unit;
+    if (is_one_unit)
+        return starts_inside || ends_inside ? unit : 0;
+    return (uint64_t)unit * (starts_inside + ends_inside);
+}
+
+uint64_t nbds_admission_bytes(const NbdsRequestHead *head, uint32_t preferred_bytes)
+{
+    switch (head->type) {
+    case NBDS_CMD_READ:
+        return head->length + SMALL_BYTES;
+    case NBDS_CMD_WRITE:
+        return head->length + SMALL_BYTES + (head->length ? edges_bytes(head, preferred_bytes) : 0);
+    case NBDS_CMD_CACHE:
+        return CACHE_BYTES;
+    case NBDS_CMD_BLOCK_STATUS:
+        return STATUS_BYTES;
+    default:
+        return SMALL_BYTES;
+    }
+}
+
+uint64_t nbds_admission_refusal_bytes(void)
+{
+    return SMALL_BYTES;
+}
+
+static bool try_enter(NbdsConnection *c, uint64_t bytes, NbdsCharge *ret_charge)
+{
+    NbdsServerLoop *home = c->home;
+    const NbdsLimits *limits = nbds_server_limits(home->server);
+    bool is_first = !c->n_in_flight;
+    if (!is_first &&
+        (c->n_in_flight >= limits->max_requests || c->bytes_in_flight + bytes > limits->max_bytes))
+        return false;
+    *ret_charge = (NbdsCharge){.bytes = bytes};
+    if (c->bytes_in_flight + bytes <= CONNECTION_FREE_BYTES)
+        return true;
+    if (home->budget_bytes >= bytes) {
+        home->budget_bytes -= bytes;
+        ret_charge->loop_bytes = bytes;
+        // Next time the others that wait go first.
+        nbds_server_loop_remove(home, c);
+        nbds_server_loop_insert(home, c);
+        return true;
+    }
+    if (!is_first || c->export->has_privileged)
+        return false;
+    c->export->has_privileged = ret_charge->is_privileged = true;
+    return true;
+}
+
+// --- clients that stall ---
+
+static uint64_t stall_ns(const NbdsServerLoop *home)
+{
+    return nbds_server_limits(home->server)->stall_timeout_ns;
+}
+
+static bool is_stalled(const NbdsConnection *c)
+{
+    return (c->loop_bytes || c->is_privileged) && !c->n_executing && (c->incoming || c->replies) &&
+           loop_now_ns(c->home->loop) - c->progress_ns > stall_ns(c->home);
+}
+
+static void check_stalls(LoopTimer *timer)
+{
+    NbdsServerLoop *home =
+        (NbdsServerLoop *)((char *)timer - offsetof(NbdsServerLoop, stall_timer));
+    for (NbdsConnection *c = home->connections; c; c = c->next)
+        if (c->stream && is_stalled(c))
+            stream_shutdown(c->stream);
+    if (home->n_waiting)
+        loop_timer_start(home->loop, timer, stall_ns(home) / 8);
+}
+
+static int wait_for_room(Fiber *self, NbdsConnection *c)
+{
+    NbdsServerLoop *home = c->home;
+    if (!home->n_waiting++) {
+        loop_timer_stop(home->loop, &home->stall_timer);
+        home->stall_timer.fn = check_stalls;
+        loop_timer_start(home->loop, &home->stall_timer, stall_ns(home) / 8);
+    }
+    int result = fiber_queue_wait(self, &c->room, true, "nbd: limit of requests or bytes");
+    if (!--home->n_waiting)
+        loop_timer_stop(home->loop, &home->stall_timer);
+    return result;
+}
+
+// --- entering and leaving ---
+
+int nbds_admission_enter(Fiber *self, NbdsConnection *c, uint64_t bytes, NbdsCharge *ret_charge)
+{
+    while (!try_enter(c, bytes, ret_charge)) {
+        int result = wait_for_room(self, c);
+        if (result < 0)
+            return result;
+    }
+    c->n_in_flight++;
+    c->bytes_in_flight += bytes;
+    c->loop_bytes += ret_charge->loop_bytes;
+    c->is_privileged |= ret_charge->is_privileged;
+    return 0;
+}
+
+// The connections of a loop that wait, in the order in which they last got something of the budget.
+static void wake_waiters(NbdsServerLoop *home)
+{
+    if (!home->n_waiting)
+        return;
+    for (NbdsConnection *c = home->last_connection; c; c = c->prev)
+        fiber_queue_wake_all(&c->room);
+}
+
+void nbds_admission_leave(NbdsConnection *c, const NbdsCharge *charge)
+{
+    assert(c->n_in_flight > 0 && c->bytes_in_flight >= charge->bytes);
+    c->n_in_flight--;
+    c->bytes_in_flight -= charge->bytes;
+    c->loop_bytes -= charge->loop_bytes;
+    c->home->budget_bytes += charge->loop_bytes;
+    if (charge->is_privileged)
+        c->export->has_privileged = c->is_privileged = false;
+    if (charge->loop_bytes || charge->is_privileged)
+        wake_waiters(c->home);
+    fiber_queue_wake_all(&c->room);
+    if (!c->n_in_flight)
+        fiber_queue_wake_all(&c->quiet);
+}
