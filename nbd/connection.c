@@ -22,6 +22,8 @@
 
 #include "server.h"
 
+// How long one may take to close its side when the server stops.
+static const uint64_t LINGER_NS = 1000000000ull;
 // How long a client that ended its sending side may take to read the replies still due.
 static const uint64_t LEAVE_TIMEOUT_NS = 30 * 1000000000ull;
 
@@ -91,6 +93,7 @@ void nbds_connection_drain(NbdsConnection *c, uint64_t timeout_ns)
             fiber_cancel(c->receiver);
         break;
     case NBDS_STATE_TRANSMISSION:
+        c->is_stopped = true;
         begin_draining(c, timeout_ns);
         if (!c->n_executing)
             fiber_cancel(c->receiver);
@@ -120,7 +123,10 @@ static void transmit(Fiber *self, NbdsConnection *c)
         begin_draining(c, LEAVE_TIMEOUT_NS);
     while (c->n_in_flight)
         fiber_queue_wait(self, &c->quiet, false, "nbd: requests in flight");
-    nbds_sender_stop(self, c);
+    bool lingers = c->is_stopped && c->is_tcp;
+    if (lingers)
+        limit_time(c, LINGER_NS);
+    nbds_sender_stop(self, c, lingers);
     nbds_export_leave(c->export);
     close_connection(c);
 }
@@ -299,13 +305,16 @@ static void handshake_fiber(Fiber *self, void *arg)
         transmit_fiber(self, c);
 }
 
-static void set_socket_options(int fd)
+static bool is_tcp(int fd)
 {
     struct sockaddr_storage address;
     socklen_t len = sizeof address;
-    if (getsockname(fd, (struct sockaddr *)&address, &len) < 0 ||
-        (address.ss_family != AF_INET && address.ss_family != AF_INET6))
-        return;
+    return getsockname(fd, (struct sockaddr *)&address, &len) == 0 &&
+           (address.ss_family == AF_INET || address.ss_family == AF_INET6);
+}
+
+static void set_tcp_options(int fd)
+{
     // Best effort: without them the client is served, only slower, or kept longer when it vanished.
     static const struct {
         int level, name, value;
@@ -321,7 +330,9 @@ static void set_socket_options(int fd)
 void nbds_connection_start(NbdsServerLoop *home, int fd)
 {
     NbdsConnection *c = g_new0(NbdsConnection, 1);
-    set_socket_options(fd);
+    c->is_tcp = is_tcp(fd);
+    if (c->is_tcp)
+        set_tcp_options(fd);
     c->home = home;
     c->stream = stream_new_fd(home->loop, fd);
     nbds_server_loop_insert(home, c);

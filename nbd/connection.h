@@ -25,6 +25,7 @@ struct NbdsConnection {
     Stream *stream;     // NULL while handed over
     int fd;             // then this
     LoopCall call;      // the hand-over
+    bool is_stopped;    // by the server, not by its client
     LoopTimer timer;    // limit of the handshake, later of draining: cuts the stream
     NbdsExport *export; // a reference, from the end of OPTIONS
     NbdsSession session;
@@ -39,13 +40,15 @@ struct NbdsConnection {
     NbdsRequest *incoming; // the request at `pos`, admitted, its payload incomplete; or NULL
     uint64_t turn_cost;    // of the requests started in this turn of the loop
     uint32_t n_taken;      // requests since the last receive
+    uint64_t taken_cost;   // theirs
 
     // Limits (admission.c). A request is in flight from its header until its reply was handed to
     // the socket, and executing until its reply is queued.
     uint32_t n_in_flight, n_executing;
     uint64_t bytes_in_flight, loop_bytes;
     bool is_privileged;
-    bool is_urgent;       // waits for each answer, beside busy ones
+    bool is_urgent; // waits for each answer, beside busy ones
+    bool is_tcp;
     uint64_t progress_ns; // when the socket last took or gave something
     FiberQueue room;      // the receiver, waiting for less in flight
     FiberQueue quiet;     // the receiver, waiting for nothing in flight
@@ -53,7 +56,7 @@ struct NbdsConnection {
     // Sending (sender.c).
     Fiber *sender; // NULL once ended
     NbdsBuffer *replies, **replies_tail;
-    bool sender_waits, sender_ends;
+    bool sender_waits, sender_ends, sender_lingers;
     int send_error; // once set, replies are dropped
     FiberQueue sender_gone;
 };
@@ -81,4 +84,7 @@ int nbds_sender_start(NbdsConnection *c);
 void nbds_sender_queue(NbdsConnection *c, NbdsBuffer *reply); // takes `reply`
 // Instead of a reply for which there is no memory: cuts the client off.
 void nbds_sender_drop(NbdsConnection *c, const NbdsCharge *charge);
-void nbds_sender_stop(Fiber *self, NbdsConnection *c); // once everything in flight was answered
+// With `lingers`, what the client still sends is dropped until it closes its side or the stream is
+// shut down.
+void nbds_sender_stop(Fiber *self, NbdsConnection *c,
+                      bool lingers); // once everything in flight was answered

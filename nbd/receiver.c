@@ -69,6 +69,7 @@ static NbdsRequest *take_incoming(NbdsConnection *c)
 static void take_turns(Fiber *self, NbdsConnection *c, uint64_t cost)
 {
     c->n_taken++;
+    c->taken_cost += cost;
     c->turn_cost += cost;
     if (c->turn_cost < shares[nbds_connection_company(c)])
         return;
@@ -234,7 +235,7 @@ static void begin_turn(NbdsConnection *c)
     NbdsServerLoop *home = c->home;
     uint64_t now = loop_now_ns(home->loop);
     bool is_light = c->n_taken == 1 && c->n_in_flight - (c->incoming != NULL) <= 1 &&
-                    c->turn_cost <= 2 * REQUEST_COST;
+                    c->taken_cost <= 4 * REQUEST_COST;
     if (is_light) {
         home->light = c;
         home->light_until_ns = now + LIGHT_NS;
@@ -244,7 +245,7 @@ static void begin_turn(NbdsConnection *c)
     c->is_urgent = is_light && home->busy_until_ns > now;
     stream_set_urgent(c->stream, c->is_urgent);
     c->n_taken = 0;
-    c->turn_cost = 0;
+    c->taken_cost = c->turn_cost = 0;
 }
 
 // How much to receive when the request at `pos` needs `needed` bytes in all.

@@ -92,6 +92,16 @@ static void send_batch(Fiber *self, NbdsConnection *c)
     c->progress_ns = loop_now_ns(c->home->loop);
 }
 
+// Closing a TCP socket in which requests lie unread makes the kernel reset the connection, and the
+// peer drop replies that it has not read yet. So those requests are read, and dropped.
+static void linger(Fiber *self, NbdsConnection *c)
+{
+    uint8_t dropped[4096];
+    stream_end_sending(c->stream);
+    while (stream_recv(self, c->stream, dropped, sizeof dropped) > 0)
+        continue;
+}
+
 static void sender(Fiber *self, void *arg)
 {
     NbdsConnection *c = arg;
@@ -106,6 +116,8 @@ static void sender(Fiber *self, void *arg)
             c->sender_waits = false;
         }
     }
+    if (c->sender_lingers)
+        linger(self, c);
     c->sender = NULL;
     fiber_queue_wake_all(&c->sender_gone);
 }
@@ -117,8 +129,9 @@ int nbds_sender_start(NbdsConnection *c)
     return fiber_spawn(c->home->loop, "nbd sender", sender, c, &c->sender);
 }
 
-void nbds_sender_stop(Fiber *self, NbdsConnection *c)
+void nbds_sender_stop(Fiber *self, NbdsConnection *c, bool lingers)
 {
+    c->sender_lingers = lingers;
     c->sender_ends = true; // it empties the queue first
     if (c->sender)
         fiber_wake(c->sender);

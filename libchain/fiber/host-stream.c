@@ -138,6 +138,11 @@ static void host_shutdown(Stream *stream)
     op_cancel(&s->send);
 }
 
+static void host_end_sending(Stream *stream)
+{
+    shutdown(((HostStream *)stream)->fd, SHUT_WR);
+}
+
 static void stream_release(Stream *stream)
 {
     HostStream *s = (HostStream *)stream;
@@ -158,6 +163,7 @@ static const StreamOps host_stream_ops = {
     .recv = host_recv,
     .send = host_send,
     .shutdown = host_shutdown,
+    .end_sending = host_end_sending,
     .steal_fd = host_steal_fd,
     .free = stream_release,
 };

@@ -155,6 +155,13 @@ static ssize_t op_send(Fiber *self, Stream *stream, struct iovec *iov, unsigned 
     return (ssize_t)n;
 }
 
+static void op_end_sending(Stream *stream)
+{
+    SimStream *s = (SimStream *)stream;
+    s->out->has_sender = false;
+    pipe_wake(s->out);
+}
+
 static void op_shutdown(Stream *stream)
 {
     SimStream *s = (SimStream *)stream;
@@ -182,6 +189,7 @@ static const StreamOps stream_ops = {
     .recv = op_recv,
     .send = op_send,
     .shutdown = op_shutdown,
+    .end_sending = op_end_sending,
     .steal_fd = op_steal_fd,
     .free = op_free,
 };

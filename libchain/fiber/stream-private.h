@@ -16,7 +16,8 @@ struct StreamOps {
     ssize_t (*recv)(Fiber *self, Stream *stream, void *buf, size_t len);
     ssize_t (*send)(Fiber *self, Stream *stream, struct iovec *iov, unsigned n_iov);
     void (*shutdown)(Stream *stream); // once
-    int (*steal_fd)(Stream *stream);  // gives up its descriptor; -ENOTSUP without one
+    void (*end_sending)(Stream *stream);
+    int (*steal_fd)(Stream *stream); // gives up its descriptor; -ENOTSUP without one
     void (*free)(Stream *stream);
 };
 

@@ -17,6 +17,13 @@ void stream_shutdown(Stream *stream)
     stream->ops->shutdown(stream);
 }
 
+void stream_end_sending(Stream *stream)
+{
+    assert(!stream->sender);
+    if (!stream->is_shut_down)
+        stream->ops->end_sending(stream);
+}
+
 void stream_set_urgent(Stream *stream, bool is_urgent)
 {
     stream->is_urgent = is_urgent;

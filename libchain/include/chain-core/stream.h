@@ -16,6 +16,8 @@ typedef struct StreamListener StreamListener;
 Stream *stream_new_fd(Loop *loop, int fd);
 // Ends both directions at once: pending and later operations return -ECANCELED / -EPIPE / 0.
 void stream_shutdown(Stream *stream);
+// No more will be sent; the peer sees the end once it has taken what was. No send may be pending.
+void stream_end_sending(Stream *stream);
 // No operation may be pending. Accepts NULL.
 void stream_free(Stream *stream);
 // Gives up the descriptor of an idle stream (to hand it to another loop) and frees the Stream.
