@@ -113,7 +113,8 @@ static void write_job_done(DeviceJob *job)
 {
     WriteJob *w = (WriteJob *)job;
     HostFile *h = w->file;
-    h->n_write_jobs--;
+    if (--h->n_write_jobs == 0)
+        fiber_queue_wake_all(&h->jobs_ended);
     if (h->first_write)
         mark_dirty(h);
     FileTransfer *x = w->first;
@@ -199,7 +200,10 @@ static int close_fd(void *arg)
 static void file_close_op(Fiber *self, File *file)
 {
     HostFile *h = host_file(file);
-    assert(!h->first_write && !h->n_write_jobs && !h->is_dirty);
+    // No write is left, but a job may be whose writes an earlier one took along.
+    while (h->n_write_jobs)
+        fiber_queue_wait(self, &h->jobs_ended, false, "end of write jobs");
+    assert(!h->first_write && !h->is_dirty);
     host_file_call(self, h, close_fd, &h->fd);
     host_device_unref(h->device);
     file_done(file);

@@ -24,7 +24,8 @@ struct HostFile {
     // Buffered writes of this turn, for a worker.
     FileTransfer *first_write, *last_write;
     unsigned n_write_jobs;
-    bool is_dirty; // on host->dirty_files
+    FiberQueue jobs_ended; // file_close(), woken when n_write_jobs becomes 0
+    bool is_dirty;         // on host->dirty_files
     HostFile *next_dirty;
 };
 
