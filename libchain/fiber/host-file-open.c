@@ -24,7 +24,7 @@ typedef struct Open {
     struct stat st;
     bool is_memory;
     uint64_t size;
-    uint32_t alignment, zero_alignment;
+    uint32_t alignment, address_alignment, zero_alignment;
     const char *problem; // sentence part, when errno alone does not say it
 } Open;
 
@@ -53,19 +53,25 @@ static int open_fd(Open *o)
     return r;
 }
 
-// Offset, length and address alike.
-static uint32_t direct_alignment(int fd, bool is_block_device)
+// Memory often needs less than offsets do (4 bytes on NVMe), and what is aligned enough is not
+// bounced.
+static void learn_direct_alignment(Open *o, bool is_block_device)
 {
 #ifdef STATX_DIOALIGN
     struct statx stx;
-    if (statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &stx) == 0 &&
-        (stx.stx_mask & STATX_DIOALIGN) && stx.stx_dio_offset_align)
-        return MAX(stx.stx_dio_offset_align, stx.stx_dio_mem_align);
+    if (statx(o->fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &stx) == 0 &&
+        (stx.stx_mask & STATX_DIOALIGN) && stx.stx_dio_offset_align) {
+        o->alignment = stx.stx_dio_offset_align;
+        o->address_alignment = MAX(1, stx.stx_dio_mem_align);
+        return;
+    }
 #endif
     int sector = 0;
-    if (is_block_device && ioctl(fd, BLKSSZGET, &sector) == 0 && sector >= 512)
-        return (uint32_t)sector;
-    return 4096; // no file system asks for more than its block, and none has larger blocks here
+    if (is_block_device && ioctl(o->fd, BLKSSZGET, &sector) == 0 && sector >= 512)
+        o->alignment = (uint32_t)sector;
+    else
+        o->alignment = 4096; // no file system asks for more than its block, and none is larger here
+    o->address_alignment = o->alignment;
 }
 
 int host_file_measure(int fd, bool is_block_device, uint64_t *ret_size)
@@ -103,7 +109,9 @@ static int learn(Open *o)
 
     int sector = 0;
     bool is_direct = (o->flags & FILE_DIRECT) && !o->is_memory;
-    o->alignment = is_direct ? direct_alignment(o->fd, is_block_device) : 1;
+    o->alignment = o->address_alignment = 1;
+    if (is_direct)
+        learn_direct_alignment(o, is_block_device);
     o->zero_alignment = 1;
     if (is_block_device)
         o->zero_alignment = ioctl(o->fd, BLKSSZGET, &sector) == 0 && sector >= 512 ? sector : 512;
@@ -141,7 +149,8 @@ int host_file_open(Fiber *self, Loop *loop, const char *path, FileOpenFlags flag
     bool is_block_device = S_ISBLK(o.st.st_mode);
     file_init(&h->file, &host_file_ops, loop, path, flags);
     h->file.size = o.size;
-    h->file.alignment = h->file.address_alignment = o.alignment;
+    h->file.alignment = o.alignment;
+    h->file.address_alignment = o.address_alignment;
     h->file.zero_alignment = o.zero_alignment;
     h->file.is_block_device = is_block_device;
     h->file.identity[0] = is_block_device ? UINT64_MAX : o.st.st_dev;
