@@ -12,9 +12,6 @@
 #include "fiber-stack.h"
 #include "loop-private.h"
 
-// Helpers of the core (bounced direct I/O) get this many fibers above the loop's limit.
-enum { RESERVE = 1024 };
-
 static void make_runnable(Fiber *fiber)
 {
     Loop *loop = fiber->loop;
@@ -120,9 +117,9 @@ int fiber_spawn(Loop *loop, const char *name, FiberFn *fn, void *arg, Fiber **re
     return spawn(loop, name, fn, arg, ret_fiber, loop->max_fibers);
 }
 
-int fiber_spawn_reserve(Loop *loop, const char *name, FiberFn *fn, void *arg)
+int fiber_spawn_reserve(Loop *loop, const char *name, FiberFn *fn, void *arg, unsigned reserve)
 {
-    return spawn(loop, name, fn, arg, NULL, loop->max_fibers + RESERVE);
+    return spawn(loop, name, fn, arg, NULL, loop->max_fibers + reserve);
 }
 
 Loop *fiber_loop(const Fiber *self)

@@ -17,20 +17,27 @@ struct LoopOp {
     void (*done)(LoopOp *op, int result); // bytes or -errno; runs outside any fiber
 };
 
-// A range of a direct file with a write (or zeroing, …) under way. An exclusive range holds blocks
-// that are read, changed and written back; nothing else may change those meanwhile.
+// A range of a direct file with a write (or zeroing, …) under way, or waiting for ranges that came
+// before it. An exclusive range holds blocks that are read, changed and written back; nothing else
+// may change those meanwhile.
 typedef struct FileRange FileRange;
 struct FileRange {
     uint64_t start, end; // multiples of the alignment
     bool is_exclusive;
-    FileRange *previous, *next;
+    bool is_waiting;
+    Fiber *fiber; // to wake when it need not wait any more; NULL: submits the transfer it lies in
+    FileRange *previous, *next; // in order of arrival
 };
+
+// A transfer of a direct file that is not aligned (file-direct.c).
+typedef struct Bounce Bounce;
 
 // A read or write that did not complete inline. From the loop's free list.
 struct FileTransfer {
     LoopOp op; // the back end ends it with file_transfer_done()
     File *file;
-    IoBatch *batch;
+    IoBatch *batch; // hears of the end; NULL: `bounce`, a read, does
+    Bounce *bounce;
     uint64_t off; // of the next byte to transfer; iov[first_iov] is where it goes
     uint32_t n_left_iov;
     uint32_t first_iov;
@@ -90,9 +97,13 @@ struct File {
     bool extent_is_data;
     uint64_t n_changes; // writes, zeroes, … begun or ended
 
-    // Direct I/O: ranges being changed, and who waits for one to end.
-    FileRange *ranges;
-    FiberQueue range_waiters;
+    // Direct I/O: ranges being changed or waiting to be, in order of arrival.
+    FileRange *first_range, *last_range;
+    unsigned n_exclusive_ranges, n_waiting_ranges;
+    // Direct I/O: bounces not yet started, and how many are.
+    Bounce *first_bounce, *last_bounce;
+    unsigned n_bouncing;
+    bool is_pumping;
 };
 
 // Fills the head: zeroes, then sets the fields given, the alignments to 1. Copies `path`. The back
@@ -106,13 +117,19 @@ void file_transfer_done(FileTransfer *x, ssize_t result);
 void file_direct_read_start(File *file, uint64_t off, void *buf, size_t len, IoBatch *batch);
 void file_direct_write_start(File *file, uint64_t off, const struct iovec *iov, unsigned n_iov,
                              IoBatch *batch);
+// A transfer with `bounce` ended.
+void file_bounce_read_done(Bounce *bounce, int result);
+void file_bounce_free(Bounce *bounce);
 // Keeps other changes of the range away while a partial block is rewritten, and the reverse.
 void file_range_lock(Fiber *self, File *file, FileRange *range, uint64_t off, uint64_t len,
                      bool is_exclusive);
 void file_range_unlock(File *file, FileRange *range);
 
-// Takes a transfer from the free list, for the caller to fill and submit (file.c).
+// Takes a transfer from the free list, for the caller to fill and submit (file.c). Without `batch`
+// the caller sets `bounce`.
 FileTransfer *file_transfer_new(File *file, bool is_write, uint64_t off, const struct iovec *iov,
                                 unsigned n_iov, IoBatch *batch);
+// Puts one back that the back end lost (a simulated power cut); nobody hears of its end.
+void file_transfer_drop(FileTransfer *x);
 // Forgets the memo where [off, off+len) changes.
 void file_note_change(File *file, uint64_t off, uint64_t len);

@@ -31,7 +31,8 @@ void file_init(File *file, const FileOps *ops, Loop *loop, const char *path, Fil
 
 void file_done(File *file)
 {
-    assert(!file->ranges && !file->flush_waiters.first);
+    assert(!file->first_range && !file->first_bounce && !file->n_bouncing);
+    assert(!file->flush_waiters.first);
     g_clear_pointer(&file->path, g_free);
 }
 
@@ -132,6 +133,7 @@ FileTransfer *file_transfer_new(File *file, bool is_write, uint64_t off, const s
     x->op.done = transfer_op_done;
     x->file = file;
     x->batch = batch;
+    x->bounce = NULL;
     x->off = off;
     x->n_left_iov = n_iov;
     x->first_iov = 0;
@@ -140,7 +142,8 @@ FileTransfer *file_transfer_new(File *file, bool is_write, uint64_t off, const s
     x->next = NULL;
     x->backend_data = NULL;
     memcpy(x->iov, iov, n_iov * sizeof(*iov));
-    io_batch_begin(batch);
+    if (batch)
+        io_batch_begin(batch);
     return x;
 }
 
@@ -152,19 +155,35 @@ static void transfer_advance(FileTransfer *x, size_t n)
     x->off += n;
 }
 
+static void transfer_free(FileTransfer *x)
+{
+    Loop *loop = x->file->loop;
+    x->next = loop->free_transfers;
+    loop->free_transfers = x;
+}
+
+void file_transfer_drop(FileTransfer *x)
+{
+    file_bounce_free(x->bounce);
+    transfer_free(x);
+}
+
 static void transfer_end(FileTransfer *x, int result)
 {
     File *file = x->file;
-    Loop *loop = file->loop;
     if (x->is_write) {
         note_end(file, x->off);
         file_note_change(file, 0, UINT64_MAX);
         if (x->range.end)
             file_range_unlock(file, &x->range);
     }
-    io_batch_end(x->batch, result);
-    x->next = loop->free_transfers;
-    loop->free_transfers = x;
+    IoBatch *batch = x->batch;
+    Bounce *bounce = x->bounce;
+    transfer_free(x);
+    if (batch)
+        io_batch_end(batch, result);
+    else
+        file_bounce_read_done(bounce, result);
 }
 
 static void transfer_zero_rest(FileTransfer *x)

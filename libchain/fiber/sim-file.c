@@ -77,9 +77,7 @@ static void transfer_end(SimEvent *event)
 
 static void transfer_drop(SimEvent *event)
 {
-    FileTransfer *x = ((Transfer *)event)->x;
-    x->next = x->file->loop->free_transfers;
-    x->file->loop->free_transfers = x;
+    file_transfer_drop(((Transfer *)event)->x);
     g_free(event);
 }
 
