@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// A device: how many of its jobs are on workers, and the queue of those that wait for a place.
-// Loop thread.
+// A device: how many of its jobs are on workers, and the queue of those that wait for a place; the
+// same for reads that block a worker of the kernel. Loop thread.
 #include "host-device.h"
+
+enum { MAX_BLOCKING_READS = 16 };
 
 struct HostDevice {
     HostLoop *host;
@@ -9,8 +11,25 @@ struct HostDevice {
     unsigned n_refs;
     unsigned n_running;
     DeviceJob *first, *last; // wait for a place
+    unsigned n_reads;
+    FileTransfer *first_read, *last_read; // wait for others to end
     HostDevice *next;
 };
+
+static unsigned places(const HostLoop *host)
+{
+    return MAX(1, host->max_workers / 4);
+}
+
+// Were all devices to hang, half of the workers would be left to everything else.
+static void size_pool(HostLoop *host)
+{
+    unsigned n = 0;
+    for (HostDevice *d = host->devices; d; d = d->next)
+        n++;
+    worker_pool_set_max(host->pool,
+                        MAX(host->max_workers, n * places(host) + host->max_workers / 2));
+}
 
 HostDevice *host_device_ref(HostLoop *host, dev_t number)
 {
@@ -23,6 +42,7 @@ HostDevice *host_device_ref(HostLoop *host, dev_t number)
         d->number = number;
         d->next = host->devices;
         host->devices = d;
+        size_pool(host);
     }
     d->n_refs++;
     return d;
@@ -36,12 +56,8 @@ void host_device_unref(HostDevice *device)
     while (*link != device)
         link = &(*link)->next;
     *link = device->next;
+    size_pool(device->host);
     g_free(device);
-}
-
-static unsigned places(const HostDevice *device)
-{
-    return MAX(1, device->host->max_workers / 4);
 }
 
 static void job_done(LoopCall *call);
@@ -67,7 +83,7 @@ static void job_done(LoopCall *call)
     device->n_refs++; // `done` may drop the last one
     job->done(job);
     DeviceJob *next = device->first;
-    if (next && device->n_running < places(device)) {
+    if (next && device->n_running < places(device->host)) {
         device->first = next->next;
         start(device, next);
     }
@@ -78,7 +94,7 @@ void host_device_submit(HostDevice *device, DeviceJob *job)
 {
     job->device = device;
     job->next = NULL;
-    if (device->n_running < places(device)) {
+    if (device->n_running < places(device->host)) {
         start(device, job);
         return;
     }
@@ -87,6 +103,31 @@ void host_device_submit(HostDevice *device, DeviceJob *job)
     else
         device->first = job;
     device->last = job;
+}
+
+bool host_device_take_read(HostDevice *device, FileTransfer *x)
+{
+    if (device->n_reads < MAX_BLOCKING_READS) {
+        device->n_reads++;
+        return true;
+    }
+    x->next = NULL;
+    if (device->first_read)
+        device->last_read->next = x;
+    else
+        device->first_read = x;
+    device->last_read = x;
+    return false;
+}
+
+FileTransfer *host_device_end_read(HostDevice *device)
+{
+    FileTransfer *x = device->first_read;
+    if (x)
+        device->first_read = x->next;
+    else
+        device->n_reads--;
+    return x;
 }
 
 typedef struct Work {

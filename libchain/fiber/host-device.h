@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // Workers in use per device. Files of one device (st_dev, or the block device itself) share a few
-// places in the worker pool, so that a disk that hangs cannot take all workers from the others.
-// Loop thread.
+// places in the worker pool, which grows with the devices, and a few of the kernel's workers, so
+// that disks that hang cannot take all workers from the others. Loop thread.
 #pragma once
 
 #include "host-loop.h"
@@ -19,5 +19,10 @@ HostDevice *host_device_ref(HostLoop *host, dev_t number);
 void host_device_unref(HostDevice *device);
 
 void host_device_submit(HostDevice *device, DeviceJob *job);
+// Reads through the ring that keep a worker of the kernel each, on file systems without RWF_NOWAIT.
+// False: it is queued, and returned by a later host_device_end_read().
+bool host_device_take_read(HostDevice *device, FileTransfer *x);
+// One that was taken ended. The next to start, which is taken by that; or NULL.
+FileTransfer *host_device_end_read(HostDevice *device);
 // loop_work() on one of the device's places.
 int host_device_work(Fiber *self, HostDevice *device, LoopWorkFn *fn, void *arg);

@@ -153,20 +153,10 @@ void host_file_dispatch_writes(HostLoop *host)
 
 // --- ring ----------------------------------------------------------------------------------------
 
-static void submit(FileTransfer *x)
+static void submit_to_ring(FileTransfer *x)
 {
     HostFile *h = host_file(x->file);
     struct iovec *iov = x->iov + x->first_iov;
-    if (x->is_write && !h->writes_use_ring) {
-        x->next = NULL;
-        if (h->first_write)
-            h->last_write->next = x;
-        else
-            h->first_write = x;
-        h->last_write = x;
-        mark_dirty(h);
-        return;
-    }
     if (RUNNING_ON_VALGRIND && !x->is_write)
         for (unsigned i = 0; i < x->n_left_iov; i++)
             (void)VALGRIND_MAKE_MEM_DEFINED(iov[i].iov_base, iov[i].iov_len);
@@ -178,6 +168,36 @@ static void submit(FileTransfer *x)
                            x->off);
     else
         io_uring_prep_readv(sqe, h->fd, iov, x->n_left_iov, x->off);
+}
+
+static void blocking_read_done(LoopOp *op, int result)
+{
+    FileTransfer *x = (FileTransfer *)op;
+    FileTransfer *next = host_device_end_read(host_file(x->file)->device);
+    if (next)
+        submit_to_ring(next);
+    file_transfer_done(x, result);
+}
+
+static void submit(FileTransfer *x)
+{
+    HostFile *h = host_file(x->file);
+    if (x->is_write && !h->writes_use_ring) {
+        x->next = NULL;
+        if (h->first_write)
+            h->last_write->next = x;
+        else
+            h->first_write = x;
+        h->last_write = x;
+        mark_dirty(h);
+        return;
+    }
+    if (!x->is_write && h->inline_reads == HOST_FILE_INLINE_NEVER) {
+        x->op.done = blocking_read_done;
+        if (!host_device_take_read(h->device, x))
+            return;
+    }
+    submit_to_ring(x);
 }
 
 static int sync_fd(void *arg)

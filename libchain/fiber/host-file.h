@@ -7,7 +7,7 @@
 
 // How a transfer is tried before it goes to the ring or a worker.
 typedef enum HostFileInline {
-    HOST_FILE_INLINE_NEVER,  // direct I/O, or the file system knows no RWF_NOWAIT
+    HOST_FILE_INLINE_NEVER,  // the file system knows no RWF_NOWAIT
     HOST_FILE_INLINE_CACHED, // RWF_NOWAIT: what the page cache can do at once
     HOST_FILE_INLINE_ALWAYS, // memory-backed: nothing there blocks
 } HostFileInline;

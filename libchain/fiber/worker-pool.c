@@ -10,13 +10,13 @@
 
 struct WorkerPool {
     Loop *loop;
-    unsigned max_threads;
+    unsigned max_threads;  // loop thread only
     pthread_mutex_t mutex; // protects all below
     pthread_cond_t work_came;
     WorkerJob *first, *last;
     unsigned n_idle, n_queued;
     bool is_ending;
-    unsigned n_threads; // loop thread only, like the array
+    unsigned n_threads, capacity; // loop thread only, like the array
     pthread_t *threads;
 };
 
@@ -62,11 +62,19 @@ WorkerPool *worker_pool_new(Loop *loop, unsigned max_threads)
 {
     WorkerPool *pool = g_new0(WorkerPool, 1);
     pool->loop = loop;
-    pool->max_threads = max_threads;
-    pool->threads = g_new0(pthread_t, max_threads);
+    worker_pool_set_max(pool, max_threads);
     pthread_mutex_init(&pool->mutex, NULL);
     pthread_cond_init(&pool->work_came, NULL);
     return pool;
+}
+
+void worker_pool_set_max(WorkerPool *pool, unsigned max_threads)
+{
+    pool->max_threads = max_threads;
+    if (pool->capacity >= max_threads)
+        return;
+    pool->threads = g_renew(pthread_t, pool->threads, max_threads);
+    pool->capacity = max_threads;
 }
 
 void worker_pool_free(WorkerPool *pool)

@@ -16,6 +16,8 @@ struct WorkerJob {
 };
 
 WorkerPool *worker_pool_new(Loop *loop, unsigned max_threads);
+// Threads that are there already stay. Loop thread.
+void worker_pool_set_max(WorkerPool *pool, unsigned max_threads);
 // Ends and joins the threads. No job may be pending.
 void worker_pool_free(WorkerPool *pool);
 // First in, first out. Loop thread. -EAGAIN when not even one thread can be started.

@@ -74,10 +74,46 @@ static void a_device_that_hangs_does_not_take_the_workers_of_another(void **stat
     run_in_fiber_of(&config, hanging_fiber, NULL);
 }
 
+static void many_hanging_fiber(Fiber *self, void *arg)
+{
+    enum { N_BAD = 10, N_EACH = 4 };
+    HostLoop *host = (HostLoop *)fiber_loop(self);
+    HostDevice *good = host_device_ref(host, 100);
+    Disk bad[N_BAD];
+    for (unsigned i = 0; i < N_BAD; i++) {
+        bad[i] = (Disk){.device = host_device_ref(host, i)};
+        fiber_assert_equal(pipe(bad[i].gate), 0);
+        fiber_wait_group_add(&bad[i].group, N_EACH);
+        for (unsigned j = 0; j < N_EACH; j++)
+            fiber_assert_equal(fiber_spawn(fiber_loop(self), "hangs", calls_hang, &bad[i], NULL),
+                               0);
+    }
+    for (int i = 0; i < N_OTHERS; i++) {
+        fiber_assert_equal(host_device_work(self, good, answer, NULL), 42);
+        fiber_assert_equal(loop_work(self, answer, NULL), 42);
+    }
+    for (unsigned i = 0; i < N_BAD; i++) {
+        char go[N_EACH] = {0};
+        fiber_assert_equal(atomic_load(&bad[i].n_done), 0);
+        fiber_assert_equal(write(bad[i].gate[1], go, sizeof(go)), sizeof(go));
+        fiber_wait_group_wait(self, &bad[i].group);
+        close(bad[i].gate[0]);
+        close(bad[i].gate[1]);
+        host_device_unref(bad[i].device);
+    }
+    host_device_unref(good);
+}
+
+static void ten_devices_that_hang_do_not_take_the_workers_of_another(void **state)
+{
+    run_in_fiber(many_hanging_fiber, NULL);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_device_that_hangs_does_not_take_the_workers_of_another),
+        cmocka_unit_test(ten_devices_that_hang_do_not_take_the_workers_of_another),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

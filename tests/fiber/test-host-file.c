@@ -88,10 +88,46 @@ static void a_file_is_closed_while_a_write_job_without_writes_waits_for_its_plac
     run_in_fiber_of(&config, close_fiber, NULL);
 }
 
+// A read of a pipe waits like one that keeps a worker of the kernel.
+static void reads_fiber(Fiber *self, void *arg)
+{
+    enum { N = 40, MAX_READS = 16 };
+    HostFile *h = create(self);
+    HostLoop *host = h->host;
+    int gate[2];
+    uint8_t out[N], in[N] = {0};
+    IoBatch batch;
+    fiber_assert_equal(pipe2(gate, O_CLOEXEC), 0);
+    fiber_assert(dup2(gate[0], h->fd) == h->fd);
+    h->inline_reads = HOST_FILE_INLINE_NEVER;
+    h->file.size = N;
+    io_batch_init(&batch, self);
+    unsigned n_before = io_uring_sq_ready(&host->ring);
+    for (unsigned i = 0; i < N; i++) {
+        out[i] = (uint8_t)(i + 1);
+        file_read_start(&h->file, host_off(i), &in[i], 1, &batch);
+    }
+    fiber_assert_equal(io_uring_sq_ready(&host->ring) - n_before, MAX_READS);
+    fiber_assert_equal(write(gate[1], out, N), N);
+    fiber_assert_equal(io_batch_wait(self, &batch), 0);
+    for (unsigned i = 0; i < N; i++)
+        fiber_assert(in[i]);
+    close(gate[0]);
+    close(gate[1]);
+    fiber_assert_equal(unlink(path), 0);
+    file_close(self, &h->file);
+}
+
+static void reads_that_block_take_a_part_of_the_kernels_workers(void **state)
+{
+    run_in_fiber(reads_fiber, NULL);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_file_is_closed_while_a_write_job_without_writes_waits_for_its_place),
+        cmocka_unit_test(reads_that_block_take_a_part_of_the_kernels_workers),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
