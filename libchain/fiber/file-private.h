@@ -41,6 +41,7 @@ struct FileTransfer {
     uint64_t off; // of the next byte to transfer; iov[first_iov] is where it goes
     uint32_t n_left_iov;
     uint32_t first_iov;
+    uint32_t n_retries; // since bytes were last transferred
     bool is_write;
     FileRange range;    // direct writes
     FileTransfer *next; // free list; the back end's while under way

@@ -115,6 +115,8 @@ static void batch_fail(IoBatch *batch, int error)
 
 // --- transfers -----------------------------------------------------------------------------------
 
+enum { FREE_TRANSFERS_MAX = 4096, MAX_RETRIES = 1000 };
+
 static void transfer_op_done(LoopOp *op, int result)
 {
     file_transfer_done((FileTransfer *)op, result);
@@ -126,10 +128,12 @@ FileTransfer *file_transfer_new(File *file, bool is_write, uint64_t off, const s
     assert(n_iov <= FILE_MAX_IOV);
     Loop *loop = file->loop;
     FileTransfer *x = loop->free_transfers;
-    if (x)
+    if (x) {
         loop->free_transfers = x->next;
-    else
+        loop->n_free_transfers--;
+    } else {
         x = g_new(FileTransfer, 1);
+    }
     x->op.done = transfer_op_done;
     x->file = file;
     x->batch = batch;
@@ -138,6 +142,7 @@ FileTransfer *file_transfer_new(File *file, bool is_write, uint64_t off, const s
     x->n_left_iov = n_iov;
     x->first_iov = 0;
     x->is_write = is_write;
+    x->n_retries = 0;
     x->range = (FileRange){0};
     x->next = NULL;
     x->backend_data = NULL;
@@ -158,8 +163,13 @@ static void transfer_advance(FileTransfer *x, size_t n)
 static void transfer_free(FileTransfer *x)
 {
     Loop *loop = x->file->loop;
+    if (loop->n_free_transfers == FREE_TRANSFERS_MAX) {
+        g_free(x);
+        return;
+    }
     x->next = loop->free_transfers;
     loop->free_transfers = x;
+    loop->n_free_transfers++;
 }
 
 void file_transfer_drop(FileTransfer *x)
@@ -193,16 +203,25 @@ static void transfer_zero_rest(FileTransfer *x)
     transfer_end(x, 0);
 }
 
+// A host that keeps answering that it be asked again would otherwise keep us busy for ever.
+static void transfer_failed(FileTransfer *x, int error)
+{
+    if (error != -EINTR && error != -EAGAIN)
+        transfer_end(x, error);
+    else if (++x->n_retries > MAX_RETRIES)
+        transfer_end(x, -EIO);
+    else
+        x->file->ops->submit(x);
+}
+
 void file_transfer_done(FileTransfer *x, ssize_t result)
 {
     File *file = x->file;
     if (unlikely(result < 0)) {
-        if (result == -EINTR || result == -EAGAIN)
-            file->ops->submit(x);
-        else
-            transfer_end(x, (int)result);
+        transfer_failed(x, (int)result);
         return;
     }
+    x->n_retries = 0;
     // The end of a file can lie within a block; what direct I/O left over starts at a block.
     bool is_end = !x->is_write && (result == 0 || result % file->alignment);
     if (x->is_write)

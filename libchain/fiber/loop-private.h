@@ -37,8 +37,9 @@ struct Loop {
     // Timers: a binary heap, heap[1] is due first.
     LoopTimer **timers;
     unsigned n_timers, timers_capacity;
-    // File transfers.
+    // File transfers that wait for use; a burst's are not kept for ever.
     FileTransfer *free_transfers;
+    unsigned n_free_transfers;
     // Messages. `inbox` is a stack pushed by any thread, reversed when taken.
     _Atomic(LoopCall *) inbox;
     atomic_bool is_waiting; // the back end sleeps, or is about to: notify() is needed

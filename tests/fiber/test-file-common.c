@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "fiber/file-private.h"
+#include "fiber/loop-private.h"
 
 typedef struct FakeFile {
     File file;
@@ -188,6 +189,39 @@ FIBER_TEST(an_error_halfway_is_the_result_and_an_interruption_is_not)
     file_done(&fake.file);
 }
 
+FIBER_TEST(a_host_that_says_try_again_for_ever_is_an_error)
+{
+    FakeFile fake;
+    char buf[100] = "x";
+    fake_init(self, &fake);
+    fake.file.size = 100;
+    fake.n_good = 0;
+    fake.result = -EAGAIN;
+    fiber_assert_equal(file_read(self, &fake.file, host_off(0), buf, 100), -EIO);
+    fiber_assert_equal(file_write(self, &fake.file, host_off(0), buf, 100), -EIO);
+    file_done(&fake.file);
+}
+
+FIBER_TEST(memory_of_a_burst_of_transfers_is_given_back)
+{
+    enum { N = 10000, KEPT = 4096 };
+    static char byte[1];
+    FakeFile fake;
+    IoBatch batch;
+    FileTransfer **x = g_new(FileTransfer *, N);
+    fake_init(self, &fake);
+    io_batch_init(&batch, self);
+    struct iovec iov = {byte, 1};
+    for (int i = 0; i < N; i++)
+        x[i] = file_transfer_new(&fake.file, true, 0, &iov, 1, &batch);
+    for (int i = 0; i < N; i++)
+        file_transfer_done(x[i], 1);
+    fiber_assert_equal(io_batch_wait(self, &batch), 0);
+    fiber_assert_equal(fiber_loop(self)->n_free_transfers, KEPT);
+    g_free(x);
+    file_done(&fake.file);
+}
+
 FIBER_TEST(a_shrunken_file_reads_as_zeros)
 {
     FakeFile fake;
@@ -223,6 +257,8 @@ int main(void)
         cmocka_unit_test(a_failed_flush_fails_all_that_wait_and_all_later_ones),
         cmocka_unit_test(short_transfers_are_continued),
         cmocka_unit_test(an_error_halfway_is_the_result_and_an_interruption_is_not),
+        cmocka_unit_test(a_host_that_says_try_again_for_ever_is_an_error),
+        cmocka_unit_test(memory_of_a_burst_of_transfers_is_given_back),
         cmocka_unit_test(a_shrunken_file_reads_as_zeros),
         cmocka_unit_test(zeros_are_written_where_there_is_no_faster_way_unless_it_must_be_fast),
     };
