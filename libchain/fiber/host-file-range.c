@@ -43,21 +43,21 @@ static int grow(const RangeCall *c)
 
 static int punch(RangeCall *c)
 {
-    if (c->file->has_no_punch)
+    if (atomic_load_explicit(&c->file->has_no_punch, memory_order_relaxed))
         return -ENOTSUP;
     int r = allocate(c, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE);
     if (r == -ENOTSUP)
-        c->file->has_no_punch = true;
+        atomic_store_explicit(&c->file->has_no_punch, true, memory_order_relaxed);
     return r;
 }
 
 static int zero_range(RangeCall *c)
 {
-    if (c->file->has_no_zero_range)
+    if (atomic_load_explicit(&c->file->has_no_zero_range, memory_order_relaxed))
         return -ENOTSUP;
     int r = allocate(c, FALLOC_FL_ZERO_RANGE);
     if (r == -ENOTSUP)
-        c->file->has_no_zero_range = true;
+        atomic_store_explicit(&c->file->has_no_zero_range, true, memory_order_relaxed);
     return r;
 }
 

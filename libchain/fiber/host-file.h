@@ -18,9 +18,9 @@ struct HostFile {
     HostDevice *device;
     int fd;
     HostFileInline inline_reads, inline_writes;
-    bool writes_use_ring;                 // direct I/O; buffered writes go to workers
-    bool has_no_punch, has_no_zero_range; // the file system said so
-    unsigned locks_held;                  // bits: FilePerm, and FilePerm << LOCK_UNSHARED_SHIFT
+    bool writes_use_ring;                        // direct I/O; buffered writes go to workers
+    atomic_bool has_no_punch, has_no_zero_range; // the file system said so; set by any worker
+    unsigned locks_held; // bits: FilePerm, and FilePerm << LOCK_UNSHARED_SHIFT
     // Buffered writes of this turn, for a worker.
     FileTransfer *first_write, *last_write;
     unsigned n_write_jobs;
