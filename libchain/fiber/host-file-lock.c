@@ -17,6 +17,7 @@ typedef struct LockCall {
     HostFile *file;
     unsigned before, wanted; // held | unshared << UNSHARED_SHIFT
     int conflict_byte;       // -1: none, the call itself failed
+    pid_t holder_pid;        // -1: not told
     char *holder;            // g_free(); NULL when unknown
 } LockCall;
 
@@ -66,7 +67,7 @@ static int take(LockCall *c, unsigned bits, unsigned *ret_taken)
         int r = set_lock(c->file->fd, F_RDLCK, lock_byte_of(bit));
         if (r == -EAGAIN) {
             c->conflict_byte = lock_byte_of(bit);
-            c->holder = host_file_find_holder(c->file->fd, c->conflict_byte, -1);
+            c->holder_pid = -1;
         }
         if (r < 0)
             return r;
@@ -86,7 +87,7 @@ static int test(LockCall *c)
         int r = test_lock(c->file->fd, byte, &pid);
         if (r == -EAGAIN) {
             c->conflict_byte = byte;
-            c->holder = host_file_find_holder(c->file->fd, byte, pid);
+            c->holder_pid = pid;
         }
         if (r < 0)
             return r;
@@ -94,9 +95,11 @@ static int test(LockCall *c)
     return 0;
 }
 
-static int try_lock(LockCall *c)
+static int lock_call(void *arg)
 {
+    LockCall *c = arg;
     unsigned taken = 0;
+    c->conflict_byte = -1;
     int r = take(c, c->wanted & ~c->before, &taken);
     if (r == 0)
         r = test(c);
@@ -108,19 +111,35 @@ static int try_lock(LockCall *c)
     return 0;
 }
 
+// Reads all of /proc.
+static int find_holder_call(void *arg)
+{
+    LockCall *c = arg;
+    c->holder = host_file_find_holder(c->file->fd, c->conflict_byte, c->holder_pid);
+    return 0;
+}
+
 // The kernel takes an ended process's io_uring apart a moment after the process is gone, and its
 // files, with their locks, live until then. So a lock of nobody to be found may be of a daemon that
-// was just killed: it is worth a second.
-static int lock_call(void *arg)
+// was just killed: it is worth a second. The holder is looked for at the first conflict, where one
+// that lives ends the wait at once, and at the end. Between tries no worker is kept.
+static int lock_or_find_holder(Fiber *self, LockCall *c)
 {
-    enum { WAIT_US = 10000, N_WAITS = 100 };
-    LockCall *c = arg;
-    int r = try_lock(c);
-    for (unsigned i = 0; i < N_WAITS && r == -EAGAIN && !c->holder; i++) {
-        g_usleep(WAIT_US);
-        c->conflict_byte = -1;
-        r = try_lock(c);
-    }
+    enum { WAIT_NS = 10 * 1000 * 1000, PATIENCE_NS = 1000 * 1000 * 1000 };
+    HostDevice *device = c->file->device;
+    Loop *loop = fiber_loop(self);
+    uint64_t start = loop_now_ns(loop);
+    // Never inline: other programs and /proc are involved.
+    int r = host_device_work(self, device, lock_call, c);
+    if (r == -EAGAIN && c->conflict_byte >= 0)
+        host_device_work(self, device, find_holder_call, c);
+    if (r != -EAGAIN || c->holder)
+        return r;
+    while (r == -EAGAIN && loop_now_ns(loop) - start < PATIENCE_NS &&
+           fiber_sleep(self, WAIT_NS) == 0)
+        r = host_device_work(self, device, lock_call, c);
+    if (r == -EAGAIN && c->conflict_byte >= 0)
+        host_device_work(self, device, find_holder_call, c);
     return r;
 }
 
@@ -150,8 +169,7 @@ int host_file_lock(Fiber *self, File *file, unsigned held, unsigned unshared, GE
         .wanted = held | unshared << UNSHARED_SHIFT,
         .conflict_byte = -1,
     };
-    // Never inline: the search for a holder reads all of /proc.
-    int r = host_device_work(self, h->device, lock_call, &c);
+    int r = lock_or_find_holder(self, &c);
     if (r == 0) {
         h->locks_held = c.wanted;
     } else if (c.conflict_byte >= 0) {

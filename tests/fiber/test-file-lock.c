@@ -6,10 +6,11 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "chain-core/file.h"
+#include "fiber/host-file.h"
 
 static const char path[] = "test-lock.tmp";
 
@@ -179,12 +180,79 @@ static void two_files_of_one_process_conflict_too(void **state)
     run_in_fiber(two_files_fiber, NULL);
 }
 
+static void lock_of(int socket, int byte)
+{
+    struct flock l = {.l_type = F_RDLCK, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1};
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    fiber_assert_equal(fcntl(fd, F_OFD_SETLK, &l), 0);
+    char control[CMSG_SPACE(sizeof(int))] = {0}, byte_sent = 0;
+    struct iovec iov = {&byte_sent, 1};
+    struct msghdr m = {.msg_iov = &iov,
+                       .msg_iovlen = 1,
+                       .msg_control = control,
+                       .msg_controllen = sizeof(control)};
+    struct cmsghdr *c = CMSG_FIRSTHDR(&m);
+    *c = (struct cmsghdr){CMSG_LEN(sizeof(int)), SOL_SOCKET, SCM_RIGHTS};
+    memcpy(CMSG_DATA(c), &fd, sizeof(fd));
+    fiber_assert_equal(sendmsg(socket, &m, 0), 1);
+    close(fd);
+}
+
+typedef struct Locking {
+    File *file;
+    bool is_done;
+    FiberWaitGroup group;
+} Locking;
+
+static void locks(Fiber *self, void *arg)
+{
+    Locking *l = arg;
+    GError *error = NULL;
+    if (file_lock(self, l->file, TOP, TOP_UNSHARED, &error) < 0)
+        g_error("%s", error->message);
+    l->is_done = true;
+    fiber_wait_group_done(&l->group);
+}
+
+static int answer(void *arg)
+{
+    return 42;
+}
+
+// A descriptor on its way through a socket is no process's.
+static void dying_holder_fiber(Fiber *self, void *arg)
+{
+    int pair[2];
+    unlink(path);
+    close(open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+    fiber_assert_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+    lock_of(pair[0], 201);
+    Locking l = {.file = open_image(self, FILE_WRITABLE)};
+    fiber_wait_group_add(&l.group, 1);
+    fiber_assert_equal(fiber_spawn(fiber_loop(self), "locks", locks, &l, NULL), 0);
+    fiber_assert_equal(host_device_work(self, ((HostFile *)l.file)->device, answer, NULL), 42);
+    fiber_assert_equal(host_device_work(self, ((HostFile *)l.file)->device, answer, NULL), 42);
+    fiber_assert(!l.is_done);
+    close(pair[0]);
+    close(pair[1]);
+    fiber_wait_group_wait(self, &l.group);
+    file_close(self, l.file);
+    unlink(path);
+}
+
+static void the_lock_of_a_process_that_is_gone_is_waited_for_without_a_worker(void **state)
+{
+    LoopConfig config = {.max_workers = 4}; // one place for a device
+    run_in_fiber_of(&config, dying_holder_fiber, NULL);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(qemu_is_kept_out_of_what_we_hold),
         cmocka_unit_test(we_keep_out_of_what_qemu_holds_and_name_it),
         cmocka_unit_test(two_files_of_one_process_conflict_too),
+        cmocka_unit_test(the_lock_of_a_process_that_is_gone_is_waited_for_without_a_worker),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
