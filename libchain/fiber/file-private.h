@@ -91,6 +91,8 @@ struct File {
     uint64_t flush_started, flush_done;
     bool is_flushing;
     bool has_flush_failed;
+    FileFlushFailedFn *flush_failed_fn;
+    void *flush_failed_arg;
     FiberQueue flush_waiters;
 
     // Last answer of find_extent; invalid when empty.

@@ -314,6 +314,13 @@ int file_write(Fiber *self, File *file, HostOff off, const void *buf, size_t len
 
 // --- flush ---------------------------------------------------------------------------------------
 
+static void note_flush_failed(File *file, int error)
+{
+    file->has_flush_failed = true; // for good, so this happens once
+    if (file->flush_failed_fn)
+        file->flush_failed_fn(file, error, file->flush_failed_arg);
+}
+
 // A sync that was already under way when the caller came may have missed its last write, so the
 // caller needs the next one; all who come meanwhile share that next one.
 int file_flush(Fiber *self, File *file)
@@ -329,7 +336,7 @@ int file_flush(Fiber *self, File *file)
         int r = file->ops->flush(self, file);
         file->is_flushing = false;
         if (r < 0)
-            file->has_flush_failed = true;
+            note_flush_failed(file, r);
         else
             file->flush_done = number;
         fiber_queue_wake_all(&file->flush_waiters);
@@ -337,6 +344,12 @@ int file_flush(Fiber *self, File *file)
             return r;
     }
     return file->flush_done >= needed ? 0 : -EIO;
+}
+
+void file_set_flush_failed_fn(File *file, FileFlushFailedFn *fn, void *arg)
+{
+    file->flush_failed_fn = fn;
+    file->flush_failed_arg = arg;
 }
 
 bool file_flush_failed(const File *file)

@@ -295,13 +295,48 @@ static void an_error_at_the_nth_operation_reaches_its_caller(void **state)
     }
 }
 
+typedef struct FlushFailure {
+    unsigned n_calls;
+    int error;
+} FlushFailure;
+
+static void note_failure(File *file, int error, void *arg)
+{
+    FlushFailure *f = arg;
+    assert_true(file_flush_failed(file));
+    f->n_calls++;
+    f->error = error;
+}
+
+static void fails_to_flush(Fiber *self, void *arg)
+{
+    File *file = NULL;
+    assert_int_equal(file_open(self, "/new", FILE_WRITABLE | FILE_CREATE, &file, NULL), 0);
+    file_set_flush_failed_fn(file, note_failure, arg);
+    assert_int_equal(file_flush(self, file), -ENOSPC);
+    assert_int_equal(file_flush(self, file), -EIO);
+    file_close(self, file);
+}
+
+static void the_first_flush_that_fails_is_told_once(void **state)
+{
+    Sim *sim = sim_new(&(SimConfig){.seed = 3});
+    Counter counter = {.hook.fn = count_op, .fail_at = 2, .result = -ENOSPC};
+    FlushFailure failure = {0};
+    sim_set_hook(sim, &counter.hook);
+    assert_true(sim_run(sim, fails_to_flush, &failure));
+    assert_int_equal(failure.n_calls, 1);
+    assert_int_equal(failure.error, -ENOSPC);
+    sim_free(sim);
+}
+
 static void a_power_cut_ends_the_run_and_abandons_its_fibers(void **state)
 {
     for (uint64_t n = 1; n <= 40; n++) {
         Sim *sim = sim_new(&(SimConfig){.seed = n});
         Counter counter = {.hook.fn = count_op, .fail_at = n, .result = SIM_POWER_CUT};
         g_autofree Load *load = g_new0(Load, 1);
-        *load = (Load){.sim = sim, .path = "/disk"};
+        *load = (Load){.sim = sim, .path = "/disk", .flags = n % 2 ? FILE_DIRECT : 0};
         sim_write_file(sim, "/disk", load->shadow, FILE_BYTES);
         sim_set_hook(sim, &counter.hook);
         assert_false(sim_run(sim, load_main, load));
@@ -405,6 +440,7 @@ int main(void)
         cmocka_unit_test(loops_exchange_messages_and_workers_work),
         cmocka_unit_test(the_hook_sees_every_kind_of_operation),
         cmocka_unit_test(an_error_at_the_nth_operation_reaches_its_caller),
+        cmocka_unit_test(the_first_flush_that_fails_is_told_once),
         cmocka_unit_test(a_power_cut_ends_the_run_and_abandons_its_fibers),
         cmocka_unit_test(a_hook_can_run_another_simulation),
         cmocka_unit_test(a_file_of_terabytes_costs_its_pages_only),

@@ -61,6 +61,10 @@ int file_write(Fiber *self, File *file, HostOff off, const void *buf, size_t len
 // sticky: each later flush answers -EIO (file_flush_failed() tells) until the file is reopened.
 int file_flush(Fiber *self, File *file);
 bool file_flush_failed(const File *file);
+// `fn` is called once, when a flush fails for the first time, with its -errno; on the loop, in the
+// fiber that flushes. It must not suspend. NULL: nobody hears of it.
+typedef void FileFlushFailedFn(File *file, int error, void *arg);
+void file_set_flush_failed_fn(File *file, FileFlushFailedFn *fn, void *arg);
 
 typedef enum FileZeroFlags {
     FILE_ZERO_UNMAP = 1 << 0, // may deallocate (punch hole)
