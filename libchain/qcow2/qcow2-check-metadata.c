@@ -44,7 +44,7 @@ static const uint8_t *window_get(const Window *w, size_t *ret_len)
 // 0; 1 when there is nothing more to be had; -errno.
 static int window_refill(Window *w)
 {
-    if (w->buf_len && w->pos == w->buf_pos)
+    if (w->pos >= w->max_bytes || (w->buf_len && w->pos == w->buf_pos))
         return 1;
     w->buf_pos = w->pos;
     w->buf_len = MIN(w->buf_size, w->max_bytes - w->pos);

@@ -461,6 +461,60 @@ static void garbage_in_the_bitmap_directory_does_no_harm(void **state)
     }
 }
 
+// A dirty image is checked when it is opened for writing; `data` must not keep that busy for good.
+static void open_dirty(uint8_t *data, gsize len)
+{
+    host_put64(data, QCOW2_HEADER_OFF_INCOMPATIBLE, QCOW2_INCOMPAT_DIRTY);
+    Sim *sim = make_sim(data, len, 1);
+    Session s = {.fn = read_range, .off = 0, .len = 4096};
+    assert_true(sim_run(sim, session_fiber, &s));
+    if (s.result < 0)
+        assert_one_sentence(s.error);
+    else
+        assert_int_equal(s.io, 0);
+    g_clear_error(&s.error);
+    sim_free(sim);
+}
+
+static void a_bitmap_directory_with_fewer_entries_than_said_ends_the_check(void **state)
+{
+    Fixture *f = *state;
+    const Image *image = &f->images[KIND_PLAIN];
+    uint64_t directory = image->h.bitmaps.directory.v, extension = 0;
+    gsize len = MAX(image->len, directory + 3 * 32);
+    g_autofree uint8_t *data = g_malloc0(len);
+    memcpy(data, image->data, image->len);
+    for (uint64_t off = image->h.header_bytes; !extension; off += 8 + host_get32(data, off + 4))
+        if (host_get32(data, off) == 0x23852875)
+            extension = off + 8;
+    host_put32(data, extension, 4);
+    host_put64(data, extension + 8, 3 * 32);
+    // One entry is there: of 24 bytes and a name of 2. Its table becomes an empty one.
+    assert_int_equal(data[directory + 19], 2);
+    host_put32(data, directory + 8, 0);
+    for (unsigned i = 1; i < 3; i++)
+        memcpy(data + directory + i * 32, data + directory, 32);
+    open_dirty(data, len);
+}
+
+static void a_snapshot_table_with_fewer_entries_than_said_ends_the_check(void **state)
+{
+    // A table may reach a cluster of zeros past the end of the file. 100 entries fill that exactly:
+    // the first has a long name, the others are empty.
+    enum { N_FIT = 100, EMPTY = 40, CLUSTER = 4096, IN_FILE = 4144 };
+    Fixture *f = *state;
+    const Image *image = &f->images[KIND_PLAIN];
+    assert_int_equal(image->g.cluster_bytes, CLUSTER);
+    uint64_t table = (image->len + CLUSTER - 1) / CLUSTER * CLUSTER;
+    gsize len = table + IN_FILE;
+    g_autofree uint8_t *data = g_malloc0(len);
+    memcpy(data, image->data, image->len);
+    host_put32(data, QCOW2_HEADER_OFF_N_SNAPSHOTS, N_FIT + 1);
+    host_put64(data, QCOW2_HEADER_OFF_SNAPSHOT_TABLE, table);
+    host_put32(data, table + 12, IN_FILE + CLUSTER - N_FIT * EMPTY); // lengths of id and name
+    open_dirty(data, len);
+}
+
 // --- Random bytes
 
 static uint64_t pick_metadata(const Image *image, HostRandom *r)
@@ -616,6 +670,8 @@ int main(void)
         cmocka_unit_test(a_write_never_lands_in_metadata),
         cmocka_unit_test(refcounts_of_zero_do_not_make_used_clusters_free),
         cmocka_unit_test(garbage_in_the_bitmap_directory_does_no_harm),
+        cmocka_unit_test(a_bitmap_directory_with_fewer_entries_than_said_ends_the_check),
+        cmocka_unit_test(a_snapshot_table_with_fewer_entries_than_said_ends_the_check),
         cmocka_unit_test(random_bytes_never_crash),
     };
     return cmocka_run_group_tests(tests, make_images, free_images);
