@@ -52,9 +52,15 @@ static bool step_is_writable(const Opening *o, const Step *step)
 
 static int lock_file(Fiber *self, const Opening *o, File *file, bool writable, GError **error)
 {
-    if (o->options->force_share)
-        return 0;
-    return file_lock(self, file, writable ? HELD_WRITING : HELD_READING, UNSHARED, error);
+    unsigned held = writable ? HELD_WRITING : HELD_READING;
+    int r = o->options->force_share ? 0 : file_lock(self, file, held, UNSHARED, error);
+    if (r < 0)
+        return r;
+    // Whoever held the file until now may have made it longer since it was opened.
+    r = file_refresh_size(self, file);
+    if (r < 0)
+        return error_set(error, r, "%s: cannot tell its size: %s", file_path(file), g_strerror(-r));
+    return 0;
 }
 
 static void add_remedy(GError **error, const char *remedy)

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 
+#include "base/error.h"
 #include "chain-core/qcow2-check.h"
 #include "chain-core/qcow2-create.h"
 #include "facade/loop-thread.h"
@@ -74,6 +75,15 @@ static void copy_result(const Qcow2CheckResult *from, LibChainCheck *to)
         to->messages[i] = g_strdup(from->messages->pdata[i]);
 }
 
+// A file may have grown between its opening and its lock.
+static int measure(Fiber *self, File *file, GError **error)
+{
+    int r = file_refresh_size(self, file);
+    if (r < 0)
+        return error_set(error, r, "%s: cannot tell its size: %s", file_path(file), g_strerror(-r));
+    return 0;
+}
+
 static int check_on_loop(Fiber *self, void *arg)
 {
     ImageCall *call = arg;
@@ -87,6 +97,8 @@ static int check_on_loop(Fiber *self, void *arg)
     if (r < 0)
         return r;
     r = file_lock(self, file, held, FILE_PERM_WRITE | FILE_PERM_RESIZE, &call->error);
+    if (r == 0)
+        r = measure(self, file, &call->error);
     if (r == 0)
         r = qcow2_check(self, file, fix, &result, &call->error);
     if (r == 0)
