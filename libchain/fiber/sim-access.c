@@ -53,6 +53,15 @@ int sim_set_direct_alignment(Sim *sim, const char *path, uint32_t bytes)
     return 0;
 }
 
+int sim_set_block_device(Sim *sim, const char *path)
+{
+    SimInode *inode = sim_disk_find(&sim->disk, path);
+    if (!inode)
+        return -ENOENT;
+    inode->is_device = true;
+    return 0;
+}
+
 static int copy_out(const SimContent *content, int fd)
 {
     uint8_t buf[COPY_BYTES / 8];

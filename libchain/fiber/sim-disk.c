@@ -149,6 +149,7 @@ static SimInode *inode_survivor(const SimInode *inode, SimPowerCut *cut)
 {
     SimInode *survivor = sim_inode_new(inode->ino);
     survivor->direct_alignment = inode->direct_alignment;
+    survivor->is_device = inode->is_device;
     survivor->now = sim_inode_after_power_cut(inode, cut);
     survivor->durable = sim_content_copy(&survivor->now);
     return survivor;

@@ -81,6 +81,12 @@ static void transfer_drop(SimEvent *event)
     g_free(event);
 }
 
+// A device does not grow.
+static bool may_end_at(const SimFile *f, uint64_t end)
+{
+    return !f->inode->is_device || end <= f->inode->now.size;
+}
+
 // The disk gets it. A read sees the file as it is now or as it is at the end.
 static void transfer_begin(SimEvent *event)
 {
@@ -92,7 +98,9 @@ static void transfer_begin(SimEvent *event)
     SimOp op = x->is_write ? SIM_OP_WRITE : SIM_OP_READ;
     t->error = sim_ask_hook(sim, op, x->file->path, x->off, t->len);
     bool coin = sim_random_chance(&sim->random, 50);
-    if (x->is_write) {
+    if (x->is_write && !may_end_at(f, x->off + t->len)) {
+        t->error = -ENOSPC;
+    } else if (x->is_write) {
         t->change =
             sim_inode_begin(f->inode, SIM_CHANGE_WRITE, x->off, t->len, iov, x->n_left_iov, coin);
     } else if (coin && !t->error) {
@@ -149,6 +157,8 @@ static ssize_t op_try_write(File *file, uint64_t off, const struct iovec *iov, u
 {
     SimFile *f = sim_file(file);
     uint64_t all = iov_bytes(iov, n_iov), len = cut_short(f->sim, file, off, all);
+    if (!may_end_at(f, off + len))
+        return -ENOSPC;
     int r = inline_begin(f, SIM_OP_WRITE, off, len);
     if (r == -EAGAIN)
         return r;
@@ -225,6 +235,8 @@ static int op_zero(Fiber *self, File *file, uint64_t off, uint64_t len, FileZero
     SimFile *f = sim_file(file);
     if (f->sim->config.no_punch)
         return -ENOTSUP;
+    if (!may_end_at(f, off + len))
+        return -ENOSPC;
     int r = change_inode(self, f, SIM_OP_ZERO, SIM_CHANGE_PUNCH, off, len);
     if (r == 0 && off + len > f->inode->now.size)
         sim_inode_change(f->inode, SIM_CHANGE_TRUNCATE, off + len, 0, NULL);
@@ -342,6 +354,7 @@ int sim_file_open(Fiber *self, Loop *loop, const char *path, FileOpenFlags flags
     f->file.size = inode->now.size;
     f->file.identity[0] = sim->device;
     f->file.identity[1] = inode->ino;
+    f->file.is_block_device = inode->is_device;
     f->file.alignment = flags & FILE_DIRECT ? inode->direct_alignment : 1;
     f->sim = sim;
     f->inode = sim_inode_ref(inode);

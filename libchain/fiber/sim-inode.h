@@ -34,6 +34,7 @@ typedef struct SimInode {
     uint32_t n_refs;
     uint64_t ino;
     uint32_t direct_alignment;
+    bool is_device; // a block device: its size is fixed
     SimContent now, durable;
     uint64_t last_seq, durable_seq;
     bool has_doomed;

@@ -6,7 +6,8 @@
 //
 // Choosing a range and counting it is one step without a suspend point: the refcount slice is
 // loaded first, then the range is chosen again if need be. A range therefore never crosses a
-// refcount slice.
+// refcount slice. Where the tail has no room (a block device's end, the format's), the image is
+// full only when all refcounts have been looked through and no fragment is left.
 //
 // Order on disk: refcounts before L2 (docs/ordering.md §2) is commit.c's work; here they change in
 // memory. A freed cluster reaches allocator_release() only when its L2 change is durable and no pin
@@ -138,8 +139,23 @@ static void add_free(Qcow2Image *image, uint64_t first, uint64_t n)
     g_array_append_val(a->free, range);
 }
 
-// Looks through the next refcount slice below scan_end for free clusters. Returns 1 when it moved
-// on, 0 at the end.
+// The first cluster of the next refcount block after one that is missing.
+static uint64_t next_covered(const Qcow2Image *image, uint64_t cluster)
+{
+    uint64_t i = cluster >> image->geometry.refcounts_per_block_bits;
+    while (i < image->n_refcount_table && !image->refcount_table[i].raw)
+        i++;
+    return i < image->n_refcount_table ? i << image->geometry.refcounts_per_block_bits : UINT64_MAX;
+}
+
+// Could not be read, which says nothing about the rest of the image.
+static bool is_unreadable(const Qcow2Image *image, int r)
+{
+    return r == -EIO && !image->corrupt;
+}
+
+// Looks through the next refcount slice below scan_end for free clusters. What cannot be read
+// counts as used. Returns 1 when it looked through one, 0 at the end.
 static int scan_some(Fiber *self, Qcow2Image *image)
 {
     Allocator *a = &image->allocator;
@@ -148,16 +164,17 @@ static int scan_some(Fiber *self, Qcow2Image *image)
         uint64_t n = MIN(per_slice - start % per_slice, a->scan_end - start);
         TableSlice *slice;
         int r = get_slice(self, image, start, &slice, &index);
-        if (r < 0 && r != -ENOENT)
+        if (r < 0 && r != -ENOENT && !is_unreadable(image, r))
             return r;
         if (a->scan_next != start) { // another fiber scanned it while this one waited
             if (r == 0)
                 table_slice_release(slice);
             continue;
         }
-        a->scan_next = start + n;
-        if (r == -ENOENT)
-            continue; // no block: not worth one as long as the tail is there
+        // Where no block is, one is not worth its cluster: beyond the last block lies the tail.
+        a->scan_next = r == -ENOENT ? MIN(next_covered(image, start), a->scan_end) : start + n;
+        if (r < 0)
+            continue;
         uint64_t run = 0;
         for (uint64_t i = 0; i < n; i++) {
             if (qcow2_refcount_get(&image->geometry, slice->data, index + i) == 0) {
@@ -174,27 +191,44 @@ static int scan_some(Fiber *self, Qcow2Image *image)
     return 0;
 }
 
-// Where the next take would come from, without taking: the range inside one refcount slice. False:
-// the tail.
+// Brings free range `i` to the end, where takes happen. *ret_range: what of it may be taken at
+// once, which lies inside one refcount slice.
+static void put_last(Qcow2Image *image, guint i, uint64_t n_wanted, ClusterRange *ret_range)
+{
+    GArray *free = image->allocator.free;
+    uint64_t per_slice = refcounts_per_slice(image);
+    ClusterRange f = g_array_index(free, ClusterRange, i);
+    ClusterRange *last = &g_array_index(free, ClusterRange, free->len - 1);
+    g_array_index(free, ClusterRange, i) = *last;
+    *last = f;
+    *ret_range = (ClusterRange){f.first, MIN(MIN(f.n, n_wanted), per_slice - f.first % per_slice)};
+}
+
+// A free range that suits, among the last few. Nothing is taken.
 static bool peek_free(Qcow2Image *image, uint64_t n_wanted, ClusterRange *ret_range)
 {
     GArray *free = image->allocator.free;
-    for (guint back = 0; back < free->len && back < 8; back++) {
-        ClusterRange *f = &g_array_index(free, ClusterRange, free->len - 1 - back);
-        if (f->n < n_wanted && n_wanted >= FRAGMENT_CLUSTERS)
+    for (guint back = 1; back <= free->len && back <= 8; back++) {
+        guint i = free->len - back;
+        if (n_wanted >= FRAGMENT_CLUSTERS && g_array_index(free, ClusterRange, i).n < n_wanted)
             continue;
-        if (back) { // bring it to the end, where takes happen
-            ClusterRange *last = &g_array_index(free, ClusterRange, free->len - 1), tmp = *last;
-            *last = *f;
-            *f = tmp;
-            f = last;
-        }
-        uint64_t per_slice = refcounts_per_slice(image);
-        *ret_range =
-            (ClusterRange){f->first, MIN(MIN(f->n, n_wanted), per_slice - f->first % per_slice)};
+        put_last(image, i, n_wanted, ret_range);
         return true;
     }
     return false;
+}
+
+// The largest of all free ranges.
+static bool peek_largest(Qcow2Image *image, uint64_t n_wanted, ClusterRange *ret_range)
+{
+    GArray *free = image->allocator.free;
+    guint best = 0;
+    for (guint i = 1; i < free->len; i++)
+        if (g_array_index(free, ClusterRange, i).n > g_array_index(free, ClusterRange, best).n)
+            best = i;
+    if (free->len)
+        put_last(image, best, n_wanted, ret_range);
+    return free->len;
 }
 
 static void take_free(Qcow2Image *image, uint64_t n)
@@ -207,85 +241,149 @@ static void take_free(Qcow2Image *image, uint64_t n)
         g_array_set_size(free, free->len - 1);
 }
 
-int allocator_take(Fiber *self, Qcow2Image *image, uint64_t n_wanted, ClusterRange *ret_range,
-                   bool *ret_zeroed)
+// What lies below the new tail may have been written.
+static void move_tail(Allocator *a, uint64_t tail)
+{
+    a->tail = tail;
+    a->fresh_from = MAX(a->fresh_from, tail);
+}
+
+// Where the next take comes from: 1 a free range, 0 the tail; -ENOSPC. As long as the tail has room
+// a take looks through one slice at most and leaves fragments alone; at its end the rest is
+// searched, and anything will do. Suspends.
+static int choose(Fiber *self, Qcow2Image *image, uint64_t n_wanted, bool tail_is_full,
+                  ClusterRange *ret_range)
 {
     Allocator *a = &image->allocator;
-    uint64_t per_slice = refcounts_per_slice(image);
-    assert(n_wanted > 0);
-    for (;;) {
-        ClusterRange c;
-        bool from_free = peek_free(image, n_wanted, &c);
-        if (!from_free && a->rescan && a->scan_next >= a->scan_end) {
+    bool has_scanned = false;
+    while (!peek_free(image, n_wanted, ret_range)) {
+        bool has_tail = !tail_is_full && a->tail < max_cluster(image);
+        if (a->rescan && !a->free->len && a->scan_next >= a->scan_end) {
             a->rescan = false;
             a->scan_next = 0;
             a->scan_end = a->tail;
         }
-        if (!from_free && a->scan_next < a->scan_end) {
+        if (a->scan_next < a->scan_end && !(has_tail && has_scanned)) {
             int r = scan_some(self, image);
             if (r < 0)
                 return r;
-            from_free = peek_free(image, n_wanted, &c);
+            if (has_scanned)
+                fiber_yield(self); // slices may all be in the cache
+            has_scanned = true;
+        } else if (has_tail) {
+            uint64_t per_slice = refcounts_per_slice(image);
+            uint64_t n = MIN(n_wanted, per_slice - a->tail % per_slice);
+            *ret_range = (ClusterRange){a->tail, MIN(n, max_cluster(image) - a->tail)};
+            return 0;
+        } else {
+            return peek_largest(image, n_wanted, ret_range) ? 1 : -ENOSPC;
         }
-        if (!from_free)
-            c = (ClusterRange){a->tail, MIN(n_wanted, per_slice - a->tail % per_slice)};
-        if (c.first + c.n > max_cluster(image))
-            return -ENOSPC;
-
-        TableSlice *slice;
-        HostOff place;
-        uint64_t index;
-        int r = slice_place(image, c.first, &place, &index);
-        if (r == -ENOENT) {
-            r = refcounts_cover(self, image, c.first);
-            if (r < 0)
-                return r;
-            continue;
-        }
-        if (r < 0)
-            return r;
-        slice = table_cache_find(image->cache, image, place);
-        if (!slice || slice->kind != TABLE_SLICE_REFCOUNT) {
-            r = image_get_slice(self, image, place, TABLE_SLICE_REFCOUNT, &slice);
-            if (r == -EUCLEAN)
-                return image_mark_corrupt(image,
-                                          "refcount block at offset %#" G_GINT64_MODIFIER
-                                          "x overlaps another table",
-                                          place.v);
-            if (r < 0)
-                return r;
-            table_slice_release(slice);
-            continue; // others ran: choose again, the slice is in the cache now
-        }
-
-        // From here to the return nothing suspends. Clusters that are in use all the same (leaks
-        // past the end, left by a crash; a free range that a scan found a second time) are stepped
-        // over.
-        uint64_t skip = 0, n = 0;
-        while (skip < c.n && qcow2_refcount_get(&image->geometry, slice->data, index + skip))
-            skip++;
-        while (skip + n < c.n &&
-               !qcow2_refcount_get(&image->geometry, slice->data, index + skip + n))
-            n++;
-        if (from_free)
-            take_free(image, skip + n);
-        else
-            a->tail = c.first + skip + n;
-        if (!n)
-            continue;
-        for (uint64_t i = 0; i < n; i++) {
-            if (cluster_set_contains(&image->metadata, c.first + skip + i))
-                return image_mark_corrupt(
-                    image, "cluster %" G_GUINT64_FORMAT " holds metadata but has refcount 0",
-                    c.first + skip + i);
-            qcow2_refcount_set(&image->geometry, slice->data, index + skip + i, 1);
-        }
-        table_slice_set_dirty(slice, &image->commit.dirty);
-        *ret_range = (ClusterRange){c.first + skip, n};
-        *ret_zeroed = c.first + skip >= a->fresh_from;
-        a->fresh_from = MAX(a->fresh_from, c.first + skip + n);
-        return 0;
     }
+    return 1;
+}
+
+// The refcounts around `cluster` cannot be read: nothing is taken there any more.
+static void avoid_slice(Qcow2Image *image, uint64_t cluster)
+{
+    Allocator *a = &image->allocator;
+    uint64_t per_slice = refcounts_per_slice(image), start = cluster - cluster % per_slice;
+    for (guint i = a->free->len; i-- > 0;) {
+        ClusterRange *f = &g_array_index(a->free, ClusterRange, i);
+        if (f->first - start >= per_slice)
+            continue;
+        uint64_t n = MIN(f->n, start + per_slice - f->first);
+        f->first += n;
+        f->n -= n;
+        if (!f->n)
+            g_array_remove_index_fast(a->free, i);
+    }
+    if (a->tail - start < per_slice)
+        move_tail(a, MIN(start + per_slice, max_cluster(image)));
+}
+
+// The slice that counts `cluster`, in the cache until the next suspend point. 1: it was not there,
+// others may have run: choose again. -ENOENT: no block.
+static int find_slice(Fiber *self, Qcow2Image *image, uint64_t cluster, TableSlice **ret_slice,
+                      uint64_t *ret_index)
+{
+    HostOff place;
+    int r = slice_place(image, cluster, &place, ret_index);
+    if (r < 0)
+        return r;
+    *ret_slice = table_cache_find(image->cache, image, place);
+    if (*ret_slice && (*ret_slice)->kind == TABLE_SLICE_REFCOUNT)
+        return 0;
+    r = get_slice(self, image, cluster, ret_slice, ret_index);
+    if (r == 0)
+        table_slice_release(*ret_slice);
+    else if (is_unreadable(image, r))
+        avoid_slice(image, cluster);
+    else
+        return r;
+    return 1;
+}
+
+// Takes from `c`, which was chosen. Clusters that are in use all the same (leaks past the end, left
+// by a crash; a free range that a scan found a second time) are stepped over: 1 when that left
+// nothing. Nothing suspends.
+static int take_chosen(Qcow2Image *image, ClusterRange c, bool from_free, TableSlice *slice,
+                       uint64_t index, ClusterRange *ret_range, bool *ret_zeroed)
+{
+    Allocator *a = &image->allocator;
+    uint64_t skip = 0, n = 0;
+    while (skip < c.n && qcow2_refcount_get(&image->geometry, slice->data, index + skip))
+        skip++;
+    while (skip + n < c.n && !qcow2_refcount_get(&image->geometry, slice->data, index + skip + n))
+        n++;
+    ClusterRange range = {c.first + skip, n};
+    bool zeroed = range.first >= a->fresh_from;
+    if (from_free)
+        take_free(image, skip + n);
+    else
+        move_tail(a, range.first + n);
+    if (!n)
+        return 1;
+    for (uint64_t i = 0; i < n; i++) {
+        if (cluster_set_contains(&image->metadata, range.first + i))
+            return image_mark_corrupt(
+                image, "cluster %" G_GUINT64_FORMAT " holds metadata but has refcount 0",
+                range.first + i);
+        qcow2_refcount_set(&image->geometry, slice->data, index + skip + i, 1);
+    }
+    table_slice_set_dirty(slice, &image->commit.dirty);
+    *ret_range = range;
+    *ret_zeroed = zeroed;
+    return 0;
+}
+
+int allocator_take(Fiber *self, Qcow2Image *image, uint64_t n_wanted, ClusterRange *ret_range,
+                   bool *ret_zeroed)
+{
+    bool tail_is_full = false;
+    int r;
+    assert(n_wanted > 0);
+    do {
+        ClusterRange c;
+        TableSlice *slice;
+        uint64_t index;
+        int from = choose(self, image, n_wanted, tail_is_full, &c);
+        if (from < 0)
+            return from;
+        r = find_slice(self, image, c.first, &slice, &index);
+        if (r == 0) {
+            r = take_chosen(image, c, from, slice, index, ret_range, ret_zeroed);
+        } else if (r == -ENOENT) {
+            assert(!from); // where a free range was found there is a block
+            r = refcounts_cover(self, image, c.first);
+            if (r == -ENOSPC && !tail_is_full) {
+                tail_is_full = true;
+                r = 1;
+            } else if (r == 0) {
+                r = 1;
+            }
+        }
+    } while (r == 1);
+    return r;
 }
 
 // The last reference to `n` clusters from `first` goes: punched while they still count as used,
@@ -309,7 +407,8 @@ static void free_run(Fiber *self, Qcow2Image *image, TableSlice *slice, uint64_t
     add_free(image, first, n);
 }
 
-// Lowers refcounts by one. On failure the rest leaks: harmless, check finds it.
+// Lowers refcounts by one. On failure the rest leaks: harmless, check finds it. A count that is 0
+// already tells that other entries may name the same cluster.
 static void lower(Fiber *self, Qcow2Image *image, ClusterRange range, bool punch)
 {
     const Qcow2Geometry *g = &image->geometry;
@@ -328,6 +427,9 @@ static void lower(Fiber *self, Qcow2Image *image, ClusterRange range, bool punch
             } else if (count > 1) {
                 qcow2_refcount_set(g, slice->data, index + i, count - 1);
                 table_slice_set_dirty(slice, &image->commit.dirty);
+            } else {
+                image_mark_corrupt(
+                    image, "cluster %" G_GUINT64_FORMAT " was in use but has refcount 0", c + i);
             }
             i += MAX(run, 1);
         }

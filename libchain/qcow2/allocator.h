@@ -24,8 +24,9 @@ void allocator_give_back(Fiber *self, Qcow2Image *image, ClusterRange range);
 // leak.
 void allocator_release(Fiber *self, Qcow2Image *image, ClusterRange range);
 
-// refcount-grow.c: makes sure that a refcount block covers `cluster`, which is at or past the tail.
-// May move the tail. Suspends.
+// refcount-grow.c: makes sure that a refcount block covers `cluster`, which is the tail. Moves the
+// tail. 0 without having done anything when the tail is elsewhere by now. -ENOSPC where there is no
+// room for what that takes. Suspends.
 int refcounts_cover(Fiber *self, Qcow2Image *image, uint64_t cluster);
 
 // The block that covers `cluster`: its host offset, 0 when there is none.

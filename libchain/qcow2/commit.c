@@ -171,7 +171,8 @@ static void snapshot_drop(Qcow2Image *image, Snapshot *s, bool durable)
                             s->table_indices->len);
         if (s->l1_indices && image->head)
             g_array_append_vals(image->head->dirty_l1, s->l1_indices->data, s->l1_indices->len);
-        g_array_append_vals(c->freed, s->freed->data, s->freed->len);
+        for (guint i = 0; i < s->freed->len; i++)
+            commit_free(image, g_array_index(s->freed, ClusterRange, i));
     } else {
         g_array_append_vals(c->settling, s->freed->data, s->freed->len);
     }
@@ -254,6 +255,9 @@ static void release_fiber(Fiber *self, void *arg)
     for (guint i = 0; i < ranges->len; i++)
         allocator_release(self, image, g_array_index(ranges, ClusterRange, i));
     turn_pins(image);
+    c->n_releasing--;
+    c->n_released++;
+    fiber_queue_wake_all(&c->released);
     fiber_wait_group_done(&c->fibers);
 }
 
@@ -305,10 +309,13 @@ void commit_pin_drained(IoPin *pin)
     if (image_pin->index == image->pin_now || !c->releasing->len)
         return;
     fiber_wait_group_add(&c->fibers, 1);
+    c->n_releasing++;
     if (fiber_spawn(image->loop, "release clusters", release_fiber, image, NULL) < 0) {
         // No stack to be had: keep them; the next commit tries again.
         g_array_append_vals(c->settling, c->releasing->data, c->releasing->len);
         g_array_set_size(c->releasing, 0);
+        c->n_releasing--;
+        fiber_queue_wake_all(&c->released);
         fiber_wait_group_done(&c->fibers);
     }
 }
@@ -371,8 +378,27 @@ static void start_background(Qcow2Image *image)
 void commit_free(Qcow2Image *image, ClusterRange range)
 {
     CommitState *c = &image->commit;
-    g_array_append_val(c->freed, range);
+    ClusterRange *last =
+        c->freed->len ? &g_array_index(c->freed, ClusterRange, c->freed->len - 1) : NULL;
+    if (last && last->first + last->n == range.first)
+        last->n += range.n;
+    else
+        g_array_append_val(c->freed, range);
     c->n_freed_clusters += range.n;
+}
+
+bool commit_reclaim(Fiber *self, Qcow2Image *image, uint64_t n_released)
+{
+    CommitState *c = &image->commit;
+    bool is_pending =
+        c->freed->len || c->settling->len || c->releasing->len || c->n_releasing || c->running;
+    if (c->n_released != n_released || !is_pending || commit_run(self, image) < 0)
+        return c->n_released != n_released;
+    // What this commit settled may stand behind one batch that waits for its pins and one that is
+    // being released.
+    for (unsigned n = 0; n < 3 && (c->releasing->len || c->n_releasing); n++)
+        fiber_queue_wait(self, &c->released, false, "release of freed clusters");
+    return c->n_released != n_released;
 }
 
 int commit_throttle(Fiber *self, Qcow2Image *image)

@@ -16,6 +16,11 @@ int commit_run(Fiber *self, Qcow2Image *image);
 // durable and no pin taken before is left.
 void commit_free(Qcow2Image *image, ClusterRange range);
 
+// After -ENOSPC: commits, and waits until what was freed before the call can be taken again, unless
+// something was released since `n_released` (of CommitState) was looked at. The caller must hold no
+// pin on the image. False when another try is hopeless.
+bool commit_reclaim(Fiber *self, Qcow2Image *image, uint64_t n_released);
+
 // To be called before dirtying more metadata: starts write-back when enough is dirty, waits for it
 // when far too much is, and returns its error then. May suspend.
 int commit_throttle(Fiber *self, Qcow2Image *image);

@@ -58,14 +58,19 @@ typedef struct CommitState {
     FiberQueue next; // waiters of the commit after the running one
     uint64_t n_started, n_done;
     int last_result;
-    bool abandoned;  // the head went away with changes that could not be written: no more commits
-    bool background; // a fiber for write-back is under way
-    TableSliceList dirty; // slices changed in memory
-    GArray *freed;        // ClusterRange: unlinked in memory, not yet durably
-    GArray *settling;     // ClusterRange: unlinked durably, waiting for the next pin turn
-    GArray *releasing;    // ClusterRange: waiting for `pins[!pin_now]` to drain
-    uint64_t n_freed_clusters;
-    FiberWaitGroup fibers; // release and background fibers
+    // No more commits: the head went away with changes that could not be written, or nobody knows
+    // which refcount table the disk names.
+    bool abandoned;
+    bool background;           // a fiber for write-back is under way
+    TableSliceList dirty;      // slices changed in memory
+    GArray *freed;             // ClusterRange: unlinked in memory, not yet durably
+    GArray *settling;          // ClusterRange: unlinked durably, waiting for the next pin turn
+    GArray *releasing;         // ClusterRange: waiting for `pins[!pin_now]` to drain
+    uint64_t n_freed_clusters; // in `freed`
+    unsigned n_releasing;      // release fibers under way
+    uint64_t n_released;       // release fibers that ended
+    FiberQueue released;       // woken when one of them ends
+    FiberWaitGroup fibers;     // release and background fibers
 } CommitState;
 
 enum { IMAGE_COW_BUFFERS = 8 };

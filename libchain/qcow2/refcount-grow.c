@@ -46,7 +46,9 @@ static int add_block(Fiber *self, Qcow2Image *image, uint64_t cluster)
     if (r == 0)
         r = image_get_slice(self, image, place, TABLE_SLICE_REFCOUNT, &slice);
     if (r < 0) {
+        // Nobody took clusters behind it, which no block covers yet.
         cluster_set_remove(&image->metadata, cluster);
+        a->tail = cluster;
         return r;
     }
     qcow2_refcount_set(&image->geometry, slice->data, in_block % per_slice, 1);
@@ -67,105 +69,156 @@ static void fill_block(const Qcow2Image *image, void *buf, uint64_t block, Clust
         qcow2_refcount_set(&image->geometry, buf, c - start, 1);
 }
 
-// Moves the refcount table to `first`, a cluster that no block covers yet, large enough for what
-// comes.
-static int grow_table(Fiber *self, Qcow2Image *image, uint64_t first)
+// Where a larger refcount table goes: n_blocks blocks from `first` on, then n_table clusters of
+// table, all of them covered by these blocks.
+typedef struct NewArea {
+    uint64_t first, n_blocks, n_table;
+    uint64_t index; // of the first block in the table
+} NewArea;
+
+static int plan_area(const Qcow2Image *image, uint64_t first, NewArea *ret_area)
 {
     const Qcow2Geometry *g = &image->geometry;
     uint64_t per_block = clusters_per_block(image), per_cluster = g->cluster_bytes / 8;
-    uint64_t index = first >> g->refcounts_per_block_bits;
-    // New area: n_blocks blocks, then n_table clusters of table; all covered by these blocks.
-    uint64_t n_entries = index + index / 2 + 1, n_blocks = 1, n_table;
+    NewArea area = {first, 1, 0, first >> g->refcounts_per_block_bits};
+    uint64_t n_entries = area.index + area.index / 2 + 1;
     for (;;) {
-        n_table = (n_entries + per_cluster - 1) / per_cluster;
-        uint64_t end = (first & (per_block - 1)) + n_blocks + n_table;
+        area.n_table = (n_entries + per_cluster - 1) / per_cluster;
+        uint64_t end = (first & (per_block - 1)) + area.n_blocks + area.n_table;
         uint64_t need = (end + per_block - 1) / per_block;
-        if (need <= n_blocks && index + n_blocks <= n_table * per_cluster)
+        if (need <= area.n_blocks && area.index + area.n_blocks <= area.n_table * per_cluster)
             break;
-        n_blocks = MAX(need, n_blocks);
-        n_entries = MAX(n_entries, index + n_blocks);
+        area.n_blocks = MAX(need, area.n_blocks);
+        n_entries = MAX(n_entries, area.index + area.n_blocks);
     }
-    if (first + n_blocks + n_table > image->allocator.limit)
+    if (first + area.n_blocks + area.n_table > image->allocator.limit)
         return -ENOSPC;
-    if (n_table * g->cluster_bytes > QCOW2_MAX_REFCOUNT_TABLE_BYTES) {
-        n_table = QCOW2_MAX_REFCOUNT_TABLE_BYTES / g->cluster_bytes;
-        if (index + n_blocks > n_table * per_cluster)
+    if (area.n_table * g->cluster_bytes > QCOW2_MAX_REFCOUNT_TABLE_BYTES) {
+        area.n_table = QCOW2_MAX_REFCOUNT_TABLE_BYTES / g->cluster_bytes;
+        if (area.index + area.n_blocks > area.n_table * per_cluster)
             return -ENOSPC;
     }
-    // Entries of the old table may name blocks that are not durable yet: they are, after this.
-    int r = commit_run(self, image);
-    if (r < 0)
-        return r;
+    *ret_area = area;
+    return 0;
+}
 
-    uint64_t table_bytes = n_table * g->cluster_bytes, used = n_blocks + n_table;
-    Be64 *table = g_try_malloc0(table_bytes);
-    g_autofree void *block = g_try_malloc(g->cluster_bytes);
-    if (!table || !block) {
-        g_free(table);
-        return -ENOMEM;
+static HostOff area_table(const Qcow2Image *image, const NewArea *area)
+{
+    return image_cluster_off(image, area->first + area->n_blocks);
+}
+
+// Blocks and table, durable. Enters the blocks in `table`.
+static int write_area(Fiber *self, Qcow2Image *image, const NewArea *area, Be64 *table)
+{
+    uint32_t bytes = image->geometry.cluster_bytes;
+    g_autofree void *block = g_try_malloc(bytes);
+    int r = block ? 0 : -ENOMEM;
+    for (uint64_t b = 0; r == 0 && b < area->n_blocks; b++) {
+        ClusterRange used = {area->first, area->n_blocks + area->n_table};
+        HostOff off = image_cluster_off(image, area->first + b);
+        fill_block(image, block, area->index + b, used);
+        r = file_write(self, image->file, off, block, bytes);
+        table[area->index + b] = qcow2_refcount_table_entry_encode(off);
     }
-    // No fiber adds a block meanwhile (grow mutex), so the old table stands still.
-    memcpy(table, image->refcount_table, image->n_refcount_table * sizeof(Be64));
-    image->allocator.tail = MAX(image->allocator.tail, first + used);
-    image->allocator.fresh_from = MAX(image->allocator.fresh_from, image->allocator.tail);
-    for (uint64_t b = 0; r == 0 && b < n_blocks; b++) {
-        fill_block(image, block, index + b, (ClusterRange){first, used});
-        HostOff off = image_cluster_off(image, first + b);
-        r = file_write(self, image->file, off, block, g->cluster_bytes);
-        table[index + b] = qcow2_refcount_table_entry_encode(off);
-    }
-    HostOff table_off = image_cluster_off(image, first + n_blocks);
     if (r == 0)
-        r = file_write(self, image->file, table_off, table, table_bytes);
-    if (r == 0)
-        r = file_flush(self, image->file);
-    uint8_t sector[512];
+        r = file_write(self, image->file, area_table(image, area), table, area->n_table * bytes);
+    return r < 0 ? r : file_flush(self, image->file);
+}
+
+// Makes the header name the new table. When that fails the old fields are put back; when that fails
+// too nobody knows which table the disk names, and nothing more may be committed.
+static int switch_header(Fiber *self, Qcow2Image *image, const NewArea *area)
+{
+    uint8_t old[512], sector[512];
     fiber_mutex_lock(self, &image->header_mutex);
-    if (r == 0)
-        r = file_read(self, image->file, host_off(0), sector, sizeof(sector));
+    int r = file_read(self, image->file, host_off(0), old, sizeof(old));
     if (r == 0) {
-        qcow2_header_patch_refcount_table(sector, table_off, n_table);
+        memcpy(sector, old, sizeof(old));
+        qcow2_header_patch_refcount_table(sector, area_table(image, area), area->n_table);
         r = file_write(self, image->file, host_off(0), sector, sizeof(sector));
+        if (r == 0)
+            r = file_flush(self, image->file);
+        if (r < 0 && (file_write(self, image->file, host_off(0), old, sizeof(old)) < 0 ||
+                      file_flush(self, image->file) < 0))
+            image->commit.abandoned = true;
     }
-    if (r == 0)
-        r = file_flush(self, image->file);
     fiber_mutex_unlock(self, &image->header_mutex);
-    if (r < 0) {
-        // Nothing durable may point at the new area; if the header write is in doubt it must stay
-        // as it is, so the area is leaked rather than reused.
-        g_free(table);
-        return r;
+    return r;
+}
+
+static void mark_area(Qcow2Image *image, const NewArea *area, bool is_metadata)
+{
+    uint64_t end = area->first + area->n_blocks + area->n_table;
+    for (uint64_t c = area->first; c < end; c++) {
+        if (is_metadata)
+            cluster_set_add(&image->metadata, c);
+        else
+            cluster_set_remove(&image->metadata, c);
     }
-    ClusterRange old = {image_cluster_of(image, image->header.refcount_table),
-                        image->header.refcount_table_clusters};
+    image->allocator.tail = is_metadata ? end : area->first;
+    image->allocator.fresh_from = MAX(image->allocator.fresh_from, end);
+}
+
+// The new table is durable: from now on it is the image's.
+static void adopt_table(Qcow2Image *image, const NewArea *area, Be64 *table)
+{
+    Qcow2Header *h = &image->header;
+    ClusterRange old = {image_cluster_of(image, h->refcount_table), h->refcount_table_clusters};
     g_free(image->refcount_table);
     image->refcount_table = table;
-    image->n_refcount_table = n_table * per_cluster;
-    image->header.refcount_table = table_off;
-    image->header.refcount_table_clusters = n_table;
+    image->n_refcount_table = area->n_table * image->geometry.cluster_bytes / sizeof(Be64);
+    h->refcount_table = area_table(image, area);
+    h->refcount_table_clusters = area->n_table;
     for (uint64_t c = old.first; c < old.first + old.n; c++)
         cluster_set_remove(&image->metadata, c);
-    for (uint64_t c = first; c < first + used; c++)
-        cluster_set_add(&image->metadata, c);
     commit_free(image, old);
-    return 0;
+}
+
+// Moves the refcount table to `first`, the tail, which no block covers yet, large enough for what
+// comes. Nothing takes clusters there meanwhile.
+static int grow_table(Fiber *self, Qcow2Image *image, uint64_t first)
+{
+    NewArea area;
+    int r = plan_area(image, first, &area);
+    // Entries of the old table may name blocks that are not durable yet: they are, after this.
+    if (r == 0)
+        r = commit_run(self, image);
+    if (r < 0)
+        return r;
+    Be64 *table = g_try_malloc0(area.n_table * image->geometry.cluster_bytes);
+    if (!table)
+        return -ENOMEM;
+    // No fiber adds a block meanwhile (grow mutex), so the old table stands still.
+    memcpy(table, image->refcount_table, image->n_refcount_table * sizeof(Be64));
+    mark_area(image, &area, true);
+    r = write_area(self, image, &area, table);
+    if (r == 0)
+        r = switch_header(self, image, &area);
+    if (r == 0) {
+        adopt_table(image, &area, table);
+        return 0;
+    }
+    g_free(table);
+    // What the disk may name stays as it is.
+    if (!image->commit.abandoned)
+        mark_area(image, &area, false);
+    return r;
 }
 
 int refcounts_cover(Fiber *self, Qcow2Image *image, uint64_t cluster)
 {
     Allocator *a = &image->allocator;
     fiber_mutex_lock(self, &a->grow_mutex);
-    HostOff block;
-    int r = refcounts_block_of(image, cluster, &block);
-    if (r == 0 && !block.v) {
-        uint64_t start = cluster & ~(clusters_per_block(image) - 1);
-        // Free ranges never lie where no block is, so this is the tail. If the tail has not reached
-        // the block's start the block goes where the tail is.
-        uint64_t place = MAX(start, a->tail);
-        if (cluster >> image->geometry.refcounts_per_block_bits >= image->n_refcount_table)
-            r = grow_table(self, image, place);
-        else
-            r = add_block(self, image, place);
+    int r = 0;
+    // Another may have moved the tail on meanwhile: the caller chooses again. As long as no block
+    // covers it nothing else moves it.
+    if (cluster == a->tail) {
+        HostOff block;
+        r = refcounts_block_of(image, cluster, &block);
+        if (r == 0 && !block.v)
+            r = cluster >> image->geometry.refcounts_per_block_bits < image->n_refcount_table
+                    ? add_block(self, image, cluster)
+                    : grow_table(self, image, cluster);
     }
     fiber_mutex_unlock(self, &a->grow_mutex);
     return r;

@@ -352,6 +352,17 @@ static int write_allocating(Fiber *self, Qcow2View *view, GuestOff off, const vo
     return r;
 }
 
+// No room: 0 when it is worth another try. Our own pin would keep what was freed from being
+// released.
+static int reclaim(Fiber *self, Qcow2Image *image, uint64_t n_released, IoBatch *batch)
+{
+    int r = io_batch_wait(self, batch);
+    if (r == 0 && !commit_reclaim(self, image, n_released))
+        r = -ENOSPC;
+    image_pin(self, image, batch);
+    return r;
+}
+
 int view_write(Fiber *self, Node *node, GuestOff off, const void *buf, size_t len,
                NodeIoFlags flags)
 {
@@ -363,7 +374,7 @@ int view_write(Fiber *self, Node *node, GuestOff off, const void *buf, size_t le
     image_pin(self, image, &batch);
     while (len && r == 0) {
         ViewRun run;
-        size_t n;
+        size_t n = 0;
         r = view_find_run(self, view, off, len, &run);
         if (r < 0)
             break;
@@ -372,7 +383,10 @@ int view_write(Fiber *self, Node *node, GuestOff off, const void *buf, size_t le
             file_write_start(image->file, run.host, &iov, 1, &batch);
             n = run.len;
         } else {
+            uint64_t n_released = image->commit.n_released;
             r = write_allocating(self, view, off, buf, len, &n);
+            if (r == -ENOSPC)
+                r = reclaim(self, image, n_released, &batch);
         }
         off.v += n;
         buf = (const uint8_t *)buf + n;

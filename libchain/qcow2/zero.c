@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "qcow2/commit.h"
 #include "qcow2/view.h"
 
 enum { ZEROS_BYTES = 256 << 10 };
@@ -27,12 +28,23 @@ static int write_zeros(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len)
     return r;
 }
 
+// With a pin for the look. None is left when this returns: view_write() may have to wait for all.
+static int reads_as_zeros(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len, bool *ret_zeros)
+{
+    IoBatch batch;
+    io_batch_init(&batch, self);
+    image_pin(self, view->image, &batch);
+    int r = view_reads_as_zeros(self, view, off, len, ret_zeros);
+    io_batch_wait(self, &batch);
+    return r;
+}
+
 // A piece too small for an entry of its own: nothing to do if it reads as zeros, else zeros are
 // written.
 static int zero_edge(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len)
 {
     bool is_zero = false;
-    int r = len ? view_reads_as_zeros(self, view, off, len, &is_zero) : 0;
+    int r = len ? reads_as_zeros(self, view, off, len, &is_zero) : 0;
     return r < 0 || !len || is_zero ? r : write_zeros(self, view, off, len);
 }
 
@@ -120,26 +132,29 @@ static int zero_in_slice(Fiber *self, Qcow2View *view, GuestOff off, uint64_t le
     return r;
 }
 
-// Extended L2: whole subclusters of one cluster.
-static int zero_subclusters(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len)
+// Extended L2: whole subclusters of one cluster get their zero bits. A compressed cluster has none:
+// *ret_is_compressed, and nothing is changed.
+static int mark_subclusters(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len,
+                            bool *ret_is_compressed)
 {
     Qcow2Image *image = view->image;
     const Qcow2Geometry *g = &image->geometry;
-    bool is_zero;
-    int r = view_reads_as_zeros(self, view, off, len, &is_zero);
-    if (r < 0 || is_zero)
-        return r;
+    IoBatch batch; // only for the pin
+    io_batch_init(&batch, self);
+    image_pin(self, image, &batch);
     EntryChange change;
     uint64_t cluster = off.v >> g->cluster_bits;
-    r = view_begin_change(self, view, cluster, cluster, &change);
-    if (r < 0)
+    int r = view_begin_change(self, view, cluster, cluster, &change);
+    if (r < 0) {
+        io_batch_wait(self, &batch);
         return r;
+    }
     Qcow2L2Entry e = qcow2_l2_entry_decode(g, change.slice->data, change.index);
-    bool is_compressed = e.kind == QCOW2_CLUSTER_COMPRESSED;
+    *ret_is_compressed = e.kind == QCOW2_CLUSTER_COMPRESSED;
     if (e.kind == QCOW2_CLUSTER_BAD) {
         r = image_mark_corrupt(
             image, "L2 entry for guest offset %#" G_GINT64_MODIFIER "x is damaged", off.v);
-    } else if (!is_compressed) {
+    } else if (!*ret_is_compressed) {
         uint32_t first = qcow2_in_cluster(g, off) >> g->subcluster_bits;
         uint32_t n = len >> g->subcluster_bits;
         uint32_t mask = (uint32_t)(((UINT64_C(1) << n) - 1) << first);
@@ -149,6 +164,21 @@ static int zero_subclusters(Fiber *self, Qcow2View *view, GuestOff off, uint64_t
         table_slice_set_dirty(change.slice, &image->commit.dirty);
     }
     view_end_change(view, &change);
+    io_batch_wait(self, &batch);
+    return r;
+}
+
+static int zero_subclusters(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len)
+{
+    bool is_zero, is_compressed = false;
+    int r = reads_as_zeros(self, view, off, len, &is_zero);
+    if (r < 0 || is_zero)
+        return r;
+    uint64_t n_released;
+    do {
+        n_released = view->image->commit.n_released;
+        r = mark_subclusters(self, view, off, len, &is_compressed);
+    } while (r == -ENOSPC && commit_reclaim(self, view->image, n_released));
     return r == 0 && is_compressed ? write_zeros(self, view, off, len) : r;
 }
 
@@ -156,22 +186,15 @@ static int zero_subclusters(Fiber *self, Qcow2View *view, GuestOff off, uint64_t
 static int zero_part(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len)
 {
     const Qcow2Geometry *g = &view->image->geometry;
-    IoBatch batch; // only for the pin
-    io_batch_init(&batch, self);
-    image_pin(self, view->image, &batch);
     uint64_t sub = UINT64_C(1) << g->subcluster_bits, end = off.v + len;
     uint64_t from = (off.v + sub - 1) & ~(sub - 1), to = end & ~(sub - 1);
-    int r;
-    if (!g->extended_l2 || from >= to) {
-        r = zero_edge(self, view, off, len);
-    } else {
-        r = zero_edge(self, view, off, from - off.v);
-        if (r == 0)
-            r = zero_subclusters(self, view, guest_off(from), to - from);
-        if (r == 0)
-            r = zero_edge(self, view, guest_off(to), end - to);
-    }
-    io_batch_wait(self, &batch);
+    if (!g->extended_l2 || from >= to)
+        return zero_edge(self, view, off, len);
+    int r = zero_edge(self, view, off, from - off.v);
+    if (r == 0)
+        r = zero_subclusters(self, view, guest_off(from), to - from);
+    if (r == 0)
+        r = zero_edge(self, view, guest_off(to), end - to);
     return r;
 }
 
@@ -193,9 +216,13 @@ static int zero_whole(Fiber *self, Qcow2View *view, uint64_t from, uint64_t to, 
         IoBatch batch;
         io_batch_init(&batch, self);
         image_pin(self, view->image, &batch);
-        uint64_t n = 0;
+        uint64_t n = 0, n_released = view->image->commit.n_released;
         r = zero_in_slice(self, view, guest_off(from), to - from, unmap, &n);
         io_batch_wait(self, &batch);
+        if (r == -ENOSPC && commit_reclaim(self, view->image, n_released)) {
+            n = 0; // a table of its own found no room: again
+            r = 0;
+        }
         from += n;
         if (from < to)
             fiber_yield(self);

@@ -71,6 +71,8 @@ int sim_import_file(Sim *sim, const char *path, const char *host_path);
 bool sim_file_exists(Sim *sim, const char *path);
 // What FILE_DIRECT asks of transfers of this file (512 unless set); for later opens.
 int sim_set_direct_alignment(Sim *sim, const char *path, uint32_t bytes);
+// From now on a block device of the size that the file has: it does not grow (-ENOSPC).
+int sim_set_block_device(Sim *sim, const char *path);
 
 // A connected pair of simulated streams on one loop; fragmentation by the seed.
 void sim_stream_pair(Loop *loop, Stream **ret_a, Stream **ret_b);

@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// Images on a host that does not grow: a block device of the simulation. A guest hears -ENOSPC only
+// when the device is really full, and what it gives back can be used again at once.
+#include "host.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "chain-core/fiber-sync.h"
+#include "chain-core/map-memory.h"
+#include "chain-core/qcow2-check.h"
+#include "chain-core/qcow2.h"
+#include "chain-core/sim.h"
+
+#define PATH "/device"
+enum { CLUSTER = 4096, DEVICE_CLUSTERS = 2048, REQUEST = 16 * CLUSTER };
+
+typedef struct Device {
+    Sim *sim;
+    FiberFn *fn;
+    Node *node;
+    uint64_t full_at; // guest bytes written until the device was full
+} Device;
+
+static void open_fiber(Fiber *self, void *arg)
+{
+    Device *d = arg;
+    g_autoptr(GError) error = NULL;
+    MapMemory *memory = map_memory_new(1 << 20);
+    Qcow2OpenOptions options = {.memory = memory};
+    File *file;
+    Qcow2Image *image;
+    assert_int_equal(file_open(self, PATH, FILE_WRITABLE, &file, NULL), 0);
+    if (qcow2_image_open(self, file, &options, &image, &error) < 0 ||
+        qcow2_view_new(self, image, NULL, &d->node, &error) < 0)
+        fail_msg("%s", error->message);
+    qcow2_image_unref_close(self, image);
+    d->fn(self, d);
+    node_unref_close(self, d->node);
+    map_memory_free(memory);
+}
+
+static void run(Device *d, FiberFn *fn)
+{
+    d->fn = fn;
+    assert_true(sim_run(d->sim, open_fiber, d));
+}
+
+// 64-bit refcounts: four slices count the device.
+static Device device_make(const char *options, uint64_t seed)
+{
+    g_autofree char *dir = host_make_dir(), *path = g_build_filename(dir, "i.qcow2", NULL);
+    g_autofree char *data = NULL;
+    gsize len;
+    host_shell(dir, "qemu-img create -q -f qcow2 -o cluster_size=4k,%s i.qcow2 64M", options);
+    assert_true(g_file_get_contents(path, &data, &len, NULL));
+    host_remove_dir(g_steal_pointer(&dir));
+    data = g_realloc(data, DEVICE_CLUSTERS * CLUSTER);
+    memset(data + len, 0xdb, DEVICE_CLUSTERS * CLUSTER - len); // what the device held before
+    Device d = {.sim = sim_new(&(SimConfig){.seed = seed, .short_transfers = true})};
+    assert_int_equal(sim_write_file(d.sim, PATH, data, DEVICE_CLUSTERS * CLUSTER), 0);
+    assert_int_equal(sim_set_block_device(d.sim, PATH), 0);
+    return d;
+}
+
+static void check_fiber(Fiber *self, void *arg)
+{
+    Qcow2CheckResult *result = arg;
+    File *file;
+    assert_int_equal(file_open(self, PATH, 0, &file, NULL), 0);
+    assert_int_equal(qcow2_check(self, file, 0, result, NULL), 0);
+    file_close(self, file);
+}
+
+static void device_check_and_free(Device *d)
+{
+    Qcow2CheckResult result;
+    assert_true(sim_run(d->sim, check_fiber, &result));
+    if (result.n_corruptions || result.n_leaks || result.n_check_errors)
+        fail_msg("%s", (char *)g_ptr_array_index(result.messages, 0));
+    qcow2_check_result_clear(&result);
+    sim_free(d->sim);
+}
+
+static int write_at(Fiber *self, Device *d, uint64_t off, uint64_t len, uint8_t byte)
+{
+    g_autofree uint8_t *buf = g_malloc(len);
+    memset(buf, byte, len);
+    return node_write(self, d->node, guest_off(off), buf, len, 0);
+}
+
+static void assert_shows(Fiber *self, Device *d, uint64_t off, uint64_t len, uint8_t byte)
+{
+    g_autofree uint8_t *buf = g_malloc(len);
+    assert_int_equal(node_read(self, d->node, guest_off(off), buf, len), 0);
+    for (uint64_t i = 0; i < len; i++)
+        assert_int_equal(buf[i], byte);
+}
+
+static void fill_with_large_requests(Fiber *self, void *arg)
+{
+    Device *d = arg;
+    int r;
+    while ((r = write_at(self, d, d->full_at, REQUEST, 1)) == 0)
+        d->full_at += REQUEST;
+    assert_int_equal(r, -ENOSPC);
+}
+
+// Large requests, then what single clusters still find room for.
+static void fill(Fiber *self, void *arg)
+{
+    Device *d = arg;
+    int r;
+    fill_with_large_requests(self, arg);
+    while ((r = write_at(self, d, d->full_at, CLUSTER, 1)) == 0)
+        d->full_at += CLUSTER;
+    assert_int_equal(r, -ENOSPC);
+    assert_int_equal(node_flush(self, d->node), 0);
+}
+
+static void a_device_is_used_to_its_last_cluster(void **state)
+{
+    static const char *const options[] = {"refcount_bits=64", "refcount_bits=16"};
+    for (unsigned i = 0; i < 2; i++) {
+        Device d = device_make(options[i], i + 1);
+        run(&d, fill_with_large_requests);
+        // Header, refcount table, L1, four blocks at most, a table for each 512 clusters; and what
+        // the last request had done before it failed.
+        assert_in_range(d.full_at, (DEVICE_CLUSTERS - 11 - 16) * CLUSTER,
+                        DEVICE_CLUSTERS * CLUSTER);
+        Qcow2CheckResult result;
+        assert_true(sim_run(d.sim, check_fiber, &result));
+        assert_int_equal(result.image_end_offset, DEVICE_CLUSTERS * CLUSTER);
+        qcow2_check_result_clear(&result);
+        device_check_and_free(&d);
+    }
+}
+
+// Every other cluster, all over the device.
+static void free_scattered(Fiber *self, void *arg)
+{
+    Device *d = arg;
+    for (uint64_t off = 0; off < d->full_at; off += 2 * CLUSTER)
+        assert_int_equal(node_discard(self, d->node, guest_off(off), CLUSTER, 0), 0);
+}
+
+static void write_scattered(Fiber *self, void *arg)
+{
+    Device *d = arg;
+    uint64_t n_freed = (d->full_at / CLUSTER + 1) / 2, start = 32 << 20;
+    uint64_t n = (n_freed - 4) * CLUSTER; // new tables take some
+    for (uint64_t off = 0; off < n; off += REQUEST)
+        assert_int_equal(write_at(self, d, start + off, MIN(REQUEST, n - off), 2), 0);
+    assert_shows(self, d, start, n, 2);
+    assert_shows(self, d, CLUSTER, CLUSTER, 1);
+    assert_shows(self, d, 0, CLUSTER, 0);
+}
+
+static void scattered_free_clusters_serve_large_writes(void **state)
+{
+    Device d = device_make("refcount_bits=64", 3);
+    run(&d, fill);
+    run(&d, free_scattered);
+    run(&d, write_scattered); // opened anew: nothing is known to be free
+    device_check_and_free(&d);
+}
+
+static void free_scattered_and_write(Fiber *self, void *arg)
+{
+    fill(self, arg);
+    free_scattered(self, arg);
+    write_scattered(self, arg);
+}
+
+static void fragments_known_to_be_free_serve_large_writes(void **state)
+{
+    Device d = device_make("refcount_bits=64", 4);
+    run(&d, free_scattered_and_write);
+    device_check_and_free(&d);
+}
+
+// Gives the device's last cluster back, whatever it shows.
+static void free_the_last(Fiber *self, void *arg)
+{
+    Device *d = arg;
+    uint64_t last = 0, last_off = 0;
+    for (uint64_t off = 0; off < d->full_at; off += CLUSTER) {
+        NodeExtent e;
+        assert_int_equal(node_map(self, d->node, guest_off(off), CLUSTER, &e), 0);
+        assert_int_equal(e.kind, NODE_EXTENT_DATA);
+        if (e.host.v > last) {
+            last = e.host.v;
+            last_off = off;
+        }
+    }
+    assert_int_equal(last, (DEVICE_CLUSTERS - 1) * CLUSTER);
+    d->full_at = last_off;
+    assert_int_equal(node_discard(self, d->node, guest_off(last_off), CLUSTER, 0), 0);
+}
+
+static void write_where_it_was(Fiber *self, void *arg)
+{
+    Device *d = arg;
+    assert_int_equal(write_at(self, d, d->full_at, CLUSTER, 3), 0);
+    assert_shows(self, d, d->full_at, CLUSTER, 3);
+}
+
+static void a_free_cluster_is_found_behind_many_full_slices(void **state)
+{
+    Device d = device_make("refcount_bits=64", 5);
+    run(&d, fill);
+    run(&d, free_the_last);
+    run(&d, write_where_it_was);
+    device_check_and_free(&d);
+}
+
+static void overwrite_in_rounds(Fiber *self, void *arg)
+{
+    Device *d = arg;
+    fill(self, d);
+    for (uint8_t round = 2; round < 6; round++) {
+        uint64_t off = (uint64_t)round << 20;
+        assert_int_equal(node_discard(self, d->node, guest_off(off), 8 * REQUEST, 0), 0);
+        assert_int_equal(write_at(self, d, off, 8 * REQUEST, round), 0);
+        assert_shows(self, d, off, 8 * REQUEST, round);
+    }
+}
+
+static void a_write_uses_what_was_discarded_before_any_flush(void **state)
+{
+    for (uint64_t seed = 10; seed < 20; seed++) {
+        Device d = device_make("refcount_bits=16", seed);
+        run(&d, overwrite_in_rounds);
+        device_check_and_free(&d);
+    }
+}
+
+typedef struct Overwriter {
+    Device *d;
+    uint64_t off;
+    FiberWaitGroup *group;
+} Overwriter;
+
+static void overwriter(Fiber *self, void *arg)
+{
+    Overwriter *o = arg;
+    for (uint8_t round = 2; round < 6; round++) {
+        assert_int_equal(node_discard(self, o->d->node, guest_off(o->off), REQUEST, 0), 0);
+        assert_int_equal(write_at(self, o->d, o->off, REQUEST, round), 0);
+        // An edge in the middle of what is zero goes through the zeroing's own writes.
+        assert_int_equal(node_zero(self, o->d->node, guest_off(o->off + 100), 200, 0), 0);
+        assert_shows(self, o->d, o->off + 100, 200, 0);
+        assert_shows(self, o->d, o->off + 300, REQUEST - 300, round);
+    }
+    fiber_wait_group_done(o->group);
+}
+
+static void overwrite_side_by_side(Fiber *self, void *arg)
+{
+    Device *d = arg;
+    Overwriter writers[8];
+    FiberWaitGroup group = {0};
+    fill(self, d);
+    fiber_wait_group_add(&group, G_N_ELEMENTS(writers));
+    for (unsigned i = 0; i < G_N_ELEMENTS(writers); i++) {
+        writers[i] = (Overwriter){d, (uint64_t)i << 19, &group};
+        int r = fiber_spawn(fiber_loop(self), "overwriter", overwriter, &writers[i], NULL);
+        assert_int_equal(r, 0);
+    }
+    fiber_wait_group_wait(self, &group);
+}
+
+static void many_writers_on_a_full_device_wait_for_each_others_clusters(void **state)
+{
+    for (uint64_t seed = 20; seed < 40; seed++) {
+        Device d = device_make("refcount_bits=16", seed);
+        run(&d, overwrite_side_by_side);
+        device_check_and_free(&d);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_device_is_used_to_its_last_cluster),
+        cmocka_unit_test(scattered_free_clusters_serve_large_writes),
+        cmocka_unit_test(fragments_known_to_be_free_serve_large_writes),
+        cmocka_unit_test(a_free_cluster_is_found_behind_many_full_slices),
+        cmocka_unit_test(a_write_uses_what_was_discarded_before_any_flush),
+        cmocka_unit_test(many_writers_on_a_full_device_wait_for_each_others_clusters),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
