@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Images on a host that does not grow: a block device of the simulation. A guest hears -ENOSPC only
-// when the device is really full, and what it gives back can be used again at once.
+// Taking and giving back clusters, on the simulation. On a host that does not grow a guest hears
+// -ENOSPC only when it is really full, and what it gives back can be used again at once; refcounts
+// that are missing, unreadable or wrong; operations that fail halfway.
 #include "host.h"
 
 #include <errno.h>
@@ -12,7 +13,7 @@
 #include "chain-core/qcow2.h"
 #include "chain-core/sim.h"
 
-#define PATH "/device"
+#define PATH "/image"
 enum { CLUSTER = 4096, DEVICE_CLUSTERS = 2048, REQUEST = 16 * CLUSTER };
 
 typedef struct Device {
@@ -20,14 +21,23 @@ typedef struct Device {
     FiberFn *fn;
     Node *node;
     uint64_t full_at; // guest bytes written until the device was full
+    unsigned n_corrupt;
+    Qcow2Events events;
 } Device;
+
+static void note_corrupt(const Qcow2Events *events, const char *sentence)
+{
+    Device *d = (Device *)((const char *)events - G_STRUCT_OFFSET(Device, events));
+    d->n_corrupt++;
+}
 
 static void open_fiber(Fiber *self, void *arg)
 {
     Device *d = arg;
     g_autoptr(GError) error = NULL;
     MapMemory *memory = map_memory_new(1 << 20);
-    Qcow2OpenOptions options = {.memory = memory};
+    d->events.corrupt = note_corrupt;
+    Qcow2OpenOptions options = {.memory = memory, .events = &d->events};
     File *file;
     Qcow2Image *image;
     assert_int_equal(file_open(self, PATH, FILE_WRITABLE, &file, NULL), 0);
@@ -46,15 +56,33 @@ static void run(Device *d, FiberFn *fn)
     assert_true(sim_run(d->sim, open_fiber, d));
 }
 
+static void load(const char *recipe, char **ret_data, gsize *ret_len)
+{
+    g_autofree char *dir = host_make_dir(), *path = g_build_filename(dir, "i.qcow2", NULL);
+    host_shell(dir, "%s", recipe);
+    assert_true(g_file_get_contents(path, ret_data, ret_len, NULL));
+    host_remove_dir(g_steal_pointer(&dir));
+}
+
+// A regular file.
+static Device image_make(const char *recipe, uint64_t seed)
+{
+    g_autofree char *data = NULL;
+    gsize len;
+    load(recipe, &data, &len);
+    Device d = {.sim = sim_new(&(SimConfig){.seed = seed, .short_transfers = true})};
+    assert_int_equal(sim_write_file(d.sim, PATH, data, len), 0);
+    return d;
+}
+
 // 64-bit refcounts: four slices count the device.
 static Device device_make(const char *options, uint64_t seed)
 {
-    g_autofree char *dir = host_make_dir(), *path = g_build_filename(dir, "i.qcow2", NULL);
-    g_autofree char *data = NULL;
+    g_autofree char *data = NULL,
+                    *recipe = g_strdup_printf(
+                        "qemu-img create -q -f qcow2 -o cluster_size=4k,%s i.qcow2 64M", options);
     gsize len;
-    host_shell(dir, "qemu-img create -q -f qcow2 -o cluster_size=4k,%s i.qcow2 64M", options);
-    assert_true(g_file_get_contents(path, &data, &len, NULL));
-    host_remove_dir(g_steal_pointer(&dir));
+    load(recipe, &data, &len);
     data = g_realloc(data, DEVICE_CLUSTERS * CLUSTER);
     memset(data + len, 0xdb, DEVICE_CLUSTERS * CLUSTER - len); // what the device held before
     Device d = {.sim = sim_new(&(SimConfig){.seed = seed, .short_transfers = true})};
@@ -279,6 +307,163 @@ static void many_writers_on_a_full_device_wait_for_each_others_clusters(void **s
     }
 }
 
+// --- Operations that fail
+
+// Lets operations of one kind on [off, off+len) fail, as often as it says.
+typedef struct Fault {
+    SimHook hook;
+    SimOp op;
+    uint64_t off, len;
+    int error;
+    unsigned n_left, n_hit;
+} Fault;
+
+static int fault_hook(SimHook *hook, uint64_t n, SimOp op, const char *path, uint64_t off,
+                      uint64_t len)
+{
+    Fault *f = (Fault *)hook;
+    if (op != f->op || off - f->off >= f->len || !f->n_left)
+        return 0;
+    f->n_left--;
+    f->n_hit++;
+    return f->error;
+}
+
+static void fill_whatever_fails(Fiber *self, void *arg)
+{
+    Device *d = arg;
+    int r;
+    while ((r = write_at(self, d, d->full_at, REQUEST, 1)) != -ENOSPC)
+        d->full_at += r == 0 ? REQUEST : 0;
+    while ((r = write_at(self, d, d->full_at, CLUSTER, 1)) != -ENOSPC)
+        d->full_at += r == 0 ? CLUSTER : 0;
+}
+
+static void a_refcount_block_that_fails_uses_up_no_clusters(void **state)
+{
+    Device good = device_make("refcount_bits=64", 50), bad = device_make("refcount_bits=64", 50);
+    Fault fault = {{fault_hook}, SIM_OP_ZERO, 512 * CLUSTER, 40 * CLUSTER, -EIO, 20, 0};
+    run(&good, fill);
+    sim_set_hook(bad.sim, &fault.hook);
+    run(&bad, fill_whatever_fails);
+    assert_int_equal(fault.n_hit, 20);
+    assert_int_equal(bad.full_at, good.full_at);
+    device_check_and_free(&good);
+    device_check_and_free(&bad);
+}
+
+static void write_some(Fiber *self, void *arg)
+{
+    Device *d = arg;
+    for (uint64_t off = 0; off < 4 * REQUEST; off += REQUEST)
+        assert_int_equal(write_at(self, d, off, REQUEST, 7), 0);
+    assert_int_equal(node_flush(self, d->node), 0);
+    assert_shows(self, d, 0, 4 * REQUEST, 7);
+}
+
+static void an_unreadable_refcount_slice_does_not_stop_allocation(void **state)
+{
+    Device d = image_make("qemu-img create -q -f qcow2 -o cluster_size=4k,refcount_bits=64 "
+                          "i.qcow2 64M && qemu-io -c 'write 32M 8M' -c 'discard 33M 1M' i.qcow2",
+                          51);
+    // The first block lies in cluster 2: it counts what was free, and the clusters before the tail.
+    Fault fault = {{fault_hook}, SIM_OP_READ, 2 * CLUSTER, CLUSTER, -EIO, UINT32_MAX, 0};
+    sim_set_hook(d.sim, &fault.hook);
+    run(&d, write_some);
+    assert_true(fault.n_hit > 0);
+    sim_set_hook(d.sim, NULL);
+    device_check_and_free(&d);
+}
+
+static void an_unreadable_slice_at_the_tail_does_not_stop_allocation(void **state)
+{
+    Device d = image_make(
+        "qemu-img create -q -f qcow2 -o cluster_size=4k,refcount_bits=64 i.qcow2 64M", 52);
+    Fault fault = {{fault_hook}, SIM_OP_READ, 2 * CLUSTER, CLUSTER, -EIO, UINT32_MAX, 0};
+    sim_set_hook(d.sim, &fault.hook);
+    run(&d, write_some);
+    assert_true(fault.n_hit > 0);
+    sim_set_hook(d.sim, NULL);
+    device_check_and_free(&d);
+}
+
+// 512-byte clusters with 64-bit refcounts: the first table counts 2 MiB.
+#define SMALL_CLUSTERS                                                                             \
+    "qemu-img create -q -f qcow2 -o cluster_size=512,refcount_bits=64 i.qcow2 64M"
+
+static void fail_to_grow_the_table(Fiber *self, void *arg)
+{
+    Device *d = arg;
+    int r;
+    while ((r = write_at(self, d, d->full_at, REQUEST, 9)) == 0)
+        d->full_at += REQUEST;
+    assert_in_range(d->full_at, 0, 4 << 20);
+    assert_shows(self, d, 0, d->full_at, 9);
+}
+
+static void grow_the_table(Fiber *self, void *arg)
+{
+    Device *d = arg;
+    unsigned n_failed = 0;
+    for (uint64_t off = 0; off < 4 << 20;) {
+        int r = write_at(self, d, off, REQUEST, 9);
+        n_failed += r < 0;
+        off += r == 0 ? REQUEST : 0;
+    }
+    assert_int_equal(n_failed, 1);
+    assert_int_equal(node_flush(self, d->node), 0);
+    assert_shows(self, d, 0, 4 << 20, 9);
+}
+
+static void a_refcount_table_that_cannot_move_stays_and_leaks_nothing(void **state)
+{
+    const Fault faults[] = {
+        {{fault_hook}, SIM_OP_WRITE, 0, 512, -EIO, 1, 0}, // the header
+        {{fault_hook}, SIM_OP_WRITE, 0, 512, -ENOSPC, 1, 0},
+        {{fault_hook}, SIM_OP_WRITE, 4096 * 512, 512, -EIO, 1, 0}, // the new area
+    };
+    for (uint64_t seed = 60; seed < 90; seed++) {
+        Fault fault = faults[seed % G_N_ELEMENTS(faults)];
+        Device d = image_make(SMALL_CLUSTERS, seed);
+        sim_set_hook(d.sim, &fault.hook);
+        run(&d, seed % 2 ? grow_the_table : fail_to_grow_the_table);
+        assert_int_equal(fault.n_hit, 1);
+        sim_set_hook(d.sim, NULL);
+        device_check_and_free(&d);
+    }
+}
+
+// --- Gaps and wrong counts
+
+static void make_huge(Fiber *self, void *arg)
+{
+    File *file;
+    assert_int_equal(file_open(self, PATH, FILE_WRITABLE, &file, NULL), 0);
+    assert_int_equal(file_truncate(self, file, UINT64_C(1) << 47), 0);
+    file_close(self, file);
+}
+
+// No refcount table reaches the end of this file: what is free below is all there is.
+static void use_what_is_free(Fiber *self, void *arg)
+{
+    Device *d = arg;
+    int r;
+    for (uint64_t off = 0; (r = write_at(self, d, off, 512, 1)) == 0; off += 512)
+        assert_in_range(off, 0, 64 << 10);
+    assert_int_equal(r, -ENOSPC);
+    assert_int_equal(node_discard(self, d->node, guest_off(32 << 20), 8192, 0), 0);
+    assert_int_equal(write_at(self, d, (32 << 20) + 8192 * 2, 4096, 1), 0); // in its table's range
+    assert_shows(self, d, (32 << 20) + 8192 * 2, 4096, 1);
+}
+
+static void a_huge_sparse_file_does_not_keep_the_loop_busy(void **state)
+{
+    Device d = image_make(SMALL_CLUSTERS " && qemu-io -c 'write 32M 8k' i.qcow2", 91);
+    assert_true(sim_run(d.sim, make_huge, NULL));
+    run(&d, use_what_is_free);
+    sim_free(d.sim);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -287,6 +472,11 @@ int main(void)
         cmocka_unit_test(fragments_known_to_be_free_serve_large_writes),
         cmocka_unit_test(a_free_cluster_is_found_behind_many_full_slices),
         cmocka_unit_test(a_write_uses_what_was_discarded_before_any_flush),
+        cmocka_unit_test(a_refcount_block_that_fails_uses_up_no_clusters),
+        cmocka_unit_test(an_unreadable_refcount_slice_does_not_stop_allocation),
+        cmocka_unit_test(an_unreadable_slice_at_the_tail_does_not_stop_allocation),
+        cmocka_unit_test(a_refcount_table_that_cannot_move_stays_and_leaks_nothing),
+        cmocka_unit_test(a_huge_sparse_file_does_not_keep_the_loop_busy),
         cmocka_unit_test(many_writers_on_a_full_device_wait_for_each_others_clusters),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
