@@ -230,33 +230,80 @@ static int zero_whole(Fiber *self, Qcow2View *view, uint64_t from, uint64_t to, 
     return r;
 }
 
+// Can a range that does not fill a cluster be zeroed without allocating and copying? What reads as
+// zeros stays as it is, clusters of our own are written in place, whole subclusters of one that is
+// not compressed get their zero bits.
+static int part_is_fast(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len, bool *ret_is_fast)
+{
+    const Qcow2Geometry *g = &view->image->geometry;
+    uint64_t sub = UINT64_C(1) << g->subcluster_bits;
+    while (len) {
+        ViewRun run;
+        bool is_fast;
+        uint64_t n = MIN(len, sub - off.v % sub);
+        int r = view_find_run(self, view, off, n, &run);
+        if (r < 0)
+            return r;
+        n = run.len;
+        is_fast = (run.kind == QCOW2_CLUSTER_DATA && run.copied) ||
+                  (n == sub && run.kind != QCOW2_CLUSTER_COMPRESSED);
+        if (!is_fast)
+            r = view_reads_as_zeros(self, view, off, n, &is_fast);
+        if (r < 0 || !is_fast) {
+            *ret_is_fast = false;
+            return r;
+        }
+        off.v += n;
+        len -= n;
+    }
+    return 0;
+}
+
+// Odd ends of a request; a whole cluster needs no look.
+static int refuse_unless_fast(Fiber *self, Qcow2View *view, GuestOff off, uint64_t head_end,
+                              uint64_t tail, uint64_t end)
+{
+    bool is_fast = true;
+    IoBatch batch; // only for the pin
+    io_batch_init(&batch, self);
+    image_pin(self, view->image, &batch);
+    int r = part_is_fast(self, view, off, head_end - off.v, &is_fast);
+    if (r == 0 && is_fast)
+        r = part_is_fast(self, view, guest_off(tail), end - tail, &is_fast);
+    io_batch_wait(self, &batch);
+    return r < 0 || is_fast ? r : -ENOTSUP;
+}
+
+// Version 3: the part before the first whole cluster, whole clusters, the part after the last. The
+// two parts are all there is when no cluster is whole.
+static int zero_parts(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len, NodeIoFlags flags)
+{
+    uint64_t from, to, end = off.v + len;
+    whole_clusters(view, off, len, &from, &to);
+    bool has_whole = from < to;
+    uint64_t head_end = MIN(from, end), tail = has_whole ? to : head_end;
+    int r = 0;
+    if (flags & NODE_IO_FAST_ZERO)
+        r = refuse_unless_fast(self, view, off, head_end, tail, end);
+    if (r == 0)
+        r = zero_part(self, view, off, head_end - off.v);
+    if (r == 0 && has_whole)
+        r = zero_whole(self, view, from, to, !(flags & NODE_IO_NO_UNMAP));
+    if (r == 0)
+        r = zero_part(self, view, guest_off(tail), end - tail);
+    return r;
+}
+
 int view_zero(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags)
 {
     Qcow2View *view = view_of(node);
-    int r = 0;
+    int r;
     if (view->image->corrupt)
         return -EIO;
-    if (view->image->header.version < 3) {
-        if (flags & NODE_IO_FAST_ZERO)
-            return -ENOTSUP;
-        r = write_zeros(self, view, off, len);
-    } else {
-        uint64_t from, to, end = off.v + len;
-        whole_clusters(view, off, len, &from, &to);
-        if (from >= to) {
-            // At most two clusters, neither of them whole.
-            uint64_t middle = MIN(from, end);
-            r = zero_part(self, view, off, middle - off.v);
-            if (r == 0 && middle < end)
-                r = zero_part(self, view, guest_off(middle), end - middle);
-        } else {
-            r = from > off.v ? zero_part(self, view, off, from - off.v) : 0;
-            if (r == 0)
-                r = zero_whole(self, view, from, to, !(flags & NODE_IO_NO_UNMAP));
-            if (r == 0 && to < end)
-                r = zero_part(self, view, guest_off(to), end - to);
-        }
-    }
+    if (view->image->header.version >= 3)
+        r = zero_parts(self, view, off, len, flags);
+    else
+        r = flags & NODE_IO_FAST_ZERO ? -ENOTSUP : write_zeros(self, view, off, len);
     return r == 0 && (flags & NODE_IO_FUA) ? view_flush(self, node) : r;
 }
 
