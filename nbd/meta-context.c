@@ -47,15 +47,17 @@ NbdsContextSet nbds_context_match(const uint8_t *query, size_t len, bool wildcar
     return set;
 }
 
+// As QEMU: a hole is where no image holds data, so also a zero cluster that keeps its space. Data
+// that the host's file does not store is no hole, but zero.
 static uint64_t allocation_flags(const NodeExtent *extent)
 {
     switch (extent->kind) {
     case NODE_EXTENT_BELOW: // unallocated in every layer
     case NODE_EXTENT_ZERO:
-        return STATE_HOLE | STATE_ZERO;
     case NODE_EXTENT_ZERO_ALLOCATED:
-        return STATE_ZERO;
+        return STATE_HOLE | STATE_ZERO;
     case NODE_EXTENT_DATA:
+        return extent->is_host_hole ? STATE_ZERO : 0;
     case NODE_EXTENT_OPAQUE:
         break;
     }

@@ -41,7 +41,7 @@ static int walk_node(Fiber *self, Node *node, const NbdsRequestHead *head, Walk 
         NodeExtent extent;
         if (n && n % LOOKS_A_TURN == 0)
             fiber_sleep(self, 0);
-        int result = node_status(self, node, guest_off(offset), end - offset, &extent);
+        int result = node_status_of_host(self, node, guest_off(offset), end - offset, &extent);
         if (result < 0)
             return offset == head->offset ? result : 0; // what is known is an answer
         uint64_t length = MIN(extent.len, end - offset);

@@ -227,6 +227,7 @@ static int merged_map(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeE
     *ret_extent = (NodeExtent){.len = MIN(len, n), .kind = run.kind, .depth = run.layer};
     if (run.kind == NODE_EXTENT_DATA) {
         ret_extent->file = layer->file;
+        ret_extent->node = layer->node;
         ret_extent->host = host_off(run.host + (at - run.start));
     } else if (run.kind == NODE_EXTENT_OPAQUE) {
         ret_extent->node = layer->node;

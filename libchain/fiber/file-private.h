@@ -70,6 +70,7 @@ struct FileOps {
     int (*find_extent)(Fiber *self, File *file, uint64_t off, uint64_t len, bool *ret_is_data,
                        uint64_t *ret_len); // -ENOTSUP: unknown
     int (*get_size)(Fiber *self, File *file, uint64_t *ret_size);
+    int (*get_allocated)(Fiber *self, File *file, uint64_t *ret_bytes); // NULL: unknown
     int (*lock)(Fiber *self, File *file, unsigned held, unsigned unshared, GError **error);
     // Releases everything, file_done(), frees the struct.
     void (*close)(Fiber *self, File *file);

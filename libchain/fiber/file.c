@@ -498,6 +498,11 @@ int file_find_extent(Fiber *self, File *file, HostOff off, uint64_t len, bool *r
     return 0;
 }
 
+int file_allocated_bytes(Fiber *self, File *file, uint64_t *ret_bytes)
+{
+    return file->ops->get_allocated ? file->ops->get_allocated(self, file, ret_bytes) : -ENOTSUP;
+}
+
 // --- locks and names -----------------------------------------------------------------------------
 
 int file_lock(Fiber *self, File *file, unsigned held, unsigned unshared, GError **error)

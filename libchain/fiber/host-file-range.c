@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "host-file.h"
@@ -164,5 +165,27 @@ int host_file_get_size(Fiber *self, File *file, uint64_t *ret_size)
     int r = host_file_call(self, c.file, get_size_call, &c);
     if (r == 0)
         *ret_size = c.n;
+    return r;
+}
+
+static int get_allocated_call(void *arg)
+{
+    RangeCall *c = arg;
+    struct stat st;
+    if (fstat(c->file->fd, &st) < 0)
+        return -errno;
+    c->n =
+        (uint64_t)st.st_blocks * 512; // a block of stat(2) is 512 bytes, whatever st_blksize says
+    return 0;
+}
+
+int host_file_get_allocated(Fiber *self, File *file, uint64_t *ret_bytes)
+{
+    RangeCall c = {.file = (HostFile *)file};
+    if (file->is_block_device)
+        return -ENOTSUP;
+    int r = host_file_call(self, c.file, get_allocated_call, &c);
+    if (r == 0)
+        *ret_bytes = c.n;
     return r;
 }

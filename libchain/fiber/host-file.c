@@ -240,6 +240,7 @@ const FileOps host_file_ops = {
     .truncate = host_file_truncate,
     .find_extent = host_file_find_extent,
     .get_size = host_file_get_size,
+    .get_allocated = host_file_get_allocated,
     .lock = host_file_lock,
     .close = file_close_op,
 };

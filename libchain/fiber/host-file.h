@@ -29,13 +29,14 @@ struct HostFile {
     HostFile *next_dirty;
 };
 
-// host-file-range.c: FileOps.zero, discard, truncate, find_extent, get_size
+// host-file-range.c: FileOps.zero, discard, truncate, find_extent, get_size, get_allocated
 int host_file_zero(Fiber *self, File *file, uint64_t off, uint64_t len, FileZeroFlags flags);
 int host_file_discard(Fiber *self, File *file, uint64_t off, uint64_t len);
 int host_file_truncate(Fiber *self, File *file, uint64_t size);
 int host_file_find_extent(Fiber *self, File *file, uint64_t off, uint64_t len, bool *ret_is_data,
                           uint64_t *ret_len);
 int host_file_get_size(Fiber *self, File *file, uint64_t *ret_size);
+int host_file_get_allocated(Fiber *self, File *file, uint64_t *ret_bytes);
 // Size of an open descriptor; blocking.
 int host_file_measure(int fd, bool is_block_device, uint64_t *ret_size);
 // host-file.c

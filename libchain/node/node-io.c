@@ -154,3 +154,31 @@ int node_status(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExtent 
     *ret_extent = extent;
     return 0;
 }
+
+// What lies past the file's end was never written either.
+static int find_hole(Fiber *self, NodeExtent *extent)
+{
+    uint64_t size = file_size(extent->file), n = extent->len;
+    bool is_data = false;
+    if (extent->host.v < size) {
+        int r = file_find_extent(self, extent->file, extent->host, n, &is_data, &n);
+        if (r < 0)
+            return r;
+    }
+    extent->len = MIN(extent->len, n);
+    extent->is_host_hole = !is_data;
+    return 0;
+}
+
+int node_status_of_host(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExtent *ret_extent)
+{
+    NodeExtent extent;
+    int r = node_status(self, node, off, len, &extent);
+    if (r < 0)
+        return r;
+    if (extent.kind == NODE_EXTENT_DATA && extent.node && extent.node->ops->data_may_be_hole &&
+        extent.node->ops->data_may_be_hole(self, extent.node))
+        find_hole(self, &extent); // a failure leaves it plain data
+    *ret_extent = extent;
+    return 0;
+}

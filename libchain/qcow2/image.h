@@ -86,6 +86,7 @@ struct Qcow2Image {
     Qcow2Header header;
     Qcow2Geometry geometry;
     bool writable;
+    enum { PREALLOCATION_UNKNOWN, PREALLOCATION_NO, PREALLOCATION_YES } preallocation;
     bool corrupt; // marked during this run: everything but reads answers -EIO
     GPtrArray *notices;
     const Qcow2Events *events;

@@ -277,6 +277,7 @@ static const NodeOps view_ops = {
     .flush = view_flush,
     .map = view_map,
     .may_have = view_may_have,
+    .data_may_be_hole = view_data_may_be_hole,
     .close = view_close,
 };
 

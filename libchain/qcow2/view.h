@@ -57,6 +57,9 @@ int view_zero(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags f
 int view_discard(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags);
 int view_flush(Fiber *self, Node *node);
 
+// Is it an image with preallocated metadata? (preallocation.c)
+bool view_data_may_be_hole(Fiber *self, Node *node);
+
 // Does [off, off+len) read as zeros, as far as metadata tells? May suspend. <0 on error.
 int view_reads_as_zeros(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len, bool *ret_zeros);
 

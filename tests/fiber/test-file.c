@@ -246,6 +246,20 @@ FILE_TEST(extents_are_found_and_forgotten_when_they_change)
     fiber_assert(is_data && len == 1);
 }
 
+FILE_TEST(a_hole_takes_no_space_of_the_host)
+{
+    uint64_t before, after;
+    uint8_t *buf = g_malloc0(1 << 20);
+    fiber_assert_equal(file_truncate(self, file, 1 << 30), 0);
+    fiber_assert_equal(file_allocated_bytes(self, file, &before), 0);
+    fiber_assert(before < 1 << 20);
+    fiber_assert_equal(file_write(self, file, host_off(1 << 20), buf, 1 << 20), 0);
+    fiber_assert_equal(file_flush(self, file), 0);
+    fiber_assert_equal(file_allocated_bytes(self, file, &after), 0);
+    fiber_assert(after >= before + (1 << 20) && after < 1 << 30);
+    g_free(buf);
+}
+
 FILE_TEST(the_size_follows_another_program_on_request)
 {
     fiber_assert_equal(file_size(file), 0);
@@ -344,6 +358,7 @@ int main(void)
         cmocka_unit_test(zeroing_at_odd_places),
         cmocka_unit_test(discard_leaves_the_rest_and_truncate_sets_the_size),
         cmocka_unit_test(extents_are_found_and_forgotten_when_they_change),
+        cmocka_unit_test(a_hole_takes_no_space_of_the_host),
         cmocka_unit_test(the_size_follows_another_program_on_request),
         cmocka_unit_test(a_write_that_the_host_refuses_fails_with_its_errno),
         cmocka_unit_test(opening_says_what_is_wrong),

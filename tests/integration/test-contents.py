@@ -6,13 +6,14 @@ import os
 import random
 import socket
 import subprocess
+import time
 
 import nbd
 
 import harness
 from harness import (GIB, KIB, MIB, Daemon, check_image, connect, main, qemu_img, qemu_io,
                      random_file, run, same_content)
-from images import Layer, make_chain
+from images import Layer, make_chain, random_chain
 
 
 def chain(tmp, seed=3, size=16 * MIB):
@@ -76,22 +77,121 @@ def merged(extents):
     return out
 
 
-def map_of(uri_or_file, *options):
-    """qemu-img map, as zero / not zero."""
-    entries = json.loads(qemu_img("map", "--output=json", *options, uri_or_file))
-    return merged([(e["start"], e["length"], "zero" if e["zero"] else "data") for e in entries])
+def map_of(uri_or_file, fmt):
+    """qemu-img map: [(start, length, (data, zero))]."""
+    entries = json.loads(qemu_img("map", "--output=json", "-f", fmt, "-U", uri_or_file))
+    return merged([(e["start"], e["length"], (e["data"], e["zero"])) for e in entries])
+
+
+def nbdinfo_map(uri):
+    """nbdinfo --map in the same words: base:allocation's hole is QEMU's "no data"."""
+    entries = json.loads(run("nbdinfo", "--json", "--map", uri).stdout)
+    return merged([(e["offset"], e["length"], (not e["type"] & nbd.STATE_HOLE,
+                                               bool(e["type"] & nbd.STATE_ZERO))) for e in entries])
+
+
+DATA, HOLE, UNWRITTEN = (True, False), (False, True), (True, True)
+
+
+def same_maps(top, *words, fmt="qcow2"):
+    """All ways to ask for the map of `top` agree, qemu-nbd's too, and `words` occur in it."""
+    want = map_of(top, fmt)
+    for word in words:
+        assert word in [w for _, _, w in want], (word, want)
+    with Daemon("--read-only", "--format", fmt, top) as d:
+        assert nbdinfo_map(d.uri()) == want, (nbdinfo_map(d.uri()), want)
+        assert map_of(d.uri(), "raw") == want, (map_of(d.uri(), "raw"), want)
+    with Daemon("--format", fmt, top) as d:  # the writable top answers from other tables
+        assert nbdinfo_map(d.uri()) == want, (nbdinfo_map(d.uri()), want)
+    uri = f"nbd+unix:///?socket={top}.sock"
+    server = subprocess.Popen(["qemu-nbd", "-r", "-t", "-f", fmt, "-k", f"{top}.sock", top])
+    try:
+        for _ in range(300):
+            if os.path.exists(f"{top}.sock"):
+                break
+            time.sleep(0.1)
+        assert nbdinfo_map(uri) == want, (nbdinfo_map(uri), want)
+    finally:
+        server.terminate()
+        server.wait(30)
+    return want
 
 
 def test_map(tmp):
-    """nbdinfo --map and qemu-img map over NBD agree with qemu-img map of the file."""
-    top = chain(tmp)
-    want = map_of(top, "-f", "qcow2", "-U")
-    assert len(want) > 8, want
-    with Daemon(top) as d:
-        assert map_of(d.uri(), "-f", "raw") == want
-        entries = json.loads(run("nbdinfo", "--json", "--map", d.uri()).stdout)
-        assert merged([(e["offset"], e["length"], "zero" if e["type"] & nbd.STATE_ZERO else "data")
-                       for e in entries]) == want
+    """nbdinfo --map and qemu-img map over NBD are qemu-img map of the file: a chain of four layers."""
+    assert len(same_maps(chain(tmp), DATA, HOLE)) > 8
+
+
+def test_map_zero_clusters(tmp):
+    """The same for zero clusters that keep their space, and that do not, over data."""
+    for options in "cluster_size=64k", "cluster_size=4k", "cluster_size=64k,extended_l2=on":
+        qemu_img("create", "-q", "-f", "qcow2", tmp / "b.qcow2", "8M")
+        qemu_io(tmp / "b.qcow2", "write -P 9 0 5M")
+        disk = tmp / f"{options}.qcow2"
+        qemu_img("create", "-q", "-f", "qcow2", "-o", options, "-b", tmp / "b.qcow2", "-F", "qcow2",
+                 disk)
+        qemu_io(disk, "write -P 1 0 2M", "write -z 0 128k", "write -z -u 512k 128k",
+                "write -z 4M 64k", "discard 1M 64k", "write -z 3M 6k", "write -z 1540k 8k")
+        same_maps(disk, DATA, HOLE)
+
+
+def test_map_preallocated(tmp):
+    """The same for preallocated metadata: data that the host's file does not store reads as zeros."""
+    for options in "cluster_size=64k", "cluster_size=4k,refcount_bits=8", "extended_l2=on":
+        disk = tmp / f"{options}.qcow2"
+        qemu_img("create", "-q", "-f", "qcow2", "-o", options + ",preallocation=metadata", disk,
+                 "64M")
+        qemu_io(disk, "write -P 1 1M 100k", "write -z 3M 64k", "write -P 2 5M 4k", "discard 9M 1M")
+        words = [HOLE] if "extended" in options else [DATA, HOLE, UNWRITTEN]
+        same_maps(disk, *words)
+        top = tmp / f"top-{options}.qcow2"  # and below another layer
+        qemu_img("create", "-q", "-f", "qcow2", "-b", disk, "-F", "qcow2", top, "65M")
+        qemu_io(top, "write -P 1 2M 100k", "write -P 2 40M 4k")
+        same_maps(top, *words)
+
+
+def test_map_compressed(tmp):
+    """The same for compressed clusters, some of them written again."""
+    raw = random_file(tmp / "in.raw", 2 * MIB)
+    with open(raw, "ab") as f:
+        f.truncate(8 * MIB)
+    for kind in "zlib", "zstd":
+        disk = tmp / f"{kind}.qcow2"
+        qemu_img("convert", "-c", "-f", "raw", "-O", "qcow2", "-o", f"compression_type={kind}", raw,
+                 disk)
+        qemu_io(disk, "write -P 1 256k 64k", "write -P 1 5M 64k", "write -z 1M 64k")
+        same_maps(disk, DATA, HOLE)
+
+
+def test_map_short_backing(tmp):
+    """The same for a backing file shorter than its overlay, and a raw one with holes."""
+    with open(tmp / "base.raw", "wb") as f:
+        f.seek(MIB)
+        f.write(b"x" * 70000)
+        f.truncate(3 * MIB + 512)
+    same_maps(tmp / "base.raw", DATA, HOLE, fmt="raw")
+    qemu_img("create", "-q", "-f", "qcow2", "-b", tmp / "base.raw", "-F", "raw", tmp / "1.qcow2", "2M")
+    qemu_img("create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", "-b", tmp / "1.qcow2", "-F",
+             "qcow2", tmp / "2.qcow2", "9M")
+    qemu_io(tmp / "2.qcow2", "write -P 1 8M 70k", "write -P 1 1040k 512")
+    same_maps(tmp / "2.qcow2", DATA, HOLE)
+
+
+def test_map_random(tmp):
+    """The same for chains of random shapes."""
+    for seed in range(12):
+        layers = random_chain(1000 + seed)
+        (tmp / str(seed)).mkdir()
+        paths, _ = make_chain(random.Random(seed), tmp / str(seed), layers, 6 * MIB)
+        same_maps(paths[-1], fmt=layers[-1].fmt)
+
+
+def test_map_copied_sparsely(tmp):
+    """The same for an image whose file lost the zeros among its data in a copy."""
+    qemu_img("create", "-q", "-f", "qcow2", tmp / "a.qcow2", "16M")
+    qemu_io(tmp / "a.qcow2", "write -P 1 0 1M", "write -P 0 1M 12M", "write -P 2 14M 1M")
+    run("cp", "--sparse=always", tmp / "a.qcow2", tmp / "b.qcow2")
+    same_maps(tmp / "b.qcow2", DATA, HOLE, UNWRITTEN)
 
 
 def test_depth_map(tmp):

@@ -46,7 +46,7 @@ static void flags_tell_holes_zeros_and_depth(void **state)
         uint64_t allocation, allocation_depth;
     } rows[] = {
         {NODE_EXTENT_BELOW, 0, 3, 0}, {NODE_EXTENT_ZERO, 0, 3, 1},
-        {NODE_EXTENT_ZERO, 4, 3, 5},  {NODE_EXTENT_ZERO_ALLOCATED, 1, 2, 2},
+        {NODE_EXTENT_ZERO, 4, 3, 5},  {NODE_EXTENT_ZERO_ALLOCATED, 1, 3, 2},
         {NODE_EXTENT_DATA, 0, 0, 1},  {NODE_EXTENT_OPAQUE, 2, 0, 3},
     };
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
@@ -54,6 +54,13 @@ static void flags_tell_holes_zeros_and_depth(void **state)
         assert_int_equal(nbds_context_flags(NBDS_CONTEXT_ALLOCATION, &extent), rows[i].allocation);
         assert_int_equal(nbds_context_flags(NBDS_CONTEXT_DEPTH, &extent), rows[i].allocation_depth);
     }
+}
+
+static void data_that_the_host_does_not_store_is_zero_but_no_hole(void **state)
+{
+    NodeExtent extent = {.len = 1, .kind = NODE_EXTENT_DATA, .is_host_hole = true};
+    assert_int_equal(nbds_context_flags(NBDS_CONTEXT_ALLOCATION, &extent), 2);
+    assert_int_equal(nbds_context_flags(NBDS_CONTEXT_DEPTH, &extent), 1);
 }
 
 static void ids_round_trip(void **state)
@@ -100,6 +107,7 @@ int main(void)
         cmocka_unit_test(an_empty_leaf_is_a_wildcard_for_list_only),
         cmocka_unit_test(unknown_queries_select_nothing),
         cmocka_unit_test(flags_tell_holes_zeros_and_depth),
+        cmocka_unit_test(data_that_the_host_does_not_store_is_zero_but_no_hole),
         cmocka_unit_test(ids_round_trip),
         cmocka_unit_test(equal_neighbours_become_one),
         cmocka_unit_test(lists_grow_up_to_their_bound),

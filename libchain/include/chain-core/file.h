@@ -80,6 +80,9 @@ int file_truncate(Fiber *self, File *file, uint64_t size);
 int file_find_extent(Fiber *self, File *file, HostOff off, uint64_t len, bool *ret_is_data,
                      uint64_t *ret_len);
 
+// How much of the host's space the file takes, in bytes; -ENOTSUP where that is unknown.
+int file_allocated_bytes(Fiber *self, File *file, uint64_t *ret_bytes);
+
 // QEMU-compatible byte locks (RELIABILITY: OFD read locks at 100+bit held, 200+bit not shared).
 typedef enum FilePerm {
     FILE_PERM_CONSISTENT_READ = 1 << 0,

@@ -35,7 +35,8 @@ typedef struct NodeExtent {
     uint32_t depth; // layers below the asked node at which this was found; 0 = the node itself
     File *file;     // DATA: borrowed, valid while the node is open
     HostOff host;   // DATA
-    Node *node;     // OPAQUE: whom to read (guest offsets are the same); borrowed
+    Node *node; // OPAQUE: whom to read (guest offsets are the same); DATA: whose it is; borrowed
+    bool is_host_hole; // DATA: `file` has a hole there (node_status_of_host() only)
 } NodeExtent;
 
 struct NodeOps {
@@ -58,6 +59,8 @@ struct NodeOps {
     // May it have anything (not BELOW) in the range? Cheap, no I/O, no suspend, may say yes
     // wrongly. NULL means always yes.
     bool (*may_have)(Node *node, GuestOff off, uint64_t len);
+    // May ranges that map() calls DATA be holes of the file? May suspend. NULL: no.
+    bool (*data_may_be_hole)(Fiber *self, Node *node);
     // Something below `node` changed place (a backing child set, a filter put in or taken out):
     // forget what was derived from it. Drained; must not suspend. May be NULL.
     void (*below_changed)(Node *node);
@@ -129,5 +132,9 @@ int node_map(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExtent *re
 // (reads as zeros). Depth 0 = `node`. A layer shorter than its overlay reads as allocated zeros
 // past its end (kind ZERO with that layer's depth).
 int node_status(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExtent *ret_extent);
+// The same, and tells holes of the host's file inside preallocated data: is_host_hole. Asks the
+// file system for each extent of such images.
+int node_status_of_host(Fiber *self, Node *node, GuestOff off, uint64_t len,
+                        NodeExtent *ret_extent);
 void node_add_write_hook(Node *node, NodeWriteHook *hook);
 void node_remove_write_hook(Node *node, NodeWriteHook *hook);
