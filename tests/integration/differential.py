@@ -7,7 +7,11 @@ memory says what every byte must be. Now and then everything is quiet and flushe
 looks at the live image (check -U, compare -U). After the daemon's end the image must check clean,
 the backing layers must be untouched, and the internal snapshots must read as before.
 
-A TRIM may leave each byte as it was or zero: what it left is read back at once and is fixed then.
+After a TRIM whole clusters of a version 3 image must be zeros, and those of a version 2 image with a
+backing file as before. Elsewhere each byte may be as before or zero: what a TRIM left is read back at
+once and is fixed then.
+
+Direct I/O needs a disk's file system: the work directory is made on one where there is one.
 
 usage: differential.py [--chaind PATH] [--seed N] [--count N] [--ops N] [--time SECONDS]
 """
@@ -26,7 +30,7 @@ import nbd
 
 import harness
 from harness import KIB, MIB, Daemon, check_image, qemu_img, run, same_content
-from images import make_chain, random_chain
+from images import ALL_PROPERTIES, make_chain, properties, random_chain
 
 IN_FLIGHT = 16
 MAX_LENGTH = 3 * MIB
@@ -56,8 +60,10 @@ class Request:
 class Load:
     """The client: keeps requests in flight and the shadow in step."""
 
-    def __init__(self, rng, uri, shadow, cluster):
-        self.rng, self.shadow, self.cluster = rng, shadow, cluster
+    def __init__(self, rng, uri, shadow, layers):
+        self.rng, self.shadow, self.cluster = rng, shadow, layers[-1].cluster
+        self.trim_rule = "hint" if layers[-1].fmt == "raw" else \
+            "nothing" if layers[-1].version == 2 and len(layers) > 1 else "zeros"
         self.handles = []
         for _ in range(2):
             h = nbd.NBD()
@@ -176,9 +182,8 @@ class Load:
             self.flying.append(again)
             self.submit_later.append(again)
         elif request.kind == "readback":
-            got, old = request.buffer.to_bytearray(), shadow[start:end]
-            if got != old and any(g and g != o for g, o in zip(got, old)):
-                self.compare(request, got, old)
+            got = request.buffer.to_bytearray()
+            self.check_trimmed(request, got, shadow[start:end])
             shadow[start:end] = got
         elif request.kind == "status":
             self.check_status(request)
@@ -189,6 +194,15 @@ class Load:
         at = next(i for i in range(len(want)) if got[i] != want[i])
         self.failure = self.failure or (f"{request}: byte {request.start + at} is {got[at]}, "
                                         f"not {want[at]}")
+
+    def check_trimmed(self, request, got, old):
+        first = -(-request.start // self.cluster) * self.cluster
+        last = request.end if request.end == self.size else request.end // self.cluster * self.cluster
+        if self.trim_rule == "zeros" and first < last:
+            self.compare(Request("trimmed", first, last - first),
+                         got[first - request.start:last - request.start], bytes(last - first))
+        if self.trim_rule == "nothing" or any(g and g != o for g, o in zip(got, old)):
+            self.compare(request, got, old)
 
     def check_status(self, request):
         """What is called a hole or zero must read as zeros."""
@@ -280,7 +294,8 @@ def one_seed(seed, n_ops, tmp):
     args = ["--format", top.fmt, "--map-memory", rng.choice(("1M", "32M"))]
     args += ["--direct"] if is_direct(seed) else []
     with Daemon(*args, paths[-1]) as daemon:
-        load = Load(rng, daemon.uri(), shadow, top.cluster)
+        assert has_direct_file(daemon, paths[-1]) == is_direct(seed)
+        load = Load(rng, daemon.uri(), shadow, layers)
         for _ in range(4):
             load.run(n_ops // 4)
             look_from_outside(paths[-1], top.fmt, shadow, shadow_path, top.lazy)
@@ -298,7 +313,25 @@ def one_seed(seed, n_ops, tmp):
 
 
 def is_direct(seed):
-    return seed // 2 % 2 == 1
+    return seed // 20 % 2 == 1
+
+
+def has_direct_file(daemon, path):
+    """Has the daemon opened `path` with O_DIRECT?"""
+    folder = f"/proc/{daemon.process.pid}"
+    flags = 0
+    for fd in os.listdir(f"{folder}/fd"):
+        if os.readlink(f"{folder}/fd/{fd}") == os.path.realpath(path):
+            with open(f"{folder}/fdinfo/{fd}", encoding="ascii") as f:
+                flags |= next(int(line.split()[1], 8) for line in f if line.startswith("flags:"))
+    return bool(flags & os.O_DIRECT)
+
+
+def missing_properties(seeds):
+    """What the chains of `seeds` do not cover, each property with direct I/O and without."""
+    seen = {(is_direct(seed), *each) for seed in seeds for each in properties(seed)}
+    return [f"{name} {value}{', direct' if direct else ''}" for name, values in ALL_PROPERTIES.items()
+            for value in values for direct in (False, True) if (direct, name, value) not in seen]
 
 
 def describe(seed):
@@ -315,12 +348,19 @@ def main():
     ap.add_argument("--time", type=float, help="start no seed after so many seconds")
     args = ap.parse_args()
     harness.chaind_path = args.chaind
+    if args.count >= 40:  # the least that covers everything
+        missing = missing_properties(range(args.seed, args.seed + args.count))
+        assert not missing, f"no chain has: {'; '.join(missing)}"
+    work = harness.disk_directory()
     start, number, failed = time.monotonic(), 0, 0
     while not args.count or number < args.count:
         if args.time and time.monotonic() - start > args.time:
             break
         seed, number = args.seed + number, number + 1
-        tmp = tempfile.mkdtemp(prefix="chaind-diff-")
+        if is_direct(seed) and not work:
+            print(f"ok {number} - {describe(seed)} # SKIP no file system of a disk to work on")
+            continue
+        tmp = tempfile.mkdtemp(prefix="chaind-diff-", dir=work)
         try:
             with harness.time_limit(120):
                 counts = one_seed(seed, args.ops, tmp)

@@ -6,7 +6,7 @@ import random
 
 from harness import KIB, MIB, qemu_img, qemu_io, run
 
-CLUSTERS = (512, 4 * KIB, 64 * KIB, 2 * MIB)
+CLUSTERS = tuple(512 << i for i in range(13))
 
 
 @dataclasses.dataclass
@@ -39,20 +39,38 @@ class Layer:
         return "/".join(words)
 
 
-def random_layer(rng, number, is_base, is_top):
-    """Cluster sizes take turns with `number`, so that few seeds cover all of them."""
-    if is_base and (rng.random() < 0.3 if not is_top else rng.random() < 0.1):
+def top_layer(seed, depth):
+    """Each property follows a digit of the seed of its own, so that no two of them always go together."""
+    if seed % 20 == 3:
         return Layer(fmt="raw")
-    layer = Layer(cluster=CLUSTERS[number % 4], refcount_bits=1 << rng.randrange(7))
-    if rng.random() < 0.15:
-        layer.version, layer.refcount_bits = 2, 16
+    layer = Layer(cluster=CLUSTERS[seed % 13])
+    if seed % 9 == 5:
+        layer.version = 2
     else:
-        layer.extended_l2 = layer.cluster >= 16 * KIB and rng.random() < 0.4
-        layer.lazy = rng.random() < 0.2
-    if is_base and not is_top and rng.random() < 0.4:
-        layer.compressed = "zlib" if layer.version == 2 or rng.random() < 0.5 else "zstd"
-    if is_top and layer.refcount_bits >= 4 and rng.random() < 0.5:
-        layer.snapshots = rng.randrange(1, 4)
+        layer.refcount_bits = 1 << seed % 7
+        layer.extended_l2 = layer.cluster >= 16 * KIB and seed // 2 % 2 == 1
+        layer.lazy = seed % 4 == 1
+    layer.snapshots = min(seed // 3 % 4, (1 << layer.refcount_bits) - 2)
+    if depth == 1 and layer.version == 3 and seed % 3 == 0:  # otherwise only the base is compressed
+        layer.compressed = ("zlib", "zstd")[seed % 2]
+        if layer.refcount_bits < 16:  # a host cluster is counted once for each stream in it
+            layer.snapshots = 0
+    return layer
+
+
+def lower_layer(rng, seed, number, is_base):
+    if is_base and seed // 5 % 4 == 3:
+        return Layer(fmt="raw")
+    layer = Layer(cluster=CLUSTERS[(5 * seed + 3 * number) % 13])
+    if rng.random() < 0.15:
+        layer.version = 2
+    else:
+        layer.refcount_bits = 1 << rng.randrange(7)
+        layer.extended_l2 = layer.cluster >= 16 * KIB and rng.random() < 0.5
+    if is_base:
+        layer.compressed = ("", "zlib", "zstd")[seed // 5 % 4]
+        if layer.compressed == "zstd":
+            layer.version = 3
     return layer
 
 
@@ -119,5 +137,32 @@ def make_chain(rng, directory, layers, size):
 def random_chain(seed):
     """The layers for a seed, bottom first."""
     rng = random.Random(seed)
-    depth = 1 + seed // 4 % 5
-    return [random_layer(rng, seed + depth - 1 - i, i == 0, i == depth - 1) for i in range(depth)]
+    depth = 1 if seed % 20 == 3 else 1 + seed % 5  # nothing is below a raw image
+    layers = [lower_layer(rng, seed, i, i == 0) for i in range(depth - 1)]
+    return layers + [top_layer(seed, depth)]
+
+
+def properties(seed):
+    """What a seed's chain is like: pairs (property, value) that a list of seeds should cover."""
+    layers = random_chain(seed)
+    top, base = layers[-1], layers[0]
+    out = {("depth", len(layers)), ("format of the top", top.fmt)}
+    out |= {("cluster of a layer", layer.cluster) for layer in layers if layer.fmt == "qcow2"}
+    if top.fmt == "qcow2":
+        out |= {("cluster of the top", top.cluster), ("refcount bits", top.refcount_bits),
+                ("version", top.version), ("snapshots", top.snapshots > 0), ("lazy", top.lazy)}
+        if top.cluster >= 16 * KIB and top.version == 3:
+            out.add(("extended L2", top.extended_l2))
+    if len(layers) > 1:
+        out |= {("format of the base", base.fmt), ("compressed base", base.compressed),
+                ("version over backing", top.version)}
+    return out
+
+
+ALL_PROPERTIES = {
+    "depth": range(1, 6), "format of the top": ("raw", "qcow2"), "cluster of a layer": CLUSTERS,
+    "cluster of the top": CLUSTERS, "refcount bits": [1 << i for i in range(7)], "version": (2, 3),
+    "snapshots": (False, True), "lazy": (False, True), "extended L2": (False, True),
+    "format of the base": ("raw", "qcow2"), "compressed base": ("", "zlib", "zstd"),
+    "version over backing": (2, 3),
+}

@@ -33,6 +33,7 @@ def test_copy_out(tmp):
 
 def test_copy_out_direct(tmp):
     """The same with --direct."""
+    harness.need_disk()
     with Daemon("--direct", chain(tmp)) as d:
         run("nbdcopy", d.uri(), tmp / "got.raw")
     run("cmp", tmp / "got.raw", tmp / "want.raw")
@@ -320,6 +321,7 @@ def test_fio_small(tmp):
 
 def test_fio_mixed(tmp):
     """fio verifies mixed reads and writes of mixed sizes, direct."""
+    harness.need_disk()
     qemu_img("create", "-q", "-f", "qcow2", "-o", "extended_l2=on", tmp / "a.qcow2", "64M")
     with Daemon("--direct", tmp / "a.qcow2") as d:
         fio(d.uri(), "--rw=randrw", "--bsrange=512-128k", "--bs_unaligned=1", "--size=64m",
