@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What cannot be served is refused in one sentence that names the file and the reason; damage found
 later costs that image only, and a full disk loses nothing."""
+import json
 import os
 import random
 import struct
@@ -129,6 +130,28 @@ def l2_of(disk):
         return struct.unpack(">Q", f.read(8))[0] & 0x00fffffffffffe00
 
 
+def feature_bits(disk, offset):
+    return struct.unpack(">Q", disk.read_bytes()[offset:offset + 8])[0]
+
+
+def incompatible_bits(disk):
+    return feature_bits(disk, 72)
+
+
+def autoclear_bits(disk):
+    return feature_bits(disk, 88)
+
+
+DIRTY, CORRUPT = 1, 2  # incompatible
+BITMAPS = 1            # autoclear
+
+
+def notices(daemon):
+    """What the log says beside the usual."""
+    usual = ("chaind: ready", "chaind: serving", "chaind: stopping", "chaind: stopped")
+    return [line for line in daemon.lines if not line.startswith(usual)]
+
+
 def test_damage_at_run_time(tmp):
     """A damaged table gives EIO to its readers and a line in the log; other disks do not notice."""
     bad, good = image(tmp, "bad.qcow2"), image(tmp, "good.qcow2")
@@ -150,6 +173,125 @@ def test_damage_at_run_time(tmp):
     says(d.log(), "bad.qcow2", "corrupt")
     check_image(good)
     assert run("qemu-img", "check", bad, check=False).returncode == 2
+    assert incompatible_bits(bad) & CORRUPT  # the mark is on disk
+    says(fails(bad), "bad.qcow2", "corrupt", "qemu-img check -r all", "--read-only")
+
+
+def test_corrupt_bit(tmp):
+    """An image marked corrupt is refused for writing, without a write, and served read-only."""
+    disk = image(tmp)
+    qemu_io(disk, "write -P 1 0 1M")
+    patch(disk, 72, struct.pack(">Q", CORRUPT))
+    before = disk.read_bytes()
+    says(fails(disk), "a.qcow2", "corrupt", "qemu-img check -r all", "--read-only")
+    with Daemon("--read-only", disk) as d:
+        h = connect(d.uri())
+        assert h.is_read_only() and h.pread(4096, 4096) == b"\1" * 4096
+    assert disk.read_bytes() == before
+
+
+def test_dirty_bit(tmp):
+    """An image that was not closed cleanly is repaired when it is opened, and the log says so."""
+    disk = image(tmp, options="lazy_refcounts=on")
+    run("sh", "-c", f"ulimit -c 0; qemu-io -f qcow2 -c 'write -P 1 0 1M' -c flush -c abort {disk}",
+        check=False)
+    assert incompatible_bits(disk) & DIRTY
+    before = disk.read_bytes()
+    assert run("qemu-img", "check", disk, check=False).returncode == 2  # refcounts are too low
+    with Daemon("--read-only", disk) as d:
+        assert connect(d.uri()).pread(MIB, 0) == b"\1" * MIB
+        assert notices(d) == [], d.log()
+    assert disk.read_bytes() == before  # a read-only open repairs nothing
+    with Daemon(disk) as d:
+        assert len(notices(d)) == 1, d.log()
+        says(notices(d)[0], "a.qcow2", "not closed cleanly", "repaired")
+        assert not incompatible_bits(disk) & DIRTY
+        h = connect(d.uri())
+        assert h.pread(MIB, 0) == b"\1" * MIB
+        h.pwrite(b"\2" * MIB, MIB)
+        h.shutdown()
+    check_image(disk)
+    with Daemon(disk) as d:
+        assert connect(d.uri()).pread(2 * MIB, 0) == b"\1" * MIB + b"\2" * MIB
+        assert notices(d) == [], d.log()
+
+
+def bitmap_flags(disk):
+    """{name: flags} as qemu-img tells them."""
+    info = json.loads(qemu_img("info", "--output=json", "-U", disk))
+    return {b["name"]: b["flags"] for b in info["format-specific"]["data"].get("bitmaps", [])}
+
+
+def test_bitmaps(tmp):
+    """Persistent bitmaps are marked in use before the first write, in one sentence; QEMU distrusts them."""
+    disk = image(tmp)
+    qemu_img("bitmap", "--add", disk, "one")
+    qemu_img("bitmap", "--add", "--disable", disk, "two")
+    assert bitmap_flags(disk) == {"one": ["auto"], "two": []}
+    before = disk.read_bytes()
+    with Daemon("--read-only", disk) as d:
+        connect(d.uri()).pread(4096, 0)
+        assert notices(d) == [], d.log()
+    assert disk.read_bytes() == before  # a read-only open changes nothing
+    patch(disk, 88, struct.pack(">Q", BITMAPS | 1 << 5))
+    with Daemon(disk) as d:
+        assert len(notices(d)) == 1, d.log()
+        says(notices(d)[0], "a.qcow2", "bitmap", "in use")
+        assert autoclear_bits(disk) == BITMAPS  # before any client came
+        assert bitmap_flags(disk) == {"one": ["in-use", "auto"], "two": ["in-use"]}
+        connect(d.uri()).pwrite(b"x" * 4096, 0)
+    check_image(disk)
+    done = run("qemu-img", "bitmap", "--merge", "two", disk, "one", check=False)
+    assert done.returncode, "QEMU still uses the bitmap"
+    says(done.stderr, "inconsistent")
+    qemu_img("bitmap", "--remove", disk, "one")
+    qemu_img("bitmap", "--remove", disk, "two")
+    check_image(disk)
+
+
+def test_ignored_bitmaps(tmp):
+    """Bitmaps whose autoclear bit is 0 are ignored, without a word."""
+    disk = image(tmp)
+    qemu_img("bitmap", "--add", disk, "one")
+    patch(disk, 88, struct.pack(">Q", 0))
+    with Daemon(disk) as d:
+        connect(d.uri()).pwrite(b"x" * 4096, 0)
+        assert notices(d) == [], d.log()
+    assert autoclear_bits(disk) == 0
+
+
+def test_unknown_autoclear_bit(tmp):
+    """An unknown autoclear bit is 0 before the first write, and kept by a read-only open."""
+    disk = image(tmp)
+    patch(disk, 88, struct.pack(">Q", 1 << 40))
+    before = disk.read_bytes()
+    with Daemon("--read-only", disk) as d:
+        connect(d.uri()).pread(4096, 0)
+    assert disk.read_bytes() == before
+    with Daemon(disk) as d:
+        assert autoclear_bits(disk) == 0
+        assert connect(d.uri()).pread(4096, 0) == bytes(4096)
+    check_image(disk)
+
+
+def test_data_file_name(tmp):
+    """A data file's name is a plain file name: json:, paths and protocols open nothing."""
+    secret = tmp / "secret"
+    secret.write_bytes(b"s" * MIB)
+    (tmp / "dir").mkdir()
+    for name in ('json:{"file":{"driver":"file","filename":"../secret"}}', "../secret", str(secret),
+                 "json:{}", "nbd://localhost/secret", "file:secret", ".", ".."):
+        placeholder = "d" * len(name)
+        disk = tmp / "dir/a.qcow2"
+        qemu_img("create", "-q", "-f", "qcow2", "-o", f"data_file={placeholder}", "a.qcow2", "1M",
+                 cwd=tmp / "dir")
+        head = b"DATA" + struct.pack(">I", len(name))  # the header extension, spec "External data file name"
+        data = disk.read_bytes()
+        assert head + placeholder.encode() in data
+        disk.write_bytes(data.replace(head + placeholder.encode(), head + name.encode()))
+        says(fails("--read-only", disk), "a.qcow2", "data file")
+        says(fails(disk), "a.qcow2")
+        disk.unlink()
 
 
 def tiny_file_system(tmp, size):

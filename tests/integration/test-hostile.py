@@ -11,11 +11,12 @@ import time
 import nbd
 
 import harness
-from harness import MIB, Daemon, connect, main, qemu_img
+from harness import GIB, KIB, MIB, Daemon, connect, main, qemu_img
 
 IHAVEOPT = b"IHAVEOPT"
 OPT_EXPORT_NAME, OPT_ABORT, OPT_LIST, OPT_INFO, OPT_GO, OPT_STRUCTURED = 1, 2, 3, 6, 7, 8
-CMD_READ, CMD_WRITE, CMD_DISC, CMD_FLUSH = 0, 1, 2, 3
+OPT_SET_META_CONTEXT, OPT_EXTENDED_HEADERS = 10, 11
+CMD_READ, CMD_WRITE, CMD_DISC, CMD_FLUSH, CMD_BLOCK_STATUS = 0, 1, 2, 3, 7
 
 
 class Raw:
@@ -55,6 +56,34 @@ class Raw:
             kind, _ = self.reply()
             if kind != 3:
                 return kind
+
+    def go_for_status(self, option):
+        """GO with structured replies or extended headers, and base:allocation."""
+        self.option(option)
+        assert self.reply()[0] == 1
+        query = b"base:allocation"
+        self.option(OPT_SET_META_CONTEXT, struct.pack(">III", 0, 1, len(query)) + query)
+        assert self.reply()[0] == 4 and self.reply()[0] == 1
+        assert self.go() == 1
+
+    def status(self, offset, length, flags=0):
+        """The extents [(length, flags)] of a structured BLOCK_STATUS."""
+        self.request(CMD_BLOCK_STATUS, offset, length, flags=flags)
+        magic, done, kind, _, n = struct.unpack(">IHHQI", self.receive(20))
+        assert (magic, done, kind) == (0x668e33ef, 1, 5), (hex(magic), done, kind)
+        words = struct.unpack(f">{n // 4}I", self.receive(n))[1:]
+        return list(zip(words[::2], words[1::2]))
+
+    def extended_status(self, offset, length, flags=0):
+        """The same with extended headers, in 64 bits."""
+        self.send(struct.pack(">IHHQQQ", 0x21e41c71, flags, CMD_BLOCK_STATUS, 1, offset, length))
+        magic, done, kind, _, at, n = struct.unpack(">IHHQQQ", self.receive(32))
+        assert (magic, done, kind, at) == (0x6e8a278c, 1, 6, offset), (hex(magic), done, kind, at)
+        payload = self.receive(n)
+        count, = struct.unpack(">I", payload[4:8])
+        assert n == 8 + 16 * count, (n, count)
+        words = struct.unpack(f">{2 * count}Q", payload[8:])
+        return list(zip(words[::2], words[1::2]))
 
     def request(self, command, offset, length, data=b"", cookie=1, flags=0):
         self.send(struct.pack(">IHHQQI", 0x25609513, flags, command, cookie, offset, length) + data)
@@ -313,6 +342,131 @@ def test_too_many_connections(tmp):
         for k in crowd:
             k.close()
         s.alive()
+
+
+GONE = 3  # hole and zero
+WIDE = 8192 * GIB
+
+
+def far_data(tmp):
+    """An 8 TiB disk whose first extent ends 64 KiB below 2^32, and whose next hole is longer than that."""
+    served = Served(tmp, "8T")
+    served.good.zero(4096, 4096)  # what Served wrote at the start
+    served.good.trim(64 * KIB, 0)
+    served.good.pwrite(b"d" * 64 * KIB, (1 << 32) - 64 * KIB)
+    served.good.pwrite(b"e" * 64 * KIB, 10 * GIB)
+    return served
+
+
+def test_status_structured_near_32_bits(tmp):
+    """Block status with 32-bit lengths, asked with 0xffffffff: no extent is 0, none passes 32 bits."""
+    with far_data(tmp) as s:
+        c = Raw(s.path)
+        c.go_for_status(OPT_STRUCTURED)
+        most = 0xffffffff
+        assert c.status(0, most) == [((1 << 32) - 64 * KIB, GONE), (64 * KIB - 1, 0)]
+        assert c.status(1 << 32, most) == [(most, GONE)]
+        assert c.status(1 << 32, most, flags=8) == [(most, GONE)]  # REQ_ONE
+        assert c.status((1 << 32) - 64 * KIB, most) == [(64 * KIB, 0), (most - 64 * KIB, GONE)]
+        assert c.status(WIDE - 4096, 4096) == [(4096, GONE)]
+        c.request(CMD_BLOCK_STATUS, WIDE - 4096, most)
+        _, _, kind, _, n = struct.unpack(">IHHQI", c.receive(20))
+        assert kind == 0x8001 and struct.unpack(">I", c.receive(n)[:4])[0] == 22
+        c.close()
+        s.good.pwrite(b"good" * 1024, 4096)
+
+
+def test_status_extended_beyond_32_bits(tmp):
+    """Block status with 64-bit lengths, asked with 2^40: extents below and above 2^32 are whole."""
+    with far_data(tmp) as s:
+        c = Raw(s.path)
+        c.go_for_status(OPT_EXTENDED_HEADERS)
+        want = [((1 << 32) - 64 * KIB, GONE), (64 * KIB, 0), (6 * GIB, GONE), (64 * KIB, 0),
+                ((1 << 40) - 10 * GIB - 64 * KIB, GONE)]
+        assert c.extended_status(0, 1 << 40) == want, c.extended_status(0, 1 << 40)
+        assert c.extended_status(1 << 32, 1 << 40, flags=8) == [(6 * GIB, GONE)]
+        at, n_answers = 0, 0
+        while at < WIDE:  # an answer may be shorter than asked
+            extents = c.extended_status(at, WIDE - at)
+            assert all(length for length, _ in extents)
+            at += sum(length for length, _ in extents)
+            n_answers += 1
+        assert at == WIDE and n_answers < 20, (at, n_answers)
+        c.close()
+        s.good.pwrite(b"good" * 1024, 4096)
+
+
+def test_status_many_extents(tmp):
+    """More extents than one answer holds: each answer is bounded, and together they tell all."""
+    n = 12000
+    qemu_img("create", "-q", "-f", "qcow2", "-o", "cluster_size=512", tmp / "m.qcow2", "16M")
+    with Daemon("--nbd", tmp / "s", tmp / "m.qcow2") as d:
+        h = connect(d.uri())
+        for i in range(n // 2):
+            h.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(b"m" * 512)), i * 1024, lambda error: 1)
+            if h.aio_in_flight() >= 64:
+                h.poll(-1)
+        while h.aio_in_flight():
+            h.poll(-1)
+        for option in OPT_STRUCTURED, OPT_EXTENDED_HEADERS:
+            c = Raw(tmp / "s")
+            c.go_for_status(option)
+            ask = c.status if option == OPT_STRUCTURED else c.extended_status
+            at, got, n_answers = 0, [], 0
+            while at < 16 * MIB:
+                extents = ask(at, 16 * MIB - at)
+                assert 1 <= len(extents) <= 4096, len(extents)
+                got += extents
+                at += sum(length for length, _ in extents)
+                n_answers += 1
+            assert n_answers > 1
+            assert got[:n - 1] == [(512, 0), (512, GONE)] * (n // 2 - 1) + [(512, 0)]
+            assert got[n - 1:] == [(16 * MIB - (n - 1) * 512, GONE)], got[n - 1:]
+            c.close()
+        h.shutdown()
+
+
+def test_request_before_go(tmp):
+    """A request before GO, and an option after it, end that connection only."""
+    with Served(tmp) as s:
+        c = Raw(s.path)
+        c.request(CMD_WRITE, 4096, 4096, b"evil" * 1024)
+        assert c.is_closed()
+        c = Raw(s.path)
+        c.option(OPT_INFO, struct.pack(">I", 0) + b"\0\0")  # answered, but nothing is chosen yet
+        while c.reply()[0] == 3:
+            pass
+        c.request(CMD_WRITE, 4096, 4096, b"evil" * 1024)
+        assert c.is_closed()
+        c = Raw(s.path)
+        assert c.go() == 1
+        c.option(OPT_GO, struct.pack(">I", 0) + b"\0\0")
+        c.send(b"\0" * 64)  # whatever length of a request the server waits for
+        assert c.is_closed()
+        s.alive()
+
+
+def test_guest_writes_a_header(tmp):
+    """A guest that writes a qcow2 header into its raw disk does not make it a qcow2 image."""
+    secret = harness.random_file(tmp / "secret", MIB)
+    qemu_img("create", "-q", "-f", "qcow2", "-b", secret, "-F", "raw", tmp / "evil.qcow2", "1M")
+    evil = (tmp / "evil.qcow2").read_bytes()
+    with open(tmp / "disk.raw", "wb") as f:
+        f.truncate(MIB)
+    with Daemon("--format", "raw", tmp / "disk.raw") as d:
+        h = connect(d.uri())
+        h.pwrite(evil, 0)
+        h.flush()
+        h.shutdown()
+    with Daemon("--format", "raw", tmp / "disk.raw") as d:  # as the top
+        assert connect(d.uri()).pread(MIB, 0) == evil.ljust(MIB, b"\0")
+    qemu_img("create", "-q", "-f", "qcow2", "-b", tmp / "disk.raw", "-F", "raw", tmp / "top.qcow2")
+    with Daemon(tmp / "top.qcow2") as d:  # as backing
+        h = connect(d.uri())
+        assert h.pread(MIB, 0) == evil.ljust(MIB, b"\0")
+        h.pwrite(b"x" * 512, MIB - 512)  # copies up from below
+        assert h.pread(MIB, 0) == evil.ljust(MIB - 512, b"\0") + b"x" * 512
+        h.shutdown()
 
 
 main(globals())
