@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Random load against a shadow. Each seed makes a backing chain with qemu-img (cluster size, refcount
 width, subclusters, compression, snapshots, depth, direct I/O) and then reads, writes, zeroes, trims
-and flushes it over two NBD connections, 16 requests in flight, at any alignment. A flat copy in
-memory says what every byte must be. Now and then everything is quiet and flushed, and qemu-img
-looks at the live image (check -U, compare -U). After the daemon's end the image must check clean,
-the backing layers must be untouched, and the internal snapshots must read as before.
+and flushes it over two NBD connections, one of them with extended headers, 16 requests in flight, at
+any alignment. A flat copy in memory says what every byte must be. Now and then everything is quiet and
+flushed, and qemu-img looks at the live image (check -U, compare -U). After the daemon's end the image
+must check clean, the backing layers must be untouched, and the internal snapshots must read as before.
 
 After a TRIM whole clusters of a version 3 image must be zeros, and those of a version 2 image with a
 backing file as before. Elsewhere each byte may be as before or zero: what a TRIM left is read back at
@@ -28,6 +28,7 @@ import traceback
 
 import nbd
 
+import extended
 import harness
 from harness import KIB, MIB, Daemon, check_image, qemu_img, run, same_content
 from images import ALL_PROPERTIES, make_chain, properties, random_chain
@@ -64,14 +65,7 @@ class Load:
         self.rng, self.shadow, self.cluster = rng, shadow, layers[-1].cluster
         self.trim_rule = "hint" if layers[-1].fmt == "raw" else \
             "nothing" if layers[-1].version == 2 and len(layers) > 1 else "zeros"
-        self.handles = []
-        for _ in range(2):
-            h = nbd.NBD()
-            h.set_request_structured_replies(rng.random() < 0.9)
-            h.add_meta_context("base:allocation")
-            h.connect_uri(uri)
-            h.set_strict_mode(0)
-            self.handles.append(h)
+        self.handles = [extended.Handle(uri), self.libnbd_handle(uri)]
         self.size = self.handles[0].get_size()
         assert self.size == len(shadow), f"size {self.size}, not {len(shadow)}"
         self.align = max(1, self.handles[0].get_block_size(nbd.SIZE_MINIMUM))
@@ -79,6 +73,14 @@ class Load:
         self.failure = None
         self.hot = [rng.randrange(self.size) for _ in range(3)]
         self.counts = {}
+
+    def libnbd_handle(self, uri):
+        h = nbd.NBD()
+        h.set_request_structured_replies(self.rng.random() < 0.9)
+        h.add_meta_context("base:allocation")
+        h.connect_uri(uri)
+        h.set_strict_mode(0)
+        return h
 
     # -- choosing
 
@@ -138,13 +140,13 @@ class Load:
             return 1
 
         if request.kind == "read":
-            request.buffer = nbd.Buffer(n)
+            request.buffer = bytearray(n)
             flags = nbd.CMD_FLAG_DF if rng.random() < 0.1 and n <= 64 * KIB and \
                 h.get_structured_replies_negotiated() else 0
             h.aio_pread(request.buffer, request.start, completed, flags)
         elif request.kind == "write":
             request.data = rng.randbytes(n) if rng.random() < 0.8 else bytes([rng.randrange(256)]) * n
-            request.buffer = nbd.Buffer.from_bytearray(bytearray(request.data))
+            request.buffer = bytearray(request.data)
             h.aio_pwrite(request.buffer, request.start, completed, fua)
         elif request.kind == "zero":
             request.fast = rng.random() < 0.1
@@ -154,13 +156,14 @@ class Load:
         elif request.kind == "trim":
             h.aio_trim(n, request.start, completed, fua)
         elif request.kind == "readback":
-            request.buffer = nbd.Buffer(n)
+            request.buffer = bytearray(n)
             h.aio_pread(request.buffer, request.start, completed)
         elif request.kind == "status" and h.can_meta_context("base:allocation"):
             request.extents = []
+            request.one = rng.random() < 0.2
             h.aio_block_status(n, request.start,
                                lambda ctx, off, entries, err: request.extents.extend(entries) or 0,
-                               completed)
+                               completed, nbd.CMD_FLAG_REQ_ONE if request.one else 0)
         else:
             request.kind = "flush"
             h.aio_flush(completed)
@@ -170,7 +173,7 @@ class Load:
         self.flying.remove(request)
         start, end, shadow = request.start, request.end, self.shadow
         if request.kind == "read":
-            self.compare(request, request.buffer.to_bytearray(), shadow[start:end])
+            self.compare(request, request.buffer, shadow[start:end])
         elif request.kind == "write":
             shadow[start:end] = request.data
         elif request.kind == "zero" and not request.failed:
@@ -182,7 +185,7 @@ class Load:
             self.flying.append(again)
             self.submit_later.append(again)
         elif request.kind == "readback":
-            got = request.buffer.to_bytearray()
+            got = request.buffer
             self.check_trimmed(request, got, shadow[start:end])
             shadow[start:end] = got
         elif request.kind == "status":
@@ -209,6 +212,8 @@ class Load:
         at = request.start
         if not request.extents:
             self.failure = self.failure or f"{request}: no extent"
+        if request.one and (len(request.extents) > 2 or at + request.extents[0] > request.end):
+            self.failure = self.failure or f"{request}: not one extent inside it: {request.extents}"
         for length, flags in zip(request.extents[::2], request.extents[1::2]):
             end = min(at + length, request.end)
             if flags & nbd.STATE_ZERO and self.shadow[at:end].count(0) != end - at:
