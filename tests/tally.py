@@ -3,9 +3,11 @@
 """Counts what meson's test logs say, test function by test function, and ends with one line:
 "N passed, N failed", and "N skipped" with the reasons above it. Exit status 1 when anything failed.
 
-Every test program of the project prints TAP lines ("ok 1 - name", "not ok 2 - name", "# SKIP why");
-a program that prints none counts as one test. A program that died or ran out of time counts as one
-failure more, so that the tests it never reached are not lost silently.
+Every test program of the project prints TAP lines: "ok 1 - name", "not ok 2 - name", "ok 3 - name #
+SKIP why", or "1..0 # SKIP why" when nothing can run. A C test prints "# SKIP why" before it calls
+cmocka's skip(), which knows no reasons ("not ok 4 # SKIP name"). A program that prints none of these
+counts as one test. A program that died or ran out of time counts as one failure more, so that the
+tests it never reached are not lost silently.
 
 usage: tally.py [--passed N] [--failed N] STEP=STATUS=TESTLOG.json...
 """
@@ -13,7 +15,7 @@ import argparse
 import json
 import re
 
-TAP = re.compile(r"^(not )?ok\b\s*\d*\s*(?:-\s*)?(.*)$", re.M)
+TAP = re.compile(r"(not )?ok\b\s*\d*\s*(?:-\s*)?(.*)$")
 SKIP = re.compile(r"#\s*skip\S*\s*(.*)$", re.I)
 
 
@@ -31,21 +33,38 @@ class Count:
     def __init__(self):
         self.passed, self.failed, self.skipped, self.broken = 0, 0, [], []
 
-    def add_program(self, entry):
-        """One test program of a meson log."""
-        name, result = entry["name"].split(" / ")[-1], entry["result"]
-        n_failed = self.failed
+    def add_lines(self, name, text):
+        """What one program printed. Returns how many tests it told of."""
         n_seen = 0
-        for bad, rest in TAP.findall(entry.get("stdout", "") or ""):
+        why = None  # of the skip() that comes next
+        for line in text.splitlines():
+            test, skip = TAP.match(line), SKIP.search(line)
+            if not test and skip and skip.start() == 0:
+                why = skip.group(1)
+            elif not test and skip and line.startswith("1..0"):
+                n_seen += 1
+                self.skipped.append(f"{name}: {skip.group(1)}")
+            if not test:
+                continue
             n_seen += 1
-            skip = SKIP.search(rest)
-            if skip:
-                self.skipped.append(f"{name}: {rest[:skip.start()].strip()}: {skip.group(1)}")
+            bad, rest = test.groups()
+            if skip and bad:  # cmocka's
+                self.skipped.append(f"{name}: {skip.group(1)}: {why or 'it does not say why'}")
+                why = None
+            elif skip:
+                self.skipped.append(f"{name}: {rest[:SKIP.search(rest).start()].strip()}: {skip.group(1)}")
             elif bad:
                 self.failed += 1
                 self.broken.append(f"{name}: {rest}")
             else:
                 self.passed += 1
+        return n_seen
+
+    def add_program(self, entry):
+        """One test program of a meson log."""
+        name, result = entry["name"].split(" / ")[-1], entry["result"]
+        n_failed = self.failed
+        n_seen = self.add_lines(name, entry.get("stdout") or "")
         if result in ("OK", "EXPECTEDFAIL"):
             self.passed += not n_seen
         elif result == "SKIP":

@@ -45,8 +45,10 @@ static int qemu_io(const char *options, const char *command)
 
 static void have_qemu(void)
 {
-    if (system("command -v qemu-io >/dev/null") != 0)
+    if (system("command -v qemu-io >/dev/null") != 0) {
+        print_message("# SKIP qemu-io is not installed\n");
         skip();
+    }
 }
 
 static void qemu_refuses_fiber(Fiber *self, void *arg)

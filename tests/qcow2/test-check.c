@@ -552,7 +552,7 @@ static void a_huge_sparse_file_costs_no_memory(void **state)
     save(&image, *state, "broken.qcow2");
     image_clear(&image);
     if (host_try_shell(*state, NULL, "truncate -s 1E broken.qcow2 2>/dev/null") != 0) {
-        print_message("# no file of 2^60 bytes here\n");
+        print_message("# SKIP no file of 2^60 bytes here\n");
         skip();
     }
     Checked c = run_check(*state, "broken.qcow2", 0);
