@@ -77,22 +77,30 @@ int libchain_open(const char *path, const LibChainOpenOptions *options, LibChain
     return 0;
 }
 
+typedef struct CloseCall {
+    LibChain *chain;
+    int result;
+} CloseCall;
+
 static int close_on_loop(Fiber *self, void *arg)
 {
-    LibChain *chain = arg;
-    int r = chain->node->read_only ? 0 : node_flush(self, chain->node);
+    CloseCall *call = arg;
+    LibChain *chain = call->chain;
+    call->result = chain->node->read_only ? 0 : node_flush(self, chain->node);
     port_done(self, &chain->port);
     node_unref_close(self, chain->node);
-    return r;
+    return 0;
 }
 
 int libchain_close(LibChain *chain)
 {
     if (!chain)
         return 0;
-    int r = loop_thread_call(&chain->thread, close_on_loop, chain);
+    CloseCall call = {.chain = chain};
+    if (loop_thread_call_last(&chain->thread, close_on_loop, &call) < 0)
+        return -EAGAIN;
     chain_free(chain);
-    return r;
+    return call.result;
 }
 
 void libchain_get_info(const LibChain *chain, LibChainInfo *ret_info)

@@ -14,6 +14,7 @@ typedef struct Call {
     LoopThreadFn *fn;
     void *arg;
     int result;
+    bool is_last; // may use the reserve
     bool is_done;
     pthread_mutex_t mutex;
     pthread_cond_t done;
@@ -67,17 +68,20 @@ static void call_fiber(Fiber *self, void *arg)
 static void start_call(LoopCall *post)
 {
     Call *call = (Call *)post;
-    int r = fiber_spawn(call->loop, "libchain call", call_fiber, call, NULL);
+    int r = call->is_last
+                ? fiber_spawn_reserve(call->loop, "libchain's last call", call_fiber, call)
+                : fiber_spawn(call->loop, "libchain call", call_fiber, call, NULL);
     if (r < 0)
         finish(call, r);
 }
 
-int loop_thread_call(LoopThread *t, LoopThreadFn *fn, void *arg)
+static int run_call(LoopThread *t, LoopThreadFn *fn, void *arg, bool is_last)
 {
     Call call = {.post = {.fn = start_call},
                  .loop = t->loop,
                  .fn = fn,
                  .arg = arg,
+                 .is_last = is_last,
                  .mutex = PTHREAD_MUTEX_INITIALIZER,
                  .done = PTHREAD_COND_INITIALIZER};
     loop_post(t->loop, &call.post);
@@ -88,4 +92,14 @@ int loop_thread_call(LoopThread *t, LoopThreadFn *fn, void *arg)
     pthread_cond_destroy(&call.done);
     pthread_mutex_destroy(&call.mutex);
     return call.result;
+}
+
+int loop_thread_call(LoopThread *t, LoopThreadFn *fn, void *arg)
+{
+    return run_call(t, fn, arg, false);
+}
+
+int loop_thread_call_last(LoopThread *t, LoopThreadFn *fn, void *arg)
+{
+    return run_call(t, fn, arg, true);
 }

@@ -20,3 +20,5 @@ void loop_thread_stop(LoopThread *t);
 // for one. Any other thread.
 typedef int LoopThreadFn(Fiber *self, void *arg);
 int loop_thread_call(LoopThread *t, LoopThreadFn *fn, void *arg);
+// The same for the last call, which does not count against the loop's limit of fibers.
+int loop_thread_call_last(LoopThread *t, LoopThreadFn *fn, void *arg);

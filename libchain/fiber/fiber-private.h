@@ -45,9 +45,8 @@ struct Fiber {
 bool fiber_begin_cancellable(Fiber *self, FiberCancelFn *fn, void *arg);
 void fiber_end_cancellable(Fiber *self);
 
-// Like fiber_spawn() for helpers of the core itself (below the point where work is admitted): may
-// exceed the loop's limit by `reserve`. Never queued behind a limit, so that I/O in flight ends.
-int fiber_spawn_reserve(Loop *loop, const char *name, FiberFn *fn, void *arg, unsigned reserve);
+// Like fiber_spawn_reserve(), with a reserve of its own.
+int fiber_spawn_beyond(Loop *loop, const char *name, FiberFn *fn, void *arg, unsigned reserve);
 
 // Switches to `fiber` (QUEUED) until it suspends or ends. For the loop.
 void fiber_resume(Fiber *fiber);

@@ -12,6 +12,10 @@
 #include "fiber-stack.h"
 #include "loop-private.h"
 
+// Helpers of the core (bounced direct I/O) and errands of a stop get this many fibers above the
+// loop's limit.
+enum { RESERVE = 1024 };
+
 static void make_runnable(Fiber *fiber)
 {
     Loop *loop = fiber->loop;
@@ -117,9 +121,14 @@ int fiber_spawn(Loop *loop, const char *name, FiberFn *fn, void *arg, Fiber **re
     return spawn(loop, name, fn, arg, ret_fiber, loop->max_fibers);
 }
 
-int fiber_spawn_reserve(Loop *loop, const char *name, FiberFn *fn, void *arg, unsigned reserve)
+int fiber_spawn_beyond(Loop *loop, const char *name, FiberFn *fn, void *arg, unsigned reserve)
 {
     return spawn(loop, name, fn, arg, NULL, loop->max_fibers + reserve);
+}
+
+int fiber_spawn_reserve(Loop *loop, const char *name, FiberFn *fn, void *arg)
+{
+    return fiber_spawn_beyond(loop, name, fn, arg, RESERVE);
 }
 
 Loop *fiber_loop(const Fiber *self)

@@ -319,7 +319,7 @@ static int bounce_start(Bounce *b)
         return 0;
     }
     unsigned reserve = file->n_bouncing > 1 ? RESERVE : RESERVE_FOR_FIRST;
-    r = fiber_spawn_reserve(file->loop, "bounce", write_fiber, b, reserve);
+    r = fiber_spawn_beyond(file->loop, "bounce", write_fiber, b, reserve);
     if (r < 0) {
         free(buf);
         b->buf = NULL;

@@ -17,6 +17,10 @@ typedef void FiberFn(Fiber *self, void *arg);
 // NULL) is valid until then and is set before `fn` runs. Returns 0, or -ENOMEM when no stack can
 // be had (bounded by the loop's limit and vm.max_map_count).
 int fiber_spawn(Loop *loop, const char *name, FiberFn *fn, void *arg, Fiber **ret_fiber);
+// Like fiber_spawn() for what admits no new work: helpers below the point where work is admitted,
+// and the end of it all. May exceed the loop's limit by a reserve, so that I/O in flight ends and a
+// loop full of requests can be stopped.
+int fiber_spawn_reserve(Loop *loop, const char *name, FiberFn *fn, void *arg);
 
 Loop *fiber_loop(const Fiber *self);
 const char *fiber_name(const Fiber *self);

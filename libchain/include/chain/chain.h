@@ -39,7 +39,8 @@ LIBCHAIN_API int libchain_open(const char *path, const LibChainOpenOptions *opti
                                LibChain **ret_chain, char **ret_error);
 /*
  * Flushes, then closes and frees the chain, also when the flush failed: that is the result. No
- * other call may be under way. NULL is fine.
+ * other call may be under way. -EAGAIN is the exception: there was no memory to begin with it, and
+ * the chain is still open; call again. NULL is fine.
  */
 LIBCHAIN_API int libchain_close(LibChain *chain);
 
