@@ -10,6 +10,8 @@
 #include "log.h"
 
 typedef struct Disk {
+    Qcow2Events events; // first
+    bool is_corrupt;    // one of its images turned out to be
     const DiskOption *option;
     const Options *options;
     NbdsServer *server;
@@ -18,6 +20,7 @@ typedef struct Disk {
     Node *node; // our reference, for the last flush
     NbdsExport *export;
     char *summary;
+    Errand *closing;
     int result;
     GError *error;
 } Disk;
@@ -54,12 +57,11 @@ static void log_notices(const Disk *disk, const ChainInfo *info)
         log_line(LOG_WARNING, "%s", *notice);
 }
 
-static void log_corrupt(const Qcow2Events *events, const char *sentence)
+static void found_corrupt(const Qcow2Events *events, const char *sentence)
 {
+    ((Disk *)events)->is_corrupt = true;
     log_line(LOG_ERROR, "%s", sentence);
 }
-
-static const Qcow2Events log_events = {.corrupt = log_corrupt};
 
 static int open_disk(Fiber *self, Disk *disk)
 {
@@ -71,7 +73,7 @@ static int open_disk(Fiber *self, Disk *disk)
         .direct = options->direct,
         .force_share = options->force_share,
         .memory = disk->memory,
-        .events = &log_events,
+        .events = &disk->events,
     };
     ChainInfo info = {0};
     int r = chain_open(self, disk->option->file, &open, &disk->node, &info, &disk->error);
@@ -101,11 +103,12 @@ static void open_disk_fiber(Fiber *self, void *arg)
     disk->result = open_disk(self, disk);
 }
 
+// Requests first: what they wrote is flushed too.
 static void close_disk_fiber(Fiber *self, void *arg)
 {
     Disk *disk = arg;
-    disk->result = disk->node->read_only ? 0 : node_flush(self, disk->node);
     nbds_server_remove_export(self, disk->export);
+    disk->result = disk->node->read_only ? 0 : node_flush(self, disk->node);
     node_unref_close(self, disk->node);
     disk->node = NULL;
 }
@@ -118,6 +121,7 @@ Exports *exports_open(const Options *options, const Loops *loops, NbdsServer *se
     for (; exports->n < n; exports->n++) {
         Disk *disk = &exports->disks[exports->n];
         *disk = (Disk){
+            .events = {.corrupt = found_corrupt},
             .option = g_ptr_array_index(options->disks, exports->n),
             .options = options,
             .server = server,
@@ -128,30 +132,70 @@ Exports *exports_open(const Options *options, const Loops *loops, NbdsServer *se
         if (r < 0)
             g_set_error(&disk->error, G_FILE_ERROR, G_FILE_ERROR_NOMEM,
                         "'%s' cannot be opened: no memory for a fiber's stack", disk->option->file);
+        else if (disk->result < 0 && !disk->error)
+            g_set_error(&disk->error, G_FILE_ERROR, g_file_error_from_errno(-disk->result),
+                        "'%s' cannot be opened: %s", disk->option->file, g_strerror(-disk->result));
         if (disk->error) {
             g_propagate_error(error, disk->error);
-            exports_close(exports);
+            exports_close(exports, -1);
             return NULL;
         }
     }
     return exports;
 }
 
-int exports_close(Exports *exports)
+static int log_end(const Disk *disk, int r)
 {
-    int result = 0;
-    for (unsigned i = 0; exports && i < exports->n; i++) {
+    if (r < 0) {
+        log_line(LOG_ERROR, "'%s' could not be closed: no memory for a fiber's stack",
+                 disk->option->file);
+        return r;
+    }
+    if (disk->result < 0) {
+        log_line(LOG_ERROR,
+                 "'%s' could not be flushed at the end: %s; what was written since the last "
+                 "flush may be lost",
+                 disk->option->file,
+                 disk->is_corrupt ? "it is corrupt" : g_strerror(-disk->result));
+        return -EIO;
+    }
+    return 0;
+}
+
+// Says which disks are late before it waits for any of them without limit.
+static void wait_patiently(Exports *exports, int *results, gint64 patience_us)
+{
+    gint64 deadline_us = patience_us < 0 ? -1 : g_get_monotonic_time() + patience_us;
+    for (unsigned i = 0; i < exports->n; i++) {
         Disk *disk = &exports->disks[i];
-        int r = loops_call(disk->loop, close_disk_fiber, disk);
-        if (r == 0)
-            r = disk->result;
-        if (r < 0) {
-            log_line(LOG_ERROR,
-                     "'%s' could not be flushed at the end: %s; what was written since the last "
-                     "flush may be lost",
-                     disk->option->file, g_strerror(-r));
-            result = -EIO;
-        }
+        results[i] = errand_wait(disk->closing, deadline_us);
+        if (results[i] == -ETIMEDOUT)
+            log_line(LOG_WARNING,
+                     "'%s' is not closed yet: its storage or a client does not answer; waiting "
+                     "(a second signal leaves at once)",
+                     disk->option->file);
+    }
+}
+
+int exports_close(Exports *exports, gint64 patience_us)
+{
+    if (!exports)
+        return 0;
+    for (unsigned i = 0; i < exports->n; i++) {
+        Disk *disk = &exports->disks[i];
+        disk->closing = errand_start(disk->loop, close_disk_fiber, disk);
+    }
+    g_autofree int *results = g_new0(int, exports->n + 1);
+    wait_patiently(exports, results, patience_us);
+
+    int result = 0;
+    for (unsigned i = 0; i < exports->n; i++) {
+        Disk *disk = &exports->disks[i];
+        if (results[i] == -ETIMEDOUT)
+            results[i] = errand_wait(disk->closing, -1);
+        int r = log_end(disk, results[i]);
+        if (r == -ENOMEM || result == 0)
+            result = r;
         g_free(disk->summary);
     }
     g_free(exports);

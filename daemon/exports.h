@@ -17,9 +17,11 @@ typedef struct Exports Exports;
 Exports *exports_open(const Options *options, const Loops *loops, NbdsServer *server,
                       MapMemory *memory, GError **error);
 
-// After nbds_server_stop(): flushes each disk, takes its export away and closes it. 0, or -EIO when
-// a flush failed, which was logged with the disk's name. Accepts NULL.
-int exports_close(Exports *exports);
+// Takes all exports away, at the same time: each ends its requests, flushes its disk and closes it,
+// whatever the others do. A disk that is not done after `patience_us` is named in the log. 0; -EIO
+// when a flush failed, which was logged with the disk's name; -ENOMEM when a disk could not even be
+// asked to close: then its export is still there. Accepts NULL.
+int exports_close(Exports *exports, gint64 patience_us);
 
 unsigned exports_count(const Exports *exports);
 const char *exports_name(const Exports *exports, unsigned i);

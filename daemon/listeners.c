@@ -229,21 +229,27 @@ Listeners *listeners_open(char *const *addresses, GError **error)
     return listeners;
 }
 
+void listeners_remove_files(const Listeners *listeners)
+{
+    for (guint i = 0; listeners && i < listeners->files->len; i++) {
+        const SocketFile *file = &g_array_index(listeners->files, SocketFile, i);
+        struct stat st;
+        if (lstat(file->path, &st) == 0 && st.st_dev == file->device && st.st_ino == file->inode)
+            unlink(file->path);
+    }
+    if (listeners && listeners->private_dir)
+        rmdir(listeners->private_dir);
+}
+
 void listeners_free(Listeners *listeners)
 {
     if (!listeners)
         return;
+    listeners_remove_files(listeners);
     for (guint i = 0; i < listeners->fds->len; i++)
         close(g_array_index(listeners->fds, int, i));
-    for (guint i = 0; i < listeners->files->len; i++) {
-        SocketFile *file = &g_array_index(listeners->files, SocketFile, i);
-        struct stat st;
-        if (lstat(file->path, &st) == 0 && st.st_dev == file->device && st.st_ino == file->inode)
-            unlink(file->path);
-        g_free(file->path);
-    }
-    if (listeners->private_dir)
-        rmdir(listeners->private_dir);
+    for (guint i = 0; i < listeners->files->len; i++)
+        g_free(g_array_index(listeners->files, SocketFile, i).path);
     g_free(listeners->private_dir);
     g_array_unref(listeners->fds);
     g_array_unref(listeners->files);

@@ -17,7 +17,9 @@ int listeners_check_address(const char *address, GError **error);
 // Binds everything: the activated sockets (which are taken from the environment), then `addresses`
 // (NULL-terminated), and a private socket when there is neither. NULL with a sentence on failure.
 Listeners *listeners_open(char *const *addresses, GError **error);
-// Removes the sockets that listeners_open() made in the file system. Accepts NULL.
+// Removes the sockets that listeners_open() made in the file system. Any thread; accepts NULL.
+void listeners_remove_files(const Listeners *listeners);
+// Removes them too. Accepts NULL.
 void listeners_free(Listeners *listeners);
 
 // The daemon was started for a client, and ends with the last one.

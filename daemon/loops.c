@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// A thread per loop, and the one bridge by which the main thread gets something done on a loop: it
-// posts a message, which spawns a fiber, and sleeps until that fiber ended.
+// A thread per loop, and the one bridge by which the main thread gets something done on a loop: an
+// errand is a message, which spawns a fiber; the main thread sleeps until that fiber ended.
 #include "loops.h"
+
+#include <errno.h>
 
 struct Loops {
     unsigned n;
@@ -56,8 +58,8 @@ unsigned loops_count(const Loops *loops)
     return loops->n;
 }
 
-// A call on its way: lives on the main thread's stack until `done`.
-typedef struct Errand {
+// A call on its way; freed by errand_wait().
+struct Errand {
     LoopCall call; // first: the loop gives it back
     Loop *loop;
     FiberFn *fn;
@@ -66,7 +68,7 @@ typedef struct Errand {
     GCond changed;
     bool done;
     int result;
-} Errand;
+};
 
 static void finish(Errand *errand, int result)
 {
@@ -87,23 +89,46 @@ static void run_errand(Fiber *self, void *arg)
 static void start_errand(LoopCall *call)
 {
     Errand *errand = (Errand *)call;
-    int r = fiber_spawn(errand->loop, "errand", run_errand, errand, NULL);
+    int r = fiber_spawn_reserve(errand->loop, "errand", run_errand, errand);
     if (r < 0)
         finish(errand, r);
 }
 
+Errand *errand_start(Loop *loop, FiberFn *fn, void *arg)
+{
+    Errand *errand = g_new0(Errand, 1);
+    errand->call.fn = start_errand;
+    errand->loop = loop;
+    errand->fn = fn;
+    errand->arg = arg;
+    g_mutex_init(&errand->mutex);
+    g_cond_init(&errand->changed);
+    loop_post(loop, &errand->call);
+    return errand;
+}
+
+int errand_wait(Errand *errand, gint64 deadline_us)
+{
+    g_mutex_lock(&errand->mutex);
+    bool in_time = true;
+    while (!errand->done && in_time) {
+        if (deadline_us < 0)
+            g_cond_wait(&errand->changed, &errand->mutex);
+        else
+            in_time = g_cond_wait_until(&errand->changed, &errand->mutex, deadline_us);
+    }
+    bool done = errand->done;
+    g_mutex_unlock(&errand->mutex);
+    if (!done)
+        return -ETIMEDOUT;
+    int result = errand->result;
+    g_mutex_clear(&errand->mutex);
+    g_cond_clear(&errand->changed);
+    g_free(errand);
+    return result;
+}
+
 int loops_call(Loop *loop, FiberFn *fn, void *arg)
 {
-    Errand errand = {.call.fn = start_errand, .loop = loop, .fn = fn, .arg = arg};
-    g_mutex_init(&errand.mutex);
-    g_cond_init(&errand.changed);
-    loop_post(loop, &errand.call);
-
-    g_mutex_lock(&errand.mutex);
-    while (!errand.done)
-        g_cond_wait(&errand.changed, &errand.mutex);
-    g_mutex_unlock(&errand.mutex);
-    g_mutex_clear(&errand.mutex);
-    g_cond_clear(&errand.changed);
-    return errand.result;
+    return errand_wait(errand_start(loop, fn, arg), -1);
 }

@@ -21,7 +21,10 @@
 #include "options.h"
 #include "stop.h"
 
-enum { EXIT_USAGE = 2 };
+enum {
+    EXIT_USAGE = 2,
+    STOP_PATIENCE_US = 7 * G_USEC_PER_SEC, // beyond what slow clients are given (5 s)
+};
 
 // Everything that is opened, in this order, and closed in the reverse one.
 typedef struct Daemon {
@@ -64,12 +67,19 @@ static uint64_t choose_busy_wait_ns(const Options *options)
     return g_get_num_processors() > 1 ? options->busy_wait_us * UINT64_C(1000) : 0;
 }
 
+// Also on the way out in a hurry (stop.h).
+static void remove_sockets(void *arg)
+{
+    listeners_remove_files(((Daemon *)arg)->listeners);
+}
+
 static int start(Daemon *daemon, GError **error)
 {
     const Options *options = &daemon->options;
     daemon->listeners = listeners_open(options->addresses, error);
     if (!daemon->listeners)
         return -EINVAL;
+    stop_set_leave(daemon->stop, remove_sockets, daemon);
     daemon->loops = loops_start(choose_n_loops(options), choose_busy_wait_ns(options), error);
     if (!daemon->loops)
         return -ENOSYS;
@@ -102,14 +112,21 @@ static void stop_server(Fiber *self, void *arg)
     nbds_server_stop(self, arg);
 }
 
-// Undoes start(), however far it came: requests in flight end, disks are flushed and unlocked.
+// Undoes start(), however far it came: requests in flight end, disks are flushed and unlocked. What
+// cannot be stopped is left as it is: the process ends all the same.
 static int finish(Daemon *daemon)
 {
-    int result = 0;
-    if (daemon->server)
-        result = loops_call(loops_get(daemon->loops, 0), stop_server, daemon->server);
-    if (exports_close(daemon->exports) < 0)
-        result = -EIO;
+    Errand *stopping = daemon->server
+                           ? errand_start(loops_get(daemon->loops, 0), stop_server, daemon->server)
+                           : NULL;
+    int result = exports_close(daemon->exports, STOP_PATIENCE_US);
+    int stopped = stopping ? errand_wait(stopping, -1) : 0;
+    stop_set_leave(daemon->stop, NULL, NULL);
+    if (result == -ENOMEM || stopped < 0) {
+        log_line(LOG_ERROR, "stopped without closing everything: out of memory");
+        listeners_remove_files(daemon->listeners);
+        return -ENOMEM;
+    }
     nbds_server_free(daemon->server);
     loops_stop(daemon->loops);
     map_memory_free(daemon->memory);

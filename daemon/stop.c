@@ -17,6 +17,8 @@ struct Stop {
     GMutex mutex;
     GCond changed;
     const char *why; // NULL: go on
+    void (*leave)(void *arg);
+    void *leave_arg;
 };
 
 // The user's terminal went away; without one, SIGHUP asks a daemon to reload, and there is nothing
@@ -24,6 +26,19 @@ struct Stop {
 static bool hangup_is_final(void)
 {
     return isatty(STDERR_FILENO);
+}
+
+G_NORETURN
+static void leave_at_once(Stop *stop, const char *why)
+{
+    log_line(LOG_ERROR,
+             "%s again: leaving at once; writes that no flush confirmed may be "
+             "lost, and what a crash leaves is repaired at the next open",
+             why);
+    g_mutex_lock(&stop->mutex);
+    if (stop->leave)
+        stop->leave(stop->leave_arg);
+    _exit(1);
 }
 
 static gpointer take_signals(gpointer arg)
@@ -37,13 +52,8 @@ static gpointer take_signals(gpointer arg)
             log_line(LOG_INFO, "SIGHUP: there is no configuration to read again");
             continue;
         }
-        if (n++ > 0) {
-            log_line(LOG_ERROR,
-                     "%s again: leaving at once; writes that no flush confirmed may be "
-                     "lost, and what a crash leaves is repaired at the next open",
-                     strsignal(signal_number));
-            _exit(1);
-        }
+        if (n++ > 0)
+            leave_at_once(stop, strsignal(signal_number));
         stop_request(stop, strsignal(signal_number));
     }
     return NULL;
@@ -61,6 +71,14 @@ Stop *stop_new(void)
     g_cond_init(&stop->changed);
     g_thread_unref(g_thread_new("signals", take_signals, stop));
     return stop;
+}
+
+void stop_set_leave(Stop *stop, void (*fn)(void *arg), void *arg)
+{
+    g_mutex_lock(&stop->mutex);
+    stop->leave = fn;
+    stop->leave_arg = arg;
+    g_mutex_unlock(&stop->mutex);
 }
 
 void stop_request(Stop *stop, const char *why)

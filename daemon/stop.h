@@ -9,6 +9,10 @@ typedef struct Stop Stop;
 // stopping, ends the process at once with status 1.
 Stop *stop_new(void);
 
+// What is still to be done when a second signal ends the process: `fn` runs on the signals' thread.
+// NULL takes it back; it does not run any more after that.
+void stop_set_leave(Stop *stop, void (*fn)(void *arg), void *arg);
+
 // Asks for the end. `why` is a literal for the log. Any thread; returns at once.
 void stop_request(Stop *stop, const char *why);
 // Waits until somebody asked, and returns why.

@@ -17,6 +17,17 @@ def image(tmp, name="a.qcow2", size="64M"):
     return tmp / name
 
 
+def stuck_client(d, n):
+    """A client that asked for `n` MiB, and takes no replies. Simple ones: holes are sent as zeros."""
+    stuck = nbd.NBD()
+    stuck.set_request_structured_replies(False)
+    stuck.connect_uri(d.uri())
+    stuck.buffers = [nbd.Buffer(MIB) for _ in range(n)]
+    for i, b in enumerate(stuck.buffers):
+        stuck.aio_pread(b, i * MIB)
+    return stuck
+
+
 def test_sigterm(tmp):
     """SIGTERM ends an idle daemon with status 0."""
     with Daemon(image(tmp)) as d:
@@ -62,10 +73,11 @@ def test_stop_under_load(tmp):
     disk = image(tmp)
     for round_number in range(5):
         d = Daemon(disk)
+        uri = d.uri()
         answered = [set() for _ in range(4)]
 
         def load(n):
-            h = connect(d.uri())
+            h = connect(uri)
             try:
                 for i in range(4000):
                     block = i * 4 + n
@@ -92,6 +104,20 @@ def test_stop_under_load(tmp):
                 assert got == bytes([1 + round_number]) * 4096, f"block {block}, round {round_number}"
 
 
+def test_second_signal_leaves_nothing_behind(tmp):
+    """A second signal removes the private socket and its directory, too."""
+    d = Daemon(image(tmp))
+    directory = os.path.dirname(d.socket())
+    stuck = stuck_client(d, 48)
+    d.process.send_signal(signal.SIGTERM)
+    while not any("stopping" in line for line in d.lines):
+        os.sched_yield()
+    d.process.send_signal(signal.SIGTERM)
+    assert d.wait(timeout=20) == 1
+    del stuck
+    assert not os.path.exists(directory), f"{directory} is still there"
+
+
 def test_second_signal(tmp):
     """A second signal while stopping ends it at once with status 1, and the image is usable."""
     disk = image(tmp)
@@ -99,17 +125,13 @@ def test_second_signal(tmp):
     h = connect(d.uri())
     h.pwrite(b"x" * 4096, 0)
     h.flush()
-    # A client that takes no replies makes the stop wait for it.
-    stuck = nbd.NBD()
-    stuck.connect_uri(d.uri())
-    buffers = [nbd.Buffer(MIB) for _ in range(32)]
-    for i, b in enumerate(buffers):
-        stuck.aio_pread(b, i * MIB)
+    stuck = stuck_client(d, 32)  # makes the stop wait for it
     d.process.send_signal(signal.SIGTERM)
     while not any("stopping" in line for line in d.lines):
         os.sched_yield()
     d.process.send_signal(signal.SIGTERM)
-    assert d.wait(timeout=20) in (0, 1)
+    assert d.wait(timeout=20) == 1
+    del stuck
     with Daemon(disk) as d:
         assert connect(d.uri()).pread(4096, 0) == b"x" * 4096
     harness.check_image(disk)
@@ -118,12 +140,32 @@ def test_second_signal(tmp):
 def test_stuck_client(tmp):
     """A client that takes no replies delays the end by a bounded time only."""
     d = Daemon(image(tmp))
-    stuck = nbd.NBD()
-    stuck.connect_uri(d.uri())
-    buffers = [nbd.Buffer(MIB) for _ in range(64)]
-    for i, b in enumerate(buffers[:48]):
-        stuck.aio_pread(b, i * MIB)
+    stuck = stuck_client(d, 48)
     d.stop(timeout=30)
+    del stuck
+
+
+def test_corrupt_at_the_end(tmp):
+    """A disk that turned out to be corrupt cannot be flushed: status 1 and a sentence that says so."""
+    disk = image(tmp)
+    harness.qemu_io(disk, "write 0 1M")
+    with open(disk, "r+b") as f:
+        f.seek(40)  # the first L2 entry becomes one that is not aligned to a cluster
+        f.seek(int.from_bytes(f.read(8), "big"))
+        l2 = int.from_bytes(f.read(8), "big") & 0x00fffffffffffe00
+        f.seek(l2)
+        f.write((1 << 63 | 0x200).to_bytes(8, "big"))
+    d = Daemon(f"bad={disk}", f"good={image(tmp, 'good.qcow2')}")
+    try:
+        connect(d.uri("bad")).pread(4096, 0)
+    except nbd.Error as e:
+        assert e.errno == "EIO", e
+    else:
+        raise AssertionError("data from a damaged entry")
+    d.stop(expect=1)
+    last = [line for line in d.lines if "at the end" in line]
+    assert len(last) == 1, d.log()
+    says(last[0], "a.qcow2", "could not be flushed at the end: it is corrupt", "may be lost")
 
 
 def test_log_of_a_life(tmp):

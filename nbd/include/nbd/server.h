@@ -4,8 +4,8 @@
 // export's loop. Naming, opening and closing disks is the caller's business.
 //
 // Start:  nbds_server_new, nbds_server_add_export (on each node's loop), nbds_server_add_listener.
-// Stop:   nbds_server_stop, then nbds_server_remove_export (on each export's loop),
-//         nbds_server_free.
+// Stop:   nbds_server_stop and nbds_server_remove_export (on each export's loop), in any order or
+//         at the same time; then nbds_server_free.
 #pragma once
 
 #include <glib.h>

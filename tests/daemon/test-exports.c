@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// Disks opened and closed together: one that hangs holds up no other, a full loop can be stopped,
+// failures are told. The chains are made up (chain_open() is replaced), and so is the log.
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "../node/memory-node.h"
+#include "chain-core/chain.h"
+#include "chain-core/fiber-sync.h"
+#include "exports.h"
+
+enum { N_DISKS = 3, PATIENCE_US = 2 * G_USEC_PER_SEC };
+
+// -- made up chains and log -----------------------------------------------------------------------
+
+static atomic_uint n_flushed, n_closed;
+static Loop *hung_loop; // on which a flush waits for ever
+static FiberQueue hung;
+static GString *logged;
+static void (*on_late)(void); // called when the log says that a disk is late
+
+static int made_up_flush(Fiber *self, Node *node)
+{
+    if (g_str_equal(node->name, "hung")) {
+        hung_loop = fiber_loop(self);
+        fiber_queue_wait(self, &hung, false, "a hung flush");
+    }
+    n_flushed++;
+    return g_str_equal(node->name, "broken") ? -EIO : 0;
+}
+
+static void made_up_close(Fiber *self, Node *node)
+{
+    n_closed++;
+    memory_close(self, node);
+}
+
+static const NodeOps made_up_ops = {
+    .driver = "memory",
+    .read_start = memory_read_start,
+    .write = memory_write,
+    .flush = made_up_flush,
+    .close = made_up_close,
+};
+
+int __wrap_chain_open(Fiber *self, const char *path, const ChainOpenOptions *options,
+                      Node **ret_node, ChainInfo *ret_info, GError **error);
+int __wrap_chain_open(Fiber *self, const char *path, const ChainOpenOptions *options,
+                      Node **ret_node, ChainInfo *ret_info, GError **error)
+{
+    if (g_str_equal(path, "refused"))
+        return -EACCES;
+    MemoryNode *m = g_new0(MemoryNode, 1);
+    node_init(&m->node, &made_up_ops, fiber_loop(self), path, 4096);
+    m->data = g_malloc0(4096);
+    *ret_node = &m->node;
+    *ret_info = (ChainInfo){.n_layers = 1, .top_format = "raw"};
+    return 0;
+}
+
+void log_line(LogLevel level, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    g_autofree char *line = g_strdup_vprintf(format, args);
+    va_end(args);
+    g_string_append_printf(logged, "%s\n", line);
+    if (strstr(line, "not closed yet") && on_late)
+        on_late();
+}
+
+// -- fixture --------------------------------------------------------------------------------------
+
+typedef struct World {
+    Options options;
+    Loops *loops;
+    MapMemory *memory;
+    NbdsServer *server;
+} World;
+
+static void add_disk(World *w, const char *name)
+{
+    DiskOption *disk = g_new0(DiskOption, 1);
+    disk->name = disk->file = (char *)name;
+    g_ptr_array_add(w->options.disks, disk);
+}
+
+static int make_world(void **state)
+{
+    World *w = g_new0(World, 1);
+    w->options.disks = g_ptr_array_new_with_free_func(g_free);
+    w->loops = loops_start(1, 0, NULL);
+    w->memory = map_memory_new(1 << 20);
+    w->server = nbds_server_new(&(NbdsServerConfig){0});
+    n_flushed = n_closed = 0;
+    on_late = NULL;
+    logged = g_string_new("");
+    *state = w;
+    return 0;
+}
+
+static void stop_server(Fiber *self, void *arg)
+{
+    nbds_server_stop(self, arg);
+}
+
+static int remove_world(void **state)
+{
+    World *w = *state;
+    loops_call(loops_get(w->loops, 0), stop_server, w->server);
+    nbds_server_free(w->server);
+    loops_stop(w->loops);
+    map_memory_free(w->memory);
+    g_ptr_array_unref(w->options.disks);
+    g_free(w);
+    g_string_free(logged, true);
+    return 0;
+}
+
+static Exports *open_disks(World *w, const char *const names[N_DISKS])
+{
+    for (unsigned i = 0; i < N_DISKS; i++)
+        add_disk(w, names[i]);
+    Exports *exports = exports_open(&w->options, w->loops, w->server, w->memory, NULL);
+    assert_non_null(exports);
+    return exports;
+}
+
+// -- tests ----------------------------------------------------------------------------------------
+
+static void release(Fiber *self, void *arg)
+{
+    fiber_queue_wake_all(&hung);
+}
+
+static void others_are_closed_by_now(void)
+{
+    assert_int_equal(n_flushed, N_DISKS - 1);
+    assert_int_equal(n_closed, N_DISKS - 1);
+    assert_int_equal(loops_call(hung_loop, release, NULL), 0);
+}
+
+static void a_disk_that_hangs_is_named_and_holds_up_no_other(void **state)
+{
+    World *w = *state;
+    on_late = others_are_closed_by_now;
+    Exports *exports = open_disks(w, (const char *const[]){"hung", "b", "c"});
+    assert_int_equal(exports_close(exports, PATIENCE_US), 0);
+    assert_int_equal(n_closed, N_DISKS);
+    assert_non_null(strstr(logged->str, "'hung' is not closed yet"));
+    assert_null(strstr(logged->str, "'b'"));
+}
+
+static void a_flush_that_fails_is_told_and_is_the_result(void **state)
+{
+    World *w = *state;
+    Exports *exports = open_disks(w, (const char *const[]){"broken", "b", "c"});
+    assert_int_equal(exports_close(exports, PATIENCE_US), -EIO);
+    assert_int_equal(n_closed, N_DISKS);
+    assert_non_null(strstr(logged->str, "'broken' could not be flushed"));
+}
+
+static void a_failure_without_a_sentence_is_a_failure(void **state)
+{
+    World *w = *state;
+    g_autoptr(GError) error = NULL;
+    add_disk(w, "good");
+    add_disk(w, "refused");
+    assert_null(exports_open(&w->options, w->loops, w->server, w->memory, &error));
+    assert_non_null(strstr(error->message, "'refused' cannot be opened: Permission denied"));
+    assert_int_equal(n_closed, 1);
+}
+
+static void wait_for_release(Fiber *self, void *arg)
+{
+    fiber_queue_wait(self, &hung, false, "one of many");
+}
+
+static void fill_loop(Fiber *self, void *arg)
+{
+    while (fiber_spawn(fiber_loop(self), "one of many", wait_for_release, NULL, NULL) == 0)
+        ;
+}
+
+static void a_loop_full_of_fibers_can_be_stopped(void **state)
+{
+    World *w = *state;
+    Exports *exports = open_disks(w, (const char *const[]){"a", "b", "c"});
+    assert_int_equal(loops_call(loops_get(w->loops, 0), fill_loop, NULL), 0);
+    assert_int_equal(exports_close(exports, PATIENCE_US), 0);
+    assert_int_equal(n_flushed, N_DISKS);
+    assert_int_equal(loops_call(loops_get(w->loops, 0), release, NULL), 0);
+}
+
+int main(void)
+{
+#define TEST(f) cmocka_unit_test_setup_teardown(f, make_world, remove_world)
+    const struct CMUnitTest tests[] = {
+        TEST(a_disk_that_hangs_is_named_and_holds_up_no_other),
+        TEST(a_flush_that_fails_is_told_and_is_the_result),
+        TEST(a_failure_without_a_sentence_is_a_failure),
+        TEST(a_loop_full_of_fibers_can_be_stopped),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
