@@ -1,11 +1,16 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// The raw driver: guest offset = host offset. On the file's loop, in a fiber. Write order: FUA is
-// the write, then a flush of the file; nothing else depends on anything.
+// The raw driver: guest offset + start of the part = host offset. On the file's loop, in a fiber.
+// Write order: FUA is the write, then a flush of the file; nothing else depends on anything.
 #include "chain-core/raw.h"
+
+#include <errno.h>
+
+#include "base/error.h"
 
 typedef struct RawNode {
     Node node;
-    File *file; // owned
+    File *file;      // owned
+    uint64_t offset; // host offset of guest offset 0
 } RawNode;
 
 static File *raw_file(Node *node)
@@ -13,10 +18,15 @@ static File *raw_file(Node *node)
     return ((RawNode *)node)->file;
 }
 
+static HostOff raw_host(Node *node, GuestOff off)
+{
+    return host_off(((RawNode *)node)->offset + off.v);
+}
+
 static int raw_read_start(Fiber *self, Node *node, GuestOff off, void *buf, size_t len,
                           IoBatch *batch)
 {
-    file_read_start(raw_file(node), host_off(off.v), buf, len, batch);
+    file_read_start(raw_file(node), raw_host(node, off), buf, len, batch);
     return 0;
 }
 
@@ -31,7 +41,7 @@ static int raw_write(Fiber *self, Node *node, GuestOff off, const void *buf, siz
     struct iovec iov = {.iov_base = (void *)buf, .iov_len = len};
     IoBatch batch;
     io_batch_init(&batch, self);
-    file_write_start(raw_file(node), host_off(off.v), &iov, 1, &batch);
+    file_write_start(raw_file(node), raw_host(node, off), &iov, 1, &batch);
     int r = io_batch_wait(self, &batch);
     return r < 0 ? r : flush_if_fua(self, raw_file(node), flags);
 }
@@ -45,13 +55,13 @@ static int raw_zero(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoF
         how |= FILE_ZERO_FAST;
     if (len == 0)
         return flush_if_fua(self, raw_file(node), flags);
-    int r = file_zero(self, raw_file(node), host_off(off.v), len, how);
+    int r = file_zero(self, raw_file(node), raw_host(node, off), len, how);
     return r < 0 ? r : flush_if_fua(self, raw_file(node), flags);
 }
 
 static int raw_discard(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags)
 {
-    int r = len ? file_discard(self, raw_file(node), host_off(off.v), len) : 0;
+    int r = len ? file_discard(self, raw_file(node), raw_host(node, off), len) : 0;
     return r < 0 ? r : flush_if_fua(self, raw_file(node), flags);
 }
 
@@ -64,14 +74,14 @@ static int raw_map(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExte
 {
     bool is_data;
     uint64_t n;
-    int r = file_find_extent(self, raw_file(node), host_off(off.v), len, &is_data, &n);
+    int r = file_find_extent(self, raw_file(node), raw_host(node, off), len, &is_data, &n);
     if (r < 0)
         return r;
     *ret_extent = (NodeExtent){.len = n, .kind = NODE_EXTENT_ZERO};
     if (is_data) {
         ret_extent->kind = NODE_EXTENT_DATA;
         ret_extent->file = raw_file(node);
-        ret_extent->host = host_off(off.v);
+        ret_extent->host = raw_host(node, off);
     }
     return 0;
 }
@@ -92,13 +102,45 @@ static const NodeOps raw_ops = {
     .close = raw_close,
 };
 
-int raw_node_new(Fiber *self, File *file, Node **ret_node, GError **error)
+static int check_part(const File *file, uint64_t offset, uint64_t size_bytes, GError **error)
 {
+    uint64_t file_bytes = file_size(file);
+    if (offset <= file_bytes && (size_bytes == RAW_TO_END || size_bytes <= file_bytes - offset))
+        return 0;
+    if (size_bytes == RAW_TO_END)
+        return error_set(error, -EINVAL,
+                         "%s: the part asked for begins at offset %" G_GUINT64_FORMAT
+                         ", after the file's %" G_GUINT64_FORMAT " bytes",
+                         file_path(file), offset, file_bytes);
+    return error_set(error, -EINVAL,
+                     "%s: the part asked for, %" G_GUINT64_FORMAT
+                     " bytes from offset %" G_GUINT64_FORMAT
+                     " on, does not lie within the file's %" G_GUINT64_FORMAT " bytes",
+                     file_path(file), size_bytes, offset, file_bytes);
+}
+
+int raw_node_new_part(Fiber *self, File *file, uint64_t offset, uint64_t size_bytes,
+                      Node **ret_node, GError **error)
+{
+    int r = check_part(file, offset, size_bytes, error);
+    if (r < 0) {
+        file_close(self, file);
+        return r;
+    }
+    if (size_bytes == RAW_TO_END)
+        size_bytes = file_size(file) - offset;
     RawNode *raw = g_new0(RawNode, 1);
-    node_init(&raw->node, &raw_ops, file_loop(file), file_path(file), file_size(file));
+    node_init(&raw->node, &raw_ops, file_loop(file), file_path(file), size_bytes);
     raw->node.read_only = !file_is_writable(file);
     file_identity(file, raw->node.identity.file);
+    raw->node.identity.view = offset; // its length tells parts apart that begin at one place
     raw->file = file;
+    raw->offset = offset;
     *ret_node = &raw->node;
     return 0;
+}
+
+int raw_node_new(Fiber *self, File *file, Node **ret_node, GError **error)
+{
+    return raw_node_new_part(self, file, 0, RAW_TO_END, ret_node, error);
 }
