@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "chain-core/qcow2.h"
 #include "chain-core/raw.h"
+#include "chain/allowed-dirs.h"
 #include "chain/image-name.h"
 
 // What other programs may do meanwhile; as QEMU's block drivers ask for it (RELIABILITY §1).
@@ -122,66 +123,137 @@ static int refuse_loop(const Opening *o, const Step *step, File *file, GError **
     return 0;
 }
 
-static int open_data_file(Fiber *self, const Opening *o, Qcow2Image *image, bool writable,
-                          GError **error)
+// For files that an image names: only where that is allowed.
+static int open_named_file(Fiber *self, const Opening *o, const char *path, bool writable,
+                           File **ret_file, GError **error)
+{
+    uint64_t id[2];
+    int r = allowed_dirs_check(self, o->options->allowed_dirs, path, id, error);
+    if (r == 0)
+        r = open_file(self, o, path, writable, ret_file, error);
+    if (r < 0)
+        return r;
+    r = allowed_dirs_confirm(o->options->allowed_dirs, *ret_file, id, error);
+    if (r < 0)
+        file_close(self, *ret_file);
+    return r;
+}
+
+// Where the image keeps its data, if that is in another file: its owned path, or NULL.
+static int find_data_file(const Opening *o, Qcow2Image *image, char **ret_path, GError **error)
 {
     const char *name = qcow2_image_data_file_name(image);
     if (!name)
         return 0;
     const char *path = file_path(qcow2_image_file(image));
+    if (o->options->no_data_files)
+        return error_set(error, -EACCES,
+                         "%s: it keeps its data in another file ('%s'), which is not allowed here; "
+                         "qemu-img convert makes an image that does not",
+                         path, name);
     if (!*name || strchr(name, '/') || g_str_equal(name, "..") || g_str_equal(name, "."))
         return error_set(error, -EINVAL,
                          "%s: its data file '%s' is not a plain name of a file in the same folder; "
                          "move it there and record the name: qemu-img amend -o data_file=NAME "
                          "IMAGE",
                          path, name);
-    g_autofree char *data_path = image_name_beside(path, name);
+    *ret_path = image_name_beside(path, name);
+    return 0;
+}
+
+// For an image that is only looked at.
+static int check_data_file(Fiber *self, const Opening *o, Qcow2Image *image, GError **error)
+{
+    g_autofree char *data_path = NULL;
+    uint64_t id[2];
+    int r = find_data_file(o, image, &data_path, error);
+    if (r == 0 && data_path)
+        r = allowed_dirs_check(self, o->options->allowed_dirs, data_path, id, error);
+    return r;
+}
+
+static int open_data_file(Fiber *self, const Opening *o, Qcow2Image *image, bool writable,
+                          GError **error)
+{
+    g_autofree char *data_path = NULL;
+    int r = find_data_file(o, image, &data_path, error);
+    if (r < 0 || !data_path)
+        return r;
     File *file = NULL;
-    int r = open_file(self, o, data_path, writable, &file, error);
-    if (r == 0)
+    r = open_named_file(self, o, data_path, writable, &file, error);
+    if (r < 0)
+        file = NULL;
+    else
         r = lock_file(self, o, file, writable, error);
     if (r < 0) {
         file_close(self, file);
-        g_prefix_error(error, "%s: its data file: ", path);
+        g_prefix_error(error, "%s: its data file: ", file_path(qcow2_image_file(image)));
         return r;
     }
     qcow2_image_set_data_file(image, file);
     return 0;
 }
 
+// What the header says comes next: name and format.
+static int parse_recorded(const char *backing, const char *recorded, const char *path, Step *next,
+                          GError **error)
+{
+    int r = image_name_parse(backing, path, &next->name, error);
+    if (r == 0 && recorded)
+        r = image_format_parse(recorded, &next->format, error);
+    if (r == 0 && !next->format)
+        next->format = next->name.format;
+    if (r == 0 && next->name.format && next->format != next->name.format &&
+        !g_str_equal(next->format, next->name.format))
+        r = error_set(error, -EINVAL, "it is recorded both as %s and as %s", next->format,
+                      next->name.format);
+    if (r < 0)
+        g_prefix_error(error, "%s: its backing file '%s': ", path, backing);
+    return r;
+}
+
+// A json: name that says itself what lies below: nothing, or the image that it describes.
+static int take_replaced_backing(Step *step, const char *path, Step *next, GError **error)
+{
+    if (!step->name.backing)
+        return 0;
+    next->name = *step->name.backing;
+    g_clear_pointer(&step->name.backing, g_free);
+    next->format = next->name.format;
+    if (next->format)
+        return 0;
+    return error_set(error, -EINVAL,
+                     "%s: the json: name says that %s lies below it, but not its format; give its "
+                     "\"backing\" a \"driver\": qcow2 or raw",
+                     path, next->name.path);
+}
+
 // Which image comes next, if any. Without a recorded format it might be anything.
-static int find_next(const Qcow2Image *image, const ImageName *name, const char *path,
-                     Step *ret_next, GError **error)
+static int find_next(const Qcow2Image *image, Step *step, const char *path, Step *ret_next,
+                     GError **error)
 {
     const char *backing = qcow2_image_backing_name(image);
-    const char *recorded = qcow2_image_backing_format(image);
-    if (!backing || !*backing || name->is_backing_cut)
+    bool is_replaced = step->name.is_backing_cut || step->name.backing;
+    if (!is_replaced && (!backing || !*backing))
         return 0;
     Step next = {0};
-    int r = image_name_parse(backing, path, &next.name, error);
-    if (r == 0 && recorded)
-        r = image_format_parse(recorded, &next.format, error);
-    if (r == 0 && !next.format)
-        next.format = next.name.format;
-    if (r == 0 && next.name.format && next.format != next.name.format &&
-        !g_str_equal(next.format, next.name.format))
-        r = error_set(error, -EINVAL, "it is recorded both as %s and as %s", next.format,
-                      next.name.format);
+    int r = is_replaced
+                ? take_replaced_backing(step, path, &next, error)
+                : parse_recorded(backing, qcow2_image_backing_format(image), path, &next, error);
+    if (r == 0 && next.name.path && !next.format) {
+        g_autofree char *quoted_name = g_shell_quote(backing);
+        g_autofree char *quoted_path = g_shell_quote(path);
+        r = error_set(error, -EINVAL,
+                      "%s: the format of its backing file '%s' is not recorded; record it: "
+                      "qemu-img rebase -u -F qcow2 -b %s %s (or -F raw)",
+                      path, backing, quoted_name, quoted_path);
+    }
     if (r < 0) {
-        g_prefix_error(error, "%s: its backing file '%s': ", path, backing);
         step_clear(&next);
         return r;
     }
-    if (!next.format) {
-        g_autofree char *quoted_name = g_shell_quote(backing);
-        g_autofree char *quoted_path = g_shell_quote(path);
-        step_clear(&next);
-        return error_set(error, -EINVAL,
-                         "%s: the format of its backing file '%s' is not recorded; record it: "
-                         "qemu-img rebase -u -F qcow2 -b %s %s (or -F raw)",
-                         path, backing, quoted_name, quoted_path);
-    }
-    next.overlay = g_strdup(path);
+    if (next.name.path)
+        next.overlay = g_strdup(path);
     *ret_next = next;
     return 0;
 }
@@ -214,7 +286,7 @@ static int open_view(Fiber *self, Opening *o, File *file, bool writable, const c
 }
 
 // Takes `file`, which is locked.
-static int open_qcow2(Fiber *self, Opening *o, const Step *step, File *file, Step *ret_next,
+static int open_qcow2(Fiber *self, Opening *o, Step *step, File *file, Step *ret_next,
                       GError **error)
 {
     const char *snapshot = step->overlay ? NULL : o->options->snapshot;
@@ -223,7 +295,7 @@ static int open_qcow2(Fiber *self, Opening *o, const Step *step, File *file, Ste
     int r = open_view(self, o, file, false, snapshot, &image, &node, error);
     if (r < 0)
         return r;
-    r = find_next(image, &step->name, file_path(file), ret_next, error);
+    r = find_next(image, step, file_path(file), ret_next, error);
     qcow2_image_unref_close(self, image);
     if (r < 0)
         node_unref_close(self, node);
@@ -233,8 +305,8 @@ static int open_qcow2(Fiber *self, Opening *o, const Step *step, File *file, Ste
 }
 
 // Takes `file`, which is locked and stays open for open_writable_top().
-static int look_at_writable_top(Fiber *self, Opening *o, const Step *step, File *file,
-                                Step *ret_next, GError **error)
+static int look_at_writable_top(Fiber *self, Opening *o, Step *step, File *file, Step *ret_next,
+                                GError **error)
 {
     o->top_file = file;
     g_ptr_array_add(o->nodes, NULL);
@@ -246,7 +318,9 @@ static int look_at_writable_top(Fiber *self, Opening *o, const Step *step, File 
         r = qcow2_image_open(self, again, &options, &image, error);
     if (r < 0)
         return r;
-    r = find_next(image, &step->name, step->name.path, ret_next, error);
+    r = check_data_file(self, o, image, error);
+    if (r == 0)
+        r = find_next(image, step, step->name.path, ret_next, error);
     qcow2_image_unref_close(self, image);
     return r;
 }
@@ -266,21 +340,24 @@ static int open_writable_top(Fiber *self, Opening *o, GError **error)
     return 0;
 }
 
-static int open_raw(Fiber *self, Opening *o, File *file, GError **error)
+static int open_raw(Fiber *self, Opening *o, const ImageName *name, File *file, GError **error)
 {
     Node *node;
-    int r = raw_node_new(self, file, &node, error);
+    int r = name->is_part
+                ? raw_node_new_part(self, file, name->part_offset, name->part_bytes, &node, error)
+                : raw_node_new(self, file, &node, error);
     if (r == 0)
         g_ptr_array_add(o->nodes, node);
     return r;
 }
 
 // Opens the image of `step` as the next node of the chain. `ret_next` is all zero at the base.
-static int open_image(Fiber *self, Opening *o, const Step *step, Step *ret_next, GError **error)
+static int open_image(Fiber *self, Opening *o, Step *step, Step *ret_next, GError **error)
 {
     bool writable = step_is_writable(o, step);
     File *file;
-    int r = open_file(self, o, step->name.path, writable, &file, error);
+    int r = step->overlay ? open_named_file(self, o, step->name.path, writable, &file, error)
+                          : open_file(self, o, step->name.path, writable, &file, error);
     if (r < 0) {
         if (step->overlay)
             g_prefix_error(error, "%s: its backing file: ", step->overlay);
@@ -305,7 +382,7 @@ static int open_image(Fiber *self, Opening *o, const Step *step, Step *ret_next,
     if (!step->overlay)
         o->top_format = format;
     if (g_str_equal(format, "raw"))
-        return open_raw(self, o, file, error);
+        return open_raw(self, o, &step->name, file, error);
     return writable ? look_at_writable_top(self, o, step, file, ret_next, error)
                     : open_qcow2(self, o, step, file, ret_next, error);
 }
@@ -319,6 +396,9 @@ static int open_top_step(const char *path, const ChainOpenOptions *options, Step
         step.format = step.name.format;
         if (options->format)
             r = image_format_parse(options->format, &step.format, error);
+        if (r == 0 && step.name.format && !g_str_equal(step.format, step.name.format))
+            r = error_set(error, -EINVAL, "the name says %s, and the format asked for is %s",
+                          step.name.format, step.format);
     }
     if (r < 0) {
         g_prefix_error(error, "%s: ", path);
@@ -331,7 +411,7 @@ static int open_top_step(const char *path, const ChainOpenOptions *options, Step
 
 static int open_all(Fiber *self, Opening *o, const char *path, GError **error)
 {
-    Step step;
+    Step step = {0};
     int r = open_top_step(path, o->options, &step, error);
     while (r == 0 && step.name.path) {
         Step next = {0};

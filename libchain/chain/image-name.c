@@ -13,6 +13,9 @@
 void image_name_clear(ImageName *name)
 {
     g_free(name->path);
+    if (name->backing)
+        image_name_clear(name->backing);
+    g_free(name->backing);
     *name = (ImageName){0};
 }
 
@@ -81,14 +84,34 @@ static json_t *json_child(json_t *object, const char *key)
 static bool is_harmless_option(const char *name)
 {
     static const char *const harmless[] = {
-        "aio",         "auto-read-only", "detect-zeroes", "discard",
-        "force-share", "locking",        "node-name",     "x-check-cache-dropped",
+        "aio",
+        "aio-max-batch",
+        "auto-read-only",
+        "cache",
+        "cache-clean-interval",
+        "cache-size",
+        "detect-zeroes",
+        "discard",
+        "discard-no-unref",
+        "drop-cache",
+        "force-share",
+        "l2-cache-entry-size",
+        "l2-cache-size",
+        "lazy-refcounts",
+        "locking",
+        "node-name",
+        "overlap-check",
+        "pass-discard-other",
+        "pass-discard-request",
+        "pass-discard-snapshot",
+        "refcount-cache-size",
+        "x-check-cache-dropped",
     };
     for (size_t i = 0; i < G_N_ELEMENTS(harmless); i++) {
         if (g_str_equal(name, harmless[i]))
             return true;
     }
-    return g_str_equal(name, "cache") || g_str_has_prefix(name, "cache.");
+    return g_str_has_prefix(name, "cache.") || g_str_has_prefix(name, "overlap-check.");
 }
 
 static int parse_read_only(json_t *value, ImageName *name, GError **error)
@@ -144,35 +167,111 @@ static int parse_json_file(json_t *object, const char *driver, ImageName *name, 
     return 0;
 }
 
-enum { MAX_DEPTH = 4 }; // formats over each other; one raw between format and file makes sense
+// Where in a json: name: recursion is bounded in both directions, since flat names ("file.file.…")
+// nest without a brace.
+typedef struct Place {
+    unsigned layer; // "backing" steps from the outermost object
+    unsigned depth; // "file" steps from its layer's object
+} Place;
 
-static int parse_json_object(json_t *object, unsigned depth, ImageName *name, GError **error);
+enum { MAX_NESTING = 24 }; // a name of 1,023 bytes holds fewer layers
+enum { MAX_DEPTH = 4 };    // formats over each other; one raw between format and file makes sense
 
-static int parse_json_format(json_t *object, const char *driver, unsigned depth, ImageName *name,
+static int parse_json_object(json_t *object, Place place, ImageName *name, GError **error);
+
+// Bytes as QEMU takes them: a number, or text with a unit.
+static int parse_bytes(json_t *object, const char *key, uint64_t *ret_bytes, GError **error)
+{
+    json_t *value = json_object_get(object, key);
+    const char *text = json_string_value(value);
+    if (!value)
+        return 0;
+    if (json_is_integer(value) && json_integer_value(value) >= 0) {
+        *ret_bytes = (uint64_t)json_integer_value(value);
+        return 0;
+    }
+    if (text && g_ascii_isdigit(*text)) {
+        static const char units[] = "BKMGTPE";
+        char *end;
+        errno = 0;
+        uint64_t n = g_ascii_strtoull(text, &end, 10);
+        const char *unit = strchr(units, *end ? g_ascii_toupper(*end) : 'B');
+        unsigned shift = unit ? 10 * (unsigned)(unit - units) : 0;
+        if (errno == 0 && unit && (!*end || !end[1]) && n <= (uint64_t)INT64_MAX >> shift) {
+            *ret_bytes = n << shift;
+            return 0;
+        }
+    }
+    return error_set(error, -EINVAL, "\"%s\" of a json: name is not a number of bytes", key);
+}
+
+static int parse_part(json_t *object, ImageName *name, GError **error)
+{
+    name->part_bytes = UINT64_MAX;
+    name->is_part = json_object_get(object, "offset") || json_object_get(object, "size");
+    int r = parse_bytes(object, "offset", &name->part_offset, error);
+    if (r == 0)
+        r = parse_bytes(object, "size", &name->part_bytes, error);
+    if (r == 0 && name->part_bytes != UINT64_MAX && name->part_bytes % 512)
+        r = error_set(error, -EINVAL, "\"size\" of a json: name is not a multiple of 512");
+    return r;
+}
+
+// "backing" replaces what the image's header says. Only the layer's own object can have one.
+static int parse_json_backing(json_t *object, const char *driver, Place place, ImageName *name,
+                              GError **error)
+{
+    json_t *value = json_object_get(object, "backing");
+    if (json_is_string(value))
+        return error_set(error, -ENOTSUP,
+                         "\"backing\" of a json: name that names a node is not supported");
+    if (json_is_null(value)) {
+        name->is_backing_cut = true;
+        return 0;
+    }
+    json_t *child = json_child(object, "backing");
+    if (!child)
+        return value ? error_set(error, -EINVAL, "\"backing\" of a json: name is no object") : 0;
+    int r;
+    if (place.depth > 0 || g_strcmp0(driver, "raw") == 0) {
+        r = error_set(error, -EINVAL, "a json: name gives a backing file to a raw image");
+    } else if (place.layer == MAX_NESTING) {
+        r = error_set(error, -EINVAL, "the json: name is nested too deeply");
+    } else {
+        name->backing = g_new0(ImageName, 1);
+        r = parse_json_object(child, (Place){.layer = place.layer + 1}, name->backing, error);
+    }
+    json_decref(child);
+    return r;
+}
+
+static int parse_json_format(json_t *object, const char *driver, Place place, ImageName *name,
                              GError **error)
 {
-    static const char *const understood[] = {"driver", "file", "backing", NULL};
-    int r = check_options(object, understood, name, error);
+    static const char *const of_qcow2[] = {"driver", "file", "backing", NULL};
+    static const char *const of_raw[] = {"driver", "file", "backing", "offset", "size", NULL};
+    bool is_raw = place.depth == 0 && g_strcmp0(driver, "raw") == 0;
+    int r = check_options(object, is_raw ? of_raw : of_qcow2, name, error);
+    if (r == 0 && is_raw)
+        r = parse_part(object, name, error);
+    if (r == 0)
+        r = parse_json_backing(object, driver, place, name, error);
     if (r < 0)
         return r;
-    json_t *backing = json_object_get(object, "backing");
-    if (backing && !json_is_null(backing))
-        return error_set(error, -ENOTSUP,
-                         "a json: name that replaces the backing file is not supported");
-    name->is_backing_cut |= backing != NULL;
-    if (driver && depth == 0)
-        name->format = g_str_equal(driver, "qcow2") ? "qcow2" : "raw";
+    if (driver && place.depth == 0)
+        name->format = is_raw ? "raw" : "qcow2";
     else if (driver && g_str_equal(driver, "qcow2"))
         return error_set(error, -ENOTSUP, "a qcow2 image inside an image is not supported");
-    json_t *file = depth < MAX_DEPTH ? json_child(object, "file") : NULL;
+    json_t *file = place.depth < MAX_DEPTH ? json_child(object, "file") : NULL;
     if (!file)
         return error_set(error, -EINVAL, "the json: name has no \"file\"");
-    r = parse_json_object(file, depth + 1, name, error);
+    place.depth++;
+    r = parse_json_object(file, place, name, error);
     json_decref(file);
     return r;
 }
 
-static int parse_json_object(json_t *object, unsigned depth, ImageName *name, GError **error)
+static int parse_json_object(json_t *object, Place place, ImageName *name, GError **error)
 {
     json_t *driver_value = json_object_get(object, "driver");
     const char *driver = json_string_value(driver_value);
@@ -180,14 +279,13 @@ static int parse_json_object(json_t *object, unsigned depth, ImageName *name, GE
         return error_set(error, -EINVAL, "the \"driver\" of a json: name is not a string");
     bool is_format = driver ? g_str_equal(driver, "qcow2") || g_str_equal(driver, "raw")
                             : json_object_get(object, "filename") == NULL;
-    return is_format ? parse_json_format(object, driver, depth, name, error)
+    return is_format ? parse_json_format(object, driver, place, name, error)
                      : parse_json_file(object, driver, name, error);
 }
 
 // The parser recurses, and so does what reads its result: deep nesting must not reach them.
 static bool is_nested_deeply(const char *text)
 {
-    enum { MAX_NESTING = 16 };
     int depth = 0;
     for (bool in_string = false; *text; text++) {
         if (in_string && *text == '\\' && text[1])
@@ -213,7 +311,7 @@ static int parse_json(const char *text, ImageName *name, GError **error)
     if (!object)
         return error_set(error, -EINVAL, "the json: name is not valid JSON: %s", where.text);
     int r = json_is_object(object)
-                ? parse_json_object(object, 0, name, error)
+                ? parse_json_object(object, (Place){0}, name, error)
                 : error_set(error, -EINVAL, "the json: name is not a JSON object");
     json_decref(object);
     return r;
@@ -223,20 +321,20 @@ static int parse_json(const char *text, ImageName *name, GError **error)
 
 static int parse_plain(const char *text, const char *overlay, ImageName *name, GError **error)
 {
+    static const char *const of_files[] = {"file:", "host_device:"};
     size_t len = strcspn(text, ":/");
-    if (text[len] == ':' && is_foreign_protocol(text, len))
+    bool is_bare = true;
+    for (size_t i = 0; i < G_N_ELEMENTS(of_files) && is_bare; i++) {
+        is_bare = !g_str_has_prefix(text, of_files[i]);
+        if (!is_bare)
+            text += strlen(of_files[i]); // all of the rest is the path: file:///x is ///x
+    }
+    if (is_bare && text[len] == ':' && is_foreign_protocol(text, len))
         return error_set(error, -ENOTSUP, "the protocol '%.*s' is not supported, only files",
                          (int)len, text);
-    if (g_str_has_prefix(text, "file:")) {
-        text += strlen("file:");
-        overlay = NULL;
-    } else if (g_str_has_prefix(text, "host_device:")) {
-        text += strlen("host_device:");
-        overlay = NULL;
-    }
     if (!*text)
         return error_set(error, -EINVAL, "the image's name is empty");
-    name->path = overlay ? image_name_beside(overlay, text) : g_strdup(text);
+    name->path = is_bare && overlay ? image_name_beside(overlay, text) : g_strdup(text);
     return 0;
 }
 

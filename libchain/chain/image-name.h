@@ -6,13 +6,19 @@
 
 #include <glib.h>
 #include <stdbool.h>
+#include <stdint.h>
 
-typedef struct ImageName {
+typedef struct ImageName ImageName;
+struct ImageName {
     char *path;
     const char *format;  // literal: "qcow2" or "raw" when the name says so, else NULL
     bool is_read_only;   // json "read-only": true at some level
     bool is_backing_cut; // json "backing": null: whatever the header says, there is nothing below
-} ImageName;
+    ImageName *backing; // json "backing": what lies below, whatever the header says; owned, or NULL
+    bool is_part;       // json raw with "offset" or "size": only this part of the file
+    uint64_t part_offset; // bytes
+    uint64_t part_bytes;  // UINT64_MAX: up to the end
+};
 
 void image_name_clear(ImageName *name);
 

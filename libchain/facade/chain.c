@@ -64,6 +64,8 @@ int libchain_open(const char *path, const LibChainOpenOptions *options, LibChain
                                  .read_only = options->read_only,
                                  .direct = options->direct,
                                  .force_share = options->force_share,
+                                 .allowed_dirs = options->allowed_dirs,
+                                 .no_data_files = options->no_data_files,
                                  .memory = chain->memory}};
     int r = loop_thread_start(&chain->thread, &call.error);
     if (r == 0)

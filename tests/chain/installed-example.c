@@ -81,6 +81,23 @@ static void look_at(LibChain *chain)
        "discard and flush work");
 }
 
+/* An image that nobody vouches for: the folders that its backing file may lie in. */
+static void open_untrusted(void)
+{
+    const char *const elsewhere[] = {"/nonexistent", NULL}, *const here[] = {"/proc", ".", NULL};
+    LibChainOpenOptions options = {
+        .read_only = true, .no_data_files = true, .allowed_dirs = elsewhere};
+    LibChain *chain = NULL;
+    char *error = NULL;
+    ok(libchain_open("over.qcow2", &options, &chain, &error) == -EACCES &&
+           strstr(error, "base.qcow2"),
+       "a backing file outside of the allowed folders is refused");
+    free(error);
+    options.allowed_dirs = here;
+    ok(libchain_open("over.qcow2", &options, &chain, NULL) == 0 && libchain_close(chain) == 0,
+       "one inside is opened");
+}
+
 int main(int argc, char **argv)
 {
     LibChainCreateOptions base = {.size_bytes = SIZE};
@@ -115,6 +132,7 @@ int main(int argc, char **argv)
        "its check finds nothing");
     libchain_check_clear(&check);
     ok(libchain_close(NULL) == 0, "closing nothing is fine");
+    open_untrusted();
     printf("1..%d\n", n_tests);
     return n_failed != 0;
 }

@@ -53,6 +53,10 @@ static void a_colon_is_a_protocol_only_where_one_is_known(void **state)
     assert_path("2024-01-01 12:00.img", "/dir/t", "/dir/2024-01-01 12:00.img");
     assert_path("file:/x/y", "/dir/t", "/x/y");
     assert_path("file:y", "/dir/t", "y");
+    assert_path("file:///x/y", "/dir/t", "///x/y");
+    assert_path("file://y", "/dir/t", "//y");
+    assert_path("file:nbd:y", "/dir/t", "nbd:y");
+    assert_path("host_device:///dev/sda", "/dir/t", "///dev/sda");
     assert_path("host_device:/dev/sda", "/dir/t", "/dev/sda");
     assert_refused("nbd:localhost:10809", -ENOTSUP, "nbd");
     assert_refused("nbd+unix:///x?socket=s", -ENOTSUP, "nbd+unix");
@@ -114,8 +118,20 @@ static void json_names_that_are_not_understood_are_refused(void **state)
     assert_refused("json:{\"driver\":\"qcow2\",\"file\":{\"driver\":\"nbd\",\"host\":\"x\"}}",
                    -ENOTSUP, "'nbd'");
     assert_refused("json:{\"driver\":\"vmdk\",\"file.filename\":\"x\"}", -ENOTSUP, "'vmdk'");
-    assert_refused("json:{\"driver\":\"raw\",\"offset\":512,\"file.filename\":\"x\"}", -ENOTSUP,
+    assert_refused("json:{\"driver\":\"qcow2\",\"offset\":512,\"file.filename\":\"x\"}", -ENOTSUP,
                    "'offset'");
+    assert_refused("json:{\"driver\":\"qcow2\",\"file\":{\"driver\":\"raw\",\"size\":512,"
+                   "\"file.filename\":\"x\"}}",
+                   -ENOTSUP, "'size'");
+    assert_refused("json:{\"offset\":512,\"file.filename\":\"x\"}", -ENOTSUP, "'offset'");
+    assert_refused("json:{\"driver\":\"raw\",\"offset\":-1,\"file.filename\":\"x\"}", -EINVAL,
+                   "\"offset\"");
+    assert_refused("json:{\"driver\":\"raw\",\"offset\":\"1Q\",\"file.filename\":\"x\"}", -EINVAL,
+                   "\"offset\"");
+    assert_refused("json:{\"driver\":\"raw\",\"size\":\"8388608T\",\"file.filename\":\"x\"}",
+                   -EINVAL, "\"size\"");
+    assert_refused("json:{\"driver\":\"raw\",\"size\":1000,\"file.filename\":\"x\"}", -EINVAL,
+                   "multiple of 512");
     assert_refused("json:{\"driver\":\"qcow2\",\"file\":\"node0\"}", -EINVAL, "\"file\"");
     assert_refused("json:{\"driver\":\"qcow2\",\"file\":{\"driver\":\"file\"}}", -EINVAL,
                    "\"filename\"");
@@ -125,7 +141,14 @@ static void json_names_that_are_not_understood_are_refused(void **state)
                    -ENOTSUP, "inside");
     assert_refused("json:{\"driver\":\"qcow2\",\"backing\":{\"driver\":\"raw\"},"
                    "\"file.filename\":\"x\"}",
-                   -ENOTSUP, "backing");
+                   -EINVAL, "\"file\"");
+    assert_refused("json:{\"driver\":\"qcow2\",\"backing\":\"node0\",\"file.filename\":\"x\"}",
+                   -ENOTSUP, "node");
+    assert_refused("json:{\"driver\":\"qcow2\",\"backing\":7,\"file.filename\":\"x\"}", -EINVAL,
+                   "\"backing\"");
+    assert_refused("json:{\"driver\":\"raw\",\"backing.file.filename\":\"y\","
+                   "\"file.filename\":\"x\"}",
+                   -EINVAL, "raw");
 }
 
 static void json_backing_null_cuts_the_chain(void **state)
@@ -139,6 +162,65 @@ static void json_backing_null_cuts_the_chain(void **state)
     image_name_clear(&name);
 }
 
+static void json_raw_may_be_a_part_of_a_file(void **state)
+{
+    static const char *const names[] = {
+        "json:{\"driver\":\"raw\",\"offset\":1048576,\"size\":2048,\"file.filename\":\"x\"}",
+        "json:{\"driver\":\"raw\",\"offset\":\"1M\",\"size\":\"2k\",\"file.filename\":\"x\"}",
+    };
+    ImageName name;
+    for (size_t i = 0; i < G_N_ELEMENTS(names); i++) {
+        assert_int_equal(image_name_parse(names[i], NULL, &name, NULL), 0);
+        assert_true(name.is_part);
+        assert_int_equal(name.part_offset, 1 << 20);
+        assert_int_equal(name.part_bytes, 2048);
+        image_name_clear(&name);
+    }
+    assert_int_equal(image_name_parse("json:{\"driver\":\"raw\",\"offset\":7,"
+                                      "\"file.filename\":\"x\"}",
+                                      NULL, &name, NULL),
+                     0);
+    assert_int_equal(name.part_offset, 7);
+    assert_int_equal(name.part_bytes, UINT64_MAX);
+    image_name_clear(&name);
+}
+
+static void json_backing_replaces_what_lies_below(void **state)
+{
+    static const char *const names[] = {
+        "json:{\"driver\":\"qcow2\",\"file.filename\":\"x\",\"backing\":{\"driver\":\"qcow2\","
+        "\"file\":{\"driver\":\"file\",\"filename\":\"y\"},\"backing\":{\"driver\":\"raw\","
+        "\"offset\":512,\"file.filename\":\"z\"}}}",
+        "json:{\"driver\":\"qcow2\",\"file.filename\":\"x\",\"backing.driver\":\"qcow2\","
+        "\"backing.file.filename\":\"y\",\"backing.backing.driver\":\"raw\","
+        "\"backing.backing.offset\":512,\"backing.backing.file.filename\":\"z\"}",
+    };
+    ImageName name;
+    for (size_t i = 0; i < G_N_ELEMENTS(names); i++) {
+        assert_int_equal(image_name_parse(names[i], "/dir/t", &name, NULL), 0);
+        assert_string_equal(name.path, "x");
+        assert_string_equal(name.backing->path, "y");
+        assert_string_equal(name.backing->format, "qcow2");
+        assert_string_equal(name.backing->backing->path, "z");
+        assert_string_equal(name.backing->backing->format, "raw");
+        assert_int_equal(name.backing->backing->part_offset, 512);
+        assert_null(name.backing->backing->backing);
+        image_name_clear(&name);
+    }
+}
+
+static void json_options_that_only_tune_are_passed_over(void **state)
+{
+    assert_json("json:{\"driver\":\"qcow2\",\"l2-cache-size\":1048576,\"l2-cache-entry-size\":4096,"
+                "\"refcount-cache-size\":1,\"cache-size\":\"8M\",\"cache-clean-interval\":60,"
+                "\"lazy-refcounts\":\"on\",\"overlap-check\":{\"template\":\"all\"},"
+                "\"overlap-check.inactive-l2\":true,\"pass-discard-request\":true,"
+                "\"pass-discard-snapshot\":true,\"pass-discard-other\":true,"
+                "\"discard-no-unref\":true,\"file\":{\"driver\":\"file\",\"drop-cache\":false,"
+                "\"filename\":\"/a\"}}",
+                "/a", "qcow2");
+}
+
 static void deep_nesting_is_refused_before_anything_recurses(void **state)
 {
     g_autoptr(GString) text = g_string_new("json:");
@@ -150,6 +232,11 @@ static void deep_nesting_is_refused_before_anything_recurses(void **state)
         g_string_append(text, "file.");
     g_string_append(text, "filename\":\"x\"}");
     assert_refused(text->str, -EINVAL, "\"file\"");
+    g_string_assign(text, "json:{\"");
+    for (int i = 0; i < 1000; i++)
+        g_string_append(text, "backing.");
+    g_string_append(text, "driver\":\"x\"}");
+    assert_refused(text->str, -EINVAL, "deeply");
 }
 
 static void recorded_formats(void **state)
@@ -172,6 +259,9 @@ int main(void)
         cmocka_unit_test(json_names_nested_and_flat_mean_the_same),
         cmocka_unit_test(json_names_that_are_not_understood_are_refused),
         cmocka_unit_test(json_backing_null_cuts_the_chain),
+        cmocka_unit_test(json_raw_may_be_a_part_of_a_file),
+        cmocka_unit_test(json_backing_replaces_what_lies_below),
+        cmocka_unit_test(json_options_that_only_tune_are_passed_over),
         cmocka_unit_test(deep_nesting_is_refused_before_anything_recurses),
         cmocka_unit_test(recorded_formats),
     };

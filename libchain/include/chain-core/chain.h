@@ -14,7 +14,11 @@ typedef struct ChainOpenOptions {
         *snapshot; // internal snapshot of the top image, by id or name; read-only. NULL: head
     bool read_only;
     bool direct;
-    bool force_share;          // take no locks that exclude others; implies read_only
+    bool force_share; // take no locks that exclude others; implies read_only
+    // For images that nobody vouches for: backing and data files only below these folders
+    // (NULL-terminated), with no links out of them; NULL: anywhere. And no data files at all.
+    const char *const *allowed_dirs;
+    bool no_data_files;
     MapMemory *memory;         // borrowed, outlives the chain
     const Qcow2Events *events; // borrowed, outlives the chain; NULL: nobody is told
 } ChainOpenOptions;

@@ -25,10 +25,18 @@ typedef struct LibChainOpenOptions {
     const char *format;   /* of the top image: "qcow2", "raw", or NULL: qcow2 by its magic only */
     const char *snapshot; /* internal snapshot of the top image, by id or name; read-only */
     bool read_only;
-    bool direct;               /* past the page cache */
-    bool force_share;          /* without locks, read-only: what others write may show half-way */
+    bool direct;      /* past the page cache */
+    bool force_share; /* without locks, read-only: what others write may show half-way */
+    /*
+     * For images that nobody vouches for, since an image can name any file of the host. The first
+     * refuses images that keep their data in another file. The second lists folders (ends with
+     * NULL): backing and data files must lie below one of them with all links followed, also when
+     * links change meanwhile; NULL: they may lie anywhere. Neither concerns `path` itself.
+     */
+    bool no_data_files;
+    const char *const *allowed_dirs;
     uint64_t map_memory_bytes; /* bound on cached tables and maps; 0: 32 MiB */
-    uint64_t reserved[8];
+    uint64_t reserved[7];
 } LibChainOpenOptions;
 
 /*
