@@ -1,7 +1,10 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The command line: what is accepted, what is refused and with which words."""
+import ctypes
 import os
+import resource
+import struct
 
 from harness import (MIB, Daemon, connect, fails, main, qemu_img, random_file, run,
                      says)
@@ -119,6 +122,51 @@ def test_raw_needs_format(tmp):
         out = tmp / "copy"
         run("nbdcopy", d.uri(), out)
         assert out.read_bytes() == raw.read_bytes()
+
+
+def test_descriptor_limit(tmp):
+    """A soft limit of 64 descriptors does not keep a chain of 200 layers from being served."""
+    image(tmp / "0.qcow2")
+    harness.qemu_io(tmp / "0.qcow2", "write -P 5 0 64k")
+    for i in range(1, 200):
+        qemu_img("create", "-q", "-u", "-f", "qcow2", "-b", f"{i - 1}.qcow2", "-F", "qcow2",
+                 tmp / f"{i}.qcow2", "1M")
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+
+    def lower():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+    with Daemon(tmp / "199.qcow2", preexec_fn=lower) as d:
+        with open(f"/proc/{d.process.pid}/limits") as f:
+            line = next(line for line in f if line.startswith("Max open files"))
+        soft = line.split()[3]
+        assert soft == line.split()[4], line
+        assert len(os.listdir(f"/proc/{d.process.pid}/fd")) > 200
+        assert connect(d.uri()).pread(4096, 0) == b"\5" * 4096
+
+
+def refuse_io_uring():
+    """A seccomp filter for this process: io_uring_setup() fails with EPERM, as with the sysctl."""
+    io_uring_setup, eperm = 425, 1  # the same number on every architecture
+    allow, errno = 0x7fff0000, 0x00050000
+    load_number, if_equal, give = 0x20, 0x15, 0x06
+    code = struct.pack("=" + "HBBI" * 4, load_number, 0, 0, 0, if_equal, 0, 1, io_uring_setup,
+                       give, 0, 0, errno | eperm, give, 0, 0, allow)
+
+    class Program(ctypes.Structure):
+        _fields_ = [("len", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
+    libc = ctypes.CDLL(None, use_errno=True)
+    set_no_new_privs, set_seccomp, filter_mode = 38, 22, 2
+    if (libc.prctl(set_no_new_privs, 1, 0, 0, 0) or
+            libc.prctl(set_seccomp, filter_mode, ctypes.byref(Program(4, code)), 0, 0)):
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
+def test_no_io_uring(tmp):
+    """Where the kernel refuses io_uring it is one sentence that names the sysctl, and status 1."""
+    done = run(harness.chaind_path, image(tmp / "a.qcow2"), check=False, preexec_fn=refuse_io_uring)
+    assert done.returncode == 1 and done.stdout == "", done
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    says(done.stderr, "io_uring", "kernel.io_uring_disabled")
 
 
 def test_read_only(tmp):

@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Where clients knock: unix and TCP sockets, socket activation, many clients at once."""
+import ctypes
 import os
 import socket
 import stat
@@ -79,6 +80,45 @@ def test_tcp4(tmp):
         h = connect(d.uri())
         h.pwrite(b"tcp!" * 1024, 8192)
         assert h.pread(4096, 8192) == b"tcp!" * 1024
+
+
+def socket_of(pid, peer):
+    """The socket of a process whose other end is `peer`, as a socket of ours."""
+    pidfd_getfd = 438  # the same number on every architecture
+    pidfd = os.pidfd_open(pid)
+    try:
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            fd = ctypes.CDLL(None, use_errno=True).syscall(pidfd_getfd, pidfd, int(name), 0)
+            if fd < 0:
+                raise Skip(f"pidfd_getfd: {os.strerror(ctypes.get_errno())}")
+            if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+                os.close(fd)
+                continue
+            s = socket.socket(fileno=fd)
+            try:
+                if s.getpeername() == peer:
+                    return s
+            except OSError:  # a listening one
+                pass
+            s.close()
+    finally:
+        os.close(pidfd)
+    raise AssertionError(f"no socket of process {pid} leads to {peer}")
+
+
+def test_tcp_options(tmp):
+    """An accepted TCP socket sends at once and notices a peer that vanished."""
+    with Daemon("--nbd", "127.0.0.1:0", image(tmp)) as d:
+        address = urllib.parse.urlsplit(d.uri())
+        with socket.create_connection((address.hostname, address.port)) as client:
+            assert client.recv(8) == b"NBDMAGIC"
+            with socket_of(d.process.pid, client.getsockname()) as served:
+                for level, option, least in (
+                        (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+                        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+                        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1)):
+                    assert served.getsockopt(level, option) >= least, (level, option)
+                assert served.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) <= 300
 
 
 def test_tcp6(tmp):

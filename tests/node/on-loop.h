@@ -26,14 +26,19 @@ static inline void on_loop_start(LoopCall *call)
         g_error("no stack for the test's fiber");
 }
 
-static inline void on_loop(FiberFn *fn, void *arg)
+static inline void on_loop_with(const LoopConfig *config, FiberFn *fn, void *arg)
 {
     GError *error = NULL;
-    Loop *loop = loop_new(NULL, &error);
+    Loop *loop = loop_new(config, &error);
     if (!loop)
         g_error("%s", error->message);
     OnLoop on = {.call = {.fn = on_loop_start}, .loop = loop, .fn = fn, .arg = arg};
     loop_post(loop, &on.call);
     loop_run(loop);
     loop_free(loop);
+}
+
+static inline void on_loop(FiberFn *fn, void *arg)
+{
+    on_loop_with(NULL, fn, arg);
 }
