@@ -63,6 +63,14 @@ static void found_corrupt(const Qcow2Events *events, const char *sentence)
     log_line(LOG_ERROR, "%s", sentence);
 }
 
+// Once for each file: the failure sticks (docs/ordering.md §9).
+static void log_flush_failed(File *file, int error, void *arg)
+{
+    log_line(LOG_ERROR,
+             "%s: sync failed: %s; every flush answers an error until it is opened again",
+             file_path(file), g_strerror(-error));
+}
+
 static int open_disk(Fiber *self, Disk *disk)
 {
     const Options *options = disk->options;
@@ -74,6 +82,7 @@ static int open_disk(Fiber *self, Disk *disk)
         .force_share = options->force_share,
         .memory = disk->memory,
         .events = &disk->events,
+        .flush_failed = log_flush_failed,
     };
     ChainInfo info = {0};
     int r = chain_open(self, disk->option->file, &open, &disk->node, &info, &disk->error);

@@ -78,6 +78,8 @@ static int open_file(Fiber *self, const Opening *o, const char *path, bool writa
 {
     FileOpenFlags flags = (writable ? FILE_WRITABLE : 0) | (o->options->direct ? FILE_DIRECT : 0);
     int r = file_open(self, path, flags, ret_file, error);
+    if (r == 0 && writable)
+        file_set_flush_failed_fn(*ret_file, o->options->flush_failed, o->options->flush_failed_arg);
     if (writable && (r == -EACCES || r == -EROFS || r == -EPERM))
         add_remedy(error, "--read-only opens it without writing");
     return r;

@@ -9,7 +9,8 @@ import threading
 import nbd
 
 import harness
-from harness import MIB, Daemon, connect, main, qemu_img, run, says
+from fuse_disk import NoFuse, fuse_disk, write_script
+from harness import MIB, Daemon, Skip, connect, main, qemu_img, says
 
 
 def image(tmp, name="a.qcow2", size="64M"):
@@ -166,6 +167,59 @@ def test_corrupt_at_the_end(tmp):
     last = [line for line in d.lines if "at the end" in line]
     assert len(last) == 1, d.log()
     says(last[0], "a.qcow2", "could not be flushed at the end: it is corrupt", "may be lost")
+
+
+def on_fuse(tmp, test, **methods):
+    """Calls test(path) with a file whose storage does what the shell commands say."""
+    try:
+        with fuse_disk(tmp / "mnt", "sh", write_script(tmp / "storage", **methods)) as path:
+            test(path)
+    except NoFuse as e:
+        raise Skip(str(e))
+
+
+def test_failed_sync(tmp):
+    """A sync that fails is told once, sticks, and makes the end one with status 1."""
+    def test(disk):
+        d = Daemon("--format", "raw", disk)
+        h = connect(d.uri())
+        h.pwrite(b"x" * 4096, 0)
+        for _ in range(3):
+            try:
+                h.flush()
+            except nbd.Error as e:
+                assert e.errno == "EIO", e
+            else:
+                raise AssertionError("a flush succeeded")
+        d.stop(expect=1)
+        told = [line for line in d.lines if "sync failed" in line]
+        assert len(told) == 1, d.log()
+        says(told[0], disk, "Input/output error",
+             "every flush answers an error until it is opened again")
+        says(d.log(), "could not be flushed at the end")
+    on_fuse(tmp, test, flush='echo "EIO no" >&2; exit 1')
+
+
+def test_hung_disk(tmp):
+    """A disk whose storage hangs keeps no other from being flushed and closed, and is named."""
+    def hang(disk):
+        with open(tmp / "good.raw", "wb") as f:
+            f.truncate(MIB)
+        d = Daemon("--format", "raw", f"hung={disk}", f"good={tmp}/good.raw")
+        good_one, hung = connect(d.uri("good")), connect(d.uri("hung"))
+        good_one.pwrite(b"y" * 4096, 0)
+        hung.pwrite(b"x" * 4096, 0)
+        (tmp / "hang").touch()
+        d.process.send_signal(signal.SIGTERM)
+        while not any("not closed yet" in line for line in d.lines):
+            assert d.process.poll() is None, d.log()
+            os.sched_yield()
+        says(d.log(), f"'{disk}' is not closed yet")
+        # The other one is closed: its locks are gone.
+        qemu_img("resize", "-f", "raw", tmp / "good.raw", "2M")
+        (tmp / "hang").unlink()
+        assert d.wait() == 0, d.log()
+    on_fuse(tmp, hang, flush=f'while test -e "{tmp}/hang"; do sleep 0.05; done')
 
 
 def test_log_of_a_life(tmp):
