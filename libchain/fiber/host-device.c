@@ -3,7 +3,7 @@
 // same for reads that block a worker of the kernel. Loop thread.
 #include "host-device.h"
 
-enum { MAX_BLOCKING_READS = 16 };
+enum { MAX_BLOCKING_READS = 16, MAX_MISSES = 64 };
 
 struct HostDevice {
     HostLoop *host;
@@ -11,6 +11,7 @@ struct HostDevice {
     unsigned n_refs;
     unsigned n_running;
     DeviceJob *first, *last; // wait for a place
+    unsigned n_misses;
     unsigned n_reads;
     FileTransfer *first_read, *last_read; // wait for others to end
     HostDevice *next;
@@ -103,6 +104,21 @@ void host_device_submit(HostDevice *device, DeviceJob *job)
     else
         device->first = job;
     device->last = job;
+}
+
+void host_device_begin_miss(HostDevice *device)
+{
+    device->n_misses++;
+}
+
+void host_device_end_miss(HostDevice *device)
+{
+    device->n_misses--;
+}
+
+bool host_device_is_congested(const HostDevice *device)
+{
+    return device->n_misses >= MAX_MISSES;
 }
 
 bool host_device_take_read(HostDevice *device, FileTransfer *x)

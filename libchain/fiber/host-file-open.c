@@ -22,7 +22,7 @@ typedef struct Open {
     // Results.
     int fd;
     struct stat st;
-    bool is_memory;
+    bool is_memory, is_remote;
     uint64_t size;
     uint32_t alignment, address_alignment, zero_alignment;
     const char *problem; // sentence part, when errno alone does not say it
@@ -85,6 +85,19 @@ int host_file_measure(int fd, bool is_block_device, uint64_t *ret_size)
     return 0;
 }
 
+// Its files are read by asking a program or another machine, with few requests at a time.
+static bool is_remote_file_system(const struct statfs *fs)
+{
+    static const uint32_t types[] = {
+        FUSE_SUPER_MAGIC, NFS_SUPER_MAGIC,  SMB_SUPER_MAGIC, CIFS_SUPER_MAGIC,
+        SMB2_SUPER_MAGIC, CEPH_SUPER_MAGIC, V9FS_MAGIC,
+    };
+    for (unsigned i = 0; i < G_N_ELEMENTS(types); i++)
+        if ((uint32_t)fs->f_type == types[i])
+            return true;
+    return false;
+}
+
 static int learn(Open *o)
 {
     if (fstat(o->fd, &o->st) < 0)
@@ -94,9 +107,10 @@ static int learn(Open *o)
         o->problem = "it is neither a regular file nor a block device";
         return -EINVAL;
     }
-    struct statfs fs;
+    struct statfs fs = {0};
     o->is_memory = !is_block_device && fstatfs(o->fd, &fs) == 0 &&
                    (fs.f_type == TMPFS_MAGIC || fs.f_type == RAMFS_MAGIC);
+    o->is_remote = !is_block_device && is_remote_file_system(&fs);
     // With O_NONBLOCK the ring would answer EAGAIN where it should wait. On memory direct I/O means
     // nothing but alignment.
     int flags = fcntl(o->fd, F_GETFL);
@@ -158,7 +172,9 @@ int host_file_open(Fiber *self, Loop *loop, const char *path, FileOpenFlags flag
     h->host = (HostLoop *)loop;
     h->device = host_device_ref(h->host, is_block_device ? o.st.st_rdev : o.st.st_dev);
     h->fd = o.fd;
-    h->writes_use_ring = o.alignment > 1;
+    h->misses_block = o.is_remote;
+    h->has_own_map = !is_block_device && !o.is_memory;
+    warm_map_init(&h->warm, o.size);
     if (o.is_memory)
         h->inline_reads = h->inline_writes = HOST_FILE_INLINE_ALWAYS;
     else

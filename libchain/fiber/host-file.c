@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Transfers of host files. Reads: inline where that cannot block, else a ring operation. Writes:
-// inline on memory, direct ones on the ring; buffered ones of one turn go together to one worker,
-// which costs one wake-up and one message for all of them (docs/performance.md has the numbers). On
-// the file's loop.
+// Transfers of host files. Reads: inline where that cannot block (memory, the page cache, parts of
+// a file that the file system has mapped), else a ring operation. Writes: inline on memory, direct
+// ones on the ring; buffered ones of one turn go together to one worker, which costs one wake-up
+// and one message for all of them (docs/performance.md has the numbers). On the file's loop.
 #include "host-file.h"
 
 #include <assert.h>
 #include <errno.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -18,18 +19,64 @@ static inline HostFile *host_file(File *file)
     return (HostFile *)file;
 }
 
+// Whether the page cache has all of a range, as far as the kernel can tell without starting
+// anything (cachestat, 6.5 and newer).
+static bool is_cached(const HostFile *h, uint64_t off, size_t len)
+{
+    enum { SYS_CACHESTAT = 451, PAGE_BYTES = 4096 }; // with larger pages it says no
+    struct {
+        uint64_t off, len;
+    } range = {off, len};
+    struct {
+        uint64_t n_cached, n_dirty, n_writeback, n_evicted, n_recently_evicted;
+    } stat;
+    if (syscall(SYS_CACHESTAT, h->fd, &range, &stat, 0) < 0)
+        return false;
+    return stat.n_cached >= (off + len - 1) / PAGE_BYTES - off / PAGE_BYTES + 1;
+}
+
+// Would a miss in this range block whoever reads? See warm-map.h and host-device.h.
+static inline bool may_block(const HostFile *h, uint64_t off, size_t len)
+{
+    return h->misses_block || (h->has_own_map && !warm_map_covers(&h->warm, off, len)) ||
+           host_device_is_congested(h->device);
+}
+
+// Bytes, or -1 with errno.
+static ssize_t read_cached(HostFile *h, uint64_t off, void *buf, size_t len)
+{
+    enum { SLOW_MISS_NS = 300000 }; // one that only starts I/O takes some µs
+    struct iovec iov = {buf, len};
+    if (G_UNLIKELY(may_block(h, off, len))) {
+        if (!is_cached(h, off, len)) {
+            errno = EAGAIN;
+            return -1;
+        }
+        warm_map_add(&h->warm, off, len);
+    }
+    uint64_t start = h->file.loop->backend->now(h->file.loop);
+    ssize_t n = preadv2(h->fd, &iov, 1, (off_t)off, RWF_NOWAIT);
+    if (G_LIKELY(n == (ssize_t)len))
+        return n;
+    int error = errno;
+    if (h->file.loop->backend->now(h->file.loop) - start > SLOW_MISS_NS)
+        warm_map_forget(&h->warm); // the kernel did
+    errno = error;
+    return n;
+}
+
 static ssize_t try_read(File *file, uint64_t off, void *buf, size_t len)
 {
     HostFile *h = host_file(file);
     ssize_t n = -1;
-    if (h->inline_reads == HOST_FILE_INLINE_ALWAYS) {
+    if (len == 0)
+        return 0;
+    if (h->inline_reads == HOST_FILE_INLINE_ALWAYS)
         n = pread(h->fd, buf, len, (off_t)off);
-    } else if (h->inline_reads == HOST_FILE_INLINE_CACHED) {
-        struct iovec iov = {buf, len};
-        n = preadv2(h->fd, &iov, 1, (off_t)off, RWF_NOWAIT);
-    } else {
+    else if (h->inline_reads == HOST_FILE_INLINE_CACHED)
+        n = read_cached(h, off, buf, len);
+    else
         return -EAGAIN;
-    }
     if (n >= 0)
         return n;
     if (errno == EOPNOTSUPP) {
@@ -153,6 +200,9 @@ void host_file_dispatch_writes(HostLoop *host)
 
 // --- ring ----------------------------------------------------------------------------------------
 
+// The backend_data of a read that may keep a worker of the kernel busy while it lasts.
+static const char on_worker;
+
 static void submit_to_ring(FileTransfer *x)
 {
     HostFile *h = host_file(x->file);
@@ -168,21 +218,50 @@ static void submit_to_ring(FileTransfer *x)
                            x->off);
     else
         io_uring_prep_readv(sqe, h->fd, iov, x->n_left_iov, x->off);
+    if (x->backend_data == &on_worker)
+        sqe->flags |= IOSQE_ASYNC; // not even begun on the loop's thread
 }
 
-static void blocking_read_done(LoopOp *op, int result)
+// Of a buffered read.
+static void read_done(LoopOp *op, int result)
 {
     FileTransfer *x = (FileTransfer *)op;
-    FileTransfer *next = host_device_end_read(host_file(x->file)->device);
-    if (next)
-        submit_to_ring(next);
+    HostFile *h = host_file(x->file);
+    if (x->backend_data == &on_worker) {
+        if (result > 0)
+            warm_map_add(&h->warm, x->off, (uint64_t)result);
+        FileTransfer *next = host_device_end_read(h->device);
+        if (next)
+            submit_to_ring(next);
+    } else {
+        host_device_end_miss(h->device);
+    }
     file_transfer_done(x, result);
+}
+
+static void submit_buffered_read(HostFile *h, FileTransfer *x)
+{
+    size_t bytes = iov_bytes(x->iov + x->first_iov, x->n_left_iov);
+    x->op.done = read_done;
+    if (h->inline_reads == HOST_FILE_INLINE_NEVER || may_block(h, x->off, bytes)) {
+        x->backend_data = (void *)&on_worker;
+        if (!host_device_take_read(h->device, x))
+            return;
+    } else {
+        x->backend_data = NULL;
+        host_device_begin_miss(h->device);
+    }
+    submit_to_ring(x);
 }
 
 static void submit(FileTransfer *x)
 {
     HostFile *h = host_file(x->file);
-    if (x->is_write && !h->writes_use_ring) {
+    if (x->file->alignment > 1) {
+        submit_to_ring(x);
+    } else if (!x->is_write) {
+        submit_buffered_read(h, x);
+    } else {
         x->next = NULL;
         if (h->first_write)
             h->last_write->next = x;
@@ -190,14 +269,7 @@ static void submit(FileTransfer *x)
             h->first_write = x;
         h->last_write = x;
         mark_dirty(h);
-        return;
     }
-    if (!x->is_write && h->inline_reads == HOST_FILE_INLINE_NEVER) {
-        x->op.done = blocking_read_done;
-        if (!host_device_take_read(h->device, x))
-            return;
-    }
-    submit_to_ring(x);
 }
 
 static int sync_fd(void *arg)
@@ -226,6 +298,7 @@ static void file_close_op(Fiber *self, File *file)
     assert(!h->first_write && !h->is_dirty);
     host_file_call(self, h, close_fd, &h->fd);
     host_device_unref(h->device);
+    warm_map_done(&h->warm);
     file_done(file);
     g_free(h);
 }

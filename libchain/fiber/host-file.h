@@ -4,6 +4,7 @@
 
 #include "host-device.h"
 #include "host-loop.h"
+#include "warm-map.h"
 
 // How a transfer is tried before it goes to the ring or a worker.
 typedef enum HostFileInline {
@@ -18,7 +19,9 @@ struct HostFile {
     HostDevice *device;
     int fd;
     HostFileInline inline_reads, inline_writes;
-    bool writes_use_ring;                        // direct I/O; buffered writes go to workers
+    bool misses_block; // reads that miss the page cache: they ask a program or another machine
+    bool has_own_map;  // a file system's, which it may have to read first
+    WarmMap warm;      // for files with such a map
     atomic_bool has_no_punch, has_no_zero_range; // the file system said so; set by any worker
     unsigned locks_held; // bits: FilePerm, and FilePerm << LOCK_UNSHARED_SHIFT
     // Buffered writes of this turn, for a worker.
