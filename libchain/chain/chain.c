@@ -265,7 +265,11 @@ static int open_view(Fiber *self, Opening *o, File *file, bool writable, const c
                      Qcow2Image **ret_image, Node **ret_node, GError **error)
 {
     Qcow2OpenOptions options = {
-        .read_only = !writable, .memory = o->options->memory, .events = o->options->events};
+        .read_only = !writable,
+        .shared = o->options->force_share,
+        .memory = o->options->memory,
+        .events = o->options->events,
+    };
     Qcow2Image *image;
     Node *node;
     int r = qcow2_image_open(self, file, &options, &image, error);
@@ -278,8 +282,6 @@ static int open_view(Fiber *self, Opening *o, File *file, bool writable, const c
         qcow2_image_unref_close(self, image);
         return r;
     }
-    if (!snapshot)
-        file_identity(file, node->identity.file);
     for (const char *const *n = qcow2_image_notices(image); n && *n; n++)
         g_ptr_array_add(o->notices, g_strdup(*n));
     *ret_image = image;
@@ -348,9 +350,12 @@ static int open_raw(Fiber *self, Opening *o, const ImageName *name, File *file, 
     int r = name->is_part
                 ? raw_node_new_part(self, file, name->part_offset, name->part_bytes, &node, error)
                 : raw_node_new(self, file, &node, error);
-    if (r == 0)
-        g_ptr_array_add(o->nodes, node);
-    return r;
+    if (r < 0)
+        return r;
+    if (o->options->force_share) // what two nodes know of a file that is being written may differ
+        node->identity = (NodeIdentity){0};
+    g_ptr_array_add(o->nodes, node);
+    return 0;
 }
 
 // Opens the image of `step` as the next node of the chain. `ret_next` is all zero at the base.

@@ -380,6 +380,7 @@ int qcow2_image_open(Fiber *self, File *file, const Qcow2OpenOptions *options,
     image->memory = options->memory;
     image->events = options->events;
     image->writable = !options->read_only;
+    image->is_shared = options->shared && options->read_only;
     image->notices = g_ptr_array_new_with_free_func(g_free);
     image->dirty_refcount_table = g_array_new(false, false, sizeof(uint64_t));
     commit_init(image);
@@ -460,6 +461,15 @@ void image_put_cow_buffer(Qcow2Image *image, void *buffer)
         free(buffer);
 }
 
+int image_remeasure(Fiber *self, Qcow2Image *image, File *file)
+{
+    int r = file_refresh_size(self, file);
+    if (r == 0 && file == image->file)
+        image->allocator.tail =
+            MAX(image->allocator.tail, clusters_for(image, file_size(image->file)));
+    return r;
+}
+
 bool image_range_is_sane(const Qcow2Image *image, ClusterRange range)
 {
     if (range.first >= image->allocator.tail || range.n > image->allocator.tail - range.first)
@@ -481,7 +491,7 @@ static void mark_fiber(Fiber *self, void *arg)
 
 int image_mark_corrupt(Qcow2Image *image, const char *what, ...)
 {
-    if (image->corrupt)
+    if (image->corrupt || image->is_shared)
         return -EIO;
     image->corrupt = true;
     va_list args;

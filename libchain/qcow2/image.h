@@ -87,7 +87,8 @@ struct Qcow2Image {
     Qcow2Geometry geometry;
     bool writable;
     enum { PREALLOCATION_UNKNOWN, PREALLOCATION_NO, PREALLOCATION_YES } preallocation;
-    bool corrupt; // marked during this run: everything but reads answers -EIO
+    bool is_shared; // another program may write it: what lies past the end may be new, not wrong
+    bool corrupt;   // marked during this run: everything but reads answers -EIO
     GPtrArray *notices;
     const Qcow2Events *events;
 
@@ -111,12 +112,23 @@ struct Qcow2Image {
     InflatedCache *inflated;
 };
 
+// Measures a shared image's file (`file`: it, or its data file) again; the tail follows, never
+// down.
+int image_remeasure(Fiber *self, Qcow2Image *image, File *file);
+// The same if `end` lies past the file's end as known, before what ends there is read.
+static inline int image_see_end(Fiber *self, Qcow2Image *image, File *file, uint64_t end)
+{
+    if (G_LIKELY(!image->is_shared || end <= file_size(file)))
+        return 0;
+    return image_remeasure(self, image, file);
+}
+
 // The writes that come before the first guest write (image.c). For the view on the head.
 int image_claim_for_writing(Fiber *self, Qcow2Image *image, GError **error);
 
 // Marks the image corrupt, on disk too when writable (once), tells the owner in one sentence, and
 // returns -EIO. `what` says what was found, with offsets. May be called anywhere; the write happens
-// in a fiber.
+// in a fiber. A shared image may only look corrupt, while another program writes it: -EIO, no more.
 G_GNUC_PRINTF(2, 3) int image_mark_corrupt(Qcow2Image *image, const char *what, ...);
 
 // Keeps freed host ranges from reuse until the batch has been waited for. To be called before the

@@ -115,9 +115,12 @@ static int load(Fiber *self, InflatedCache *cache, Entry *e, uint32_t compressed
     g_autofree uint8_t *in = g_try_malloc(compressed_bytes);
     if (!in)
         return -ENOMEM;
+    int r = image_see_end(self, image, image->file, e->host.v + compressed_bytes);
+    if (r < 0)
+        return r;
     if (e->host.v >= file_size(image->file))
         return -EIO;
-    int r = file_read(self, image->file, e->host, in, compressed_bytes);
+    r = file_read(self, image->file, e->host, in, compressed_bytes);
     if (r < 0)
         return r;
     InflateJob job = {image->header.compression, in, compressed_bytes, e->data,

@@ -20,7 +20,8 @@ static uint32_t entries_left(const Qcow2View *view, GuestOff off, uint32_t index
     return MIN(g->slice_entries - index_in_slice, to_end);
 }
 
-// Where the slice is: 0 and *ret_slice; 1 when there is no L2 table; -EIO for a bad L1 entry.
+// Where the slice is: 0 and *ret_slice; 1 when there is no L2 table; -EIO for a bad L1 entry,
+// -ESTALE for one that names a place past the end of a shared image.
 static inline int slice_place(Qcow2View *view, GuestOff off, HostOff *ret_slice,
                               EntryPlace *ret_place)
 {
@@ -34,8 +35,11 @@ static inline int slice_place(Qcow2View *view, GuestOff off, HostOff *ret_slice,
         *ret_place = (EntryPlace){NULL, i2, g->l2_entries - i2};
         return 1;
     }
-    if (G_UNLIKELY(l1.reserved_set || l1.l2.v & (g->cluster_bytes - 1) ||
-                   image_cluster_of(image, l1.l2) >= image->allocator.tail))
+    bool is_outside = image_cluster_of(image, l1.l2) >= image->allocator.tail;
+    bool is_broken = l1.reserved_set || l1.l2.v & (g->cluster_bytes - 1);
+    if (G_UNLIKELY(is_outside && !is_broken && image->is_shared))
+        return -ESTALE;
+    if (G_UNLIKELY(is_broken || is_outside))
         return image_mark_corrupt(
             image, "L1 entry %" G_GUINT64_FORMAT " (%#" G_GINT64_MODIFIER "x) is damaged", i1,
             be64_get(view->l1[i1]));
@@ -59,10 +63,13 @@ int view_try_find_entry(Qcow2View *view, GuestOff off, EntryPlace *ret_place)
 
 static int load_slice(Fiber *self, Qcow2View *view, HostOff place, TableSlice **ret_slice)
 {
-    int r = image_get_slice(self, view->image, place, TABLE_SLICE_L2, ret_slice);
+    Qcow2Image *image = view->image;
+    int r = image_see_end(self, image, image->file, place.v + image->geometry.slice_bytes);
+    if (r == 0)
+        r = image_get_slice(self, image, place, TABLE_SLICE_L2, ret_slice);
     if (r == -EUCLEAN)
         return image_mark_corrupt(
-            view->image, "L2 table at offset %#" G_GINT64_MODIFIER "x overlaps a refcount block",
+            image, "L2 table at offset %#" G_GINT64_MODIFIER "x overlaps a refcount block",
             place.v);
     return r;
 }
@@ -122,7 +129,10 @@ static int decode_run_slow(Qcow2View *view, const EntryPlace *place, GuestOff of
         if (e.kind == QCOW2_CLUSTER_BAD)
             return done ? 0 : bad_entry(view, off);
         bool has_host = e.kind == QCOW2_CLUSTER_DATA || e.kind == QCOW2_CLUSTER_ZERO_ALLOCATED;
-        if (has_host && !data_is_sane(image, e.host))
+        bool is_sane = !has_host || data_is_sane(image, e.host);
+        if (!is_sane && !done && image->is_shared && !g->external_data)
+            return -ESTALE;
+        if (!is_sane)
             return done ? 0
                         : image_mark_corrupt(image,
                                              "guest offset %#" G_GINT64_MODIFIER
@@ -190,11 +200,35 @@ int view_decode_run(Qcow2View *view, const EntryPlace *place, GuestOff off, uint
     return 0;
 }
 
-int view_find_run(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len, ViewRun *ret_run)
+static int find_and_decode(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len,
+                           ViewRun *ret_run)
 {
     EntryPlace place;
     int r = view_find_entry(self, view, off, &place);
     return r < 0 ? r : view_decode_run(view, &place, off, len, ret_run);
+}
+
+// Of a shared image: what the other program has added lies past the end as we knew it.
+static int find_shared_run(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len,
+                           ViewRun *ret_run)
+{
+    Qcow2Image *image = view->image;
+    File *data = image->data_file ? image->data_file : image->file;
+    int r = find_and_decode(self, view, off, len, ret_run);
+    if (r == -ESTALE) {
+        r = image_remeasure(self, image, image->file);
+        if (r == 0)
+            r = find_and_decode(self, view, off, len, ret_run);
+    }
+    if (r == 0 && ret_run->kind == QCOW2_CLUSTER_DATA)
+        r = image_see_end(self, image, data, ret_run->host.v + ret_run->len);
+    return r == -ESTALE ? -EIO : r;
+}
+
+int view_find_run(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len, ViewRun *ret_run)
+{
+    return G_UNLIKELY(view->image->is_shared) ? find_shared_run(self, view, off, len, ret_run)
+                                              : find_and_decode(self, view, off, len, ret_run);
 }
 
 static int view_map(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExtent *ret_extent)
@@ -384,8 +418,10 @@ int qcow2_view_new(Fiber *self, Qcow2Image *image, const char *wanted, Node **re
     view->is_head = head_for_writing;
     view->node.read_only = !head_for_writing;
     view->node.preferred_bytes = image->geometry.cluster_bytes;
-    file_identity(image->file, view->node.identity.file);
-    if (snapshot)
+    // Without one where another program writes: what two nodes know of it may differ.
+    if (!image->is_shared)
+        file_identity(image->file, view->node.identity.file);
+    if (!image->is_shared && snapshot)
         view->node.identity.view = 1 + (snapshot - image->snapshots);
     int r = load_l1(self, image, snapshot ? snapshot->l1 : h->l1,
                     snapshot ? snapshot->l1_entries : h->l1_entries, size, view, error);

@@ -28,7 +28,8 @@ typedef struct EntryPlace {
 } EntryPlace;
 
 // Finds the place, loading the slice if needed (may suspend; then what was known before is stale).
-// -EIO (image marked corrupt) for a bad L1 entry.
+// -EIO (image marked corrupt) for a bad L1 entry. -ESTALE, here and from view_decode_run(), where a
+// shared image names a place past its end as known.
 int view_find_entry(Fiber *self, Qcow2View *view, GuestOff off, EntryPlace *ret_place);
 // The same without suspending: 0, or -EAGAIN when the slice is not there.
 int view_try_find_entry(Qcow2View *view, GuestOff off, EntryPlace *ret_place);

@@ -21,6 +21,7 @@ struct Qcow2Events {
 typedef struct Qcow2OpenOptions {
     bool read_only;
     bool no_repair;            // leave a dirty image as it is (check)
+    bool shared;               // read-only, and another program may write it meanwhile
     MapMemory *memory;         // borrowed
     const Qcow2Events *events; // borrowed, outlives the image; NULL: nobody is told
 } Qcow2OpenOptions;
