@@ -440,6 +440,83 @@ static void refcounts_of_zero_do_not_make_used_clusters_free(void **state)
     sim_free(sim);
 }
 
+static void discard_range(Fiber *self, Session *s)
+{
+    s->io = node_discard(self, s->node, guest_off(s->off), s->len, 0);
+    if (s->io == 0)
+        s->io = node_flush(self, s->node);
+}
+
+// Giving back [off, off+len) must find out, and say so on disk.
+static void assert_marked_corrupt(const char *what, const Image *image, const uint8_t *data,
+                                  uint64_t off, uint64_t len)
+{
+    for (uint64_t seed = 1; seed <= 20; seed++) {
+        Sim *sim = make_sim(data, image->len, seed);
+        Session s = {.fn = discard_range, .off = off, .len = len};
+        assert_true(sim_run(sim, session_fiber, &s));
+        assert_int_equal(s.result, 0);
+        assert_int_equal(s.io, 0); // seen only once the discard was durable
+        void *after;
+        uint64_t after_len;
+        assert_int_equal(sim_read_file(sim, PATH, &after, &after_len), 0);
+        if (!(host_get64(after, QCOW2_HEADER_OFF_INCOMPATIBLE) & QCOW2_INCOMPAT_CORRUPT))
+            fail_msg("%s: not marked corrupt, seed %" PRIu64, what, seed);
+        g_free(after);
+        // A later writer is told.
+        s = (Session){0};
+        assert_true(sim_run(sim, session_fiber, &s));
+        assert_int_equal(s.result, -EUCLEAN);
+        assert_one_sentence(s.error);
+        g_clear_error(&s.error);
+        sim_free(sim);
+    }
+}
+
+// Guest offset 8 KiB was written after the snapshot: the head's alone.
+enum { ALONE = 8 << 10 };
+
+static void refcount_0_under_a_used_data_cluster_marks_the_image_corrupt(void **state)
+{
+    Fixture *f = *state;
+    const Image *image = &f->images[KIND_PLAIN];
+    g_autofree uint8_t *data = g_memdup2(image->data, image->len);
+    uint64_t entry = host_get64(data, image->l2 + ALONE / 4096 * 8);
+    assert_true(entry & QCOW2_ENTRY_COPIED);
+    qcow2_refcount_set(&image->g, data + image->block, (entry & QCOW2_ENTRY_OFFSET_MASK) / 4096, 0);
+    assert_marked_corrupt("refcount 0", image, data, ALONE, 4096);
+}
+
+static void shared_clusters_with_refcount_1_mark_the_image_corrupt(void **state)
+{
+    Fixture *f = *state;
+    const Image *image = &f->images[KIND_PLAIN];
+    g_autofree uint8_t *data = g_memdup2(image->data, image->len);
+    uint64_t at = image->l2 + ALONE / 4096 * 8;
+    host_put64(data, at + 8, host_get64(data, at));
+    assert_marked_corrupt("shared with refcount 1", image, data, ALONE, 2 * 4096);
+}
+
+static void two_l1_entries_naming_one_l2_are_not_opened_for_writing(void **state)
+{
+    Fixture *f = *state;
+    const Image *image = &f->images[KIND_PLAIN];
+    g_autofree uint8_t *data = g_memdup2(image->data, image->len);
+    host_put64(data, image->h.l1.v + 8, host_get64(data, image->h.l1.v));
+    for (unsigned read_only = 0; read_only < 2; read_only++) {
+        Sim *sim = make_sim(data, image->len, 1);
+        Session s = {.fn = read_range, .off = 2 << 20, .len = 4096, .read_only = read_only};
+        assert_true(sim_run(sim, session_fiber, &s));
+        assert_int_equal(s.result, read_only ? 0 : -EUCLEAN);
+        if (!read_only)
+            assert_one_sentence(s.error);
+        g_clear_error(&s.error);
+        // Refused means not written, the corrupt mark included.
+        assert_true(same_bytes(sim, data, image->len));
+        sim_free(sim);
+    }
+}
+
 static void garbage_in_the_bitmap_directory_does_no_harm(void **state)
 {
     Fixture *f = *state;
@@ -669,6 +746,9 @@ int main(void)
         cmocka_unit_test(bad_compressed_clusters_give_eio),
         cmocka_unit_test(a_write_never_lands_in_metadata),
         cmocka_unit_test(refcounts_of_zero_do_not_make_used_clusters_free),
+        cmocka_unit_test(refcount_0_under_a_used_data_cluster_marks_the_image_corrupt),
+        cmocka_unit_test(shared_clusters_with_refcount_1_mark_the_image_corrupt),
+        cmocka_unit_test(two_l1_entries_naming_one_l2_are_not_opened_for_writing),
         cmocka_unit_test(garbage_in_the_bitmap_directory_does_no_harm),
         cmocka_unit_test(a_bitmap_directory_with_fewer_entries_than_said_ends_the_check),
         cmocka_unit_test(a_snapshot_table_with_fewer_entries_than_said_ends_the_check),
