@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/error.h"
 #include "chain-core/qcow2-check.h"
 #include "qcow2/allocator.h"
 #include "qcow2/commit.h"
@@ -21,7 +22,8 @@
 enum {
     FIRST_READ_BYTES = 64 << 10,
     MAX_BITMAP_DIRECTORY_BYTES = 64 << 20,
-    MAX_SNAPSHOT_L1_BYTES = 1 << 30
+    MAX_SNAPSHOT_L1_BYTES = 1 << 30,
+    SNAPSHOT_WINDOW_BYTES = 256 << 10,
 };
 
 static int fail(GError **error, int r, const Qcow2Image *image, const char *format, ...)
@@ -60,6 +62,8 @@ static int read_header(Fiber *self, Qcow2Image *image, GError **error)
     return r;
 }
 
+_Static_assert((int)SNAPSHOT_WINDOW_BYTES >= (int)QCOW2_MAX_SNAPSHOT_ENTRY_BYTES, "too small");
+
 static bool snapshot_l1_is_sane(const Qcow2Image *image, const Qcow2Snapshot *s)
 {
     uint64_t file_end = file_size(image->file), bytes = (uint64_t)s->l1_entries * sizeof(Be64);
@@ -67,30 +71,54 @@ static bool snapshot_l1_is_sane(const Qcow2Image *image, const Qcow2Snapshot *s)
                       s->l1.v <= file_end && bytes <= file_end - s->l1.v);
 }
 
+// What has been read of the snapshot table. Larger than any entry, so that no allocation follows an
+// unchecked number.
+typedef struct SnapshotWindow {
+    uint64_t off; // of data[0] in the file
+    size_t len;
+    uint8_t data[SNAPSHOT_WINDOW_BYTES];
+} SnapshotWindow;
+
+// Decodes the entry at `off` of the file. Its length, or -EAGAIN (no `error`) when the file ends
+// before it does.
+static int read_snapshot(Fiber *self, Qcow2Image *image, SnapshotWindow *w, uint64_t off,
+                         Qcow2Snapshot *ret_snapshot, GError **error)
+{
+    for (bool is_fresh = false;; is_fresh = true) {
+        uint64_t in_window = off - w->off;
+        int r = -EAGAIN;
+        if (in_window < w->len)
+            r = qcow2_snapshot_decode(w->data + in_window, w->len - in_window,
+                                      image->header.size_bytes, ret_snapshot, error);
+        if (r != -EAGAIN || is_fresh)
+            return r;
+        // The last entry's padding to 8 bytes may lie past the end of the file.
+        w->off = off;
+        w->len = MIN(SNAPSHOT_WINDOW_BYTES, file_size(image->file) - off + 7);
+        r = file_read(self, image->file, host_off(off), w->data, w->len);
+        if (r < 0)
+            return error_set(error, r, "cannot read its entry at offset %" G_GUINT64_FORMAT ": %s",
+                             off, g_strerror(-r));
+    }
+}
+
 static int read_snapshots(Fiber *self, Qcow2Image *image, GError **error)
 {
     const Qcow2Header *h = &image->header;
     if (!h->n_snapshots)
         return 0;
-    // Read in pieces of one maximal entry, so that no allocation follows an unchecked number.
-    g_autofree uint8_t *buf = g_malloc(QCOW2_MAX_SNAPSHOT_ENTRY_BYTES);
+    g_autofree SnapshotWindow *window = g_try_new(SnapshotWindow, 1);
     image->snapshots = g_try_new0(Qcow2Snapshot, h->n_snapshots);
-    if (!image->snapshots)
+    if (!image->snapshots || !window)
         return fail(error, -ENOMEM, image, "no memory for %u snapshots", h->n_snapshots);
+    window->off = window->len = 0;
     uint64_t off = h->snapshot_table.v, file_end = file_size(image->file);
     for (uint32_t i = 0; i < h->n_snapshots; i++) {
         if (off >= file_end || off - h->snapshot_table.v > QCOW2_MAX_SNAPSHOT_TABLE_BYTES)
             return fail(error, -EINVAL, image, "the snapshot table ends before its entry %u of %u",
                         i, h->n_snapshots);
-        // The last entry's padding to 8 bytes may lie past the end of the file.
-        size_t len = MIN(QCOW2_MAX_SNAPSHOT_ENTRY_BYTES, file_end - off + 7);
-        int r = file_read(self, image->file, host_off(off), buf, len);
-        if (r < 0)
-            return fail(error, r, image,
-                        "cannot read the snapshot table at offset %" G_GUINT64_FORMAT ": %s", off,
-                        g_strerror(-r));
         GError *why = NULL;
-        r = qcow2_snapshot_decode(buf, len, h->size_bytes, &image->snapshots[i], &why);
+        int r = read_snapshot(self, image, window, off, &image->snapshots[i], &why);
         if (r == -EAGAIN)
             return fail(error, -EINVAL, image,
                         "the snapshot table is cut off in its entry %u of %u", i, h->n_snapshots);
@@ -106,6 +134,7 @@ static int read_snapshots(Fiber *self, Qcow2Image *image, GError **error)
                         "check'",
                         i, image->snapshots[i].l1_entries, image->snapshots[i].l1.v);
     }
+    image->snapshot_table_bytes = off - h->snapshot_table.v;
     return 0;
 }
 
@@ -144,14 +173,6 @@ static int add_metadata(Qcow2Image *image, HostOff off, uint64_t n_clusters, con
     return 0;
 }
 
-static uint64_t snapshot_table_bytes(const Qcow2Image *image)
-{
-    uint64_t bytes = 0;
-    for (uint32_t i = 0; i < image->header.n_snapshots; i++)
-        bytes += qcow2_snapshot_encode(&image->snapshots[i], NULL);
-    return bytes;
-}
-
 // Snapshot L1 tables are not all loaded; their places are enough. Few images have more than a few:
 // the bound keeps a crafted one from filling memory.
 static int collect_snapshot_tables(Qcow2Image *image, GError **error)
@@ -159,7 +180,7 @@ static int collect_snapshot_tables(Qcow2Image *image, GError **error)
     const Qcow2Header *h = &image->header;
     if (!h->n_snapshots)
         return 0;
-    int r = add_metadata(image, h->snapshot_table, clusters_for(image, snapshot_table_bytes(image)),
+    int r = add_metadata(image, h->snapshot_table, clusters_for(image, image->snapshot_table_bytes),
                          "the snapshot table", error);
     uint64_t total = 0;
     for (uint32_t i = 0; r == 0 && i < h->n_snapshots; i++) {

@@ -96,7 +96,8 @@ struct Qcow2Image {
     uint64_t n_refcount_table;
     GArray *dirty_refcount_table; // indices changed, uint64_t
     Qcow2Snapshot *snapshots;
-    Qcow2View *head; // the writable head view, borrowed
+    uint64_t snapshot_table_bytes; // as it lies in the file
+    Qcow2View *head;               // the writable head view, borrowed
 
     Allocator allocator;
     CommitState commit;

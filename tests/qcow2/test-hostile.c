@@ -282,6 +282,75 @@ static void cut_off_files_are_refused_or_give_errors(void **state)
         refuse_bytes("cut off", image->data, len);
 }
 
+// --- Odd, but fine
+
+// The image with a new snapshot table at its end, of `n` entries of 64 bytes without extra data (as
+// old programs wrote them) and without L1 tables, and right behind it the L1 table.
+static uint8_t *with_old_snapshot_table(const Image *image, unsigned n, gsize *ret_len)
+{
+    uint64_t table = (image->len + 511) & ~UINT64_C(511), l1 = table + n * 64;
+    uint8_t *data = g_malloc0(l1 + 512);
+    memcpy(data, image->data, image->len);
+    for (unsigned i = 0; i < n; i++) {
+        uint8_t *entry = data + table + i * 64;
+        host_put32(entry, 12, 8 << 16 | 16); // lengths of id and name
+        g_snprintf((char *)entry + 40, 9, "%08u", i);
+        memset(entry + 48, 'n', 16);
+    }
+    memcpy(data + l1, data + image->h.l1.v, image->h.l1_entries * 8);
+    host_put32(data, QCOW2_HEADER_OFF_N_SNAPSHOTS, n);
+    host_put64(data, QCOW2_HEADER_OFF_SNAPSHOT_TABLE, table);
+    host_put64(data, QCOW2_HEADER_OFF_L1, l1);
+    *ret_len = l1 + 512;
+    return data;
+}
+
+typedef struct Count {
+    SimHook hook;
+    unsigned n_reads;
+} Count;
+
+static int count_reads(SimHook *hook, uint64_t n, SimOp op, const char *path, uint64_t off,
+                       uint64_t len)
+{
+    ((Count *)hook)->n_reads += op == SIM_OP_READ;
+    return 0;
+}
+
+static void a_snapshot_table_is_as_long_as_its_entries_say(void **state)
+{
+    Fixture *f = *state;
+    const Image *image = &f->images[KIND_V2_SMALL];
+    assert_true(image->g.cluster_bytes == 512 && image->h.l1_entries <= 64);
+    gsize len;
+    g_autofree uint8_t *data = with_old_snapshot_table(image, 8, &len);
+    Sim *sim = make_sim(data, len, 1);
+    Session s = {0};
+    assert_true(sim_run(sim, session_fiber, &s));
+    if (s.result < 0)
+        fail_msg("%s", s.error->message);
+    sim_free(sim);
+}
+
+static void many_snapshots_are_read_in_few_pieces(void **state)
+{
+    enum { N = 16384 }; // 1 MiB
+    Fixture *f = *state;
+    gsize len;
+    g_autofree uint8_t *data = with_old_snapshot_table(&f->images[KIND_V2_SMALL], N, &len);
+    Sim *sim = sim_new(&(SimConfig){.seed = 1});
+    assert_int_equal(sim_write_file(sim, PATH, data, len), 0);
+    Count count = {.hook = {count_reads}};
+    sim_set_hook(sim, &count.hook);
+    Session s = {.read_only = true, .snapshot = "00016383"};
+    assert_true(sim_run(sim, session_fiber, &s));
+    assert_in_range(count.n_reads, 2, 20);
+    // Its last one was found; it has no L1 table.
+    assert_non_null(strstr(s.error->message, "L1 table"));
+    g_clear_error(&s.error);
+    sim_free(sim);
+}
+
 // --- Errors at run time
 
 static void read_range(Fiber *self, Session *s)
@@ -741,6 +810,8 @@ int main(void)
         cmocka_unit_test(bad_snapshot_tables_are_refused_without_a_write),
         cmocka_unit_test(tables_that_overlap_or_lie_outside_are_not_opened_for_writing),
         cmocka_unit_test(cut_off_files_are_refused_or_give_errors),
+        cmocka_unit_test(a_snapshot_table_is_as_long_as_its_entries_say),
+        cmocka_unit_test(many_snapshots_are_read_in_few_pieces),
         cmocka_unit_test(bad_l2_entries_give_eio),
         cmocka_unit_test(bad_l1_entries_give_eio),
         cmocka_unit_test(bad_compressed_clusters_give_eio),
