@@ -42,7 +42,7 @@ bool check_in_file(const Check *c, uint64_t off, uint64_t len)
     if (off > INT64_MAX || len > INT64_MAX)
         return false;
     uint64_t end = off + len;
-    return end <= c->file_bytes || end - c->file_bytes <= c->g.cluster_bytes;
+    return end <= c->file_bytes || end - c->file_bytes < c->g.cluster_bytes;
 }
 
 // Large reads of holes are not worth their copying: hostile images name terabytes of them.

@@ -510,6 +510,49 @@ static void an_l2_table_that_is_a_refcount_block_is_dropped(void **state)
     repair_and_verify(*state, "L2 is a refcount block", &all, 1);
 }
 
+// Run time does not believe such an entry either. The refcount is right, so nothing else is wrong.
+static void a_cluster_at_the_very_end_of_the_file_is_outside(void **state)
+{
+    Image image = make_first_kind(*state);
+    uint32_t cb = image.g.cluster_bytes;
+    uint64_t l2 = host_get64(image.data, image.h.l1.v) & QCOW2_ENTRY_OFFSET_MASK;
+    gsize len = (image.len + cb - 1) / cb * cb;
+    image.data = g_realloc(image.data, len + 1);
+    memset(image.data + image.len, 0, len + 1 - image.len);
+    const struct {
+        uint64_t at, flags;
+        unsigned refcount;
+    } targets[] = {
+        {l2 + 100 * 8, QCOW2_ENTRY_COPIED, 1}, // of an L2 entry
+        {image.h.l1.v, QCOW2_ENTRY_COPIED, 1}, // of an L1 entry
+        {image.h.refcount_table.v + 8, 0, 1},  // a refcount block
+    };
+    for (size_t i = 0; i < G_N_ELEMENTS(targets); i++) {
+        uint64_t before = host_get64(image.data, targets[i].at);
+        for (unsigned beyond = 0; beyond < 2; beyond++) {
+            host_put64(image.data, targets[i].at, targets[i].flags | len);
+            qcow2_refcount_set(&image.g, first_block(&image), len / cb, targets[i].refcount);
+            image.len = len + beyond;
+            host_shell(*state, "rm -f broken.qcow2"); // saving over it would keep its length
+            save(&image, *state, "broken.qcow2");
+            Checked c = run_check(*state, "broken.qcow2", 0);
+            Counts theirs = run_qemu_check(*state, "broken.qcow2");
+            assert_agreement("the very end", &c, &theirs);
+            bool is_outside = false;
+            for (guint k = 0; c.counts.messages && k < c.counts.messages->len; k++)
+                is_outside |= strstr(c.counts.messages->pdata[k], "end of the file") ||
+                              strstr(c.counts.messages->pdata[k], "not usable");
+            if (is_outside != !beyond)
+                fail_msg("target %zu, %u bytes beyond: %s", i, beyond,
+                         is_outside ? "outside" : "inside");
+            checked_clear(&c);
+        }
+        host_put64(image.data, targets[i].at, before);
+        qcow2_refcount_set(&image.g, first_block(&image), len / cb, 0);
+    }
+    image_clear(&image);
+}
+
 static void compressed_clusters_share_a_host_cluster(void **state)
 {
     host_shell(*state, "%s", kinds[2].make);
@@ -597,6 +640,7 @@ int main(void)
         TEST(broken_bitmaps_are_forgotten_by_a_repair),
         TEST(all_refcounts_lost_are_rebuilt),
         TEST(an_l2_table_that_is_a_refcount_block_is_dropped),
+        TEST(a_cluster_at_the_very_end_of_the_file_is_outside),
         TEST(compressed_clusters_share_a_host_cluster),
         TEST(thousands_of_findings_give_a_hundred_messages),
         TEST(a_huge_sparse_file_costs_no_memory),
