@@ -38,6 +38,8 @@ static int make_table(Fiber *self, Qcow2View *view, uint64_t i1, Qcow2L1Entry ol
         return image_mark_corrupt(
             image, "cluster at offset %#" G_GINT64_MODIFIER "x is a table but has refcount 0",
             table.v);
+    // Metadata from now on, though nothing names it yet: no entry may lead a write here meanwhile.
+    cluster_set_add(&image->metadata, range.first);
     if (old.l2.v)
         r = copy_table(self, image, old.l2, table);
     else if (!zeroed)
@@ -47,12 +49,12 @@ static int make_table(Fiber *self, Qcow2View *view, uint64_t i1, Qcow2L1Entry ol
     if (r == 0)
         r = image_get_slice(self, image, table, TABLE_SLICE_L2, &slice);
     if (r < 0) {
+        cluster_set_remove(&image->metadata, range.first);
         allocator_give_back(self, image, range);
         return r;
     }
     table_slice_set_dirty(slice, &image->commit.dirty);
     table_slice_release(slice);
-    cluster_set_add(&image->metadata, range.first);
     cluster_set_add(&image->new_tables, range.first);
     view->l1[i1] = qcow2_l1_entry_encode(table, true);
     g_array_append_val(view->dirty_l1, i1);
