@@ -433,6 +433,85 @@ static void a_refcount_table_that_cannot_move_stays_and_leaks_nothing(void **sta
     }
 }
 
+// Lets the n-th operation of the guest's requests fail: reads and writes of data and edges, of
+// tables being copied, of a refcount table being moved; not those of a flush.
+typedef struct NthFault {
+    SimHook hook;
+    Device d;
+    uint64_t n_ops, fail_at;
+    int error;
+    bool in_request;
+} NthFault;
+
+static int nth_hook(SimHook *hook, uint64_t n, SimOp op, const char *path, uint64_t off,
+                    uint64_t len)
+{
+    NthFault *f = (NthFault *)hook;
+    bool can_fail =
+        op == SIM_OP_WRITE || op == SIM_OP_ZERO || (op == SIM_OP_READ && f->error == -EIO);
+    return f->in_request && can_fail && ++f->n_ops == f->fail_at ? f->error : 0;
+}
+
+static void make_requests(Fiber *self, void *arg)
+{
+    NthFault *f = (NthFault *)((char *)arg - G_STRUCT_OFFSET(NthFault, d));
+    unsigned n_failed = 0;
+    // Parts of clusters, several with both edges, a table that is shared, a new one, growth.
+    static const struct {
+        uint64_t off, len;
+    } writes[] = {
+        {700, 100},
+        {20000, 30000},
+        {(8 << 20) + 100, 20000},
+        {100, 2000},
+        {16 << 20, REQUEST},
+        {(16 << 20) + 70000, REQUEST},
+        {32 << 20, 1 << 20},
+        {(33 << 20) + 5, 1 << 20},
+        {3000, 5000},
+    };
+    for (size_t i = 0; i < G_N_ELEMENTS(writes); i++) {
+        f->in_request = true;
+        n_failed += write_at(self, &f->d, writes[i].off, writes[i].len, 5) < 0;
+        f->in_request = false;
+        assert_int_equal(node_flush(self, f->d.node), 0);
+    }
+    f->in_request = true;
+    n_failed += node_zero(self, f->d.node, guest_off(50), 1 << 20, 0) < 0;
+    f->in_request = false;
+    assert_true(n_failed <= 1);
+}
+
+static void a_request_that_fails_halfway_leaks_nothing(void **state)
+{
+    static const char *const recipes[] = {
+        "qemu-img create -q -f qcow2 -o cluster_size=4k i.qcow2 64M && "
+        "qemu-io -c 'write -P 1 0 100k' -c 'write -P 2 8M 64k' i.qcow2 && "
+        "qemu-img snapshot -c s1 i.qcow2",
+        SMALL_CLUSTERS " && qemu-io -c 'write -P 1 0 40k' i.qcow2",
+        "qemu-img create -q -f qcow2 -o cluster_size=16k,extended_l2=on i.qcow2 64M && "
+        "qemu-io -c 'write -P 1 0 100k' i.qcow2 && qemu-img snapshot -c s1 i.qcow2",
+    };
+    static const int errors[] = {-EIO, -ENOSPC};
+    for (unsigned k = 0; k < G_N_ELEMENTS(recipes) * G_N_ELEMENTS(errors); k++) {
+        g_autofree char *data = NULL;
+        gsize len;
+        load(recipes[k / 2], &data, &len);
+        NthFault f = {.hook = {nth_hook}, .error = errors[k % 2]};
+        do {
+            f.n_ops = 0;
+            f.fail_at++;
+            f.d = (Device){.sim = sim_new(&(SimConfig){.seed = f.fail_at})};
+            assert_int_equal(sim_write_file(f.d.sim, PATH, data, len), 0);
+            sim_set_hook(f.d.sim, &f.hook);
+            run(&f.d, make_requests);
+            sim_set_hook(f.d.sim, NULL);
+            device_check_and_free(&f.d);
+        } while (f.n_ops >= f.fail_at);
+        assert_true(f.fail_at > 10);
+    }
+}
+
 // --- Gaps and wrong counts
 
 static void make_huge(Fiber *self, void *arg)
@@ -476,6 +555,7 @@ int main(void)
         cmocka_unit_test(an_unreadable_refcount_slice_does_not_stop_allocation),
         cmocka_unit_test(an_unreadable_slice_at_the_tail_does_not_stop_allocation),
         cmocka_unit_test(a_refcount_table_that_cannot_move_stays_and_leaks_nothing),
+        cmocka_unit_test(a_request_that_fails_halfway_leaks_nothing),
         cmocka_unit_test(a_huge_sparse_file_does_not_keep_the_loop_busy),
         cmocka_unit_test(many_writers_on_a_full_device_wait_for_each_others_clusters),
     };
