@@ -484,14 +484,14 @@ static void make_requests(Fiber *self, void *arg)
 
 static void a_request_that_fails_halfway_leaks_nothing(void **state)
 {
-    static const char *const recipes[] = {
-        "qemu-img create -q -f qcow2 -o cluster_size=4k i.qcow2 64M && "
-        "qemu-io -c 'write -P 1 0 100k' -c 'write -P 2 8M 64k' i.qcow2 && "
-        "qemu-img snapshot -c s1 i.qcow2",
-        SMALL_CLUSTERS " && qemu-io -c 'write -P 1 0 40k' i.qcow2",
+    static const char shared[] = "qemu-img create -q -f qcow2 -o cluster_size=4k i.qcow2 64M && "
+                                 "qemu-io -c 'write -P 1 0 100k' -c 'write -P 2 8M 64k' i.qcow2 && "
+                                 "qemu-img snapshot -c s1 i.qcow2";
+    static const char small[] = SMALL_CLUSTERS " && qemu-io -c 'write -P 1 0 40k' i.qcow2";
+    static const char extended[] =
         "qemu-img create -q -f qcow2 -o cluster_size=16k,extended_l2=on i.qcow2 64M && "
-        "qemu-io -c 'write -P 1 0 100k' i.qcow2 && qemu-img snapshot -c s1 i.qcow2",
-    };
+        "qemu-io -c 'write -P 1 0 100k' i.qcow2 && qemu-img snapshot -c s1 i.qcow2";
+    static const char *const recipes[] = {shared, small, extended};
     static const int errors[] = {-EIO, -ENOSPC};
     for (unsigned k = 0; k < G_N_ELEMENTS(recipes) * G_N_ELEMENTS(errors); k++) {
         g_autofree char *data = NULL;
