@@ -37,7 +37,7 @@ static Node *open_image(Fiber *self, Test *t, bool shared)
         .read_only = shared, .shared = shared, .memory = t->memory, .events = &t->events};
     File *file;
     Qcow2Image *image;
-    Node *node;
+    Node *node = NULL;
     assert_int_equal(file_open(self, PATH, shared ? 0 : FILE_WRITABLE, &file, NULL), 0);
     if (qcow2_image_open(self, file, &options, &image, &error) < 0 ||
         qcow2_view_new(self, image, NULL, &node, &error) < 0)

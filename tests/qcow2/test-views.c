@@ -118,7 +118,7 @@ static void open_views(Fiber *self, Run *run)
     g_autoptr(GError) error = NULL;
     Qcow2OpenOptions options = {.memory = run->f.memory};
     File *file;
-    Qcow2Image *image;
+    Qcow2Image *image = NULL;
     if (file_open(self, path, FILE_WRITABLE, &file, &error) < 0 ||
         qcow2_image_open(self, file, &options, &image, &error) < 0 ||
         qcow2_view_new(self, image, NULL, &run->head, &error) < 0 ||
