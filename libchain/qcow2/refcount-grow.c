@@ -19,6 +19,14 @@ static uint64_t clusters_per_block(const Qcow2Image *image)
     return UINT64_C(1) << image->geometry.refcounts_per_block_bits;
 }
 
+// Clusters taken from the tail that nothing came of. Where another block covers what follows,
+// others may have taken clusters there: then they stay unused until the next open.
+static void give_tail_back(Allocator *a, uint64_t first, uint64_t n)
+{
+    if (a->tail == first + n)
+        a->tail = first;
+}
+
 // Puts a new, empty block that counts itself at `cluster`, the first free one it covers, and enters
 // it in the table.
 static int add_block(Fiber *self, Qcow2Image *image, uint64_t cluster)
@@ -46,9 +54,8 @@ static int add_block(Fiber *self, Qcow2Image *image, uint64_t cluster)
     if (r == 0)
         r = image_get_slice(self, image, place, TABLE_SLICE_REFCOUNT, &slice);
     if (r < 0) {
-        // Nobody took clusters behind it, which no block covers yet.
         cluster_set_remove(&image->metadata, cluster);
-        a->tail = cluster;
+        give_tail_back(a, cluster, 1);
         return r;
     }
     qcow2_refcount_set(&image->geometry, slice->data, in_block % per_slice, 1);
@@ -76,6 +83,11 @@ typedef struct NewArea {
     uint64_t index; // of the first block in the table
 } NewArea;
 
+static uint64_t area_clusters(const NewArea *area)
+{
+    return area->n_blocks + area->n_table;
+}
+
 static int plan_area(const Qcow2Image *image, uint64_t first, NewArea *ret_area)
 {
     const Qcow2Geometry *g = &image->geometry;
@@ -91,7 +103,7 @@ static int plan_area(const Qcow2Image *image, uint64_t first, NewArea *ret_area)
         area.n_blocks = MAX(need, area.n_blocks);
         n_entries = MAX(n_entries, area.index + area.n_blocks);
     }
-    if (first + area.n_blocks + area.n_table > image->allocator.limit)
+    if (first + area_clusters(&area) > image->allocator.limit)
         return -ENOSPC;
     if (area.n_table * g->cluster_bytes > QCOW2_MAX_REFCOUNT_TABLE_BYTES) {
         area.n_table = QCOW2_MAX_REFCOUNT_TABLE_BYTES / g->cluster_bytes;
@@ -114,7 +126,7 @@ static int write_area(Fiber *self, Qcow2Image *image, const NewArea *area, Be64 
     g_autofree void *block = g_try_malloc(bytes);
     int r = block ? 0 : -ENOMEM;
     for (uint64_t b = 0; r == 0 && b < area->n_blocks; b++) {
-        ClusterRange used = {area->first, area->n_blocks + area->n_table};
+        ClusterRange used = {area->first, area_clusters(area)};
         HostOff off = image_cluster_off(image, area->first + b);
         fill_block(image, block, area->index + b, used);
         r = file_write(self, image->file, off, block, bytes);
@@ -146,17 +158,21 @@ static int switch_header(Fiber *self, Qcow2Image *image, const NewArea *area)
     return r;
 }
 
-static void mark_area(Qcow2Image *image, const NewArea *area, bool is_metadata)
+// Nobody else is to take or write it.
+static void claim_area(Qcow2Image *image, const NewArea *area)
 {
-    uint64_t end = area->first + area->n_blocks + area->n_table;
-    for (uint64_t c = area->first; c < end; c++) {
-        if (is_metadata)
-            cluster_set_add(&image->metadata, c);
-        else
-            cluster_set_remove(&image->metadata, c);
-    }
-    image->allocator.tail = is_metadata ? end : area->first;
-    image->allocator.fresh_from = MAX(image->allocator.fresh_from, end);
+    Allocator *a = &image->allocator;
+    for (uint64_t i = 0; i < area_clusters(area); i++)
+        cluster_set_add(&image->metadata, area->first + i);
+    a->tail = area->first + area_clusters(area);
+    a->fresh_from = MAX(a->fresh_from, a->tail);
+}
+
+static void give_area_back(Qcow2Image *image, const NewArea *area)
+{
+    for (uint64_t i = 0; i < area_clusters(area); i++)
+        cluster_set_remove(&image->metadata, area->first + i);
+    give_tail_back(&image->allocator, area->first, area_clusters(area));
 }
 
 // The new table is durable: from now on it is the image's.
@@ -190,7 +206,7 @@ static int grow_table(Fiber *self, Qcow2Image *image, uint64_t first)
         return -ENOMEM;
     // No fiber adds a block meanwhile (grow mutex), so the old table stands still.
     memcpy(table, image->refcount_table, image->n_refcount_table * sizeof(Be64));
-    mark_area(image, &area, true);
+    claim_area(image, &area);
     r = write_area(self, image, &area, table);
     if (r == 0)
         r = switch_header(self, image, &area);
@@ -201,7 +217,7 @@ static int grow_table(Fiber *self, Qcow2Image *image, uint64_t first)
     g_free(table);
     // What the disk may name stays as it is.
     if (!image->commit.abandoned)
-        mark_area(image, &area, false);
+        give_area_back(image, &area);
     return r;
 }
 
