@@ -401,6 +401,35 @@ static void a_file_of_terabytes_costs_its_pages_only(void **state)
     sim_free(sim);
 }
 
+static void device_main(Fiber *self, void *arg)
+{
+    enum { END = 64 << 10 };
+    uint8_t data[8192] = {1};
+    File *file;
+    assert_int_equal(file_open(self, "/device", FILE_WRITABLE, &file, NULL), 0);
+    assert_true(file_is_block_device(file));
+    assert_int_equal(file_write(self, file, host_off(END - 8192), data, 8192), 0);
+    assert_int_equal(file_write(self, file, host_off(END - 4096), data, 8192), -ENOSPC);
+    assert_int_equal(file_write(self, file, host_off(END), data, 1), -ENOSPC);
+    assert_int_equal(file_zero(self, file, host_off(END - 4096), 8192, 0), -ENOSPC);
+    assert_int_equal(file_refresh_size(self, file), 0);
+    assert_int_equal(file_size(file), END);
+    file_close(self, file);
+}
+
+static void a_block_device_does_not_grow(void **state)
+{
+    g_autofree uint8_t *data = g_malloc0(64 << 10);
+    for (uint64_t seed = 1; seed <= 10; seed++) {
+        Sim *sim = sim_new(&(SimConfig){.seed = seed, .inline_completion = seed % 2});
+        assert_int_equal(sim_write_file(sim, "/device", data, 64 << 10), 0);
+        assert_int_equal(sim_set_block_device(sim, "/device"), 0);
+        assert_int_equal(sim_set_block_device(sim, "/nothing"), -ENOENT);
+        assert_true(sim_run(sim, device_main, NULL));
+        sim_free(sim);
+    }
+}
+
 static void lock_main(Fiber *self, void *arg)
 {
     File *a, *b;
@@ -444,6 +473,7 @@ int main(void)
         cmocka_unit_test(a_power_cut_ends_the_run_and_abandons_its_fibers),
         cmocka_unit_test(a_hook_can_run_another_simulation),
         cmocka_unit_test(a_file_of_terabytes_costs_its_pages_only),
+        cmocka_unit_test(a_block_device_does_not_grow),
         cmocka_unit_test(locks_keep_two_writers_of_a_file_apart),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
