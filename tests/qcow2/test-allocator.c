@@ -512,6 +512,59 @@ static void a_request_that_fails_halfway_leaks_nothing(void **state)
     }
 }
 
+typedef struct Stubborn {
+    Device *d;
+    uint64_t off;
+    FiberWaitGroup *group;
+} Stubborn;
+
+static void stubborn_writer(Fiber *self, void *arg)
+{
+    Stubborn *w = arg;
+    for (uint64_t end = w->off + (768 << 10); w->off < end;) {
+        int r = write_at(self, w->d, w->off, 8192, 6);
+        assert_true(r == 0 || r == -EIO);
+        w->off += r == 0 ? 8192 : 0;
+    }
+    fiber_wait_group_done(w->group);
+}
+
+static void write_side_by_side(Fiber *self, void *arg)
+{
+    Stubborn writers[4];
+    FiberWaitGroup group = {0};
+    fiber_wait_group_add(&group, G_N_ELEMENTS(writers));
+    for (unsigned i = 0; i < G_N_ELEMENTS(writers); i++) {
+        writers[i] = (Stubborn){arg, (uint64_t)i << 20, &group};
+        int r = fiber_spawn(fiber_loop(self), "writer", stubborn_writer, &writers[i], NULL);
+        assert_int_equal(r, 0);
+    }
+    fiber_wait_group_wait(self, &group);
+    for (unsigned i = 0; i < G_N_ELEMENTS(writers); i++)
+        assert_shows(self, arg, (uint64_t)i << 20, 768 << 10, 6);
+}
+
+// The last block that the table has room for fails again and again, while others wait for it.
+static void a_block_that_fails_at_the_tables_end_is_never_entered_behind_it(void **state)
+{
+    g_autofree char *data = NULL;
+    gsize len, device = 8 << 20;
+    load(SMALL_CLUSTERS, &data, &len);
+    data = g_realloc(data, device);
+    memset(data + len, 0xdb, device - len);
+    for (uint64_t seed = 100; seed < 110; seed++) {
+        Fault fault = {{fault_hook}, SIM_OP_ZERO, 63 * 64 * 512, 64 * 512, -EIO, 300, 0};
+        Device d = {.sim = sim_new(&(SimConfig){.seed = seed})};
+        assert_int_equal(sim_write_file(d.sim, PATH, data, device), 0);
+        assert_int_equal(sim_set_block_device(d.sim, PATH), 0);
+        sim_set_hook(d.sim, &fault.hook);
+        run(&d, write_side_by_side);
+        assert_int_equal(fault.n_hit, 300);
+        sim_set_hook(d.sim, NULL);
+        device_check_and_free(&d);
+    }
+}
+
 // --- Gaps and wrong counts
 
 static void make_huge(Fiber *self, void *arg)
@@ -555,6 +608,7 @@ int main(void)
         cmocka_unit_test(an_unreadable_refcount_slice_does_not_stop_allocation),
         cmocka_unit_test(an_unreadable_slice_at_the_tail_does_not_stop_allocation),
         cmocka_unit_test(a_refcount_table_that_cannot_move_stays_and_leaks_nothing),
+        cmocka_unit_test(a_block_that_fails_at_the_tables_end_is_never_entered_behind_it),
         cmocka_unit_test(a_request_that_fails_halfway_leaks_nothing),
         cmocka_unit_test(a_huge_sparse_file_does_not_keep_the_loop_busy),
         cmocka_unit_test(many_writers_on_a_full_device_wait_for_each_others_clusters),
