@@ -4,7 +4,7 @@
 // Open reads and checks everything first, and writes only to repair a dirty image. The first
 // writable view does the other writes, once its own tables are checked too: the in-use marks of
 // persistent bitmaps, then one synced header write that clears the autoclear bits whose data is not
-// maintained (RELIABILITY: before the first guest write).
+// maintained (docs/ordering.md §7: before the first guest write).
 
 #include "qcow2/image.h"
 

@@ -4,10 +4,10 @@
 //   | header | refcount table | refcount blocks | L1 | L2 tables, data (preallocation) |
 //
 // The layout is known before the first write, so all tables are written front to back in one pass.
-// Write order: tables → flush → header from its second sector on → flush → first sector → flush →
-// directory. The magic lies in the first sector: whatever a crash leaves either does not begin with
-// it, or is the whole image; a header torn behind its first sector could have lost the backing
-// file's name.
+// Write order (docs/ordering.md §8): tables → flush → header from its second sector on → flush →
+// first sector → flush → directory. The magic lies in the first sector: whatever a crash leaves
+// either does not begin with it, or is the whole image; a header torn behind its first sector could
+// have lost the backing file's name.
 
 #include "chain-core/qcow2-create.h"
 

@@ -165,7 +165,8 @@ static void point_main(Fiber *self, void *arg)
         return;
     unsigned n = point->has_second_life ? SECOND_LIFE_REQUESTS : 0;
     ShadowModel *settled = point_use(self, point, point->run->model, n, "after the cut");
-    if (settled && n && point_check(self, point, "check after a second life"))
+    bool is_checked = settled && (n || point->run->c->is_checked_again);
+    if (is_checked && point_check(self, point, "check after a second life") && n)
         shadow_model_free(point_use(self, point, settled, 0, "after a second life"));
     shadow_model_free(settled);
 }
@@ -176,9 +177,9 @@ static void point_ask_qemu(Point *point)
     const CrashCase *c = point->run->c;
     g_autofree char *path = g_strdup_printf("/dev/shm/chaind-crash-%d", (int)getpid());
     g_autofree char *command = g_strdup_printf(
-        "qemu-img check 'json:{\"driver\":\"%s\",\"file\":{\"driver\":\"file\",\"filename\":"
+        "qemu-img check %s 'json:{\"driver\":\"%s\",\"file\":{\"driver\":\"file\",\"filename\":"
         "\"%s\"},\"backing\":null}' >%s.out 2>&1",
-        c->export_format, path, path);
+        c->export_options ? c->export_options : "", c->export_format, path, path);
     int status = sim_export_file(point->sim, c->image_path, path);
     if (status == 0)
         status = system(command);
@@ -354,11 +355,11 @@ void crash_options_parse(CrashOptions *options, int argc, char **argv)
     options->is_verbose = is_verbose;
 }
 
-static bool report(unsigned number, const CrashCase *c, const char *mode, bool is_good,
-                   uint64_t n_points)
+static bool report(unsigned number, const CrashCase *c, const char *mode, const char *rules,
+                   bool is_good, uint64_t n_points)
 {
-    printf("%sok %u - %s: %s: %" PRIu64 " points\n", is_good ? "" : "not ", number, c->name, mode,
-           n_points);
+    printf("%sok %u - %s: %s (%s): %" PRIu64 " points\n", is_good ? "" : "not ", number, c->name,
+           mode, rules, n_points);
     fflush(stdout);
     return is_good;
 }
@@ -374,10 +375,10 @@ int crash_main(const CrashCase *cases, size_t n_cases, CrashOptions options, int
         if (options.only && strcmp(options.only, cases[i].name) != 0)
             continue;
         bool is_fine = crash_run_power_cuts(&cases[i], &options, &n_points);
-        is_good &= report(++number, &cases[i], "power cuts", is_fine, n_points);
+        is_good &= report(++number, &cases[i], "power cuts", cases[i].rules, is_fine, n_points);
         n_all += n_points;
         is_fine = crash_run_faults(&cases[i], &options, &n_points);
-        is_good &= report(++number, &cases[i], "faults", is_fine, n_points);
+        is_good &= report(++number, &cases[i], "faults", "§9", is_fine, n_points);
         n_all += n_points;
     }
     printf("# %" PRIu64 " points\n1..%u\n", n_all, number);

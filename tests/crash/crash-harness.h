@@ -24,10 +24,12 @@ typedef struct CrashImage {
 
 struct CrashCase {
     const char *name;
+    const char *rules;      // paragraphs of docs/ordering.md
     uint64_t size_bytes;    // of the disk
     uint32_t cell_bytes;    // requests are multiples of it; 0 = 512
     uint32_t discard_bytes; // whole blocks of this are zeros after a discard; 0: it is a hint only
     bool uses_direct_io, has_no_punch;
+    bool is_checked_again; // always after the open that follows a cut, which repairs
     // The workload: fibers, requests of each, and weights of the kinds.
     unsigned n_fibers, n_requests;
     unsigned n_write, n_zero, n_discard, n_flush, n_read;
@@ -44,7 +46,8 @@ struct CrashCase {
     char *(*check)(Fiber *self, const CrashCase *c);
     const char *image_path; // for exports to qemu-img; NULL: none
     const char *export_format;
-    const void *data; // the case's
+    const char *export_options; // more of qemu-img check; NULL: none
+    const void *data;           // the case's
 };
 
 typedef struct CrashOptions {

@@ -2,6 +2,7 @@
 // qcow2 images for crash tests: templates by qemu-img, opening with a backing node, checking.
 #include "crash-qcow2-image.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -76,7 +77,7 @@ static Template *template_make(const CrashCase *c)
     return t;
 }
 
-void crash_qcow2_prepare(const CrashCase *c, Sim *sim, ShadowModel *model)
+static Template *template_get(const CrashCase *c)
 {
     static GHashTable *templates; // CrashCase → Template, for the life of the program
     if (!templates)
@@ -86,6 +87,12 @@ void crash_qcow2_prepare(const CrashCase *c, Sim *sim, ShadowModel *model)
         t = template_make(c);
         g_hash_table_insert(templates, (void *)c, t);
     }
+    return t;
+}
+
+void crash_qcow2_prepare(const CrashCase *c, Sim *sim, ShadowModel *model)
+{
+    Template *t = template_get(c);
     set_initial(c, model, NULL);
     sim_write_file(sim, "/top", t->top, t->top_bytes);
     if (t->base)
@@ -117,6 +124,28 @@ static int open_qcow2(Fiber *self, const CrashCase *c, const char *path, bool re
     return r;
 }
 
+// Byte 79 of the header holds the first incompatible bits; 1 is "dirty".
+static bool has_dirty_bit(Fiber *self, File *file)
+{
+    uint8_t bits = 0;
+    return file_read(self, file, host_off(79), &bits, 1) == 0 && bits & 1;
+}
+
+// A writable open leaves nothing to be repaired.
+static int expect_clean(Fiber *self, GError **error)
+{
+    File *file;
+    int r = file_open(self, "/top", 0, &file, error);
+    if (r < 0)
+        return r;
+    if (has_dirty_bit(self, file)) {
+        g_set_error(error, G_FILE_ERROR, G_FILE_ERROR_FAILED, "it is open, and still dirty");
+        r = -EUCLEAN;
+    }
+    file_close(self, file);
+    return r;
+}
+
 static int open_base(Fiber *self, const CrashCase *c, MapMemory *memory, Node **ret_node,
                      GError **error)
 {
@@ -134,6 +163,8 @@ int crash_qcow2_open(Fiber *self, const CrashCase *c, CrashImage *ret_image, GEr
     MapMemory *memory = map_memory_new(q->map_memory_bytes ? q->map_memory_bytes : PLENTY_BYTES);
     Node *node = NULL, *base = NULL;
     int r = open_qcow2(self, c, "/top", false, memory, &node, error);
+    if (r == 0 && q->is_dirty)
+        r = expect_clean(self, error);
     if (r == 0 && q->base_format) {
         r = open_base(self, c, memory, &base, error);
         if (r == 0)
@@ -164,14 +195,30 @@ static const char *first_message(const Qcow2CheckResult *result)
     return "";
 }
 
-char *crash_qcow2_check(Fiber *self, const CrashCase *c)
+// All of /top's bytes, as a user of the file sees them.
+static uint8_t *read_all(Fiber *self, File *file, gsize *ret_bytes)
 {
-    File *file;
+    uint64_t bytes = file_size(file);
+    uint8_t *data = g_malloc0(bytes + 1);
+    if (file_read(self, file, host_off(0), data, bytes) < 0)
+        bytes = 0;
+    *ret_bytes = bytes;
+    return data;
+}
+
+static char *check_marks(Fiber *self, const CrashCase *c, File *file)
+{
+    const Template *t = template_get(c);
+    gsize bytes;
+    g_autofree uint8_t *data = read_all(self, file, &bytes);
+    return crash_qcow2_check_marks(data, bytes, (const uint8_t *)t->top, t->top_bytes);
+}
+
+static char *check_image(Fiber *self, File *file)
+{
     Qcow2CheckResult result = {0};
     g_autoptr(GError) error = NULL;
     char *problem = NULL;
-    if (file_open(self, "/top", 0, &file, &error) < 0)
-        return g_strdup(error->message);
     if (qcow2_check(self, file, 0, &result, &error) < 0) {
         problem = g_strdup(error->message);
     } else if (result.n_corruptions || result.n_check_errors) {
@@ -180,6 +227,21 @@ char *crash_qcow2_check(Fiber *self, const CrashCase *c)
                             result.n_check_errors, first_message(&result));
     }
     qcow2_check_result_clear(&result);
+    return problem;
+}
+
+char *crash_qcow2_check(Fiber *self, const CrashCase *c)
+{
+    const CrashQcow2 *q = c->data;
+    File *file;
+    g_autoptr(GError) error = NULL;
+    if (file_open(self, "/top", 0, &file, &error) < 0)
+        return g_strdup(error->message);
+    char *problem = NULL;
+    if (!q->is_dirty || !has_dirty_bit(self, file))
+        problem = check_image(self, file);
+    if (!problem && q->has_marks)
+        problem = check_marks(self, c, file);
     file_close(self, file);
     return problem;
 }

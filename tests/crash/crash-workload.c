@@ -51,6 +51,13 @@ static void note_result(CrashWorkload *w, int result, bool is_read, bool began_a
         w->n_failed_late++;
 }
 
+// §9: once a sync has failed nothing is durable any more, and nobody is told that it is.
+static void note_durable(CrashWorkload *w, int result, bool began_after_fault)
+{
+    if (result >= 0 && began_after_fault && w->has_flush_fault && !w->problem[0])
+        g_snprintf(w->problem, sizeof(w->problem), "a flush succeeds after a sync has failed");
+}
+
 static void do_write(Fiber *self, CrashWorkload *w, uint64_t off, uint64_t len, bool is_fua)
 {
     bool after_fault = is_after_fault(w);
@@ -60,6 +67,8 @@ static void do_write(Fiber *self, CrashWorkload *w, uint64_t off, uint64_t len, 
     int r = node_write(self, w->node, guest_off(off), buf, len, is_fua ? NODE_IO_FUA : 0);
     shadow_model_end(w->model, version, r, is_fua);
     note_result(w, r, false, after_fault);
+    if (is_fua)
+        note_durable(w, r, after_fault);
 }
 
 static void do_zero(Fiber *self, CrashWorkload *w, uint64_t off, uint64_t len, bool is_fua)
@@ -98,6 +107,7 @@ static void do_flush(Fiber *self, CrashWorkload *w)
     int r = node_flush(self, w->node);
     shadow_model_flush_end(w->model, begun, r);
     note_result(w, r, false, after_fault);
+    note_durable(w, r, after_fault);
 }
 
 static void do_read(Fiber *self, CrashWorkload *w, uint64_t off, uint64_t len)

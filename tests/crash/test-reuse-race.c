@@ -132,7 +132,7 @@ int main(int argc, char **argv)
         for (uint64_t seed = options.seed; seed < options.seed + options.n_points && is_good[i];
              seed++)
             is_good[i] = run(&c, seed, i == 1);
-        printf("%sok %u - a late %s does not meet a cluster taken again: %" PRIu64 " seeds\n",
+        printf("%sok %u - a late %s does not meet a cluster taken again (§4): %" PRIu64 " seeds\n",
                is_good[i] ? "" : "not ", i + 1, i == 1 ? "read" : "write", options.n_points);
     }
     printf("1..2\n");

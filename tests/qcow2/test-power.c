@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // Creation and repair on the simulation, with the power cut before each of their operations: an
-// image that is being made is no image until it is whole, and an interrupted repair can be repaired
-// without loss. Then with each operation failing.
+// image that is being made is no image until it is whole (docs/ordering.md §8), and an interrupted
+// repair can be repaired without loss (§7). Then with each operation failing.
 #include "host.h"
 
 #include <errno.h>
