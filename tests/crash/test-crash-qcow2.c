@@ -14,8 +14,8 @@
 #define BITMAPS "qemu-img bitmap --add top one; qemu-img bitmap --add -g 8k --disable top two"
 // A program that dies without closing: the dirty bit stays, and refcounts were never written.
 #define ABORTED_WRITE                                                                              \
-    "(ulimit -c 0; qemu-io -f qcow2 -c \"write -s content 0 $SIZE\" -c flush -c abort top) "       \
-    "2>/dev/null || :"
+    "sh -c 'ulimit -c 0; qemu-io -f qcow2 -c \"write -s content 0 $0\" -c flush -c abort top; :' " \
+    "$SIZE 2>/dev/null"
 
 #define QCOW2_CASE                                                                                 \
     .prepare = crash_qcow2_prepare, .open = crash_qcow2_open, .close = crash_qcow2_close,          \
