@@ -151,6 +151,15 @@ def test_map_preallocated(tmp):
         same_maps(top, *words)
 
 
+def test_map_reserved(tmp):
+    """The same where the host reserved the space: QEMU does not look for holes then."""
+    for mode in "falloc", "full":
+        disk = tmp / f"{mode}.qcow2"
+        qemu_img("create", "-q", "-f", "qcow2", "-o", f"preallocation={mode}", disk, "16M")
+        qemu_io(disk, "write -P 1 1M 100k", "write -z 3M 64k")
+        same_maps(disk, DATA, HOLE)
+
+
 def test_map_compressed(tmp):
     """The same for compressed clusters, some of them written again."""
     raw = random_file(tmp / "in.raw", 2 * MIB)
