@@ -9,6 +9,13 @@ mixN (N layers of mixed cluster sizes, each with its share of the data); new (an
 fresh (an empty qcow2). Patterns: rr, rw (random 4 KiB, 32 in flight), rr1, rw1 (one at a time), sr,
 sw (sequential 256 KiB, 8 in flight), with xN for N connections. On new and fresh nearly each rw allocates.
 
+Beside the other servers stands "floor", a server that does nothing but the system calls
+(floor-server.c). Two more workloads measure only chaind:
+  map-memory      a 1 TiB image with preallocated metadata: a working set within --map-memory, and one of
+                  four times that; requests per second of both, and memory beside the bound
+  slow-neighbour  export B alone, and beside export A of the same loop on a disk with 50 ms delays (nbdkit's
+                  delay filter behind nbdfuse); B's latencies of both
+
 Put --dir on a tmpfs (the default) to see CPU cost, on a disk to see the page cache, and add --direct there
 to see the disk. Servers that are not installed, or cannot serve an image, are left out.
 """
@@ -21,15 +28,21 @@ import signal
 import socket
 import statistics
 import subprocess
+import sys
 import tempfile
+import threading
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-MIB = 1 << 20
+sys.path.insert(0, f"{ROOT}/tests/integration")
+from fuse_disk import NoFuse, fuse_disk  # noqa: E402
+
+MIB, GIB = 1 << 20, 1 << 30
 PATTERNS = {"rr": ("randread", "4k", 32), "rr1": ("randread", "4k", 1),
             "rw": ("randwrite", "4k", 32), "rw1": ("randwrite", "4k", 1),
             "sr": ("read", "256k", 8), "sw": ("write", "256k", 8)}
-DEFAULT = "raw-rr,raw-rw,raw-rr1,raw-sr,raw-sw,flat-rr,flat-rw,chain1-rr,chain50-rr,mix20-rr,new-rw,fresh-rw"
+DEFAULT = ("raw-rr,raw-rw,raw-rr1,raw-sr,raw-sw,flat-rr,flat-rw,chain1-rr,chain50-rr,mix20-rr,new-rw,fresh-rw,"
+           "map-memory,slow-neighbour")
 
 
 def run(*args):
@@ -114,6 +127,9 @@ def command_of(server, path, fmt, sock, args):
     if server == "chaind":
         return [args.chaind, "--log", "error", "--format", fmt, "--nbd", sock,
                 *(["--direct"] if direct else []), path]
+    floor = os.path.join(os.path.dirname(args.chaind), "../tests/bench/floor-server")
+    if server == "floor" and os.path.exists(floor) and fmt == "raw" and not direct:
+        return [floor, sock, path]
     if server == "nbdkit" and shutil.which("nbdkit") and fmt == "raw":
         return ["nbdkit", "-f", "-U", sock, "file", path] + (["cache=none"] if direct else [])
     if server == "qemu-nbd" and shutil.which("qemu-nbd"):
@@ -171,10 +187,10 @@ class Server:
             self.process.kill()
 
 
-def fio(sock, kind, pattern, size, seconds):
+def fio(sock, kind, pattern, size, seconds, export=""):
     name, _, connections = pattern.partition("x")
     rw, block, depth = PATTERNS[name]
-    command = ["fio", "--name=bench", "--ioengine=nbd", f"--uri=nbd+unix:///?socket={sock}",
+    command = ["fio", "--name=bench", "--ioengine=nbd", f"--uri=nbd+unix:///{export}?socket={sock}",
                f"--rw={rw}", f"--bs={block}", f"--iodepth={depth}", f"--numjobs={connections or 1}",
                "--group_reporting", "--norandommap", "--randrepeat=1", "--output-format=json"]
     if kind in ("fresh", "new") and name == "rw":  # one request per cluster
@@ -211,10 +227,76 @@ def measure(server, workload, images, args):
             used, memory = running.cpu_seconds() - before, running.memory_mib()
         finally:
             running.stop()
+    n = sum(side["total_ios"] for side in (job["read"], job["write"]))
+    rate, p99 = rate_and_p99(job)
+    return rate, p99, used / n * 1e6, memory
+
+
+def rate_and_p99(job):
+    """Requests per second, and the 99th percentile of their latency in µs."""
     sides = job["read"], job["write"]
-    n = sum(side["total_ios"] for side in sides)
     p99 = max(side["clat_ns"].get("percentile", {}).get("99.000000", 0) for side in sides) / 1000
-    return sum(side["iops"] for side in sides), p99, used / n * 1e6, memory
+    return sum(side["iops"] for side in sides), p99
+
+
+def map_memory_case(images, args):
+    """A working set that the maps hold, and one of four times that, on an image of 1 TiB."""
+    budget = 32 * MIB
+    covered = budget // 8 * 65536  # bytes of the disk whose L2 entries fill the budget
+    path = images.path("tebibyte.qcow2")
+    if not os.path.exists(path):
+        run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", path, "1T")
+    rates = {}
+    for name, size in (("half of it", covered // 2), ("4 x", covered * 4)):
+        results = []
+        for _ in range(args.runs):
+            with tempfile.TemporaryDirectory(prefix="chaind-bench-") as tmp:
+                command = command_of("chaind", path, "qcow2", f"{tmp}/s", args)
+                running = Server([*command[:1], "--map-memory", str(budget), *command[1:]], f"{tmp}/s")
+                try:
+                    fio(f"{tmp}/s", "tebibyte", "rr", size, args.seconds)  # fills the caches
+                    job = fio(f"{tmp}/s", "tebibyte", "rr", size, args.seconds)
+                    results.append((*rate_and_p99(job), running.memory_mib()))
+                finally:
+                    running.stop()
+        rate, p99, memory = (statistics.median(column) for column in zip(*results))
+        rates[name] = rate
+        print(f"{'map-memory':14} {name:10} {rate:10.0f} {p99:8.0f} {'':10} {memory:6.1f}   "
+              f"working set {size // GIB} GiB, --map-memory {budget // MIB} MiB", flush=True)
+    print(f"{'map-memory':14} 4 x the budget keeps {rates['4 x'] / rates['half of it']:.2f} of the rate within it")
+
+
+def slow_neighbour_case(images, args):
+    """Export B while A of the same loop sits on a disk with 50 ms delays."""
+    fast = images.get("raw")[0]
+    alone, beside, slow_rates = [], [], []
+    with tempfile.TemporaryDirectory(prefix="chaind-bench-") as tmp, \
+            fuse_disk(f"{tmp}/mnt", "--filter=delay", "memory", "1T", "delay-read=50ms") as slow:
+        sock = f"{tmp}/s"
+        running = Server([args.chaind, "--log", "error", "--format", "raw", "--loops", "1", "--nbd", sock,
+                          f"A={slow}", f"B={fast}"], sock)
+
+        def load_slow():
+            slow_rates.append(fio(sock, "raw", "rr", 1 << 40, args.seconds + 1, "A")["read"]["iops"])
+        try:
+            for _ in range(args.runs):
+                alone.append(rate_and_p99(fio(sock, "raw", "rr1", images.size, args.seconds, "B")))
+                thread = threading.Thread(target=load_slow)
+                thread.start()
+                time.sleep(0.5)
+                beside.append(rate_and_p99(fio(sock, "raw", "rr1", images.size, args.seconds, "B")))
+                thread.join()
+        finally:
+            running.stop()
+    for name, results in (("B alone", alone), ("B beside A", beside)):
+        rate, p99 = (statistics.median(column) for column in zip(*results))
+        print(f"{'slow-neighbour':14} {name:10} {rate:10.0f} {p99:8.0f}", flush=True)
+    factor = statistics.median(b[1] for b in beside) / statistics.median(a[1] for a in alone)
+    print(f"{'slow-neighbour':14} beside A, which has {statistics.median(slow_rates):.0f} requests/s, "
+          f"B's p99 is {factor:.2f} x alone")
+
+
+CASES = {"map-memory": map_memory_case, "slow-neighbour": slow_neighbour_case}
 
 
 def main():
@@ -223,7 +305,7 @@ def main():
     ap.add_argument("--chaind", default=f"{ROOT}/build/daemon/chaind")
     ap.add_argument("--dir", help="where images are made and kept (default: in /dev/shm, removed)")
     ap.add_argument("--size", type=int, default=512, metavar="MIB", help="of the data (512)")
-    ap.add_argument("--servers", default="chaind,nbdkit,qemu-nbd,qsd")
+    ap.add_argument("--servers", default="chaind,floor,nbdkit,qemu-nbd,qsd")
     ap.add_argument("--workloads", default=DEFAULT)
     ap.add_argument("--runs", type=int, default=3)
     ap.add_argument("--seconds", type=int, default=3, help="of each run")
@@ -235,9 +317,15 @@ def main():
     os.makedirs(directory, exist_ok=True)
     images = Images(directory, args.size)
     try:
-        print(f"{'workload':12} {'server':10} {'requests/s':>10} {'p99 us':>8} {'CPU us/req':>10} "
+        print(f"{'workload':14} {'server':10} {'requests/s':>10} {'p99 us':>8} {'CPU us/req':>10} "
               f"{'MiB':>6}   median of {args.runs}")
         for workload in args.workloads.split(","):
+            if workload in CASES:
+                try:
+                    CASES[workload](images, args)
+                except NoFuse as e:
+                    print(f"{workload:14} left out: {e}", flush=True)
+                continue
             results = {server: [] for server in args.servers.split(",")}
             for _ in range(args.runs):
                 for server, list_of in results.items():
@@ -247,7 +335,7 @@ def main():
             for server, list_of in results.items():
                 if list_of:
                     rate, p99, cpu, memory = (statistics.median(column) for column in zip(*list_of))
-                    print(f"{workload:12} {server:10} {rate:10.0f} {p99:8.0f} {cpu:10.2f} {memory:6.1f}",
+                    print(f"{workload:14} {server:10} {rate:10.0f} {p99:8.0f} {cpu:10.2f} {memory:6.1f}",
                           flush=True)
     finally:
         if not args.dir:
