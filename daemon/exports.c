@@ -5,6 +5,7 @@
 #include "exports.h"
 
 #include <errno.h>
+#include <string.h>
 
 #include "chain-core/chain.h"
 #include "log.h"
@@ -43,12 +44,27 @@ static char *size_text(uint64_t bytes)
 
 static char *summarize(const Disk *disk, const ChainInfo *info)
 {
+    const char *snapshot = disk->options->snapshot;
     g_autofree char *size = size_text(disk->node->size_bytes);
-    g_autofree char *snapshot =
-        disk->options->snapshot ? g_strdup_printf(", snapshot %s", disk->options->snapshot) : NULL;
+    g_autofree char *view = snapshot ? g_strdup_printf(", snapshot %s", snapshot)
+                            : g_str_equal(info->top_format, "qcow2") ? g_strdup(", head")
+                                                                     : g_strdup("");
     return g_strdup_printf("%s %s, %u layer%s%s%s", size, info->top_format, info->n_layers,
-                           info->n_layers == 1 ? "" : "s", snapshot ? snapshot : "",
+                           info->n_layers == 1 ? "" : "s", view,
                            disk->node->read_only ? ", read-only" : "");
+}
+
+// What clients see beside the name: "web: 20 GiB qcow2, 4 layers, head". Owned.
+static char *describe(const Disk *disk)
+{
+    if (disk->options->description)
+        return g_strdup(disk->options->description);
+    const char *name = disk->option->name;
+    char *text = *name ? g_strdup_printf("%s: %s", name, disk->summary) : g_strdup(disk->summary);
+    if (strlen(text) <= OPTIONS_MAX_STRING && g_utf8_validate(text, -1, NULL))
+        return text;
+    g_free(text); // a snapshot's name may be anything
+    return g_strdup("");
 }
 
 static void log_notices(const Disk *disk, const ChainInfo *info)
@@ -92,9 +108,10 @@ static int open_disk(Fiber *self, Disk *disk)
     log_notices(disk, &info);
     chain_info_clear(&info);
 
+    g_autofree char *description = describe(disk);
     NbdsExportConfig config = {
         .name = disk->option->name,
-        .description = options->description ? options->description : disk->summary,
+        .description = description,
         .node = disk->node,
         .read_only = options->read_only,
     };

@@ -25,5 +25,5 @@ int exports_close(Exports *exports, gint64 patience_us);
 
 unsigned exports_count(const Exports *exports);
 const char *exports_name(const Exports *exports, unsigned i);
-// "20 GiB qcow2, 4 layers, read-only"
+// "20 GiB qcow2, 4 layers, head, read-only"
 const char *exports_summary(const Exports *exports, unsigned i);

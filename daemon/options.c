@@ -111,6 +111,9 @@ static int parse_disks(char **arguments, GPtrArray *disks, GError **error)
     for (; *arguments; arguments++) {
         DiskOption *disk = disk_option_new(*arguments);
         g_ptr_array_add(disks, disk);
+        if (strlen(disk->name) > OPTIONS_MAX_STRING)
+            return refuse(error, "the name '%.32s…' is longer than the %d bytes that NBD allows",
+                          disk->name, OPTIONS_MAX_STRING);
         if (!*disk->file)
             return refuse(error, "'%s' names no file: write NAME=FILE", *arguments);
         if (g_hash_table_add(names, disk->name))
@@ -147,6 +150,8 @@ static int parse_value(int option, const char *name, const char *value, Options 
         options->snapshot = g_strdup(value);
         return 0;
     case 't':
+        if (strlen(value) > OPTIONS_MAX_STRING || !g_utf8_validate(value, -1, NULL))
+            return refuse(error, "--description is at most %d bytes of UTF-8", OPTIONS_MAX_STRING);
         g_free(options->description);
         options->description = g_strdup(value);
         return 0;

@@ -8,6 +8,9 @@
 
 #include "log.h"
 
+// Of what goes to clients (names, descriptions); NBD allows no more.
+enum { OPTIONS_MAX_STRING = 4096 };
+
 // One FILE argument.
 typedef struct DiskOption {
     char *name; // of the export; "" is the default export

@@ -178,6 +178,23 @@ static void what_makes_no_sense_is_refused(void **state)
     assert_refused("x=a|x=b", "named 'x'");
     assert_refused("a|b", "NAME=b");
     assert_refused("x=", "no file");
+    assert_refused("--description|\xff|a", "UTF-8");
+}
+
+static void strings_for_clients_have_at_most_4096_bytes(void **state)
+{
+    g_autofree char *fits = g_strnfill(4096, 'x'), *is_long = g_strnfill(4097, 'x');
+    char *lines[] = {g_strdup_printf("--description|%s|a", fits), g_strdup_printf("%s=a", fits),
+                     g_strdup_printf("--description|%s|a", is_long),
+                     g_strdup_printf("%s=a", is_long)};
+    for (unsigned i = 0; i < 2; i++) {
+        Options o = parsed(lines[i]);
+        options_clear(&o);
+    }
+    assert_refused(lines[2], "--description is at most 4096 bytes");
+    assert_refused(lines[3], "longer than the 4096 bytes");
+    for (unsigned i = 0; i < G_N_ELEMENTS(lines); i++)
+        g_free(lines[i]);
 }
 
 int main(void)
@@ -192,6 +209,7 @@ int main(void)
         cmocka_unit_test(after_two_dashes_everything_is_a_file),
         cmocka_unit_test(sizes_are_checked),
         cmocka_unit_test(what_makes_no_sense_is_refused),
+        cmocka_unit_test(strings_for_clients_have_at_most_4096_bytes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -114,6 +114,30 @@ def test_description(tmp):
         says(run("nbdinfo", "--list", d.uri()).stdout, "Ümläut & more")
 
 
+def test_default_description(tmp):
+    """Without --description clients see name, size, format, layers and which state it is."""
+    disk, raw = image(tmp / "a.qcow2"), random_file(tmp / "a.raw", MIB)
+    qemu_img("snapshot", "-c", "monday", disk)
+    for args, want in (
+            ([f"web={disk}"], "web: 1 MiB qcow2, 1 layer, head"),
+            ([disk], "1 MiB qcow2, 1 layer, head"),
+            (["--read-only", f"web={disk}"], "web: 1 MiB qcow2, 1 layer, head, read-only"),
+            (["--snapshot", "monday", disk], "1 MiB qcow2, 1 layer, snapshot monday, read-only"),
+            (["--format", "raw", f"r={raw}"], "r: 1 MiB raw, 1 layer")):
+        with Daemon(*args) as d:
+            listed = run("nbdinfo", "--list", d.uris()[0]).stdout
+            assert f"description: {want}\n" in listed, listed
+
+
+def test_long_strings(tmp):
+    """A description or a name longer than NBD allows is a usage error; one as long is served."""
+    disk = image(tmp / "a.qcow2")
+    says(fails("--description", "x" * 4097, disk, status=2), "--description", "4096")
+    says(fails("x" * 4097 + f"={disk}", status=2), "4096")
+    with Daemon("--description", "x" * 4096, disk) as d:
+        says(run("nbdinfo", "--list", d.uri()).stdout, "x" * 4096)
+
+
 def test_raw_needs_format(tmp):
     """A raw image is served with --format raw and refused without, with words that say so."""
     raw = random_file(tmp / "a.raw", MIB)
