@@ -205,7 +205,7 @@ def test_hung_disk(tmp):
     def hang(disk):
         with open(tmp / "good.raw", "wb") as f:
             f.truncate(MIB)
-        d = Daemon("--format", "raw", f"hung={disk}", f"good={tmp}/good.raw")
+        d = Daemon("--loops", 1, "--format", "raw", f"hung={disk}", f"good={tmp}/good.raw")
         good_one, hung = connect(d.uri("good")), connect(d.uri("hung"))
         good_one.pwrite(b"y" * 4096, 0)
         hung.pwrite(b"x" * 4096, 0)
