@@ -12,6 +12,13 @@ class NoFuse(Exception):
     """The machine cannot do it; the text says why."""
 
 
+def unmount(directory):
+    """As root, or as the user who mounted it; also while somebody still has the file open."""
+    for command in (["umount", "-l"], ["fusermount3", "-u", "-z"]):
+        if os.path.ismount(directory) and shutil.which(command[0]):
+            subprocess.run([*command, directory], stderr=subprocess.DEVNULL)
+
+
 def deepen_queue(mount):
     """FUSE queues 12 requests, and then lets even those wait who asked not to; disks queue more."""
     control = "/sys/fs/fuse/connections"
@@ -47,7 +54,7 @@ def fuse_disk(directory, *nbdkit):
         deepen_queue(directory)
         yield path
     finally:
-        subprocess.run(["umount", "-l", directory], stderr=subprocess.DEVNULL)
+        unmount(directory)
         try:
             server.wait(10)
         except subprocess.TimeoutExpired:
