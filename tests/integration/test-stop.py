@@ -2,8 +2,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """How it ends: signals while idle and under load, clients that stay, exit statuses."""
 import os
+import select
 import signal
 import socket
+import struct
 import threading
 
 import nbd
@@ -58,6 +60,32 @@ def test_stop_with_client(tmp):
     d.stop()
     harness.check_image(tmp / "a.qcow2")
     assert "x" * 16 in harness.qemu_io(tmp / "a.qcow2", "read -v 0 512")
+
+
+def test_stop_with_tcp_client(tmp):
+    """Over TCP a client reads every reply that was due at the stop, however many requests lay unread."""
+    each = 64 << 10
+    d = Daemon("--nbd", "127.0.0.1:0", image(tmp))
+    host, port = d.uri().removeprefix("nbd://").rstrip("/").rsplit(":", 1)
+    with socket.create_connection((host, int(port))) as s:
+        s.sendall(struct.pack(">I8sII", 3, b"IHAVEOPT", 1, 0))  # no zeroes; EXPORT_NAME ""
+        assert len(s.recv(18, socket.MSG_WAITALL)) == 18
+        assert len(s.recv(10, socket.MSG_WAITALL)) == 10
+        requests = b"".join(struct.pack(">IHHQQI", 0x25609513, 0, 0, i, 0, each)
+                            for i in range(200000))
+        sent = 0
+        while select.select([], [s], [], 1)[1]:  # until it reads no more
+            sent += s.send(requests[sent:sent + 65536], socket.MSG_DONTWAIT)
+        d.process.send_signal(signal.SIGTERM)
+        n_replies = 0
+        while head := s.recv(16, socket.MSG_WAITALL):
+            magic, error, cookie = struct.unpack(">IIQ", head)
+            assert (magic, cookie) == (0x67446698, n_replies), (magic, cookie, n_replies)
+            if error == 0:
+                assert len(s.recv(each, socket.MSG_WAITALL)) == each
+            n_replies += 1
+    assert n_replies > 0
+    assert d.wait() == 0
 
 
 def test_stop_with_silent_client(tmp):
