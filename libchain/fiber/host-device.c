@@ -66,8 +66,6 @@ static void job_done(LoopCall *call);
 static void start(HostDevice *device, DeviceJob *job)
 {
     device->n_running++;
-    if (job->start)
-        job->start(job);
     job->job.call.fn = job_done;
     // Without a single thread there is no other way than to block here.
     if (worker_pool_submit(device->host->pool, &job->job) < 0) {
@@ -83,8 +81,8 @@ static void job_done(LoopCall *call)
     device->n_running--;
     device->n_refs++; // `done` may drop the last one
     job->done(job);
-    DeviceJob *next = device->first;
-    if (next && device->n_running < places(device->host)) {
+    while (device->first && device->n_running < places(device->host)) {
+        DeviceJob *next = device->first;
         device->first = next->next;
         start(device, next);
     }
@@ -95,7 +93,8 @@ void host_device_submit(HostDevice *device, DeviceJob *job)
 {
     job->device = device;
     job->next = NULL;
-    if (device->n_running < places(device->host)) {
+    // A job that submits itself again as soon as it is done does not overtake those that wait.
+    if (!device->first && device->n_running < places(device->host)) {
         start(device, job);
         return;
     }

@@ -10,8 +10,7 @@ typedef struct DeviceJob DeviceJob;
 struct DeviceJob {
     WorkerJob job; // the caller sets job.run
     HostDevice *device;
-    void (*start)(DeviceJob *job); // on the loop, when it got its place; or NULL
-    void (*done)(DeviceJob *job);  // on the loop; the storage is the caller's again
+    void (*done)(DeviceJob *job); // on the loop; the storage is the caller's again
     DeviceJob *next;
 };
 

@@ -175,6 +175,7 @@ int host_file_open(Fiber *self, Loop *loop, const char *path, FileOpenFlags flag
     h->misses_block = o.is_remote;
     h->has_own_map = !is_block_device && !o.is_memory;
     warm_map_init(&h->warm, o.size);
+    host_file_init_writes(h);
     if (o.is_memory)
         h->inline_reads = h->inline_writes = HOST_FILE_INLINE_ALWAYS;
     else

@@ -2,7 +2,8 @@
 // Transfers of host files. Reads: inline where that cannot block (memory, the page cache, parts of
 // a file that the file system has mapped), else a ring operation. Writes: inline on memory, direct
 // ones on the ring; buffered ones of one turn go together to one worker, which costs one wake-up
-// and one message for all of them (docs/performance.md has the numbers). On the file's loop.
+// and one message for all of them (docs/performance.md has the numbers). On the file's loop, except
+// what the write job runs.
 #include "host-file.h"
 
 #include <assert.h>
@@ -107,65 +108,44 @@ static ssize_t try_write(File *file, uint64_t off, const struct iovec *iov, unsi
 
 // --- buffered writes on workers ------------------------------------------------------------------
 
-// More than one job lets the next turn's writes start while a large one is under way; the file
-// system takes its inode lock for each, so many would only wait for each other.
-enum { WRITE_JOBS_PER_FILE = 2, WRITE_JOB_BYTES = 1024 * 1024 };
+// A file has one write job at a time: file systems take the inode's lock for each write, so that
+// two would wait for each other. While it runs it also takes what later turns hand over, without
+// being woken again. It ends when nothing is left, or after so much, so that other jobs of the
+// device get its place.
+enum {
+    JOB_BYTES = 16 * 1024 * 1024,
+    ANSWER_BYTES = 1024 * 1024,
+    CALL_BYTES = 4096, // what a call costs beside its bytes
+};
 
-typedef struct WriteJob {
-    DeviceJob job;
-    HostFile *file;
-    int fd;
-    FileTransfer *first; // results in backend_data
-} WriteJob;
-
-static void write_job_start(DeviceJob *job)
+static void push(_Atomic(FileTransfer *) *list, FileTransfer *first, FileTransfer *last)
 {
-    WriteJob *w = (WriteJob *)job;
-    HostFile *h = w->file;
-    size_t bytes = 0;
-    FileTransfer *last = NULL;
-    w->first = h->first_write;
-    for (FileTransfer *x = w->first; x && bytes < WRITE_JOB_BYTES; x = x->next) {
-        bytes += iov_bytes(x->iov + x->first_iov, x->n_left_iov);
-        last = x;
+    FileTransfer *head = atomic_load_explicit(list, memory_order_relaxed);
+    do
+        last->next = head;
+    while (!atomic_compare_exchange_weak(list, &head, first));
+}
+
+static FileTransfer *take_in_order(_Atomic(FileTransfer *) *list)
+{
+    FileTransfer *x = atomic_exchange(list, NULL), *first = NULL;
+    while (x) {
+        FileTransfer *next = x->next;
+        x->next = first;
+        first = x;
+        x = next;
     }
-    if (!last)
-        return;
-    h->first_write = last->next;
-    last->next = NULL;
+    return first;
 }
 
-static void write_job_run(WorkerJob *job)
+static bool has_writes(HostFile *h)
 {
-    WriteJob *w = (WriteJob *)job;
-    for (FileTransfer *x = w->first; x; x = x->next) {
-        ssize_t n;
-        do
-            n = pwritev(w->fd, x->iov + x->first_iov, (int)x->n_left_iov, (off_t)x->off);
-        while (n < 0 && errno == EINTR);
-        x->backend_data = (void *)(n < 0 ? -(intptr_t)errno : (intptr_t)n);
-    }
+    return atomic_load_explicit(&h->writes, memory_order_relaxed);
 }
 
-static void mark_dirty(HostFile *h)
+static void end_written(HostFile *h)
 {
-    if (h->is_dirty)
-        return;
-    h->is_dirty = true;
-    h->next_dirty = h->host->dirty_files;
-    h->host->dirty_files = h;
-}
-
-static void write_job_done(DeviceJob *job)
-{
-    WriteJob *w = (WriteJob *)job;
-    HostFile *h = w->file;
-    if (--h->n_write_jobs == 0)
-        fiber_queue_wake_all(&h->jobs_ended);
-    if (h->first_write)
-        mark_dirty(h);
-    FileTransfer *x = w->first;
-    g_free(w);
+    FileTransfer *x = take_in_order(&h->written);
     while (x) {
         FileTransfer *next = x->next;
         file_transfer_done(x, (ssize_t)(intptr_t)x->backend_data);
@@ -173,28 +153,92 @@ static void write_job_done(DeviceJob *job)
     }
 }
 
+static void written_came(LoopCall *call)
+{
+    HostFile *h = (HostFile *)((char *)call - offsetof(HostFile, written_call));
+    atomic_store(&h->is_written_call_posted, false); // before taking: what is added later is posted
+    end_written(h);
+}
+
+// Returns what it cost.
+static size_t write_one(int fd, FileTransfer *x)
+{
+    const struct iovec *iov = x->iov + x->first_iov;
+    ssize_t n;
+    do
+        n = x->n_left_iov == 1 ? pwrite(fd, iov->iov_base, iov->iov_len, (off_t)x->off)
+                               : pwritev(fd, iov, (int)x->n_left_iov, (off_t)x->off);
+    while (n < 0 && errno == EINTR);
+    x->backend_data = (void *)(n < 0 ? -(intptr_t)errno : (intptr_t)n);
+    return CALL_BYTES + (n < 0 ? 0 : (size_t)n);
+}
+
+// What is written last is left to the end of the job, whose message comes anyway.
+static void write_job_run(WorkerJob *job)
+{
+    HostFile *h = (HostFile *)((char *)job - offsetof(HostFile, write_job));
+    size_t bytes = 0, n_answered = 0;
+    FileTransfer *x = NULL;
+    while (x || (bytes < JOB_BYTES && (x = take_in_order(&h->writes)))) {
+        FileTransfer *next = x->next;
+        bytes += write_one(h->fd, x);
+        push(&h->written, x, x);
+        x = next;
+        if ((x ? bytes - n_answered >= ANSWER_BYTES : has_writes(h)) &&
+            !atomic_exchange(&h->is_written_call_posted, true)) {
+            n_answered = bytes;
+            loop_post(&h->host->loop, &h->written_call);
+        }
+    }
+}
+
+static void start_write_job(HostFile *h)
+{
+    h->is_job_under_way = true;
+    host_device_submit(h->device, &h->write_job);
+}
+
+static void write_job_done(DeviceJob *job)
+{
+    HostFile *h = (HostFile *)((char *)job - offsetof(HostFile, write_job));
+    h->is_job_under_way = false;
+    end_written(h);
+    if (has_writes(h))
+        start_write_job(h);
+    else
+        fiber_queue_wake_all(&h->job_ended);
+}
+
+void host_file_init_writes(HostFile *h)
+{
+    h->written_call.fn = written_came;
+    h->write_job.job.run = write_job_run;
+    h->write_job.done = write_job_done;
+}
+
+static void add_write(HostFile *h, FileTransfer *x)
+{
+    x->next = h->first_new_write;
+    h->first_new_write = x;
+    if (!h->last_new_write)
+        h->last_new_write = x;
+    if (h->is_dirty)
+        return;
+    h->is_dirty = true;
+    h->next_dirty = h->host->dirty_files;
+    h->host->dirty_files = h;
+}
+
 void host_file_dispatch_writes(HostLoop *host)
 {
     HostFile *h = host->dirty_files;
     host->dirty_files = NULL;
-    while (h) {
-        HostFile *next = h->next_dirty;
+    for (; h; h = h->next_dirty) {
         h->is_dirty = false;
-        // When all jobs are taken, the one that ends first marks the file again.
-        while (h->first_write && h->n_write_jobs < WRITE_JOBS_PER_FILE) {
-            WriteJob *w = g_new0(WriteJob, 1);
-            FileTransfer *before = h->first_write;
-            w->job.job.run = write_job_run;
-            w->job.start = write_job_start;
-            w->job.done = write_job_done;
-            w->file = h;
-            w->fd = h->fd;
-            h->n_write_jobs++;
-            host_device_submit(h->device, &w->job);
-            if (h->first_write == before) // waits for a place, and takes what there is then
-                break;
-        }
-        h = next;
+        push(&h->writes, h->first_new_write, h->last_new_write);
+        h->first_new_write = h->last_new_write = NULL;
+        if (!h->is_job_under_way)
+            start_write_job(h);
     }
 }
 
@@ -262,13 +306,7 @@ static void submit(FileTransfer *x)
     } else if (!x->is_write) {
         submit_buffered_read(h, x);
     } else {
-        x->next = NULL;
-        if (h->first_write)
-            h->last_write->next = x;
-        else
-            h->first_write = x;
-        h->last_write = x;
-        mark_dirty(h);
+        add_write(h, x);
     }
 }
 
@@ -292,10 +330,10 @@ static int close_fd(void *arg)
 static void file_close_op(Fiber *self, File *file)
 {
     HostFile *h = host_file(file);
-    // No write is left, but a job may be whose writes an earlier one took along.
-    while (h->n_write_jobs)
-        fiber_queue_wait(self, &h->jobs_ended, false, "end of write jobs");
-    assert(!h->first_write && !h->is_dirty);
+    // No write is left, but the job that made the last one may not have ended.
+    while (h->is_job_under_way)
+        fiber_queue_wait(self, &h->job_ended, false, "end of a write job");
+    assert(!h->first_new_write && !has_writes(h) && !h->is_dirty);
     host_file_call(self, h, close_fd, &h->fd);
     host_device_unref(h->device);
     warm_map_done(&h->warm);

@@ -24,11 +24,16 @@ struct HostFile {
     WarmMap warm;      // for files with such a map
     atomic_bool has_no_punch, has_no_zero_range; // the file system said so; set by any worker
     unsigned locks_held; // bits: FilePerm, and FilePerm << LOCK_UNSHARED_SHIFT
-    // Buffered writes of this turn, for a worker.
-    FileTransfer *first_write, *last_write;
-    unsigned n_write_jobs;
-    FiberQueue jobs_ended; // file_close(), woken when n_write_jobs becomes 0
-    bool is_dirty;         // on host->dirty_files
+    // Buffered writes, each list latest first: of this turn; handed to the job, which takes them
+    // while it runs; and done by it (results in backend_data).
+    FileTransfer *first_new_write, *last_new_write;
+    _Atomic(FileTransfer *) writes, written;
+    LoopCall written_call;
+    atomic_bool is_written_call_posted;
+    DeviceJob write_job;
+    bool is_job_under_way;
+    FiberQueue job_ended; // file_close()
+    bool is_dirty;        // on host->dirty_files
     HostFile *next_dirty;
 };
 
@@ -43,6 +48,7 @@ int host_file_get_allocated(Fiber *self, File *file, uint64_t *ret_bytes);
 // Size of an open descriptor; blocking.
 int host_file_measure(int fd, bool is_block_device, uint64_t *ret_size);
 // host-file.c
+void host_file_init_writes(HostFile *h);
 extern const FileOps host_file_ops;
 // host-file-lock.c
 int host_file_lock(Fiber *self, File *file, unsigned held, unsigned unshared, GError **error);

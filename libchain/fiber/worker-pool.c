@@ -7,14 +7,16 @@
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 
 struct WorkerPool {
     Loop *loop;
     unsigned max_threads;  // loop thread only
+    atomic_uint n_jobs;    // queued or running
     pthread_mutex_t mutex; // protects all below
     pthread_cond_t work_came;
     WorkerJob *first, *last;
-    unsigned n_idle, n_queued;
+    unsigned n_idle;
     bool is_ending;
     unsigned n_threads, capacity; // loop thread only, like the array
     pthread_t *threads;
@@ -34,9 +36,10 @@ static void *worker(void *arg)
         if (!job)
             break;
         pool->first = job->next;
-        pool->n_queued--;
         pthread_mutex_unlock(&pool->mutex);
         job->run(job);
+        // Before the message: whoever gets it and submits the next must not take us for busy.
+        atomic_fetch_sub_explicit(&pool->n_jobs, 1, memory_order_relaxed);
         loop_post(pool->loop, &job->call); // `job` may be gone
         pthread_mutex_lock(&pool->mutex);
     }
@@ -96,26 +99,21 @@ void worker_pool_free(WorkerPool *pool)
 
 int worker_pool_submit(WorkerPool *pool, WorkerJob *job)
 {
-    pthread_mutex_lock(&pool->mutex);
-    bool wants_thread = pool->n_queued >= pool->n_idle && pool->n_threads < pool->max_threads;
-    pthread_mutex_unlock(&pool->mutex);
-    if (wants_thread) {
-        int r = start_thread(pool);
-        if (r < 0 && pool->n_threads == 0)
-            return -EAGAIN;
-    }
-
-    pthread_mutex_lock(&pool->mutex);
+    if (pool->n_threads == 0 && start_thread(pool) < 0)
+        return -EAGAIN;
+    unsigned n_jobs = atomic_fetch_add_explicit(&pool->n_jobs, 1, memory_order_relaxed) + 1;
     job->next = NULL;
+    pthread_mutex_lock(&pool->mutex);
     if (pool->first)
         pool->last->next = job;
     else
         pool->first = job;
     pool->last = job;
-    pool->n_queued++;
     bool wake = pool->n_idle > 0;
     pthread_mutex_unlock(&pool->mutex);
     if (wake)
         pthread_cond_signal(&pool->work_came);
+    if (n_jobs > pool->n_threads && pool->n_threads < pool->max_threads)
+        start_thread(pool); // without it the job waits for another to end
     return 0;
 }

@@ -74,6 +74,46 @@ static void a_device_that_hangs_does_not_take_the_workers_of_another(void **stat
     run_in_fiber_of(&config, hanging_fiber, NULL);
 }
 
+typedef struct Again {
+    DeviceJob job;
+    unsigned n_runs;
+    bool may_end;
+    Fiber *fiber;
+} Again;
+
+static void run_nothing(WorkerJob *job)
+{
+}
+
+static void submit_again(DeviceJob *job)
+{
+    Again *a = (Again *)job;
+    a->n_runs++;
+    if (!a->may_end)
+        host_device_submit(a->job.device, &a->job);
+    else
+        fiber_wake(a->fiber);
+}
+
+static void again_fiber(Fiber *self, void *arg)
+{
+    HostDevice *device = host_device_ref((HostLoop *)fiber_loop(self), 1);
+    Again again = {{.job.run = run_nothing, .done = submit_again}, .fiber = self};
+    host_device_submit(device, &again.job);
+    for (int i = 0; i < N_OTHERS; i++)
+        fiber_assert_equal(host_device_work(self, device, answer, NULL), 42);
+    fiber_assert(again.n_runs <= N_OTHERS + 1); // each had its turn
+    again.may_end = true;
+    fiber_suspend(self, "the last run");
+    host_device_unref(device);
+}
+
+static void a_job_that_submits_itself_again_does_not_overtake_others(void **state)
+{
+    LoopConfig config = {.max_workers = 4}; // one place for a device
+    run_in_fiber_of(&config, again_fiber, NULL);
+}
+
 static void many_hanging_fiber(Fiber *self, void *arg)
 {
     enum { N_BAD = 10, N_EACH = 4 };
@@ -113,6 +153,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_device_that_hangs_does_not_take_the_workers_of_another),
+        cmocka_unit_test(a_job_that_submits_itself_again_does_not_overtake_others),
         cmocka_unit_test(ten_devices_that_hang_do_not_take_the_workers_of_another),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -2,7 +2,9 @@
 // How host files use workers and the ring: what happens when their device has no free place.
 #include "in-fiber.h"
 
+#include <errno.h>
 #include <fcntl.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "fiber/host-file.h"
@@ -88,6 +90,45 @@ static void a_file_is_closed_while_a_write_job_without_writes_waits_for_its_plac
     run_in_fiber_of(&config, close_fiber, NULL);
 }
 
+static void joining_fiber(Fiber *self, void *arg)
+{
+    enum { N_TURNS = 5, N_EACH = 100 };
+    static uint8_t out[N_TURNS][N_EACH];
+    uint8_t in[N_TURNS][N_EACH];
+    HostFile *h = create(self);
+    IoBatch batch;
+    Hang hang;
+    io_batch_init(&batch, self);
+    hang_start(self, &hang, h->device);
+    for (unsigned turn = 0; turn < N_TURNS; turn++) {
+        for (unsigned i = 0; i < N_EACH; i++) {
+            out[turn][i] = (uint8_t)(turn * 7 + i);
+            struct iovec iov = {&out[turn][i], 1};
+            file_write_start(&h->file, host_off(turn * N_EACH + i), &iov, 1, &batch);
+        }
+        fiber_sleep(self, 1000);
+    }
+    fiber_assert(h->is_job_under_way && atomic_load(&h->writes));
+    hang_end(self, &hang);
+    fiber_assert_equal(io_batch_wait(self, &batch), 0);
+    fiber_assert_equal(file_read(self, &h->file, host_off(0), in, sizeof(in)), 0);
+    fiber_assert(!memcmp(in, out, sizeof(in)));
+    // A write that fails fails alone.
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    fiber_assert(dup3(fd, h->fd, O_CLOEXEC) == h->fd);
+    close(fd);
+    write_byte(h, 0, &batch);
+    fiber_assert_equal(io_batch_wait(self, &batch), -EBADF);
+    fiber_assert_equal(unlink(path), 0);
+    file_close(self, &h->file);
+}
+
+static void writes_of_later_turns_join_the_job_under_way(void **state)
+{
+    LoopConfig config = {.max_workers = 4}; // one place for a device
+    run_in_fiber_of(&config, joining_fiber, NULL);
+}
+
 // A read of a pipe waits like one that keeps a worker of the kernel.
 static void reads_fiber(Fiber *self, void *arg)
 {
@@ -127,6 +168,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_file_is_closed_while_a_write_job_without_writes_waits_for_its_place),
+        cmocka_unit_test(writes_of_later_turns_join_the_job_under_way),
         cmocka_unit_test(reads_that_block_take_a_part_of_the_kernels_workers),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
