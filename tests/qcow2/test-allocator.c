@@ -88,20 +88,26 @@ static Device image_make(const char *recipe, uint64_t seed)
     return d;
 }
 
-// 64-bit refcounts: four slices count the device.
-static Device device_make(const char *options, uint64_t seed)
+// The device holds the image, and behind it whatever was there before.
+static Device device_make_from(const char *recipe, uint64_t seed)
 {
-    g_autofree char *data = NULL,
-                    *recipe = g_strdup_printf(
-                        "qemu-img create -q -f qcow2 -o cluster_size=4k,%s i.qcow2 64M", options);
+    g_autofree char *data = NULL;
     gsize len;
     load(recipe, &data, &len);
     data = g_realloc(data, DEVICE_CLUSTERS * CLUSTER);
-    memset(data + len, 0xdb, DEVICE_CLUSTERS * CLUSTER - len); // what the device held before
+    memset(data + len, 0xdb, DEVICE_CLUSTERS * CLUSTER - len);
     Device d = {.sim = sim_new(&(SimConfig){.seed = seed, .short_transfers = true})};
     assert_int_equal(sim_write_file(d.sim, PATH, data, DEVICE_CLUSTERS * CLUSTER), 0);
     assert_int_equal(sim_set_block_device(d.sim, PATH), 0);
     return d;
+}
+
+// With 64-bit refcounts four slices count the device.
+static Device device_make(const char *options, uint64_t seed)
+{
+    g_autofree char *recipe =
+        g_strdup_printf("qemu-img create -q -f qcow2 -o cluster_size=4k,%s i.qcow2 64M", options);
+    return device_make_from(recipe, seed);
 }
 
 static void check_fiber(Fiber *self, void *arg)
@@ -316,6 +322,34 @@ static void many_writers_on_a_full_device_wait_for_each_others_clusters(void **s
     for (uint64_t seed = 20; seed < 40; seed++) {
         Device d = device_make("refcount_bits=16", seed);
         run(&d, overwrite_side_by_side);
+        device_check_and_free(&d);
+    }
+}
+
+// Each needs a table of its own, copied from the snapshot's, and one cluster for it.
+static void zero_what_a_snapshot_shares(Fiber *self, void *arg)
+{
+    Device *d = arg;
+    d->full_at = 4 << 20;
+    fill(self, d);
+    assert_int_equal(node_discard(self, d->node, guest_off(4 << 20), REQUEST, 0), 0);
+    assert_int_equal(node_zero(self, d->node, guest_off(0), REQUEST, 0), 0);
+    assert_int_equal(node_discard(self, d->node, guest_off((4 << 20) + REQUEST), REQUEST, 0), 0);
+    assert_int_equal(node_discard(self, d->node, guest_off(2 << 20), REQUEST, 0), 0);
+    assert_shows(self, d, 0, REQUEST, 0);
+    assert_shows(self, d, REQUEST, CLUSTER, 1);
+    assert_shows(self, d, 2 << 20, REQUEST, 0);
+}
+
+static void zeroes_and_discards_find_room_for_a_table_in_what_was_freed(void **state)
+{
+    static const char recipe[] =
+        "qemu-img create -q -f qcow2 -o cluster_size=4k i.qcow2 64M && "
+        "qemu-io -c 'write -P 1 0 100k' -c 'write -P 1 2M 100k' i.qcow2 && "
+        "qemu-img snapshot -c s i.qcow2";
+    for (unsigned seed = 40; seed < 45; seed++) {
+        Device d = device_make_from(recipe, seed);
+        run(&d, zero_what_a_snapshot_shares);
         device_check_and_free(&d);
     }
 }
@@ -617,6 +651,7 @@ int main(void)
         cmocka_unit_test(fragments_known_to_be_free_serve_large_writes),
         cmocka_unit_test(a_free_cluster_is_found_behind_many_full_slices),
         cmocka_unit_test(a_write_uses_what_was_discarded_before_any_flush),
+        cmocka_unit_test(zeroes_and_discards_find_room_for_a_table_in_what_was_freed),
         cmocka_unit_test(a_refcount_block_that_fails_uses_up_no_clusters),
         cmocka_unit_test(an_unreadable_refcount_slice_does_not_stop_allocation),
         cmocka_unit_test(an_unreadable_slice_at_the_tail_does_not_stop_allocation),
