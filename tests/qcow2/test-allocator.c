@@ -284,45 +284,120 @@ static void a_write_uses_what_was_discarded_before_any_flush(void **state)
 
 typedef struct Overwriter {
     Device *d;
-    uint64_t off;
+    uint8_t number;
     FiberWaitGroup *group;
 } Overwriter;
 
+enum { N_OVERWRITERS = 8 };
+
+static uint64_t overwriter_off(unsigned number)
+{
+    return (uint64_t)number << 19;
+}
+
+// Each round with a byte that is this writer's alone.
 static void overwriter(Fiber *self, void *arg)
 {
     Overwriter *o = arg;
-    for (uint8_t round = 2; round < 6; round++) {
-        assert_int_equal(node_discard(self, o->d->node, guest_off(o->off), REQUEST, 0), 0);
-        assert_int_equal(write_at(self, o->d, o->off, REQUEST, round), 0);
-        // An edge in the middle of what is zero goes through the zeroing's own writes.
-        assert_int_equal(node_zero(self, o->d->node, guest_off(o->off + 100), 200, 0), 0);
-        assert_shows(self, o->d, o->off + 100, 200, 0);
-        assert_shows(self, o->d, o->off + 300, REQUEST - 300, round);
+    Device *d = o->d;
+    uint64_t off = overwriter_off(o->number);
+    for (unsigned round = 0; round < 4; round++) {
+        uint8_t byte = 16 * (1 + o->number) + round;
+        assert_int_equal(node_discard(self, d->node, guest_off(off), REQUEST, 0), 0);
+        assert_int_equal(write_at(self, d, off, REQUEST, byte), 0);
+        // An edge in the middle of what is not zero goes through the zeroing's own writes.
+        assert_int_equal(node_zero(self, d->node, guest_off(off + 100), 200, 0), 0);
+        assert_shows(self, d, off + 100, 200, 0);
+        assert_shows(self, d, off + 300, REQUEST - 300, byte);
     }
     fiber_wait_group_done(o->group);
 }
 
 static void overwrite_side_by_side(Fiber *self, void *arg)
 {
-    Device *d = arg;
-    Overwriter writers[8];
+    Overwriter writers[N_OVERWRITERS];
     FiberWaitGroup group = {0};
-    fill(self, d);
-    fiber_wait_group_add(&group, G_N_ELEMENTS(writers));
-    for (unsigned i = 0; i < G_N_ELEMENTS(writers); i++) {
-        writers[i] = (Overwriter){d, (uint64_t)i << 19, &group};
+    fiber_wait_group_add(&group, N_OVERWRITERS);
+    for (unsigned i = 0; i < N_OVERWRITERS; i++) {
+        writers[i] = (Overwriter){arg, i, &group};
         int r = fiber_spawn(fiber_loop(self), "overwriter", overwriter, &writers[i], NULL);
         assert_int_equal(r, 0);
     }
     fiber_wait_group_wait(self, &group);
 }
 
+static void fill_and_overwrite(Fiber *self, void *arg)
+{
+    fill(self, arg);
+    overwrite_side_by_side(self, arg);
+}
+
 static void many_writers_on_a_full_device_wait_for_each_others_clusters(void **state)
 {
     for (uint64_t seed = 20; seed < 40; seed++) {
         Device d = device_make("refcount_bits=16", seed);
-        run(&d, overwrite_side_by_side);
+        run(&d, fill_and_overwrite);
         device_check_and_free(&d);
+    }
+}
+
+typedef struct Cutter {
+    SimHook hook;
+    Device d;
+    unsigned n_points;
+} Cutter;
+
+// Old, new or no content, but never another's.
+static void show_own_content(Fiber *self, void *arg)
+{
+    Device *d = arg;
+    g_autofree uint8_t *buf = g_malloc(REQUEST);
+    for (unsigned i = 0; i < N_OVERWRITERS; i++) {
+        uint64_t off = overwriter_off(i);
+        assert_int_equal(node_read(self, d->node, guest_off(off), buf, REQUEST), 0);
+        for (unsigned k = 0; k < REQUEST; k++)
+            if (buf[k] > 1 && buf[k] / 16 != 1 + i)
+                fail_msg("writer %u's place shows %#x", i, buf[k]);
+    }
+}
+
+// What a power cut before this operation would leave.
+static int cut_hook(SimHook *hook, uint64_t n, SimOp op, const char *path, uint64_t off,
+                    uint64_t len)
+{
+    Cutter *cutter = (Cutter *)hook;
+    if (op == SIM_OP_READ || op == SIM_OP_OPEN)
+        return 0;
+    Qcow2CheckResult result;
+    Sim *after = sim_clone_after_power_cut(cutter->d.sim, n);
+    assert_true(sim_run(after, check_fiber, &result));
+    if (result.n_corruptions || result.n_check_errors)
+        fail_msg("a cut before operation %lu: %s", (unsigned long)n,
+                 (char *)g_ptr_array_index(result.messages, 0));
+    qcow2_check_result_clear(&result);
+    Device d = {.sim = after};
+    run(&d, show_own_content);
+    sim_free(after);
+    cutter->n_points++;
+    return 0;
+}
+
+static void overwrite_under_cuts(Fiber *self, void *arg)
+{
+    Cutter *cutter = (Cutter *)((char *)arg - G_STRUCT_OFFSET(Cutter, d));
+    fill(self, arg);
+    sim_set_hook(cutter->d.sim, &cutter->hook);
+    overwrite_side_by_side(self, arg);
+    sim_set_hook(cutter->d.sim, NULL);
+}
+
+static void a_power_cut_while_a_full_device_is_overwritten_corrupts_nothing(void **state)
+{
+    for (uint64_t seed = 200; seed < 208; seed++) {
+        Cutter cutter = {.hook = {cut_hook}, .d = device_make("refcount_bits=16", seed)};
+        run(&cutter.d, overwrite_under_cuts);
+        assert_true(cutter.n_points > 50);
+        device_check_and_free(&cutter.d);
     }
 }
 
@@ -651,6 +726,7 @@ int main(void)
         cmocka_unit_test(fragments_known_to_be_free_serve_large_writes),
         cmocka_unit_test(a_free_cluster_is_found_behind_many_full_slices),
         cmocka_unit_test(a_write_uses_what_was_discarded_before_any_flush),
+        cmocka_unit_test(a_power_cut_while_a_full_device_is_overwritten_corrupts_nothing),
         cmocka_unit_test(zeroes_and_discards_find_room_for_a_table_in_what_was_freed),
         cmocka_unit_test(a_refcount_block_that_fails_uses_up_no_clusters),
         cmocka_unit_test(an_unreadable_refcount_slice_does_not_stop_allocation),
