@@ -302,7 +302,8 @@ static void submit(FileTransfer *x)
 {
     HostFile *h = host_file(x->file);
     if (x->file->alignment > 1) {
-        submit_to_ring(x);
+        if (x->is_write || !fixed_buffers_try_read(h->host, x, h->fd))
+            submit_to_ring(x);
     } else if (!x->is_write) {
         submit_buffered_read(h, x);
     } else {

@@ -240,6 +240,7 @@ static void host_free(Loop *loop)
     worker_pool_free(host->pool);
     assert(!host->devices);
     io_uring_queue_exit(&host->ring);
+    fixed_buffers_done(&host->fixed_buffers);
     close(host->event_fd);
     loop_done(loop);
     g_free(host);

@@ -7,13 +7,14 @@
 
 #include "busy-wait.h"
 #include "file-private.h"
+#include "fixed-buffers.h"
 #include "loop-private.h"
 #include "worker-pool.h"
 
 typedef struct HostDevice HostDevice;
 typedef struct HostFile HostFile;
 
-typedef struct HostLoop {
+struct HostLoop {
     Loop loop;
     struct io_uring ring;
     unsigned max_workers;
@@ -26,7 +27,8 @@ typedef struct HostLoop {
     uint64_t idle_since_ns; // while it sleeps and its idle time shall be learnt from
     HostDevice *devices;    // host-device.c
     HostFile *dirty_files;  // have writes to hand to a worker at the end of the turn
-} HostLoop;
+    FixedBuffers fixed_buffers;
+};
 
 // An entry to fill; submitted at the end of the turn. `op`->done gets its result. Never NULL.
 struct io_uring_sqe *host_loop_get_sqe(HostLoop *host, LoopOp *op);
