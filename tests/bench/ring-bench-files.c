@@ -12,7 +12,7 @@
 
 enum { BLOCK = 4096, FILE_BYTES = 64 * 1024 * 1024, DEPTH = 32 };
 
-static uint8_t blocks[DEPTH][BLOCK] __attribute__((aligned(BLOCK)));
+static uint8_t blocks[DEPTH + 1][BLOCK] __attribute__((aligned(BLOCK)));
 static uint8_t copies[DEPTH][BLOCK];
 
 static off_t some_offset(void)
@@ -48,7 +48,7 @@ static unsigned read_batch(struct io_uring *ring, const Variant *v, int fd, unsi
         if (v->flags & FIXED_BUFFERS)
             io_uring_prep_read_fixed(sqe, file, blocks[slot], BLOCK, off, 0);
         else
-            io_uring_prep_read(sqe, file, blocks[slot], BLOCK, off);
+            io_uring_prep_read(sqe, file, blocks[slot] + (v->flags & ACROSS ? 512 : 0), BLOCK, off);
         if (v->flags & FIXED_FILES)
             sqe->flags |= IOSQE_FIXED_FILE;
         io_uring_sqe_set_data64(sqe, slot);
@@ -94,9 +94,8 @@ static Sample run_reads(const Variant *v, const void *path)
 static void make_file(const char *path)
 {
     int fd = check_errno(open(path, O_CREAT | O_TRUNC | O_RDWR | O_CLOEXEC, 0600), path);
-    memset(blocks, 7, sizeof(blocks));
-    for (size_t i = 0; i < FILE_BYTES / sizeof(blocks); i++)
-        if (write(fd, blocks, sizeof(blocks)) != sizeof(blocks))
+    for (size_t i = 0; i < FILE_BYTES / BLOCK; i++)
+        if (write(fd, blocks[0], BLOCK) != BLOCK)
             check(-EIO, path);
     check_errno(fsync(fd), path);
     close(fd);
@@ -137,7 +136,12 @@ void bench_files(void)
         {"registered buffers, copied out of", DIRECT | FIXED_BUFFERS | COPY, DEPTH},
         {"fixed file and registered buffers", DIRECT | FIXED_FILES | FIXED_BUFFERS, DEPTH},
     };
+    static const Variant across[] = {
+        {"ring, 32 in flight", DIRECT | ACROSS, DEPTH},
+        {"registered buffers, copied out of", DIRECT | FIXED_BUFFERS | COPY, DEPTH},
+    };
     bench_reads("/dev/shm/ring-bench", "/dev/shm", memory, 4);
     bench_reads("ring-bench.tmp", "current directory, page cache", cached, 10);
     bench_reads("ring-bench.tmp", "current directory, O_DIRECT", direct, 5);
+    bench_reads("ring-bench.tmp", "current directory, O_DIRECT, to where pages meet", across, 2);
 }

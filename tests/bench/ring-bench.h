@@ -18,7 +18,8 @@ typedef enum Flags {
     COOP = 1 << 7, // ring without DEFER_TASKRUN
     NOWAIT = 1 << 8,
     DIRECT = 1 << 9,
-    COPY = 1 << 10, // from the registered buffer to where the data shall be
+    COPY = 1 << 10,   // from the registered buffer to where the data shall be
+    ACROSS = 1 << 11, // blocks on two pages each
 } Flags;
 
 typedef struct Variant {
