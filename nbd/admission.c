@@ -14,6 +14,7 @@ enum {
     SMALL_BYTES = 1 << 10,           // what a request without data holds
     CACHE_BYTES = 256 << 10,
     STATUS_BYTES = 128 << 10,
+    PROGRESS_BYTES = 64 << 10, // within the time that counts as a stall
 };
 
 // Units that a write covers in part are put together in memory, one or two of them.
@@ -48,29 +49,35 @@ uint64_t nbds_admission_refusal_bytes(void)
     return SMALL_BYTES;
 }
 
-static bool try_enter(NbdsConnection *c, uint64_t bytes, NbdsCharge *ret_charge)
+typedef enum Entry {
+    ENTRY_GRANTED,
+    ENTRY_AT_OWN_LIMIT, // waits for its own requests to end
+    ENTRY_NO_BUDGET,    // waits for what others hold
+} Entry;
+
+static Entry try_enter(NbdsConnection *c, uint64_t bytes, NbdsCharge *ret_charge)
 {
     NbdsServerLoop *home = c->home;
     const NbdsLimits *limits = nbds_server_limits(home->server);
     bool is_first = !c->n_in_flight;
     if (!is_first &&
         (c->n_in_flight >= limits->max_requests || c->bytes_in_flight + bytes > limits->max_bytes))
-        return false;
+        return ENTRY_AT_OWN_LIMIT;
     *ret_charge = (NbdsCharge){.bytes = bytes};
     if (c->bytes_in_flight + bytes <= CONNECTION_FREE_BYTES)
-        return true;
+        return ENTRY_GRANTED;
     if (home->budget_bytes >= bytes) {
         home->budget_bytes -= bytes;
         ret_charge->loop_bytes = bytes;
         // Next time the others that wait go first.
         nbds_server_loop_remove(home, c);
         nbds_server_loop_insert(home, c);
-        return true;
+        return ENTRY_GRANTED;
     }
     if (!is_first || c->export->has_privileged)
-        return false;
+        return ENTRY_NO_BUDGET;
     c->export->has_privileged = ret_charge->is_privileged = true;
-    return true;
+    return ENTRY_GRANTED;
 }
 
 // --- clients that stall ---
@@ -86,28 +93,31 @@ static bool is_stalled(const NbdsConnection *c)
            loop_now_ns(c->home->loop) - c->progress_ns > stall_ns(c->home);
 }
 
+// Goes on as long as somebody waited since it last ran.
 static void check_stalls(LoopTimer *timer)
 {
     NbdsServerLoop *home =
         (NbdsServerLoop *)((char *)timer - offsetof(NbdsServerLoop, stall_timer));
+    if (!home->has_waited && !home->n_waiting)
+        return;
     for (NbdsConnection *c = home->connections; c; c = c->next)
         if (c->stream && is_stalled(c))
             stream_shutdown(c->stream);
-    if (home->n_waiting)
-        loop_timer_start(home->loop, timer, stall_ns(home) / 8);
+    home->has_waited = false;
+    loop_timer_start(home->loop, timer, stall_ns(home) / 8);
 }
 
-static int wait_for_room(Fiber *self, NbdsConnection *c)
+static int wait_for_budget(Fiber *self, NbdsConnection *c)
 {
     NbdsServerLoop *home = c->home;
-    if (!home->n_waiting++) {
-        loop_timer_stop(home->loop, &home->stall_timer);
+    home->n_waiting++;
+    home->has_waited = true;
+    if (!home->stall_timer.heap_index) {
         home->stall_timer.fn = check_stalls;
         loop_timer_start(home->loop, &home->stall_timer, stall_ns(home) / 8);
     }
-    int result = fiber_queue_wait(self, &c->room, true, "nbd: limit of requests or bytes");
-    if (!--home->n_waiting)
-        loop_timer_stop(home->loop, &home->stall_timer);
+    int result = fiber_queue_wait(self, &c->room, true, "nbd: the loop's limit of bytes");
+    home->n_waiting--;
     return result;
 }
 
@@ -115,8 +125,11 @@ static int wait_for_room(Fiber *self, NbdsConnection *c)
 
 int nbds_admission_enter(Fiber *self, NbdsConnection *c, uint64_t bytes, NbdsCharge *ret_charge)
 {
-    while (!try_enter(c, bytes, ret_charge)) {
-        int result = wait_for_room(self, c);
+    Entry entry;
+    while ((entry = try_enter(c, bytes, ret_charge)) != ENTRY_GRANTED) {
+        int result = entry == ENTRY_NO_BUDGET
+                         ? wait_for_budget(self, c)
+                         : fiber_queue_wait(self, &c->room, true, "nbd: own limit of requests");
         if (result < 0)
             return result;
     }
@@ -124,16 +137,29 @@ int nbds_admission_enter(Fiber *self, NbdsConnection *c, uint64_t bytes, NbdsCha
     c->bytes_in_flight += bytes;
     c->loop_bytes += ret_charge->loop_bytes;
     c->is_privileged |= ret_charge->is_privileged;
+    c->progress_ns = loop_now_ns(c->home->loop);
+    c->progress_bytes = 0;
     return 0;
 }
 
-// The connections of a loop that wait, in the order in which they last got something of the budget.
+// The connections of a loop that wait for its budget, in the order in which they last got something
+// of the budget.
 static void wake_waiters(NbdsServerLoop *home)
 {
     if (!home->n_waiting)
         return;
     for (NbdsConnection *c = home->last_connection; c; c = c->prev)
         fiber_queue_wake_all(&c->room);
+}
+
+// Bytes that come a few at a time are no progress.
+void nbds_admission_note_progress(NbdsConnection *c, uint64_t bytes)
+{
+    c->progress_bytes += bytes;
+    if (c->progress_bytes < PROGRESS_BYTES)
+        return;
+    c->progress_bytes = 0;
+    c->progress_ns = loop_now_ns(c->home->loop);
 }
 
 void nbds_admission_leave(NbdsConnection *c, const NbdsCharge *charge)

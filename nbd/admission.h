@@ -28,4 +28,6 @@ uint64_t nbds_admission_refusal_bytes(void);
 
 // Waits until `bytes` more may be in flight and charges them. 0 or -ECANCELED.
 int nbds_admission_enter(Fiber *self, NbdsConnection *c, uint64_t bytes, NbdsCharge *ret_charge);
+// The client's socket took or gave `bytes`.
+void nbds_admission_note_progress(NbdsConnection *c, uint64_t bytes);
 void nbds_admission_leave(NbdsConnection *c, const NbdsCharge *charge);

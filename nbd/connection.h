@@ -49,9 +49,10 @@ struct NbdsConnection {
     bool is_privileged;
     bool is_urgent; // waits for each answer, beside busy ones
     bool is_tcp;
-    uint64_t progress_ns; // when the socket last took or gave something
-    FiberQueue room;      // the receiver, waiting for less in flight
-    FiberQueue quiet;     // the receiver, waiting for nothing in flight
+    uint64_t progress_bytes; // since then
+    uint64_t progress_ns;    // when the socket last took or gave something
+    FiberQueue room;         // the receiver, waiting for less in flight
+    FiberQueue quiet;        // the receiver, waiting for nothing in flight
 
     // Sending (sender.c).
     Fiber *sender; // NULL once ended

@@ -270,7 +270,7 @@ static bool receive_more(Fiber *self, NbdsConnection *c, size_t needed)
     if (received <= 0)
         return false;
     c->end += received;
-    c->progress_ns = loop_now_ns(c->home->loop);
+    nbds_admission_note_progress(c, (uint64_t)received);
     if (ask == room)
         adapt_capacity(c, received, room);
     return true;

@@ -207,7 +207,7 @@ static int execute_in_parts(Fiber *self, NbdsRequest *request)
         done += request->head.length;
         if (result >= 0 && !is_last) {
             fiber_sleep(self, 0);
-            if (request->connection->state == NBDS_STATE_DRAINING)
+            if (request->connection->is_stopped)
                 result = -ESHUTDOWN;
         }
     } while (result >= 0 && done < whole.length);

@@ -11,7 +11,7 @@ enum { MAX_BATCH = 64 };
 
 // Bytes that one turn of the loop shall copy.
 static const size_t send_at_once[] = {
-    [NBDS_COMPANY_NONE] = 4 << 20,
+    [NBDS_COMPANY_NONE] = 1 << 20,
     [NBDS_COMPANY_BUSY] = 64 << 10,
     [NBDS_COMPANY_LIGHT] = 32 << 10,
 };
@@ -89,7 +89,7 @@ static void send_batch(Fiber *self, NbdsConnection *c)
             fail(c, result);
     }
     retire(c, bytes);
-    c->progress_ns = loop_now_ns(c->home->loop);
+    nbds_admission_note_progress(c, bytes);
 }
 
 // Closing a TCP socket in which requests lie unread makes the kernel reset the connection, and the

@@ -20,7 +20,8 @@ typedef struct NbdsServerLoop {
     NbdsRequest *free_requests;
     // admission.c
     uint64_t budget_bytes; // that connections may yet have in flight beyond their first MiB
-    unsigned n_waiting;    // connections that wait to admit a request
+    unsigned n_waiting;    // connections that wait for some of it
+    bool has_waited;       // one did since the last look at those that stall
     LoopTimer stall_timer;
     unsigned n_executing; // requests
     // The connection that last sent a single request with nothing else in flight: somebody waits

@@ -370,7 +370,7 @@ void client_reply(Client *c, uint16_t type, uint64_t offset, uint64_t length, vo
 uint32_t client_do(Client *c, uint16_t type, uint16_t flags, uint64_t offset, uint64_t length,
                    void *data)
 {
-    static uint64_t cookie = 1000;
+    static _Thread_local uint64_t cookie = 1000;
     ClientReply reply;
     client_request(c, type, flags, ++cookie, offset, length, data,
                    type == NBDS_CMD_WRITE ? length : 0);

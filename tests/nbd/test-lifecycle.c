@@ -324,6 +324,21 @@ static void a_stop_does_not_wait_for_the_end_of_a_huge_trim(void **state)
     assert_true(client_at_end(c));
 }
 
+static void a_huge_trim_is_finished_although_its_client_leaves(void **state)
+{
+    enum { LEN = 600 << 20 };
+    FixtureConfig config = {.size_bytes = LEN};
+    g_autoptr(Fixture) f = fixture_new(&config);
+    g_autoptr(Client) c = client_new(f->socket_path, &simple);
+    client_request(c, NBDS_CMD_TRIM, 0, 1, 0, LEN, NULL, 0);
+    client_request(c, NBDS_CMD_DISC, 0, 2, 0, 0, NULL, 0);
+    ClientReply reply;
+    client_reply(c, NBDS_CMD_TRIM, 0, LEN, NULL, &reply);
+    assert_int_equal(reply.error, 0);
+    assert_int_equal(f->nodes[0]->n_discards, 3);
+    assert_true(client_at_end(c));
+}
+
 static void shrink(Fiber *self, void *arg)
 {
     Fixture *f = arg;
@@ -494,6 +509,7 @@ int main(void)
         cmocka_unit_test(stopping_ends_idle_clients_and_handshakes),
         cmocka_unit_test(stopping_answers_what_is_in_flight_and_refuses_the_rest),
         cmocka_unit_test(a_stop_does_not_wait_for_the_end_of_a_huge_trim),
+        cmocka_unit_test(a_huge_trim_is_finished_although_its_client_leaves),
         cmocka_unit_test(a_resize_shows_to_new_connections),
         cmocka_unit_test(a_client_that_takes_no_replies_does_not_stop_the_stop),
         cmocka_unit_test(stopping_under_load_loses_no_answered_write),

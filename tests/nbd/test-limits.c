@@ -222,6 +222,66 @@ static void who_stalls_with_what_others_wait_for_is_cut_off(void **state)
         client_free(stalled[i]);
 }
 
+// Requests that take and give back some of the budget all the time, on another export.
+typedef struct Busy {
+    Fixture *f;
+    atomic_bool is_over;
+} Busy;
+
+static void *stay_busy(void *arg)
+{
+    Busy *busy = arg;
+    ClientConfig config = {.style = NBDS_STYLE_SIMPLE, .export_name = "busy"};
+    g_autoptr(Client) c = client_new(busy->f->socket_path, &config);
+    enum { LEN = 1 << 20 };
+    g_autofree uint8_t *data = g_malloc(LEN);
+    while (!busy->is_over)
+        client_do(c, NBDS_CMD_READ, 0, 0, LEN, data);
+    return NULL;
+}
+
+static void who_stalls_is_cut_off_however_busy_others_are(void **state)
+{
+    enum { N = 3 }; // hold all there is; the one that waits is alone
+    FixtureConfig config = {
+        .n_exports = 2,
+        .names = {"stalled", "busy"},
+        .size_bytes = HUGE_WRITE,
+        .limits = {.max_loop_bytes = 2 * HUGE_WRITE + (4 << 20), .stall_timeout_ns = 400000000},
+    };
+    g_autoptr(Fixture) f = fixture_new(&config);
+    ClientConfig on_stalled = {.style = NBDS_STYLE_SIMPLE, .export_name = "stalled"};
+    Client *stalled[N];
+    for (unsigned i = 0; i < N; i++) {
+        stalled[i] = client_new(f->socket_path, &on_stalled);
+        begin_huge_write(stalled[i]);
+    }
+    Busy busy = {f, false};
+    GThread *thread = g_thread_new("busy", stay_busy, &busy);
+    {
+        g_autoptr(Client) other = client_new(f->socket_path, &on_stalled);
+        g_autofree uint8_t *data = g_malloc0(HUGE_WRITE);
+        assert_int_equal(client_do(other, NBDS_CMD_WRITE, 0, 0, HUGE_WRITE, data), 0);
+    }
+    busy.is_over = true;
+    g_thread_join(thread);
+    for (unsigned i = 0; i < N; i++)
+        client_free(stalled[i]);
+}
+
+static void who_waits_only_for_itself_is_left_alone(void **state)
+{
+    enum { EACH = 256 << 10 };
+    FixtureConfig config = {.limits.stall_timeout_ns = 20000000};
+    g_autoptr(Fixture) f = fixture_new(&config);
+    g_autoptr(Client) c = client_new(f->socket_path, &simple);
+    unsigned n = send_what_fits(c, NBDS_CMD_READ, EACH, 300); // more than may be in flight
+    assert_int_equal(n, 300);
+    wait_at_least(&f->nodes[0]->n_reads, 255);
+    g_usleep(100000);
+    take_replies(c, NBDS_CMD_READ, EACH, n, 0);
+}
+
 static void who_stalls_while_nobody_waits_is_left_alone(void **state)
 {
     FixtureConfig config = {.size_bytes = HUGE_WRITE, .limits.stall_timeout_ns = 20000000};
@@ -307,6 +367,8 @@ int main(void)
         cmocka_unit_test(a_stalled_write_does_not_hold_others_up),
         cmocka_unit_test(many_stalled_writes_hold_no_more_than_the_loop_may),
         cmocka_unit_test(who_stalls_with_what_others_wait_for_is_cut_off),
+        cmocka_unit_test(who_stalls_is_cut_off_however_busy_others_are),
+        cmocka_unit_test(who_waits_only_for_itself_is_left_alone),
         cmocka_unit_test(who_stalls_while_nobody_waits_is_left_alone),
         cmocka_unit_test(a_client_that_became_quiet_keeps_no_large_buffer),
         cmocka_unit_test(what_hangs_on_one_export_leaves_fibers_for_the_others),

@@ -59,8 +59,8 @@ int nbds_server_add_export(NbdsServer *server, const NbdsExportConfig *config,
 // nbds_server_stop()) and disconnected; then the node's reference is dropped and the export freed.
 void nbds_server_remove_export(Fiber *self, NbdsExport *export);
 
-// The export's node was resized, or replaced by one of another size: clients that connect from now on
-// see the new size; those it has keep theirs, and requests past a new end fail. On its loop.
+// The export's node was resized, or replaced by one of another size: clients that connect from now
+// on see the new size; those it has keep theirs, and requests past a new end fail. On its loop.
 void nbds_server_refresh_size(NbdsExport *export);
 
 // Accepts clients from the listening socket `fd` (taken) on `loop`. Any thread.
