@@ -138,7 +138,8 @@ static void hand_over(HostLoop *host)
 static bool host_busy_wait(Loop *loop, uint64_t deadline_ns)
 {
     HostLoop *host = (HostLoop *)loop;
-    if (!host->busy_wait.max_ns)
+    if (!host->busy_wait.max_ns || deadline_ns <= loop->now_ns ||
+        !busy_wait_measures(&host->busy_wait))
         return false;
     hand_over(host);
     io_uring_submit(&host->ring);
@@ -151,6 +152,7 @@ static bool host_busy_wait(Loop *loop, uint64_t deadline_ns)
         return true;
     }
     host->idle_since_ns = start;
+    loop->now_ns = host_now(loop); // what is left until the deadline counts from here
     return false;
 }
 

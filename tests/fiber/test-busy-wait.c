@@ -35,6 +35,28 @@ static void long_idle_times_and_none_at_all_do_not(void **state)
     assert_false(busy_wait_pays(&b));
 }
 
+static void when_events_do_not_let_the_loop_wait_it_is_not_tried_again_soon(void **state)
+{
+    BusyWait b = after(BUSY_WAIT_MAX_SCORE, 20000);
+    unsigned pauses[8];
+    for (unsigned i = 0; i < G_N_ELEMENTS(pauses); i++) {
+        while (busy_wait_pays(&b))
+            busy_wait_learn(&b, BUSY_WAIT_MIN_NS - 1);
+        for (pauses[i] = 0; !busy_wait_measures(&b); pauses[i]++)
+            continue;
+        // Asleep the wake-up is part of what is measured, and looks like a short idle time.
+        for (unsigned n = 0; n < BUSY_WAIT_PAYS; n++)
+            busy_wait_learn(&b, 10000);
+    }
+    assert_in_range(pauses[0], BUSY_WAIT_MIN_PAUSE, 2 * BUSY_WAIT_MIN_PAUSE);
+    assert_in_range(pauses[7], BUSY_WAIT_MAX_PAUSE, 2 * BUSY_WAIT_MAX_PAUSE);
+    for (unsigned n = 0; n < BUSY_WAIT_MAX_SCORE + 1; n++) // it pays again
+        busy_wait_learn(&b, 10000);
+    while (busy_wait_pays(&b))
+        busy_wait_learn(&b, BUSY_WAIT_MIN_NS - 1);
+    assert_int_equal(b.pause, BUSY_WAIT_MIN_PAUSE);
+}
+
 enum { N_ROUNDS = 20000 };
 
 // One message at a time to and fro, the next as soon as the last came: the loop keeps being idle
@@ -96,6 +118,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(idle_times_that_keep_being_short_make_it_pay),
         cmocka_unit_test(long_idle_times_and_none_at_all_do_not),
+        cmocka_unit_test(when_events_do_not_let_the_loop_wait_it_is_not_tried_again_soon),
         cmocka_unit_test(a_loop_that_looks_out_misses_no_message),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
