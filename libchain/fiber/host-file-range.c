@@ -75,7 +75,7 @@ static int zero_call(void *arg)
     }
     if (r == -ENOTSUP && !(is_device && (c->flags & FILE_ZERO_FAST)))
         r = zero_range(c);
-    if (r == -ENOTSUP && !is_device && !(c->flags & FILE_ZERO_UNMAP)) {
+    if (r == -ENOTSUP && !is_device && !(c->flags & (FILE_ZERO_UNMAP | FILE_ZERO_FAST))) {
         r = punch(c); // and allocate again
         if (r == 0)
             r = allocate(c, 0);

@@ -173,22 +173,29 @@ static size_t write_one(int fd, FileTransfer *x)
     return CALL_BYTES + (n < 0 ? 0 : (size_t)n);
 }
 
-// What is written last is left to the end of the job, whose message comes anyway.
+static void announce_written(HostFile *h)
+{
+    if (!atomic_exchange(&h->is_written_call_posted, true))
+        loop_post(&h->host->loop, &h->written_call);
+}
+
+// What is done is announced before anything else may take long. What is written last is left to the
+// end of the job, whose message comes anyway.
 static void write_job_run(WorkerJob *job)
 {
     HostFile *h = (HostFile *)((char *)job - offsetof(HostFile, write_job));
-    size_t bytes = 0, n_answered = 0;
-    FileTransfer *x = NULL;
-    while (x || (bytes < JOB_BYTES && (x = take_in_order(&h->writes)))) {
-        FileTransfer *next = x->next;
+    size_t bytes = 0, n_announced = 0;
+    for (FileTransfer *x = NULL, *next;; x = next) {
+        bool is_handed_over = !x;
+        if (!x && (bytes >= JOB_BYTES || !(x = take_in_order(&h->writes))))
+            return;
+        if (bytes - n_announced >= (is_handed_over ? 1 : ANSWER_BYTES)) {
+            n_announced = bytes;
+            announce_written(h);
+        }
+        next = x->next;
         bytes += write_one(h->fd, x);
         push(&h->written, x, x);
-        x = next;
-        if ((x ? bytes - n_answered >= ANSWER_BYTES : has_writes(h)) &&
-            !atomic_exchange(&h->is_written_call_posted, true)) {
-            n_answered = bytes;
-            loop_post(&h->host->loop, &h->written_call);
-        }
     }
 }
 
