@@ -21,6 +21,7 @@ typedef struct Check {
     const char *path;
     struct stat found;
     bool is_allowed;
+    int fd; // of the file, when it is allowed
 } Check;
 
 // Where an open descriptor is, without links; owned, or NULL.
@@ -70,7 +71,10 @@ static int check_work(void *arg)
     g_autofree char *place = r == 0 ? place_of(fd) : NULL;
     for (const char *const *dir = c->dirs; place && *dir && !c->is_allowed; dir++)
         c->is_allowed = is_below(*dir, place, &c->found);
-    close(fd);
+    if (c->is_allowed)
+        c->fd = fd;
+    else
+        close(fd);
     return r;
 }
 
@@ -91,23 +95,34 @@ static void identify(const struct stat *st, uint64_t ret_id[2])
     ret_id[1] = is_device ? st->st_rdev : st->st_ino;
 }
 
-int allowed_dirs_check(Fiber *self, const char *const *dirs, const char *path, uint64_t ret_id[2],
-                       GError **error)
+int allowed_dirs_check(Fiber *self, const char *const *dirs, const char *path,
+                       AllowedFile *ret_allowed, GError **error)
 {
+    ret_allowed->fd = -1;
     if (!dirs)
         return 0;
-    Check check = {.dirs = dirs, .path = path};
+    Check check = {.dirs = dirs, .path = path, .fd = -1};
     int r = loop_work(self, check_work, &check);
     if (r < 0)
         return error_set(error, r, "%s: %s", path, g_strerror(-r));
-    identify(&check.found, ret_id);
+    identify(&check.found, ret_allowed->id);
+    ret_allowed->fd = check.fd;
     return check.is_allowed ? 0 : refuse(dirs, path, error);
 }
 
-int allowed_dirs_confirm(const char *const *dirs, const File *file, const uint64_t id[2],
+int allowed_dirs_confirm(const char *const *dirs, const File *file, const AllowedFile *allowed,
                          GError **error)
 {
     uint64_t now[2];
     file_identity(file, now);
-    return !dirs || memcmp(now, id, sizeof now) == 0 ? 0 : refuse(dirs, file_path(file), error);
+    return !dirs || memcmp(now, allowed->id, sizeof now) == 0
+               ? 0
+               : refuse(dirs, file_path(file), error);
+}
+
+void allowed_file_release(AllowedFile *allowed)
+{
+    if (allowed->fd >= 0)
+        close(allowed->fd);
+    allowed->fd = -1;
 }

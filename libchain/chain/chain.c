@@ -129,15 +129,18 @@ static int refuse_loop(const Opening *o, const Step *step, File *file, GError **
 static int open_named_file(Fiber *self, const Opening *o, const char *path, bool writable,
                            File **ret_file, GError **error)
 {
-    uint64_t id[2];
-    int r = allowed_dirs_check(self, o->options->allowed_dirs, path, id, error);
+    AllowedFile allowed;
+    File *file = NULL;
+    int r = allowed_dirs_check(self, o->options->allowed_dirs, path, &allowed, error);
     if (r == 0)
-        r = open_file(self, o, path, writable, ret_file, error);
-    if (r < 0)
-        return r;
-    r = allowed_dirs_confirm(o->options->allowed_dirs, *ret_file, id, error);
-    if (r < 0)
-        file_close(self, *ret_file);
+        r = open_file(self, o, path, writable, &file, error);
+    if (r == 0)
+        r = allowed_dirs_confirm(o->options->allowed_dirs, file, &allowed, error);
+    allowed_file_release(&allowed);
+    if (r == 0)
+        *ret_file = file;
+    else
+        file_close(self, file);
     return r;
 }
 
@@ -167,10 +170,12 @@ static int find_data_file(const Opening *o, Qcow2Image *image, char **ret_path, 
 static int check_data_file(Fiber *self, const Opening *o, Qcow2Image *image, GError **error)
 {
     g_autofree char *data_path = NULL;
-    uint64_t id[2];
     int r = find_data_file(o, image, &data_path, error);
-    if (r == 0 && data_path)
-        r = allowed_dirs_check(self, o->options->allowed_dirs, data_path, id, error);
+    if (r < 0 || !data_path)
+        return r;
+    AllowedFile checked;
+    r = allowed_dirs_check(self, o->options->allowed_dirs, data_path, &checked, error);
+    allowed_file_release(&checked);
     return r;
 }
 

@@ -133,14 +133,15 @@ static void swap_between_check_and_open(Fiber *self, void *arg)
 {
     g_autofree char *in = in_dir("in"), *path = in_dir("in/link.qcow2");
     const char *const dirs[] = {in, NULL};
-    uint64_t id[2];
+    AllowedFile checked;
     g_autoptr(GError) error = NULL;
     File *file;
     shell("ln -sfn sub/base.qcow2 in/link.qcow2");
-    assert_int_equal(allowed_dirs_check(self, dirs, path, id, &error), 0);
+    assert_int_equal(allowed_dirs_check(self, dirs, path, &checked, &error), 0);
     shell("ln -sfn ../away/secret.qcow2 in/link.qcow2");
     assert_int_equal(file_open(self, path, 0, &file, &error), 0);
-    assert_int_equal(allowed_dirs_confirm(dirs, file, id, &error), -EACCES);
+    assert_int_equal(allowed_dirs_confirm(dirs, file, &checked, &error), -EACCES);
+    allowed_file_release(&checked);
     assert_non_null(error);
     file_close(self, file);
 }
