@@ -12,7 +12,7 @@
 
 enum {
     BUSY_WAIT_MIN_NS = 1000,
-    BUSY_WAIT_MAX_SCORE = 8,
+    BUSY_WAIT_MAX_SCORE = 16,
     BUSY_WAIT_PAYS = 4,
     BUSY_WAIT_SAMPLE = 4,     // measuring costs a system call: one idle time of so many
     BUSY_WAIT_MIN_PAUSE = 64, // idle times
