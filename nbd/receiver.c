@@ -266,7 +266,9 @@ static bool receive_more(Fiber *self, NbdsConnection *c, size_t needed)
         return false;
     begin_turn(c);
     size_t room = input_limit(c) - c->end, ask = bytes_to_ask(c, needed);
-    ssize_t received = stream_recv(self, c->stream, c->end, ask);
+    bool is_alone = nbds_connection_company(c) == NBDS_COMPANY_NONE;
+    ssize_t received = c->incoming && is_alone ? stream_recv_rest(self, c->stream, c->end, ask)
+                                               : stream_recv(self, c->stream, c->end, ask);
     if (received <= 0)
         return false;
     c->end += received;

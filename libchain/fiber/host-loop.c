@@ -97,15 +97,6 @@ static void wait_by_poll(HostLoop *host, uint64_t deadline_ns)
 
 // --- busy waiting ---
 
-static inline void relax(void)
-{
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("isb");
-#endif
-}
-
 // A completion, one that the kernel has put off until the ring is entered, or a message.
 static inline bool has_event(HostLoop *host)
 {
@@ -122,7 +113,7 @@ static bool look_out(HostLoop *host, uint64_t end_ns)
         for (unsigned i = 0; i < LOOKS_PER_CLOCK; i++) {
             if (has_event(host))
                 return true;
-            relax();
+            host_loop_relax();
         }
     } while (host_now(&host->loop) < end_ns);
     return false;

@@ -35,6 +35,16 @@ struct io_uring_sqe *host_loop_get_sqe(HostLoop *host, LoopOp *op);
 // Asks the kernel to end `op` early; op->done comes nevertheless.
 void host_loop_cancel(HostLoop *host, LoopOp *op);
 
+// A moment of busy waiting.
+static inline void host_loop_relax(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("isb");
+#endif
+}
+
 // host-file.c
 int host_file_open(Fiber *self, Loop *loop, const char *path, FileOpenFlags flags, File **ret_file,
                    GError **error);

@@ -26,6 +26,7 @@ struct Stream {
     Loop *loop;
     bool is_shut_down;
     bool is_urgent;
+    bool expects_rest;        // during stream_recv_rest()
     Fiber *receiver, *sender; // waiting now
 };
 

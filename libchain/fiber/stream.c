@@ -54,6 +54,14 @@ ssize_t stream_recv(Fiber *self, Stream *stream, void *buf, size_t len)
     return n;
 }
 
+ssize_t stream_recv_rest(Fiber *self, Stream *stream, void *buf, size_t len)
+{
+    stream->expects_rest = true;
+    ssize_t n = stream_recv(self, stream, buf, len);
+    stream->expects_rest = false;
+    return n;
+}
+
 int stream_recv_all(Fiber *self, Stream *stream, void *buf, size_t len)
 {
     uint8_t *p = buf;

@@ -26,6 +26,9 @@ int stream_steal_fd(Stream *stream);
 // At least 1 byte, 0 at the end of the stream, -ECANCELED, or another -errno. One receiver at a
 // time.
 ssize_t stream_recv(Fiber *self, Stream *stream, void *buf, size_t len);
+// The same for the rest of something whose beginning has come: where the loop may wait busily, it
+// looks out for that for some microseconds, and for nothing else.
+ssize_t stream_recv_rest(Fiber *self, Stream *stream, void *buf, size_t len);
 // Exactly `len` bytes: 0, -ECONNRESET when the stream ended before, or -errno. Never reads further.
 int stream_recv_all(Fiber *self, Stream *stream, void *buf, size_t len);
 // Sends all of it: 0 or -errno. `iov` entries may be modified. One sender at a time; a sender and a
