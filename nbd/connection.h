@@ -39,6 +39,7 @@ struct NbdsConnection {
     uint32_t n_small_receives;
     NbdsRequest *incoming; // the request at `pos`, admitted, its payload incomplete; or NULL
     uint64_t turn_cost;    // of the requests started in this turn of the loop
+    uint32_t n_singles;    // receives in a row that brought one request, with no other in flight
     uint32_t n_taken;      // requests since the last receive
     uint64_t taken_cost;   // theirs
 

@@ -33,11 +33,12 @@ enum {
 // What a connection may start in one turn of the loop.
 static const uint64_t shares[] = {
     [NBDS_COMPANY_NONE] = 256 * REQUEST_COST,
-    [NBDS_COMPANY_BUSY] = 32 * REQUEST_COST,
+    [NBDS_COMPANY_BUSY] = 128 * REQUEST_COST,
     [NBDS_COMPANY_LIGHT] = 4 * REQUEST_COST,
 };
 // What one receive may copy beside a client that waits for single answers.
 enum { LIGHT_RECEIVE = 64 << 10 };
+enum { LIGHT_AFTER = 8 }; // single requests in a row: one alone comes from busy clients, too
 static const uint64_t LIGHT_NS = 1000000; // how long a receive tells what kind of client it is
 
 typedef enum Step { STEP_TAKEN, STEP_INCOMPLETE, STEP_END } Step;
@@ -234,8 +235,11 @@ static void begin_turn(NbdsConnection *c)
 {
     NbdsServerLoop *home = c->home;
     uint64_t now = loop_now_ns(home->loop);
-    bool is_light = c->n_taken == 1 && c->n_in_flight - (c->incoming != NULL) <= 1 &&
-                    c->taken_cost <= 4 * REQUEST_COST;
+    bool is_single = c->n_taken == 1 && c->n_in_flight - (c->incoming != NULL) <= 1 &&
+                     c->taken_cost <= 4 * REQUEST_COST;
+    if (c->n_taken)
+        c->n_singles = is_single ? c->n_singles + 1 : 0;
+    bool is_light = is_single && c->n_singles >= LIGHT_AFTER;
     if (is_light) {
         home->light = c;
         home->light_until_ns = now + LIGHT_NS;

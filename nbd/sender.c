@@ -12,7 +12,7 @@ enum { MAX_BATCH = 64 };
 // Bytes that one turn of the loop shall copy.
 static const size_t send_at_once[] = {
     [NBDS_COMPANY_NONE] = 1 << 20,
-    [NBDS_COMPANY_BUSY] = 64 << 10,
+    [NBDS_COMPANY_BUSY] = 256 << 10,
     [NBDS_COMPANY_LIGHT] = 32 << 10,
 };
 
