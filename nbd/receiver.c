@@ -38,6 +38,10 @@ static const uint64_t shares[] = {
 };
 // What one receive may copy beside a client that waits for single answers.
 enum { LIGHT_RECEIVE = 64 << 10 };
+// Between the turns of a busy client beside one that waits for single answers. A client that floods
+// keeps a processor busy, and the loop another; a moment's rest for both is what the third needs to
+// run.
+static const uint64_t LIGHT_PAUSE_NS = 20000;
 enum { LIGHT_AFTER = 8 }; // single requests in a row: one alone comes from busy clients, too
 static const uint64_t LIGHT_NS = 1000000; // how long a receive tells what kind of client it is
 
@@ -72,10 +76,12 @@ static void take_turns(Fiber *self, NbdsConnection *c, uint64_t cost)
     c->n_taken++;
     c->taken_cost += cost;
     c->turn_cost += cost;
-    if (c->turn_cost < shares[nbds_connection_company(c)])
+    NbdsCompany company = nbds_connection_company(c);
+    if (c->turn_cost < shares[company])
         return;
     c->turn_cost = 0;
-    fiber_sleep(self, 0); // the loop looks at every socket before this goes on
+    // The loop looks at every socket before this goes on.
+    fiber_sleep(self, company == NBDS_COMPANY_LIGHT ? LIGHT_PAUSE_NS : 0);
 }
 
 static Step refuse(Fiber *self, NbdsConnection *c, const NbdsRequestHead *head,
