@@ -10,7 +10,6 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include "exports.h"
@@ -36,17 +35,6 @@ typedef struct Daemon {
     NbdsServer *server;
     Exports *exports;
 } Daemon;
-
-// The soft limit is small for programs that use select(); a daemon with many layers and clients
-// needs what the hard limit allows.
-static void raise_descriptor_limit(void)
-{
-    struct rlimit limit;
-    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < limit.rlim_max) {
-        limit.rlim_cur = limit.rlim_max;
-        setrlimit(RLIMIT_NOFILE, &limit);
-    }
-}
 
 static void last_client_left(void *arg)
 {
@@ -174,7 +162,6 @@ int main(int argc, char **argv)
     log_init(daemon.options.log_level);
     signal(SIGPIPE, SIG_IGN);
     signal(SIGXFSZ, SIG_IGN); // a write past a file size limit fails with EFBIG instead
-    raise_descriptor_limit();
     daemon.stop = stop_new();
     if (start(&daemon, &error) < 0) {
         log_line(LOG_ERROR, "%s", error->message);

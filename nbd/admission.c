@@ -44,11 +44,6 @@ uint64_t nbds_admission_bytes(const NbdsRequestHead *head, uint32_t preferred_by
     }
 }
 
-uint64_t nbds_admission_refusal_bytes(void)
-{
-    return SMALL_BYTES;
-}
-
 typedef enum Entry {
     ENTRY_GRANTED,
     ENTRY_AT_OWN_LIMIT, // waits for its own requests to end
@@ -142,8 +137,7 @@ int nbds_admission_enter(Fiber *self, NbdsConnection *c, uint64_t bytes, NbdsCha
     return 0;
 }
 
-// The connections of a loop that wait for its budget, in the order in which they last got something
-// of the budget.
+// In the order in which they last got something of the budget.
 static void wake_waiters(NbdsServerLoop *home)
 {
     if (!home->n_waiting)

@@ -23,8 +23,8 @@ typedef struct NbdsCharge {
 // What a request holds in memory at most. `preferred_bytes`: of the export; what is copied around a
 // write that does not cover whole units of that.
 uint64_t nbds_admission_bytes(const NbdsRequestHead *head, uint32_t preferred_bytes);
-// For a request that is refused.
-uint64_t nbds_admission_refusal_bytes(void);
+// The same for a request that is refused.
+enum { NBDS_ADMISSION_REFUSAL_BYTES = 1 << 10 };
 
 // Waits until `bytes` more may be in flight and charges them. 0 or -ECANCELED.
 int nbds_admission_enter(Fiber *self, NbdsConnection *c, uint64_t bytes, NbdsCharge *ret_charge);

@@ -50,8 +50,8 @@ struct NbdsConnection {
     bool is_privileged;
     bool is_urgent; // waits for each answer, beside busy ones
     bool is_tcp;
+    uint64_t progress_ns;    // when the socket last took or gave enough to count
     uint64_t progress_bytes; // since then
-    uint64_t progress_ns;    // when the socket last took or gave something
     FiberQueue room;         // the receiver, waiting for less in flight
     FiberQueue quiet;        // the receiver, waiting for nothing in flight
 
@@ -86,7 +86,6 @@ int nbds_sender_start(NbdsConnection *c);
 void nbds_sender_queue(NbdsConnection *c, NbdsBuffer *reply); // takes `reply`
 // Instead of a reply for which there is no memory: cuts the client off.
 void nbds_sender_drop(NbdsConnection *c, const NbdsCharge *charge);
-// With `lingers`, what the client still sends is dropped until it closes its side or the stream is
-// shut down.
-void nbds_sender_stop(Fiber *self, NbdsConnection *c,
-                      bool lingers); // once everything in flight was answered
+// Once everything in flight was answered. With `lingers`, what the client still sends is dropped
+// until it closes its side or the stream is shut down.
+void nbds_sender_stop(Fiber *self, NbdsConnection *c, bool lingers);

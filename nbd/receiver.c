@@ -91,7 +91,7 @@ static Step refuse(Fiber *self, NbdsConnection *c, const NbdsRequestHead *head,
     c->skip_bytes = check->payload_bytes;
     NbdsRequest *request = take_incoming(c);
     if (!request)
-        request = admit(self, c, head, nbds_admission_refusal_bytes());
+        request = admit(self, c, head, NBDS_ADMISSION_REFUSAL_BYTES);
     if (!request)
         return STEP_END;
     nbds_request_refuse(request, check->error, check->message);

@@ -275,6 +275,8 @@ static const LoopBackend host_backend = {
     .free = host_free,
 };
 
+// The soft limit is small for programs that use select(); many layers and clients need what the
+// hard limit allows.
 static void raise_file_limit(void)
 {
     struct rlimit limit;
