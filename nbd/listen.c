@@ -13,8 +13,6 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-enum { BACKLOG = 128 };
-
 G_GNUC_PRINTF(3, 4)
 static int fail(int number, GError **error, const char *format, ...)
 {
@@ -110,7 +108,7 @@ int nbds_listen_unix(const char *path, mode_t mode, uid_t owner, gid_t group, GE
         return close_and_fail(fd, -fail(-result, error, "cannot listen on '%s'", path));
     bool sets_owner = owner != (uid_t)-1 || group != (gid_t)-1;
     if ((mode && chmod(path, mode) < 0) || (sets_owner && chown(path, owner, group) < 0) ||
-        listen(fd, BACKLOG) < 0) {
+        listen(fd, SOMAXCONN) < 0) {
         result = fail(errno, error, "cannot listen on '%s'", path);
         unlink(path);
         return close_and_fail(fd, -result);
@@ -127,7 +125,7 @@ static int listen_on(const struct addrinfo *info)
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
     if (info->ai_family == AF_INET6) // IPv4 has a socket of its own
         setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof one);
-    if (bind(fd, info->ai_addr, info->ai_addrlen) < 0 || listen(fd, BACKLOG) < 0)
+    if (bind(fd, info->ai_addr, info->ai_addrlen) < 0 || listen(fd, SOMAXCONN) < 0)
         return close_and_fail(fd, errno);
     return fd;
 }

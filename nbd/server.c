@@ -18,7 +18,7 @@
 #include "server-loop.h"
 
 static const uint64_t SECOND_NS = 1000000000;
-// When the connection limit is reached or the host has no descriptor left.
+// When the host has no descriptor left.
 static const uint64_t ACCEPT_RETRY_NS = SECOND_NS / 20;
 
 typedef struct Listener {
@@ -27,6 +27,9 @@ typedef struct Listener {
     StreamListener *listener; // NULL before it started and after it ended
     Fiber *fiber;
     LoopCall start_call, stop_call;
+    FiberQueue room;        // the fiber, at the connection limit
+    atomic_bool wants_room; // whoever clears it posts `room_call` or is the fiber itself
+    LoopCall room_call;
 } Listener;
 
 struct NbdsServer {
@@ -135,9 +138,25 @@ static void let_go(NbdsServer *server)
         loop_post(fiber_loop(server->stopper), &server->stopped_call);
 }
 
+static void offer_room(NbdsServer *server)
+{
+    pthread_mutex_lock(&server->lock);
+    for (unsigned i = 0; i < server->listeners->len; i++) {
+        Listener *l = server->listeners->pdata[i];
+        if (atomic_exchange(&l->wants_room, false)) {
+            server->n_alive++;
+            loop_post(l->home->loop, &l->room_call);
+        }
+    }
+    pthread_mutex_unlock(&server->lock);
+}
+
 void nbds_server_leave(NbdsServer *server)
 {
-    if (atomic_fetch_sub(&server->n_clients, 1) == 1 && server->last_client_left)
+    unsigned n_before = atomic_fetch_sub(&server->n_clients, 1);
+    if (n_before >= server->limits.max_connections)
+        offer_room(server);
+    if (n_before == 1 && server->last_client_left)
         server->last_client_left(server->arg);
     let_go(server);
 }
@@ -222,12 +241,39 @@ void nbds_server_remove_export(Fiber *self, NbdsExport *export)
 
 // --- Listeners ---
 
+static bool has_room(const NbdsServer *server)
+{
+    return server->n_clients < server->limits.max_connections;
+}
+
+static void room_offered(LoopCall *call)
+{
+    Listener *l = (Listener *)((char *)call - offsetof(Listener, room_call));
+    fiber_queue_wake_all(&l->room);
+    let_go(l->home->server);
+}
+
+// 0 or -ECANCELED.
+static int wait_for_room(Fiber *self, Listener *l)
+{
+    while (!has_room(l->home->server)) {
+        l->wants_room = true;
+        // Somebody may have left before that was seen; else the call is on its way.
+        if (has_room(l->home->server) && atomic_exchange(&l->wants_room, false))
+            return 0;
+        int result = fiber_queue_wait(self, &l->room, true, "nbd: at the connection limit");
+        if (result < 0)
+            return result;
+    }
+    return 0;
+}
+
 static void accept_clients(Fiber *self, Listener *l)
 {
     NbdsServer *server = l->home->server;
     for (;;) {
-        int fd = -EMFILE;
-        if (server->n_clients < server->limits.max_connections)
+        int fd = wait_for_room(self, l);
+        if (fd == 0)
             fd = stream_accept(self, l->listener);
         if (fd == -ECANCELED || fiber_is_cancelled(self)) {
             if (fd >= 0)
@@ -283,6 +329,7 @@ void nbds_server_add_listener(NbdsServer *server, Loop *loop, int fd)
     l->fd = fd;
     l->start_call.fn = start_listener;
     l->stop_call.fn = stop_listener;
+    l->room_call.fn = room_offered;
     pthread_mutex_lock(&server->lock);
     l->home = get_loop(server, loop);
     g_ptr_array_add(server->listeners, l);

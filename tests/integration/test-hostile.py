@@ -338,6 +338,7 @@ def test_too_many_connections(tmp):
             except (BlockingIOError, ConnectionError):
                 pass
             crowd.append(k)
+            time.sleep(0.001)  # so that the server takes them until it is full, and the backlog fills
         assert s.good.pread(4096, 4096) == b"good" * 1024
         for k in crowd:
             k.close()
