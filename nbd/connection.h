@@ -50,6 +50,7 @@ struct NbdsConnection {
     bool is_privileged;
     bool is_urgent; // waits for each answer, beside busy ones
     bool is_tcp;
+    bool gathers;            // asks for little at a time
     uint64_t progress_ns;    // when the socket last took or gave enough to count
     uint64_t progress_bytes; // since then
     FiberQueue room;         // the receiver, waiting for less in flight

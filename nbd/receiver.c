@@ -36,6 +36,10 @@ static const uint64_t shares[] = {
     [NBDS_COMPANY_BUSY] = 128 * REQUEST_COST,
     [NBDS_COMPANY_LIGHT] = 4 * REQUEST_COST,
 };
+// The same of requests that gathered: the first answers shall go out before the client has read all
+// that it has.
+static const uint64_t gathered_share = 48 * REQUEST_COST;
+enum { SMALL_COST = 3 * REQUEST_COST }; // gathering pays for requests that cost no more
 // What one receive may copy beside a client that waits for single answers.
 enum { LIGHT_RECEIVE = 64 << 10 };
 // Between the turns of a busy client beside one that waits for single answers. A client that floods
@@ -77,7 +81,8 @@ static void take_turns(Fiber *self, NbdsConnection *c, uint64_t cost)
     c->taken_cost += cost;
     c->turn_cost += cost;
     NbdsCompany company = nbds_connection_company(c);
-    if (c->turn_cost < shares[company])
+    uint64_t share = c->gathers ? MIN(shares[company], gathered_share) : shares[company];
+    if (c->turn_cost < share)
         return;
     c->turn_cost = 0;
     // The loop looks at every socket before this goes on.
@@ -252,6 +257,7 @@ static void begin_turn(NbdsConnection *c)
     } else if (c->n_taken) {
         home->busy_until_ns = now + LIGHT_NS;
     }
+    c->gathers = c->taken_cost <= (uint64_t)SMALL_COST * c->n_taken;
     c->is_urgent = is_light && home->busy_until_ns > now;
     stream_set_urgent(c->stream, c->is_urgent);
     c->n_taken = 0;
@@ -270,15 +276,23 @@ static size_t bytes_to_ask(const NbdsConnection *c, size_t needed)
     return nbds_connection_company(c) == NBDS_COMPANY_LIGHT ? MIN(ask, LIGHT_RECEIVE) : ask;
 }
 
+static ssize_t receive(Fiber *self, NbdsConnection *c, size_t len)
+{
+    if (c->incoming && nbds_connection_company(c) == NBDS_COMPANY_NONE)
+        return stream_recv_rest(self, c->stream, c->end, len);
+    // A disk is not kept waiting for requests, nor a client for anything that it waits for.
+    if (c->incoming || c->n_executing || c->is_urgent || !c->gathers)
+        return stream_recv(self, c->stream, c->end, len);
+    return stream_recv_gathered(self, c->stream, c->end, len, c->bytes_in_flight);
+}
+
 static bool receive_more(Fiber *self, NbdsConnection *c, size_t needed)
 {
     if (!make_room(c, needed))
         return false;
     begin_turn(c);
     size_t room = input_limit(c) - c->end, ask = bytes_to_ask(c, needed);
-    bool is_alone = nbds_connection_company(c) == NBDS_COMPANY_NONE;
-    ssize_t received = c->incoming && is_alone ? stream_recv_rest(self, c->stream, c->end, ask)
-                                               : stream_recv(self, c->stream, c->end, ask);
+    ssize_t received = receive(self, c, ask);
     if (received <= 0)
         return false;
     c->end += received;

@@ -8,9 +8,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/sockios.h>
+#include <poll.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "backlog.h"
 #include "host-loop.h"
 #include "stream-private.h"
 #include "valgrind-hints.h"
@@ -29,7 +33,9 @@ typedef struct HostStream {
     int fd;
     bool is_drained;                   // the last receive got less than it asked for
     unsigned n_failures, n_left_alone; // look_out_for_rest()
-    SocketOp recv, send;
+    Backlog backlog;
+    LoopTimer patience; // of let_peer_read()
+    SocketOp recv, send, writable;
 } HostStream;
 
 typedef struct HostListener {
@@ -130,20 +136,84 @@ static ssize_t look_out_for_rest(HostStream *s, void *buf, size_t len)
     return -EAGAIN;
 }
 
+static bool is_unix(int fd)
+{
+    int domain = 0;
+    socklen_t len = sizeof domain;
+    return getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) == 0 && domain == AF_UNIX;
+}
+
+static void set_send_buffer(HostStream *s, uint32_t wanted_bytes)
+{
+    int bytes = (int)wanted_bytes / 2; // the kernel doubles it: socket(7)
+    socklen_t len = sizeof bytes;
+    setsockopt(s->fd, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof bytes);
+    if (getsockopt(s->fd, SOL_SOCKET, SO_SNDBUF, &bytes, &len) == 0)
+        s->backlog.buffer_bytes = (uint32_t)bytes;
+}
+
+static void patience_ends(LoopTimer *timer)
+{
+    HostStream *s = (HostStream *)((char *)timer - offsetof(HostStream, patience));
+    backlog_was_in_vain(&s->backlog);
+    op_cancel(&s->writable);
+}
+
+// Waits until the peer has read most of what it was sent, if it has much to read (backlog.h). Not
+// for long: a peer may send more than the sockets hold before it reads. True if it waited.
+static bool let_peer_read(Fiber *self, HostStream *s)
+{
+    enum { PATIENCE_NS = 5000000 };
+    int unread;
+    if (!backlog_shall_look(&s->backlog) || ioctl(s->fd, SIOCOUTQ, &unread) < 0)
+        return false;
+    bool shall_wait = backlog_learn(&s->backlog, (uint32_t)unread, s->stream.unsent_bytes);
+    uint32_t buffer_bytes = backlog_better_buffer(&s->backlog);
+    if (buffer_bytes)
+        set_send_buffer(s, buffer_bytes);
+    if (!shall_wait)
+        return false;
+    struct io_uring_sqe *sqe = op_start(&s->writable, self);
+    io_uring_prep_poll_add(sqe, s->fd, POLLOUT);
+    loop_timer_start(s->stream.loop, &s->patience, PATIENCE_NS);
+    op_wait(&s->writable, self, "receive: lets the peer read first");
+    loop_timer_stop(s->stream.loop, &s->patience);
+    return true;
+}
+
+// What is there without waiting for it in the ring: bytes, 0 at the end, -EAGAIN or -ECANCELED.
+static ssize_t recv_here(Fiber *self, HostStream *s, void *buf, size_t len)
+{
+    switch (s->stream.recv_manner) {
+    case RECV_REST:
+        return look_out_for_rest(s, buf, len);
+    case RECV_GATHERED:
+        if (!let_peer_read(self, s))
+            return -EAGAIN;
+        if (fiber_is_cancelled(self) || s->stream.is_shut_down)
+            return -ECANCELED;
+        ssize_t n = recv(s->fd, buf, len, MSG_DONTWAIT);
+        s->is_drained = n < (ssize_t)len;
+        return n < 0 ? -EAGAIN : n; // the ring will find out
+    case RECV_PLAIN:
+        break;
+    }
+    return -EAGAIN;
+}
+
 static ssize_t host_recv(Fiber *self, Stream *stream, void *buf, size_t len)
 {
     HostStream *s = (HostStream *)stream;
-    if (stream->expects_rest) {
-        ssize_t n = look_out_for_rest(s, buf, MIN(len, INT_MAX));
-        if (n > 0)
-            return n;
-    }
+    len = MIN(len, INT_MAX);
+    ssize_t n = recv_here(self, s, buf, len);
+    if (n != -EAGAIN)
+        return n;
     struct io_uring_sqe *sqe = op_start(&s->recv, self);
-    io_uring_prep_recv(sqe, s->fd, buf, MIN(len, INT_MAX), 0);
+    io_uring_prep_recv(sqe, s->fd, buf, len, 0);
     if (s->is_drained)
         sqe->ioprio |= IORING_RECVSEND_POLL_FIRST; // rather than to try in vain
     s->recv.is_urgent = stream->is_urgent;
-    ssize_t n = op_wait(&s->recv, self, "receive");
+    n = op_wait(&s->recv, self, "receive");
     s->is_drained = n > 0 && (size_t)n < len;
     if (n > 0)
         (void)VALGRIND_MAKE_MEM_DEFINED(buf, (size_t)n);
@@ -165,7 +235,10 @@ static ssize_t host_send(Fiber *self, Stream *stream, struct iovec *iov, unsigne
     s->send.is_urgent = stream->is_urgent;
     if (stream->is_urgent)
         io_uring_submit(&s->send.host->ring);
-    return op_wait(&s->send, self, "send");
+    int n = op_wait(&s->send, self, "send");
+    if (n > 0)
+        backlog_sent(&s->backlog, (size_t)n);
+    return n;
 }
 
 static void host_shutdown(Stream *stream)
@@ -174,6 +247,7 @@ static void host_shutdown(Stream *stream)
     shutdown(s->fd, SHUT_RDWR);
     op_cancel(&s->recv);
     op_cancel(&s->send);
+    op_cancel(&s->writable);
 }
 
 static void host_end_sending(Stream *stream)
@@ -214,6 +288,12 @@ Stream *stream_new_fd(Loop *loop, int fd)
     s->fd = fd;
     op_init(&s->recv, loop);
     op_init(&s->send, loop);
+    op_init(&s->writable, loop);
+    s->patience.fn = patience_ends;
+    if (is_unix(fd)) { // others do not tell what the peer has read
+        s->backlog.asked_bytes = BACKLOG_MAX_BUFFER;
+        set_send_buffer(s, BACKLOG_MAX_BUFFER);
+    }
     set_blocking(fd, true);
     return &s->stream;
 }

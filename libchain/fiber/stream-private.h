@@ -21,12 +21,19 @@ struct StreamOps {
     void (*free)(Stream *stream);
 };
 
+typedef enum RecvManner {
+    RECV_PLAIN,
+    RECV_REST,     // stream_recv_rest()
+    RECV_GATHERED, // stream_recv_gathered()
+} RecvManner;
+
 struct Stream {
     const StreamOps *ops;
     Loop *loop;
     bool is_shut_down;
     bool is_urgent;
-    bool expects_rest;        // during stream_recv_rest()
+    RecvManner recv_manner;   // of the receive under way
+    size_t unsent_bytes;      // RECV_GATHERED
     Fiber *receiver, *sender; // waiting now
 };
 

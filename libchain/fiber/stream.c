@@ -56,9 +56,19 @@ ssize_t stream_recv(Fiber *self, Stream *stream, void *buf, size_t len)
 
 ssize_t stream_recv_rest(Fiber *self, Stream *stream, void *buf, size_t len)
 {
-    stream->expects_rest = true;
+    stream->recv_manner = RECV_REST;
     ssize_t n = stream_recv(self, stream, buf, len);
-    stream->expects_rest = false;
+    stream->recv_manner = RECV_PLAIN;
+    return n;
+}
+
+ssize_t stream_recv_gathered(Fiber *self, Stream *stream, void *buf, size_t len,
+                             size_t unsent_bytes)
+{
+    stream->recv_manner = RECV_GATHERED;
+    stream->unsent_bytes = unsent_bytes;
+    ssize_t n = stream_recv(self, stream, buf, len);
+    stream->recv_manner = RECV_PLAIN;
     return n;
 }
 

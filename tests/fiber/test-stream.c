@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // Streams over socket pairs and listeners: whole transfers through small buffers, ends, shutdown,
-// cancel in each wait.
+// cancel in each wait; receives that let the peer read first.
 #include "in-fiber.h"
 
 #include <errno.h>
@@ -185,6 +185,188 @@ FIBER_TEST(a_stolen_descriptor_still_works_on_a_new_stream)
     pair_close(&p);
 }
 
+// --- A receive that lets the peer read first ---
+
+enum { ANSWERS = 200 << 10, GATHERED_ROUNDS = 1500 };
+
+typedef struct Talk {
+    Stream *stream;
+    int peer;
+    uint8_t *data;
+    uint64_t start_ns;
+    bool is_done;
+    ssize_t result;
+    Fiber *fiber;
+} Talk;
+
+static void peer_reads(Talk *t, size_t bytes)
+{
+    while (bytes) {
+        ssize_t n = recv(t->peer, t->data, MIN(bytes, ANSWERS), 0);
+        fiber_assert(n > 0);
+        bytes -= (size_t)n;
+    }
+}
+
+static void peer_is_sent(Fiber *self, Talk *t, size_t bytes)
+{
+    while (bytes) { // in pieces: the kernel gives each back when it was read
+        struct iovec iov = {t->data, MIN(bytes, 16384)};
+        bytes -= iov.iov_len;
+        fiber_assert_equal(stream_send(self, t->stream, &iov, 1), 0);
+    }
+}
+
+// A peer that asked for many answers and has read none of the last ones; its next request is there.
+static void talk_begin(Fiber *self, Talk *t)
+{
+    int fds[2];
+    fiber_assert_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
+    *t = (Talk){stream_new_fd(fiber_loop(self), fds[0]), fds[1], g_malloc0(ANSWERS)};
+    uint8_t c = 0;
+    for (unsigned i = 0; i < GATHERED_ROUNDS; i++) {
+        peer_is_sent(self, t, ANSWERS);
+        fiber_assert_equal(send(t->peer, &c, 1, 0), 1);
+        // Read before or after the receive: it does not wait until it has learnt to.
+        peer_reads(t, ANSWERS / 4 * 3);
+        fiber_assert_equal(stream_recv_gathered(self, t->stream, &c, 1, ANSWERS / 4 * 3), 1);
+        peer_reads(t, ANSWERS / 4);
+    }
+    peer_is_sent(self, t, ANSWERS);
+    fiber_assert_equal(send(t->peer, &c, 1, 0), 1);
+}
+
+static void talk_end(Talk *t)
+{
+    stream_free(t->stream);
+    close(t->peer);
+    g_free(t->data);
+}
+
+static void receives_gathered(Fiber *self, void *arg)
+{
+    Talk *t = arg;
+    uint8_t c[4];
+    t->result = stream_recv_gathered(self, t->stream, c, sizeof c, 0);
+    t->is_done = true;
+}
+
+static void talk_wait(Fiber *self, Talk *t)
+{
+    while (!t->is_done)
+        fiber_assert_equal(fiber_sleep(self, 100000), 0);
+}
+
+static void talk_receive(Fiber *self, Talk *t)
+{
+    Loop *loop = fiber_loop(self);
+    t->start_ns = loop_now_ns(loop);
+    fiber_assert_equal(fiber_spawn(loop, "gathers", receives_gathered, t, &t->fiber), 0);
+    fiber_assert_equal(fiber_sleep(self, 500000), 0);
+    fiber_assert(!t->is_done);
+}
+
+// Is the receive's patience certain to last yet? On a busy machine it may be over before the test
+// did what it meant to: then it starts anew.
+static bool talk_is_in_time(Fiber *self, const Talk *t)
+{
+    return loop_now_ns(fiber_loop(self)) - t->start_ns < 4000000;
+}
+
+static bool reads_half_in_time(Fiber *self, Talk *t)
+{
+    fiber_assert_equal(send(t->peer, "y", 1, 0), 1);
+    peer_reads(t, ANSWERS / 4);
+    fiber_assert_equal(fiber_sleep(self, 500000), 0);
+    if (!talk_is_in_time(self, t))
+        return false;
+    fiber_assert(!t->is_done);
+    peer_reads(t, ANSWERS / 2);
+    talk_wait(self, t);
+    fiber_assert_equal(t->result, 2); // both, in one piece
+    return true;
+}
+
+static bool shutdown_in_time(Fiber *self, Talk *t)
+{
+    if (!talk_is_in_time(self, t))
+        return false;
+    stream_shutdown(t->stream);
+    talk_wait(self, t);
+    fiber_assert_equal(t->result, -ECANCELED);
+    return true;
+}
+
+static bool cancel_in_time(Fiber *self, Talk *t)
+{
+    if (!talk_is_in_time(self, t))
+        return false;
+    fiber_cancel(t->fiber);
+    talk_wait(self, t);
+    fiber_assert_equal(t->result, -ECANCELED);
+    return true;
+}
+
+static void until_in_time(Fiber *self, bool (*test)(Fiber *self, Talk *t))
+{
+    for (bool was_in_time = false; !was_in_time;) {
+        Talk t;
+        talk_begin(self, &t);
+        talk_receive(self, &t);
+        was_in_time = test(self, &t);
+        talk_wait(self, &t);
+        talk_end(&t);
+    }
+}
+
+FIBER_TEST(a_gathered_receive_waits_until_the_peer_has_read_half)
+{
+    until_in_time(self, reads_half_in_time);
+}
+
+FIBER_TEST(shutdown_ends_a_gathered_receive)
+{
+    until_in_time(self, shutdown_in_time);
+}
+
+FIBER_TEST(cancel_ends_a_gathered_receive)
+{
+    until_in_time(self, cancel_in_time);
+}
+
+FIBER_TEST(a_gathered_receive_does_not_wait_long_for_a_peer_that_does_not_read)
+{
+    Loop *loop = fiber_loop(self);
+    Talk t;
+    talk_begin(self, &t);
+    talk_receive(self, &t);
+    talk_wait(self, &t);
+    fiber_assert_equal(t.result, 1);
+    fiber_assert(!talk_is_in_time(self, &t));
+    unsigned n_slow = 0;
+    for (unsigned i = 0; i < 100; i++) { // and then no more
+        uint8_t c = 0;
+        uint64_t start = loop_now_ns(loop);
+        fiber_assert_equal(send(t.peer, &c, 1, 0), 1);
+        fiber_assert_equal(stream_recv_gathered(self, t.stream, &c, 1, 0), 1);
+        n_slow += loop_now_ns(loop) - start > 4000000;
+    }
+    fiber_assert(n_slow < 50);
+    talk_end(&t);
+}
+
+FIBER_TEST(a_gathered_receive_gives_the_end_of_a_peer_that_left)
+{
+    Talk t;
+    talk_begin(self, &t);
+    talk_receive(self, &t);
+    close(t.peer);
+    t.peer = -1;
+    talk_wait(self, &t);
+    fiber_assert(t.result <= 1); // the request, the end, or that answers were lost
+    talk_end(&t);
+}
+
 typedef struct Accepting {
     StreamListener *listener;
     int result;
@@ -256,6 +438,11 @@ int main(void)
         cmocka_unit_test(cancel_right_after_the_start_ends_a_recv),
         cmocka_unit_test(shutdown_ends_a_send_that_nobody_reads),
         cmocka_unit_test(cancel_ends_a_send_that_nobody_reads),
+        cmocka_unit_test(a_gathered_receive_waits_until_the_peer_has_read_half),
+        cmocka_unit_test(a_gathered_receive_does_not_wait_long_for_a_peer_that_does_not_read),
+        cmocka_unit_test(a_gathered_receive_gives_the_end_of_a_peer_that_left),
+        cmocka_unit_test(shutdown_ends_a_gathered_receive),
+        cmocka_unit_test(cancel_ends_a_gathered_receive),
         cmocka_unit_test(a_stolen_descriptor_still_works_on_a_new_stream),
         cmocka_unit_test(accept_gives_each_connection_and_ends_at_shutdown_or_cancel),
     };

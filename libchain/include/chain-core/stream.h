@@ -29,6 +29,11 @@ ssize_t stream_recv(Fiber *self, Stream *stream, void *buf, size_t len);
 // The same for the rest of something whose beginning has come: where the loop may wait busily, it
 // looks out for that for some microseconds, and for nothing else.
 ssize_t stream_recv_rest(Fiber *self, Stream *stream, void *buf, size_t len);
+// The same from a peer that sends many requests and reads many answers: while it has much to read
+// yet, what it sends gathers, for 5 ms at most. `unsent_bytes`: of answers that the caller has
+// ready. Unix sockets only.
+ssize_t stream_recv_gathered(Fiber *self, Stream *stream, void *buf, size_t len,
+                             size_t unsent_bytes);
 // Exactly `len` bytes: 0, -ECONNRESET when the stream ended before, or -errno. Never reads further.
 int stream_recv_all(Fiber *self, Stream *stream, void *buf, size_t len);
 // Sends all of it: 0 or -errno. `iov` entries may be modified. One sender at a time; a sender and a
