@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // The server: its exports, listeners and loops, and how it stops. The lock protects the lists only
-// and is never held over a call that waits; connections take it once per handshake.
+// and is never held over a call that waits; connections take it once per handshake,
+// and when they leave a full server.
 //
 // Everything that must be gone before a stop returns (listeners, connections, the server's own
 // running state) holds one of `n_alive`; who lets the last one go wakes the stopping fiber.

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // Sockets. A receive is a ring operation: handed over with whatever else the turn submitted, it
-// completes at once when data is there, and otherwise when some comes. A send is a ring operation
-// too (see docs/performance.md for what was measured). Cancelling asks the kernel to end the
-// operation and waits for its completion: until then the buffer is the kernel's. On the stream's
-// loop.
+// completes at once when data is there, and otherwise when some comes. What certainly is there
+// already (the rest of a payload, requests that gathered) is received at once. A send is a ring
+// operation too (see docs/performance.md for what was measured). Cancelling asks the kernel to end
+// the operation and waits for its completion: until then the buffer is the kernel's. On the
+// stream's loop.
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>

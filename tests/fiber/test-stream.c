@@ -289,8 +289,6 @@ static bool reads_half_in_time(Fiber *self, Talk *t)
 
 static bool shutdown_in_time(Fiber *self, Talk *t)
 {
-    if (!talk_is_in_time(self, t))
-        return false;
     stream_shutdown(t->stream);
     talk_wait(self, t);
     fiber_assert_equal(t->result, -ECANCELED);
@@ -299,8 +297,6 @@ static bool shutdown_in_time(Fiber *self, Talk *t)
 
 static bool cancel_in_time(Fiber *self, Talk *t)
 {
-    if (!talk_is_in_time(self, t))
-        return false;
     fiber_cancel(t->fiber);
     talk_wait(self, t);
     fiber_assert_equal(t->result, -ECANCELED);
@@ -313,7 +309,7 @@ static void until_in_time(Fiber *self, bool (*test)(Fiber *self, Talk *t))
         Talk t;
         talk_begin(self, &t);
         talk_receive(self, &t);
-        was_in_time = test(self, &t);
+        was_in_time = talk_is_in_time(self, &t) && test(self, &t);
         talk_wait(self, &t);
         talk_end(&t);
     }
