@@ -63,6 +63,35 @@ static void arm_event(HostLoop *host)
     host->is_event_armed = true;
 }
 
+// --- the kernel's timer ---
+
+static void alarm_came(LoopOp *op, int result)
+{
+    HostLoop *host = (HostLoop *)((char *)op - offsetof(HostLoop, alarm_op));
+    host->alarm_ns = UINT64_MAX;
+}
+
+// Arming a timer of the kernel is expensive, above all in a virtual machine. It is left armed when
+// the timer of the loop that it was for is stopped: where timers are started and stopped all the
+// time, it comes once for many of them, in vain.
+static void set_alarm(HostLoop *host, uint64_t deadline_ns)
+{
+    if (deadline_ns >= host->alarm_ns)
+        return;
+    bool is_armed = host->alarm_ns != UINT64_MAX;
+    host->alarm_ns = deadline_ns;
+    host->alarm_time.tv_sec = (int64_t)(deadline_ns / 1000000000u);
+    host->alarm_time.tv_nsec = (long long)(deadline_ns % 1000000000u);
+    struct io_uring_sqe *sqe = host_loop_get_sqe(host, is_armed ? NULL : &host->alarm_op);
+    if (is_armed) {
+        io_uring_prep_timeout_update(sqe, &host->alarm_time, (uint64_t)(uintptr_t)&host->alarm_op,
+                                     IORING_TIMEOUT_ABS);
+        sqe->flags |= IOSQE_CQE_SKIP_SUCCESS; // it would end the wait
+    } else {
+        io_uring_prep_timeout(sqe, &host->alarm_time, 0, IORING_TIMEOUT_ABS);
+    }
+}
+
 static void reap(HostLoop *host)
 {
     struct io_uring_cqe *cqe;
@@ -144,7 +173,6 @@ static bool host_busy_wait(Loop *loop, uint64_t deadline_ns)
         return true;
     }
     host->idle_since_ns = start;
-    loop->now_ns = host_now(loop); // what is left until the deadline counts from here
     return false;
 }
 
@@ -157,16 +185,9 @@ static void host_wait(Loop *loop, uint64_t deadline_ns)
         io_uring_submit_and_get_events(ring);
     } else if (RUNNING_ON_VALGRIND) {
         wait_by_poll(host, deadline_ns);
-    } else if (deadline_ns == UINT64_MAX) {
-        io_uring_submit_and_wait(ring, 1);
     } else {
-        uint64_t ns = deadline_ns - loop->now_ns;
-        struct __kernel_timespec t = {
-            .tv_sec = (int64_t)(ns / 1000000000u),
-            .tv_nsec = (long long)(ns % 1000000000u),
-        };
-        struct io_uring_cqe *cqe;
-        io_uring_submit_and_wait_timeout(ring, &cqe, 1, &t, NULL);
+        set_alarm(host, deadline_ns);
+        io_uring_submit_and_wait(ring, 1);
     }
     if (host->idle_since_ns) {
         busy_wait_learn(&host->busy_wait, host_now(loop) - host->idle_since_ns);
@@ -353,6 +374,8 @@ Loop *loop_new(const LoopConfig *config, GError **error)
                     "cannot create an eventfd: %s", g_strerror(-r));
         goto no_event_fd;
     }
+    host->alarm_op.done = alarm_came;
+    host->alarm_ns = UINT64_MAX;
     host->loop.now_ns = host_now(&host->loop);
     host->pool = worker_pool_new(&host->loop, host->max_workers);
     return &host->loop;

@@ -23,6 +23,9 @@ struct HostLoop {
     bool is_event_armed;
     uint64_t event_value;
     LoopOp event_op;
+    LoopOp alarm_op;
+    uint64_t alarm_ns; // when the kernel's timer ends the wait; UINT64_MAX: it is not armed
+    struct __kernel_timespec alarm_time;
     BusyWait busy_wait;
     uint64_t idle_since_ns; // while it sleeps and its idle time shall be learnt from
     HostDevice *devices;    // host-device.c

@@ -54,6 +54,39 @@ FIBER_TEST(timers_fire_in_order_and_not_early_and_stopped_ones_do_not)
     g_rand_free(rand);
 }
 
+static void must_not_fire(LoopTimer *timer)
+{
+    g_error("a stopped timer fired");
+}
+
+static int takes_2_ms(void *arg)
+{
+    g_usleep(2000);
+    return 0;
+}
+
+static uint64_t slept_ns(Fiber *self, uint64_t ns)
+{
+    gint64 start = g_get_monotonic_time();
+    fiber_assert_equal(fiber_sleep(self, ns), 0);
+    return (uint64_t)(g_get_monotonic_time() - start) * 1000;
+}
+
+// The kernel's timer stays armed for one that was stopped.
+FIBER_TEST(a_stopped_timer_neither_delays_nor_hastens_others)
+{
+    enum { FAR_NS = 200000000 };
+    Loop *loop = fiber_loop(self);
+    LoopTimer far = {.fn = must_not_fire};
+    loop_timer_start(loop, &far, FAR_NS);
+    fiber_assert_equal(loop_work(self, takes_2_ms, NULL), 0); // the loop sleeps, and arms it
+    fiber_assert(slept_ns(self, 1000000) < FAR_NS / 2);       // an earlier one
+    fiber_assert_equal(loop_work(self, takes_2_ms, NULL), 0); // arms the first again
+    loop_timer_stop(loop, &far);
+    fiber_assert(slept_ns(self, FAR_NS + 10000000) >= FAR_NS + 10000000);
+    fiber_assert(slept_ns(self, 1000000) < FAR_NS / 2);
+}
+
 enum { N_THREADS = 3, N_CALLS = 20000 };
 
 typedef struct Sender {
@@ -220,6 +253,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(timers_fire_in_order_and_not_early_and_stopped_ones_do_not),
+        cmocka_unit_test(a_stopped_timer_neither_delays_nor_hastens_others),
         cmocka_unit_test(messages_from_threads_all_come_and_in_order),
         cmocka_unit_test(a_message_may_spawn),
         cmocka_unit_test(workers_run_in_parallel_up_to_their_bound),
