@@ -9,6 +9,7 @@
 #include "export.h"
 #include "request-check.h"
 #include "server-loop.h"
+#include "settle.h"
 
 typedef enum NbdsState {
     NBDS_STATE_HANDSHAKE,    // greeting sent, waiting for the client's flags
@@ -55,6 +56,7 @@ struct NbdsConnection {
     uint64_t progress_bytes; // since then
     FiberQueue room;         // the receiver, waiting for less in flight
     FiberQueue quiet;        // the receiver, waiting for nothing in flight
+    NbdsSettling settling;
 
     // Sending (sender.c).
     Fiber *sender; // NULL once ended

@@ -288,7 +288,7 @@ static ssize_t receive(Fiber *self, NbdsConnection *c, size_t len)
 
 static bool receive_more(Fiber *self, NbdsConnection *c, size_t needed)
 {
-    if (!make_room(c, needed))
+    if (!make_room(c, needed) || (!c->incoming && nbds_settling_wait(self, c) < 0))
         return false;
     begin_turn(c);
     size_t room = input_limit(c) - c->end, ask = bytes_to_ask(c, needed);

@@ -57,6 +57,7 @@ void nbds_request_finish(NbdsRequest *request, NbdsBuffer *reply, bool failed)
     nbds_export_count(c->export, operation_of(request->head.type), request->head.length, failed);
     nbds_export_add(&c->export->n_in_flight, -1);
     c->home->n_executing--;
+    nbds_settling_end(c, &request->head);
     nbds_connection_finish_execution(c);
     if (reply)
         queue_last(request, reply);
@@ -245,6 +246,7 @@ void nbds_request_start(Fiber *self, NbdsRequest *request)
     NbdsConnection *c = request->connection;
     c->n_executing++;
     c->home->n_executing++;
+    nbds_settling_begin(c, &request->head);
     nbds_export_add(&c->export->n_in_flight, 1);
     // Without a fiber the receiver does the work itself: slower, and it reads no further meanwhile.
     if (!may_have_fiber(c) || fiber_spawn(c->home->loop, "nbd request", run, request, NULL) < 0)

@@ -148,6 +148,7 @@ static void end_written(HostFile *h)
     FileTransfer *x = take_in_order(&h->written);
     while (x) {
         FileTransfer *next = x->next;
+        h->file.loop->n_cached_writes--;
         file_transfer_done(x, (ssize_t)(intptr_t)x->backend_data);
         x = next;
     }
@@ -225,6 +226,7 @@ void host_file_init_writes(HostFile *h)
 
 static void add_write(HostFile *h, FileTransfer *x)
 {
+    h->file.loop->n_cached_writes++;
     x->next = h->first_new_write;
     h->first_new_write = x;
     if (!h->last_new_write)

@@ -84,6 +84,11 @@ uint64_t loop_now_ns(const Loop *loop)
     return loop->now_ns;
 }
 
+unsigned loop_n_cached_writes(const Loop *loop)
+{
+    return loop->n_cached_writes;
+}
+
 static bool run_calls(Loop *loop)
 {
     take_inbox(loop);

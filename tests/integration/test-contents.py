@@ -11,7 +11,8 @@ import time
 import nbd
 
 import harness
-from harness import (GIB, KIB, MIB, Daemon, check_image, connect, main, qemu_img, qemu_io,
+from fuse_disk import NoFuse, fuse_disk
+from harness import (GIB, KIB, MIB, Daemon, Skip, check_image, connect, main, qemu_img, qemu_io,
                      random_file, run, same_content)
 from images import Layer, make_chain, random_chain
 
@@ -375,6 +376,46 @@ def test_raw_and_qcow2(tmp):
             if loops == 2:
                 connect(daemon.uri("a")).pwrite(b"\x22" * 4096, 4096)
     qemu_io(f"{tmp}/a.qcow2", "read -P 0x11 0 4k", "read -P 0x22 4k 4k", "read -P 0x11 8k 100k")
+
+
+def test_slow_writes(tmp):
+    """While a slow disk takes small writes, what else the client asks for is answered; when it is told
+    to stop, or the client is gone, they are written nevertheless."""
+    def small_writes(h, at):
+        return [h.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(b"x" * 4096)), at + i * 64 * KIB)
+                for i in range(4)]
+
+    def test(disk):
+        with Daemon("--nbd", f"{tmp}/s", disk) as daemon:
+            h = connect(daemon.uri())
+            for turn in range(3):  # the first is waited for, some others are not
+                cookies = small_writes(h, turn * MIB)
+                start = time.monotonic()
+                assert h.pread(4096, 12 * MIB) == bytes(4096)
+                took = time.monotonic() - start
+                assert took < 0.15, f"the read took {took} s"
+                assert not any(h.aio_command_completed(cookie) for cookie in cookies)
+                while h.aio_in_flight():
+                    h.poll(-1)
+            gone = connect(daemon.uri())
+            small_writes(gone, 4 * MIB)
+            gone.pread(4096, 12 * MIB)  # the server has them all
+            del gone
+            small_writes(h, 8 * MIB)
+            assert h.pread(4096, 12 * MIB) == bytes(4096)
+            daemon.stop()
+        check_image(tmp / "storage")
+        for turn in 0, 1, 2, 4, 8:
+            qemu_io(tmp / "storage", *(f"read -P 0x78 {turn * MIB + i * 64 * KIB} 4k" for i in range(4)))
+
+    qemu_img("create", "-q", "-f", "qcow2", tmp / "storage", "16M")
+    os.truncate(tmp / "storage", 32 * MIB)  # it does not grow through FUSE
+    try:
+        with fuse_disk(tmp / "mnt", "--filter=delay", "file", tmp / "storage",
+                       "delay-write=300ms") as disk:
+            test(disk)
+    except NoFuse as e:
+        raise Skip(str(e))
 
 
 def test_closed_descriptors(tmp):
