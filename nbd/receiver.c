@@ -288,9 +288,12 @@ static ssize_t receive(Fiber *self, NbdsConnection *c, size_t len)
 
 static bool receive_more(Fiber *self, NbdsConnection *c, size_t needed)
 {
-    if (!make_room(c, needed) || (!c->incoming && nbds_settling_wait(self, c) < 0))
-        return false;
     begin_turn(c);
+    // First, so that it is known whether the buffer is free.
+    if (!c->incoming && nbds_settling_wait(self, c) < 0)
+        return false;
+    if (!make_room(c, needed))
+        return false;
     size_t room = input_limit(c) - c->end, ask = bytes_to_ask(c, needed);
     ssize_t received = receive(self, c, ask);
     if (received <= 0)

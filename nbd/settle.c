@@ -8,7 +8,7 @@ enum {
     SMALL_BYTES = 8 << 10,
     WORTH_WAITING = 2,     // writes; with one in flight a client waits itself
     LEFT_ALONE = 1024,     // receives
-    PATIENCE_NS = 2000000, // many times what a worker takes for all that a client has in flight
+    PATIENCE_NS = 2000000, // many times what a worker takes for so many as a client has in flight
 };
 
 // One with FUA waits for the disk.
@@ -33,17 +33,18 @@ static void patience_ends(LoopTimer *timer)
 {
     NbdsConnection *c = (NbdsConnection *)((char *)timer - offsetof(NbdsConnection, settling) -
                                            offsetof(NbdsSettling, patience));
-    if (loop_n_cached_writes(c->home->loop)) // else they are about to end
-        c->settling.n_left_alone = LEFT_ALONE;
+    c->settling.n_left_alone = LEFT_ALONE;
     fiber_queue_wake_all(&c->settling.ended);
 }
 
 int nbds_settling_wait(Fiber *self, NbdsConnection *c)
 {
     NbdsSettling *s = &c->settling;
-    // Other requests may wait for a disk, which shall not wait for requests.
+    // Other requests may wait for a disk, which shall not wait for requests; so may writes that
+    // are not with a worker (direct ones, those that first read what is below). Where others write,
+    // too, requests gather anyway, and ours would wait for theirs.
     if (s->n_writes < WORTH_WAITING || s->n_writes < c->n_executing || c->is_urgent ||
-        !loop_n_cached_writes(c->home->loop))
+        loop_n_cached_writes(c->home->loop) != s->n_writes)
         return 0;
     if (s->n_left_alone) {
         s->n_left_alone--;

@@ -2,10 +2,10 @@
 // When to let a client's small writes end before more is received from it. A client that keeps many
 // small writes in flight sends the next while the loop's worker still copies the last ones, and
 // each would be received, handed over and answered by itself. While a worker is at it, what comes
-// gathers in the socket; it is then received, handed over and answered together. A disk is not kept
-// waiting by that: a file's cached writes are made one after the other anyway (host-file.c). Not
-// for long: what else the client sends shall not wait for a disk that is slow. On the connection's
-// loop.
+// gathers in the socket; it is then received, handed over and answered together. Only while all
+// that the client has executing is such writes, so that no disk is kept waiting for requests: a
+// file's cached writes are made one after the other anyway (host-file.c). And not for long: what
+// else the client sends shall not wait for a disk that is slow. On the connection's loop.
 #pragma once
 
 #include "chain-core/fiber-sync.h"

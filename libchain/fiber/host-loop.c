@@ -63,6 +63,13 @@ static void arm_event(HostLoop *host)
     host->is_event_armed = true;
 }
 
+static uint64_t host_now(Loop *loop)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
 // --- the kernel's timer ---
 
 static void alarm_came(LoopOp *op, int result)
@@ -73,22 +80,24 @@ static void alarm_came(LoopOp *op, int result)
 
 // Arming a timer of the kernel is expensive, above all in a virtual machine. It is left armed when
 // the timer of the loop that it was for is stopped: where timers are started and stopped all the
-// time, it comes once for many of them, in vain.
+// time, it comes once for many of them, in vain. Relative times: absolute ones are those of the
+// host, which a time namespace has others than.
 static void set_alarm(HostLoop *host, uint64_t deadline_ns)
 {
     if (deadline_ns >= host->alarm_ns)
         return;
     bool is_armed = host->alarm_ns != UINT64_MAX;
+    uint64_t now = host_now(&host->loop), ns = deadline_ns > now ? deadline_ns - now : 0;
     host->alarm_ns = deadline_ns;
-    host->alarm_time.tv_sec = (int64_t)(deadline_ns / 1000000000u);
-    host->alarm_time.tv_nsec = (long long)(deadline_ns % 1000000000u);
+    host->alarm_time.tv_sec = (int64_t)(ns / 1000000000u);
+    host->alarm_time.tv_nsec = (long long)(ns % 1000000000u);
     struct io_uring_sqe *sqe = host_loop_get_sqe(host, is_armed ? NULL : &host->alarm_op);
     if (is_armed) {
         io_uring_prep_timeout_update(sqe, &host->alarm_time, (uint64_t)(uintptr_t)&host->alarm_op,
-                                     IORING_TIMEOUT_ABS);
+                                     0);
         sqe->flags |= IOSQE_CQE_SKIP_SUCCESS; // it would end the wait
     } else {
-        io_uring_prep_timeout(sqe, &host->alarm_time, 0, IORING_TIMEOUT_ABS);
+        io_uring_prep_timeout(sqe, &host->alarm_time, 0, 0);
     }
 }
 
@@ -104,13 +113,6 @@ static void reap(HostLoop *host)
             op->done(op, cqe->res);
     }
     io_uring_cq_advance(&host->ring, n);
-}
-
-static uint64_t host_now(Loop *loop)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
 // valgrind (3.19) keeps all other threads stopped during io_uring_enter, so there the wait is a
@@ -193,7 +195,7 @@ static void host_wait(Loop *loop, uint64_t deadline_ns)
         busy_wait_learn(&host->busy_wait, host_now(loop) - host->idle_since_ns);
         host->idle_since_ns = 0;
     }
-    // A failure is EINTR, a timeout, or a full completion queue: reaping is the answer to each.
+    // A failure is EINTR or a full completion queue: reaping is the answer to each.
     reap(host);
 }
 
