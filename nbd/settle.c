@@ -31,10 +31,9 @@ void nbds_settling_end(NbdsConnection *c, const NbdsRequestHead *head)
 
 static void patience_ends(LoopTimer *timer)
 {
-    NbdsConnection *c = (NbdsConnection *)((char *)timer - offsetof(NbdsConnection, settling) -
-                                           offsetof(NbdsSettling, patience));
-    c->settling.n_left_alone = LEFT_ALONE;
-    fiber_queue_wake_all(&c->settling.ended);
+    NbdsSettling *s = (NbdsSettling *)((char *)timer - offsetof(NbdsSettling, patience));
+    s->n_left_alone = LEFT_ALONE;
+    fiber_queue_wake_all(&s->ended);
 }
 
 int nbds_settling_wait(Fiber *self, NbdsConnection *c)

@@ -92,7 +92,7 @@ static void set_alarm(HostLoop *host, uint64_t deadline_ns)
     host->alarm_time.tv_sec = (int64_t)(ns / 1000000000u);
     host->alarm_time.tv_nsec = (long long)(ns % 1000000000u);
     struct io_uring_sqe *sqe = host_loop_get_sqe(host, is_armed ? NULL : &host->alarm_op);
-    if (is_armed) {
+    if (is_armed) { // if it has just come, this fails, and alarm_came() is about to run
         io_uring_prep_timeout_update(sqe, &host->alarm_time, (uint64_t)(uintptr_t)&host->alarm_op,
                                      0);
         sqe->flags |= IOSQE_CQE_SKIP_SUCCESS; // it would end the wait

@@ -40,7 +40,7 @@ struct Loop {
     // File transfers that wait for use; a burst's are not kept for ever.
     FileTransfer *free_transfers;
     unsigned n_free_transfers;
-    unsigned n_cached_writes;
+    unsigned n_cached_writes; // loop_n_cached_writes()
     // Messages. `inbox` is a stack pushed by any thread, reversed when taken.
     _Atomic(LoopCall *) inbox;
     atomic_bool is_waiting; // the back end sleeps, or is about to: notify() is needed

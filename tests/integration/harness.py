@@ -20,6 +20,8 @@ import time
 import traceback
 import urllib.parse
 
+from fuse_disk import NoFuse, fuse_disk
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
@@ -95,6 +97,17 @@ def need_disk():
     """For tests of --direct, whose directory run_one() made on a disk if it could."""
     if not disk_directory():
         raise Skip("no file system of a disk here: --direct would mean nothing")
+
+
+@contextlib.contextmanager
+def need_fuse_disk(directory, *nbdkit):
+    """fuse_disk(), or the test is skipped."""
+    with contextlib.ExitStack() as stack:
+        try:
+            path = stack.enter_context(fuse_disk(directory, *nbdkit))
+        except NoFuse as e:
+            raise Skip(str(e))
+        yield path
 
 
 class Daemon:

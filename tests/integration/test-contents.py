@@ -11,9 +11,8 @@ import time
 import nbd
 
 import harness
-from fuse_disk import NoFuse, fuse_disk
-from harness import (GIB, KIB, MIB, Daemon, Skip, check_image, connect, main, qemu_img, qemu_io,
-                     random_file, run, same_content)
+from harness import (GIB, KIB, MIB, Daemon, check_image, connect, main, need_fuse_disk, qemu_img,
+                     qemu_io, random_file, run, same_content)
 from images import Layer, make_chain, random_chain
 
 
@@ -410,12 +409,9 @@ def test_slow_writes(tmp):
 
     qemu_img("create", "-q", "-f", "qcow2", tmp / "storage", "16M")
     os.truncate(tmp / "storage", 32 * MIB)  # it does not grow through FUSE
-    try:
-        with fuse_disk(tmp / "mnt", "--filter=delay", "file", tmp / "storage",
-                       "delay-write=300ms") as disk:
-            test(disk)
-    except NoFuse as e:
-        raise Skip(str(e))
+    with need_fuse_disk(tmp / "mnt", "--filter=delay", "file", tmp / "storage",
+                        "delay-write=300ms") as disk:
+        test(disk)
 
 
 def test_closed_descriptors(tmp):

@@ -11,8 +11,8 @@ import threading
 import nbd
 
 import harness
-from fuse_disk import NoFuse, fuse_disk, write_script
-from harness import MIB, Daemon, Skip, connect, main, qemu_img, says
+from fuse_disk import write_script
+from harness import MIB, Daemon, connect, main, need_fuse_disk, qemu_img, says
 
 
 def image(tmp, name="a.qcow2", size="64M"):
@@ -199,11 +199,8 @@ def test_corrupt_at_the_end(tmp):
 
 def on_fuse(tmp, test, **methods):
     """Calls test(path) with a file whose storage does what the shell commands say."""
-    try:
-        with fuse_disk(tmp / "mnt", "sh", write_script(tmp / "storage", **methods)) as path:
-            test(path)
-    except NoFuse as e:
-        raise Skip(str(e))
+    with need_fuse_disk(tmp / "mnt", "sh", write_script(tmp / "storage", **methods)) as path:
+        test(path)
 
 
 def test_failed_sync(tmp):
