@@ -49,7 +49,8 @@ struct NbdsConnection {
     uint32_t n_in_flight, n_executing;
     uint64_t bytes_in_flight, loop_bytes;
     bool is_privileged;
-    bool is_urgent; // waits for each answer, beside busy ones
+    bool is_light;  // waits for each answer
+    bool is_urgent; // beside busy ones
     bool is_tcp;
     bool gathers;            // asks for little at a time
     uint64_t progress_ns;    // when the socket last took or gave enough to count

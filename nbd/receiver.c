@@ -34,7 +34,6 @@ enum {
 static const uint64_t shares[] = {
     [NBDS_COMPANY_NONE] = 256 * REQUEST_COST,
     [NBDS_COMPANY_BUSY] = 128 * REQUEST_COST,
-    [NBDS_COMPANY_LIGHT] = 4 * REQUEST_COST,
 };
 // The same of requests that gathered: the first answers shall go out before the client has read all
 // that it has.
@@ -42,10 +41,7 @@ static const uint64_t gathered_share = 48 * REQUEST_COST;
 enum { SMALL_COST = 3 * REQUEST_COST }; // gathering pays for requests that cost no more
 // What one receive may copy beside a client that waits for single answers.
 enum { LIGHT_RECEIVE = 64 << 10 };
-// Between the turns of a busy client beside one that waits for single answers. A client that floods
-// keeps a processor busy, and the loop another; a moment's rest for both is what the third needs to
-// run.
-static const uint64_t LIGHT_PAUSE_NS = 20000;
+enum { SINGLE_COST = 4 * REQUEST_COST };
 enum { LIGHT_AFTER = 8 }; // single requests in a row: one alone comes from busy clients, too
 static const uint64_t LIGHT_NS = 1000000; // how long a receive tells what kind of client it is
 
@@ -81,12 +77,13 @@ static void take_turns(Fiber *self, NbdsConnection *c, uint64_t cost)
     c->taken_cost += cost;
     c->turn_cost += cost;
     NbdsCompany company = nbds_connection_company(c);
+    if (company == NBDS_COMPANY_LIGHT)
+        return nbds_pace_take_request(self, c, cost > SINGLE_COST);
     uint64_t share = c->gathers ? MIN(shares[company], gathered_share) : shares[company];
     if (c->turn_cost < share)
         return;
     c->turn_cost = 0;
-    // The loop looks at every socket before this goes on.
-    fiber_sleep(self, company == NBDS_COMPANY_LIGHT ? LIGHT_PAUSE_NS : 0);
+    fiber_sleep(self, 0); // the loop looks at every socket before this goes on
 }
 
 static Step refuse(Fiber *self, NbdsConnection *c, const NbdsRequestHead *head,
@@ -247,18 +244,21 @@ static void begin_turn(NbdsConnection *c)
     NbdsServerLoop *home = c->home;
     uint64_t now = loop_now_ns(home->loop);
     bool is_single = c->n_taken == 1 && c->n_in_flight - (c->incoming != NULL) <= 1 &&
-                     c->taken_cost <= 4 * REQUEST_COST;
-    if (c->n_taken)
+                     c->taken_cost <= SINGLE_COST;
+    if (c->n_taken) {
         c->n_singles = is_single ? c->n_singles + 1 : 0;
-    bool is_light = is_single && c->n_singles >= LIGHT_AFTER;
-    if (is_light) {
+        c->is_light = c->n_singles >= LIGHT_AFTER;
+    } else if (c->incoming && cost_of(&c->incoming->head) > SINGLE_COST) {
+        c->is_light = false;
+    }
+    if (c->is_light) {
         home->light = c;
         home->light_until_ns = now + LIGHT_NS;
     } else if (c->n_taken) {
         home->busy_until_ns = now + LIGHT_NS;
     }
     c->gathers = c->taken_cost <= (uint64_t)SMALL_COST * c->n_taken;
-    c->is_urgent = is_light && home->busy_until_ns > now;
+    c->is_urgent = c->is_light && home->busy_until_ns > now;
     stream_set_urgent(c->stream, c->is_urgent);
     c->n_taken = 0;
     c->taken_cost = c->turn_cost = 0;
@@ -300,6 +300,8 @@ static bool receive_more(Fiber *self, NbdsConnection *c, size_t needed)
         return false;
     c->end += received;
     nbds_admission_note_progress(c, (uint64_t)received);
+    if (c->is_light)
+        nbds_pace_asked(c);
     if (ask == room)
         adapt_capacity(c, received, room);
     return true;

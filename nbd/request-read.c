@@ -87,6 +87,34 @@ static size_t put_chunk(uint8_t *p, const NbdsSession *session, const NbdsReques
     return head_bytes + (chunk->is_hole ? NBDS_HOLE_CHUNK_BYTES : NBDS_DATA_CHUNK_BYTES);
 }
 
+// Beside a client that waits for single answers a large read goes in steps.
+static int read_start(Fiber *self, const NbdsRequest *request, Node *node, const Chunk *data,
+                      uint8_t *to, IoBatch *batch)
+{
+    enum { LIGHT_STEP = 64 << 10 };
+    NbdsConnection *c = request->connection;
+    int result = 0;
+    for (uint64_t done = 0, n; done < data->length && result >= 0; done += n) {
+        n = data->length - done;
+        if (nbds_connection_company(c) == NBDS_COMPANY_LIGHT)
+            n = MIN(n, LIGHT_STEP);
+        if (data->offset + done > request->head.offset)
+            nbds_pace_take_bytes(self, c, n);
+        result = node_read_start(self, node, guest_off(data->offset + done), to + done, n, batch);
+    }
+    return result;
+}
+
+static int read_whole(Fiber *self, const NbdsRequest *request, Node *node, uint8_t *to)
+{
+    const Chunk whole = {request->head.offset, request->head.length, false};
+    IoBatch batch;
+    io_batch_init(&batch, self);
+    int result = read_start(self, request, node, &whole, to, &batch);
+    int waited = io_batch_wait(self, &batch);
+    return result < 0 ? result : waited;
+}
+
 // All chunks lie in one buffer; data is read to where it will be sent from.
 static int read_sparse(Fiber *self, NbdsRequest *request, Node *node, const Layout *layout,
                        NbdsBuffer **ret_reply)
@@ -108,7 +136,7 @@ static int read_sparse(Fiber *self, NbdsRequest *request, Node *node, const Layo
         p += put_chunk(p, &c->session, &request->head, chunk, i == layout->n_chunks - 1);
         if (chunk->is_hole)
             continue;
-        result = node_read_start(self, node, guest_off(chunk->offset), p, chunk->length, &batch);
+        result = read_start(self, request, node, chunk, p, &batch);
         p += chunk->length;
     }
     int waited = io_batch_wait(self, &batch);
@@ -123,27 +151,6 @@ static int read_sparse(Fiber *self, NbdsRequest *request, Node *node, const Layo
     return 0;
 }
 
-// Beside a client that waits for single answers a large read goes in steps, with turns of the loop
-// between them.
-static int read_bytes(Fiber *self, const NbdsRequest *request, Node *node, uint8_t *to)
-{
-    enum { LIGHT_STEP = 64 << 10 };
-    const NbdsRequestHead *head = &request->head;
-    IoBatch batch;
-    io_batch_init(&batch, self);
-    int result = 0;
-    for (uint64_t done = 0, n; done < head->length && result >= 0; done += n) {
-        bool is_beside_light = head->length > LIGHT_STEP &&
-                               nbds_connection_company(request->connection) == NBDS_COMPANY_LIGHT;
-        if (done && is_beside_light)
-            fiber_sleep(self, 0);
-        n = is_beside_light ? MIN(head->length - done, LIGHT_STEP) : head->length - done;
-        result = node_read_start(self, node, guest_off(head->offset + done), to + done, n, &batch);
-    }
-    int waited = io_batch_wait(self, &batch);
-    return result < 0 ? result : waited;
-}
-
 static int read_plain(Fiber *self, NbdsRequest *request, Node *node, NbdsBuffer **ret_reply)
 {
     NbdsConnection *c = request->connection;
@@ -151,7 +158,7 @@ static int read_plain(Fiber *self, NbdsRequest *request, Node *node, NbdsBuffer 
     NbdsBuffer *buffer = nbds_buffer_take(&c->home->pool, head->length);
     if (!buffer)
         return -ENOMEM;
-    int result = read_bytes(self, request, node, nbds_buffer_bytes(buffer));
+    int result = read_whole(self, request, node, nbds_buffer_bytes(buffer));
     if (result < 0) {
         nbds_buffer_unref(buffer);
         return result;

@@ -133,16 +133,18 @@ static int write_zeroes(Fiber *self, Node *node, const NbdsRequestHead *head)
 
 // Reads into a scratch buffer, so that what lies below has it cached. The loop gets a turn after
 // each step.
-static int cache(Fiber *self, Node *node, NbdsBufferPool *pool, const NbdsRequestHead *head)
+static int cache(Fiber *self, Node *node, NbdsConnection *c, const NbdsRequestHead *head)
 {
     enum { MAX_CACHED = NBDS_MAX_PAYLOAD, STEP = 256 << 10 };
     uint64_t left = MIN(head->length, MAX_CACHED), offset = head->offset;
-    NbdsBuffer *scratch = nbds_buffer_take(pool, STEP);
+    NbdsBuffer *scratch = nbds_buffer_take(&c->home->pool, STEP);
     if (!scratch)
         return -ENOMEM;
     int result = 0;
     while (left && result >= 0) {
         size_t n = MIN(left, STEP);
+        if (offset > head->offset)
+            nbds_pace_take_bytes(self, c, n);
         result = node_read(self, node, guest_off(offset), nbds_buffer_bytes(scratch), n);
         offset += n;
         left -= n;
@@ -169,7 +171,7 @@ static int execute(Fiber *self, NbdsRequest *request, Node *node)
     case NBDS_CMD_FLUSH:
         return node->read_only ? 0 : node_flush(self, node);
     case NBDS_CMD_CACHE:
-        return cache(self, node, &request->connection->home->pool, head);
+        return cache(self, node, request->connection, head);
     case NBDS_CMD_READ:
     case NBDS_CMD_DISC:
     case NBDS_CMD_BLOCK_STATUS:

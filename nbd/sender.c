@@ -7,13 +7,16 @@
 
 #include "connection.h"
 
-enum { MAX_BATCH = 64 };
+enum {
+    MAX_BATCH = 64,
+    SMALL_SEND = 16 << 10, // bytes; many small answers at once keep their client busy for long
+};
 
 // Bytes that one turn of the loop shall copy.
 static const size_t send_at_once[] = {
     [NBDS_COMPANY_NONE] = 1 << 20,
     [NBDS_COMPANY_BUSY] = 256 << 10,
-    [NBDS_COMPANY_LIGHT] = 32 << 10,
+    [NBDS_COMPANY_LIGHT] = 64 << 10,
 };
 
 static void fail(NbdsConnection *c, int error)
@@ -29,6 +32,8 @@ void nbds_sender_queue(NbdsConnection *c, NbdsBuffer *reply)
     reply->next = NULL;
     *c->replies_tail = reply;
     c->replies_tail = &reply->next;
+    if (c->is_light)
+        nbds_pace_answered(c);
     if (c->sender_waits) {
         c->sender_waits = false;
         if (c->is_urgent)
@@ -84,6 +89,8 @@ static void send_batch(Fiber *self, NbdsConnection *c)
     for (unsigned i = 0; i < n; i++)
         bytes += iov[i].iov_len;
     if (!c->send_error) {
+        if (bytes > SMALL_SEND)
+            nbds_pace_take_bytes(self, c, bytes);
         int result = stream_send(self, c->stream, iov, n);
         if (result < 0)
             fail(c, result);

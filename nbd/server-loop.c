@@ -50,6 +50,8 @@ void nbds_server_loop_remove(NbdsServerLoop *home, NbdsConnection *connection)
     else
         home->last_connection = connection->prev;
     connection->prev = connection->next = NULL;
-    if (!home->connections)
+    if (!home->connections) {
         loop_timer_stop(home->loop, &home->stall_timer);
+        nbds_pace_stop(home->loop, &home->pace);
+    }
 }

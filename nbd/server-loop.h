@@ -7,8 +7,8 @@
 #include "chain-core/fiber-sync.h"
 #include "chain-core/loop.h"
 #include "nbd/server.h"
+#include "pace.h"
 
-typedef struct NbdsConnection NbdsConnection;
 typedef struct NbdsRequest NbdsRequest;
 
 typedef struct NbdsServerLoop {
@@ -29,6 +29,7 @@ typedef struct NbdsServerLoop {
     const NbdsConnection *light;
     uint64_t light_until_ns;
     uint64_t busy_until_ns; // some connection has more to do than that
+    NbdsPace pace;          // of the others
     LoopCall drain_call;    // the server's stop
 } NbdsServerLoop;
 

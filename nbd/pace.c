@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// The pace of busy clients beside one that waits. On the server's loop.
+#include "pace.h"
+
+#include "connection.h"
+
+static const uint64_t BYTES_PER_ANSWER = 128 << 10;
+static const uint64_t MAX_BYTES = 1 << 20; // that can be owed
+// Sent alone and answered alone, a request costs its client as much as copying this.
+static const uint64_t BYTES_OF_REQUEST = 64 << 10;
+static const uint64_t REST_NS = 60000; // at most, until the next answer
+static const uint64_t SHORT_REST_NS = 20000;
+
+static bool has_light(const NbdsServerLoop *home)
+{
+    return home->light_until_ns > loop_now_ns(home->loop);
+}
+
+static bool is_paced(const NbdsConnection *c)
+{
+    return !c->is_light && nbds_connection_company(c) == NBDS_COMPANY_LIGHT;
+}
+
+static void go_on(NbdsServerLoop *home);
+
+static void rest_ends(LoopTimer *timer)
+{
+    go_on((NbdsServerLoop *)((char *)timer - offsetof(NbdsServerLoop, pace.timer)));
+}
+
+static void rest(NbdsServerLoop *home)
+{
+    NbdsPace *pace = &home->pace;
+    pace->is_resting = true;
+    pace->timer.fn = rest_ends;
+    loop_timer_start(home->loop, &pace->timer, pace->is_waited_for ? REST_NS : SHORT_REST_NS);
+}
+
+static void go_on(NbdsServerLoop *home)
+{
+    NbdsPace *pace = &home->pace;
+    pace->taken -= MIN(pace->taken, BYTES_PER_ANSWER);
+    if (pace->taken >= BYTES_PER_ANSWER && has_light(home))
+        return rest(home);
+    pace->is_resting = false;
+    fiber_queue_wake_one(&pace->resting);
+}
+
+static void take(Fiber *self, NbdsConnection *c, uint64_t bytes)
+{
+    NbdsPace *pace = &c->home->pace;
+    while (pace->is_resting && is_paced(c))
+        fiber_queue_wait(self, &pace->resting, false, "nbd: others wait for single answers");
+    if (is_paced(c)) {
+        pace->taken = MIN(pace->taken + MIN(bytes, MAX_BYTES), MAX_BYTES);
+        if (pace->taken >= BYTES_PER_ANSWER)
+            return rest(c->home);
+    }
+    fiber_queue_wake_one(&pace->resting);
+}
+
+void nbds_pace_take_request(Fiber *self, NbdsConnection *c, bool is_large)
+{
+    // The bytes of a large one count by themselves where the next answer is waited for.
+    bool is_alone = is_large && !c->home->pace.is_waited_for;
+    take(self, c, is_alone ? BYTES_PER_ANSWER : BYTES_OF_REQUEST);
+}
+
+void nbds_pace_take_bytes(Fiber *self, NbdsConnection *c, uint64_t bytes)
+{
+    if (c->home->pace.is_waited_for)
+        take(self, c, bytes);
+    else if (is_paced(c))
+        fiber_sleep(self, 0); // no request is expected just now: a turn of the loop will do
+}
+
+void nbds_pace_answered(NbdsConnection *c)
+{
+    NbdsServerLoop *home = c->home;
+    home->pace.answered_ns = loop_now_ns(home->loop);
+    loop_timer_stop(home->loop, &home->pace.timer);
+    go_on(home);
+}
+
+void nbds_pace_asked(NbdsConnection *c)
+{
+    NbdsServerLoop *home = c->home;
+    home->pace.is_waited_for = loop_now_ns(home->loop) - home->pace.answered_ns < REST_NS;
+}
+
+void nbds_pace_stop(Loop *loop, NbdsPace *pace)
+{
+    loop_timer_stop(loop, &pace->timer);
+    pace->is_resting = false;
+}
