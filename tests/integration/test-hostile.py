@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Clients that break the protocol, stall, flood or vanish, seen from outside: the daemon lives, other
 clients are served, and memory and descriptors stay bounded."""
+import concurrent.futures
 import os
 import random
 import socket
@@ -324,6 +325,87 @@ def test_flood(tmp):
             while flood.aio_in_flight():
                 flood.poll(-1)
         flood.shutdown()
+
+
+def flood_reads(h, data, length, n, rng, until):
+    """Keeps `n` reads in flight, and checks each."""
+    buffers, at = [nbd.Buffer(length) for _ in range(n)], [0] * n
+
+    def start(i):
+        at[i] = rng.randrange((len(data) - length) // 512 + 1) * 512
+        h.aio_pread(buffers[i], at[i], lambda error, i=i: done.append((i, error.value)) or 1)
+
+    done = []
+    for i in range(n):
+        start(i)
+    while h.aio_in_flight():
+        h.poll(-1)
+        while done:
+            i, error = done.pop()
+            assert error == 0, error
+            assert buffers[i].to_bytearray() == data[at[i]:at[i] + length], (at[i], length)
+            if time.monotonic() < until:
+                start(i)
+
+
+def flood_writes(h, offset, until):
+    """Writes to a region of its own, large and small, and reads it back."""
+    for round_ in range(1, 1 << 20):
+        piece = bytes([round_ % 256]) * 4096
+        for i in range(8):
+            h.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(piece * 64)), offset + i * 256 * KIB,
+                         lambda error: 1)
+        while h.aio_in_flight():
+            h.poll(-1)
+        assert h.pread(2 * MIB, offset) == piece * 512
+        h.cache(2 * MIB, offset)
+        h.flush()
+        if time.monotonic() >= until:
+            return
+
+
+def test_floods_beside_one_that_waits(tmp):
+    """Floods beside a client that waits for each answer: all get theirs; some vanish, a stop ends the rest."""
+    qemu_img("create", "-q", "-f", "qcow2", tmp / "a.qcow2", "64M")
+    data = random.Random(5).randbytes(16 * MIB) + bytes(16 * MIB)
+    with Daemon(tmp / "a.qcow2") as d:
+        h = connect(d.uri())
+        h.pwrite(data[:16 * MIB], 0)
+        until = time.monotonic() + 3
+        floods = [lambda h: flood_reads(h, data, MIB, 8, random.Random(1), until),
+                  lambda h: flood_reads(h, data, 64 * KIB, 16, random.Random(2), until),
+                  lambda h: flood_reads(h, data, 4096, 32, random.Random(3), until),
+                  lambda h: flood_writes(h, 40 * MIB, until),
+                  lambda h: flood_writes(h, 48 * MIB, until)]
+        with concurrent.futures.ThreadPoolExecutor(len(floods)) as pool:
+            running = [pool.submit(f, connect(d.uri())) for f in floods]
+            n = 0
+            while not all(r.done() for r in running):
+                assert h.pread(4096, n % 4096 * 4096) == data[n % 4096 * 4096:][:4096]
+                n += 1
+                if n % 200 == 0:
+                    raw = Raw(d.socket())
+                    assert raw.go() == 1
+                    for i in range(64):
+                        raw.request(CMD_READ, i * 256 * KIB, 256 * KIB)
+                    raw.close()
+            for r in running:
+                r.result()
+        assert n > 200, n
+        raw = [Raw(d.socket()) for _ in range(4)]
+        for r in raw:
+            assert r.go() == 1
+            for i in range(64):
+                r.request(CMD_READ, i * 256 * KIB, 256 * KIB)
+        for _ in range(50):
+            h.pread(4096, 0)
+        started = time.monotonic()
+        d.process.terminate()
+        for r in raw:
+            assert r.is_closed()
+        assert d.wait() == 0
+        assert time.monotonic() - started < 20
+    harness.check_image(tmp / "a.qcow2")
 
 
 def test_too_many_connections(tmp):
