@@ -21,6 +21,12 @@ static bool is_paced(const NbdsConnection *c)
     return !c->is_light && nbds_connection_company(c) == NBDS_COMPANY_LIGHT;
 }
 
+static void pass_on(NbdsPace *pace)
+{
+    if (!pace->is_resting && !pace->is_passing)
+        pace->is_passing = fiber_queue_wake_one(&pace->resting);
+}
+
 static void go_on(NbdsServerLoop *home);
 
 static void rest_ends(LoopTimer *timer)
@@ -32,6 +38,7 @@ static void rest(NbdsServerLoop *home)
 {
     NbdsPace *pace = &home->pace;
     pace->is_resting = true;
+    home->busy_until_ns = loop_now_ns(home->loop) + NBDS_LIGHT_NS;
     pace->timer.fn = rest_ends;
     loop_timer_start(home->loop, &pace->timer, pace->is_waited_for ? REST_NS : SHORT_REST_NS);
 }
@@ -43,20 +50,22 @@ static void go_on(NbdsServerLoop *home)
     if (pace->taken >= BYTES_PER_ANSWER && has_light(home))
         return rest(home);
     pace->is_resting = false;
-    fiber_queue_wake_one(&pace->resting);
+    pass_on(pace);
 }
 
 static void take(Fiber *self, NbdsConnection *c, uint64_t bytes)
 {
     NbdsPace *pace = &c->home->pace;
-    while (pace->is_resting && is_paced(c))
+    while ((pace->is_resting || pace->is_passing) && is_paced(c)) {
         fiber_queue_wait(self, &pace->resting, false, "nbd: others wait for single answers");
+        pace->is_passing = false;
+    }
     if (is_paced(c)) {
         pace->taken = MIN(pace->taken + MIN(bytes, MAX_BYTES), MAX_BYTES);
         if (pace->taken >= BYTES_PER_ANSWER)
             return rest(c->home);
     }
-    fiber_queue_wake_one(&pace->resting);
+    pass_on(pace);
 }
 
 void nbds_pace_take_request(Fiber *self, NbdsConnection *c, bool is_large)
@@ -91,5 +100,7 @@ void nbds_pace_asked(NbdsConnection *c)
 void nbds_pace_stop(Loop *loop, NbdsPace *pace)
 {
     loop_timer_stop(loop, &pace->timer);
-    pace->is_resting = false;
+    pace->taken = 0;
+    pace->is_resting = pace->is_passing = false;
+    fiber_queue_wake_all(&pace->resting);
 }

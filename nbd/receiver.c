@@ -43,7 +43,6 @@ enum { SMALL_COST = 3 * REQUEST_COST }; // gathering pays for requests that cost
 enum { LIGHT_RECEIVE = 64 << 10 };
 enum { SINGLE_COST = 4 * REQUEST_COST };
 enum { LIGHT_AFTER = 8 }; // single requests in a row: one alone comes from busy clients, too
-static const uint64_t LIGHT_NS = 1000000; // how long a receive tells what kind of client it is
 
 typedef enum Step { STEP_TAKEN, STEP_INCOMPLETE, STEP_END } Step;
 
@@ -70,11 +69,17 @@ static NbdsRequest *take_incoming(NbdsConnection *c)
     return request;
 }
 
-// A client that always has more to say must not keep the loop from the others.
-static void take_turns(Fiber *self, NbdsConnection *c, uint64_t cost)
+static void count(NbdsConnection *c, uint64_t cost)
 {
     c->n_taken++;
     c->taken_cost += cost;
+    if (c->n_taken > 1 || c->taken_cost > SINGLE_COST)
+        c->is_light = false;
+}
+
+// A client that always has more to say must not keep the loop from the others.
+static void take_turns(Fiber *self, NbdsConnection *c, uint64_t cost)
+{
     c->turn_cost += cost;
     NbdsCompany company = nbds_connection_company(c);
     if (company == NBDS_COMPANY_LIGHT)
@@ -96,6 +101,7 @@ static Step refuse(Fiber *self, NbdsConnection *c, const NbdsRequestHead *head,
         request = admit(self, c, head, NBDS_ADMISSION_REFUSAL_BYTES);
     if (!request)
         return STEP_END;
+    count(c, REQUEST_COST);
     nbds_request_refuse(request, check->error, check->message);
     take_turns(self, c, REQUEST_COST);
     return STEP_TAKEN;
@@ -140,6 +146,7 @@ static Step execute(Fiber *self, NbdsConnection *c, const NbdsCheck *check)
         request->payload = payload;
         request->input = nbds_buffer_ref(c->input);
     }
+    count(c, cost);
     nbds_request_start(self, request);
     take_turns(self, c, cost);
     return STEP_TAKEN;
@@ -248,14 +255,15 @@ static void begin_turn(NbdsConnection *c)
     if (c->n_taken) {
         c->n_singles = is_single ? c->n_singles + 1 : 0;
         c->is_light = c->n_singles >= LIGHT_AFTER;
-    } else if (c->incoming && cost_of(&c->incoming->head) > SINGLE_COST) {
+    } else if (c->skip_bytes > SINGLE_COST ||
+               (c->incoming && cost_of(&c->incoming->head) > SINGLE_COST)) {
         c->is_light = false;
     }
     if (c->is_light) {
         home->light = c;
-        home->light_until_ns = now + LIGHT_NS;
+        home->light_until_ns = now + NBDS_LIGHT_NS;
     } else if (c->n_taken) {
-        home->busy_until_ns = now + LIGHT_NS;
+        home->busy_until_ns = now + NBDS_LIGHT_NS;
     }
     c->gathers = c->taken_cost <= (uint64_t)SMALL_COST * c->n_taken;
     c->is_urgent = c->is_light && home->busy_until_ns > now;

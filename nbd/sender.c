@@ -32,8 +32,6 @@ void nbds_sender_queue(NbdsConnection *c, NbdsBuffer *reply)
     reply->next = NULL;
     *c->replies_tail = reply;
     c->replies_tail = &reply->next;
-    if (c->is_light)
-        nbds_pace_answered(c);
     if (c->sender_waits) {
         c->sender_waits = false;
         if (c->is_urgent)
@@ -41,6 +39,8 @@ void nbds_sender_queue(NbdsConnection *c, NbdsBuffer *reply)
         else
             fiber_wake(c->sender);
     }
+    if (c->is_light) // those that rest go on after this was sent
+        nbds_pace_answered(c);
 }
 
 void nbds_sender_drop(NbdsConnection *c, const NbdsCharge *charge)

@@ -11,6 +11,9 @@
 
 typedef struct NbdsRequest NbdsRequest;
 
+// How long a receive tells what kind of client there is.
+enum { NBDS_LIGHT_NS = 1000000 };
+
 typedef struct NbdsServerLoop {
     NbdsServer *server;
     Loop *loop;
@@ -26,7 +29,7 @@ typedef struct NbdsServerLoop {
     unsigned n_executing; // requests
     // The connection that last sent a single request with nothing else in flight: somebody waits
     // for each of its answers. Compared only.
-    const NbdsConnection *light;
+    const NbdsConnection *light; // see NBDS_LIGHT_NS
     uint64_t light_until_ns;
     uint64_t busy_until_ns; // some connection has more to do than that
     NbdsPace pace;          // of the others

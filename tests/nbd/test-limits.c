@@ -202,6 +202,48 @@ static void many_stalled_writes_hold_no_more_than_the_loop_may(void **state)
     assert_in_range(taken_bytes(f), 0, 1 << 20);
 }
 
+typedef struct Hauler {
+    Fixture *f;
+    atomic_uint n_done;
+    atomic_bool is_over;
+} Hauler;
+
+// Large reads, many in flight.
+static void *haul(void *arg)
+{
+    enum { LENGTH = 256 << 10, IN_FLIGHT = 16 };
+    Hauler *h = arg;
+    g_autoptr(Client) c = client_new(h->f->socket_path, &simple);
+    unsigned n_in_flight = send_what_fits(c, NBDS_CMD_READ, LENGTH, IN_FLIGHT);
+    for (; n_in_flight; n_in_flight--) {
+        take_replies(c, NBDS_CMD_READ, LENGTH, 1, 0);
+        h->n_done++;
+        if (!h->is_over)
+            n_in_flight += send_what_fits(c, NBDS_CMD_READ, LENGTH, 1);
+    }
+    return NULL;
+}
+
+// Busy clients rest beside one that waits for each answer; that one may leave at any moment.
+static void who_rests_goes_on_when_the_one_that_waits_leaves(void **state)
+{
+    FixtureConfig config = {0};
+    g_autoptr(Fixture) f = fixture_new(&config);
+    Hauler h = {f, 0, false};
+    GThread *thread = g_thread_new("hauls", haul, &h);
+    wait_at_least(&h.n_done, 20);
+    for (unsigned i = 0; i < 300; i++) {
+        g_autoptr(Client) c = client_new(f->socket_path, &simple);
+        uint8_t data[4096];
+        for (unsigned n = 0; n < 40; n++)
+            assert_int_equal(client_do(c, NBDS_CMD_READ, 0, 0, sizeof data, data), 0);
+        g_clear_pointer(&c, client_free);
+        wait_at_least(&h.n_done, h.n_done + 17); // all that were in flight
+    }
+    h.is_over = true;
+    g_thread_join(thread);
+}
+
 static void who_stalls_with_what_others_wait_for_is_cut_off(void **state)
 {
     enum { N = 4 };
@@ -366,6 +408,7 @@ int main(void)
         cmocka_unit_test(the_budget_of_a_loop_holds_and_leaves_room_for_others),
         cmocka_unit_test(a_stalled_write_does_not_hold_others_up),
         cmocka_unit_test(many_stalled_writes_hold_no_more_than_the_loop_may),
+        cmocka_unit_test(who_rests_goes_on_when_the_one_that_waits_leaves),
         cmocka_unit_test(who_stalls_with_what_others_wait_for_is_cut_off),
         cmocka_unit_test(who_stalls_is_cut_off_however_busy_others_are),
         cmocka_unit_test(who_waits_only_for_itself_is_left_alone),

@@ -173,6 +173,62 @@ static void those_that_rest_go_on_in_order(Fiber *self, void *arg)
     scene_end(&s);
 }
 
+// Takes two requests after each answer, as soon as it can.
+static void barge(Fiber *self, void *arg)
+{
+    Taking *t = arg;
+    for (unsigned i = 0; i < 100; i++) {
+        nbds_pace_take_request(self, t->c, false);
+        nbds_pace_take_request(self, t->c, false);
+        fiber_yield(self);
+    }
+    t->done_ns = 1;
+}
+
+static void nobody_overtakes_those_that_rest(Fiber *self, void *arg)
+{
+    Scene s;
+    scene_begin(self, &s);
+    assert_int_equal(take_now(self, &s.busy, ENOUGH), 0);
+    Taking barging = {&s.other, 0, 0}, t[3];
+    for (unsigned i = 0; i < 3; i++) {
+        t[i] = (Taking){&s.busy, ENOUGH, 0};
+        start(self, &t[i]);
+    }
+    assert_int_equal(fiber_spawn(fiber_loop(self), "barges", barge, &barging, NULL), 0);
+    for (unsigned n = 1; n <= 3; n++) {
+        // Whoever waits itself does not disturb the order.
+        nbds_pace_take_request(self, &s.light, false);
+        nbds_pace_answered(&s.light);
+        nbds_pace_take_request(self, &s.light, false);
+        fiber_sleep(self, 1000);
+        for (unsigned i = 0; i < 3; i++)
+            assert_int_equal(t[i].done_ns != 0, i < n);
+    }
+    while (!barging.done_ns) {
+        nbds_pace_answered(&s.light);
+        fiber_sleep(self, 1000);
+    }
+    scene_end(&s);
+}
+
+static void a_stop_ends_rests(Fiber *self, void *arg)
+{
+    Scene s;
+    scene_begin(self, &s);
+    assert_int_equal(take_now(self, &s.busy, ENOUGH), 0);
+    Taking t[3];
+    for (unsigned i = 0; i < 3; i++) {
+        t[i] = (Taking){&s.busy, 1, 0};
+        start(self, &t[i]);
+    }
+    nbds_pace_stop(s.home.loop, &s.home.pace);
+    fiber_sleep(self, 1000);
+    for (unsigned i = 0; i < 3; i++)
+        assert_int_not_equal(t[i].done_ns, 0);
+    scene_end(&s);
+}
+
 static void all_go_on_when_nobody_waits_any_more(Fiber *self, void *arg)
 {
     Scene s;
@@ -211,6 +267,8 @@ PACE_TEST(a_rest_ends_by_itself)
 PACE_TEST(an_answer_is_worth_two_requests)
 PACE_TEST(who_took_much_rests_for_long)
 PACE_TEST(those_that_rest_go_on_in_order)
+PACE_TEST(nobody_overtakes_those_that_rest)
+PACE_TEST(a_stop_ends_rests)
 PACE_TEST(all_go_on_when_nobody_waits_any_more)
 
 int main(void)
@@ -222,6 +280,8 @@ int main(void)
         cmocka_unit_test(test_an_answer_is_worth_two_requests),
         cmocka_unit_test(test_who_took_much_rests_for_long),
         cmocka_unit_test(test_those_that_rest_go_on_in_order),
+        cmocka_unit_test(test_nobody_overtakes_those_that_rest),
+        cmocka_unit_test(test_a_stop_ends_rests),
         cmocka_unit_test(test_all_go_on_when_nobody_waits_any_more),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
