@@ -10,6 +10,13 @@ static const uint64_t MAX_BYTES = 1 << 20; // that can be owed
 static const uint64_t BYTES_OF_REQUEST = 64 << 10;
 static const uint64_t REST_NS = 60000; // at most, until the next answer
 static const uint64_t SHORT_REST_NS = 20000;
+enum { THOUGHTFUL = 4 };
+
+// Is it worth waiting for its next request? Unless several in a row came late.
+static bool is_waited_for(const NbdsPace *pace)
+{
+    return pace->n_thoughts < THOUGHTFUL;
+}
 
 static bool has_light(const NbdsServerLoop *home)
 {
@@ -40,7 +47,7 @@ static void rest(NbdsServerLoop *home)
     pace->is_resting = true;
     home->busy_until_ns = loop_now_ns(home->loop) + NBDS_LIGHT_NS;
     pace->timer.fn = rest_ends;
-    loop_timer_start(home->loop, &pace->timer, pace->is_waited_for ? REST_NS : SHORT_REST_NS);
+    loop_timer_start(home->loop, &pace->timer, is_waited_for(pace) ? REST_NS : SHORT_REST_NS);
 }
 
 static void go_on(NbdsServerLoop *home)
@@ -71,13 +78,13 @@ static void take(Fiber *self, NbdsConnection *c, uint64_t bytes)
 void nbds_pace_take_request(Fiber *self, NbdsConnection *c, bool is_large)
 {
     // The bytes of a large one count by themselves where the next answer is waited for.
-    bool is_alone = is_large && !c->home->pace.is_waited_for;
+    bool is_alone = is_large && !is_waited_for(&c->home->pace);
     take(self, c, is_alone ? BYTES_PER_ANSWER : BYTES_OF_REQUEST);
 }
 
 void nbds_pace_take_bytes(Fiber *self, NbdsConnection *c, uint64_t bytes)
 {
-    if (c->home->pace.is_waited_for)
+    if (is_waited_for(&c->home->pace))
         take(self, c, bytes);
     else if (is_paced(c))
         fiber_sleep(self, 0); // no request is expected just now: a turn of the loop will do
@@ -94,7 +101,8 @@ void nbds_pace_answered(NbdsConnection *c)
 void nbds_pace_asked(NbdsConnection *c)
 {
     NbdsServerLoop *home = c->home;
-    home->pace.is_waited_for = loop_now_ns(home->loop) - home->pace.answered_ns < REST_NS;
+    bool is_late = loop_now_ns(home->loop) - home->pace.answered_ns >= REST_NS;
+    home->pace.n_thoughts = is_late ? home->pace.n_thoughts + 1 : 0;
 }
 
 void nbds_pace_stop(Loop *loop, NbdsPace *pace)

@@ -16,8 +16,8 @@ typedef struct NbdsConnection NbdsConnection;
 typedef struct NbdsPace {
     uint64_t taken; // bytes
     bool is_resting;
-    bool is_passing;    // whom it woke from `resting` has not run yet
-    bool is_waited_for; // the last request of one that waits came within a rest after an answer
+    bool is_passing;     // whom it woke from `resting` has not run yet
+    unsigned n_thoughts; // requests in a row of one that waits that came later than a rest can last
     uint64_t answered_ns;
     FiberQueue resting; // first come, first served; not empty: is_resting or is_passing
     LoopTimer timer;
