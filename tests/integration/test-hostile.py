@@ -365,7 +365,7 @@ def flood_writes(h, offset, until):
 
 
 def test_floods_beside_one_that_waits(tmp):
-    """Floods beside a client that waits for each answer: all get theirs; some vanish, a stop ends the rest."""
+    """Beside a client that waits for each answer: floods of each kind, some vanish, a stop ends the rest."""
     qemu_img("create", "-q", "-f", "qcow2", tmp / "a.qcow2", "64M")
     data = random.Random(5).randbytes(16 * MIB) + bytes(16 * MIB)
     with Daemon(tmp / "a.qcow2") as d:
