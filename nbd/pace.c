@@ -4,10 +4,10 @@
 
 #include "connection.h"
 
-static const uint64_t BYTES_PER_ANSWER = 128 << 10;
+static const uint64_t BYTES_PER_ANSWER = 64 << 10;
 static const uint64_t MAX_BYTES = 1 << 20; // that can be owed
 // Sent alone and answered alone, a request costs its client as much as copying this.
-static const uint64_t BYTES_OF_REQUEST = 64 << 10;
+static const uint64_t BYTES_OF_REQUEST = 32 << 10;
 static const uint64_t REST_NS = 60000; // at most, until the next answer
 static const uint64_t SHORT_REST_NS = 20000;
 enum { THOUGHTFUL = 4 };

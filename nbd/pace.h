@@ -23,9 +23,9 @@ typedef struct NbdsPace {
     LoopTimer timer;
 } NbdsPace;
 
-// A request of `c` was started; the loop is about to copy `bytes` for one, beyond what it stands
-// for (64 KiB). May suspend, and not be cancelled. Not where nobody else waits for single answers,
-// nor for one that does.
+// A request of `c` was started; the loop is about to copy `bytes` for one, beyond its first step.
+// May suspend, and not be cancelled. Not where nobody else waits for single answers, nor for one
+// that does.
 void nbds_pace_take_request(Fiber *self, NbdsConnection *c, bool is_large);
 void nbds_pace_take_bytes(Fiber *self, NbdsConnection *c, uint64_t bytes);
 // Do bytes count now? Where they do not, less of them may be copied in one step.

@@ -18,7 +18,7 @@ static const size_t send_at_once[] = {
     [NBDS_COMPANY_BUSY] = 256 << 10,
     [NBDS_COMPANY_LIGHT] = 32 << 10,
 };
-static const size_t send_at_pace = 64 << 10; // where bytes count anyway
+static const size_t send_at_pace = 32 << 10; // where bytes count anyway
 
 static void fail(NbdsConnection *c, int error)
 {
