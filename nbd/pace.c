@@ -13,8 +13,8 @@ static const uint64_t SHORT_REST_NS = 20000;
 enum { THOUGHTFUL = 4 };
 
 // Where the next request of the one that waits is worth waiting for: unless several in a row came
-// late.
-bool nbds_pace_counts_bytes(const NbdsPace *pace)
+// late. Elsewhere only requests count.
+static bool counts_bytes(const NbdsPace *pace)
 {
     return pace->n_thoughts < THOUGHTFUL;
 }
@@ -48,8 +48,7 @@ static void rest(NbdsServerLoop *home)
     pace->is_resting = true;
     home->busy_until_ns = loop_now_ns(home->loop) + NBDS_LIGHT_NS;
     pace->timer.fn = rest_ends;
-    loop_timer_start(home->loop, &pace->timer,
-                     nbds_pace_counts_bytes(pace) ? REST_NS : SHORT_REST_NS);
+    loop_timer_start(home->loop, &pace->timer, counts_bytes(pace) ? REST_NS : SHORT_REST_NS);
 }
 
 static void go_on(NbdsServerLoop *home)
@@ -80,13 +79,13 @@ static void take(Fiber *self, NbdsConnection *c, uint64_t bytes)
 void nbds_pace_take_request(Fiber *self, NbdsConnection *c, bool is_large)
 {
     // The bytes of a large one count by themselves where the next answer is waited for.
-    bool is_alone = is_large && !nbds_pace_counts_bytes(&c->home->pace);
+    bool is_alone = is_large && !counts_bytes(&c->home->pace);
     take(self, c, is_alone ? BYTES_PER_ANSWER : BYTES_OF_REQUEST);
 }
 
 void nbds_pace_take_bytes(Fiber *self, NbdsConnection *c, uint64_t bytes)
 {
-    if (nbds_pace_counts_bytes(&c->home->pace))
+    if (counts_bytes(&c->home->pace))
         take(self, c, bytes);
     else if (is_paced(c))
         fiber_sleep(self, 0); // no request is expected just now: a turn of the loop will do

@@ -28,8 +28,6 @@ typedef struct NbdsPace {
 // that does.
 void nbds_pace_take_request(Fiber *self, NbdsConnection *c, bool is_large);
 void nbds_pace_take_bytes(Fiber *self, NbdsConnection *c, uint64_t bytes);
-// Do bytes count now? Where they do not, less of them may be copied in one step.
-bool nbds_pace_counts_bytes(const NbdsPace *pace);
 // Of one that waits for each answer: one is about to be sent; its next request has come.
 void nbds_pace_answered(NbdsConnection *c);
 void nbds_pace_asked(NbdsConnection *c);

@@ -18,7 +18,6 @@ static const size_t send_at_once[] = {
     [NBDS_COMPANY_BUSY] = 256 << 10,
     [NBDS_COMPANY_LIGHT] = 32 << 10,
 };
-static const size_t send_at_pace = 32 << 10; // where bytes count anyway
 
 static void fail(NbdsConnection *c, int error)
 {
@@ -52,9 +51,7 @@ void nbds_sender_drop(NbdsConnection *c, const NbdsCharge *charge)
 
 static unsigned gather(NbdsConnection *c, struct iovec iov[static MAX_BATCH])
 {
-    NbdsCompany company = nbds_connection_company(c);
-    bool is_paced = company == NBDS_COMPANY_LIGHT && nbds_pace_counts_bytes(&c->home->pace);
-    size_t room = is_paced ? send_at_pace : send_at_once[company];
+    size_t room = send_at_once[nbds_connection_company(c)];
     unsigned n = 0;
     for (NbdsBuffer *reply = c->replies; reply && n < MAX_BATCH && room; reply = reply->next) {
         size_t len = MIN(reply->length, room);
