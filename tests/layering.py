@@ -18,17 +18,20 @@ INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.M)
 LIBCHAIN = {
     "base": {"base"},
     "format": {"format", "base"},
-    "fiber": {"fiber", "base"},
-    "node": {"node", "fiber", "base"},
-    "bitmap": {"bitmap", "node", "fiber", "base"},
-    "qcow2": {"qcow2", "format", "node", "fiber", "base"},
-    "chain": {"chain", "node", "fiber", "base"},
+    "loop": {"loop", "io", "base"},
+    "io": {"io", "loop", "base"},
+    "host": {"host", "io", "loop", "base"},
+    "sim": {"sim", "io", "loop", "base"},
+    "node": {"node", "io", "loop", "base"},
+    "bitmap": {"bitmap", "node", "io", "loop", "base"},
+    "qcow2": {"qcow2", "format", "node", "io", "loop", "base"},
+    "chain": {"chain", "node", "io", "loop", "base"},
 }
 # Which folder of libchain a header of include/chain-core/ belongs to.
 CORE = {
     "units.h": "base", "map-memory.h": "base",
-    "fiber.h": "fiber", "fiber-sync.h": "fiber", "loop.h": "fiber", "io-batch.h": "fiber",
-    "file.h": "fiber", "stream.h": "fiber", "sim.h": "fiber",
+    "fiber.h": "loop", "fiber-sync.h": "loop", "loop.h": "loop", "io-batch.h": "loop",
+    "file.h": "io", "stream.h": "io", "sim.h": "sim",
     "node.h": "node", "port.h": "node", "raw.h": "node",
     "qcow2.h": "qcow2", "qcow2-check.h": "qcow2", "qcow2-create.h": "qcow2",
     "chain.h": "chain",
@@ -57,7 +60,7 @@ def folder_of(path):
     if parts[0] != "libchain":
         return parts[0], None
     if parts[1] == "include":
-        return "libchain", CORE.get(parts[3]) if parts[2] == "chain-core" else "facade"
+        return "libchain", CORE.get(parts[3]) if parts[2] == "chain-core" else "api"
     return "libchain", parts[1]
 
 
@@ -70,11 +73,11 @@ def fault(root, path, include):
             owner = CORE.get(rest)
             if owner is None:
                 return f"{include} belongs to no folder: add it to CORE in layering.py"
-            if folder == "facade" or rest in CORE_EXTRA.get(folder, ()):
+            if folder == "api" or rest in CORE_EXTRA.get(folder, ()):
                 return None
             return None if owner in LIBCHAIN.get(folder, ()) else f"{folder} may not use {owner}"
-        if folder == "facade":  # the installed API: sees chain-core and itself
-            own = head == "facade" or os.path.exists(os.path.join(root, "libchain/include", include))
+        if folder == "api":  # the installed API: sees chain-core and itself
+            own = head == "api" or os.path.exists(os.path.join(root, "libchain/include", include))
             return None if own or head == "base" else f"{folder} may not use {head}"
         if head in ("nbd", "jobs", "daemon"):
             return f"libchain may not use {head}"
@@ -107,10 +110,11 @@ def test_includes(root):
 
 
 def test_the_rules_bite(root):
-    bad = [("libchain/base/x.c", "fiber/y.h"), ("libchain/format/x.c", "chain-core/fiber.h"),
+    bad = [("libchain/base/x.c", "loop/y.h"), ("libchain/format/x.c", "chain-core/fiber.h"),
            ("libchain/qcow2/x.c", "chain/map.h"), ("libchain/node/x.c", "qcow2/y.h"),
            ("nbd/x.c", "jobs/y.h"), ("jobs/x.c", "nbd/server.h"), ("nbd/x.c", "qcow2/y.h"),
-           ("libchain/fiber/x.c", "nbd/server.h"), ("daemon/x.c", "format/qcow2-header.h")]
+           ("libchain/loop/x.c", "nbd/server.h"),
+           ("libchain/io/x.c", "host/y.h"), ("daemon/x.c", "format/qcow2-header.h")]
     return [f"{a} including {b} was not noticed" for a, b in bad if not fault(root, a, b)]
 
 

@@ -9,7 +9,7 @@
 #include <glib.h>
 #include <stdlib.h>
 
-#include "fiber/loop-slot.h"
+#include "loop/loop-slot.h"
 
 enum { MIN_BUCKETS = 256, SLICE_OVERHEAD = sizeof(TableSlice) + 32 };
 

@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The gdb commands of libchain/fiber/chaind-gdb.py on a running daemon. Skipped without gdb.
+"""The gdb commands of libchain/loop/chaind-gdb.py on a running daemon. Skipped without gdb.
 
 usage: test-gdb.py [--chaind PATH]
 """
@@ -15,7 +15,7 @@ import harness
 from harness import Daemon, run
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-SCRIPT = f"{ROOT}/libchain/fiber/chaind-gdb.py"
+SCRIPT = f"{ROOT}/libchain/loop/chaind-gdb.py"
 
 
 def gdb(pid, command):

@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// Zeroing, discarding, truncating and mapping of host files: calls that block, each on a worker of
+// the file's device (inline on memory). In a fiber.
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "host/host-file.h"
+
+typedef struct RangeCall {
+    HostFile *file;
+    uint64_t off, len;
+    FileZeroFlags flags;
+    bool is_data;
+    uint64_t n;
+} RangeCall;
+
+static int allocate(const RangeCall *c, int mode)
+{
+    int r;
+    do
+        r = fallocate(c->file->fd, mode, (off_t)c->off, (off_t)c->len);
+    while (r < 0 && errno == EINTR);
+    if (r == 0)
+        return 0;
+    return errno == EOPNOTSUPP || errno == ENOSYS ? -ENOTSUP : -errno;
+}
+
+// Extends the file to the end of the range. ftruncate() could cut off what another write adds
+// meanwhile; allocating the last byte cannot, nor does it change data.
+static int grow(const RangeCall *c)
+{
+    uint64_t size, end = c->off + c->len;
+    if (c->file->file.is_block_device)
+        return 0;
+    int r = host_file_measure(c->file->fd, false, &size);
+    if (r < 0 || size >= end)
+        return r;
+    RangeCall last = {.file = c->file, .off = end - 1, .len = 1};
+    return allocate(&last, 0);
+}
+
+static int punch(RangeCall *c)
+{
+    if (atomic_load_explicit(&c->file->has_no_punch, memory_order_relaxed))
+        return -ENOTSUP;
+    int r = allocate(c, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE);
+    if (r == -ENOTSUP)
+        atomic_store_explicit(&c->file->has_no_punch, true, memory_order_relaxed);
+    return r;
+}
+
+static int zero_range(RangeCall *c)
+{
+    if (atomic_load_explicit(&c->file->has_no_zero_range, memory_order_relaxed))
+        return -ENOTSUP;
+    int r = allocate(c, FALLOC_FL_ZERO_RANGE);
+    if (r == -ENOTSUP)
+        atomic_store_explicit(&c->file->has_no_zero_range, true, memory_order_relaxed);
+    return r;
+}
+
+// On a block device ZERO_RANGE may write zeros out, and a hole is only punched where that is fast.
+static int zero_call(void *arg)
+{
+    RangeCall *c = arg;
+    bool is_device = c->file->file.is_block_device;
+    int r = -ENOTSUP;
+    if (c->flags & FILE_ZERO_UNMAP) {
+        r = punch(c);
+        if (r == 0)
+            r = grow(c);
+    }
+    if (r == -ENOTSUP && !(is_device && (c->flags & FILE_ZERO_FAST)))
+        r = zero_range(c);
+    if (r == -ENOTSUP && !is_device && !(c->flags & (FILE_ZERO_UNMAP | FILE_ZERO_FAST))) {
+        r = punch(c); // and allocate again
+        if (r == 0)
+            r = allocate(c, 0);
+    }
+    return r;
+}
+
+int host_file_zero(Fiber *self, File *file, uint64_t off, uint64_t len, FileZeroFlags flags)
+{
+    RangeCall c = {.file = (HostFile *)file, .off = off, .len = len, .flags = flags};
+    if (file->is_block_device && off + len > file->size)
+        return -ENOSPC;
+    return host_file_call(self, c.file, zero_call, &c);
+}
+
+static int discard_call(void *arg)
+{
+    return punch(arg);
+}
+
+int host_file_discard(Fiber *self, File *file, uint64_t off, uint64_t len)
+{
+    RangeCall c = {.file = (HostFile *)file, .off = off, .len = len};
+    return host_file_call(self, c.file, discard_call, &c);
+}
+
+static int truncate_call(void *arg)
+{
+    RangeCall *c = arg;
+    int r;
+    do
+        r = ftruncate(c->file->fd, (off_t)c->len);
+    while (r < 0 && errno == EINTR);
+    return r < 0 ? -errno : 0;
+}
+
+int host_file_truncate(Fiber *self, File *file, uint64_t size)
+{
+    RangeCall c = {.file = (HostFile *)file, .len = size};
+    if (file->is_block_device)
+        return -ENOTSUP;
+    return host_file_call(self, c.file, truncate_call, &c);
+}
+
+static int find_extent_call(void *arg)
+{
+    RangeCall *c = arg;
+    off_t data = lseek(c->file->fd, (off_t)c->off, SEEK_DATA);
+    if (data < 0 && errno == ENXIO) { // a hole to the end
+        c->is_data = false;
+        c->n = c->len;
+        return 0;
+    }
+    if (data < 0)
+        return errno == EINVAL ? -ENOTSUP : -errno;
+    c->is_data = (uint64_t)data == c->off;
+    off_t end = c->is_data ? lseek(c->file->fd, (off_t)c->off, SEEK_HOLE) : data;
+    if (end < 0)
+        return errno == ENXIO ? -ENOTSUP : -errno;
+    c->n = MIN((uint64_t)end - c->off, c->len);
+    return c->n ? 0 : -ENOTSUP; // the file changes under us
+}
+
+int host_file_find_extent(Fiber *self, File *file, uint64_t off, uint64_t len, bool *ret_is_data,
+                          uint64_t *ret_len)
+{
+    RangeCall c = {.file = (HostFile *)file, .off = off, .len = len};
+    if (file->is_block_device)
+        return -ENOTSUP;
+    int r = host_file_call(self, c.file, find_extent_call, &c);
+    if (r < 0)
+        return r;
+    *ret_is_data = c.is_data;
+    *ret_len = c.n;
+    return 0;
+}
+
+static int get_size_call(void *arg)
+{
+    RangeCall *c = arg;
+    return host_file_measure(c->file->fd, c->file->file.is_block_device, &c->n);
+}
+
+int host_file_get_size(Fiber *self, File *file, uint64_t *ret_size)
+{
+    RangeCall c = {.file = (HostFile *)file};
+    int r = host_file_call(self, c.file, get_size_call, &c);
+    if (r == 0)
+        *ret_size = c.n;
+    return r;
+}
+
+static int get_allocated_call(void *arg)
+{
+    RangeCall *c = arg;
+    struct stat st;
+    if (fstat(c->file->fd, &st) < 0)
+        return -errno;
+    c->n =
+        (uint64_t)st.st_blocks * 512; // a block of stat(2) is 512 bytes, whatever st_blksize says
+    return 0;
+}
+
+int host_file_get_allocated(Fiber *self, File *file, uint64_t *ret_bytes)
+{
+    RangeCall c = {.file = (HostFile *)file};
+    if (file->is_block_device)
+        return -ENOTSUP;
+    int r = host_file_call(self, c.file, get_allocated_call, &c);
+    if (r == 0)
+        *ret_bytes = c.n;
+    return r;
+}

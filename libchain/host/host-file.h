@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// A file or block device of the host. For libchain/host. On the file's loop.
+#pragma once
+
+#include "host/host-device.h"
+#include "host/host-loop.h"
+#include "host/warm-map.h"
+
+// How a transfer is tried before it goes to the ring or a worker.
+typedef enum HostFileInline {
+    HOST_FILE_INLINE_NEVER,  // the file system knows no RWF_NOWAIT
+    HOST_FILE_INLINE_CACHED, // RWF_NOWAIT: what the page cache can do at once
+    HOST_FILE_INLINE_ALWAYS, // memory-backed: nothing there blocks
+} HostFileInline;
+
+struct HostFile {
+    File file;
+    HostLoop *host;
+    HostDevice *device;
+    int fd;
+    HostFileInline inline_reads, inline_writes;
+    bool misses_block; // reads that miss the page cache: they ask a program or another machine
+    bool has_own_map;  // a file system's, which it may have to read first
+    WarmMap warm;      // for files with such a map
+    atomic_bool has_no_punch, has_no_zero_range; // the file system said so; set by any worker
+    unsigned locks_held; // bits: FilePerm, and FilePerm << LOCK_UNSHARED_SHIFT
+    // Buffered writes, each list latest first: of this turn; handed to the job, which takes them
+    // while it runs; and done by it (results in backend_data).
+    FileTransfer *first_new_write, *last_new_write;
+    _Atomic(FileTransfer *) writes, written;
+    LoopCall written_call;
+    atomic_bool is_written_call_posted;
+    DeviceJob write_job;
+    bool is_job_under_way;
+    FiberQueue job_ended; // file_close()
+    bool is_dirty;        // on host->dirty_files
+    HostFile *next_dirty;
+};
+
+// host-file-range.c: FileOps.zero, discard, truncate, find_extent, get_size, get_allocated
+int host_file_zero(Fiber *self, File *file, uint64_t off, uint64_t len, FileZeroFlags flags);
+int host_file_discard(Fiber *self, File *file, uint64_t off, uint64_t len);
+int host_file_truncate(Fiber *self, File *file, uint64_t size);
+int host_file_find_extent(Fiber *self, File *file, uint64_t off, uint64_t len, bool *ret_is_data,
+                          uint64_t *ret_len);
+int host_file_get_size(Fiber *self, File *file, uint64_t *ret_size);
+int host_file_get_allocated(Fiber *self, File *file, uint64_t *ret_bytes);
+// Size of an open descriptor; blocking.
+int host_file_measure(int fd, bool is_block_device, uint64_t *ret_size);
+// host-file.c
+void host_file_init_writes(HostFile *h);
+extern const FileOps host_file_ops;
+// host-file-lock.c
+int host_file_lock(Fiber *self, File *file, unsigned held, unsigned unshared, GError **error);
+
+// Runs a call that blocks on a disk but not on memory: inline or on one of the device's workers.
+static inline int host_file_call(Fiber *self, HostFile *h, LoopWorkFn *fn, void *arg)
+{
+    if (h->inline_reads == HOST_FILE_INLINE_ALWAYS)
+        return fn(arg);
+    return host_device_work(self, h->device, fn, arg);
+}

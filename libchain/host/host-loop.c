@@ -1,0 +1,391 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// The io_uring back end. One io_uring_enter a turn hands over all that the turn's fibers submitted
+// and waits for completions, which are then reaped together. Messages from other threads end the
+// wait through an eventfd, whose read is itself an operation of the ring. Before a wait that is
+// likely to be short the loop looks out for events itself (busy-wait.h). Loop thread, except
+// notify().
+#include "host/host-loop.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <sched.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "loop/valgrind-hints.h"
+
+enum {
+    SQ_ENTRIES = 256,
+    CQ_ENTRIES = 4096,
+    MAX_WORKERS_DEFAULT = 16,
+    // Kernel threads for reads that must block. The default (four a processor) would let one hung
+    // disk take them all.
+    KERNEL_WORKERS = 64,
+};
+
+struct io_uring_sqe *host_loop_get_sqe(HostLoop *host, LoopOp *op)
+{
+    struct io_uring_sqe *sqe = io_uring_get_sqe(&host->ring);
+    while (!sqe) {
+        assert(host->loop.is_running);
+        io_uring_submit(&host->ring);
+        sqe = io_uring_get_sqe(&host->ring);
+    }
+    // Its address is the completion's user data; io_uring_prep_* (2.3) leaves that field alone.
+    io_uring_sqe_set_data(sqe, op);
+    return sqe;
+}
+
+void host_loop_cancel(HostLoop *host, LoopOp *op)
+{
+    struct io_uring_sqe *sqe = host_loop_get_sqe(host, NULL);
+    io_uring_prep_cancel(sqe, op, 0);
+}
+
+static void event_came(LoopOp *op, int result)
+{
+    HostLoop *host = (HostLoop *)((char *)op - offsetof(HostLoop, event_op));
+    host->is_event_armed = false;
+}
+
+static void arm_event(HostLoop *host)
+{
+    host->event_op.done = event_came;
+    struct io_uring_sqe *sqe = host_loop_get_sqe(host, &host->event_op);
+    io_uring_prep_read(sqe, host->event_fd, &host->event_value, sizeof(host->event_value), 0);
+    host->is_event_armed = true;
+}
+
+static uint64_t host_now(Loop *loop)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+// --- the kernel's timer ---
+
+static void alarm_came(LoopOp *op, int result)
+{
+    HostLoop *host = (HostLoop *)((char *)op - offsetof(HostLoop, alarm_op));
+    host->alarm_ns = UINT64_MAX;
+}
+
+// Arming a timer of the kernel is expensive, above all in a virtual machine. It is left armed when
+// the timer of the loop that it was for is stopped: where timers are started and stopped all the
+// time, it comes once for many of them, in vain. Relative times: absolute ones are those of the
+// host, which a time namespace has others than.
+static void set_alarm(HostLoop *host, uint64_t deadline_ns)
+{
+    if (deadline_ns >= host->alarm_ns)
+        return;
+    bool is_armed = host->alarm_ns != UINT64_MAX;
+    uint64_t now = host_now(&host->loop), ns = deadline_ns > now ? deadline_ns - now : 0;
+    host->alarm_ns = deadline_ns;
+    host->alarm_time.tv_sec = (int64_t)(ns / 1000000000u);
+    host->alarm_time.tv_nsec = (long long)(ns % 1000000000u);
+    struct io_uring_sqe *sqe = host_loop_get_sqe(host, is_armed ? NULL : &host->alarm_op);
+    if (is_armed) { // if it has just come, this fails, and alarm_came() is about to run
+        io_uring_prep_timeout_update(sqe, &host->alarm_time, (uint64_t)(uintptr_t)&host->alarm_op,
+                                     0);
+        sqe->flags |= IOSQE_CQE_SKIP_SUCCESS; // it would end the wait
+    } else {
+        io_uring_prep_timeout(sqe, &host->alarm_time, 0, 0);
+    }
+}
+
+static void reap(HostLoop *host)
+{
+    struct io_uring_cqe *cqe;
+    unsigned head, n = 0;
+    io_uring_for_each_cqe(&host->ring, head, cqe)
+    {
+        LoopOp *op = io_uring_cqe_get_data(cqe);
+        n++;
+        if (op)
+            op->done(op, cqe->res);
+    }
+    io_uring_cq_advance(&host->ring, n);
+}
+
+// valgrind (3.19) keeps all other threads stopped during io_uring_enter, so there the wait is a
+// poll() of the ring, which it knows to block.
+static void wait_by_poll(HostLoop *host, uint64_t deadline_ns)
+{
+    struct pollfd p = {.fd = host->ring.ring_fd, .events = POLLIN};
+    uint64_t now = host->loop.now_ns;
+    int ms = deadline_ns == UINT64_MAX ? -1 : (int)MIN((deadline_ns - now) / 1000000 + 1, 1000);
+    io_uring_submit(&host->ring);
+    poll(&p, 1, ms);
+    io_uring_get_events(&host->ring);
+}
+
+// --- busy waiting ---
+
+// A completion, one that the kernel has put off until the ring is entered, or a message.
+static inline bool has_event(HostLoop *host)
+{
+    unsigned flags = IO_URING_READ_ONCE(*host->ring.sq.kflags);
+    return flags & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW) || io_uring_cq_ready(&host->ring) ||
+           atomic_load_explicit(&host->loop.inbox, memory_order_relaxed);
+}
+
+// Reads memory that the kernel writes: while it goes on, neither side makes a system call.
+static bool look_out(HostLoop *host, uint64_t end_ns)
+{
+    enum { LOOKS_PER_CLOCK = 8 };
+    do {
+        for (unsigned i = 0; i < LOOKS_PER_CLOCK; i++) {
+            if (has_event(host))
+                return true;
+            host_loop_relax();
+        }
+    } while (host_now(&host->loop) < end_ns);
+    return false;
+}
+
+static void hand_over(HostLoop *host)
+{
+    host_file_dispatch_writes(host);
+    if (!host->is_event_armed)
+        arm_event(host);
+}
+
+static bool host_busy_wait(Loop *loop, uint64_t deadline_ns)
+{
+    HostLoop *host = (HostLoop *)loop;
+    if (!host->busy_wait.max_ns || deadline_ns <= loop->now_ns ||
+        !busy_wait_measures(&host->busy_wait))
+        return false;
+    hand_over(host);
+    io_uring_submit(&host->ring);
+    if (io_uring_cq_ready(&host->ring)) // sends, usually: the loop was not idle
+        return true;
+    uint64_t start = host_now(loop);
+    if (busy_wait_pays(&host->busy_wait) &&
+        look_out(host, MIN(deadline_ns, start + host->busy_wait.max_ns))) {
+        busy_wait_learn(&host->busy_wait, host_now(loop) - start);
+        return true;
+    }
+    host->idle_since_ns = start;
+    return false;
+}
+
+static void host_wait(Loop *loop, uint64_t deadline_ns)
+{
+    HostLoop *host = (HostLoop *)loop;
+    struct io_uring *ring = &host->ring;
+    hand_over(host);
+    if (deadline_ns <= loop->now_ns) {
+        io_uring_submit_and_get_events(ring);
+    } else if (RUNNING_ON_VALGRIND) {
+        wait_by_poll(host, deadline_ns);
+    } else {
+        set_alarm(host, deadline_ns);
+        io_uring_submit_and_wait(ring, 1);
+    }
+    if (host->idle_since_ns) {
+        busy_wait_learn(&host->busy_wait, host_now(loop) - host->idle_since_ns);
+        host->idle_since_ns = 0;
+    }
+    // A failure is EINTR or a full completion queue: reaping is the answer to each.
+    reap(host);
+}
+
+static void host_notify(Loop *loop)
+{
+    HostLoop *host = (HostLoop *)loop;
+    uint64_t one = 1;
+    ssize_t n = write(host->event_fd, &one, sizeof(one));
+    assert(n == sizeof(one) || errno == EAGAIN);
+}
+
+typedef struct Work {
+    WorkerJob job;
+    LoopWorkFn *fn;
+    void *arg;
+    int result;
+    bool is_done;
+    Fiber *fiber;
+} Work;
+
+static void work_run(WorkerJob *job)
+{
+    Work *w = (Work *)job;
+    w->result = w->fn(w->arg);
+}
+
+static void work_done(LoopCall *call)
+{
+    Work *w = (Work *)call;
+    w->is_done = true;
+    fiber_wake(w->fiber);
+}
+
+static int host_work(Fiber *self, LoopWorkFn *fn, void *arg)
+{
+    HostLoop *host = (HostLoop *)fiber_loop(self);
+    Work w = {.job.call.fn = work_done, .job.run = work_run, .fn = fn, .arg = arg, .fiber = self};
+    int r = worker_pool_submit(host->pool, &w.job);
+    if (r < 0)
+        return r;
+    while (!w.is_done)
+        fiber_suspend(self, "worker");
+    return w.result;
+}
+
+// Many short turns on the processor rather than few long ones: a busy loop gets it back sooner from
+// others that want it as well, a client's threads above all. Takes nothing from anybody's share,
+// needs no privilege, and kernels before 6.12 do nothing about it. Best effort.
+static void ask_for_short_slices(void)
+{
+    struct { // sched_setattr(2), SCHED_ATTR_SIZE_VER0
+        uint32_t size, policy;
+        uint64_t flags;
+        int32_t nice;
+        uint32_t priority;
+        uint64_t runtime_ns, deadline_ns, period_ns;
+    } attr = {.size = 48, .runtime_ns = 100000}; // the shortest that the kernel grants
+    _Static_assert(sizeof attr == 48, "no padding");
+    if (sched_getscheduler(0) != SCHED_OTHER)
+        return;
+    attr.nice = getpriority(PRIO_PROCESS, 0); // of this thread, and it stays what it is
+    syscall(SYS_sched_setattr, 0, &attr, 0);
+}
+
+static void host_start(Loop *loop)
+{
+    HostLoop *host = (HostLoop *)loop;
+    ask_for_short_slices();
+    // Whoever enables the ring is the one task that may submit. (liburing 2.3 declares
+    // io_uring_enable_rings() without exporting it.)
+    if (host->ring.flags & IORING_SETUP_R_DISABLED)
+        syscall(SYS_io_uring_register, host->ring.ring_fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0);
+    io_uring_register_ring_fd(&host->ring); // only saves time
+}
+
+static void host_free(Loop *loop)
+{
+    HostLoop *host = (HostLoop *)loop;
+    worker_pool_free(host->pool);
+    assert(!host->devices);
+    io_uring_queue_exit(&host->ring);
+    fixed_buffers_done(&host->fixed_buffers);
+    close(host->event_fd);
+    loop_done(loop);
+    g_free(host);
+}
+
+static const LoopBackend host_backend = {
+    .name = "io_uring",
+    .busy_wait = host_busy_wait,
+    .wait = host_wait,
+    .now = host_now,
+    .notify = host_notify,
+    .work = host_work,
+    .file_open = host_file_open,
+    .file_rename = host_file_rename,
+    .file_unlink = host_file_unlink,
+    .file_sync_dir = host_file_sync_dir,
+    .start = host_start,
+    .free = host_free,
+};
+
+// The soft limit is small for programs that use select(); many layers and clients need what the
+// hard limit allows.
+static void raise_file_limit(void)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < limit.rlim_max) {
+        limit.rlim_cur = limit.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &limit);
+    }
+}
+
+// The best set-up that the kernel accepts (6.1 has the first).
+static int make_ring(struct io_uring *ring)
+{
+    static const unsigned flags[] = {
+        IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG |
+            IORING_SETUP_R_DISABLED,
+        IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
+        0,
+    };
+    int r = 0;
+    // A ring that is polled (wait_by_poll()) must complete on its own.
+    for (size_t i = RUNNING_ON_VALGRIND ? 2 : 0; i < G_N_ELEMENTS(flags); i++) {
+        struct io_uring_params params = {
+            .flags = flags[i] | IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP | IORING_SETUP_SUBMIT_ALL,
+            .cq_entries = CQ_ENTRIES,
+        };
+        r = io_uring_queue_init_params(SQ_ENTRIES, ring, &params);
+        if (r != -EINVAL)
+            break;
+    }
+    return r;
+}
+
+static void explain_no_ring(int r, GError **error)
+{
+    int disabled = 0;
+    FILE *f = fopen("/proc/sys/kernel/io_uring_disabled", "re");
+    if (f) {
+        if (fscanf(f, "%d", &disabled) != 1)
+            disabled = 0;
+        fclose(f);
+    }
+    if (disabled)
+        g_set_error(error, G_FILE_ERROR, g_file_error_from_errno(-r),
+                    "cannot create an io_uring: %s; the sysctl kernel.io_uring_disabled is %d: "
+                    "allow it with `sysctl kernel.io_uring_disabled=0`",
+                    g_strerror(-r), disabled);
+    else
+        g_set_error(error, G_FILE_ERROR, g_file_error_from_errno(-r),
+                    "cannot create an io_uring: %s; %s", g_strerror(-r),
+                    r == -ENOMEM ? "raise RLIMIT_MEMLOCK (ulimit -l)"
+                                 : "a Linux kernel of 6.1 or newer is needed, with the sysctl "
+                                   "kernel.io_uring_disabled=0 and no seccomp filter against it");
+}
+
+Loop *loop_new(const LoopConfig *config, GError **error)
+{
+    HostLoop *host = g_new0(HostLoop, 1);
+    raise_file_limit();
+    loop_init(&host->loop, &host_backend, config);
+    host->max_workers = config && config->max_workers ? config->max_workers : MAX_WORKERS_DEFAULT;
+    host->busy_wait.max_ns = config && !RUNNING_ON_VALGRIND ? config->busy_wait_ns : 0;
+
+    int r = make_ring(&host->ring);
+    if (r < 0) {
+        explain_no_ring(r, error);
+        goto no_ring;
+    }
+    unsigned kernel_workers[2] = {KERNEL_WORKERS, 0}; // 0: leave the unbounded ones as they are
+    io_uring_register_iowq_max_workers(&host->ring, kernel_workers);
+    host->event_fd = eventfd(0, EFD_CLOEXEC);
+    if (host->event_fd < 0) {
+        r = -errno;
+        g_set_error(error, G_FILE_ERROR, g_file_error_from_errno(-r),
+                    "cannot create an eventfd: %s", g_strerror(-r));
+        goto no_event_fd;
+    }
+    host->alarm_op.done = alarm_came;
+    host->alarm_ns = UINT64_MAX;
+    host->loop.now_ns = host_now(&host->loop);
+    host->pool = worker_pool_new(&host->loop, host->max_workers);
+    return &host->loop;
+
+no_event_fd:
+    io_uring_queue_exit(&host->ring);
+no_ring:
+    loop_done(&host->loop);
+    g_free(host);
+    return NULL;
+}

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// The loop's back end on a real machine: one io_uring, an eventfd that ends its wait, a pool of
+// workers. What host files and host streams need of it. Loop thread.
+#pragma once
+
+#include <liburing.h>
+
+#include "host/busy-wait.h"
+#include "host/fixed-buffers.h"
+#include "host/worker-pool.h"
+#include "io/file-private.h"
+#include "loop/loop-private.h"
+
+typedef struct HostDevice HostDevice;
+typedef struct HostFile HostFile;
+
+struct HostLoop {
+    Loop loop;
+    struct io_uring ring;
+    unsigned max_workers;
+    WorkerPool *pool;
+    int event_fd;
+    bool is_event_armed;
+    uint64_t event_value;
+    LoopOp event_op;
+    LoopOp alarm_op;
+    uint64_t alarm_ns; // when the kernel's timer ends the wait; UINT64_MAX: it is not armed
+    struct __kernel_timespec alarm_time;
+    BusyWait busy_wait;
+    uint64_t idle_since_ns; // while it sleeps and its idle time shall be learnt from
+    HostDevice *devices;    // host-device.c
+    HostFile *dirty_files;  // have writes to hand to a worker at the end of the turn
+    FixedBuffers fixed_buffers;
+};
+
+// An entry to fill; submitted at the end of the turn. `op`->done gets its result. Never NULL.
+struct io_uring_sqe *host_loop_get_sqe(HostLoop *host, LoopOp *op);
+// Asks the kernel to end `op` early; op->done comes nevertheless.
+void host_loop_cancel(HostLoop *host, LoopOp *op);
+
+// A moment of busy waiting.
+static inline void host_loop_relax(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("isb");
+#endif
+}
+
+// host-file.c
+int host_file_open(Fiber *self, Loop *loop, const char *path, FileOpenFlags flags, File **ret_file,
+                   GError **error);
+void host_file_dispatch_writes(HostLoop *host);
+// host-names.c
+int host_file_rename(Fiber *self, const char *from, const char *to, GError **error);
+int host_file_unlink(Fiber *self, const char *path, GError **error);
+int host_file_sync_dir(Fiber *self, const char *path_in_dir, GError **error);

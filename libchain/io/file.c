@@ -1,0 +1,526 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// Files, above their back ends: inline transfers first, the rest through the back end; short
+// transfers continued; zeros past the end; shared and sticky flushes; zeroing with its fallback.
+// Direct I/O branches off to file-direct.c. On the file's loop.
+//
+// A read of cached data is one call of FileOps.try_read() and a comparison: no allocation, no list.
+#include "io/file-private.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <string.h>
+
+#include "io/iov.h"
+#include "loop/loop-private.h"
+
+#define likely(x) __builtin_expect(!!(x), 1)
+#define unlikely(x) __builtin_expect(!!(x), 0)
+
+void file_init(File *file, const FileOps *ops, Loop *loop, const char *path, FileOpenFlags flags)
+{
+    *file = (File){
+        .ops = ops,
+        .loop = loop,
+        .path = g_strdup(path),
+        .alignment = 1,
+        .address_alignment = 1,
+        .zero_alignment = 1,
+        .is_writable = flags & FILE_WRITABLE,
+    };
+}
+
+void file_done(File *file)
+{
+    assert(!file->first_range && !file->first_bounce && !file->n_bouncing);
+    assert(!file->flush_waiters.first);
+    g_clear_pointer(&file->path, g_free);
+}
+
+int file_open(Fiber *self, const char *path, FileOpenFlags flags, File **ret_file, GError **error)
+{
+    return self->loop->backend->file_open(self, self->loop, path, flags, ret_file, error);
+}
+
+void file_close(Fiber *self, File *file)
+{
+    if (file)
+        file->ops->close(self, file);
+}
+
+const char *file_path(const File *file)
+{
+    return file->path;
+}
+
+Loop *file_loop(const File *file)
+{
+    return file->loop;
+}
+
+bool file_is_writable(const File *file)
+{
+    return file->is_writable;
+}
+
+bool file_is_block_device(const File *file)
+{
+    return file->is_block_device;
+}
+
+void file_identity(const File *file, uint64_t ret_id[2])
+{
+    memcpy(ret_id, file->identity, sizeof(file->identity));
+}
+
+uint64_t file_size(const File *file)
+{
+    return file->size;
+}
+
+uint32_t file_alignment(const File *file)
+{
+    return file->alignment;
+}
+
+int file_refresh_size(Fiber *self, File *file)
+{
+    uint64_t size;
+    int r = file->ops->get_size(self, file, &size);
+    if (r < 0)
+        return r;
+    file->size = size;
+    file->extent_start = file->extent_end = 0;
+    return 0;
+}
+
+void file_note_change(File *file, uint64_t off, uint64_t len)
+{
+    file->n_changes++;
+    if (off < file->extent_end && off + len > file->extent_start)
+        file->extent_start = file->extent_end = 0;
+}
+
+// A write, zeroing or growth reached `end`.
+static void note_end(File *file, uint64_t end)
+{
+    if (end > file->size && !file->is_block_device)
+        file->size = end;
+}
+
+static void batch_fail(IoBatch *batch, int error)
+{
+    if (!batch->error)
+        batch->error = error;
+}
+
+// --- transfers -----------------------------------------------------------------------------------
+
+enum { FREE_TRANSFERS_MAX = 4096, MAX_RETRIES = 1000 };
+
+static void transfer_op_done(LoopOp *op, int result)
+{
+    file_transfer_done((FileTransfer *)op, result);
+}
+
+FileTransfer *file_transfer_new(File *file, bool is_write, uint64_t off, const struct iovec *iov,
+                                unsigned n_iov, IoBatch *batch)
+{
+    assert(n_iov <= FILE_MAX_IOV);
+    Loop *loop = file->loop;
+    FileTransfer *x = loop->free_transfers;
+    if (x) {
+        loop->free_transfers = x->next;
+        loop->n_free_transfers--;
+    } else {
+        x = g_new(FileTransfer, 1);
+    }
+    x->op.done = transfer_op_done;
+    x->file = file;
+    x->batch = batch;
+    x->bounce = NULL;
+    x->off = off;
+    x->n_left_iov = n_iov;
+    x->first_iov = 0;
+    x->is_write = is_write;
+    x->n_retries = 0;
+    x->range = (FileRange){0};
+    x->next = NULL;
+    x->backend_data = NULL;
+    memcpy(x->iov, iov, n_iov * sizeof(*iov));
+    if (batch)
+        io_batch_begin(batch);
+    return x;
+}
+
+static void transfer_advance(FileTransfer *x, size_t n)
+{
+    unsigned used = iov_advance(x->iov + x->first_iov, x->n_left_iov, n);
+    x->first_iov += used;
+    x->n_left_iov -= used;
+    x->off += n;
+}
+
+static void transfer_free(FileTransfer *x)
+{
+    Loop *loop = x->file->loop;
+    if (loop->n_free_transfers == FREE_TRANSFERS_MAX) {
+        g_free(x);
+        return;
+    }
+    x->next = loop->free_transfers;
+    loop->free_transfers = x;
+    loop->n_free_transfers++;
+}
+
+void file_transfer_drop(FileTransfer *x)
+{
+    file_bounce_free(x->bounce);
+    transfer_free(x);
+}
+
+static void transfer_end(FileTransfer *x, int result)
+{
+    File *file = x->file;
+    if (x->is_write) {
+        note_end(file, x->off);
+        file_note_change(file, 0, UINT64_MAX);
+        if (x->range.end)
+            file_range_unlock(file, &x->range);
+    }
+    IoBatch *batch = x->batch;
+    Bounce *bounce = x->bounce;
+    transfer_free(x);
+    if (batch)
+        io_batch_end(batch, result);
+    else
+        file_bounce_read_done(bounce, result);
+}
+
+static void transfer_zero_rest(FileTransfer *x)
+{
+    for (unsigned i = 0; i < x->n_left_iov; i++)
+        memset(x->iov[x->first_iov + i].iov_base, 0, x->iov[x->first_iov + i].iov_len);
+    transfer_end(x, 0);
+}
+
+// A host that keeps answering that it be asked again would otherwise keep us busy for ever.
+static void transfer_failed(FileTransfer *x, int error)
+{
+    if (error != -EINTR && error != -EAGAIN)
+        transfer_end(x, error);
+    else if (++x->n_retries > MAX_RETRIES)
+        transfer_end(x, -EIO);
+    else
+        x->file->ops->submit(x);
+}
+
+void file_transfer_done(FileTransfer *x, ssize_t result)
+{
+    File *file = x->file;
+    if (unlikely(result < 0)) {
+        transfer_failed(x, (int)result);
+        return;
+    }
+    x->n_retries = 0;
+    // The end of a file can lie within a block; what direct I/O left over starts at a block.
+    bool is_end = !x->is_write && (result == 0 || result % file->alignment);
+    if (x->is_write)
+        result -= result % file->alignment;
+    transfer_advance(x, (size_t)result);
+    if (likely(x->n_left_iov == 0))
+        transfer_end(x, 0);
+    else if (x->is_write && result == 0)
+        transfer_end(x, -EIO);
+    else if (is_end || (!x->is_write && x->off >= file->size))
+        transfer_zero_rest(x);
+    else
+        file->ops->submit(x);
+}
+
+// What try_read() left, `n` its result.
+static void read_rest(File *file, uint64_t off, uint8_t *buf, size_t len, ssize_t n, IoBatch *batch)
+{
+    if (n < 0 && n != -EAGAIN) {
+        batch_fail(batch, (int)n);
+        return;
+    }
+    if (n > 0) {
+        off += (size_t)n;
+        buf += n;
+        len -= (size_t)n;
+    }
+    if (off >= file->size) {
+        memset(buf, 0, len);
+        return;
+    }
+    struct iovec iov = {buf, len};
+    file->ops->submit(file_transfer_new(file, false, off, &iov, 1, batch));
+}
+
+void file_read_start(File *file, HostOff off, void *buf, size_t len, IoBatch *batch)
+{
+    if (unlikely(file->alignment > 1)) {
+        file_direct_read_start(file, off.v, buf, len, batch);
+        return;
+    }
+    ssize_t n = file->ops->try_read(file, off.v, buf, len);
+    if (unlikely(n != (ssize_t)len))
+        read_rest(file, off.v, buf, len, n, batch);
+}
+
+void file_write_start(File *file, HostOff off, const struct iovec *iov, unsigned n_iov,
+                      IoBatch *batch)
+{
+    assert(file->is_writable);
+    if (unlikely(file->alignment > 1)) {
+        file_direct_write_start(file, off.v, iov, n_iov, batch);
+        return;
+    }
+    size_t len = iov_bytes(iov, n_iov);
+    if (len == 0)
+        return;
+    file_note_change(file, off.v, len);
+    ssize_t n = file->ops->try_write(file, off.v, iov, n_iov);
+    if (n > 0)
+        note_end(file, off.v + (size_t)n);
+    if (likely(n == (ssize_t)len))
+        return;
+    if (n < 0 && n != -EAGAIN) {
+        batch_fail(batch, (int)n);
+        return;
+    }
+    FileTransfer *x = file_transfer_new(file, true, off.v, iov, n_iov, batch);
+    if (n > 0)
+        transfer_advance(x, (size_t)n);
+    file->ops->submit(x);
+}
+
+int file_read(Fiber *self, File *file, HostOff off, void *buf, size_t len)
+{
+    IoBatch batch;
+    io_batch_init(&batch, self);
+    file_read_start(file, off, buf, len, &batch);
+    return io_batch_wait(self, &batch);
+}
+
+int file_write(Fiber *self, File *file, HostOff off, const void *buf, size_t len)
+{
+    IoBatch batch;
+    struct iovec iov = {(void *)buf, len};
+    io_batch_init(&batch, self);
+    file_write_start(file, off, &iov, 1, &batch);
+    return io_batch_wait(self, &batch);
+}
+
+// --- flush ---------------------------------------------------------------------------------------
+
+static void note_flush_failed(File *file, int error)
+{
+    file->has_flush_failed = true; // for good, so this happens once
+    if (file->flush_failed_fn)
+        file->flush_failed_fn(file, error, file->flush_failed_arg);
+}
+
+// A sync that was already under way when the caller came may have missed its last write, so the
+// caller needs the next one; all who come meanwhile share that next one.
+int file_flush(Fiber *self, File *file)
+{
+    uint64_t needed = file->flush_started + 1;
+    while (!file->has_flush_failed && file->flush_done < needed) {
+        if (file->is_flushing) {
+            fiber_queue_wait(self, &file->flush_waiters, false, "flush of another");
+            continue;
+        }
+        uint64_t number = ++file->flush_started;
+        file->is_flushing = true;
+        int r = file->ops->flush(self, file);
+        file->is_flushing = false;
+        if (r < 0)
+            note_flush_failed(file, r);
+        else
+            file->flush_done = number;
+        fiber_queue_wake_all(&file->flush_waiters);
+        if (r < 0)
+            return r;
+    }
+    return file->flush_done >= needed ? 0 : -EIO;
+}
+
+void file_set_flush_failed_fn(File *file, FileFlushFailedFn *fn, void *arg)
+{
+    file->flush_failed_fn = fn;
+    file->flush_failed_arg = arg;
+}
+
+bool file_flush_failed(const File *file)
+{
+    return file->has_flush_failed;
+}
+
+// --- zeroes, discard, size -----------------------------------------------------------------------
+
+enum { ZEROES_BYTES = 64 * 1024 };
+static const uint8_t zeroes[ZEROES_BYTES] __attribute__((aligned(4096)));
+
+static int write_zeroes(Fiber *self, File *file, uint64_t off, uint64_t len)
+{
+    while (len) {
+        struct iovec iov[FILE_MAX_IOV];
+        unsigned n_iov = 0;
+        uint64_t n = 0;
+        while (n_iov < FILE_MAX_IOV && n < len) {
+            size_t part = MIN(len - n, ZEROES_BYTES);
+            iov[n_iov++] = (struct iovec){(void *)zeroes, part};
+            n += part;
+        }
+        IoBatch batch;
+        io_batch_init(&batch, self);
+        file_write_start(file, host_off(off), iov, n_iov, &batch);
+        int r = io_batch_wait(self, &batch);
+        if (r < 0)
+            return r;
+        off += n;
+        len -= n;
+    }
+    return 0;
+}
+
+typedef int ChangeFn(Fiber *self, File *file, uint64_t off, uint64_t len, FileZeroFlags flags);
+
+static int discard_op(Fiber *self, File *file, uint64_t off, uint64_t len, FileZeroFlags flags)
+{
+    return file->ops->discard(self, file, off, len);
+}
+
+// One operation of the back end, seen by direct I/O as a write of the range.
+static int change(Fiber *self, File *file, ChangeFn *fn, uint64_t off, uint64_t len,
+                  FileZeroFlags flags)
+{
+    FileRange range;
+    file_note_change(file, off, len);
+    if (file->alignment > 1)
+        file_range_lock(self, file, &range, off, len, false);
+    int r = fn(self, file, off, len, flags);
+    if (file->alignment > 1)
+        file_range_unlock(file, &range);
+    file_note_change(file, off, len);
+    return r;
+}
+
+int file_zero(Fiber *self, File *file, HostOff off, uint64_t len, FileZeroFlags flags)
+{
+    assert(file->is_writable);
+    uint64_t end;
+    if (__builtin_add_overflow(off.v, len, &end) || end > INT64_MAX)
+        return -EFBIG;
+    if (len == 0)
+        return 0;
+    // The part that the back end can do, and the odd ends.
+    uint64_t a = file->zero_alignment;
+    uint64_t start = (off.v + a - 1) / a * a, stop = end / a * a;
+    if (start >= stop)
+        return write_zeroes(self, file, off.v, len);
+
+    int r = change(self, file, file->ops->zero, start, stop - start, flags);
+    if (r == -ENOTSUP && (flags & FILE_ZERO_FAST))
+        return r;
+    if (r == -ENOTSUP)
+        return write_zeroes(self, file, off.v, len);
+    if (r < 0)
+        return r;
+    note_end(file, stop);
+    if (start > off.v)
+        r = write_zeroes(self, file, off.v, start - off.v);
+    if (r == 0 && end > stop)
+        r = write_zeroes(self, file, stop, end - stop);
+    return r;
+}
+
+int file_discard(Fiber *self, File *file, HostOff off, uint64_t len)
+{
+    assert(file->is_writable);
+    uint64_t end;
+    if (__builtin_add_overflow(off.v, len, &end) || end > INT64_MAX)
+        return -EINVAL;
+    uint64_t a = file->zero_alignment;
+    uint64_t start = (off.v + a - 1) / a * a, stop = end / a * a;
+    if (start >= stop)
+        return 0;
+    int r = change(self, file, discard_op, start, stop - start, 0);
+    return r == -ENOTSUP ? 0 : r;
+}
+
+int file_truncate(Fiber *self, File *file, uint64_t size)
+{
+    assert(file->is_writable);
+    FileRange range;
+    if (size > INT64_MAX)
+        return -EFBIG;
+    file_note_change(file, 0, UINT64_MAX);
+    if (file->alignment > 1)
+        file_range_lock(self, file, &range, 0, UINT64_MAX, true);
+    int r = file->ops->truncate(self, file, size);
+    if (r == 0 && !file->is_block_device)
+        file->size = size;
+    if (file->alignment > 1)
+        file_range_unlock(file, &range);
+    file_note_change(file, 0, UINT64_MAX);
+    return r;
+}
+
+int file_find_extent(Fiber *self, File *file, HostOff off, uint64_t len, bool *ret_is_data,
+                     uint64_t *ret_len)
+{
+    assert(len && off.v < file->size);
+    bool is_data = true;
+    uint64_t n = MIN(len, file->size - off.v);
+    if (off.v >= file->extent_start && off.v < file->extent_end) {
+        is_data = file->extent_is_data;
+        n = file->extent_end - off.v;
+    } else {
+        uint64_t n_changes = file->n_changes;
+        uint64_t to_end = file->size - off.v;
+        int r = file->ops->find_extent(self, file, off.v, to_end, &is_data, &n);
+        if (r == -ENOTSUP) {
+            is_data = true;
+            n = to_end;
+        } else if (r < 0) {
+            return r;
+        }
+        if (file->n_changes == n_changes) {
+            file->extent_start = off.v;
+            file->extent_end = off.v + n;
+            file->extent_is_data = is_data;
+        }
+    }
+    *ret_is_data = is_data;
+    *ret_len = MIN(n, len);
+    return 0;
+}
+
+int file_allocated_bytes(Fiber *self, File *file, uint64_t *ret_bytes)
+{
+    return file->ops->get_allocated ? file->ops->get_allocated(self, file, ret_bytes) : -ENOTSUP;
+}
+
+// --- locks and names -----------------------------------------------------------------------------
+
+int file_lock(Fiber *self, File *file, unsigned held, unsigned unshared, GError **error)
+{
+    return file->ops->lock(self, file, held, unshared, error);
+}
+
+int file_rename(Fiber *self, const char *from, const char *to, GError **error)
+{
+    return self->loop->backend->file_rename(self, from, to, error);
+}
+
+int file_unlink(Fiber *self, const char *path, GError **error)
+{
+    return self->loop->backend->file_unlink(self, path, error);
+}
+
+int file_sync_dir(Fiber *self, const char *path_in_dir, GError **error)
+{
+    return self->loop->backend->file_sync_dir(self, path_in_dir, error);
+}

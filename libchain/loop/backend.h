@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// What a loop asks of the world around it. Two implementations: io_uring with worker threads
+// (host/), and the simulation (sim/). Files and streams bring vtables of their own
+// (file-private.h, stream-private.h). For libchain/loop and the back ends.
+#pragma once
+
+#include <glib.h>
+#include <stdint.h>
+
+#include "chain-core/file.h"
+#include "chain-core/loop.h"
+
+typedef struct LoopBackend LoopBackend;
+
+struct LoopBackend {
+    const char *name;
+
+    // Hands over what was submitted and may look out for events or messages for a moment, without
+    // completing them. True when there are some: wait() shall not wait. NULL: does not look.
+    bool (*busy_wait)(Loop *loop, uint64_t deadline_ns);
+
+    // Hands over what was submitted, waits until an event comes, notify() is called or the clock
+    // reaches `deadline_ns` (0: does not wait; UINT64_MAX: no limit), and completes what is
+    // complete, which makes fibers runnable. Runs no fiber. Only loop_run() calls it, so a back end
+    // that brings its own driver (sim_run()) may leave it NULL.
+    void (*wait)(Loop *loop, uint64_t deadline_ns);
+    uint64_t (*now)(Loop *loop);
+
+    // A message was posted to a loop whose `is_waiting` is set. Any thread.
+    void (*notify)(Loop *loop);
+
+    // loop_work().
+    int (*work)(Fiber *self, LoopWorkFn *fn, void *arg);
+
+    // Index (0 = longest waiting) of the fiber to run next of the `n` ≥ 1 runnable ones. NULL:
+    // always 0, and fiber_spawn() runs the new fiber at once instead of queuing it.
+    unsigned (*pick)(Loop *loop, unsigned n);
+
+    // file_open() and the operations on names, with its contract. `*ret_file` starts with a File
+    // that file_init() filled.
+    int (*file_open)(Fiber *self, Loop *loop, const char *path, FileOpenFlags flags,
+                     File **ret_file, GError **error);
+    int (*file_rename)(Fiber *self, const char *from, const char *to, GError **error);
+    int (*file_unlink)(Fiber *self, const char *path, GError **error);
+    int (*file_sync_dir)(Fiber *self, const char *path_in_dir, GError **error);
+
+    // loop_run() is about to start, on this thread. NULL: nothing to do.
+    void (*start)(Loop *loop);
+    // loop_free(): ends threads, calls loop_done(), frees the loop. NULL: the back end has its own.
+    void (*free)(Loop *loop);
+};
