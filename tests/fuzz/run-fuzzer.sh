@@ -9,7 +9,7 @@ target=$1 corpus=$2
 name=$(basename "$target")
 work=$(dirname "$target")/$name.work
 mkdir -p "$work/found"
-if "$target" -max_total_time="${FUZZ_SECONDS-60}" -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 \
+if "$target" -max_total_time="${FUZZ_SECONDS-60}" -timeout=60 -rss_limit_mb=2048 -print_final_stats=1 \
     -artifact_prefix="$work/" "$work/found" "$corpus" >"$work/log" 2>&1; then
     grep -E 'stat::number_of_executed_units|stat::average_exec_per_sec' "$work/log" | sed 's/^/# /'
     echo "ok 1 - $name finds nothing in ${FUZZ_SECONDS-60} s"

@@ -30,7 +30,7 @@ import nbd
 
 import extended
 import harness
-from harness import KIB, MIB, Daemon, check_image, qemu_img, run, same_content
+from harness import HANG, KIB, MIB, Daemon, check_image, qemu_img, run, same_content
 from images import ALL_PROPERTIES, make_chain, properties, random_chain
 
 IN_FLIGHT = 16
@@ -234,9 +234,9 @@ class Load:
                    (select.POLLOUT if direction & nbd.AIO_DIRECTION_WRITE else 0)
             by_fd[h.aio_get_fd()] = h
             poller.register(h.aio_get_fd(), mask)
-        ready = poller.poll(30000)
+        ready = poller.poll(HANG * 1000)
         if not ready:
-            raise AssertionError("no answer for 30 s to: " + ", ".join(map(str, self.flying)))
+            raise AssertionError(f"no answer for {HANG} s to: " + ", ".join(map(str, self.flying)))
         for fd, event in ready:
             h = by_fd[fd]
             direction = h.aio_get_direction()
@@ -367,7 +367,7 @@ def main():
             continue
         tmp = tempfile.mkdtemp(prefix="chaind-diff-", dir=work)
         try:
-            with harness.time_limit(120):
+            with harness.time_limit(300):
                 counts = one_seed(seed, args.ops, tmp)
             print("# " + ", ".join(f"{n} {kind}" for kind, n in sorted(counts.items())))
             print(f"ok {number} - {describe(seed)}", flush=True)

@@ -8,6 +8,8 @@ import urllib.parse
 
 import nbd
 
+from harness import HANG
+
 REQUEST, REPLY = 0x21e41c71, 0x6e8a278c
 OPT_GO, OPT_SET_META_CONTEXT, OPT_EXTENDED_HEADERS = 7, 10, 11
 READ, WRITE, DISC, FLUSH, TRIM, WRITE_ZEROES, BLOCK_STATUS = 0, 1, 2, 3, 4, 6, 7
@@ -37,8 +39,8 @@ class Handle:
     def __init__(self, uri):
         query = urllib.parse.parse_qs(urllib.parse.urlsplit(uri).query)
         self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(30)
         self.socket.connect(query["socket"][0])
+        self.socket.settimeout(HANG)
         self.flying, self.next_cookie = {}, 1
         self.out, self.received = bytearray(), bytearray()
         self.is_dead = False
@@ -124,7 +126,7 @@ class Handle:
         assert not self.flying
         self.aio_flush(lambda error: 1)
         self.socket.setblocking(True)
-        self.socket.settimeout(60)
+        self.socket.settimeout(HANG)
         self.aio_notify_write()
         while self.flying:
             self.aio_notify_read()

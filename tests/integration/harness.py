@@ -24,6 +24,7 @@ from fuse_disk import NoFuse, fuse_disk
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+HANG = 200  # seconds after which something hangs, and is not merely slow
 
 os.environ["PATH"] += ":/usr/sbin:/sbin"  # mkfs.ext4 and its like, for ordinary users
 
@@ -38,7 +39,7 @@ class Late(Exception):
     """A test ran out of its time."""
 
 
-def run(*args, check=True, timeout=120, **kwargs):
+def run(*args, check=True, timeout=HANG, **kwargs):
     """Runs a program; returns the finished process with its text output. A failure shows it."""
     kwargs.setdefault("stdin", subprocess.DEVNULL)
     done = subprocess.run([str(a) for a in args], text=True, timeout=timeout, errors="replace",
@@ -113,8 +114,7 @@ def need_fuse_disk(directory, *nbdkit):
 class Daemon:
     """A running chaind. Leaving the `with` block stops it and expects a clean end."""
 
-    def __init__(self, *args, ready=True, timeout=60, env=None, pass_fds=(), preexec_fn=None,
-                 cwd=None):
+    def __init__(self, *args, ready=True, env=None, pass_fds=(), preexec_fn=None, cwd=None):
         self.args = [chaind_path, *(str(a) for a in args)]
         self.stdout = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(self.args, stdin=subprocess.DEVNULL, stdout=self.stdout,
@@ -126,7 +126,7 @@ class Daemon:
         self.reader = threading.Thread(target=self.read_log, daemon=True)
         self.reader.start()
         if ready:
-            self.ended_or_ready.wait(timeout)
+            self.ended_or_ready.wait(HANG)
             if "chaind: ready" not in self.lines:
                 self.process.kill()
                 self.process.wait()
@@ -158,23 +158,23 @@ class Daemon:
         query = urllib.parse.urlsplit(self.uris()[0]).query
         return urllib.parse.parse_qs(query)["socket"][0]
 
-    def wait(self, timeout=60):
+    def wait(self):
         """Waits for the end; returns the exit status."""
-        status = self.process.wait(timeout)
-        self.reader.join(10)
+        status = self.process.wait(HANG)
+        self.reader.join()
         for bad in ("Sanitizer", "runtime error", "Assertion"):
             assert bad not in self.log(), self.log()
         return status
 
-    def stop(self, expect=0, timeout=60):
+    def stop(self, expect=0):
         self.process.send_signal(signal.SIGTERM)
-        status = self.wait(timeout)
+        status = self.wait()
         assert status == expect, f"exit status {status}, log:\n{self.log()}"
 
     def kill(self):
         self.process.kill()
         self.process.wait()
-        self.reader.join(10)
+        self.reader.join()
         # A private socket outlives a kill; nobody else will remove it.
         if "--nbd" not in self.args and self.uris():
             shutil.rmtree(os.path.dirname(self.socket()), ignore_errors=True)
@@ -189,7 +189,7 @@ class Daemon:
             self.kill()
             print("# log of the daemon:", *self.lines, sep="\n#   ")
         else:
-            self.reader.join(10)
+            self.reader.join()
             if kind is None:
                 assert self.process.returncode == 0, f"{self.process.returncode}: {self.log()}"
             else:
@@ -199,7 +199,7 @@ class Daemon:
 
 def fails(*args, status=1):
     """chaind refuses these arguments: its sentence."""
-    done = run(chaind_path, *args, check=False, timeout=60)
+    done = run(chaind_path, *args, check=False)
     assert done.returncode == status, f"exit status {done.returncode}: {done.stdout}{done.stderr}"
     assert done.stdout == "", f"unexpected output: {done.stdout}"
     lines = done.stderr.splitlines()
@@ -261,8 +261,9 @@ def run_one(number, test, limit):
     return True
 
 
-def main(module, limit=120):
-    """Runs the module's tests in the order of their definition."""
+def main(module, limit=300):
+    """Runs the module's tests in the order of their definition, each with a limit in seconds that
+    only a hang reaches."""
     global chaind_path
     ap = argparse.ArgumentParser(description=module.get("__doc__"))
     ap.add_argument("--chaind", default=chaind_path)

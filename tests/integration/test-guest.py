@@ -135,7 +135,7 @@ def boot(vmlinuz, initramfs):
     done = run("qemu-system-x86_64", "-accel", "tcg", "-m", "512", "-nodefaults",
                "-no-reboot", "-display", "none", "-serial", "stdio", "-kernel", vmlinuz, "-initrd",
                initramfs, "-append", "console=ttyS0 quiet panic=-1", "-nic",
-               "user,model=virtio-net-pci", check=False, timeout=270)
+               "user,model=virtio-net-pci", check=False, timeout=800)
     if "GUEST-PASSED" not in done.stdout and "GUEST-FAILED" not in done.stdout:
         raise AssertionError(f"the guest did not get through: {done.stdout[-3000:]}{done.stderr[-500:]}")
     return done.stdout
@@ -163,4 +163,4 @@ def test_linux_guest(tmp):
     assert len((tmp / "files/sums").read_text().splitlines()) > 50
 
 
-main(globals(), limit=290)
+main(globals(), limit=900)

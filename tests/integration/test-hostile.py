@@ -3,16 +3,21 @@
 """Clients that break the protocol, stall, flood or vanish, seen from outside: the daemon lives, other
 clients are served, and memory and descriptors stay bounded."""
 import concurrent.futures
+import contextlib
+import fcntl
 import os
 import random
 import socket
 import struct
+import sys
+import termios
+import threading
 import time
 
 import nbd
 
 import harness
-from harness import GIB, KIB, MIB, Daemon, connect, main, qemu_img
+from harness import GIB, HANG, KIB, MIB, Daemon, connect, main, qemu_img
 
 IHAVEOPT = b"IHAVEOPT"
 OPT_EXPORT_NAME, OPT_ABORT, OPT_LIST, OPT_INFO, OPT_GO, OPT_STRUCTURED = 1, 2, 3, 6, 7, 8
@@ -21,12 +26,13 @@ CMD_READ, CMD_WRITE, CMD_DISC, CMD_FLUSH, CMD_BLOCK_STATUS = 0, 1, 2, 3, 7
 
 
 class Raw:
-    """A client that speaks bytes."""
+    """A client that speaks bytes. The server may drop it at any moment; sending then fails with a
+    ConnectionError, which a test that expects to be dropped has to allow."""
 
     def __init__(self, path, hello=True):
         self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(30)
-        self.socket.connect(str(path))
+        self.socket.connect(str(path))  # without a time limit: that would not wait for room
+        self.socket.settimeout(HANG)
         if hello:
             assert self.receive(18)[:16] == b"NBDMAGICIHAVEOPT"
             self.send(struct.pack(">I", 3))  # fixed newstyle, no zeroes
@@ -93,6 +99,15 @@ class Raw:
         magic, error, cookie = struct.unpack(">IIQ", self.receive(16))
         assert magic == 0x67446698, hex(magic)
         return error, cookie
+
+    def wait_until_read(self):
+        """Returns when the server has received all that was sent."""
+        unread = bytearray(4)
+        while True:
+            fcntl.ioctl(self.socket, termios.TIOCOUTQ, unread)
+            if not int.from_bytes(unread, sys.byteorder):
+                return
+            time.sleep(0.001)
 
     def is_closed(self):
         try:
@@ -194,12 +209,10 @@ def test_huge_option(tmp):
     with Served(tmp) as s:
         before = s.memory()
         c = Raw(s.path)
-        c.option(OPT_LIST, b"x" * 100000, length=0xffffffff)
-        try:
+        with contextlib.suppress(ConnectionError):
+            c.option(OPT_LIST, b"x" * 100000, length=0xffffffff)
             for _ in range(1000):
                 c.send(b"x" * 100000)
-        except (ConnectionError, socket.timeout):
-            pass
         assert s.memory() - before < 16 * MIB
         c.close()
 
@@ -223,7 +236,7 @@ def test_slow_handshake(tmp):
         start = time.monotonic()
         c = Raw(s.path)
         assert c.is_closed()
-        assert 5 < time.monotonic() - start < 25
+        assert time.monotonic() - start > 5
 
 
 def test_bad_magic(tmp):
@@ -262,8 +275,7 @@ def test_refused_write_arrives_late(tmp):
                         for cookie, offset, data in [(1, MIB, b"x" * 65536), (2, 1 << 40, b"")])
         for start, end in [(0, 1000), (1000, 20000), (20000, 65000), (65000, len(talk))]:
             c.send(talk[start:end])
-            time.sleep(0.1)  # so that each piece is received by itself
-        time.sleep(0.3)
+            c.wait_until_read()  # so that each piece is received by itself
         s.alive()
         c.send(b"y" * 65536)
         answers = dict(reversed(c.simple_reply()) for _ in range(2))
@@ -306,8 +318,9 @@ def test_vanish_under_load(tmp):
                     c.request(CMD_WRITE, at, 5000, b"v" * 5000, cookie=i)
             c.close()
         s.alive()
-        fds = len(os.listdir(f"/proc/{s.daemon.process.pid}/fd"))
-        assert fds < 60, f"{fds} descriptors"
+        # The server hears of the last ones a moment after they left.
+        while len(os.listdir(f"/proc/{s.daemon.process.pid}/fd")) >= 60:
+            time.sleep(0.01)
     harness.check_image(tmp / "a.qcow2")
 
 
@@ -327,7 +340,7 @@ def test_flood(tmp):
         flood.shutdown()
 
 
-def flood_reads(h, data, length, n, rng, until):
+def flood_reads(h, data, length, n, rng, is_over):
     """Keeps `n` reads in flight, and checks each."""
     buffers, at = [nbd.Buffer(length) for _ in range(n)], [0] * n
 
@@ -344,11 +357,11 @@ def flood_reads(h, data, length, n, rng, until):
             i, error = done.pop()
             assert error == 0, error
             assert buffers[i].to_bytearray() == data[at[i]:at[i] + length], (at[i], length)
-            if time.monotonic() < until:
+            if not is_over.is_set():
                 start(i)
 
 
-def flood_writes(h, offset, until):
+def flood_writes(h, offset, is_over):
     """Writes to a region of its own, large and small, and reads it back."""
     for round_ in range(1, 1 << 20):
         piece = bytes([round_ % 256]) * 4096
@@ -360,7 +373,7 @@ def flood_writes(h, offset, until):
         assert h.pread(2 * MIB, offset) == piece * 512
         h.cache(2 * MIB, offset)
         h.flush()
-        if time.monotonic() >= until:
+        if is_over.is_set():
             return
 
 
@@ -371,27 +384,27 @@ def test_floods_beside_one_that_waits(tmp):
     with Daemon(tmp / "a.qcow2") as d:
         h = connect(d.uri())
         h.pwrite(data[:16 * MIB], 0)
-        until = time.monotonic() + 3
-        floods = [lambda h: flood_reads(h, data, MIB, 8, random.Random(1), until),
-                  lambda h: flood_reads(h, data, 64 * KIB, 16, random.Random(2), until),
-                  lambda h: flood_reads(h, data, 4096, 32, random.Random(3), until),
-                  lambda h: flood_writes(h, 40 * MIB, until),
-                  lambda h: flood_writes(h, 48 * MIB, until)]
+        is_over = threading.Event()
+        floods = [lambda h: flood_reads(h, data, MIB, 8, random.Random(1), is_over),
+                  lambda h: flood_reads(h, data, 64 * KIB, 16, random.Random(2), is_over),
+                  lambda h: flood_reads(h, data, 4096, 32, random.Random(3), is_over),
+                  lambda h: flood_writes(h, 40 * MIB, is_over),
+                  lambda h: flood_writes(h, 48 * MIB, is_over)]
         with concurrent.futures.ThreadPoolExecutor(len(floods)) as pool:
             running = [pool.submit(f, connect(d.uri())) for f in floods]
-            n = 0
-            while not all(r.done() for r in running):
-                assert h.pread(4096, n % 4096 * 4096) == data[n % 4096 * 4096:][:4096]
-                n += 1
-                if n % 200 == 0:
-                    raw = Raw(d.socket())
-                    assert raw.go() == 1
-                    for i in range(64):
-                        raw.request(CMD_READ, i * 256 * KIB, 256 * KIB)
-                    raw.close()
+            try:
+                for n in range(800):
+                    assert h.pread(4096, n * 4096) == data[n * 4096:][:4096]
+                    if n % 200 == 0:
+                        raw = Raw(d.socket())
+                        assert raw.go() == 1
+                        for i in range(64):
+                            raw.request(CMD_READ, i * 256 * KIB, 256 * KIB)
+                        raw.close()
+            finally:
+                is_over.set()
             for r in running:
                 r.result()
-        assert n > 200, n
         raw = [Raw(d.socket()) for _ in range(4)]
         for r in raw:
             assert r.go() == 1
@@ -399,12 +412,10 @@ def test_floods_beside_one_that_waits(tmp):
                 r.request(CMD_READ, i * 256 * KIB, 256 * KIB)
         for _ in range(50):
             h.pread(4096, 0)
-        started = time.monotonic()
         d.process.terminate()
         for r in raw:
             assert r.is_closed()
         assert d.wait() == 0
-        assert time.monotonic() - started < 20
     harness.check_image(tmp / "a.qcow2")
 
 
@@ -420,7 +431,6 @@ def test_too_many_connections(tmp):
             except (BlockingIOError, ConnectionError):
                 pass
             crowd.append(k)
-            time.sleep(0.001)  # so that the server takes them until it is full, and the backlog fills
         assert s.good.pread(4096, 4096) == b"good" * 1024
         for k in crowd:
             k.close()
@@ -523,8 +533,9 @@ def test_request_before_go(tmp):
         assert c.is_closed()
         c = Raw(s.path)
         assert c.go() == 1
-        c.option(OPT_GO, struct.pack(">I", 0) + b"\0\0")
-        c.send(b"\0" * 64)  # whatever length of a request the server waits for
+        with contextlib.suppress(ConnectionError):
+            c.option(OPT_GO, struct.pack(">I", 0) + b"\0\0")
+            c.send(b"\0" * 64)  # whatever length of a request the server waits for
         assert c.is_closed()
         s.alive()
 

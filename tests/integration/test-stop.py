@@ -94,7 +94,7 @@ def test_stop_with_silent_client(tmp):
     with socket.socket(socket.AF_UNIX) as s:
         s.connect(str(tmp / "s"))
         assert s.recv(8) == b"NBDMAGIC"
-        d.stop(timeout=30)
+        d.stop()
 
 
 def test_stop_under_load(tmp):
@@ -142,7 +142,7 @@ def test_second_signal_leaves_nothing_behind(tmp):
     while not any("stopping" in line for line in d.lines):
         os.sched_yield()
     d.process.send_signal(signal.SIGTERM)
-    assert d.wait(timeout=20) == 1
+    assert d.wait() == 1
     del stuck
     assert not os.path.exists(directory), f"{directory} is still there"
 
@@ -159,7 +159,7 @@ def test_second_signal(tmp):
     while not any("stopping" in line for line in d.lines):
         os.sched_yield()
     d.process.send_signal(signal.SIGTERM)
-    assert d.wait(timeout=20) == 1
+    assert d.wait() == 1
     del stuck
     with Daemon(disk) as d:
         assert connect(d.uri()).pread(4096, 0) == b"x" * 4096
@@ -170,7 +170,7 @@ def test_stuck_client(tmp):
     """A client that takes no replies delays the end by a bounded time only."""
     d = Daemon(image(tmp))
     stuck = stuck_client(d, 48)
-    d.stop(timeout=30)
+    d.stop()
     del stuck
 
 
