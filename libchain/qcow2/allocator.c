@@ -9,18 +9,18 @@
 // refcount slice. Where the tail has no room (a block device's end, the format's), the image is
 // full only when all refcounts have been looked through and no fragment is left.
 //
-// Order on disk: refcounts before L2 (docs/ordering.md §2) is commit.c's work; here they change in
-// memory. A freed cluster reaches allocator_release() only when its L2 change is durable and no pin
-// is left (docs/ordering.md §4), and its refcount stays above 0 until then, so no scan can find it
-// early.
+// Order on disk: refcounts before L2 (docs/ordering.md §2) is writeback.c's work; here they change
+// in memory. A freed cluster reaches allocator_release() only when its L2 change is durable and no
+// pin is left (docs/ordering.md §4), and its refcount stays above 0 until then, so no scan can find
+// it early.
 
 #include "qcow2/allocator.h"
 
 #include <assert.h>
 #include <errno.h>
 
-#include "qcow2/commit.h"
 #include "qcow2/inflated-cache.h"
+#include "qcow2/writeback.h"
 
 enum {
     // Bound on remembered free ranges (16 bytes each); what does not fit is found again by
@@ -350,7 +350,7 @@ static int take_chosen(Qcow2Image *image, ClusterRange c, bool from_free, TableS
                 range.first + i);
         qcow2_refcount_set(&image->geometry, slice->data, index + skip + i, 1);
     }
-    table_slice_set_dirty(slice, &image->commit.dirty);
+    table_slice_set_dirty(slice, &image->writeback.dirty);
     *ret_range = range;
     *ret_zeroed = zeroed;
     return 0;
@@ -394,7 +394,7 @@ static void free_run(Fiber *self, Qcow2Image *image, TableSlice *slice, uint64_t
     HostOff off = image_cluster_off(image, first);
     uint64_t bytes = n << image->geometry.cluster_bits;
     if (!table_cache_forget(image->cache, image, off, bytes, image->geometry.slice_bytes,
-                            &image->commit.dirty))
+                            &image->writeback.dirty))
         return; // leaked rather than handed out
     inflated_cache_forget(image->inflated, off, bytes);
     for (uint64_t i = 0; i < n; i++)
@@ -403,7 +403,7 @@ static void free_run(Fiber *self, Qcow2Image *image, TableSlice *slice, uint64_t
         file_discard(self, image->file, off, bytes);
     for (uint64_t i = 0; i < n; i++)
         qcow2_refcount_set(&image->geometry, slice->data, index + i, 0);
-    table_slice_set_dirty(slice, &image->commit.dirty);
+    table_slice_set_dirty(slice, &image->writeback.dirty);
     add_free(image, first, n);
 }
 
@@ -426,7 +426,7 @@ static void lower(Fiber *self, Qcow2Image *image, ClusterRange range, bool punch
                 free_run(self, image, slice, index + i, c + i, run, punch);
             } else if (count > 1) {
                 qcow2_refcount_set(g, slice->data, index + i, count - 1);
-                table_slice_set_dirty(slice, &image->commit.dirty);
+                table_slice_set_dirty(slice, &image->writeback.dirty);
             } else {
                 image_mark_corrupt(
                     image, "cluster %" G_GUINT64_FORMAT " was in use but has refcount 0", c + i);

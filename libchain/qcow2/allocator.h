@@ -9,7 +9,7 @@ void allocator_init(Qcow2Image *image);
 void allocator_done(Qcow2Image *image);
 
 // Takes up to `n_wanted` contiguous clusters and sets their refcount to 1 (in memory: refcounts
-// reach the disk before anything that points there, see commit.c). Returns 0 with at least one
+// reach the disk before anything that points there, see writeback.c). Returns 0 with at least one
 // cluster. *ret_zeroed: the host reads as zeros there. -ENOSPC at the format's limit, -EIO,
 // -ENOMEM.
 int allocator_take(Fiber *self, Qcow2Image *image, uint64_t n_wanted, ClusterRange *ret_range,
@@ -20,7 +20,7 @@ int allocator_take(Fiber *self, Qcow2Image *image, uint64_t n_wanted, ClusterRan
 void allocator_give_back(Fiber *self, Qcow2Image *image, ClusterRange range);
 
 // Lowers the refcounts of `range` by one; clusters that reach 0 are punched and become free. Only
-// for ranges whose unlinking is durable and which nobody has pinned (commit.c). On failure they
+// for ranges whose unlinking is durable and which nobody has pinned (writeback.c). On failure they
 // leak.
 void allocator_release(Fiber *self, Qcow2Image *image, ClusterRange range);
 

@@ -15,9 +15,9 @@
 #include "base/error.h"
 #include "chain-core/qcow2-check.h"
 #include "qcow2/allocator.h"
-#include "qcow2/commit.h"
 #include "qcow2/inflated-cache.h"
 #include "qcow2/view.h"
+#include "qcow2/writeback.h"
 
 enum {
     FIRST_READ_BYTES = 64 << 10,
@@ -404,7 +404,7 @@ int qcow2_image_open(Fiber *self, File *file, const Qcow2OpenOptions *options,
     image->is_shared = options->shared && options->read_only;
     image->notices = g_ptr_array_new_with_free_func(g_free);
     image->dirty_refcount_table = g_array_new(false, false, sizeof(uint64_t));
-    commit_init(image);
+    writeback_init(image);
     image->cache = table_cache_ref(image->loop, image->memory);
     int r = open_checked(self, image, options, error);
     if (r < 0) {
@@ -426,16 +426,17 @@ Qcow2Image *qcow2_image_ref(Qcow2Image *image)
 // Writes back what is dirty and releases what was freed, as far as that goes.
 static void finish_writing(Fiber *self, Qcow2Image *image)
 {
-    CommitState *c = &image->commit;
+    Writeback *c = &image->writeback;
     fiber_wait_group_wait(self, &c->fibers);
-    // The first commit makes frees durable and releases them, the second writes their refcounts.
+    // The first write-back makes frees durable and releases them, the second writes their
+    // refcounts.
     for (int i = 0; i < 2; i++) {
-        if (commit_run(self, image) < 0)
+        if (writeback_run(self, image) < 0)
             return;
         fiber_wait_group_wait(self, &c->fibers);
     }
     if (c->dirty.n || c->settling->len)
-        commit_run(self, image);
+        writeback_run(self, image);
 }
 
 void qcow2_image_unref_close(Fiber *self, Qcow2Image *image)
@@ -444,11 +445,11 @@ void qcow2_image_unref_close(Fiber *self, Qcow2Image *image)
         return;
     if (image->writable)
         finish_writing(self, image);
-    fiber_wait_group_wait(self, &image->commit.fibers);
+    fiber_wait_group_wait(self, &image->writeback.fibers);
     inflated_cache_free(image->inflated);
-    table_cache_forget_image(image->cache, image, &image->commit.dirty);
+    table_cache_forget_image(image->cache, image, &image->writeback.dirty);
     table_cache_unref(image->cache);
-    commit_done(image);
+    writeback_done(image);
     allocator_done(image);
     cluster_set_done(&image->metadata);
     cluster_set_done(&image->new_tables);
@@ -507,7 +508,7 @@ static void mark_fiber(Fiber *self, void *arg)
     // A failure leaves the image unmarked on disk; it still answers -EIO here.
     write_features(self, image, image->header.incompatible | QCOW2_INCOMPAT_CORRUPT,
                    image->header.autoclear);
-    fiber_wait_group_done(&image->commit.fibers);
+    fiber_wait_group_done(&image->writeback.fibers);
 }
 
 int image_mark_corrupt(Qcow2Image *image, const char *what, ...)
@@ -525,9 +526,9 @@ int image_mark_corrupt(Qcow2Image *image, const char *what, ...)
     if (image->events)
         image->events->corrupt(image->events, sentence);
     if (image->writable && image->header.version >= 3) {
-        fiber_wait_group_add(&image->commit.fibers, 1);
+        fiber_wait_group_add(&image->writeback.fibers, 1);
         if (fiber_spawn(image->loop, "mark corrupt", mark_fiber, image, NULL) < 0)
-            fiber_wait_group_done(&image->commit.fibers);
+            fiber_wait_group_done(&image->writeback.fibers);
     }
     return -EIO;
 }

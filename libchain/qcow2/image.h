@@ -4,7 +4,7 @@
 //
 //   view (L1) ──┐                        ┌─ table cache (slices of L2 tables and refcount blocks)
 //   view (L1) ──┴─ Qcow2Image ── File    ├─ allocator (free ranges, tail, frees under way)
-//                                        ├─ commit (write-back in the order of docs/ordering.md)
+//                                        ├─ writeback (metadata, in the order of docs/ordering.md)
 //                                        └─ metadata set (overlap checks)
 //
 // Lock order (an earlier one may be held while taking a later one):
@@ -12,8 +12,8 @@
 //   2. l2_mutex: creating or copying an L2 table
 //   3. grow_mutex: new refcount blocks and tables
 //   4. header_mutex
-//   5. the commit in progress (commit.h)
-// Nothing is held while waiting for a limit, and a commit takes none of 1 to 3.
+//   5. the write-back in progress (writeback.h)
+// Nothing is held while waiting for a limit, and a write-back takes none of 1 to 3.
 #pragma once
 
 #include <glib.h>
@@ -30,7 +30,7 @@
 typedef struct Qcow2View Qcow2View;
 typedef struct InflatedCache InflatedCache;
 
-// One generation of pins on an image's host ranges (commit.c).
+// One generation of pins on an image's host ranges (writeback.c).
 typedef struct ImagePin {
     IoPin pin; // must be first
     Qcow2Image *image;
@@ -53,13 +53,13 @@ typedef struct Allocator {
     FiberMutex grow_mutex;
 } Allocator;
 
-typedef struct CommitState {
+typedef struct Writeback {
     bool running;
-    FiberQueue next; // waiters of the commit after the running one
+    FiberQueue next; // waiters of the write-back after the running one
     uint64_t n_started, n_done;
     int last_result;
-    // No more commits: the head went away with changes that could not be written, or nobody knows
-    // which refcount table the disk names.
+    // No more write-backs: the head went away with changes that could not be written, or nobody
+    // knows which refcount table the disk names.
     bool abandoned;
     bool background;           // a fiber for write-back is under way
     TableSliceList dirty;      // slices changed in memory
@@ -71,7 +71,7 @@ typedef struct CommitState {
     uint64_t n_released;       // release fibers that ended
     FiberQueue released;       // woken when one of them ends
     FiberWaitGroup fibers;     // release and background fibers
-} CommitState;
+} Writeback;
 
 enum { IMAGE_COW_BUFFERS = 8 };
 
@@ -100,7 +100,7 @@ struct Qcow2Image {
     Qcow2View *head;               // the writable head view, borrowed
 
     Allocator allocator;
-    CommitState commit;
+    Writeback writeback;
     FiberMutex l2_mutex;
     FiberMutex header_mutex;              // read, change and write back the header's first sector
     void *cow_buffers[IMAGE_COW_BUFFERS]; // one cluster each, for copy-on-write; kept for reuse

@@ -3,15 +3,15 @@
 // them. In a fiber on the image's loop, under the image's l2_mutex.
 //
 // Write order (docs/ordering.md §6): the table's content and its refcount are durable before the L1
-// entry that names it. A new table is in `new_tables` until then, which makes commit.c write its
+// entry that names it. A new table is in `new_tables` until then, which makes writeback.c write its
 // slices early.
 
 #include <assert.h>
 #include <errno.h>
 
 #include "qcow2/allocator.h"
-#include "qcow2/commit.h"
 #include "qcow2/view.h"
+#include "qcow2/writeback.h"
 
 static int copy_table(Fiber *self, Qcow2Image *image, HostOff from, HostOff to)
 {
@@ -34,7 +34,7 @@ static int make_table(Fiber *self, Qcow2View *view, uint64_t i1, Qcow2L1Entry ol
         return r;
     HostOff table = image_cluster_off(image, range.first);
     if (!table_cache_forget(image->cache, image, table, image->geometry.cluster_bytes,
-                            image->geometry.slice_bytes, &image->commit.dirty))
+                            image->geometry.slice_bytes, &image->writeback.dirty))
         return image_mark_corrupt(
             image, "cluster at offset %#" G_GINT64_MODIFIER "x is a table but has refcount 0",
             table.v);
@@ -53,13 +53,13 @@ static int make_table(Fiber *self, Qcow2View *view, uint64_t i1, Qcow2L1Entry ol
         allocator_give_back(self, image, range);
         return r;
     }
-    table_slice_set_dirty(slice, &image->commit.dirty);
+    table_slice_set_dirty(slice, &image->writeback.dirty);
     table_slice_release(slice);
     cluster_set_add(&image->new_tables, range.first);
     view->l1[i1] = qcow2_l1_entry_encode(table, true);
     g_array_append_val(view->dirty_l1, i1);
     if (old.l2.v)
-        commit_free(image, (ClusterRange){image_cluster_of(image, old.l2), 1});
+        writeback_free(image, (ClusterRange){image_cluster_of(image, old.l2), 1});
     return 0;
 }
 
@@ -102,7 +102,7 @@ int view_begin_change(Fiber *self, Qcow2View *view, uint64_t first, uint64_t las
 {
     Qcow2Image *image = view->image;
     GuestOff off = guest_off(first << image->geometry.cluster_bits);
-    int r = commit_throttle(self, image);
+    int r = writeback_throttle(self, image);
     if (r < 0)
         return r;
     cluster_lock(self, &image->locks, &ret_change->lock, first, last);

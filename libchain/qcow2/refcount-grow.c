@@ -3,16 +3,16 @@
 //
 // A new block lies in the first cluster that it covers itself, so it needs no other block. Write
 // order: block, sync, table entry (docs/ordering.md §3): the entry is only changed in memory here,
-// and commit.c writes entries after the blocks. A table that has to grow moves: all blocks durable
-// → new table and the block that covers it written → sync → header (one sector) → sync → the old
-// table is freed (docs/ordering.md §5).
+// and writeback.c writes entries after the blocks. A table that has to grow moves: all blocks
+// durable → new table and the block that covers it written → sync → header (one sector) → sync →
+// the old table is freed (docs/ordering.md §5).
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "qcow2/allocator.h"
-#include "qcow2/commit.h"
+#include "qcow2/writeback.h"
 
 static uint64_t clusters_per_block(const Qcow2Image *image)
 {
@@ -59,7 +59,7 @@ static int add_block(Fiber *self, Qcow2Image *image, uint64_t cluster)
         return r;
     }
     qcow2_refcount_set(&image->geometry, slice->data, in_block % per_slice, 1);
-    table_slice_set_dirty(slice, &image->commit.dirty);
+    table_slice_set_dirty(slice, &image->writeback.dirty);
     table_slice_release(slice);
     uint64_t i = cluster >> image->geometry.refcounts_per_block_bits;
     image->refcount_table[i] = qcow2_refcount_table_entry_encode(off);
@@ -138,7 +138,7 @@ static int write_area(Fiber *self, Qcow2Image *image, const NewArea *area, Be64 
 }
 
 // Makes the header name the new table. When that fails the old fields are put back; when that fails
-// too nobody knows which table the disk names, and nothing more may be committed.
+// too nobody knows which table the disk names, and nothing more may be written back.
 static int switch_header(Fiber *self, Qcow2Image *image, const NewArea *area)
 {
     uint8_t old[512], sector[512];
@@ -152,7 +152,7 @@ static int switch_header(Fiber *self, Qcow2Image *image, const NewArea *area)
             r = file_flush(self, image->file);
         if (r < 0 && (file_write(self, image->file, host_off(0), old, sizeof(old)) < 0 ||
                       file_flush(self, image->file) < 0))
-            image->commit.abandoned = true;
+            image->writeback.abandoned = true;
     }
     fiber_mutex_unlock(self, &image->header_mutex);
     return r;
@@ -187,7 +187,7 @@ static void adopt_table(Qcow2Image *image, const NewArea *area, Be64 *table)
     h->refcount_table_clusters = area->n_table;
     for (uint64_t c = old.first; c < old.first + old.n; c++)
         cluster_set_remove(&image->metadata, c);
-    commit_free(image, old);
+    writeback_free(image, old);
 }
 
 // Moves the refcount table to `first`, the tail, which no block covers yet, large enough for what
@@ -198,7 +198,7 @@ static int grow_table(Fiber *self, Qcow2Image *image, uint64_t first)
     int r = plan_area(image, first, &area);
     // Entries of the old table may name blocks that are not durable yet: they are, after this.
     if (r == 0)
-        r = commit_run(self, image);
+        r = writeback_run(self, image);
     if (r < 0)
         return r;
     Be64 *table = g_try_malloc0(area.n_table * image->geometry.cluster_bytes);
@@ -216,7 +216,7 @@ static int grow_table(Fiber *self, Qcow2Image *image, uint64_t first)
     }
     g_free(table);
     // What the disk may name stays as it is.
-    if (!image->commit.abandoned)
+    if (!image->writeback.abandoned)
         give_area_back(image, &area);
     return r;
 }

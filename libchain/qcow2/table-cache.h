@@ -4,7 +4,7 @@
 // host offset. Slices stay big-endian; format/qcow2-table.h reads and writes them.
 //
 // Life of a slice: loading (others wait) → clean ⇄ dirty. Clean slices without a holder are evicted
-// by the clock algorithm; dirty ones stay until commit.c has written them. On the loop; the
+// by the clock algorithm; dirty ones stay until writeback.c has written them. On the loop; the
 // functions with `self` may suspend.
 #pragma once
 

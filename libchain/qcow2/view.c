@@ -8,7 +8,7 @@
 #include <string.h>
 
 #include "base/error.h"
-#include "qcow2/commit.h"
+#include "qcow2/writeback.h"
 
 // Entries from `index` that lie in the same slice and below the view's end.
 static uint32_t entries_left(const Qcow2View *view, GuestOff off, uint32_t index_in_slice)
@@ -287,9 +287,10 @@ static void view_close(Fiber *self, Node *node)
     Qcow2View *view = view_of(node);
     Qcow2Image *image = view->image;
     if (view->is_head && image->head == view) {
-        // Without its L1 later commits would make half of its changes durable: there must be none.
-        if (commit_run(self, image) < 0)
-            image->commit.abandoned = true;
+        // Without its L1 later write-backs would make half of its changes durable: there must be
+        // none.
+        if (writeback_run(self, image) < 0)
+            image->writeback.abandoned = true;
         for (uint32_t i = 0; i < view->n_l1; i++)
             cluster_set_remove(&image->metadata,
                                image_cluster_of(image, qcow2_l1_entry_decode(view->l1[i]).l2));

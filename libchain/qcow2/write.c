@@ -7,17 +7,17 @@
 //     → unlock
 //
 // Write order (docs/ordering.md §1): the L2 entry is made only after the host write has completed,
-// so every commit that carries the entry syncs the data first. What the entry named before is freed
-// through commit_free(). If a step fails the clusters taken are given back and the guest sees the
-// old content. In fibers on the image's loop.
+// so every write-back that carries the entry syncs the data first. What the entry named before is
+// freed through writeback_free(). If a step fails the clusters taken are given back and the guest
+// sees the old content. In fibers on the image's loop.
 
 #include <assert.h>
 #include <errno.h>
 #include <string.h>
 
 #include "qcow2/allocator.h"
-#include "qcow2/commit.h"
 #include "qcow2/view.h"
+#include "qcow2/writeback.h"
 
 // What an allocating write does to a run of clusters of one L2 slice.
 typedef struct WritePlan {
@@ -254,7 +254,7 @@ void view_free_old(Qcow2Image *image, const Qcow2L2Entry *old)
 {
     ClusterRange range;
     if (old_range(image, old, &range))
-        commit_free(image, range);
+        writeback_free(image, range);
 }
 
 // Makes the entries name what was written. Nothing suspends.
@@ -277,7 +277,7 @@ static void link_clusters(Qcow2Image *image, TableSlice *slice, uint32_t index, 
                 (old.kind == QCOW2_CLUSTER_COMPRESSED ? 0 : old.zero_bitmap) & ~e.alloc_bitmap;
         }
         qcow2_l2_entry_encode(g, slice->data, index + i, &e);
-        table_slice_set_dirty(slice, &image->commit.dirty);
+        table_slice_set_dirty(slice, &image->writeback.dirty);
         if (plan->needs_clusters)
             view_free_old(image, &old);
     }
@@ -357,7 +357,7 @@ static int write_allocating(Fiber *self, Qcow2View *view, GuestOff off, const vo
 static int reclaim(Fiber *self, Qcow2Image *image, uint64_t n_released, IoBatch *batch)
 {
     int r = io_batch_wait(self, batch);
-    if (r == 0 && !commit_reclaim(self, image, n_released))
+    if (r == 0 && !writeback_reclaim(self, image, n_released))
         r = -ENOSPC;
     image_pin(self, image, batch);
     return r;
@@ -383,7 +383,7 @@ int view_write(Fiber *self, Node *node, GuestOff off, const void *buf, size_t le
             file_write_start(image->file, run.host, &iov, 1, &batch);
             n = run.len;
         } else {
-            uint64_t n_released = image->commit.n_released;
+            uint64_t n_released = image->writeback.n_released;
             r = write_allocating(self, view, off, buf, len, &n);
             if (r == -ENOSPC)
                 r = reclaim(self, image, n_released, &batch);
@@ -402,5 +402,5 @@ int view_write(Fiber *self, Node *node, GuestOff off, const void *buf, size_t le
 int view_flush(Fiber *self, Node *node)
 {
     Qcow2Image *image = view_of(node)->image;
-    return image->writable ? commit_run(self, image) : 0;
+    return image->writable ? writeback_run(self, image) : 0;
 }

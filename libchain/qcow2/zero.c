@@ -5,13 +5,13 @@
 // does nothing.
 //
 // Write order (docs/ordering.md §4): the entry changes in memory and reaches the disk with the next
-// commit; the clusters it named are freed only after that. In fibers on the image's loop.
+// write-back; the clusters it named are freed only after that. In fibers on the image's loop.
 
 #include <errno.h>
 #include <string.h>
 
-#include "qcow2/commit.h"
 #include "qcow2/view.h"
+#include "qcow2/writeback.h"
 
 enum { ZEROS_BYTES = 256 << 10 };
 static const uint8_t zeros[ZEROS_BYTES];
@@ -123,7 +123,7 @@ static int zero_in_slice(Fiber *self, Qcow2View *view, GuestOff off, uint64_t le
                 break;
             }
             qcow2_l2_entry_encode(g, change.slice->data, index, &e);
-            table_slice_set_dirty(change.slice, &image->commit.dirty);
+            table_slice_set_dirty(change.slice, &image->writeback.dirty);
             if (frees)
                 view_free_old(image, &old);
         }
@@ -161,7 +161,7 @@ static int mark_subclusters(Fiber *self, Qcow2View *view, GuestOff off, uint64_t
         e.alloc_bitmap &= ~mask;
         e.zero_bitmap |= mask;
         qcow2_l2_entry_encode(g, change.slice->data, change.index, &e);
-        table_slice_set_dirty(change.slice, &image->commit.dirty);
+        table_slice_set_dirty(change.slice, &image->writeback.dirty);
     }
     view_end_change(view, &change);
     io_batch_wait(self, &batch);
@@ -176,9 +176,9 @@ static int zero_subclusters(Fiber *self, Qcow2View *view, GuestOff off, uint64_t
         return r;
     uint64_t n_released;
     do {
-        n_released = view->image->commit.n_released;
+        n_released = view->image->writeback.n_released;
         r = mark_subclusters(self, view, off, len, &is_compressed);
-    } while (r == -ENOSPC && commit_reclaim(self, view->image, n_released));
+    } while (r == -ENOSPC && writeback_reclaim(self, view->image, n_released));
     return r == 0 && is_compressed ? write_zeros(self, view, off, len) : r;
 }
 
@@ -216,10 +216,10 @@ static int zero_whole(Fiber *self, Qcow2View *view, uint64_t from, uint64_t to, 
         IoBatch batch;
         io_batch_init(&batch, self);
         image_pin(self, view->image, &batch);
-        uint64_t n = 0, n_released = view->image->commit.n_released;
+        uint64_t n = 0, n_released = view->image->writeback.n_released;
         r = zero_in_slice(self, view, guest_off(from), to - from, unmap, &n);
         io_batch_wait(self, &batch);
-        if (r == -ENOSPC && commit_reclaim(self, view->image, n_released)) {
+        if (r == -ENOSPC && writeback_reclaim(self, view->image, n_released)) {
             n = 0; // a table of its own found no room: again
             r = 0;
         }

@@ -184,7 +184,7 @@ static void run_fiber(Fiber *self, void *arg)
         assert_int_equal(run->errors, 0);
         compare_all(self, run, "after a round");
         assert_int_equal(node_flush(self, run->node), 0);
-        // Leaks are allowed while it is open: frees become refcounts with a later commit.
+        // Leaks are allowed while it is open: frees become refcounts with a later write-back.
         engine_shell(&run->f, "qemu-img check -U disk.qcow2; test $? = 0 -o $? = 3");
         g_autofree char *path = g_build_filename(run->f.dir, "shadow.raw", NULL);
         assert_true(g_file_set_contents(path, (char *)run->shadow, run->kind->disk, NULL));

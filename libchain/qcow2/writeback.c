@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// One commit takes a snapshot of everything dirty in one step (no suspend point), so that it is
+// One write-back takes a copy of everything dirty in one step (no suspend point), so that it is
 // consistent in itself: each L2 entry in it points at data whose write has completed and whose
 // refcount is in it too. Then, in this order (docs/ordering.md §2, §3):
 //
@@ -7,18 +7,18 @@
 //     too) A2 refcount table entries of new blocks                          → sync, only when there
 //     are any B  slices of linked L2 tables, L1 entries                        → sync
 //
-// Requests go on meanwhile; what they change is dirty again and belongs to the next commit.
+// Requests go on meanwhile; what they change is dirty again and belongs to the next one.
 //
 // Freed clusters (docs/ordering.md §4):
 //
-//     freed ──(commit done: unlinking durable)──▶ settling ──(pin turn)──▶ releasing ──(old pins
+//     freed ──(written back: unlinking durable)──▶ settling ──(pin turn)──▶ releasing ──(old pins
 //     drained)──▶ released
 //
 // Two generations of pins: requests hold pins[pin_now]. When a batch of ranges starts to be
 // released the turn passes to the other pin (which nobody holds), and the ranges wait until the old
 // one has no holder: every request that could have looked them up has then ended.
 
-#include "qcow2/commit.h"
+#include "qcow2/writeback.h"
 
 #include <errno.h>
 #include <string.h>
@@ -51,22 +51,22 @@ typedef struct Snapshot {
     uint8_t *copies;    // the pieces' memory
 } Snapshot;
 
-void commit_init(Qcow2Image *image)
+void writeback_init(Qcow2Image *image)
 {
-    CommitState *c = &image->commit;
-    c->freed = g_array_new(false, false, sizeof(ClusterRange));
-    c->settling = g_array_new(false, false, sizeof(ClusterRange));
-    c->releasing = g_array_new(false, false, sizeof(ClusterRange));
+    Writeback *w = &image->writeback;
+    w->freed = g_array_new(false, false, sizeof(ClusterRange));
+    w->settling = g_array_new(false, false, sizeof(ClusterRange));
+    w->releasing = g_array_new(false, false, sizeof(ClusterRange));
     for (unsigned i = 0; i < 2; i++)
-        image->pins[i] = (ImagePin){{.drained = commit_pin_drained}, image, i};
+        image->pins[i] = (ImagePin){{.drained = writeback_pin_drained}, image, i};
 }
 
-void commit_done(Qcow2Image *image)
+void writeback_done(Qcow2Image *image)
 {
-    CommitState *c = &image->commit;
-    g_clear_pointer(&c->freed, g_array_unref);
-    g_clear_pointer(&c->settling, g_array_unref);
-    g_clear_pointer(&c->releasing, g_array_unref);
+    Writeback *w = &image->writeback;
+    g_clear_pointer(&w->freed, g_array_unref);
+    g_clear_pointer(&w->settling, g_array_unref);
+    g_clear_pointer(&w->releasing, g_array_unref);
 }
 
 // Adds sector-sized pieces for the changed entries of a table (entries are 8 bytes; `table` is
@@ -104,19 +104,19 @@ static bool slice_is_of_new_table(const Qcow2Image *image, const TableSlice *s)
 // The one step. Nothing here suspends.
 static void snapshot_take(Qcow2Image *image, Snapshot *s)
 {
-    CommitState *c = &image->commit;
+    Writeback *w = &image->writeback;
     uint32_t slice_bytes = image->geometry.slice_bytes;
     *s = (Snapshot){
         .before = g_array_new(false, false, sizeof(Piece)),
         .ref_table = g_array_new(false, false, sizeof(Piece)),
         .after = g_array_new(false, false, sizeof(Piece)),
-        .slices = g_ptr_array_sized_new(c->dirty.n),
+        .slices = g_ptr_array_sized_new(w->dirty.n),
         .new_tables = g_array_new(false, false, sizeof(uint64_t)),
-        .copies = c->dirty.n ? g_malloc(c->dirty.n * slice_bytes) : NULL,
+        .copies = w->dirty.n ? g_malloc(w->dirty.n * slice_bytes) : NULL,
     };
     uint8_t *copy = s->copies;
-    while (c->dirty.first) {
-        TableSlice *slice = c->dirty.first;
+    while (w->dirty.first) {
+        TableSlice *slice = w->dirty.first;
         memcpy(copy, slice->data, slice_bytes);
         Piece p = {slice->host, slice_bytes, copy};
         copy += slice_bytes;
@@ -124,7 +124,7 @@ static void snapshot_take(Qcow2Image *image, Snapshot *s)
         g_array_append_val(early ? s->before : s->after, p);
         slice->n_holders++; // stays in memory until it is on disk
         g_ptr_array_add(s->slices, slice);
-        table_slice_set_clean(slice, &c->dirty);
+        table_slice_set_clean(slice, &w->dirty);
     }
     s->table_indices = image->dirty_refcount_table;
     image->dirty_refcount_table = g_array_new(false, false, sizeof(uint64_t));
@@ -142,9 +142,9 @@ static void snapshot_take(Qcow2Image *image, Snapshot *s)
             g_array_append_val(s->new_tables, cluster);
         }
     }
-    s->freed = c->freed;
-    c->freed = g_array_new(false, false, sizeof(ClusterRange));
-    c->n_freed_clusters = 0;
+    s->freed = w->freed;
+    w->freed = g_array_new(false, false, sizeof(ClusterRange));
+    w->n_freed_clusters = 0;
 }
 
 static void free_piece_copies(GArray *pieces, const Snapshot *s, uint64_t copies_bytes)
@@ -159,12 +159,12 @@ static void free_piece_copies(GArray *pieces, const Snapshot *s, uint64_t copies
 
 static void snapshot_drop(Qcow2Image *image, Snapshot *s, bool durable)
 {
-    CommitState *c = &image->commit;
+    Writeback *w = &image->writeback;
     for (guint i = 0; i < s->slices->len; i++) {
         TableSlice *slice = s->slices->pdata[i];
         slice->n_holders--;
         if (!durable)
-            table_slice_set_dirty(slice, &c->dirty);
+            table_slice_set_dirty(slice, &w->dirty);
     }
     if (!durable) {
         g_array_append_vals(image->dirty_refcount_table, s->table_indices->data,
@@ -172,9 +172,9 @@ static void snapshot_drop(Qcow2Image *image, Snapshot *s, bool durable)
         if (s->l1_indices && image->head)
             g_array_append_vals(image->head->dirty_l1, s->l1_indices->data, s->l1_indices->len);
         for (guint i = 0; i < s->freed->len; i++)
-            commit_free(image, g_array_index(s->freed, ClusterRange, i));
+            writeback_free(image, g_array_index(s->freed, ClusterRange, i));
     } else {
-        g_array_append_vals(c->settling, s->freed->data, s->freed->len);
+        g_array_append_vals(w->settling, s->freed->data, s->freed->len);
     }
     uint64_t bytes = (uint64_t)s->slices->len * image->geometry.slice_bytes;
     free_piece_copies(s->before, s, bytes);
@@ -249,16 +249,16 @@ static void turn_pins(Qcow2Image *image);
 static void release_fiber(Fiber *self, void *arg)
 {
     Qcow2Image *image = arg;
-    CommitState *c = &image->commit;
-    g_autoptr(GArray) ranges = c->releasing;
-    c->releasing = g_array_new(false, false, sizeof(ClusterRange));
+    Writeback *w = &image->writeback;
+    g_autoptr(GArray) ranges = w->releasing;
+    w->releasing = g_array_new(false, false, sizeof(ClusterRange));
     for (guint i = 0; i < ranges->len; i++)
         allocator_release(self, image, g_array_index(ranges, ClusterRange, i));
     turn_pins(image);
-    c->n_releasing--;
-    c->n_released++;
-    fiber_queue_wake_all(&c->released);
-    fiber_wait_group_done(&c->fibers);
+    w->n_releasing--;
+    w->n_released++;
+    fiber_queue_wake_all(&w->released);
+    fiber_wait_group_done(&w->fibers);
 }
 
 static int compare_ranges(const void *a, const void *b)
@@ -288,42 +288,42 @@ static void merge_ranges(GArray *ranges)
 // Passes the turn to the other pin if ranges wait for that and nobody is waited for yet.
 static void turn_pins(Qcow2Image *image)
 {
-    CommitState *c = &image->commit;
+    Writeback *w = &image->writeback;
     unsigned old = image->pin_now;
-    if (!c->settling->len || c->releasing->len || image->pins[!old].pin.n_holders)
+    if (!w->settling->len || w->releasing->len || image->pins[!old].pin.n_holders)
         return;
-    GArray *empty = c->releasing;
-    c->releasing = c->settling;
-    c->settling = empty;
-    merge_ranges(c->releasing);
+    GArray *empty = w->releasing;
+    w->releasing = w->settling;
+    w->settling = empty;
+    merge_ranges(w->releasing);
     image->pin_now = !old;
     if (image->pins[old].pin.n_holders == 0)
-        commit_pin_drained(&image->pins[old].pin);
+        writeback_pin_drained(&image->pins[old].pin);
 }
 
-void commit_pin_drained(IoPin *pin)
+void writeback_pin_drained(IoPin *pin)
 {
     const ImagePin *image_pin = (const ImagePin *)pin;
     Qcow2Image *image = image_pin->image;
-    CommitState *c = &image->commit;
-    if (image_pin->index == image->pin_now || !c->releasing->len)
+    Writeback *w = &image->writeback;
+    if (image_pin->index == image->pin_now || !w->releasing->len)
         return;
-    fiber_wait_group_add(&c->fibers, 1);
-    c->n_releasing++;
+    fiber_wait_group_add(&w->fibers, 1);
+    w->n_releasing++;
     if (fiber_spawn(image->loop, "release clusters", release_fiber, image, NULL) < 0) {
-        // No stack to be had: keep them; the next commit tries again.
-        g_array_append_vals(c->settling, c->releasing->data, c->releasing->len);
-        g_array_set_size(c->releasing, 0);
-        c->n_releasing--;
-        fiber_queue_wake_all(&c->released);
-        fiber_wait_group_done(&c->fibers);
+        // No stack to be had: keep them; the next write-back tries again.
+        g_array_append_vals(w->settling, w->releasing->data, w->releasing->len);
+        g_array_set_size(w->releasing, 0);
+        w->n_releasing--;
+        fiber_queue_wake_all(&w->released);
+        fiber_wait_group_done(&w->fibers);
     }
 }
 
-static int commit_once(Fiber *self, Qcow2Image *image)
+static int writeback_once(Fiber *self, Qcow2Image *image)
 {
     // §9: nothing more is written once a sync has failed, for no order can be kept any longer.
-    if (image->corrupt || image->commit.abandoned || file_flush_failed(image->file))
+    if (image->corrupt || image->writeback.abandoned || file_flush_failed(image->file))
         return -EIO;
     Snapshot s;
     snapshot_take(image, &s);
@@ -333,86 +333,86 @@ static int commit_once(Fiber *self, Qcow2Image *image)
     return r;
 }
 
-int commit_run(Fiber *self, Qcow2Image *image)
+int writeback_run(Fiber *self, Qcow2Image *image)
 {
-    CommitState *c = &image->commit;
-    if (c->running) {
+    Writeback *w = &image->writeback;
+    if (w->running) {
         // The running one may have taken its snapshot before our changes: share the next.
-        uint64_t wanted = c->n_started + 1;
-        while (c->n_done < wanted && c->running)
-            fiber_queue_wait(self, &c->next, false, "commit");
-        if (c->n_done >= wanted)
-            return c->last_result;
+        uint64_t wanted = w->n_started + 1;
+        while (w->n_done < wanted && w->running)
+            fiber_queue_wait(self, &w->next, false, "write-back");
+        if (w->n_done >= wanted)
+            return w->last_result;
     }
-    c->running = true;
-    c->n_started++;
-    int r = commit_once(self, image);
-    c->last_result = r;
-    c->n_done = c->n_started;
-    c->running = false;
-    fiber_queue_wake_all(&c->next);
+    w->running = true;
+    w->n_started++;
+    int r = writeback_once(self, image);
+    w->last_result = r;
+    w->n_done = w->n_started;
+    w->running = false;
+    fiber_queue_wake_all(&w->next);
     return r;
 }
 
 static void background_fiber(Fiber *self, void *arg)
 {
     Qcow2Image *image = arg;
-    commit_run(self, image); // its error comes again at the next flush, or through throttle
-    image->commit.background = false;
-    fiber_wait_group_done(&image->commit.fibers);
+    writeback_run(self, image); // its error comes again at the next flush, or through throttle
+    image->writeback.background = false;
+    fiber_wait_group_done(&image->writeback.fibers);
 }
 
 static void start_background(Qcow2Image *image)
 {
-    CommitState *c = &image->commit;
-    if (c->background)
+    Writeback *w = &image->writeback;
+    if (w->background)
         return;
-    c->background = true;
-    fiber_wait_group_add(&c->fibers, 1);
+    w->background = true;
+    fiber_wait_group_add(&w->fibers, 1);
     if (fiber_spawn(image->loop, "write back", background_fiber, image, NULL) < 0) {
-        c->background = false;
-        fiber_wait_group_done(&c->fibers);
+        w->background = false;
+        fiber_wait_group_done(&w->fibers);
     }
 }
 
-void commit_free(Qcow2Image *image, ClusterRange range)
+void writeback_free(Qcow2Image *image, ClusterRange range)
 {
-    CommitState *c = &image->commit;
+    Writeback *w = &image->writeback;
     ClusterRange *last =
-        c->freed->len ? &g_array_index(c->freed, ClusterRange, c->freed->len - 1) : NULL;
+        w->freed->len ? &g_array_index(w->freed, ClusterRange, w->freed->len - 1) : NULL;
     if (last && last->first + last->n == range.first)
         last->n += range.n;
     else
-        g_array_append_val(c->freed, range);
-    c->n_freed_clusters += range.n;
+        g_array_append_val(w->freed, range);
+    w->n_freed_clusters += range.n;
 }
 
-bool commit_reclaim(Fiber *self, Qcow2Image *image, uint64_t n_released)
+bool writeback_reclaim(Fiber *self, Qcow2Image *image, uint64_t n_released)
 {
-    CommitState *c = &image->commit;
+    Writeback *w = &image->writeback;
     bool is_pending =
-        c->freed->len || c->settling->len || c->releasing->len || c->n_releasing || c->running;
-    if (c->n_released != n_released || !is_pending || commit_run(self, image) < 0)
-        return c->n_released != n_released;
-    // What this commit settled may stand behind one batch that waits for its pins and one that is
-    // being released.
-    for (unsigned n = 0; n < 3 && (c->releasing->len || c->n_releasing); n++)
-        fiber_queue_wait(self, &c->released, false, "release of freed clusters");
-    return c->n_released != n_released;
+        w->freed->len || w->settling->len || w->releasing->len || w->n_releasing || w->running;
+    if (w->n_released != n_released || !is_pending || writeback_run(self, image) < 0)
+        return w->n_released != n_released;
+    // What this write-back settled may stand behind one batch that waits for its pins and one that
+    // is being released.
+    for (unsigned n = 0; n < 3 && (w->releasing->len || w->n_releasing); n++)
+        fiber_queue_wait(self, &w->released, false, "release of freed clusters");
+    return w->n_released != n_released;
 }
 
-int commit_throttle(Fiber *self, Qcow2Image *image)
+int writeback_throttle(Fiber *self, Qcow2Image *image)
 {
-    CommitState *c = &image->commit;
-    uint64_t bytes = c->dirty.n * image->geometry.slice_bytes;
+    Writeback *w = &image->writeback;
+    uint64_t bytes = w->dirty.n * image->geometry.slice_bytes;
     uint64_t limit = map_memory_limit(image->memory) / 4;
-    uint64_t freed_bytes = c->n_freed_clusters << image->geometry.cluster_bits;
+    uint64_t freed_bytes = w->n_freed_clusters << image->geometry.cluster_bits;
     if (G_LIKELY(bytes < MIN((uint64_t)BACKGROUND_DIRTY_BYTES, limit / 2) &&
                  freed_bytes < BACKGROUND_FREED_BYTES))
         return 0;
     if (bytes >= MIN((uint64_t)MAX_DIRTY_BYTES, limit))
-        return commit_run(self, image);
-    if (!c->running)
+        return writeback_run(self, image);
+    if (!w->running)
         start_background(image);
     return 0;
 }
