@@ -357,8 +357,8 @@ static int open_raw(Fiber *self, Opening *o, const ImageName *name, File *file, 
                 : raw_node_new(self, file, &node, error);
     if (r < 0)
         return r;
-    if (o->options->force_share) // what two nodes know of a file that is being written may differ
-        node->identity = (NodeIdentity){0};
+    if (o->options->force_share)
+        raw_node_set_shared(node);
     g_ptr_array_add(o->nodes, node);
     return 0;
 }

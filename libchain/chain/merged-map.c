@@ -60,7 +60,7 @@ static void collect_layers(MergedMap *m)
     g_autoptr(GArray) layers = g_array_new(FALSE, FALSE, sizeof(MapLayer));
     g_autoptr(GArray) identities = g_array_new(FALSE, FALSE, sizeof(NodeIdentity));
     for (Node *n = layer_below(&m->node); n; n = layer_below(n)) {
-        MapLayer layer = {.node = n};
+        MapLayer layer = {.node = n, .file = node_file(n)};
         layer.is_barrier = n->ops->is_filter || !n->read_only || layers->len + 1 == MAX_LAYERS;
         NodeIdentity identity = layer_identity(&layer);
         g_array_append_val(layers, layer);
@@ -146,33 +146,6 @@ static inline int find_region(Fiber *self, MergedMap *m, GuestOff off, const Reg
     return 0;
 }
 
-// When another loop built the region, this loop has not seen the layer's file yet: any place of the
-// layer that is data shows it.
-static int learn_file(Fiber *self, MapLayer *layer, GuestOff off)
-{
-    NodeExtent extent;
-    int r = node_map(self, layer->node, off, 1, &extent);
-    if (r < 0)
-        return r;
-    if (extent.kind != NODE_EXTENT_DATA)
-        return -EIO;
-    if (!layer->file)
-        layer->file = extent.file;
-    return 0;
-}
-
-static int read_data(Fiber *self, MapLayer *layer, GuestOff off, HostOff host, void *buf,
-                     size_t len, IoBatch *batch)
-{
-    if (__builtin_expect(!layer->file, 0)) {
-        int r = learn_file(self, layer, off);
-        if (r < 0)
-            return r;
-    }
-    file_read_start(layer->file, host, buf, len, batch);
-    return 0;
-}
-
 static int merged_read_start(Fiber *self, Node *node, GuestOff off, void *buf, size_t len,
                              IoBatch *batch)
 {
@@ -185,10 +158,10 @@ static int merged_read_start(Fiber *self, Node *node, GuestOff off, void *buf, s
         uint32_t at = (uint32_t)(off.v & (REGION_BYTES - 1));
         const Run *run = region_find_run(region, at);
         size_t n = MIN(len, region_run_end(region, run) - at);
-        MapLayer *layer = &m->layers[run->layer];
+        const MapLayer *layer = &m->layers[run->layer];
         switch ((NodeExtentKind)run->kind) {
         case NODE_EXTENT_DATA:
-            r = read_data(self, layer, off, host_off(run->host + (at - run->start)), buf, n, batch);
+            file_read_start(layer->file, host_off(run->host + (at - run->start)), buf, n, batch);
             break;
         case NODE_EXTENT_OPAQUE:
             r = node_read_start(self, layer->node, off, buf, n, batch);
@@ -216,20 +189,15 @@ static int merged_map(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeE
     if (r < 0)
         return r;
     uint32_t at = (uint32_t)(off.v & (REGION_BYTES - 1));
-    const Run run = *region_find_run(region, at);
-    uint64_t n = region_run_end(region, region_find_run(region, at)) - at;
-    MapLayer *layer = &m->layers[run.layer];
-    if (run.kind == NODE_EXTENT_DATA && !layer->file) {
-        r = learn_file(self, layer, off);
-        if (r < 0)
-            return r;
-    }
-    *ret_extent = (NodeExtent){.len = MIN(len, n), .kind = run.kind, .depth = run.layer};
-    if (run.kind == NODE_EXTENT_DATA) {
+    const Run *run = region_find_run(region, at);
+    uint64_t n = region_run_end(region, run) - at;
+    const MapLayer *layer = &m->layers[run->layer];
+    *ret_extent = (NodeExtent){.len = MIN(len, n), .kind = run->kind, .depth = run->layer};
+    if (run->kind == NODE_EXTENT_DATA) {
         ret_extent->file = layer->file;
         ret_extent->node = layer->node;
-        ret_extent->host = host_off(run.host + (at - run.start));
-    } else if (run.kind == NODE_EXTENT_OPAQUE) {
+        ret_extent->host = host_off(run->host + (at - run->start));
+    } else if (run->kind == NODE_EXTENT_OPAQUE) {
         ret_extent->node = layer->node;
     }
     return 0;

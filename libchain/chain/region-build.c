@@ -19,7 +19,7 @@ typedef struct LayerTask {
 typedef struct RegionBuild {
     Fiber *fiber;
     bool is_waiting;
-    MapLayer *layers;
+    const MapLayer *layers;
     unsigned n_layers;
     uint64_t base; // guest offset of the region
     RegionDraft draft;
@@ -35,20 +35,17 @@ static void add_piece(LayerTask *task, uint32_t start, uint32_t end, NodeExtentK
     g_array_append_val(task->pieces, piece);
 }
 
-// A layer whose data lies in more than one file would need more than a layer number to find it.
-static NodeExtentKind usable_kind(MapLayer *layer, const NodeExtent *extent)
+// A run names its layer, and so the layer's one file: data elsewhere is read through the node.
+static NodeExtentKind usable_kind(const MapLayer *layer, const NodeExtent *extent)
 {
-    if (extent->kind != NODE_EXTENT_DATA)
-        return extent->kind;
-    if (!layer->file)
-        layer->file = extent->file;
-    return layer->file == extent->file ? NODE_EXTENT_DATA : NODE_EXTENT_OPAQUE;
+    bool is_elsewhere = extent->kind == NODE_EXTENT_DATA && extent->file != layer->file;
+    return is_elsewhere ? NODE_EXTENT_OPAQUE : extent->kind;
 }
 
 // [start, end) lies inside the layer.
 static void map_inside(Fiber *self, LayerTask *task, uint32_t start, uint32_t end)
 {
-    MapLayer *layer = &task->build->layers[task->layer];
+    const MapLayer *layer = &task->build->layers[task->layer];
     Node *node = layer->node;
     if (layer->is_barrier) {
         add_piece(task, start, end, NODE_EXTENT_OPAQUE, 0);
@@ -155,8 +152,8 @@ static void map_layers(Fiber *self, RegionBuild *build)
         finish_first_task(self, build);
 }
 
-int region_build(Fiber *self, MapLayer *layers, unsigned n_layers, uint64_t number, uint32_t len,
-                 MapMemory *memory, Region **ret_region)
+int region_build(Fiber *self, const MapLayer *layers, unsigned n_layers, uint64_t number,
+                 uint32_t len, MapMemory *memory, Region **ret_region)
 {
     RegionBuild build = {
         .fiber = self, .layers = layers, .n_layers = n_layers, .base = number << REGION_BITS};

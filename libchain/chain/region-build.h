@@ -9,11 +9,11 @@
 // One layer as the merged map sees it.
 typedef struct MapLayer {
     Node *node;      // borrowed from the chain below the merged node
-    File *file;      // of its DATA runs; NULL until one was seen
+    File *file;      // of its DATA runs, from node_file(); NULL: it has none, and none are made
     bool is_barrier; // a filter, or writable: may change, so it is read and never mapped
 } MapLayer;
 
 // `layers` must stay during the call. Fails only with -ENOMEM: where a layer cannot tell what it
 // has (an unreadable table), the region says to read that layer, and the reader gets the error.
-int region_build(Fiber *self, MapLayer *layers, unsigned n_layers, uint64_t number, uint32_t len,
-                 MapMemory *memory, Region **ret_region);
+int region_build(Fiber *self, const MapLayer *layers, unsigned n_layers, uint64_t number,
+                 uint32_t len, MapMemory *memory, Region **ret_region);

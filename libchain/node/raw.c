@@ -11,6 +11,7 @@ typedef struct RawNode {
     Node node;
     File *file;      // owned
     uint64_t offset; // host offset of guest offset 0
+    bool is_shared;  // another program may write the file
 } RawNode;
 
 static File *raw_file(Node *node)
@@ -72,9 +73,11 @@ static int raw_flush(Fiber *self, Node *node)
 
 static int raw_map(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExtent *ret_extent)
 {
-    bool is_data;
-    uint64_t n;
-    int r = file_find_extent(self, raw_file(node), raw_host(node, off), len, &is_data, &n);
+    bool is_data = true;
+    uint64_t n = len;
+    int r = 0;
+    if (!((RawNode *)node)->is_shared)
+        r = file_find_extent(self, raw_file(node), raw_host(node, off), len, &is_data, &n);
     if (r < 0)
         return r;
     *ret_extent = (NodeExtent){.len = n, .kind = NODE_EXTENT_ZERO};
@@ -84,6 +87,11 @@ static int raw_map(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExte
         ret_extent->host = raw_host(node, off);
     }
     return 0;
+}
+
+static bool raw_data_may_be_hole(Fiber *self, Node *node)
+{
+    return ((RawNode *)node)->is_shared;
 }
 
 static void raw_close(Fiber *self, Node *node)
@@ -99,6 +107,8 @@ static const NodeOps raw_ops = {
     .discard = raw_discard,
     .flush = raw_flush,
     .map = raw_map,
+    .file = raw_file,
+    .data_may_be_hole = raw_data_may_be_hole,
     .close = raw_close,
 };
 
@@ -143,4 +153,10 @@ int raw_node_new_part(Fiber *self, File *file, uint64_t offset, uint64_t size_by
 int raw_node_new(Fiber *self, File *file, Node **ret_node, GError **error)
 {
     return raw_node_new_part(self, file, 0, RAW_TO_END, ret_node, error);
+}
+
+void raw_node_set_shared(Node *node)
+{
+    node->identity = (NodeIdentity){0};
+    ((RawNode *)node)->is_shared = true;
 }

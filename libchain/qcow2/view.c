@@ -231,6 +231,12 @@ int view_find_run(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len, View
                                               : find_and_decode(self, view, off, len, ret_run);
 }
 
+static File *view_file(Node *node)
+{
+    const Qcow2Image *image = view_of(node)->image;
+    return image->data_file ? image->data_file : image->file;
+}
+
 static int view_map(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExtent *ret_extent)
 {
     static const NodeExtentKind kinds[] = {
@@ -252,7 +258,7 @@ static int view_map(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExt
     *ret_extent = (NodeExtent){
         .len = run.len,
         .kind = kinds[run.kind],
-        .file = view->image->data_file ? view->image->data_file : view->image->file,
+        .file = view_file(node),
         .host = run.host,
         .node = node,
     };
@@ -311,6 +317,7 @@ static const NodeOps view_ops = {
     .discard = view_discard,
     .flush = view_flush,
     .map = view_map,
+    .file = view_file,
     .may_have = view_may_have,
     .data_may_be_hole = view_data_may_be_hole,
     .close = view_close,

@@ -124,6 +124,11 @@ static inline int fake_map(Fiber *self, Node *node, GuestOff off, uint64_t len,
     return 0;
 }
 
+static inline File *fake_file(Node *node)
+{
+    return ((FakeLayer *)node)->file;
+}
+
 static inline bool fake_may_have(Node *node, GuestOff off, uint64_t len)
 {
     const FakeTable *t = ((FakeLayer *)node)->table;
@@ -144,6 +149,7 @@ static const NodeOps fake_ops = {
     .driver = "fake",
     .read_start = fake_read_start,
     .map = fake_map,
+    .file = fake_file,
     .may_have = fake_may_have,
     .close = fake_close,
 };

@@ -429,6 +429,75 @@ static void reads_zeros(Fiber *self, void *arg)
     assert_int_equal(extent.depth, 1);
 }
 
+// Two overlays of one raw base share what is cached of it. What SEEK_DATA says of the base changes
+// after the first was read, its content does not.
+static void while_the_bases_holes_change(Fiber *self, void *arg)
+{
+    OpenTest *outer = arg;
+    assert_reads(self, outer->node, 0, 0);
+    assert_reads(self, outer->node, 1 << 20, 0);
+    shell("%s", (const char *)outer->arg);
+    g_autofree char *path = in_dir("second.qcow2");
+    g_autoptr(GError) error = NULL;
+    Node *second;
+    assert_int_equal(chain_open(self, path, &outer->options, &second, NULL, &error), 0);
+    NodeExtent extent;
+    for (uint64_t off = 0; off < 2 << 20; off += 65536) {
+        assert_reads(self, second, off, 0);
+        assert_reads(self, outer->node, off, 0);
+        assert_int_equal(node_status(self, second, guest_off(off), 65536, &extent), 0);
+    }
+    node_unref_close(self, second);
+}
+
+static void two_overlays_of_a_base(const char *make_base_command, const char *change)
+{
+    shell("%s", make_base_command);
+    shell("qemu-img create -q -f qcow2 -b base.raw -F raw first.qcow2 && "
+          "qemu-img create -q -f qcow2 -b base.raw -F raw second.qcow2");
+    g_autofree char *first = in_dir("first.qcow2");
+    OpenTest t = {.path = first,
+                  .options = {.read_only = true},
+                  .with = while_the_bases_holes_change,
+                  .arg = (void *)change};
+    on_loop(open_and_close, &t);
+    assert_int_equal(t.result, 0);
+    open_test_clear(&t);
+}
+
+static void a_base_whose_page_cache_is_dropped_is_read_without_eio(void **state)
+{
+    two_overlays_of_a_base("fallocate -l 2M base.raw && cat base.raw >/dev/null",
+                           "dd if=base.raw iflag=nocache count=0 && "
+                           "dd of=base.raw oflag=nocache conv=notrunc,fdatasync count=0");
+}
+
+static void a_base_that_is_dug_up_meanwhile_is_read_without_eio(void **state)
+{
+    two_overlays_of_a_base("dd if=/dev/zero of=base.raw bs=1M count=2 conv=fsync",
+                           "fallocate -d base.raw");
+}
+
+static void while_the_base_is_written(Fiber *self, void *arg)
+{
+    OpenTest *t = arg;
+    assert_reads(self, t->node, 0, 0);
+    shell("qemu-io -f raw -c 'write -P 0x11 0 64k' base.raw");
+    assert_reads(self, t->node, 0, 0x11);
+}
+
+static void a_raw_base_that_another_program_writes_is_not_remembered_as_holes(void **state)
+{
+    shell("truncate -s 2M base.raw && "
+          "qemu-img create -q -f qcow2 -b base.raw -F raw over.qcow2");
+    g_autofree char *over = in_dir("over.qcow2");
+    OpenTest t = {
+        .path = over, .options = {.force_share = true}, .with = while_the_base_is_written};
+    on_loop(open_and_close, &t);
+    assert_int_equal(t.result, 0);
+    open_test_clear(&t);
+}
+
 static void above_an_empty_base_there_are_zeros(void **state)
 {
     shell(": >empty.img && qemu-img create -q -f qcow2 -b empty.img -F raw over.qcow2 64M");
@@ -561,6 +630,9 @@ int main(void)
         TEST(a_second_writer_is_refused_and_force_share_is_not),
         TEST(readers_share_and_keep_writers_out),
         TEST(random_chains_show_what_qemu_shows),
+        TEST(a_base_whose_page_cache_is_dropped_is_read_without_eio),
+        TEST(a_base_that_is_dug_up_meanwhile_is_read_without_eio),
+        TEST(a_raw_base_that_another_program_writes_is_not_remembered_as_holes),
         TEST(above_an_empty_base_there_are_zeros),
         TEST(copy_on_write_reads_through_the_map),
         TEST(filters_come_and_go_in_a_chain_under_load),

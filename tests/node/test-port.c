@@ -203,6 +203,64 @@ static void a_filter_takes_over_all_parents_and_ports(void **state)
     on_loop(parents_and_ports_move, NULL);
 }
 
+// -- closing ----------------------------------------------------------------------------------
+
+typedef struct SlowNode {
+    Node node;
+    FiberQueue *closing; // its close() waits here
+    unsigned *n_told;    // below_changed() calls
+} SlowNode;
+
+static void slow_below_changed(Node *node)
+{
+    ++*((SlowNode *)node)->n_told;
+}
+
+static void slow_close(Fiber *self, Node *node)
+{
+    fiber_queue_wait(self, ((SlowNode *)node)->closing, false, "test: close");
+}
+
+static const NodeOps slow_ops = {
+    .driver = "slow", .below_changed = slow_below_changed, .close = slow_close};
+
+static void close_slowly(Fiber *self, void *arg)
+{
+    node_unref_close(self, arg);
+}
+
+static void change_below_a_closing_node(Fiber *self, void *arg)
+{
+    FiberQueue closing = {0};
+    unsigned n_told = 0;
+    MemoryNode *m = memory_node_new(fiber_loop(self), LOAD_SIZE);
+    SlowNode *slow = g_new0(SlowNode, 1);
+    node_init(&slow->node, &slow_ops, fiber_loop(self), "slow", LOAD_SIZE);
+    slow->closing = &closing;
+    slow->n_told = &n_told;
+    node_set_backing(self, &slow->node, &m->node);
+    assert_int_equal(n_told, 1);
+    assert_int_equal(fiber_spawn(fiber_loop(self), "close", close_slowly, slow, NULL), 0);
+    while (fiber_queue_is_empty(&closing))
+        fiber_yield(self);
+    assert_int_equal(m->node.parents->len, 0);
+    Node *filter = pass_filter_new(fiber_loop(self), "filter", LOAD_SIZE);
+    node_insert_filter(self, &m->node, filter);
+    assert_int_equal(n_told, 1);
+    assert_int_equal(filter->parents->len, 0);
+    node_remove_filter(self, filter);
+    node_unref_close(self, filter);
+    fiber_queue_wake_all(&closing);
+    while (m->node.n_refs > 1)
+        fiber_yield(self);
+    node_unref_close(self, &m->node);
+}
+
+static void a_node_that_is_closing_is_no_longer_told_of_changes_below(void **state)
+{
+    on_loop(change_below_a_closing_node, NULL);
+}
+
 int main(void)
 {
     if (getenv("CHAIND_TEST_SEED"))
@@ -213,6 +271,7 @@ int main(void)
         cmocka_unit_test(a_drain_reaches_ports_above_and_nests),
         cmocka_unit_test(a_port_that_comes_or_moves_takes_part_in_drains),
         cmocka_unit_test(a_port_moves_under_load),
+        cmocka_unit_test(a_node_that_is_closing_is_no_longer_told_of_changes_below),
         cmocka_unit_test(filters_come_and_go_under_load_in_memory),
         cmocka_unit_test(filters_come_and_go_under_load_on_a_file),
     };

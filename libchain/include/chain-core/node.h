@@ -56,6 +56,9 @@ struct NodeOps {
     // First extent at `off`, at most `len` long, coalesced as far as is cheap. Own layer only
     // (BELOW is not followed). Adjacent extents of one kind may come in pieces.
     int (*map)(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExtent *ret_extent);
+    // The file in which all that map() calls DATA lies; the same as long as the node is open. NULL,
+    // or an operation that is NULL: there is no such file.
+    File *(*file)(Node *node);
     // May it have anything (not BELOW) in the range? Cheap, no I/O, no suspend, may say yes
     // wrongly. NULL means always yes.
     bool (*may_have)(Node *node, GuestOff off, uint64_t len);
@@ -127,6 +130,11 @@ int node_zero(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags f
 int node_discard(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags);
 int node_flush(Fiber *self, Node *node);
 int node_map(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExtent *ret_extent);
+// The file of the node's DATA extents, borrowed while it is open; NULL where there is none.
+static inline File *node_file(Node *node)
+{
+    return node->ops->file ? node->ops->file(node) : NULL;
+}
 // Like node_map() but follows BELOW and filters down the chain (filters do not count as layers):
 // never returns BELOW where a layer has something; BELOW then means "unallocated in every layer"
 // (reads as zeros). Depth 0 = `node`. A layer shorter than its overlay reads as allocated zeros
