@@ -257,20 +257,20 @@ static void talk_wait(Fiber *self, Talk *t)
         fiber_assert_equal(fiber_sleep(self, 100000), 0);
 }
 
+// Is it certain that the receive has not timed out yet? On a slow machine it may have before the
+// test did what it meant to: then it starts anew.
+static bool talk_is_in_time(Fiber *self, const Talk *t)
+{
+    return loop_now_ns(fiber_loop(self)) - t->start_ns < 4000000;
+}
+
 static void talk_receive(Fiber *self, Talk *t)
 {
     Loop *loop = fiber_loop(self);
     t->start_ns = loop_now_ns(loop);
     fiber_assert_equal(fiber_spawn(loop, "gathers", receives_gathered, t, &t->fiber), 0);
     fiber_assert_equal(fiber_sleep(self, 500000), 0);
-    fiber_assert(!t->is_done);
-}
-
-// Is the receive's patience certain to last yet? On a busy machine it may be over before the test
-// did what it meant to: then it starts anew.
-static bool talk_is_in_time(Fiber *self, const Talk *t)
-{
-    return loop_now_ns(fiber_loop(self)) - t->start_ns < 4000000;
+    fiber_assert(!t->is_done || !talk_is_in_time(self, t));
 }
 
 static bool reads_half_in_time(Fiber *self, Talk *t)
@@ -330,24 +330,14 @@ FIBER_TEST(cancel_ends_a_gathered_receive)
     until_in_time(self, cancel_in_time);
 }
 
-FIBER_TEST(a_gathered_receive_does_not_wait_long_for_a_peer_that_does_not_read)
+FIBER_TEST(a_gathered_receive_ends_although_its_peer_does_not_read)
 {
-    Loop *loop = fiber_loop(self);
     Talk t;
     talk_begin(self, &t);
     talk_receive(self, &t);
     talk_wait(self, &t);
     fiber_assert_equal(t.result, 1);
     fiber_assert(!talk_is_in_time(self, &t));
-    unsigned n_slow = 0;
-    for (unsigned i = 0; i < 100; i++) { // and then no more
-        uint8_t c = 0;
-        uint64_t start = loop_now_ns(loop);
-        fiber_assert_equal(send(t.peer, &c, 1, 0), 1);
-        fiber_assert_equal(stream_recv_gathered(self, t.stream, &c, 1, 0), 1);
-        n_slow += loop_now_ns(loop) - start > 4000000;
-    }
-    fiber_assert(n_slow < 50);
     talk_end(&t);
 }
 
@@ -435,7 +425,7 @@ int main(void)
         cmocka_unit_test(shutdown_ends_a_send_that_nobody_reads),
         cmocka_unit_test(cancel_ends_a_send_that_nobody_reads),
         cmocka_unit_test(a_gathered_receive_waits_until_the_peer_has_read_half),
-        cmocka_unit_test(a_gathered_receive_does_not_wait_long_for_a_peer_that_does_not_read),
+        cmocka_unit_test(a_gathered_receive_ends_although_its_peer_does_not_read),
         cmocka_unit_test(a_gathered_receive_gives_the_end_of_a_peer_that_left),
         cmocka_unit_test(shutdown_ends_a_gathered_receive),
         cmocka_unit_test(cancel_ends_a_gathered_receive),

@@ -22,7 +22,7 @@ int client_connect(const char *path)
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     strcpy(address.sun_path, path);
     assert_int_equal(connect(fd, (struct sockaddr *)&address, sizeof address), 0);
-    struct timeval limit = {.tv_sec = 20};
+    struct timeval limit = {.tv_sec = HANG_S};
     setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
     setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
     return fd;

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // A raw NBD client for tests: it can send anything, and checks every reply header it receives. A
-// socket that stays silent for 20 s fails the test. Blocking, on the test's thread.
+// socket that stays silent for HANG_S fails the test. Blocking, on the test's thread.
 #pragma once
 
 #include <glib.h>
 
 #include "wire.h"
+
+enum { HANG_S = 100 }; // after which something hangs, and is not merely slow
 
 typedef struct Client {
     int fd;

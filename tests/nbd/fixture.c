@@ -208,8 +208,8 @@ void fixture_release(Fixture *f, unsigned export_index)
 
 void wait_at_least(atomic_uint *counter, unsigned value)
 {
-    for (int i = 0; *counter < value; i++) {
-        if (i > 20000)
+    for (int64_t end = g_get_monotonic_time() + HANG_S * G_USEC_PER_SEC; *counter < value;) {
+        if (g_get_monotonic_time() > end)
             fail_msg("still %u, not %u", *counter, value);
         g_usleep(1000);
     }
@@ -217,8 +217,9 @@ void wait_at_least(atomic_uint *counter, unsigned value)
 
 void wait_for_clients(Fixture *f, unsigned n)
 {
-    for (int i = 0; nbds_server_n_clients(f->server) != n; i++) {
-        if (i > 20000)
+    for (int64_t end = g_get_monotonic_time() + HANG_S * G_USEC_PER_SEC;
+         nbds_server_n_clients(f->server) != n;) {
+        if (g_get_monotonic_time() > end)
             fail_msg("still %u clients, not %u", nbds_server_n_clients(f->server), n);
         g_usleep(1000);
     }

@@ -3,6 +3,7 @@
 // exports, a unix socket in a temporary directory. The test's thread plays the clients.
 #pragma once
 
+#include "client.h"
 #include "memory-node.h"
 #include "nbd/server.h"
 
@@ -45,6 +46,6 @@ void fixture_remove_export(Fixture *f, unsigned export_index);
 // Starts nbds_server_stop() and returns once the server is stopping; fixture_free() waits for it.
 void fixture_begin_stop(Fixture *f);
 
-// Waits until `*counter` has reached at least (at most) `value`; fails the test after 20 s.
+// Wait until a number is at least, or exactly, what it shall be; fail the test after HANG_S.
 void wait_at_least(atomic_uint *counter, unsigned value);
 void wait_for_clients(Fixture *f, unsigned n);

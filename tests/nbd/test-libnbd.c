@@ -145,7 +145,7 @@ static void random_requests_agree_with_a_shadow(void **state)
             for (unsigned i = 0; i < SLOTS; i++) {
                 int result;
                 while ((result = nbd_aio_command_completed(h, cookies[i])) == 0)
-                    ok(nbd_poll(h, 20000) - 1);
+                    ok(nbd_poll(h, HANG_S * 1000) - 1);
                 ok(result);
                 if (done[i].op >= 2)
                     assert_memory_equal(buffer + done[i].off, shadow + done[i].off, done[i].len);

@@ -32,6 +32,14 @@ static uint64_t taken_bytes(Fixture *f)
     return bytes;
 }
 
+// Buffers are given back a moment after the last reply is there.
+static void wait_for_little(Fixture *f)
+{
+    int64_t end = g_get_monotonic_time() + HANG_S * G_USEC_PER_SEC;
+    while (taken_bytes(f) > 1 << 20)
+        assert_true(g_get_monotonic_time() < end);
+}
+
 static void put_request(uint8_t *p, uint16_t type, uint64_t cookie, uint64_t offset,
                         uint32_t length)
 {
@@ -199,7 +207,7 @@ static void many_stalled_writes_hold_no_more_than_the_loop_may(void **state)
     for (unsigned i = 0; i < N; i++)
         client_free(stalled[i]);
     wait_for_clients(f, 1);
-    assert_in_range(taken_bytes(f), 0, 1 << 20);
+    wait_for_little(f);
 }
 
 typedef struct Hauler {
@@ -289,7 +297,7 @@ static void who_stalls_is_cut_off_however_busy_others_are(void **state)
         .n_exports = 2,
         .names = {"stalled", "busy"},
         .size_bytes = HUGE_WRITE,
-        .limits = {.max_loop_bytes = 2 * HUGE_WRITE + (4 << 20), .stall_timeout_ns = 400000000},
+        .limits = {.max_loop_bytes = 2 * HUGE_WRITE + (4 << 20), .stall_timeout_ns = 2000000000},
     };
     g_autoptr(Fixture) f = fixture_new(&config);
     ClientConfig on_stalled = {.style = NBDS_STYLE_SIMPLE, .export_name = "stalled"};
@@ -353,7 +361,7 @@ static void a_client_that_became_quiet_keeps_no_large_buffer(void **state)
     ClientReply reply;
     client_reply(c, NBDS_CMD_WRITE, 0, LEN, NULL, &reply);
     assert_int_equal(reply.error, 0);
-    assert_in_range(taken_bytes(f), 0, 1 << 20);
+    wait_for_little(f);
 }
 
 static void what_hangs_on_one_export_leaves_fibers_for_the_others(void **state)

@@ -173,9 +173,7 @@ static void sleeper(Fiber *self, void *arg)
 static void time_is_virtual_and_jumps_to_the_next_event(void **state)
 {
     Sim *sim = sim_new(&(SimConfig){.seed = 1});
-    gint64 start = g_get_monotonic_time();
-    assert_true(sim_run(sim, sleeper, NULL));
-    assert_true(g_get_monotonic_time() - start < 60 * G_USEC_PER_SEC);
+    assert_true(sim_run(sim, sleeper, NULL)); // an hour, which the test's time limit is far below
     sim_free(sim);
 }
 
