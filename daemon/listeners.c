@@ -15,6 +15,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "log.h"
 #include "nbd/listen.h"
 
 typedef struct Address {
@@ -57,6 +58,13 @@ static int fail(GError **error, int code, const char *format, ...)
     return -code;
 }
 
+// getaddrinfo() would take names of services, and takes larger numbers modulo 65536.
+static bool is_port(const char *text)
+{
+    guint64 n;
+    return g_ascii_string_to_unsigned(text, 10, 0, UINT16_MAX, &n, NULL);
+}
+
 // HOST:PORT, [IPV6]:PORT and :PORT have no slash; everything else is a path.
 static int parse_address(const char *text, Address *ret_address, GError **error)
 {
@@ -79,6 +87,11 @@ static int parse_address(const char *text, Address *ret_address, GError **error)
                     text);
     if (strchr(host, ':') && !in_brackets)
         return fail(error, EINVAL, "'%s' is ambiguous: write [IPV6]:PORT, such as [::1]:10809",
+                    text);
+    if (!is_port(colon + 1))
+        return fail(error, EINVAL,
+                    "'%s': the port must be a number from 0 to 65535, such as 10809; for a file "
+                    "name with a colon write ./NAME",
                     text);
     ret_address->host = in_brackets ? g_strndup(host + 1, len - 2) : g_steal_pointer(&host);
     ret_address->port = g_strdup(colon + 1);
@@ -151,12 +164,48 @@ static int add_address(Listeners *listeners, const char *text, GError **error)
                         : add_tcp(listeners, &address, error);
 }
 
+// Why no directory with a socket can be made in `base`; NULL: one can, as far as is known.
+static const char *why_unfit(const char *base)
+{
+    enum {
+        MAX_BASE = sizeof((struct sockaddr_un){0}.sun_path) - sizeof("/chaind-XXXXXX/nbd.sock")
+    };
+    if (!g_path_is_absolute(base))
+        return "not an absolute path";
+    if (strlen(base) > MAX_BASE)
+        return "too long for the path of a socket";
+    return access(base, W_OK | X_OK) == 0 ? NULL : g_strerror(errno);
+}
+
+// Where the directory of the private socket is made: where the session keeps such things, or else
+// where temporary files go. Borrowed; NULL with a sentence.
+static const char *find_private_base(GError **error)
+{
+    const char *runtime = g_getenv("XDG_RUNTIME_DIR"), *tmp = g_get_tmp_dir();
+    if (runtime && *runtime) {
+        const char *why = why_unfit(runtime);
+        if (!why)
+            return runtime;
+        log_line(LOG_WARNING,
+                 "XDG_RUNTIME_DIR is '%s': %s; using '%s' for the private socket instead. Set it "
+                 "right, or name a socket with --nbd",
+                 runtime, why, tmp);
+    }
+    const char *why = why_unfit(tmp);
+    if (!why)
+        return tmp;
+    fail(error, EINVAL,
+         "the private socket cannot be made in '%s': %s; name a socket with --nbd, or set TMPDIR",
+         tmp, why);
+    return NULL;
+}
+
 // A socket in a directory of its own that only this user may enter.
 static int add_private(Listeners *listeners, GError **error)
 {
-    const char *base = g_getenv("XDG_RUNTIME_DIR");
-    if (!base || access(base, W_OK) != 0)
-        base = g_get_tmp_dir();
+    const char *base = find_private_base(error);
+    if (!base)
+        return -EINVAL;
     g_autofree char *dir = g_build_filename(base, "chaind-XXXXXX", NULL);
     if (!g_mkdtemp(dir))
         return fail(error, errno,
@@ -176,11 +225,9 @@ static bool is_listening_stream(int fd)
            getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &len) == 0 && listening;
 }
 
-// sd_listen_fds(3): descriptors from 3 on, for this process only. Their names do not matter: NBD is
-// all there is to serve.
-static int add_activated(Listeners *listeners, GError **error)
+int listeners_take_activation(GError **error)
 {
-    enum { FIRST_FD = 3, MAX_FDS = 1024 };
+    enum { MAX_FDS = 1024 };
     const char *pid = g_getenv("LISTEN_PID"), *count = g_getenv("LISTEN_FDS");
     guint64 n = 0;
     bool ours = pid && count && g_ascii_strtoull(pid, NULL, 10) == (guint64)getpid();
@@ -189,6 +236,13 @@ static int add_activated(Listeners *listeners, GError **error)
     g_unsetenv("LISTEN_PID");
     g_unsetenv("LISTEN_FDS");
     g_unsetenv("LISTEN_FDNAMES");
+    return (int)n;
+}
+
+// sd_listen_fds(3): descriptors from 3 on. Their names do not matter: NBD is all there is to serve.
+static int add_activated(Listeners *listeners, unsigned n, GError **error)
+{
+    enum { FIRST_FD = 3 };
     for (int fd = FIRST_FD; fd < FIRST_FD + (int)n; fd++) {
         if (!is_listening_stream(fd))
             return fail(error, EINVAL,
@@ -199,32 +253,33 @@ static int add_activated(Listeners *listeners, GError **error)
         fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
         g_array_append_val(listeners->fds, fd);
     }
-    return (int)n;
+    return 0;
 }
 
-static int open_all(Listeners *listeners, char *const *addresses, GError **error)
+static int open_all(Listeners *listeners, unsigned n_activated, char *const *addresses,
+                    GError **error)
 {
-    int n_activated = add_activated(listeners, error);
-    if (n_activated < 0)
-        return n_activated;
+    int r = add_activated(listeners, n_activated, error);
+    if (r < 0)
+        return r;
     listeners->activated = n_activated > 0 && !*addresses;
     if (n_activated == 0 && !*addresses)
         return add_private(listeners, error);
     for (; *addresses; addresses++) {
-        int r = add_address(listeners, *addresses, error);
+        r = add_address(listeners, *addresses, error);
         if (r < 0)
             return r;
     }
     return 0;
 }
 
-Listeners *listeners_open(char *const *addresses, GError **error)
+Listeners *listeners_open(unsigned n_activated, char *const *addresses, GError **error)
 {
     Listeners *listeners = g_new0(Listeners, 1);
     listeners->fds = g_array_new(false, false, sizeof(int));
     listeners->origins = g_ptr_array_new_with_free_func(g_free);
     listeners->files = g_array_new(false, false, sizeof(SocketFile));
-    if (open_all(listeners, addresses, error) < 0)
+    if (open_all(listeners, n_activated, addresses, error) < 0)
         g_clear_pointer(&listeners, listeners_free);
     return listeners;
 }

@@ -14,9 +14,14 @@ typedef struct Listeners Listeners;
 // Is `address` one that could be listened on? -EINVAL with a sentence if not. Opens nothing.
 int listeners_check_address(const char *address, GError **error);
 
-// Binds everything: the activated sockets (which are taken from the environment), then `addresses`
-// (NULL-terminated), and a private socket when there is neither. NULL with a sentence on failure.
-Listeners *listeners_open(char *const *addresses, GError **error);
+// How many sockets the environment says were handed to this process; forgets that, so that no
+// child takes it for its own. -EINVAL with a sentence. Once, while there is no other thread: it
+// changes the environment.
+int listeners_take_activation(GError **error);
+
+// Binds everything: `n_activated` sockets from activation, then `addresses` (NULL-terminated), and
+// a private socket when there is neither. NULL with a sentence on failure.
+Listeners *listeners_open(unsigned n_activated, char *const *addresses, GError **error);
 // Removes the sockets that listeners_open() made in the file system. Any thread; accepts NULL.
 void listeners_remove_files(const Listeners *listeners);
 // Removes them too. Accepts NULL.

@@ -28,6 +28,7 @@ enum {
 // Everything that is opened, in this order, and closed in the reverse one.
 typedef struct Daemon {
     Options options;
+    unsigned n_activated; // sockets handed to this process
     Stop *stop;
     Listeners *listeners;
     Loops *loops;
@@ -64,7 +65,7 @@ static void remove_sockets(void *arg)
 static int start(Daemon *daemon, GError **error)
 {
     const Options *options = &daemon->options;
-    daemon->listeners = listeners_open(options->addresses, error);
+    daemon->listeners = listeners_open(daemon->n_activated, options->addresses, error);
     if (!daemon->listeners)
         return -EINVAL;
     stop_set_leave(daemon->stop, remove_sockets, daemon);
@@ -162,6 +163,13 @@ int main(int argc, char **argv)
     log_init(daemon.options.log_level);
     signal(SIGPIPE, SIG_IGN);
     signal(SIGXFSZ, SIG_IGN); // a write past a file size limit fails with EFBIG instead
+    r = listeners_take_activation(&error);
+    if (r < 0) {
+        log_line(LOG_ERROR, "%s", error->message);
+        options_clear(&daemon.options);
+        return EXIT_FAILURE;
+    }
+    daemon.n_activated = (unsigned)r;
     daemon.stop = stop_new();
     if (start(&daemon, &error) < 0) {
         log_line(LOG_ERROR, "%s", error->message);

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // One thread takes the signals, so that nothing else of the daemon has to be safe inside a signal
 // handler; the main thread sleeps in stop_wait(). The signal thread lives as long as the process,
-// because it must also see the second signal, when the main thread is busy stopping.
+// because it must also see a later signal, when the main thread is busy stopping.
+//
+// One request can arrive as several signals: timeout(1) and shells signal the process and then its
+// group. So signals that follow the first within a moment are the same request.
 #include "stop.h"
 
 #include <glib.h>
@@ -11,6 +14,10 @@
 #include <unistd.h>
 
 #include "log.h"
+
+// Programs send the signals of one request microseconds apart; a person who asks again takes
+// longer.
+enum { STOP_SAME_REQUEST_US = G_USEC_PER_SEC };
 
 struct Stop {
     sigset_t signals;
@@ -44,7 +51,7 @@ static void leave_at_once(Stop *stop, const char *why)
 static gpointer take_signals(gpointer arg)
 {
     Stop *stop = arg;
-    for (unsigned n = 0;;) {
+    for (gint64 first_us = -1;;) {
         int signal_number = 0;
         if (sigwait(&stop->signals, &signal_number) != 0)
             continue;
@@ -52,7 +59,10 @@ static gpointer take_signals(gpointer arg)
             log_line(LOG_INFO, "SIGHUP: there is no configuration to read again");
             continue;
         }
-        if (n++ > 0)
+        gint64 now_us = g_get_monotonic_time();
+        if (first_us < 0)
+            first_us = now_us;
+        else if (now_us - first_us >= STOP_SAME_REQUEST_US)
             leave_at_once(stop, strsignal(signal_number));
         stop_request(stop, strsignal(signal_number));
     }

@@ -5,11 +5,11 @@
 typedef struct Stop Stop;
 
 // Blocks the signals that stop the daemon in this thread, hence in all that are started from it,
-// and starts the thread that waits for them. Before any other thread. A second signal, while
-// stopping, ends the process at once with status 1.
+// and starts the thread that waits for them. Before any other thread. A signal a second or more
+// after the first one ends the process at once with status 1.
 Stop *stop_new(void);
 
-// What is still to be done when a second signal ends the process: `fn` runs on the signals' thread.
+// What is still to be done when a later signal ends the process: `fn` runs on the signals' thread.
 // NULL takes it back; it does not run any more after that.
 void stop_set_leave(Stop *stop, void (*fn)(void *arg), void *arg);
 

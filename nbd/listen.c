@@ -74,6 +74,20 @@ static bool is_abandoned_socket(const struct sockaddr_un *address)
     return listener == LISTENER_GONE;
 }
 
+// Why the path is taken, and what to do about it.
+static int refuse_taken_path(const char *path, GError **error)
+{
+    struct stat st;
+    bool is_socket = lstat(path, &st) == 0 && S_ISSOCK(st.st_mode);
+    g_set_error(error, G_FILE_ERROR, G_FILE_ERROR_EXIST,
+                is_socket ? "cannot listen on '%s': another program listens there; end it, or "
+                            "choose another path"
+                          : "cannot listen on '%s': there is a file of that name that is not a "
+                            "socket; remove it, or choose another path",
+                path);
+    return -EADDRINUSE;
+}
+
 static int bind_unix(int fd, const struct sockaddr_un *address, mode_t mode)
 {
     // Narrow before it is visible: the mode of the socket's file comes from the descriptor.
@@ -104,6 +118,8 @@ int nbds_listen_unix(const char *path, mode_t mode, uid_t owner, gid_t group, GE
     if (fd < 0)
         return fail(errno, error, "cannot make a socket for '%s'", path);
     int result = bind_unix(fd, &address, mode);
+    if (result == -EADDRINUSE)
+        return close_and_fail(fd, -refuse_taken_path(path, error));
     if (result < 0)
         return close_and_fail(fd, -fail(-result, error, "cannot listen on '%s'", path));
     bool sets_owner = owner != (uid_t)-1 || group != (gid_t)-1;

@@ -302,12 +302,37 @@ static bool is_nested_deeply(const char *text)
     return false;
 }
 
+// QEMU's parser takes strings in single quotes as well, and \' in both kinds
+// (qobject/json-lexer.c). The same text with double quotes only; owned.
+static char *with_double_quotes(const char *text)
+{
+    GString *out = g_string_new(NULL);
+    char quote = 0; // of the string around `text`; 0: outside of any
+    for (; *text; text++) {
+        if (quote && *text == '\\' && text[1]) {
+            text++;
+            if (*text != '\'') // strict JSON has no such escape, and needs none
+                g_string_append_c(out, '\\');
+            g_string_append_c(out, *text);
+        } else if (quote ? *text == quote : *text == '"' || *text == '\'') {
+            quote = quote ? 0 : *text;
+            g_string_append_c(out, '"');
+        } else {
+            if (*text == '"') // plain inside single quotes
+                g_string_append_c(out, '\\');
+            g_string_append_c(out, *text);
+        }
+    }
+    return g_string_free(out, FALSE);
+}
+
 static int parse_json(const char *text, ImageName *name, GError **error)
 {
-    if (is_nested_deeply(text))
+    g_autofree char *strict = with_double_quotes(text);
+    if (is_nested_deeply(strict))
         return error_set(error, -EINVAL, "the json: name is nested too deeply");
     json_error_t where;
-    json_t *object = json_loads(text, JSON_REJECT_DUPLICATES, &where);
+    json_t *object = json_loads(strict, JSON_REJECT_DUPLICATES, &where);
     if (!object)
         return error_set(error, -EINVAL, "the json: name is not valid JSON: %s", where.text);
     int r = json_is_object(object)

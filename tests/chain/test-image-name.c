@@ -109,6 +109,20 @@ static void json_names_nested_and_flat_mean_the_same(void **state)
                 "json:{", "raw");
 }
 
+static void json_names_in_single_quotes_are_taken_as_qemu_takes_them(void **state)
+{
+    assert_json("json:{'driver':'qcow2','file':{'driver':'file','filename':'/a'}}", "/a", "qcow2");
+    assert_json("json:{'driver':\"raw\",\"file.filename\":'/a'}", "/a", "raw");
+    assert_json("json:{'file.filename':'say \"x\"'}", "say \"x\"", NULL);
+    assert_json("json:{\"file.filename\":\"it's\"}", "it's", NULL);
+    assert_json("json:{'file.filename':'it\\'s \\\"so\\\" \\\\'}", "it's \"so\" \\", NULL);
+    assert_json("json:{\"file.filename\":\"it\\'s\"}", "it's", NULL);
+    assert_json("json:{'file.filename':'json:{'}", "json:{", NULL);
+    assert_refused("json:{'driver\":'qcow2'}", -EINVAL, "JSON");
+    assert_refused("json:{'file.filename':'x}", -EINVAL, "JSON");
+    assert_refused("json:{'file.filename':'x\\", -EINVAL, "JSON");
+}
+
 static void json_names_that_are_not_understood_are_refused(void **state)
 {
     assert_refused("json:", -EINVAL, "JSON");
@@ -257,6 +271,7 @@ int main(void)
         cmocka_unit_test(a_colon_is_a_protocol_only_where_one_is_known),
         cmocka_unit_test(a_name_of_1023_bytes_is_whole),
         cmocka_unit_test(json_names_nested_and_flat_mean_the_same),
+        cmocka_unit_test(json_names_in_single_quotes_are_taken_as_qemu_takes_them),
         cmocka_unit_test(json_names_that_are_not_understood_are_refused),
         cmocka_unit_test(json_backing_null_cuts_the_chain),
         cmocka_unit_test(json_raw_may_be_a_part_of_a_file),

@@ -49,6 +49,9 @@ def test_usage_errors(tmp):
             (["--map-memory", "99999999999999999999G", disk], ["--map-memory"]),
             (["--log", "loud", disk], ["--log", "loud"]),
             (["--nbd", "localhost:", disk], ["port"]),
+            (["--nbd", "localhost:65536", disk], ["65535"]),
+            (["--nbd", "localhost:76345", disk], ["65535"]),
+            (["--nbd", "localhost:nbd", disk], ["port", "number"]),
             (["--nbd", "::1:10809", disk], ["[IPV6]"]),
             (["--nbd", "/" + "x" * 200, disk], ["107"]),
             (["--nbd", "", disk], ["--nbd"]),
@@ -251,6 +254,13 @@ def test_log_levels(tmp):
             os.sched_yield()
         connect(d.uri()).shutdown()
     assert d.log() == "", d.log()
+
+
+def test_debug_log_complains_of_nothing(tmp):
+    """--log debug says nothing about unsetenv() or other faults of its own at the start."""
+    with Daemon("--log", "debug", image(tmp / "a.qcow2")) as d:
+        pass
+    assert "thread-safe" not in d.log(), d.log()
 
 
 main(globals())

@@ -64,8 +64,30 @@ def test_socket_in_use(tmp):
 def test_plain_file_in_the_way(tmp):
     """A plain file at the socket's path is refused and left alone."""
     (tmp / "s.sock").write_text("precious")
-    says(fails("--nbd", tmp / "s.sock", image(tmp)), "s.sock")
+    says(fails("--nbd", tmp / "s.sock", image(tmp)), "s.sock", "not a socket", "remove it")
     assert (tmp / "s.sock").read_text() == "precious"
+
+
+def test_runtime_directory(tmp):
+    """A relative, too long or closed XDG_RUNTIME_DIR: served from TMPDIR, and the log says why."""
+    too_long = tmp / ("x" * 90)
+    too_long.mkdir()
+    (tmp / "t").mkdir()
+    for value, words in (("run", "not an absolute path"), (str(too_long), "too long"),
+                         (str(tmp / "no"), "No such file")):
+        with Daemon(image(tmp), env={"XDG_RUNTIME_DIR": value, "TMPDIR": str(tmp / "t")}) as d:
+            says(d.log(), f"XDG_RUNTIME_DIR is '{value}'", words, "--nbd")
+            says(d.socket(), tmp / "t")
+            assert connect(d.uri()).get_size() == 4 * MIB
+
+
+def test_no_place_for_the_private_socket(tmp):
+    """Where no private socket can be made it is one sentence that names --nbd."""
+    for tmpdir, words in (("t", "not an absolute path"), (f"/{'x' * 120}", "too long")):
+        done = run("env", "-u", "XDG_RUNTIME_DIR", f"TMPDIR={tmpdir}", harness.chaind_path,
+                   image(tmp), check=False)
+        assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done
+        says(done.stderr, words, tmpdir, "--nbd")
 
 
 def test_no_such_directory(tmp):

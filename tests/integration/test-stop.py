@@ -6,6 +6,7 @@ import select
 import signal
 import socket
 import struct
+import subprocess
 import threading
 
 import nbd
@@ -133,33 +134,76 @@ def test_stop_under_load(tmp):
                 assert got == bytes([1 + round_number]) * 4096, f"block {block}, round {round_number}"
 
 
+def begin_stop(d, stop_signal=signal.SIGTERM):
+    """Asks for the end, and waits until the daemon has taken the signal: another one is a second."""
+    d.process.send_signal(stop_signal)
+    while not any("stopping" in line for line in d.lines):
+        os.sched_yield()
+
+
+def keep_signalling(d):
+    """Signals until it ends; its exit status."""
+    while d.process.poll() is None:
+        d.process.send_signal(signal.SIGTERM)
+        try:
+            d.process.wait(0.05)
+        except subprocess.TimeoutExpired:
+            pass
+    return d.wait()
+
+
+def test_two_signals_at_once(tmp):
+    """Two signals at once, as timeout(1) sends them to a process and its group, flush as one does."""
+    disk = image(tmp)
+    d = Daemon(disk)
+    h = connect(d.uri())
+    h.pwrite(b"x" * MIB, 0)
+    stuck = stuck_client(d, 48)  # so that the second one finds it stopping
+    begin_stop(d)
+    d.process.send_signal(signal.SIGTERM)
+    d.process.send_signal(signal.SIGINT)
+    assert d.wait() == 0, d.log()
+    del stuck
+    assert "at once" not in d.log(), d.log()
+    assert "x" * 16 in harness.qemu_io(disk, f"read -v {MIB - 512} 512")
+    harness.check_image(disk)
+
+
+def test_signal_to_process_and_group(tmp):
+    """What was written is there after timeout(1), which signals the process and then its group."""
+    disk = image(tmp)
+    for round_number in range(1, 13):
+        d = Daemon(disk, preexec_fn=os.setsid)
+        h = connect(d.uri())
+        h.pwrite(bytes([round_number]) * (16 * MIB), 0)
+        begin_stop(d)
+        os.killpg(d.process.pid, signal.SIGTERM)  # of a zombie, if it has ended already
+        assert d.wait() == 0, f"round {round_number}: {d.log()}"
+        harness.qemu_io(disk, f"read -P {round_number} 0 16M")
+    harness.check_image(disk)
+
+
 def test_second_signal_leaves_nothing_behind(tmp):
     """A second signal removes the private socket and its directory, too."""
     d = Daemon(image(tmp))
     directory = os.path.dirname(d.socket())
     stuck = stuck_client(d, 48)
-    d.process.send_signal(signal.SIGTERM)
-    while not any("stopping" in line for line in d.lines):
-        os.sched_yield()
-    d.process.send_signal(signal.SIGTERM)
-    assert d.wait() == 1
+    begin_stop(d)
+    assert keep_signalling(d) == 1, d.log()
     del stuck
     assert not os.path.exists(directory), f"{directory} is still there"
 
 
 def test_second_signal(tmp):
-    """A second signal while stopping ends it at once with status 1, and the image is usable."""
+    """Another signal a second after the first ends it at once with status 1; the image is usable."""
     disk = image(tmp)
     d = Daemon("--nbd", tmp / "s", disk)
     h = connect(d.uri())
     h.pwrite(b"x" * 4096, 0)
     h.flush()
     stuck = stuck_client(d, 32)  # makes the stop wait for it
-    d.process.send_signal(signal.SIGTERM)
-    while not any("stopping" in line for line in d.lines):
-        os.sched_yield()
-    d.process.send_signal(signal.SIGTERM)
-    assert d.wait() == 1
+    begin_stop(d)
+    assert keep_signalling(d) == 1, d.log()
     del stuck
     with Daemon(disk) as d:
         assert connect(d.uri()).pread(4096, 0) == b"x" * 4096
