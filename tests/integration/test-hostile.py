@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Clients that break the protocol, stall, flood or vanish, seen from outside: the daemon lives, other
-clients are served, and memory and descriptors stay bounded."""
+"""Clients that break the protocol, stall, ask without end or vanish, seen from outside: the daemon
+lives, other clients are served, and memory and descriptors stay bounded."""
 import concurrent.futures
 import contextlib
 import fcntl
@@ -324,23 +324,23 @@ def test_vanish_under_load(tmp):
     harness.check_image(tmp / "a.qcow2")
 
 
-def test_flood(tmp):
-    """A client that floods does not starve another one."""
+def test_bulk(tmp):
+    """A client with 512 reads in flight does not starve another one."""
     with Served(tmp) as s:
-        flood = nbd.NBD()
-        flood.connect_uri(s.daemon.uri())
+        bulk = nbd.NBD()
+        bulk.connect_uri(s.daemon.uri())
         buffers = [nbd.Buffer(4096) for _ in range(512)]
         for _ in range(20):
             for b in buffers:
-                flood.aio_pread(b, MIB, lambda error: 1)
+                bulk.aio_pread(b, MIB, lambda error: 1)
             for _ in range(20):
                 assert s.good.pread(4096, 4096) == b"good" * 1024
-            while flood.aio_in_flight():
-                flood.poll(-1)
-        flood.shutdown()
+            while bulk.aio_in_flight():
+                bulk.poll(-1)
+        bulk.shutdown()
 
 
-def flood_reads(h, data, length, n, rng, is_over):
+def bulk_reads(h, data, length, n, rng, is_over):
     """Keeps `n` reads in flight, and checks each."""
     buffers, at = [nbd.Buffer(length) for _ in range(n)], [0] * n
 
@@ -361,7 +361,7 @@ def flood_reads(h, data, length, n, rng, is_over):
                 start(i)
 
 
-def flood_writes(h, offset, is_over):
+def bulk_writes(h, offset, is_over):
     """Writes to a region of its own, large and small, and reads it back."""
     for round_ in range(1, 1 << 20):
         piece = bytes([round_ % 256]) * 4096
@@ -377,21 +377,21 @@ def flood_writes(h, offset, is_over):
             return
 
 
-def test_floods_beside_one_that_waits(tmp):
-    """Beside a client that waits for each answer: floods of each kind, some vanish, a stop ends the rest."""
+def test_bulk_beside_interactive(tmp):
+    """Beside an interactive client: bulk clients of each kind, some vanish, a stop ends the others."""
     qemu_img("create", "-q", "-f", "qcow2", tmp / "a.qcow2", "64M")
     data = random.Random(5).randbytes(16 * MIB) + bytes(16 * MIB)
     with Daemon(tmp / "a.qcow2") as d:
         h = connect(d.uri())
         h.pwrite(data[:16 * MIB], 0)
         is_over = threading.Event()
-        floods = [lambda h: flood_reads(h, data, MIB, 8, random.Random(1), is_over),
-                  lambda h: flood_reads(h, data, 64 * KIB, 16, random.Random(2), is_over),
-                  lambda h: flood_reads(h, data, 4096, 32, random.Random(3), is_over),
-                  lambda h: flood_writes(h, 40 * MIB, is_over),
-                  lambda h: flood_writes(h, 48 * MIB, is_over)]
-        with concurrent.futures.ThreadPoolExecutor(len(floods)) as pool:
-            running = [pool.submit(f, connect(d.uri())) for f in floods]
+        kinds = [lambda h: bulk_reads(h, data, MIB, 8, random.Random(1), is_over),
+                 lambda h: bulk_reads(h, data, 64 * KIB, 16, random.Random(2), is_over),
+                 lambda h: bulk_reads(h, data, 4096, 32, random.Random(3), is_over),
+                 lambda h: bulk_writes(h, 40 * MIB, is_over),
+                 lambda h: bulk_writes(h, 48 * MIB, is_over)]
+        with concurrent.futures.ThreadPoolExecutor(len(kinds)) as pool:
+            running = [pool.submit(f, connect(d.uri())) for f in kinds]
             try:
                 for n in range(800):
                     assert h.pread(4096, n * 4096) == data[n * 4096:][:4096]

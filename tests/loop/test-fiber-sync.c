@@ -41,7 +41,7 @@ static void start(Fiber *self, Actor *a, FiberFn *fn)
     fiber_assert_equal(fiber_spawn(fiber_loop(self), "actor", fn, a, &a->fiber), 0);
 }
 
-static void settle(Fiber *self)
+static void let_others_run(Fiber *self)
 {
     for (int i = 0; i < 20; i++)
         fiber_yield(self);
@@ -68,7 +68,7 @@ FIBER_TEST(a_mutex_admits_one_in_order_of_arrival)
         start(self, &a[i], locks_mutex);
     fiber_mutex_unlock(self, &s.mutex);
     fiber_assert(!fiber_mutex_try_lock(self, &s.mutex)); // handed over
-    settle(self);
+    let_others_run(self);
     fiber_assert(!strcmp(s.order, "abc"));
     fiber_assert(fiber_mutex_try_lock(self, &s.mutex));
     fiber_mutex_unlock(self, &s.mutex);
@@ -103,7 +103,7 @@ FIBER_TEST(readers_share_and_a_waiting_writer_keeps_later_readers_out)
     Actor a[5] = {{&s, 'a'}, {&s, 'b'}, {&s, 'W'}, {&s, 'c'}, {&s, 'd'}};
     for (int i = 0; i < 5; i++)
         start(self, &a[i], a[i].name == 'W' ? writes : reads);
-    settle(self);
+    let_others_run(self);
     fiber_assert(!strcmp(s.order, "abWcd"));
     fiber_assert_equal(s.n_max, 2);
 }
@@ -126,18 +126,18 @@ FIBER_TEST(a_condition_wakes_one_or_all_and_a_cancelled_waiter_holds_the_mutex)
     for (int i = 0; i < 4; i++)
         start(self, &a[i], waits_for_cond);
     fiber_cond_signal(&s.cond); // `a` finds nothing set and waits again, as the last
-    settle(self);
+    let_others_run(self);
     fiber_assert(!strcmp(s.order, ""));
     fiber_cancel(a[2].fiber);
-    settle(self);
+    let_others_run(self);
     fiber_assert(!strcmp(s.order, "c"));
     fiber_assert_equal(a[2].result, -ECANCELED);
     s.is_set = true;
     fiber_cond_signal(&s.cond);
-    settle(self);
+    let_others_run(self);
     fiber_assert(!strcmp(s.order, "cb"));
     fiber_cond_broadcast(&s.cond);
-    settle(self);
+    let_others_run(self);
     fiber_assert(!strcmp(s.order, "cbda"));
     fiber_assert_equal(a[0].result, 0);
 }
@@ -158,7 +158,7 @@ FIBER_TEST(a_semaphore_is_fair_and_a_cancelled_waiter_does_not_hold_up_the_next)
     fiber_assert(!strcmp(s.order, "a"));
     fiber_assert(!fiber_semaphore_try_acquire(&s.semaphore, 1)); // `b` waits, so nobody passes
     fiber_cancel(a[1].fiber);
-    settle(self);
+    let_others_run(self);
     fiber_assert(!strcmp(s.order, "abc"));
     fiber_assert_equal(a[1].result, -ECANCELED);
     fiber_assert_equal(a[2].result, 0);
@@ -174,7 +174,7 @@ FIBER_TEST(units_handed_to_a_waiter_that_is_then_cancelled_are_not_lost)
     start(self, &a, acquires);
     fiber_semaphore_release(&s.semaphore, 2);
     fiber_cancel(a.fiber);
-    settle(self);
+    let_others_run(self);
     fiber_assert_equal(a.result, 0);
     fiber_assert_equal(s.semaphore.available, 0);
 }
@@ -215,14 +215,14 @@ FIBER_TEST(a_queue_wakes_in_order_and_only_cancellable_waits_are_cancelled)
         start(self, &a[i], waits_in_queue);
     fiber_cancel(a[0].fiber);
     fiber_cancel(a[1].fiber);
-    settle(self);
+    let_others_run(self);
     fiber_assert(!strcmp(s.order, "b"));
     fiber_assert_equal(a[1].result, -ECANCELED);
     fiber_assert(fiber_queue_wake_one(&s.queue));
-    settle(self);
+    let_others_run(self);
     fiber_assert(!strcmp(s.order, "ba"));
     fiber_queue_wake_all(&s.queue);
-    settle(self);
+    let_others_run(self);
     fiber_assert(!strcmp(s.order, "bac"));
     fiber_assert(fiber_queue_is_empty(&s.queue));
 }
