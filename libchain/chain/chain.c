@@ -7,12 +7,16 @@
 #include "chain-core/chain.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #include "base/error.h"
+#include "base/shell-word.h"
 #include "chain-core/qcow2.h"
 #include "chain-core/raw.h"
 #include "chain/allowed-dirs.h"
+#include "chain/foreign-image.h"
 #include "chain/image-name.h"
 
 // What other programs may do meanwhile; as QEMU's block drivers ask for it (RELIABILITY §1).
@@ -36,12 +40,14 @@ typedef struct Step {
     ImageName name;
     const char *format; // literal, NULL: not recorded
     char *overlay;      // path of the image that named it, or NULL
+    char *recorded;     // what that image's header calls it; NULL: a json: name did
 } Step;
 
 static void step_clear(Step *step)
 {
     image_name_clear(&step->name);
     g_free(step->overlay);
+    g_free(step->recorded);
     *step = (Step){0};
 }
 
@@ -73,6 +79,27 @@ static void add_remedy(GError **error, const char *remedy)
     (*error)->message = sentence;
 }
 
+// What to do about `r`, why `path` could not be opened; owned, or NULL. --read-only is advised only
+// where it works.
+static char *open_remedy(Fiber *self, const char *path, bool writable, int r)
+{
+    struct rlimit limit;
+    if (r == -EMFILE && getrlimit(RLIMIT_NOFILE, &limit) == 0)
+        return g_strdup_printf("each file takes a descriptor, and this process may have %" PRIu64
+                               ": raise the hard limit (ulimit -Hn, or LimitNOFILE= of the unit), "
+                               "or make the chain shorter",
+                               (uint64_t)limit.rlim_cur);
+    if (r == -ENFILE)
+        return g_strdup("the whole machine has no descriptor left: raise the sysctl fs.file-max");
+    if (!writable || (r != -EACCES && r != -EROFS && r != -EPERM))
+        return NULL;
+    File *file;
+    if (file_open(self, path, 0, &file, NULL) < 0)
+        return NULL;
+    file_close(self, file);
+    return g_strdup("--read-only opens it without writing");
+}
+
 static int open_file(Fiber *self, const Opening *o, const char *path, bool writable,
                      File **ret_file, GError **error)
 {
@@ -80,31 +107,82 @@ static int open_file(Fiber *self, const Opening *o, const char *path, bool writa
     int r = file_open(self, path, flags, ret_file, error);
     if (r == 0 && writable)
         file_set_flush_failed_fn(*ret_file, o->options->flush_failed, o->options->flush_failed_arg);
-    if (writable && (r == -EACCES || r == -EROFS || r == -EPERM))
-        add_remedy(error, "--read-only opens it without writing");
+    g_autofree char *remedy = r < 0 ? open_remedy(self, path, writable, r) : NULL;
+    if (remedy)
+        add_remedy(error, remedy);
     return r;
 }
 
-// Nothing but the magic of qcow2 is ever believed, and not on a device: a guest writes what it
-// likes into a raw image (CVE-2008-2004).
-static int find_top_format(Fiber *self, File *file, const char **ret_format, GError **error)
+// qemu-img rebase, which records the format of the image of `step` in its overlay. Owned.
+static char *record_command(const Step *step, const char *format)
+{
+    g_autofree char *name = shell_word(step->recorded), *overlay = shell_word(step->overlay);
+    return g_strdup_printf("qemu-img rebase -u -F %s -b %s %s", format, name, overlay);
+}
+
+static int refuse_as_qcow2(Fiber *self, const Step *step, File *file, GError **error)
+{
+    const char *path = file_path(file);
+    int r = foreign_image_check(self, file, error);
+    if (r < 0)
+        return r;
+    if (step->recorded) {
+        g_autofree char *command = record_command(step, "raw");
+        return error_set(error, -EINVAL,
+                         "%s: not a qcow2 image, though %s records it as one; if it is a raw one, "
+                         "record that: %s",
+                         path, step->overlay, command);
+    }
+    if (step->overlay || step->format)
+        return error_set(error, -EINVAL,
+                         "%s: not a qcow2 image, though that is the format given; if it is a raw "
+                         "one, give raw",
+                         path);
+    return error_set(error, -EINVAL,
+                     "%s: not a qcow2 image; if it is a raw one, say so with --format raw", path);
+}
+
+// A guest may have written it there, or the format is wrong: nobody but the user can tell.
+static void warn_of_qcow2_magic(Opening *o, const Step *step, const char *path)
+{
+    g_autofree char *remedy = NULL;
+    if (step->recorded) {
+        g_autofree char *command = record_command(step, "qcow2");
+        remedy =
+            g_strdup_printf("%s records it as raw; if that is wrong: %s", step->overlay, command);
+    } else {
+        remedy = g_strdup("that is the format given; if it is wrong, leave it out");
+    }
+    g_ptr_array_add(o->notices, g_strdup_printf("%s: read as raw, though it begins like a qcow2 "
+                                                "image: %s",
+                                                path, remedy));
+}
+
+// Finds the format where it was not said, and checks the one that was. Nothing but the magic of
+// qcow2 is ever believed, and not on a device: a guest writes what it likes into a raw image
+// (CVE-2008-2004).
+static int find_format(Fiber *self, Opening *o, const Step *step, File *file,
+                       const char **ret_format, GError **error)
 {
     static const uint8_t magic[4] = {'Q', 'F', 'I', 0xfb};
     const char *path = file_path(file);
-    if (file_is_block_device(file))
+    if (!step->format && file_is_block_device(file))
         return error_set(error, -EINVAL,
                          "%s: a device's format is not guessed from its content; say it with "
                          "--format raw (or qcow2)",
                          path);
-    uint8_t head[sizeof magic];
+    uint8_t head[8]; // magic and version
+    bool is_raw = step->format && g_str_equal(step->format, "raw");
     int r = file_read(self, file, host_off(0), head, sizeof head);
-    if (r < 0)
+    if (r < 0 && !is_raw)
         return error_set(error, r, "%s: cannot read its first bytes: %s", path, g_strerror(-r));
-    if (memcmp(head, magic, sizeof magic) != 0)
-        return error_set(error, -EINVAL,
-                         "%s: not a qcow2 image; if it is a raw one, say so with --format raw",
-                         path);
-    *ret_format = "qcow2";
+    bool has_magic = r == 0 && memcmp(head, magic, sizeof magic) == 0;
+    bool is_qcow1 = has_magic && head[7] == 1;
+    if (!is_raw && (!has_magic || is_qcow1))
+        return refuse_as_qcow2(self, step, file, error);
+    if (is_raw && has_magic && !step->name.is_part)
+        warn_of_qcow2_magic(o, step, path);
+    *ret_format = is_raw ? "raw" : "qcow2";
     return 0;
 }
 
@@ -248,8 +326,8 @@ static int find_next(const Qcow2Image *image, Step *step, const char *path, Step
                 ? take_replaced_backing(step, path, &next, error)
                 : parse_recorded(backing, qcow2_image_backing_format(image), path, &next, error);
     if (r == 0 && next.name.path && !next.format) {
-        g_autofree char *quoted_name = g_shell_quote(backing);
-        g_autofree char *quoted_path = g_shell_quote(path);
+        g_autofree char *quoted_name = shell_word(backing);
+        g_autofree char *quoted_path = shell_word(path);
         r = error_set(error, -EINVAL,
                       "%s: the format of its backing file '%s' is not recorded; record it: "
                       "qemu-img rebase -u -F qcow2 -b %s %s (or -F raw)",
@@ -261,6 +339,8 @@ static int find_next(const Qcow2Image *image, Step *step, const char *path, Step
     }
     if (next.name.path)
         next.overlay = g_strdup(path);
+    if (next.name.path && !is_replaced)
+        next.recorded = g_strdup(backing);
     *ret_next = next;
     return 0;
 }
@@ -378,12 +458,12 @@ static int open_image(Fiber *self, Opening *o, Step *step, Step *ret_next, GErro
                               "NAME IMAGE");
         return r;
     }
-    const char *format = step->format;
+    const char *format = NULL;
     r = refuse_loop(o, step, file, error); // before its locks, which our own would conflict with
     if (r == 0)
         r = lock_file(self, o, file, writable, error);
-    if (r == 0 && !format)
-        r = find_top_format(self, file, &format, error);
+    if (r == 0)
+        r = find_format(self, o, step, file, &format, error);
     if (r == 0 && !step->overlay && o->options->snapshot && g_str_equal(format, "raw"))
         r = error_set(error, -EINVAL, "%s: a raw image has no internal snapshots", step->name.path);
     if (r < 0) {

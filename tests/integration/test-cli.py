@@ -171,6 +171,20 @@ def test_descriptor_limit(tmp):
         assert connect(d.uri()).pread(4096, 0) == b"\5" * 4096
 
 
+def test_hard_descriptor_limit(tmp):
+    """A chain that needs more descriptors than the hard limit: one sentence that says what to raise."""
+    image(tmp / "0.qcow2")
+    for i in range(1, 100):
+        qemu_img("create", "-q", "-u", "-f", "qcow2", "-b", f"{i - 1}.qcow2", "-F", "qcow2",
+                 tmp / f"{i}.qcow2", "1M")
+
+    def lower():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    done = run(harness.chaind_path, tmp / "99.qcow2", check=False, preexec_fn=lower)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done
+    says(done.stderr, "Too many open files", "64", "ulimit -Hn", "LimitNOFILE=")
+
+
 def refuse_io_uring():
     """A seccomp filter for this process: io_uring_setup() fails with EPERM, as with the sysctl."""
     io_uring_setup, eperm = 425, 1  # the same number on every architecture

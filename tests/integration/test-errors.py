@@ -2,7 +2,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What cannot be served is refused in one sentence that names the file and the reason; damage found
 later costs that image only, and a full disk loses nothing."""
+import bz2
+import gzip
 import json
+import lzma
 import os
 import random
 import struct
@@ -30,6 +33,86 @@ def test_missing(tmp):
     says(fails(tmp / "no.qcow2"), "no.qcow2", "No such file")
 
 
+def foreign_images(tmp, raw):
+    """(path, words, suffix of what the command in the message makes) of files that are no qcow2."""
+    for name, fmt, options, words in (
+            ("sparse.vmdk", "vmdk", "", "VMDK"),
+            ("split.vmdk", "vmdk", "subformat=twoGbMaxExtentFlat", "VMDK"),
+            ("dynamic.vhd", "vpc", "", "VHD"), ("fixed.vhd", "vpc", "subformat=fixed", "VHD"),
+            ("a.vhdx", "vhdx", "", "VHDX"), ("a.vdi", "vdi", "", "VDI"), ("a.qed", "qed", "", "QED"),
+            ("a.hdd", "parallels", "", "Parallels"), ("old.qcow2", "qcow", "", "qcow image of version 1")):
+        qemu_img("convert", "-f", "raw", "-O", fmt, *(["-o", options] if options else []), raw,
+                 tmp / name)
+        yield tmp / name, [words, "qemu-img convert -O qcow2"], ".qcow2"
+    iso = tmp / "a.iso"
+    iso.write_bytes(raw.read_bytes())
+    patch(iso, 32769, b"CD001")
+    yield iso, ["ISO 9660", "qemu-img convert -O qcow2"], ".qcow2"
+    data = raw.read_bytes()
+    for name, packed, words in (("a.gz", gzip.compress(data), "gzip -dc"),
+                                ("a.xz", lzma.compress(data), "xz -dc"),
+                                ("a.bz2", bz2.compress(data), "bzip2 -dc")):
+        (tmp / name).write_bytes(packed)
+        yield tmp / name, [words], ""
+    for name, start, words in (("a.zst", b"\x28\xb5\x2f\xfd", "zstd -dc"), ("a.zip", b"PK\3\4", "unzip"),
+                               ("a.7z", b"7z\xbc\xaf\x27\x1c", "7z x"),
+                               ("luks1", b"LUKS\xba\xbe\0\1", "qemu-img convert -O qcow2"),
+                               ("luks2", b"LUKS\xba\xbe\0\2", "cryptsetup open")):
+        (tmp / name).write_bytes(start + bytes(4096))
+        yield tmp / name, [words], None
+
+
+def test_foreign_images(tmp):
+    """Images of other programs, compressed ones and archives are named, with the command that helps."""
+    raw = harness.random_file(tmp / "in.raw", MIB)
+    for path, words, suffix in foreign_images(tmp, raw):
+        for args in [path], ["--format", "qcow2", path]:
+            sentence = fails(*args)
+            says(sentence, path.name, *words)
+            assert "--format raw" not in sentence, sentence
+        if suffix is None:
+            continue
+        command = sentence.split(" it: ")[1]
+        run("sh", "-c", command, cwd=tmp)
+        made = path.with_suffix(suffix) if path.name != "old.qcow2" else tmp / "old.new.qcow2"
+        with Daemon(*([] if suffix else ["--format", "raw"]), "--read-only", made) as d:
+            got = connect(d.uri()).pread(512 * KIB, 512 * KIB)
+        assert got == raw.read_bytes()[512 * KIB:], path
+        made.unlink()
+
+
+def test_foreign_backing_image(tmp):
+    """A backing file of another kind than its overlay records is named with the command that helps."""
+    raw = harness.random_file(tmp / "base.raw", MIB)
+    qemu_img("create", "-q", "-u", "-f", "qcow2", "-b", "base.raw", "-F", "qcow2", tmp / "top.qcow2", "1M")
+    command = f"qemu-img rebase -u -F raw -b base.raw {tmp}/top.qcow2"
+    sentence = fails(tmp / "top.qcow2")
+    says(sentence, "base.raw", "top.qcow2 records", command)
+    assert "--format" not in sentence, sentence
+    run("sh", "-c", command, cwd=tmp)
+    with Daemon(tmp / "top.qcow2") as d:
+        assert connect(d.uri()).pread(4096, 0) == raw.read_bytes()[:4096]
+        assert notices(d) == []
+    qemu_img("convert", "-f", "raw", "-O", "vmdk", raw, tmp / "base.vmdk")
+    qemu_img("rebase", "-u", "-F", "qcow2", "-b", "base.vmdk", tmp / "top.qcow2")
+    says(fails(tmp / "top.qcow2"), "base.vmdk", "VMDK", "qemu-img convert -O qcow2")
+
+
+def test_qcow2_served_as_raw(tmp):
+    """A file with a qcow2 magic that is to be read as raw is, with one warning that says how to change it."""
+    disk = image(tmp)
+    with Daemon("--format", "raw", disk) as d:
+        assert len(notices(d)) == 1, d.log()
+        says(notices(d)[0], "a.qcow2", "begins like a qcow2 image", "leave it out")
+        assert connect(d.uri()).pread(4, 0) == b"QFI\xfb"
+    qemu_img("create", "-q", "-u", "-f", "qcow2", "-b", "a.qcow2", "-F", "raw", tmp / "top.qcow2", "4M")
+    with Daemon(tmp / "top.qcow2") as d:
+        assert len(notices(d)) == 1, d.log()
+        says(notices(d)[0], "a.qcow2", "top.qcow2 records it as raw",
+             f"qemu-img rebase -u -F qcow2 -b a.qcow2 {tmp}/top.qcow2")
+        assert connect(d.uri()).pread(4, 0) == b"QFI\xfb"
+
+
 def test_directory(tmp):
     """A directory."""
     says(fails(tmp), str(tmp))
@@ -53,6 +136,17 @@ def test_permission(tmp):
     says(done.stderr, "a.qcow2", "Permission denied", "--read-only")
     with Daemon("--read-only", disk):
         pass
+
+
+def test_permission_to_read(tmp):
+    """Where not even reading is allowed, nobody is advised to try --read-only."""
+    disk = image(tmp)
+    disk.chmod(0)
+    done = run("setpriv", "--bounding-set=-all", "--inh-caps=-all", harness.chaind_path, disk,
+               check=False)
+    assert done.returncode == 1, done.stderr
+    says(done.stderr, "a.qcow2", "Permission denied")
+    assert "--read-only" not in done.stderr, done.stderr
 
 
 def test_missing_backing(tmp):
