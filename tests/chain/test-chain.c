@@ -540,13 +540,13 @@ static void filters_under_load(Fiber *self, void *arg)
     enum { TIMES = 1000 };
     Port port;
     port_init(&port, t->node, "test");
-    Load busy;
-    load_start(self, &busy, &port);
-    load_insert_and_remove(self, t->node, TIMES);
-    load_insert_and_remove(self, chain_backing(t->node), TIMES);
-    load_insert_and_remove(self, chain_backing(chain_backing(t->node)), TIMES);
-    load_stop(self, &busy);
-    load_print_stall("qcow2 chain", NULL, &busy, 3 * TIMES);
+    Load load;
+    load_start(self, &load, &port);
+    load_insert_and_remove(self, &load, t->node, TIMES);
+    load_insert_and_remove(self, &load, chain_backing(t->node), TIMES);
+    load_insert_and_remove(self, &load, chain_backing(chain_backing(t->node)), TIMES);
+    load_stop(self, &load);
+    load_print_stall("qcow2 chain", NULL, &load, 3 * TIMES);
     port_done(self, &port);
     assert_int_equal(node_flush(self, t->node), 0);
 }

@@ -99,27 +99,31 @@ static inline void load_stop(Fiber *self, Load *load)
     fiber_wait_group_wait(self, &load->running);
 }
 
-static inline void load_insert_and_remove(Fiber *self, Node *node, unsigned times)
+// Between two changes at least one request of `load` ends.
+static inline void load_insert_and_remove(Fiber *self, const Load *load, Node *node, unsigned times)
 {
     for (unsigned i = 0; i < times; i++) {
+        uint64_t n_before = load->n_requests;
         Node *filter = pass_filter_new(node->loop, "pass", node->size_bytes);
         node_insert_filter(self, node, filter);
         for (unsigned turns = i % 5; turns; turns--)
             fiber_yield(self);
         node_remove_filter(self, filter);
         node_unref_close(self, filter);
-        fiber_yield(self);
+        do
+            fiber_yield(self);
+        while (load->n_requests == n_before);
     }
 }
 
 // `idle` (NULL: not measured) is the same load without changes.
-static inline void load_print_stall(const char *what, const Load *idle, const Load *busy,
+static inline void load_print_stall(const char *what, const Load *idle, const Load *load,
                                     unsigned times)
 {
     print_message("# %s: %u insertions and removals, %" G_GUINT64_FORMAT
                   " requests; slowest %.0f us, mean %.1f us\n",
-                  what, times, busy->n_requests, (double)busy->max_ns / 1e3,
-                  (double)busy->total_ns / 1e3 / (double)busy->n_requests);
+                  what, times, load->n_requests, (double)load->max_ns / 1e3,
+                  (double)load->total_ns / 1e3 / (double)load->n_requests);
     if (idle)
         print_message("# %s without changes: slowest %.0f us, mean %.1f us\n", what,
                       (double)idle->max_ns / 1e3,
