@@ -43,7 +43,7 @@ int nbds_settling_wait(Fiber *self, NbdsConnection *c)
     // are not with a worker (direct ones, those that first read what is below). Where others write,
     // too, requests gather anyway, and ours would wait for theirs.
     if (s->n_writes < WORTH_WAITING || s->n_writes < c->n_executing || c->is_urgent ||
-        loop_n_cached_writes(c->home->loop) != s->n_writes)
+        file_n_buffered_writes(c->home->loop) != s->n_writes)
         return 0;
     if (s->n_left_alone) {
         s->n_left_alone--;

@@ -18,7 +18,7 @@ INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.M)
 LIBCHAIN = {
     "base": {"base"},
     "format": {"format", "base"},
-    "loop": {"loop", "io", "base"},
+    "loop": {"loop", "base"},
     "io": {"io", "loop", "base"},
     "host": {"host", "io", "loop", "base"},
     "sim": {"sim", "io", "loop", "base"},

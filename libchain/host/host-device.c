@@ -70,7 +70,7 @@ static void start(HostDevice *device, DeviceJob *job)
     // Without a single thread there is no other way than to block here.
     if (worker_pool_submit(device->host->pool, &job->job) < 0) {
         job->job.run(&job->job);
-        loop_post(&device->host->loop, &job->job.call);
+        loop_post(&device->host->io.loop, &job->job.call);
     }
 }
 

@@ -148,7 +148,7 @@ static void end_written(HostFile *h)
     FileTransfer *x = take_in_order(&h->written);
     while (x) {
         FileTransfer *next = x->next;
-        h->file.loop->n_cached_writes--;
+        h->host->io.n_buffered_writes--;
         file_transfer_done(x, (ssize_t)(intptr_t)x->backend_data);
         x = next;
     }
@@ -177,7 +177,7 @@ static size_t write_one(int fd, FileTransfer *x)
 static void announce_written(HostFile *h)
 {
     if (!atomic_exchange(&h->is_written_call_posted, true))
-        loop_post(&h->host->loop, &h->written_call);
+        loop_post(&h->host->io.loop, &h->written_call);
 }
 
 // What is done is announced before anything else may take long. What is written last is left to the
@@ -226,7 +226,7 @@ void host_file_init_writes(HostFile *h)
 
 static void add_write(HostFile *h, FileTransfer *x)
 {
-    h->file.loop->n_cached_writes++;
+    h->host->io.n_buffered_writes++;
     x->next = h->first_new_write;
     h->first_new_write = x;
     if (!h->last_new_write)

@@ -34,7 +34,7 @@ struct io_uring_sqe *host_loop_get_sqe(HostLoop *host, LoopOp *op)
 {
     struct io_uring_sqe *sqe = io_uring_get_sqe(&host->ring);
     while (!sqe) {
-        assert(host->loop.is_running);
+        assert(host->io.loop.is_running);
         io_uring_submit(&host->ring);
         sqe = io_uring_get_sqe(&host->ring);
     }
@@ -87,7 +87,7 @@ static void set_alarm(HostLoop *host, uint64_t deadline_ns)
     if (deadline_ns >= host->alarm_ns)
         return;
     bool is_armed = host->alarm_ns != UINT64_MAX;
-    uint64_t now = host_now(&host->loop), ns = deadline_ns > now ? deadline_ns - now : 0;
+    uint64_t now = host_now(&host->io.loop), ns = deadline_ns > now ? deadline_ns - now : 0;
     host->alarm_ns = deadline_ns;
     host->alarm_time.tv_sec = (int64_t)(ns / 1000000000u);
     host->alarm_time.tv_nsec = (long long)(ns % 1000000000u);
@@ -120,7 +120,7 @@ static void reap(HostLoop *host)
 static void wait_by_poll(HostLoop *host, uint64_t deadline_ns)
 {
     struct pollfd p = {.fd = host->ring.ring_fd, .events = POLLIN};
-    uint64_t now = host->loop.now_ns;
+    uint64_t now = host->io.loop.now_ns;
     int ms = deadline_ns == UINT64_MAX ? -1 : (int)MIN((deadline_ns - now) / 1000000 + 1, 1000);
     io_uring_submit(&host->ring);
     poll(&p, 1, ms);
@@ -134,7 +134,7 @@ static inline bool has_event(HostLoop *host)
 {
     unsigned flags = IO_URING_READ_ONCE(*host->ring.sq.kflags);
     return flags & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW) || io_uring_cq_ready(&host->ring) ||
-           atomic_load_explicit(&host->loop.inbox, memory_order_relaxed);
+           atomic_load_explicit(&host->io.loop.inbox, memory_order_relaxed);
 }
 
 // Reads memory that the kernel writes: while it goes on, neither side makes a system call.
@@ -147,7 +147,7 @@ static bool look_out(HostLoop *host, uint64_t end_ns)
                 return true;
             host_loop_relax();
         }
-    } while (host_now(&host->loop) < end_ns);
+    } while (host_now(&host->io.loop) < end_ns);
     return false;
 }
 
@@ -279,23 +279,26 @@ static void host_free(Loop *loop)
     io_uring_queue_exit(&host->ring);
     fixed_buffers_done(&host->fixed_buffers);
     close(host->event_fd);
-    loop_done(loop);
+    io_loop_done(&host->io);
     g_free(host);
 }
 
-static const LoopBackend host_backend = {
+static const LoopBackend loop_backend = {
     .name = "io_uring",
     .busy_wait = host_busy_wait,
     .wait = host_wait,
     .now = host_now,
     .notify = host_notify,
     .work = host_work,
+    .start = host_start,
+    .free = host_free,
+};
+
+static const IoBackend io_backend = {
     .file_open = host_file_open,
     .file_rename = host_file_rename,
     .file_unlink = host_file_unlink,
     .file_sync_dir = host_file_sync_dir,
-    .start = host_start,
-    .free = host_free,
 };
 
 // The soft limit is small for programs that use select(); many layers and clients need what the
@@ -358,7 +361,7 @@ Loop *loop_new(const LoopConfig *config, GError **error)
 {
     HostLoop *host = g_new0(HostLoop, 1);
     raise_file_limit();
-    loop_init(&host->loop, &host_backend, config);
+    io_loop_init(&host->io, &loop_backend, &io_backend, config);
     host->max_workers = config && config->max_workers ? config->max_workers : MAX_WORKERS_DEFAULT;
     host->busy_wait.max_ns = config && !RUNNING_ON_VALGRIND ? config->busy_wait_ns : 0;
 
@@ -378,14 +381,14 @@ Loop *loop_new(const LoopConfig *config, GError **error)
     }
     host->alarm_op.done = alarm_came;
     host->alarm_ns = UINT64_MAX;
-    host->loop.now_ns = host_now(&host->loop);
-    host->pool = worker_pool_new(&host->loop, host->max_workers);
-    return &host->loop;
+    host->io.loop.now_ns = host_now(&host->io.loop);
+    host->pool = worker_pool_new(&host->io.loop, host->max_workers);
+    return &host->io.loop;
 
 no_event_fd:
     io_uring_queue_exit(&host->ring);
 no_ring:
-    loop_done(&host->loop);
+    io_loop_done(&host->io);
     g_free(host);
     return NULL;
 }

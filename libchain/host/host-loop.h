@@ -8,14 +8,14 @@
 #include "host/busy-wait.h"
 #include "host/fixed-buffers.h"
 #include "host/worker-pool.h"
-#include "io/file-private.h"
-#include "loop/loop-private.h"
+#include "io/io-loop.h"
+#include "loop/loop-op.h"
 
 typedef struct HostDevice HostDevice;
 typedef struct HostFile HostFile;
 
 struct HostLoop {
-    Loop loop;
+    IoLoop io;
     struct io_uring ring;
     unsigned max_workers;
     WorkerPool *pool;

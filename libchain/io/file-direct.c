@@ -23,7 +23,7 @@
 
 #include "io/file-private.h"
 #include "io/iov.h"
-#include "loop/loop-private.h"
+#include "loop/fiber-private.h"
 
 enum {
     // At a time, of one file.

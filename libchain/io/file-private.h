@@ -7,15 +7,10 @@
 
 #include "chain-core/fiber-sync.h"
 #include "chain-core/file.h"
+#include "loop/loop-op.h"
 
 typedef struct FileOps FileOps;
 typedef struct FileTransfer FileTransfer;
-
-// A completion that is under way in the back end.
-typedef struct LoopOp LoopOp;
-struct LoopOp {
-    void (*done)(LoopOp *op, int result); // bytes or -errno; runs outside any fiber
-};
 
 // A range of a direct file with a write (or zeroing, …) under way, or waiting for ranges that came
 // before it. An exclusive range holds blocks that are read, changed and written back; nothing else
@@ -32,7 +27,7 @@ struct FileRange {
 // A transfer of a direct file that is not aligned (file-direct.c).
 typedef struct Bounce Bounce;
 
-// A read or write that did not complete inline. From the loop's free list.
+// A read or write that did not complete inline. From the loop's free list (io-loop.h).
 struct FileTransfer {
     LoopOp op; // the back end ends it with file_transfer_done()
     File *file;

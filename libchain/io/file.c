@@ -10,8 +10,8 @@
 #include <errno.h>
 #include <string.h>
 
+#include "io/io-loop.h"
 #include "io/iov.h"
-#include "loop/loop-private.h"
 
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
@@ -38,7 +38,8 @@ void file_done(File *file)
 
 int file_open(Fiber *self, const char *path, FileOpenFlags flags, File **ret_file, GError **error)
 {
-    return self->loop->backend->file_open(self, self->loop, path, flags, ret_file, error);
+    const IoBackend *backend = io_loop_of(self->loop)->backend;
+    return backend->file_open(self, self->loop, path, flags, ret_file, error);
 }
 
 void file_close(Fiber *self, File *file)
@@ -80,6 +81,11 @@ uint64_t file_size(const File *file)
 uint32_t file_alignment(const File *file)
 {
     return file->alignment;
+}
+
+unsigned file_n_buffered_writes(Loop *loop)
+{
+    return io_loop_of(loop)->n_buffered_writes;
 }
 
 int file_refresh_size(Fiber *self, File *file)
@@ -126,11 +132,11 @@ FileTransfer *file_transfer_new(File *file, bool is_write, uint64_t off, const s
                                 unsigned n_iov, IoBatch *batch)
 {
     assert(n_iov <= FILE_MAX_IOV);
-    Loop *loop = file->loop;
-    FileTransfer *x = loop->free_transfers;
+    IoLoop *io = io_loop_of(file->loop);
+    FileTransfer *x = io->free_transfers;
     if (x) {
-        loop->free_transfers = x->next;
-        loop->n_free_transfers--;
+        io->free_transfers = x->next;
+        io->n_free_transfers--;
     } else {
         x = g_new(FileTransfer, 1);
     }
@@ -162,14 +168,14 @@ static void transfer_advance(FileTransfer *x, size_t n)
 
 static void transfer_free(FileTransfer *x)
 {
-    Loop *loop = x->file->loop;
-    if (loop->n_free_transfers == FREE_TRANSFERS_MAX) {
+    IoLoop *io = io_loop_of(x->file->loop);
+    if (io->n_free_transfers == FREE_TRANSFERS_MAX) {
         g_free(x);
         return;
     }
-    x->next = loop->free_transfers;
-    loop->free_transfers = x;
-    loop->n_free_transfers++;
+    x->next = io->free_transfers;
+    io->free_transfers = x;
+    io->n_free_transfers++;
 }
 
 void file_transfer_drop(FileTransfer *x)
@@ -512,15 +518,15 @@ int file_lock(Fiber *self, File *file, unsigned held, unsigned unshared, GError 
 
 int file_rename(Fiber *self, const char *from, const char *to, GError **error)
 {
-    return self->loop->backend->file_rename(self, from, to, error);
+    return io_loop_of(self->loop)->backend->file_rename(self, from, to, error);
 }
 
 int file_unlink(Fiber *self, const char *path, GError **error)
 {
-    return self->loop->backend->file_unlink(self, path, error);
+    return io_loop_of(self->loop)->backend->file_unlink(self, path, error);
 }
 
 int file_sync_dir(Fiber *self, const char *path_in_dir, GError **error)
 {
-    return self->loop->backend->file_sync_dir(self, path_in_dir, error);
+    return io_loop_of(self->loop)->backend->file_sync_dir(self, path_in_dir, error);
 }

@@ -1,13 +1,10 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // What a loop asks of the world around it. Two implementations: io_uring with worker threads
-// (host/), and the simulation (sim/). Files and streams bring vtables of their own
-// (file-private.h, stream-private.h). For libchain/loop and the back ends.
+// (host/), and the simulation (sim/). For libchain/loop and the back ends.
 #pragma once
 
-#include <glib.h>
 #include <stdint.h>
 
-#include "chain-core/file.h"
 #include "chain-core/loop.h"
 
 typedef struct LoopBackend LoopBackend;
@@ -36,16 +33,9 @@ struct LoopBackend {
     // always 0, and fiber_spawn() runs the new fiber at once instead of queuing it.
     unsigned (*pick)(Loop *loop, unsigned n);
 
-    // file_open() and the operations on names, with its contract. `*ret_file` starts with a File
-    // that file_init() filled.
-    int (*file_open)(Fiber *self, Loop *loop, const char *path, FileOpenFlags flags,
-                     File **ret_file, GError **error);
-    int (*file_rename)(Fiber *self, const char *from, const char *to, GError **error);
-    int (*file_unlink)(Fiber *self, const char *path, GError **error);
-    int (*file_sync_dir)(Fiber *self, const char *path_in_dir, GError **error);
-
     // loop_run() is about to start, on this thread. NULL: nothing to do.
     void (*start)(Loop *loop);
-    // loop_free(): ends threads, calls loop_done(), frees the loop. NULL: the back end has its own.
+    // loop_free(): ends threads, undoes loop_init(), frees the loop. NULL: the back end has its
+    // own.
     void (*free)(Loop *loop);
 };

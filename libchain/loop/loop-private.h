@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // What all loops have in common, whatever their back end: the run queue, timers, messages from
-// other threads and the free lists. A back end's own loop struct starts with a Loop. For
+// other threads and the free stacks. A back end's own loop struct starts with a Loop. For
 // libchain/loop and the back ends. Loop thread unless said otherwise.
 //
 // One turn of a loop: loop_dispatch() (messages, due timers), loop_run_one() for each fiber that is
@@ -12,8 +12,6 @@
 #include "chain-core/loop.h"
 #include "loop/backend.h"
 #include "loop/fiber-private.h"
-
-typedef struct FileTransfer FileTransfer;
 
 enum { LOOP_MAX_SLOTS = 4 };
 typedef struct LoopSlot {
@@ -37,10 +35,6 @@ struct Loop {
     // Timers: a binary heap, heap[1] is due first.
     LoopTimer **timers;
     unsigned n_timers, timers_capacity;
-    // File transfers that wait for use; a burst's are not kept for ever.
-    FileTransfer *free_transfers;
-    unsigned n_free_transfers;
-    unsigned n_cached_writes; // loop_n_cached_writes()
     // Messages. `inbox` is a stack pushed by any thread, reversed when taken.
     _Atomic(LoopCall *) inbox;
     atomic_bool is_waiting; // the back end sleeps, or is about to: notify() is needed
@@ -50,7 +44,7 @@ struct Loop {
 };
 
 void loop_init(Loop *loop, const LoopBackend *backend, const LoopConfig *config);
-// No fiber may be left (fiber_abandon_all() first otherwise). Frees stacks and free lists, not
+// No fiber may be left (fiber_abandon_all() first otherwise). Frees stacks and timers, not
 // `loop`.
 void loop_done(Loop *loop);
 

@@ -6,7 +6,6 @@
 
 #include <assert.h>
 
-#include "io/file-private.h"
 #include "loop/fiber-stack.h"
 
 enum { MAX_FIBERS_DEFAULT = 4096 };
@@ -27,11 +26,6 @@ void loop_done(Loop *loop)
 {
     assert(!loop->fibers);
     fiber_stack_free_all(loop);
-    while (loop->free_transfers) {
-        FileTransfer *x = loop->free_transfers;
-        loop->free_transfers = x->next;
-        g_free(x);
-    }
     g_clear_pointer(&loop->timers, g_free);
 }
 
@@ -82,11 +76,6 @@ unsigned loop_max_fibers(const Loop *loop)
 uint64_t loop_now_ns(const Loop *loop)
 {
     return loop->now_ns;
-}
-
-unsigned loop_n_cached_writes(const Loop *loop)
-{
-    return loop->n_cached_writes;
 }
 
 static bool run_calls(Loop *loop)

@@ -5,7 +5,7 @@
 #pragma once
 
 #include "chain-core/sim.h"
-#include "loop/loop-private.h"
+#include "io/io-loop.h"
 #include "sim/sim-disk.h"
 
 typedef struct SimEvent SimEvent;
@@ -31,7 +31,7 @@ struct Sim {
 };
 
 typedef struct SimLoop {
-    Loop loop;
+    IoLoop io;
     Sim *sim;
 } SimLoop;
 
@@ -49,7 +49,7 @@ void sim_trace(Sim *sim, uint64_t what, uint64_t detail);
 // Numbers the operation and asks the hook. 0, -errno or SIM_POWER_CUT, which is noted.
 int sim_ask_hook(Sim *sim, SimOp op, const char *path, uint64_t off, uint64_t len);
 
-// LoopBackend's part in sim-file.c.
+// IoBackend, in sim-file.c.
 int sim_file_open(Fiber *self, Loop *loop, const char *path, FileOpenFlags flags, File **ret_file,
                   GError **error);
 int sim_file_rename(Fiber *self, const char *from, const char *to, GError **error);

@@ -36,12 +36,15 @@ static int loop_backend_work(Fiber *self, LoopWorkFn *fn, void *arg)
     return result;
 }
 
-static const LoopBackend backend = {
+static const LoopBackend loop_backend = {
     .name = "sim",
     .now = loop_backend_now,
     .notify = loop_backend_notify,
     .work = loop_backend_work,
     .pick = loop_backend_pick,
+};
+
+static const IoBackend io_backend = {
     .file_open = sim_file_open,
     .file_rename = sim_file_rename,
     .file_unlink = sim_file_unlink,
@@ -90,8 +93,8 @@ void sim_free(Sim *sim)
     }
     for (guint i = 0; i < sim->loops->len; i++) {
         SimLoop *loop = sim->loops->pdata[i];
-        fiber_abandon_all(&loop->loop);
-        loop_done(&loop->loop);
+        fiber_abandon_all(&loop->io.loop);
+        io_loop_done(&loop->io);
         g_free(loop);
     }
     g_ptr_array_unref(sim->loops);
@@ -104,10 +107,10 @@ Loop *sim_loop_new(Sim *sim)
 {
     SimLoop *loop = g_new0(SimLoop, 1);
     loop->sim = sim;
-    loop_init(&loop->loop, &backend, &(LoopConfig){0});
-    loop->loop.is_running = true;
+    io_loop_init(&loop->io, &loop_backend, &io_backend, &(LoopConfig){0});
+    loop->io.loop.is_running = true;
     g_ptr_array_add(sim->loops, loop);
-    return &loop->loop;
+    return &loop->io.loop;
 }
 
 void sim_trace(Sim *sim, uint64_t what, uint64_t detail)

@@ -7,7 +7,7 @@
 #include <string.h>
 
 #include "io/file-private.h"
-#include "loop/loop-private.h"
+#include "io/io-loop.h"
 
 typedef struct FakeFile {
     File file;
@@ -217,7 +217,7 @@ FIBER_TEST(memory_of_a_burst_of_transfers_is_given_back)
     for (int i = 0; i < N; i++)
         file_transfer_done(x[i], 1);
     fiber_assert_equal(io_batch_wait(self, &batch), 0);
-    fiber_assert_equal(fiber_loop(self)->n_free_transfers, KEPT);
+    fiber_assert_equal(io_loop_of(fiber_loop(self))->n_free_transfers, KEPT);
     g_free(x);
     file_done(&fake.file);
 }

@@ -55,6 +55,9 @@ void file_write_start(File *file, HostOff off, const struct iovec *iov, unsigned
                       IoBatch *batch);
 int file_read(Fiber *self, File *file, HostOff off, void *buf, size_t len);
 int file_write(Fiber *self, File *file, HostOff off, const void *buf, size_t len);
+// Buffered writes of all files of `loop` that workers make or are about to make. A small one takes
+// microseconds, unless the disk does not keep up. Always 0 under sim.
+unsigned file_n_buffered_writes(Loop *loop);
 
 // fdatasync: what completed before the call is durable when it returns 0. Calls that overlap share
 // syncs where that is safe (one that started after the caller's writes completed). A failure is

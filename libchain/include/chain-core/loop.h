@@ -42,10 +42,6 @@ void loop_post(Loop *loop, LoopCall *call); // any thread
 // Monotonic time in ns, refreshed once per turn of the loop (virtual in sim). Loop thread.
 uint64_t loop_now_ns(const Loop *loop);
 
-// Buffered writes that workers make or are about to make. A small one takes microseconds, unless
-// the disk does not keep up. Always 0 under sim. Loop thread.
-unsigned loop_n_cached_writes(const Loop *loop);
-
 // 0 after `ns`, or -ECANCELED.
 int fiber_sleep(Fiber *self, uint64_t ns);
 
