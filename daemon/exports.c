@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // From FILE arguments to exports and back. A disk is opened, served, flushed and closed on one
-// loop; the main thread only hands the errand over and waits. What opening did to an image (repair,
+// loop; the main thread makes remote calls and waits. What opening did to an image (repair,
 // bitmaps dropped) is logged here, once.
 #include "exports.h"
 
@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "chain-core/chain.h"
+#include "chain-core/remote-call.h"
 #include "log.h"
 
 typedef struct Disk {
@@ -21,7 +22,7 @@ typedef struct Disk {
     Node *node; // our reference, for the last flush
     NbdsExport *export;
     char *summary;
-    Errand *closing;
+    RemoteCall closing;
     int result;
     GError *error;
 } Disk;
@@ -154,7 +155,7 @@ Exports *exports_open(const Options *options, const Loops *loops, NbdsServer *se
             .memory = memory,
             .loop = loops_get(loops, exports->n),
         };
-        int r = loops_call(disk->loop, open_disk_fiber, disk);
+        int r = remote_call_reserve(disk->loop, open_disk_fiber, disk);
         if (r < 0)
             g_set_error(&disk->error, G_FILE_ERROR, G_FILE_ERROR_NOMEM,
                         "'%s' cannot be opened: no memory for a fiber's stack", disk->option->file);
@@ -194,7 +195,7 @@ static void wait_patiently(Exports *exports, int *results, gint64 patience_us)
     gint64 deadline_us = patience_us < 0 ? -1 : g_get_monotonic_time() + patience_us;
     for (unsigned i = 0; i < exports->n; i++) {
         Disk *disk = &exports->disks[i];
-        results[i] = errand_wait(disk->closing, deadline_us);
+        results[i] = remote_call_wait(&disk->closing, deadline_us);
         if (results[i] == -ETIMEDOUT)
             log_line(LOG_WARNING,
                      "'%s' is not closed yet: its storage or a client does not answer; waiting "
@@ -209,7 +210,7 @@ int exports_close(Exports *exports, gint64 patience_us)
         return 0;
     for (unsigned i = 0; i < exports->n; i++) {
         Disk *disk = &exports->disks[i];
-        disk->closing = errand_start(disk->loop, close_disk_fiber, disk);
+        remote_call_start_reserve(&disk->closing, disk->loop, close_disk_fiber, disk);
     }
     g_autofree int *results = g_new0(int, exports->n + 1);
     wait_patiently(exports, results, patience_us);
@@ -218,7 +219,7 @@ int exports_close(Exports *exports, gint64 patience_us)
     for (unsigned i = 0; i < exports->n; i++) {
         Disk *disk = &exports->disks[i];
         if (results[i] == -ETIMEDOUT)
-            results[i] = errand_wait(disk->closing, -1);
+            results[i] = remote_call_wait(&disk->closing, -1);
         int r = log_end(disk, results[i]);
         if (r == -ENOMEM || result == 0)
             result = r;

@@ -17,15 +17,3 @@ void loops_stop(Loops *loops);
 // Spreads things over the loops: the i-th goes to loop i modulo their number.
 Loop *loops_get(const Loops *loops, unsigned i);
 unsigned loops_count(const Loops *loops);
-
-// Starts fn(arg) in a fiber of `loop`, also on a loop full of requests. Returned owned: each errand
-// is waited for until it ended.
-typedef struct Errand Errand;
-Errand *errand_start(Loop *loop, FiberFn *fn, void *arg);
-// Waits until it ended, or until `deadline_us` (of g_get_monotonic_time(); negative: for as long as
-// it takes). 0, -ENOMEM when there was no stack (`fn` was not called), or -ETIMEDOUT: it still
-// runs, wait again. Frees `errand` unless it timed out.
-int errand_wait(Errand *errand, gint64 deadline_us);
-
-// Both in one: 0 or -ENOMEM.
-int loops_call(Loop *loop, FiberFn *fn, void *arg);

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "chain-core/remote-call.h"
 #include "exports.h"
 #include "listeners.h"
 #include "log.h"
@@ -105,11 +106,12 @@ static void stop_server(Fiber *self, void *arg)
 // cannot be stopped is left as it is: the process ends all the same.
 static int finish(Daemon *daemon)
 {
-    Errand *stopping = daemon->server
-                           ? errand_start(loops_get(daemon->loops, 0), stop_server, daemon->server)
-                           : NULL;
+    RemoteCall stopping;
+    if (daemon->server)
+        remote_call_start_reserve(&stopping, loops_get(daemon->loops, 0), stop_server,
+                                  daemon->server);
     int result = exports_close(daemon->exports, STOP_PATIENCE_US);
-    int stopped = stopping ? errand_wait(stopping, -1) : 0;
+    int stopped = daemon->server ? remote_call_wait(&stopping, -1) : 0;
     stop_set_leave(daemon->stop, NULL, NULL);
     if (result == -ENOMEM || stopped < 0) {
         log_line(LOG_ERROR, "stopped without closing everything: out of memory");

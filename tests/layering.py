@@ -31,6 +31,7 @@ LIBCHAIN = {
 CORE = {
     "units.h": "base", "map-memory.h": "base",
     "fiber.h": "loop", "fiber-sync.h": "loop", "loop.h": "loop", "io-batch.h": "loop",
+    "remote-call.h": "loop",
     "file.h": "io", "stream.h": "io", "sim.h": "sim",
     "node.h": "node", "port.h": "node", "raw.h": "node",
     "qcow2.h": "qcow2", "qcow2-check.h": "qcow2", "qcow2-create.h": "qcow2",

@@ -9,6 +9,7 @@
 #include "api/text.h"
 #include "chain-core/chain.h"
 #include "chain-core/port.h"
+#include "chain-core/remote-call.h"
 
 enum { MAP_MEMORY_BYTES = 32 << 20, MAX_PIECE_BYTES = 32 << 20 };
 
@@ -26,18 +27,18 @@ typedef struct OpenCall {
     LibChain *chain;
     const char *path;
     ChainOpenOptions options;
+    int result;
     GError *error;
 } OpenCall;
 
-static int open_on_loop(Fiber *self, void *arg)
+static void open_on_loop(Fiber *self, void *arg)
 {
     OpenCall *call = arg;
     LibChain *chain = call->chain;
-    int r = chain_open(self, call->path, &call->options, &chain->node, &chain->info, &call->error);
-    if (r < 0)
-        return r;
-    port_init(&chain->port, chain->node, "libchain");
-    return 0;
+    call->result =
+        chain_open(self, call->path, &call->options, &chain->node, &chain->info, &call->error);
+    if (call->result == 0)
+        port_init(&chain->port, chain->node, "libchain");
 }
 
 static void chain_free(LibChain *chain)
@@ -69,7 +70,9 @@ int libchain_open(const char *path, const LibChainOpenOptions *options, LibChain
                                  .memory = chain->memory}};
     int r = loop_thread_start(&chain->thread, &call.error);
     if (r == 0)
-        r = loop_thread_call(&chain->thread, open_on_loop, &call);
+        r = remote_call(chain->thread.loop, open_on_loop, &call);
+    if (r == 0)
+        r = call.result;
     if (r < 0) {
         text_take_error(call.error, ret_error);
         chain_free(chain);
@@ -84,14 +87,13 @@ typedef struct CloseCall {
     int result;
 } CloseCall;
 
-static int close_on_loop(Fiber *self, void *arg)
+static void close_on_loop(Fiber *self, void *arg)
 {
     CloseCall *call = arg;
     LibChain *chain = call->chain;
     call->result = chain->node->read_only ? 0 : node_flush(self, chain->node);
     port_done(self, &chain->port);
     node_unref_close(self, chain->node);
-    return 0;
 }
 
 int libchain_close(LibChain *chain)
@@ -99,7 +101,7 @@ int libchain_close(LibChain *chain)
     if (!chain)
         return 0;
     CloseCall call = {.chain = chain};
-    if (loop_thread_call_last(&chain->thread, close_on_loop, &call) < 0)
+    if (remote_call_reserve(chain->thread.loop, close_on_loop, &call) < 0)
         return -EAGAIN;
     chain_free(chain);
     return call.result;
@@ -127,16 +129,16 @@ typedef struct Request {
     NodeIoFlags flags;
     LibChainExtent *ret_extent;
     int (*fn)(Fiber *self, Node *node, const struct Request *request);
+    int result;
 } Request;
 
-static int request_on_loop(Fiber *self, void *arg)
+static void request_on_loop(Fiber *self, void *arg)
 {
     Request *request = arg;
     Port *port = &request->chain->port;
     Node *node = port_enter(self, port);
-    int r = request->fn(self, node, request);
+    request->result = request->fn(self, node, request);
     port_leave(port);
-    return r;
 }
 
 static int run_request(Request request)
@@ -144,7 +146,8 @@ static int run_request(Request request)
     uint64_t size = request.chain->node->size_bytes;
     if (request.off > size || request.len > size - request.off)
         return -EINVAL;
-    return loop_thread_call(&request.chain->thread, request_on_loop, &request);
+    int r = remote_call(request.chain->thread.loop, request_on_loop, &request);
+    return r < 0 ? r : request.result;
 }
 
 static NodeIoFlags node_flags(unsigned flags)

@@ -10,29 +10,33 @@
 #include "base/error.h"
 #include "chain-core/qcow2-check.h"
 #include "chain-core/qcow2-create.h"
+#include "chain-core/remote-call.h"
 
 typedef struct ImageCall {
     const char *path;
     const LibChainCreateOptions *create;
     unsigned fix;
     LibChainCheck *ret_check;
+    int result;
     GError *error;
 } ImageCall;
 
-static int run_call(ImageCall *call, LoopThreadFn *fn, char **ret_error)
+static int run_call(ImageCall *call, FiberFn *fn, char **ret_error)
 {
     LoopThread thread;
     int r = loop_thread_start(&thread, &call->error);
     if (r == 0) {
-        r = loop_thread_call(&thread, fn, call);
+        r = remote_call(thread.loop, fn, call);
         loop_thread_stop(&thread);
     }
+    if (r == 0)
+        r = call->result;
     if (r < 0)
         text_take_error(call->error, ret_error);
     return r;
 }
 
-static int create_on_loop(Fiber *self, void *arg)
+static void create_on_loop(Fiber *self, void *arg)
 {
     ImageCall *call = arg;
     const LibChainCreateOptions *from = call->create;
@@ -48,7 +52,7 @@ static int create_on_loop(Fiber *self, void *arg)
         .backing_name = from->backing_name,
         .backing_format = from->backing_format,
     };
-    return qcow2_create(self, call->path, &options, &call->error);
+    call->result = qcow2_create(self, call->path, &options, &call->error);
 }
 
 int libchain_create(const char *path, const LibChainCreateOptions *options, char **ret_error)
@@ -84,9 +88,8 @@ static int measure(Fiber *self, File *file, GError **error)
     return 0;
 }
 
-static int check_on_loop(Fiber *self, void *arg)
+static int check(Fiber *self, ImageCall *call)
 {
-    ImageCall *call = arg;
     bool writable = call->fix != 0;
     unsigned held = FILE_PERM_CONSISTENT_READ | (writable ? FILE_PERM_WRITE | FILE_PERM_RESIZE : 0);
     unsigned fix = (call->fix & LIBCHAIN_FIX_LEAKS ? QCOW2_CHECK_FIX_LEAKS : 0) |
@@ -106,6 +109,12 @@ static int check_on_loop(Fiber *self, void *arg)
     qcow2_check_result_clear(&result);
     file_close(self, file);
     return r;
+}
+
+static void check_on_loop(Fiber *self, void *arg)
+{
+    ImageCall *call = arg;
+    call->result = check(self, call);
 }
 
 int libchain_check(const char *path, unsigned fix, LibChainCheck *ret_check, char **ret_error)

@@ -12,8 +12,8 @@
 #include "loop/fiber-stack.h"
 #include "loop/loop-private.h"
 
-// Helpers of the core (bounced direct I/O) and errands of a stop get this many fibers above the
-// loop's limit.
+// What admits no new work (helpers of work under way, the calls of a stop) gets this many fibers
+// above the loop's limit.
 enum { RESERVE = 1024 };
 
 static void make_runnable(Fiber *fiber)

@@ -14,6 +14,7 @@
 #include "../node/memory-node.h"
 #include "chain-core/chain.h"
 #include "chain-core/fiber-sync.h"
+#include "chain-core/remote-call.h"
 #include "exports.h"
 
 enum { N_DISKS = 3, PATIENCE_US = 2 * G_USEC_PER_SEC };
@@ -114,7 +115,7 @@ static void stop_server(Fiber *self, void *arg)
 static int remove_world(void **state)
 {
     World *w = *state;
-    loops_call(loops_get(w->loops, 0), stop_server, w->server);
+    remote_call_reserve(loops_get(w->loops, 0), stop_server, w->server);
     nbds_server_free(w->server);
     loops_stop(w->loops);
     map_memory_free(w->memory);
@@ -144,7 +145,7 @@ static void others_are_closed_by_now(void)
 {
     assert_int_equal(n_flushed, N_DISKS - 1);
     assert_int_equal(n_closed, N_DISKS - 1);
-    assert_int_equal(loops_call(hung_loop, release, NULL), 0);
+    assert_int_equal(remote_call_reserve(hung_loop, release, NULL), 0);
 }
 
 static void a_disk_that_hangs_is_named_and_holds_up_no_other(void **state)
@@ -193,10 +194,10 @@ static void a_loop_full_of_fibers_can_be_stopped(void **state)
 {
     World *w = *state;
     Exports *exports = open_disks(w, (const char *const[]){"a", "b", "c"});
-    assert_int_equal(loops_call(loops_get(w->loops, 0), fill_loop, NULL), 0);
+    assert_int_equal(remote_call_reserve(loops_get(w->loops, 0), fill_loop, NULL), 0);
     assert_int_equal(exports_close(exports, PATIENCE_US), 0);
     assert_int_equal(n_flushed, N_DISKS);
-    assert_int_equal(loops_call(loops_get(w->loops, 0), release, NULL), 0);
+    assert_int_equal(remote_call_reserve(loops_get(w->loops, 0), release, NULL), 0);
 }
 
 int main(void)

@@ -9,59 +9,15 @@
 
 #include <cmocka.h>
 #include <glib/gstdio.h>
-#include <pthread.h>
 #include <unistd.h>
 
+#include "chain-core/remote-call.h"
 #include "nbd/listen.h"
 #include "server.h"
 
-typedef struct Run {
-    LoopCall call;
-    Loop *loop;
-    FiberFn *fn;
-    void *arg;
-    bool without_fiber;   // it does not suspend; self is NULL
-    pthread_mutex_t lock; // sanitizers do not see GLib's
-    pthread_cond_t cond;
-    bool is_done;
-} Run;
-
-static void run_fiber(Fiber *self, void *arg)
-{
-    Run *run = arg;
-    run->fn(self, run->arg);
-    pthread_mutex_lock(&run->lock);
-    run->is_done = true;
-    pthread_cond_signal(&run->cond);
-    pthread_mutex_unlock(&run->lock);
-}
-
-static void run_call(LoopCall *call)
-{
-    Run *run = (Run *)call;
-    if (run->without_fiber)
-        return run_fiber(NULL, run);
-    assert_int_equal(fiber_spawn(run->loop, "test", run_fiber, run, NULL), 0);
-}
-
-static void run_on(Loop *loop, FiberFn *fn, void *arg, bool without_fiber)
-{
-    Run run = {
-        .call.fn = run_call, .loop = loop, .fn = fn, .arg = arg, .without_fiber = without_fiber};
-    pthread_mutex_init(&run.lock, NULL);
-    pthread_cond_init(&run.cond, NULL);
-    loop_post(loop, &run.call);
-    pthread_mutex_lock(&run.lock);
-    while (!run.is_done)
-        pthread_cond_wait(&run.cond, &run.lock);
-    pthread_mutex_unlock(&run.lock);
-    pthread_mutex_destroy(&run.lock);
-    pthread_cond_destroy(&run.cond);
-}
-
 void fixture_run(Fixture *f, FiberFn *fn, void *arg)
 {
-    run_on(f->loops[f->n_loops - 1], fn, arg, false);
+    assert_int_equal(remote_call(f->loops[f->n_loops - 1], fn, arg), 0);
 }
 
 static void *loop_thread(void *arg)
@@ -140,7 +96,7 @@ static void stop_server(Fiber *self, void *arg)
 static void *stop_thread(void *arg)
 {
     Fixture *f = arg;
-    run_on(f->loops[0], stop_server, f, false);
+    assert_int_equal(remote_call_reserve(f->loops[0], stop_server, f), 0);
     return NULL;
 }
 
@@ -198,12 +154,14 @@ static void release(Fiber *self, void *arg)
 
 void fixture_hold(Fixture *f, unsigned export_index)
 {
-    run_on(f->loops[f->n_loops - 1], hold, f->nodes[export_index], true);
+    Loop *loop = f->loops[f->n_loops - 1];
+    assert_int_equal(remote_call_reserve(loop, hold, f->nodes[export_index]), 0);
 }
 
 void fixture_release(Fixture *f, unsigned export_index)
 {
-    run_on(f->loops[f->n_loops - 1], release, f->nodes[export_index], true);
+    Loop *loop = f->loops[f->n_loops - 1];
+    assert_int_equal(remote_call_reserve(loop, release, f->nodes[export_index]), 0);
 }
 
 void wait_at_least(atomic_uint *counter, unsigned value)
