@@ -6,7 +6,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "host/host-loop.h"
+#include "host/host-ring.h"
 
 struct FixedBuffer {
     LoopOp op;
@@ -30,15 +30,14 @@ static void transferred(LoopOp *op, int result)
     x->op.done(&x->op, result);
 }
 
-static bool prepare(HostLoop *host)
+static bool prepare(FixedBuffers *buffers, HostRing *ring)
 {
-    FixedBuffers *buffers = &host->fixed_buffers;
     struct iovec iov = {.iov_len = (size_t)FIXED_BUFFERS * FIXED_BUFFER_BYTES};
     iov.iov_base =
         mmap(NULL, iov.iov_len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (iov.iov_base == MAP_FAILED)
         return false;
-    if (io_uring_register_buffers(&host->ring, &iov, 1) < 0) {
+    if (io_uring_register_buffers(&ring->uring, &iov, 1) < 0) {
         munmap(iov.iov_base, iov.iov_len);
         return false;
     }
@@ -54,13 +53,12 @@ static bool prepare(HostLoop *host)
     return true;
 }
 
-bool fixed_buffers_try_read(HostLoop *host, FileTransfer *x, int fd)
+bool fixed_buffers_try_read(FixedBuffers *buffers, HostRing *ring, FileTransfer *x, int fd)
 {
-    FixedBuffers *buffers = &host->fixed_buffers;
     const struct iovec *iov = &x->iov[x->first_iov];
     if (x->n_left_iov != 1 || iov->iov_len > FIXED_BUFFER_BYTES || buffers->is_refused)
         return false;
-    if (!buffers->memory && !prepare(host)) {
+    if (!buffers->memory && !prepare(buffers, ring)) {
         buffers->is_refused = true;
         return false;
     }
@@ -68,7 +66,7 @@ bool fixed_buffers_try_read(HostLoop *host, FileTransfer *x, int fd)
         return false;
     FixedBuffer *b = buffers->free[--buffers->n_free];
     b->transfer = x;
-    struct io_uring_sqe *sqe = host_loop_get_sqe(host, &b->op);
+    struct io_uring_sqe *sqe = host_ring_get_sqe(ring, &b->op);
     io_uring_prep_read_fixed(sqe, fd, b->bytes, (unsigned)iov->iov_len, x->off, 0);
     return true;
 }

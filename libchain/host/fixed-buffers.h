@@ -8,7 +8,7 @@
 #include "io/file-private.h"
 
 typedef struct FixedBuffer FixedBuffer;
-typedef struct HostLoop HostLoop;
+typedef struct HostRing HostRing;
 
 enum {
     FIXED_BUFFER_BYTES = 4096, // a block: copying costs more with every byte
@@ -24,6 +24,6 @@ typedef struct FixedBuffers {
 
 // Starts what is left of the read `x` of `fd` through a fixed buffer. False when that does not fit,
 // all buffers are taken, or the kernel or RLIMIT_MEMLOCK refused them: the caller uses x's memory.
-bool fixed_buffers_try_read(HostLoop *host, FileTransfer *x, int fd);
+bool fixed_buffers_try_read(FixedBuffers *buffers, HostRing *ring, FileTransfer *x, int fd);
 // No read is under way. Also when none ever was.
 void fixed_buffers_done(FixedBuffers *buffers);

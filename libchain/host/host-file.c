@@ -263,7 +263,7 @@ static void submit_to_ring(FileTransfer *x)
     if (RUNNING_ON_VALGRIND && !x->is_write)
         for (unsigned i = 0; i < x->n_left_iov; i++)
             (void)VALGRIND_MAKE_MEM_DEFINED(iov[i].iov_base, iov[i].iov_len);
-    struct io_uring_sqe *sqe = host_loop_get_sqe(h->host, &x->op);
+    struct io_uring_sqe *sqe = host_ring_get_sqe(&h->host->ring, &x->op);
     if (x->is_write)
         io_uring_prep_writev(sqe, h->fd, iov, x->n_left_iov, x->off);
     else if (x->n_left_iov == 1)
@@ -311,7 +311,8 @@ static void submit(FileTransfer *x)
 {
     HostFile *h = host_file(x->file);
     if (x->file->alignment > 1) {
-        if (x->is_write || !fixed_buffers_try_read(h->host, x, h->fd))
+        if (x->is_write ||
+            !fixed_buffers_try_read(&h->host->fixed_buffers, &h->host->ring, x, h->fd))
             submit_to_ring(x);
     } else if (!x->is_write) {
         submit_buffered_read(h, x);

@@ -21,33 +21,7 @@
 
 #include "loop/valgrind-hints.h"
 
-enum {
-    SQ_ENTRIES = 256,
-    CQ_ENTRIES = 4096,
-    MAX_WORKERS_DEFAULT = 16,
-    // Kernel threads for reads that must block. The default (four a processor) would let one hung
-    // disk take them all.
-    KERNEL_WORKERS = 64,
-};
-
-struct io_uring_sqe *host_loop_get_sqe(HostLoop *host, LoopOp *op)
-{
-    struct io_uring_sqe *sqe = io_uring_get_sqe(&host->ring);
-    while (!sqe) {
-        assert(host->io.loop.is_running);
-        io_uring_submit(&host->ring);
-        sqe = io_uring_get_sqe(&host->ring);
-    }
-    // Its address is the completion's user data; io_uring_prep_* (2.3) leaves that field alone.
-    io_uring_sqe_set_data(sqe, op);
-    return sqe;
-}
-
-void host_loop_cancel(HostLoop *host, LoopOp *op)
-{
-    struct io_uring_sqe *sqe = host_loop_get_sqe(host, NULL);
-    io_uring_prep_cancel(sqe, op, 0);
-}
+enum { MAX_WORKERS_DEFAULT = 16 };
 
 static void event_came(LoopOp *op, int result)
 {
@@ -58,7 +32,7 @@ static void event_came(LoopOp *op, int result)
 static void arm_event(HostLoop *host)
 {
     host->event_op.done = event_came;
-    struct io_uring_sqe *sqe = host_loop_get_sqe(host, &host->event_op);
+    struct io_uring_sqe *sqe = host_ring_get_sqe(&host->ring, &host->event_op);
     io_uring_prep_read(sqe, host->event_fd, &host->event_value, sizeof(host->event_value), 0);
     host->is_event_armed = true;
 }
@@ -91,7 +65,7 @@ static void set_alarm(HostLoop *host, uint64_t deadline_ns)
     host->alarm_ns = deadline_ns;
     host->alarm_time.tv_sec = (int64_t)(ns / 1000000000u);
     host->alarm_time.tv_nsec = (long long)(ns % 1000000000u);
-    struct io_uring_sqe *sqe = host_loop_get_sqe(host, is_armed ? NULL : &host->alarm_op);
+    struct io_uring_sqe *sqe = host_ring_get_sqe(&host->ring, is_armed ? NULL : &host->alarm_op);
     if (is_armed) { // if it has just come, this fails, and alarm_came() is about to run
         io_uring_prep_timeout_update(sqe, &host->alarm_time, (uint64_t)(uintptr_t)&host->alarm_op,
                                      0);
@@ -101,30 +75,16 @@ static void set_alarm(HostLoop *host, uint64_t deadline_ns)
     }
 }
 
-static void reap(HostLoop *host)
-{
-    struct io_uring_cqe *cqe;
-    unsigned head, n = 0;
-    io_uring_for_each_cqe(&host->ring, head, cqe)
-    {
-        LoopOp *op = io_uring_cqe_get_data(cqe);
-        n++;
-        if (op)
-            op->done(op, cqe->res);
-    }
-    io_uring_cq_advance(&host->ring, n);
-}
-
 // valgrind (3.19) keeps all other threads stopped during io_uring_enter, so there the wait is a
 // poll() of the ring, which it knows to block.
 static void wait_by_poll(HostLoop *host, uint64_t deadline_ns)
 {
-    struct pollfd p = {.fd = host->ring.ring_fd, .events = POLLIN};
+    struct pollfd p = {.fd = host->ring.uring.ring_fd, .events = POLLIN};
     uint64_t now = host->io.loop.now_ns;
     int ms = deadline_ns == UINT64_MAX ? -1 : (int)MIN((deadline_ns - now) / 1000000 + 1, 1000);
-    io_uring_submit(&host->ring);
+    io_uring_submit(&host->ring.uring);
     poll(&p, 1, ms);
-    io_uring_get_events(&host->ring);
+    io_uring_get_events(&host->ring.uring);
 }
 
 // --- busy waiting ---
@@ -132,8 +92,9 @@ static void wait_by_poll(HostLoop *host, uint64_t deadline_ns)
 // A completion, one that the kernel has put off until the ring is entered, or a message.
 static inline bool has_event(HostLoop *host)
 {
-    unsigned flags = IO_URING_READ_ONCE(*host->ring.sq.kflags);
-    return flags & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW) || io_uring_cq_ready(&host->ring) ||
+    unsigned flags = IO_URING_READ_ONCE(*host->ring.uring.sq.kflags);
+    return flags & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW) ||
+           io_uring_cq_ready(&host->ring.uring) ||
            atomic_load_explicit(&host->io.loop.inbox, memory_order_relaxed);
 }
 
@@ -165,8 +126,8 @@ static bool host_busy_wait(Loop *loop, uint64_t deadline_ns)
         !busy_wait_measures(&host->busy_wait))
         return false;
     hand_over(host);
-    io_uring_submit(&host->ring);
-    if (io_uring_cq_ready(&host->ring)) // sends, usually: the loop was not idle
+    io_uring_submit(&host->ring.uring);
+    if (io_uring_cq_ready(&host->ring.uring)) // sends, usually: the loop was not idle
         return true;
     uint64_t start = host_now(loop);
     if (busy_wait_pays(&host->busy_wait) &&
@@ -181,7 +142,7 @@ static bool host_busy_wait(Loop *loop, uint64_t deadline_ns)
 static void host_wait(Loop *loop, uint64_t deadline_ns)
 {
     HostLoop *host = (HostLoop *)loop;
-    struct io_uring *ring = &host->ring;
+    struct io_uring *ring = &host->ring.uring;
     hand_over(host);
     if (deadline_ns <= loop->now_ns) {
         io_uring_submit_and_get_events(ring);
@@ -196,7 +157,7 @@ static void host_wait(Loop *loop, uint64_t deadline_ns)
         host->idle_since_ns = 0;
     }
     // A failure is EINTR or a full completion queue: reaping is the answer to each.
-    reap(host);
+    host_ring_reap(&host->ring);
 }
 
 static void host_notify(Loop *loop)
@@ -264,11 +225,7 @@ static void host_start(Loop *loop)
 {
     HostLoop *host = (HostLoop *)loop;
     ask_for_short_slices();
-    // Whoever enables the ring is the one task that may submit. (liburing 2.3 declares
-    // io_uring_enable_rings() without exporting it.)
-    if (host->ring.flags & IORING_SETUP_R_DISABLED)
-        syscall(SYS_io_uring_register, host->ring.ring_fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0);
-    io_uring_register_ring_fd(&host->ring); // only saves time
+    host_ring_enable(&host->ring);
 }
 
 static void host_free(Loop *loop)
@@ -276,7 +233,7 @@ static void host_free(Loop *loop)
     HostLoop *host = (HostLoop *)loop;
     worker_pool_free(host->pool);
     assert(!host->devices);
-    io_uring_queue_exit(&host->ring);
+    host_ring_done(&host->ring);
     fixed_buffers_done(&host->fixed_buffers);
     close(host->event_fd);
     io_loop_done(&host->io);
@@ -312,51 +269,6 @@ static void raise_file_limit(void)
     }
 }
 
-// The best set-up that the kernel accepts (6.1 has the first).
-static int make_ring(struct io_uring *ring)
-{
-    static const unsigned flags[] = {
-        IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG |
-            IORING_SETUP_R_DISABLED,
-        IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
-        0,
-    };
-    int r = 0;
-    // A ring that is polled (wait_by_poll()) must complete on its own.
-    for (size_t i = RUNNING_ON_VALGRIND ? 2 : 0; i < G_N_ELEMENTS(flags); i++) {
-        struct io_uring_params params = {
-            .flags = flags[i] | IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP | IORING_SETUP_SUBMIT_ALL,
-            .cq_entries = CQ_ENTRIES,
-        };
-        r = io_uring_queue_init_params(SQ_ENTRIES, ring, &params);
-        if (r != -EINVAL)
-            break;
-    }
-    return r;
-}
-
-static void explain_no_ring(int r, GError **error)
-{
-    int disabled = 0;
-    FILE *f = fopen("/proc/sys/kernel/io_uring_disabled", "re");
-    if (f) {
-        if (fscanf(f, "%d", &disabled) != 1)
-            disabled = 0;
-        fclose(f);
-    }
-    if (disabled)
-        g_set_error(error, G_FILE_ERROR, g_file_error_from_errno(-r),
-                    "cannot create an io_uring: %s; the sysctl kernel.io_uring_disabled is %d: "
-                    "allow it with `sysctl kernel.io_uring_disabled=0`",
-                    g_strerror(-r), disabled);
-    else
-        g_set_error(error, G_FILE_ERROR, g_file_error_from_errno(-r),
-                    "cannot create an io_uring: %s; %s", g_strerror(-r),
-                    r == -ENOMEM ? "raise RLIMIT_MEMLOCK (ulimit -l)"
-                                 : "a Linux kernel of 6.1 or newer is needed, with the sysctl "
-                                   "kernel.io_uring_disabled=0 and no seccomp filter against it");
-}
-
 Loop *loop_new(const LoopConfig *config, GError **error)
 {
     HostLoop *host = g_new0(HostLoop, 1);
@@ -365,13 +277,9 @@ Loop *loop_new(const LoopConfig *config, GError **error)
     host->max_workers = config && config->max_workers ? config->max_workers : MAX_WORKERS_DEFAULT;
     host->busy_wait.max_ns = config && !RUNNING_ON_VALGRIND ? config->busy_wait_ns : 0;
 
-    int r = make_ring(&host->ring);
-    if (r < 0) {
-        explain_no_ring(r, error);
+    int r = host_ring_init(&host->ring, error);
+    if (r < 0)
         goto no_ring;
-    }
-    unsigned kernel_workers[2] = {KERNEL_WORKERS, 0}; // 0: leave the unbounded ones as they are
-    io_uring_register_iowq_max_workers(&host->ring, kernel_workers);
     host->event_fd = eventfd(0, EFD_CLOEXEC);
     if (host->event_fd < 0) {
         r = -errno;
@@ -386,7 +294,7 @@ Loop *loop_new(const LoopConfig *config, GError **error)
     return &host->io.loop;
 
 no_event_fd:
-    io_uring_queue_exit(&host->ring);
+    host_ring_done(&host->ring);
 no_ring:
     io_loop_done(&host->io);
     g_free(host);

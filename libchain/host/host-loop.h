@@ -3,20 +3,19 @@
 // workers. What host files and host streams need of it. Loop thread.
 #pragma once
 
-#include <liburing.h>
-
 #include "host/busy-wait.h"
 #include "host/fixed-buffers.h"
+#include "host/host-ring.h"
 #include "host/worker-pool.h"
 #include "io/io-loop.h"
-#include "loop/loop-op.h"
 
+typedef struct HostLoop HostLoop;
 typedef struct HostDevice HostDevice;
 typedef struct HostFile HostFile;
 
 struct HostLoop {
     IoLoop io;
-    struct io_uring ring;
+    HostRing ring;
     unsigned max_workers;
     WorkerPool *pool;
     int event_fd;
@@ -32,11 +31,6 @@ struct HostLoop {
     HostFile *dirty_files;  // have writes to hand to a worker at the end of the turn
     FixedBuffers fixed_buffers;
 };
-
-// An entry to fill; submitted at the end of the turn. `op`->done gets its result. Never NULL.
-struct io_uring_sqe *host_loop_get_sqe(HostLoop *host, LoopOp *op);
-// Asks the kernel to end `op` early; op->done comes nevertheless.
-void host_loop_cancel(HostLoop *host, LoopOp *op);
 
 // A moment of busy waiting.
 static inline void host_loop_relax(void)

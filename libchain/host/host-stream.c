@@ -61,7 +61,7 @@ static void op_cancel(SocketOp *o)
     if (!o->is_pending || o->is_cancelling)
         return;
     o->is_cancelling = true;
-    host_loop_cancel(o->host, &o->op);
+    host_ring_cancel(&o->host->ring, &o->op);
 }
 
 static void op_cancel_fn(Fiber *fiber, void *arg)
@@ -74,7 +74,7 @@ static struct io_uring_sqe *op_start(SocketOp *o, Fiber *self)
     o->fiber = self;
     o->is_pending = true;
     o->is_cancelling = false;
-    return host_loop_get_sqe(o->host, &o->op);
+    return host_ring_get_sqe(&o->host->ring, &o->op);
 }
 
 static int op_wait(SocketOp *o, Fiber *self, const char *where)
@@ -235,7 +235,7 @@ static ssize_t host_send(Fiber *self, Stream *stream, struct iovec *iov, unsigne
         io_uring_prep_sendmsg(sqe, s->fd, &msg, MSG_NOSIGNAL | MSG_WAITALL);
     s->send.is_urgent = stream->is_urgent;
     if (stream->is_urgent)
-        io_uring_submit(&s->send.host->ring);
+        io_uring_submit(&s->send.host->ring.uring);
     int n = op_wait(&s->send, self, "send");
     if (n > 0)
         backlog_sent(&s->backlog, (size_t)n);

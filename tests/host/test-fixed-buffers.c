@@ -74,7 +74,8 @@ FIBER_TEST(direct_reads_go_on_when_the_kernel_registers_nothing)
     static uint8_t other[BLOCK] __attribute__((aligned(BLOCK)));
     struct iovec iov = {other, sizeof(other)};
     HostLoop *host = (HostLoop *)fiber_loop(self);
-    fiber_assert_equal(io_uring_register_buffers(&host->ring, &iov, 1), 0); // one set is all it has
+    fiber_assert_equal(io_uring_register_buffers(&host->ring.uring, &iov, 1),
+                       0); // one set is all it has
     File *file = create(self);
     transfer_all(self, file);
     fiber_assert(!buffers_of(self)->memory);

@@ -143,12 +143,12 @@ static void reads_fiber(Fiber *self, void *arg)
     h->inline_reads = HOST_FILE_INLINE_NEVER;
     h->file.size = N;
     io_batch_init(&batch, self);
-    unsigned n_before = io_uring_sq_ready(&host->ring);
+    unsigned n_before = io_uring_sq_ready(&host->ring.uring);
     for (unsigned i = 0; i < N; i++) {
         out[i] = (uint8_t)(i + 1);
         file_read_start(&h->file, host_off(i), &in[i], 1, &batch);
     }
-    fiber_assert_equal(io_uring_sq_ready(&host->ring) - n_before, MAX_READS);
+    fiber_assert_equal(io_uring_sq_ready(&host->ring.uring) - n_before, MAX_READS);
     fiber_assert_equal(write(gate[1], out, N), N);
     fiber_assert_equal(io_batch_wait(self, &batch), 0);
     for (unsigned i = 0; i < N; i++)
