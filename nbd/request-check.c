@@ -4,6 +4,8 @@
 // get wrong. Pure.
 #include "request-check.h"
 
+#include <errno.h>
+
 // Payloads are skipped rather than the client dropped up to this. With extended headers the
 // protocol asks to drop above the advertised maximum.
 enum { MAX_SKIPPED_PAYLOAD = 2 * NBDS_MAX_PAYLOAD };
@@ -12,18 +14,18 @@ typedef struct Rule {
     uint16_t flags; // besides FUA, which every command takes
     bool has_range;
     bool changes_data;
-    NbdsErrorCode past_end;
+    int past_end; // negative errno
 } Rule;
 
 static const Rule rules[] = {
-    [NBDS_CMD_READ] = {NBDS_CMD_FLAG_DF, true, false, NBDS_EINVAL},
-    [NBDS_CMD_WRITE] = {0, true, true, NBDS_ENOSPC},
-    [NBDS_CMD_FLUSH] = {0, false, false, NBDS_OK},
-    [NBDS_CMD_TRIM] = {0, true, true, NBDS_EINVAL},
-    [NBDS_CMD_CACHE] = {0, true, false, NBDS_EINVAL},
+    [NBDS_CMD_READ] = {NBDS_CMD_FLAG_DF, true, false, -EINVAL},
+    [NBDS_CMD_WRITE] = {0, true, true, -ENOSPC},
+    [NBDS_CMD_FLUSH] = {0, false, false, 0},
+    [NBDS_CMD_TRIM] = {0, true, true, -EINVAL},
+    [NBDS_CMD_CACHE] = {0, true, false, -EINVAL},
     [NBDS_CMD_WRITE_ZEROES] = {NBDS_CMD_FLAG_NO_HOLE | NBDS_CMD_FLAG_FAST_ZERO, true, true,
-                               NBDS_ENOSPC},
-    [NBDS_CMD_BLOCK_STATUS] = {NBDS_CMD_FLAG_REQ_ONE, true, false, NBDS_EINVAL},
+                               -ENOSPC},
+    [NBDS_CMD_BLOCK_STATUS] = {NBDS_CMD_FLAG_REQ_ONE, true, false, -EINVAL},
 };
 static const unsigned n_rules = sizeof rules / sizeof rules[0];
 
@@ -52,9 +54,10 @@ static NbdsCheck refuse(uint64_t payload, NbdsErrorCode error, const char *messa
     return (NbdsCheck){NBDS_ACTION_REFUSE, payload, error, message};
 }
 
-static bool is_inside(const NbdsSession *session, uint64_t offset, uint64_t length)
+int nbds_request_check_end(const NbdsRequestHead *head, uint64_t size_bytes)
 {
-    return offset <= session->size_bytes && length <= session->size_bytes - offset;
+    bool is_inside = head->offset <= size_bytes && head->length <= size_bytes - head->offset;
+    return is_inside ? 0 : rules[head->type].past_end;
 }
 
 // Range and size, when `head->length` is an effect length (or a WRITE's payload).
@@ -64,8 +67,10 @@ static NbdsCheck check_range(const NbdsSession *session, const NbdsRequestHead *
     const Rule *rule = &rules[head->type];
     if (!rule->has_range && (head->offset || head->length))
         return refuse(payload, NBDS_EINVAL, "offset and length must be zero");
-    if (rule->has_range && !is_inside(session, head->offset, head->length))
-        return refuse(payload, rule->past_end, "the request reaches past the end of the export");
+    int past_end = nbds_request_check_end(head, session->size_bytes);
+    if (past_end < 0)
+        return refuse(payload, nbds_error_from_errno(past_end),
+                      "the request reaches past the end of the export");
     if (head->type == NBDS_CMD_WRITE && head->length > NBDS_MAX_PAYLOAD)
         return refuse(payload, NBDS_EINVAL, "the request is larger than the maximum payload");
     if (head->type == NBDS_CMD_READ && head->length > NBDS_MAX_PAYLOAD) {

@@ -33,6 +33,10 @@ typedef struct NbdsCheck {
 // and WRITE of at most NBDS_MAX_PAYLOAD, nothing that writes to a read-only export.
 NbdsCheck nbds_request_check(const NbdsSession *session, const NbdsRequestHead *head);
 
+// 0, or what a known command gets when its range does not lie inside `size_bytes`: -ENOSPC where
+// data would be written, -EINVAL elsewhere.
+int nbds_request_check_end(const NbdsRequestHead *head, uint64_t size_bytes);
+
 // BLOCK_STATUS whose payload names the contexts: puts the effect length into `head->length` and
 // returns the set, or EXECUTE replaced by REFUSE.
 NbdsCheck nbds_request_check_filter(const NbdsSession *session, const uint8_t *payload,

@@ -187,9 +187,9 @@ void nbds_request_read(Fiber *self, NbdsRequest *request)
     if (!request->head.length)
         return nbds_request_answer(request, 0);
     NbdsBuffer *reply = NULL;
-    Node *node = nbds_request_enter(self, request);
-    int result = -EINVAL;
-    if (node) {
+    Node *node;
+    int result = nbds_request_enter(self, request, &node);
+    if (result >= 0) {
         result = read_node(self, request, node, &reply);
         port_leave(&request->connection->export->port);
     }

@@ -100,9 +100,9 @@ void nbds_request_status(Fiber *self, NbdsRequest *request)
 {
     bool one = request->head.flags & NBDS_CMD_FLAG_REQ_ONE;
     Walk walk = {.open = request->contexts, .max_extents = one ? 1 : MAX_EXTENTS};
-    Node *node = nbds_request_enter(self, request);
-    int result = -EINVAL;
-    if (node) {
+    Node *node;
+    int result = nbds_request_enter(self, request, &node);
+    if (result >= 0) {
         result = walk_node(self, node, &request->head, &walk);
         port_leave(&request->connection->export->port);
     }

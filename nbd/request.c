@@ -98,16 +98,17 @@ void nbds_request_refuse(NbdsRequest *request, NbdsErrorCode error, const char *
     free_request(request);
 }
 
-Node *nbds_request_enter(Fiber *self, const NbdsRequest *request)
+int nbds_request_enter(Fiber *self, const NbdsRequest *request, Node **ret_node)
 {
     Port *port = &request->connection->export->port;
     Node *node = port_enter(self, port);
     // The client was promised a size; a port may since have been moved to a smaller node.
-    uint64_t size = node->size_bytes;
-    if (request->head.offset <= size && request->head.length <= size - request->head.offset)
-        return node;
-    port_leave(port);
-    return NULL;
+    int result = nbds_request_check_end(&request->head, node->size_bytes);
+    if (result < 0)
+        port_leave(port);
+    else
+        *ret_node = node;
+    return result;
 }
 
 static NodeIoFlags io_flags(const NbdsRequestHead *head)
@@ -183,10 +184,11 @@ static int execute(Fiber *self, NbdsRequest *request, Node *node)
 
 static int enter_and_execute(Fiber *self, NbdsRequest *request)
 {
-    Node *node = nbds_request_enter(self, request);
-    if (!node)
-        return -EINVAL;
-    int result = execute(self, request, node);
+    Node *node;
+    int result = nbds_request_enter(self, request, &node);
+    if (result < 0)
+        return result;
+    result = execute(self, request, node);
     port_leave(&request->connection->export->port);
     return result;
 }

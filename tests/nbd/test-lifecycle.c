@@ -409,6 +409,22 @@ static void a_resize_shows_to_new_connections(void **state)
     assert_int_equal(client_do(small, NBDS_CMD_READ, 0, SIZE, sizeof data, data), NBDS_EINVAL);
 }
 
+static void writes_past_a_shrunk_end_find_no_space(void **state)
+{
+    FixtureConfig config = {.size_bytes = 2 * SIZE};
+    g_autoptr(Fixture) f = fixture_new(&config);
+    g_autoptr(Client) c = client_new(f->socket_path, &simple);
+    fixture_run(f, shrink, f);
+    uint8_t data[512] = {0};
+    for (uint64_t offset = SIZE - 256; offset <= SIZE; offset += 256) {
+        assert_int_equal(client_do(c, NBDS_CMD_WRITE, 0, offset, 512, data), NBDS_ENOSPC);
+        assert_int_equal(client_do(c, NBDS_CMD_WRITE_ZEROES, 0, offset, 512, NULL), NBDS_ENOSPC);
+        assert_int_equal(client_do(c, NBDS_CMD_TRIM, 0, offset, 512, NULL), NBDS_EINVAL);
+        assert_int_equal(client_do(c, NBDS_CMD_CACHE, 0, offset, 512, NULL), NBDS_EINVAL);
+    }
+    assert_int_equal(client_do(c, NBDS_CMD_WRITE, 0, SIZE - 512, 512, data), 0);
+}
+
 static void stopping_answers_what_is_in_flight_and_refuses_the_rest(void **state)
 {
     FixtureConfig config = {0};
@@ -548,6 +564,7 @@ int main(void)
         cmocka_unit_test(a_stop_does_not_wait_for_the_end_of_a_huge_trim),
         cmocka_unit_test(a_huge_trim_is_finished_although_its_client_leaves),
         cmocka_unit_test(a_resize_shows_to_new_connections),
+        cmocka_unit_test(writes_past_a_shrunk_end_find_no_space),
         cmocka_unit_test(a_client_that_takes_no_replies_does_not_stop_the_stop),
         cmocka_unit_test(stopping_under_load_loses_no_answered_write),
         cmocka_unit_test(removing_an_export_ends_its_clients_only),
