@@ -2,9 +2,7 @@
 // The life of a connection.
 //
 //     state         leaves when                                             to
-//     HANDSHAKE     client's flags read                                     OPTIONS
-//                   time out, stop, EOF, unknown flags                      CLOSED
-//     OPTIONS       GO or EXPORT_NAME succeeded                             TRANSMISSION
+//     HANDSHAKE     GO or EXPORT_NAME succeeded                             TRANSMISSION
 //                   ABORT, time out, stop, EOF, breach                      CLOSED
 //     TRANSMISSION  DISC, EOF, breach, stop, export removed, send failed    DRAINING
 //     DRAINING      nothing in flight, sender ended                         CLOSED
@@ -20,6 +18,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "handshake.h"
 #include "server.h"
 
 // How long one may take to close its side when the server stops.
@@ -30,8 +29,7 @@ static const uint64_t LEAVE_TIMEOUT_NS = 30 * 1000000000ull;
 static void set_state(NbdsConnection *c, NbdsState state)
 {
     static const unsigned allowed[] = {
-        [NBDS_STATE_HANDSHAKE] = 1 << NBDS_STATE_OPTIONS | 1 << NBDS_STATE_CLOSED,
-        [NBDS_STATE_OPTIONS] = 1 << NBDS_STATE_TRANSMISSION | 1 << NBDS_STATE_CLOSED,
+        [NBDS_STATE_HANDSHAKE] = 1 << NBDS_STATE_TRANSMISSION | 1 << NBDS_STATE_CLOSED,
         [NBDS_STATE_TRANSMISSION] = 1 << NBDS_STATE_DRAINING,
         [NBDS_STATE_DRAINING] = 1 << NBDS_STATE_CLOSED,
         [NBDS_STATE_CLOSED] = 0,
@@ -88,7 +86,6 @@ void nbds_connection_drain(NbdsConnection *c, uint64_t timeout_ns)
 {
     switch (c->state) {
     case NBDS_STATE_HANDSHAKE:
-    case NBDS_STATE_OPTIONS:
         if (c->receiver)
             fiber_cancel(c->receiver);
         break;
@@ -175,128 +172,17 @@ static void hand_over(NbdsConnection *c, NbdsServerLoop *home)
 
 // --- Handshake ---
 
-static int send_bytes(Fiber *self, NbdsConnection *c, const void *data, size_t len)
-{
-    struct iovec iov = {(void *)data, len};
-    return len ? stream_send(self, c->stream, &iov, 1) : 0;
-}
-
-static int exchange_flags(Fiber *self, NbdsConnection *c, NbdsHandshake *h)
-{
-    uint8_t greeting[NBDS_GREETING_BYTES], flags[NBDS_CLIENT_FLAGS_BYTES];
-    nbds_wire_put_greeting(greeting);
-    int result = send_bytes(self, c, greeting, sizeof greeting);
-    if (result >= 0)
-        result = stream_recv_all(self, c->stream, flags, sizeof flags);
-    if (result < 0)
-        return result;
-    return nbds_handshake_client_flags(h, nbds_wire_get_client_flags(flags)) ? 0 : -EPROTO;
-}
-
-// The exports as this client sees them, looked up again when they changed.
-typedef struct Exports {
-    GPtrArray *exports;
-    NbdsExportInfo *infos;        // of the same
-    const NbdsExportInfo **table; // their addresses
-    unsigned generation;
-} Exports;
-
-static void exports_done(Exports *e)
-{
-    g_clear_pointer(&e->exports, g_ptr_array_unref);
-    g_clear_pointer(&e->infos, g_free);
-    g_clear_pointer(&e->table, g_free);
-}
-
-static NbdsExportTable exports_table(Exports *e, NbdsServer *server)
-{
-    unsigned generation = nbds_server_generation(server);
-    if (!e->exports || e->generation != generation) {
-        exports_done(e);
-        e->generation = generation;
-        e->exports = g_ptr_array_new_with_free_func((GDestroyNotify)nbds_export_unref);
-        nbds_server_list_exports(server, e->exports);
-        e->infos = g_new(NbdsExportInfo, e->exports->len);
-        e->table = g_new(const NbdsExportInfo *, e->exports->len);
-        for (unsigned i = 0; i < e->exports->len; i++) {
-            e->infos[i] = nbds_export_info(e->exports->pdata[i]);
-            e->table[i] = &e->infos[i];
-        }
-    }
-    return (NbdsExportTable){e->table, e->exports->len};
-}
-
-static void agree(NbdsConnection *c, const NbdsHandshake *h, const Exports *exports,
-                  const NbdsExportInfo *info)
-{
-    c->export = nbds_export_ref(exports->exports->pdata[info - exports->infos]);
-    c->session = (NbdsSession){
-        .style = h->style,
-        .contexts = h->contexts,
-        .size_bytes = info->size_bytes,
-        .read_only = info->read_only,
-    };
-}
-
-// One option: 1 to go on, 0 when transmission shall begin, negative to close.
-static int haggle(Fiber *self, NbdsConnection *c, NbdsHandshake *h, Exports *exports,
-                  GByteArray *data, GByteArray *out)
-{
-    uint8_t head[NBDS_OPTION_HEAD_BYTES];
-    uint32_t option, len;
-    int result = stream_recv_all(self, c->stream, head, sizeof head);
-    if (result < 0)
-        return result;
-    if (!nbds_wire_get_option_head(head, &option, &len) || len > NBDS_MAX_OPTION_BYTES)
-        return -EPROTO;
-    g_byte_array_set_size(data, len);
-    if (len && (result = stream_recv_all(self, c->stream, data->data, len)) < 0)
-        return result;
-
-    NbdsServer *server = c->home->server;
-    NbdsExportTable table = exports_table(exports, server);
-    const NbdsExportInfo *info = NULL;
-    g_byte_array_set_size(out, 0);
-    NbdsVerdict verdict = nbds_handshake_option(h, &table, nbds_server_is_stopping(server), option,
-                                                data->data, len, out, &info);
-    if (verdict == NBDS_VERDICT_TRANSMIT)
-        agree(c, h, exports, info);
-    if ((result = send_bytes(self, c, out->data, out->len)) < 0)
-        return result;
-    switch (verdict) {
-    case NBDS_VERDICT_CONTINUE:
-        return 1;
-    case NBDS_VERDICT_TRANSMIT:
-        return 0;
-    case NBDS_VERDICT_CLOSE:
-        break;
-    }
-    return -ECONNABORTED;
-}
-
-static int negotiate(Fiber *self, NbdsConnection *c)
-{
-    NbdsHandshake h = {0};
-    int result = exchange_flags(self, c, &h);
-    if (result < 0)
-        return result;
-    set_state(c, NBDS_STATE_OPTIONS);
-    Exports exports = {0};
-    g_autoptr(GByteArray) data = g_byte_array_new();
-    g_autoptr(GByteArray) out = g_byte_array_new();
-    do {
-        result = haggle(self, c, &h, &exports, data, out);
-    } while (result > 0);
-    exports_done(&exports);
-    return result;
-}
-
 static void handshake_fiber(Fiber *self, void *arg)
 {
     NbdsConnection *c = arg;
     limit_time(c, nbds_server_limits(c->home->server)->handshake_timeout_ns);
-    int result = negotiate(self, c);
+    NbdsAgreement agreement;
+    int result = nbds_handshake_run(self, c->home, c->stream, &agreement);
     loop_timer_stop(c->home->loop, &c->timer);
+    if (result >= 0) {
+        c->export = agreement.export;
+        c->session = agreement.session;
+    }
     if (result < 0 || fiber_is_cancelled(self))
         close_connection(c);
     else if (c->export->home != c->home)

@@ -12,8 +12,7 @@
 #include "settle.h"
 
 typedef enum NbdsState {
-    NBDS_STATE_HANDSHAKE,    // greeting sent, waiting for the client's flags
-    NBDS_STATE_OPTIONS,      // option haggling
+    NBDS_STATE_HANDSHAKE,    // greeting and options
     NBDS_STATE_TRANSMISSION, // requests are admitted
     NBDS_STATE_DRAINING,     // requests in flight end, others are answered ESHUTDOWN
     NBDS_STATE_CLOSED,       // about to be freed
@@ -28,7 +27,7 @@ struct NbdsConnection {
     LoopCall call;      // the hand-over
     bool is_stopped;    // by the server, not by its client
     LoopTimer timer;    // limit of the handshake, later of draining: cuts the stream
-    NbdsExport *export; // a reference, from the end of OPTIONS
+    NbdsExport *export; // a reference, from the end of HANDSHAKE
     NbdsSession session;
     Fiber *receiver; // NULL once ended
 

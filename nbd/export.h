@@ -6,7 +6,7 @@
 #include <stdatomic.h>
 
 #include "chain-core/port.h"
-#include "handshake.h"
+#include "export-table.h"
 #include "nbd/server.h"
 #include "server-loop.h"
 

@@ -1,361 +1,173 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Option haggling. Every option gets an answer and leaves client and server in step; the verdict is
-// CLOSE only where the protocol leaves no other way (EXPORT_NAME that cannot be served or comes
-// after extended headers, ABORT, too many options). Lengths are compared in 64 bits before use, and
-// text of ours that quotes names is cut to the protocol's bound. Pure.
+// The I/O of a handshake. Answers are sent before the next option is received, so what a client
+// can make the server hold is one option and its answer.
+//
+// Options are throttled: a client may send them without pause, and the answer to a small one can be
+// large. All handshakes of a loop together copy some bytes in a turn of it, one after the other.
 #include "handshake.h"
 
-#include <string.h>
+#include <errno.h>
 
-// More than a client that asks for everything about a thousand exports needs; the handshake's time
-// limit bounds the rest.
-enum { MAX_OPTIONS = 8192 };
+#include "options.h"
+#include "server.h"
 
-typedef struct Option {
-    uint32_t type;
-    const uint8_t *data;
-    uint32_t len;
-    GByteArray *out;
-} Option;
+enum {
+    OPTION_COST = 4096,    // of any option, besides its data and its answer; as a request's
+    TURN_BYTES = 32 << 10, // about 10 µs of a loop's time
+};
 
-// --- Replies ---
+typedef struct Handshake {
+    NbdsServerLoop *home;
+    Stream *stream;
+    uint64_t charged_bytes; // since the last turn
+    NbdsOptions options;
+    NbdsExportTable *table;
+    unsigned generation; // of the server's exports when `table` was taken
+    GByteArray *data, *answer;
+} Handshake;
 
-static uint8_t *append(GByteArray *out, uint32_t n)
+// The loop looks at every socket before this returns, once per TURN_BYTES of all handshakes.
+static void charge(Fiber *self, Handshake *h, uint64_t bytes)
 {
-    g_byte_array_set_size(out, out->len + n);
-    return out->data + out->len - n;
+    h->charged_bytes += bytes;
+    if (h->charged_bytes < TURN_BYTES)
+        return;
+    h->charged_bytes = 0;
+    fiber_mutex_lock(self, &h->home->handshake_turn);
+    fiber_sleep(self, 0);
+    fiber_mutex_unlock(self, &h->home->handshake_turn);
 }
 
-static void reply(const Option *o, NbdsRep type, const void *data, uint32_t len)
+static int send_bytes(Fiber *self, Handshake *h, const uint8_t *data, size_t len)
 {
-    nbds_wire_put_option_reply_head(append(o->out, NBDS_OPTION_REPLY_HEAD_BYTES), o->type, type,
-                                    len);
-    if (len)
-        g_byte_array_append(o->out, data, len);
-}
-
-static NbdsVerdict acknowledge(const Option *o)
-{
-    reply(o, NBDS_REP_ACK, NULL, 0);
-    return NBDS_VERDICT_CONTINUE;
-}
-
-static NbdsVerdict refuse(const Option *o, NbdsRep error, const char *message)
-{
-    reply(o, error, message, MIN(strlen(message), NBDS_MAX_STRING));
-    return NBDS_VERDICT_CONTINUE;
-}
-
-// --- Names ---
-
-// Takes bytes off the front of an option's data; once something is missing it stays failed.
-typedef struct Cursor {
-    const uint8_t *p;
-    uint64_t left;
-    bool failed;
-} Cursor;
-
-static const uint8_t *take_bytes(Cursor *c, uint64_t n)
-{
-    if (c->failed || n > c->left) {
-        c->failed = true;
-        return NULL;
+    for (size_t done = 0, n; done < len; done += n) {
+        n = MIN(len - done, TURN_BYTES);
+        struct iovec iov = {(void *)(data + done), n};
+        int result = stream_send(self, h->stream, &iov, 1);
+        if (result < 0)
+            return result;
+        charge(self, h, n);
     }
-    const uint8_t *p = c->p;
-    c->p += n;
-    c->left -= n;
-    return p;
+    return 0;
 }
 
-static uint16_t take_u16(Cursor *c)
+static int exchange_flags(Fiber *self, Handshake *h)
 {
-    const uint8_t *p = take_bytes(c, 2);
-    return p ? nbds_wire_get_u16(p) : 0;
+    uint8_t greeting[NBDS_GREETING_BYTES], flags[NBDS_CLIENT_FLAGS_BYTES];
+    nbds_wire_put_greeting(greeting);
+    int result = send_bytes(self, h, greeting, sizeof greeting);
+    if (result >= 0)
+        result = stream_recv_all(self, h->stream, flags, sizeof flags);
+    if (result < 0)
+        return result;
+    bool is_known = nbds_options_client_flags(&h->options, nbds_wire_get_client_flags(flags));
+    return is_known ? 0 : -EPROTO;
 }
 
-static uint32_t take_u32(Cursor *c)
+static int drop_bytes(Fiber *self, Handshake *h, size_t len)
 {
-    const uint8_t *p = take_bytes(c, 4);
-    return p ? nbds_wire_get_u32(p) : 0;
-}
-
-typedef struct Name {
-    const uint8_t *p;
-    uint32_t len;
-} Name;
-
-static bool is_valid_string(const uint8_t *p, uint32_t len)
-{
-    return len <= NBDS_MAX_STRING && !(len && memchr(p, 0, len));
-}
-
-// A string with its 32-bit length in front.
-static Name take_string(Cursor *c)
-{
-    Name name = {.len = take_u32(c)};
-    name.p = take_bytes(c, name.len);
-    if (!c->failed && !is_valid_string(name.p, name.len))
-        c->failed = true;
-    return name;
-}
-
-const NbdsExportInfo *nbds_export_table_find(const NbdsExportTable *table, const uint8_t *name,
-                                             size_t len)
-{
-    for (unsigned i = 0; i < table->n_exports; i++) {
-        const char *candidate = table->exports[i]->name;
-        if (strlen(candidate) == len && (!len || !memcmp(candidate, name, len)))
-            return table->exports[i];
+    uint8_t dropped[4096];
+    while (len) {
+        size_t n = MIN(len, sizeof dropped);
+        int result = stream_recv_all(self, h->stream, dropped, n);
+        if (result < 0)
+            return result;
+        charge(self, h, n);
+        len -= n;
     }
-    return !len && table->n_exports == 1 ? table->exports[0] : NULL;
+    return 0;
 }
 
-static NbdsVerdict refuse_unknown_export(const Option *o, const NbdsExportTable *table, Name name)
+static int receive_option(Fiber *self, Handshake *h, uint32_t *ret_option, uint32_t *ret_len)
 {
-    g_autoptr(GString) text = g_string_new(NULL);
-    if (!table->n_exports)
-        g_string_assign(text, "this server has no exports");
-    else if (name.len)
-        g_string_append_printf(text, "there is no export '%.*s'; ", (int)MIN(name.len, 256),
-                               (const char *)name.p);
-    else
-        g_string_assign(text, "there is no default export; ");
-    for (unsigned i = 0; i < table->n_exports && text->len < 1024; i++)
-        g_string_append_printf(text, "%s'%.256s'", i ? ", " : "choose one of ",
-                               table->exports[i]->name);
-    // Cutting names may have cut a character.
-    g_autofree char *valid = g_utf8_make_valid(text->str, text->len);
-    return refuse(o, NBDS_REP_ERR_UNKNOWN, valid);
+    uint8_t head[NBDS_OPTION_HEAD_BYTES];
+    int result = stream_recv_all(self, h->stream, head, sizeof head);
+    if (result < 0)
+        return result;
+    if (!nbds_wire_get_option_head(head, ret_option, ret_len) ||
+        *ret_len > NBDS_MAX_DROPPED_OPTION_BYTES)
+        return -EPROTO;
+    if (*ret_len > NBDS_MAX_OPTION_BYTES)
+        return drop_bytes(self, h, *ret_len);
+    g_byte_array_set_size(h->data, *ret_len);
+    result = *ret_len ? stream_recv_all(self, h->stream, h->data->data, *ret_len) : 0;
+    charge(self, h, OPTION_COST + *ret_len);
+    return result;
 }
 
-// --- Facts about an export ---
-
-uint16_t nbds_handshake_transmission_flags(const NbdsHandshake *h, const NbdsExportInfo *export)
+// The exports as this client sees them, looked up again when they changed.
+static void refresh_table(Handshake *h)
 {
-    // Multi-conn: all connections share one node, so a flush on any covers the writes of all.
-    uint16_t flags = NBDS_FLAG_HAS_FLAGS | NBDS_FLAG_SEND_FLUSH | NBDS_FLAG_SEND_FUA |
-                     NBDS_FLAG_CAN_MULTI_CONN | NBDS_FLAG_SEND_CACHE;
-    if (export->read_only)
-        flags |= NBDS_FLAG_READ_ONLY;
-    else
-        flags |= NBDS_FLAG_SEND_TRIM | NBDS_FLAG_SEND_WRITE_ZEROES | NBDS_FLAG_SEND_FAST_ZERO;
-    if (h->style != NBDS_STYLE_SIMPLE)
-        flags |= NBDS_FLAG_SEND_DF;
-    if (h->style == NBDS_STYLE_EXTENDED && h->contexts && h->contexts_serial == export->serial)
-        flags |= NBDS_FLAG_BLOCK_STATUS_PAYLOAD;
-    return flags;
+    NbdsServer *server = h->home->server;
+    unsigned generation = nbds_server_generation(server);
+    if (h->table && h->generation == generation)
+        return;
+    nbds_export_table_unref(h->table);
+    h->table = nbds_server_export_table(server);
+    h->generation = generation;
 }
 
-static void reply_info_string(const Option *o, NbdsInfo type, const char *s)
+static void agree(const Handshake *h, const NbdsExportInfo *info, NbdsAgreement *ret_agreement)
 {
-    size_t len = strlen(s);
-    nbds_wire_put_option_reply_head(append(o->out, NBDS_OPTION_REPLY_HEAD_BYTES), o->type,
-                                    NBDS_REP_INFO, 2 + len);
-    nbds_wire_put_u16(append(o->out, 2), type);
-    g_byte_array_append(o->out, (const uint8_t *)s, len);
+    *ret_agreement = (NbdsAgreement){
+        .export = nbds_export_ref(h->table->owners->pdata[info - h->table->exports]),
+        .session =
+            {
+                .style = h->options.style,
+                .contexts = h->options.contexts,
+                .size_bytes = info->size_bytes,
+                .read_only = info->read_only,
+            },
+    };
 }
 
-static void reply_info(const Option *o, const NbdsHandshake *h, NbdsInfo type,
-                       const NbdsExportInfo *export)
+// One option: 1 to go on, 0 with an agreement, negative to close.
+static int haggle(Fiber *self, Handshake *h, NbdsAgreement *ret_agreement)
 {
-    uint8_t data[14];
-    nbds_wire_put_u16(data, type);
-    switch (type) {
-    case NBDS_INFO_EXPORT:
-        nbds_wire_put_export_name_reply(data + 2, export->size_bytes,
-                                        nbds_handshake_transmission_flags(h, export));
-        reply(o, NBDS_REP_INFO, data, 2 + NBDS_EXPORT_NAME_REPLY_BYTES);
-        break;
-    case NBDS_INFO_NAME:
-        reply_info_string(o, type, export->name);
-        break;
-    case NBDS_INFO_DESCRIPTION:
-        if (export->description[0])
-            reply_info_string(o, type, export->description);
-        break;
-    case NBDS_INFO_BLOCK_SIZE:
-        nbds_wire_put_u32(data + 2, 1);
-        nbds_wire_put_u32(data + 6, export->preferred_bytes);
-        nbds_wire_put_u32(data + 10, NBDS_MAX_PAYLOAD);
-        reply(o, NBDS_REP_INFO, data, 14);
+    uint32_t option, len;
+    int result = receive_option(self, h, &option, &len);
+    if (result < 0)
+        return result;
+    refresh_table(h);
+    const NbdsExportInfo *info = NULL;
+    g_byte_array_set_size(h->answer, 0);
+    NbdsVerdict verdict =
+        nbds_options_execute(&h->options, h->table, nbds_server_is_stopping(h->home->server),
+                             option, h->data->data, len, h->answer, &info);
+    const GByteArray *answer = verdict == NBDS_VERDICT_LIST ? h->table->list : h->answer;
+    result = send_bytes(self, h, answer->data, answer->len);
+    if (result < 0)
+        return result;
+    switch (verdict) {
+    case NBDS_VERDICT_CONTINUE:
+    case NBDS_VERDICT_LIST:
+        return 1;
+    case NBDS_VERDICT_TRANSMIT:
+        agree(h, info, ret_agreement);
+        return 0;
+    case NBDS_VERDICT_CLOSE:
         break;
     }
+    return -ECONNABORTED;
 }
 
-// --- Options ---
-
-static NbdsVerdict option_export_name(const Option *o, NbdsHandshake *h,
-                                      const NbdsExportTable *table,
-                                      const NbdsExportInfo **ret_export)
+int nbds_handshake_run(Fiber *self, NbdsServerLoop *home, Stream *stream,
+                       NbdsAgreement *ret_agreement)
 {
-    if (h->style == NBDS_STYLE_EXTENDED || !is_valid_string(o->data, o->len))
-        return NBDS_VERDICT_CLOSE;
-    const NbdsExportInfo *export = nbds_export_table_find(table, o->data, o->len);
-    if (!export)
-        return NBDS_VERDICT_CLOSE;
-    nbds_wire_put_export_name_reply(append(o->out, NBDS_EXPORT_NAME_REPLY_BYTES),
-                                    export->size_bytes,
-                                    nbds_handshake_transmission_flags(h, export));
-    if (!h->no_zeroes)
-        memset(append(o->out, NBDS_EXPORT_NAME_PADDING), 0, NBDS_EXPORT_NAME_PADDING);
-    *ret_export = export;
-    return NBDS_VERDICT_TRANSMIT;
-}
-
-static NbdsVerdict option_list(const Option *o, const NbdsExportTable *table)
-{
-    if (o->len)
-        return refuse(o, NBDS_REP_ERR_INVALID, "LIST takes no data");
-    for (unsigned i = 0; i < table->n_exports; i++) {
-        const NbdsExportInfo *export = table->exports[i];
-        uint32_t name_len = strlen(export->name), description_len = strlen(export->description);
-        nbds_wire_put_option_reply_head(append(o->out, NBDS_OPTION_REPLY_HEAD_BYTES), o->type,
-                                        NBDS_REP_SERVER, 4 + name_len + description_len);
-        nbds_wire_put_u32(append(o->out, 4), name_len);
-        g_byte_array_append(o->out, (const uint8_t *)export->name, name_len);
-        g_byte_array_append(o->out, (const uint8_t *)export->description, description_len);
+    Handshake h = {
+        .home = home,
+        .stream = stream,
+        .data = g_byte_array_new(),
+        .answer = g_byte_array_new(),
+    };
+    int result = exchange_flags(self, &h);
+    if (result == 0) {
+        do
+            result = haggle(self, &h, ret_agreement);
+        while (result > 0);
     }
-    return acknowledge(o);
-}
-
-// INFO and GO.
-static NbdsVerdict option_info(const Option *o, NbdsHandshake *h, const NbdsExportTable *table,
-                               const NbdsExportInfo **ret_export)
-{
-    Cursor c = {o->data, o->len, false};
-    Name name = take_string(&c);
-    uint16_t n_requests = take_u16(&c);
-    if (c.failed || c.left != 2ull * n_requests)
-        return refuse(o, NBDS_REP_ERR_INVALID, "name or information requests are malformed");
-    const NbdsExportInfo *export = nbds_export_table_find(table, name.p, name.len);
-    if (!export)
-        return refuse_unknown_export(o, table, name);
-
-    bool wanted[NBDS_INFO_BLOCK_SIZE + 1] = {[NBDS_INFO_EXPORT] = true};
-    // Volunteered: a client that asked for the default export learns its name, and every client
-    // the block sizes.
-    wanted[NBDS_INFO_NAME] = strlen(export->name) != name.len;
-    wanted[NBDS_INFO_BLOCK_SIZE] = true;
-    for (unsigned i = 0; i < n_requests; i++) {
-        uint16_t type = take_u16(&c);
-        if (type < G_N_ELEMENTS(wanted))
-            wanted[type] = true;
-    }
-    for (unsigned i = 0; i < G_N_ELEMENTS(wanted); i++) {
-        if (wanted[i])
-            reply_info(o, h, i, export);
-    }
-    acknowledge(o);
-    if (o->type == NBDS_OPT_INFO)
-        return NBDS_VERDICT_CONTINUE;
-    *ret_export = export;
-    return NBDS_VERDICT_TRANSMIT;
-}
-
-static NbdsVerdict option_headers(const Option *o, NbdsHandshake *h)
-{
-    if (o->len)
-        return refuse(o, NBDS_REP_ERR_INVALID, "this option takes no data");
-    if (o->type == NBDS_OPT_EXTENDED_HEADERS)
-        h->style = NBDS_STYLE_EXTENDED;
-    else if (h->style == NBDS_STYLE_EXTENDED)
-        return refuse(o, NBDS_REP_ERR_EXT_HEADER_REQD, "extended headers are already in use");
-    else
-        h->style = NBDS_STYLE_STRUCTURED;
-    return acknowledge(o);
-}
-
-static void reply_context(const Option *o, NbdsContext context)
-{
-    const char *name = nbds_context_name(context);
-    nbds_wire_put_option_reply_head(append(o->out, NBDS_OPTION_REPLY_HEAD_BYTES), o->type,
-                                    NBDS_REP_META_CONTEXT, 4 + strlen(name));
-    // LIST: the id is reserved, zero.
-    uint32_t id = o->type == NBDS_OPT_SET_META_CONTEXT ? nbds_context_id(context) : 0;
-    nbds_wire_put_u32(append(o->out, 4), id);
-    g_byte_array_append(o->out, (const uint8_t *)name, strlen(name));
-}
-
-// LIST_META_CONTEXT and SET_META_CONTEXT. A SET that fails leaves nothing selected.
-static NbdsVerdict option_meta_context(const Option *o, NbdsHandshake *h,
-                                       const NbdsExportTable *table)
-{
-    bool set = o->type == NBDS_OPT_SET_META_CONTEXT;
-    if (set)
-        h->contexts = 0;
-    if (h->style == NBDS_STYLE_SIMPLE)
-        return refuse(o, NBDS_REP_ERR_INVALID, "negotiate structured replies first");
-    Cursor c = {o->data, o->len, false};
-    Name name = take_string(&c);
-    uint32_t n_queries = take_u32(&c);
-    NbdsContextSet contexts = !set && !n_queries ? NBDS_ALL_CONTEXTS : 0;
-    for (uint32_t i = 0; i < n_queries && !c.failed; i++) {
-        Name query = take_string(&c);
-        if (!c.failed)
-            contexts |= nbds_context_match(query.p, query.len, !set);
-    }
-    if (c.failed || c.left)
-        return refuse(o, NBDS_REP_ERR_INVALID, "name or queries are malformed");
-    const NbdsExportInfo *export = nbds_export_table_find(table, name.p, name.len);
-    if (!export)
-        return refuse_unknown_export(o, table, name);
-    for (unsigned i = 0; i < NBDS_N_CONTEXTS; i++) {
-        if (contexts & (1u << i))
-            reply_context(o, i);
-    }
-    if (set) {
-        h->contexts = contexts;
-        h->contexts_serial = export->serial;
-    }
-    return acknowledge(o);
-}
-
-static NbdsVerdict option_dispatch(const Option *o, NbdsHandshake *h, const NbdsExportTable *table,
-                                   const NbdsExportInfo **ret_export)
-{
-    switch (o->type) {
-    case NBDS_OPT_EXPORT_NAME:
-        return option_export_name(o, h, table, ret_export);
-    case NBDS_OPT_ABORT:
-        acknowledge(o);
-        return NBDS_VERDICT_CLOSE;
-    case NBDS_OPT_LIST:
-        return option_list(o, table);
-    case NBDS_OPT_INFO:
-    case NBDS_OPT_GO:
-        return option_info(o, h, table, ret_export);
-    case NBDS_OPT_STRUCTURED_REPLY:
-    case NBDS_OPT_EXTENDED_HEADERS:
-        return option_headers(o, h);
-    case NBDS_OPT_LIST_META_CONTEXT:
-    case NBDS_OPT_SET_META_CONTEXT:
-        return option_meta_context(o, h, table);
-    default: // STARTTLS too: this server has none
-        return refuse(o, NBDS_REP_ERR_UNSUP, "this server does not know this option");
-    }
-}
-
-bool nbds_handshake_client_flags(NbdsHandshake *h, uint32_t flags)
-{
-    // A client without FIXED_NEWSTYLE gets fixed newstyle too, if it uses it.
-    h->no_zeroes = flags & NBDS_C_NO_ZEROES;
-    return !(flags & ~(uint32_t)(NBDS_C_FIXED_NEWSTYLE | NBDS_C_NO_ZEROES));
-}
-
-NbdsVerdict nbds_handshake_option(NbdsHandshake *h, const NbdsExportTable *table, bool stopping,
-                                  uint32_t option, const uint8_t *data, uint32_t len,
-                                  GByteArray *out, const NbdsExportInfo **ret_export)
-{
-    Option o = {option, data, len, out};
-    if (++h->n_options > MAX_OPTIONS)
-        return NBDS_VERDICT_CLOSE;
-    if (stopping && option != NBDS_OPT_ABORT) {
-        if (option == NBDS_OPT_EXPORT_NAME)
-            return NBDS_VERDICT_CLOSE;
-        return refuse(&o, NBDS_REP_ERR_SHUTDOWN, "this server is stopping");
-    }
-    NbdsVerdict verdict = option_dispatch(&o, h, table, ret_export);
-    if (verdict == NBDS_VERDICT_TRANSMIT && h->contexts_serial != (*ret_export)->serial)
-        h->contexts = 0;
-    return verdict;
+    nbds_export_table_unref(h.table);
+    g_byte_array_unref(h.data);
+    g_byte_array_unref(h.answer);
+    return result;
 }

@@ -31,9 +31,10 @@ typedef struct NbdsServerLoop {
     // for each of its answers. Compared only.
     const NbdsConnection *light; // see NBDS_LIGHT_NS
     uint64_t light_until_ns;
-    uint64_t busy_until_ns; // some connection has more to do than that
-    NbdsPace pace;          // of the others
-    LoopCall drain_call;    // the server's stop
+    uint64_t busy_until_ns;    // some connection has more to do than that
+    NbdsPace pace;             // of the others
+    FiberMutex handshake_turn; // held over a turn of the loop by the handshake whose turn it is
+    LoopCall drain_call;       // the server's stop
 } NbdsServerLoop;
 
 NbdsServerLoop *nbds_server_loop_new(NbdsServer *server, Loop *loop, uint64_t max_loop_bytes);

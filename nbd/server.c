@@ -43,6 +43,8 @@ struct NbdsServer {
     GPtrArray *loops;     // of NbdsServerLoop, owned
     GPtrArray *listeners; // of Listener, owned
     uint64_t next_serial;
+    NbdsExportTable *table; // as of `table_generation`, or NULL
+    unsigned table_generation;
 
     atomic_uint generation;
     atomic_bool is_stopping;
@@ -93,6 +95,7 @@ void nbds_server_free(NbdsServer *server)
     if (!server)
         return;
     assert(!server->exports->len && !server->n_clients);
+    nbds_export_table_unref(server->table);
     g_ptr_array_unref(server->exports);
     g_ptr_array_unref(server->listeners);
     g_ptr_array_unref(server->loops);
@@ -208,12 +211,31 @@ void nbds_server_refresh_size(NbdsExport *export)
     export->home->server->generation++;
 }
 
-void nbds_server_list_exports(NbdsServer *server, GPtrArray *exports)
+// With the lock held.
+static NbdsExportTable *make_table(const NbdsServer *server)
+{
+    unsigned n = server->exports->len;
+    NbdsExportInfo *infos = g_new(NbdsExportInfo, n);
+    GPtrArray *owners = g_ptr_array_new_full(n, (GDestroyNotify)nbds_export_unref);
+    for (unsigned i = 0; i < n; i++) {
+        infos[i] = nbds_export_info(server->exports->pdata[i]);
+        g_ptr_array_add(owners, nbds_export_ref(server->exports->pdata[i]));
+    }
+    return nbds_export_table_new(infos, n, owners);
+}
+
+NbdsExportTable *nbds_server_export_table(NbdsServer *server)
 {
     pthread_mutex_lock(&server->lock);
-    for (unsigned i = 0; i < server->exports->len; i++)
-        g_ptr_array_add(exports, nbds_export_ref(server->exports->pdata[i]));
+    unsigned generation = server->generation;
+    if (!server->table || server->table_generation != generation) {
+        nbds_export_table_unref(server->table);
+        server->table = make_table(server);
+        server->table_generation = generation;
+    }
+    NbdsExportTable *table = nbds_export_table_ref(server->table);
     pthread_mutex_unlock(&server->lock);
+    return table;
 }
 
 static void drain_connections(NbdsServerLoop *home, const NbdsExport *export)

@@ -9,7 +9,7 @@ const NbdsLimits *nbds_server_limits(const NbdsServer *server); // defaults fill
 bool nbds_server_is_stopping(const NbdsServer *server);
 // Changes with every export added or removed.
 unsigned nbds_server_generation(const NbdsServer *server);
-// Adds a reference on each export to `exports`, whose free function is nbds_export_unref().
-void nbds_server_list_exports(NbdsServer *server, GPtrArray *exports);
+// The exports now, returned owned; `owners` are the NbdsExports.
+NbdsExportTable *nbds_server_export_table(NbdsServer *server);
 // A connection is gone (its last act: the server may be freed meanwhile).
 void nbds_server_leave(NbdsServer *server);

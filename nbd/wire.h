@@ -11,9 +11,16 @@
 // Bounds of the protocol ("Conventions", "Size constraints").
 enum {
     NBDS_MAX_STRING = 4096,
-    NBDS_MAX_PAYLOAD = 32 << 20,   // the default every client may count on
-    NBDS_MAX_EXTENTS = 1 << 20,    // per BLOCK_STATUS chunk
-    NBDS_MAX_OPTION_BYTES = 16384, // ours: longest option data that is read rather than dropped
+    NBDS_MAX_PAYLOAD = 32 << 20, // the default every client may count on
+    NBDS_MAX_EXTENTS = 1 << 20,  // per BLOCK_STATUS chunk
+};
+
+// Ours. Options up to the first bound are executed: enough for 16 queries of the longest bitmap
+// names (1,023 bytes) or 15 of the longest strings. Up to the second their data is dropped and they
+// are answered TOO_BIG; above, the client is.
+enum {
+    NBDS_MAX_OPTION_BYTES = 64 << 10,
+    NBDS_MAX_DROPPED_OPTION_BYTES = 256 << 10,
 };
 
 // --- Handshake ---
@@ -41,6 +48,7 @@ typedef enum NbdsRep {
     NBDS_REP_ERR_INVALID = NBDS_REP_ERROR(3),
     NBDS_REP_ERR_UNKNOWN = NBDS_REP_ERROR(6),
     NBDS_REP_ERR_SHUTDOWN = NBDS_REP_ERROR(7),
+    NBDS_REP_ERR_TOO_BIG = NBDS_REP_ERROR(9),
     NBDS_REP_ERR_EXT_HEADER_REQD = NBDS_REP_ERROR(10),
 } NbdsRep;
 

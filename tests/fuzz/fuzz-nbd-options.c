@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Option haggling fed with anything. Input: one byte of settings, then options, each its type (1
-// byte), its length (2 bytes, big-endian) and data. Besides not crashing, the answers must be
-// whole reply packets that end with a final one, and a choice must be an export of the table.
+// The options of the handshake, fed with anything. Input: one byte of settings, then options, each
+// its type (1 byte), its length (2 bytes, big-endian) and data. Besides not crashing, the answers
+// must be whole reply packets that end with a final one, and a choice must be an export of the
+// table.
 #include <assert.h>
 #include <string.h>
 
-#include "handshake.h"
+#include "options.h"
 
 enum { MANY_EXPORTS = 1, STOPPING = 2, NO_ZEROES = 4 };
 
@@ -35,16 +36,17 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         {2, "", "", 0, 512, true},
         {3, "\xc3\xbc", "", 1, 4096, false},
     };
-    const NbdsExportInfo *const pointers[] = {&infos[0], &infos[1], &infos[2]};
     if (!size)
         return 0;
     uint8_t settings = *data++;
     size--;
-    NbdsExportTable table = {pointers, settings & MANY_EXPORTS ? 3 : 1};
-    NbdsHandshake h = {.no_zeroes = settings & NO_ZEROES};
+    unsigned n_exports = settings & MANY_EXPORTS ? 3 : 1;
+    g_autoptr(NbdsExportTable) table =
+        nbds_export_table_new(g_memdup2(infos, n_exports * sizeof infos[0]), n_exports, NULL);
+    NbdsOptions h = {.no_zeroes = settings & NO_ZEROES};
     g_autoptr(GByteArray) out = g_byte_array_new();
     NbdsVerdict verdict = NBDS_VERDICT_CONTINUE;
-    while (size >= 3 && verdict == NBDS_VERDICT_CONTINUE) {
+    while (size >= 3 && (verdict == NBDS_VERDICT_CONTINUE || verdict == NBDS_VERDICT_LIST)) {
         uint32_t option = data[0], len = nbds_wire_get_u16(data + 1);
         data += 3;
         size -= 3;
@@ -54,11 +56,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         const NbdsExportInfo *chosen = NULL;
         g_byte_array_set_size(out, 0);
         verdict =
-            nbds_handshake_option(&h, &table, settings & STOPPING, option, own, len, out, &chosen);
+            nbds_options_execute(&h, table, settings & STOPPING, option, own, len, out, &chosen);
         if (option != NBDS_OPT_EXPORT_NAME)
-            check_replies(out, option, verdict);
+            check_replies(verdict == NBDS_VERDICT_LIST ? table->list : out, option, verdict);
         if (verdict == NBDS_VERDICT_TRANSMIT) {
-            assert(chosen >= infos && chosen < infos + 3);
+            assert(chosen >= table->exports && chosen < table->exports + n_exports);
             assert(h.style != NBDS_STYLE_SIMPLE || !h.contexts);
             assert(!h.contexts || h.contexts_serial == chosen->serial);
         }

@@ -1,553 +1,243 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Option haggling, one option at a time: what is answered, what is selected, and what an abusive
-// option gets. No I/O.
+// The handshake through sockets: how long it may take, how much an option may carry, and what the
+// options of some clients cost the others.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 
 #include <cmocka.h>
+#include <poll.h>
 #include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
-#include "handshake.h"
+#include "client.h"
+#include "fixture.h"
 
-typedef struct Reply {
-    uint32_t type;
-    const uint8_t *data;
-    uint32_t len;
-} Reply;
+static const uint64_t MS = 1000000;
 
-typedef struct Haggle {
-    NbdsHandshake h;
-    NbdsExportInfo infos[3];
-    const NbdsExportInfo *pointers[3];
-    NbdsExportTable table;
-    bool stopping;
-    GByteArray *data; // of the option being built
-    GByteArray *out;
-    NbdsVerdict verdict;
-    const NbdsExportInfo *chosen;
-    Reply replies[16];
-    unsigned n_replies;
-} Haggle;
+static const ClientConfig simple = {.style = NBDS_STYLE_SIMPLE};
 
-static Haggle *haggle_new(unsigned n_exports)
+// A client that has exchanged flags.
+static Client begin(Fixture *f)
 {
-    Haggle *t = g_new0(Haggle, 1);
-    static const char *const names[] = {"web", "", "db"};
-    for (unsigned i = 0; i < n_exports; i++) {
-        t->infos[i] = (NbdsExportInfo){.serial = i + 1,
-                                       .name = names[i],
-                                       .description = i ? "" : "web: 1 MiB raw",
-                                       .size_bytes = 1 << 20,
-                                       .preferred_bytes = 65536,
-                                       .read_only = i == 2};
-        t->pointers[i] = &t->infos[i];
+    Client c = {.fd = client_connect(f->socket_path)};
+    uint8_t greeting[18];
+    client_recv(&c, greeting, 18);
+    client_send(&c, (const uint8_t[]){0, 0, 0, 3}, 4);
+    return c;
+}
+
+static void an_unfinished_handshake_is_cut_off(void **state)
+{
+    FixtureConfig config = {.limits.handshake_timeout_ns = 50 * MS};
+    g_autoptr(Fixture) f = fixture_new(&config);
+    uint8_t greeting[18];
+    Client silent = {.fd = client_connect(f->socket_path)};
+    Client haggler = {.fd = client_connect(f->socket_path)};
+    client_recv(&silent, greeting, 18);
+    client_recv(&haggler, greeting, 18);
+    send(haggler.fd, "\0\0\0\3IH", 6, MSG_NOSIGNAL); // unless it is cut off already
+    assert_true(client_at_end(&silent));
+    assert_true(client_at_end(&haggler));
+    close(silent.fd);
+    close(haggler.fd);
+    wait_for_clients(f, 0);
+}
+
+// Handshake and a READ of one byte, all sent at once; true when the READ waits in the held node.
+// On a slow machine the handshake may be cut off: false.
+static bool begin_read(Fixture *f, Client *c)
+{
+    static const char talk[] = "\0\0\0\3IHAVEOPT\0\0\0\7\0\0\0\6\0\0\0\0\0\0"
+                               "\x25\x60\x95\x13\0\0\0\0" // READ
+                               "\0\0\0\0\0\0\0\1"         // cookie
+                               "\0\0\0\0\0\0\0\0"         // offset
+                               "\0\0\0\1";                // length
+    *c = (Client){.fd = client_connect(f->socket_path), .style = NBDS_STYLE_SIMPLE};
+    if (send(c->fd, talk, sizeof talk - 1, MSG_NOSIGNAL) != sizeof talk - 1)
+        return false;
+    struct pollfd p = {c->fd, POLLRDHUP, 0};
+    while (!f->nodes[0]->n_waiting) {
+        if (poll(&p, 1, 1) == 1) // the server closed
+            return false;
     }
-    t->table = (NbdsExportTable){t->pointers, n_exports};
-    t->data = g_byte_array_new();
-    t->out = g_byte_array_new();
-    return t;
+    return true;
 }
 
-static void haggle_free(Haggle *t)
+static void the_limit_of_a_handshake_ends_with_it(void **state)
 {
-    g_byte_array_unref(t->data);
-    g_byte_array_unref(t->out);
-    g_free(t);
-}
-G_DEFINE_AUTOPTR_CLEANUP_FUNC(Haggle, haggle_free)
-
-static void put_u32(Haggle *t, uint32_t v)
-{
-    uint8_t p[4];
-    nbds_wire_put_u32(p, v);
-    g_byte_array_append(t->data, p, 4);
-}
-
-static void put_u16(Haggle *t, uint16_t v)
-{
-    uint8_t p[2];
-    nbds_wire_put_u16(p, v);
-    g_byte_array_append(t->data, p, 2);
-}
-
-static void put_string(Haggle *t, const char *s)
-{
-    put_u32(t, strlen(s));
-    g_byte_array_append(t->data, (const uint8_t *)s, strlen(s));
-}
-
-static void parse_replies(Haggle *t, uint32_t option)
-{
-    t->n_replies = 0;
-    for (uint32_t at = 0; at < t->out->len;) {
-        assert_in_range(t->out->len - at, 20, UINT32_MAX);
-        const uint8_t *p = t->out->data + at;
-        assert_true(nbds_wire_get_u64(p) == 0x3e889045565a9);
-        assert_int_equal(nbds_wire_get_u32(p + 8), option);
-        uint32_t len = nbds_wire_get_u32(p + 16);
-        assert_in_range(len, 0, t->out->len - at - 20);
-        if (t->n_replies < G_N_ELEMENTS(t->replies))
-            t->replies[t->n_replies++] = (Reply){nbds_wire_get_u32(p + 12), p + 20, len};
-        at += 20 + len;
+    FixtureConfig config = {.limits.handshake_timeout_ns = 50 * MS};
+    g_autoptr(Fixture) f = fixture_new(&config);
+    fixture_hold(f, 0);
+    Client c;
+    while (!begin_read(f, &c))
+        close(c.fd);
+    Client later = {.fd = client_connect(f->socket_path)};
+    uint8_t greeting[18];
+    client_recv(&later, greeting, 18);
+    assert_true(client_at_end(&later)); // longer than the limit after the first one came
+    close(later.fd);
+    fixture_release(f, 0);
+    uint8_t data[1024]; // the handshake's replies and that of the READ
+    ssize_t n = 0, r;
+    while (n < 17 || nbds_wire_get_u32(data + n - 17) != 0x67446698) {
+        r = recv(c.fd, data + n, sizeof data - n, 0);
+        assert_true(r > 0);
+        n += r;
     }
+    close(c.fd);
 }
 
-// Sends the option with the data built so far.
-static void option(Haggle *t, uint32_t type)
+static void an_option_of_more_than_256_kib_ends_the_session(void **state)
 {
-    g_byte_array_set_size(t->out, 0);
-    t->chosen = NULL;
-    // An exact copy: a read past its end is seen by the sanitizer.
-    g_autofree uint8_t *data = g_memdup2(t->data->data, t->data->len);
-    t->verdict = nbds_handshake_option(&t->h, &t->table, t->stopping, type, data, t->data->len,
-                                       t->out, &t->chosen);
-    g_byte_array_set_size(t->data, 0);
-    if (type != NBDS_OPT_EXPORT_NAME)
-        parse_replies(t, type);
-}
-
-static void assert_single(Haggle *t, NbdsRep type)
-{
-    assert_int_equal(t->verdict, NBDS_VERDICT_CONTINUE);
-    assert_int_equal(t->n_replies, 1);
-    assert_int_equal(t->replies[0].type, type);
-}
-
-static const Reply *find_info(const Haggle *t, NbdsInfo type)
-{
-    for (unsigned i = 0; i < t->n_replies; i++) {
-        if (t->replies[i].type == NBDS_REP_INFO && nbds_wire_get_u16(t->replies[i].data) == type)
-            return &t->replies[i];
-    }
-    return NULL;
-}
-
-static void info(Haggle *t, uint32_t type, const char *name)
-{
-    put_string(t, name);
-    put_u16(t, 0);
-    option(t, type);
-}
-
-static void meta(Haggle *t, uint32_t type, const char *name, const char *query)
-{
-    put_string(t, name);
-    put_u32(t, query ? 1 : 0);
-    if (query)
-        put_string(t, query);
-    option(t, type);
-}
-
-static uint16_t flags_of(const Haggle *t)
-{
-    return nbds_wire_get_u16(find_info(t, NBDS_INFO_EXPORT)->data + 10);
-}
-
-// --- Tests ---
-
-static void unknown_client_flags_end_the_handshake(void **state)
-{
-    NbdsHandshake h = {0};
-    assert_true(nbds_handshake_client_flags(&h, 0));
-    assert_false(h.no_zeroes);
-    assert_true(nbds_handshake_client_flags(&h, 3));
-    assert_true(h.no_zeroes);
-    assert_false(nbds_handshake_client_flags(&h, 4));
-    assert_false(nbds_handshake_client_flags(&h, 0x80000001));
-}
-
-static void go_describes_and_chooses_the_export(void **state)
-{
-    g_autoptr(Haggle) t = haggle_new(3);
-    put_string(t, "web");
-    put_u16(t, 3);
-    put_u16(t, NBDS_INFO_NAME);
-    put_u16(t, NBDS_INFO_DESCRIPTION);
-    put_u16(t, 4711); // unknown requests are ignored
-    option(t, NBDS_OPT_GO);
-    assert_int_equal(t->verdict, NBDS_VERDICT_TRANSMIT);
-    assert_ptr_equal(t->chosen, &t->infos[0]);
-    const Reply *r = find_info(t, NBDS_INFO_EXPORT);
-    assert_int_equal(r->len, 12);
-    assert_int_equal(nbds_wire_get_u64(r->data + 2), 1 << 20);
-    r = find_info(t, NBDS_INFO_NAME);
-    assert_int_equal(r->len, 5);
-    assert_memory_equal(r->data + 2, "web", 3);
-    r = find_info(t, NBDS_INFO_DESCRIPTION);
-    assert_memory_equal(r->data + 2, "web: 1 MiB raw", r->len - 2);
-    r = find_info(t, NBDS_INFO_BLOCK_SIZE);
-    assert_int_equal(r->len, 14);
-    assert_int_equal(nbds_wire_get_u32(r->data + 2), 1);
-    assert_int_equal(nbds_wire_get_u32(r->data + 6), 65536);
-    assert_int_equal(nbds_wire_get_u32(r->data + 10), NBDS_MAX_PAYLOAD);
-    assert_int_equal(t->replies[t->n_replies - 1].type, NBDS_REP_ACK);
-}
-
-static void info_goes_on_haggling(void **state)
-{
-    g_autoptr(Haggle) t = haggle_new(3);
-    info(t, NBDS_OPT_INFO, "db");
-    assert_int_equal(t->verdict, NBDS_VERDICT_CONTINUE);
-    assert_null(t->chosen);
-    assert_int_equal(flags_of(t), NBDS_FLAG_HAS_FLAGS | NBDS_FLAG_READ_ONLY | NBDS_FLAG_SEND_FLUSH |
-                                      NBDS_FLAG_SEND_FUA | NBDS_FLAG_CAN_MULTI_CONN |
-                                      NBDS_FLAG_SEND_CACHE);
-}
-
-static void flags_follow_what_was_negotiated(void **state)
-{
-    g_autoptr(Haggle) t = haggle_new(3);
-    info(t, NBDS_OPT_INFO, "web");
-    assert_false(flags_of(t) & NBDS_FLAG_SEND_DF);
-    assert_true(flags_of(t) & NBDS_FLAG_SEND_FAST_ZERO);
-    option(t, NBDS_OPT_STRUCTURED_REPLY);
-    assert_single(t, NBDS_REP_ACK);
-    info(t, NBDS_OPT_INFO, "web");
-    assert_true(flags_of(t) & NBDS_FLAG_SEND_DF);
-    assert_false(flags_of(t) & NBDS_FLAG_BLOCK_STATUS_PAYLOAD);
-    option(t, NBDS_OPT_EXTENDED_HEADERS);
-    assert_single(t, NBDS_REP_ACK);
-    info(t, NBDS_OPT_INFO, "web");
-    assert_false(flags_of(t) & NBDS_FLAG_BLOCK_STATUS_PAYLOAD);
-    meta(t, NBDS_OPT_SET_META_CONTEXT, "web", "base:allocation");
-    info(t, NBDS_OPT_INFO, "web");
-    assert_true(flags_of(t) & NBDS_FLAG_BLOCK_STATUS_PAYLOAD);
-    info(t, NBDS_OPT_INFO, "db");
-    assert_false(flags_of(t) & NBDS_FLAG_BLOCK_STATUS_PAYLOAD);
-}
-
-static void the_empty_name_is_the_export_of_that_name(void **state)
-{
-    g_autoptr(Haggle) t = haggle_new(3);
-    info(t, NBDS_OPT_GO, "");
-    assert_ptr_equal(t->chosen, &t->infos[1]);
-}
-
-static void the_empty_name_is_the_only_export_and_tells_its_name(void **state)
-{
-    g_autoptr(Haggle) t = haggle_new(1);
-    info(t, NBDS_OPT_GO, "");
-    assert_ptr_equal(t->chosen, &t->infos[0]);
-    assert_memory_equal(find_info(t, NBDS_INFO_NAME)->data + 2, "web", 3);
-}
-
-static void without_a_default_export_the_error_lists_names(void **state)
-{
-    g_autoptr(Haggle) t = haggle_new(3);
-    t->infos[1].name = "mail";
-    info(t, NBDS_OPT_GO, "");
-    assert_single(t, NBDS_REP_ERR_UNKNOWN);
-    g_autofree char *text = g_strndup((const char *)t->replies[0].data, t->replies[0].len);
-    assert_string_equal(text, "there is no default export; choose one of 'web', 'mail', 'db'");
-}
-
-static void long_names_are_unknown_and_longer_ones_malformed(void **state)
-{
-    g_autoptr(Haggle) t = haggle_new(3);
-    for (unsigned len = 255; len <= 4096; len += len < 260 ? 1 : 1918) {
-        g_autofree char *name = g_strnfill(len, 'x');
-        info(t, NBDS_OPT_GO, name);
-        assert_single(t, NBDS_REP_ERR_UNKNOWN);
-        assert_in_range(t->replies[0].len, 1, 4096);
-        meta(t, NBDS_OPT_LIST_META_CONTEXT, name, NULL);
-        assert_int_equal(t->verdict, NBDS_VERDICT_CONTINUE);
-    }
-    g_autofree char *name = g_strnfill(4097, 'x');
-    info(t, NBDS_OPT_GO, name);
-    assert_single(t, NBDS_REP_ERR_INVALID);
-}
-
-static void error_texts_stay_valid_utf8_and_short(void **state)
-{
-    g_autoptr(Haggle) t = haggle_new(3);
-    g_autoptr(GString) name = g_string_new("x");
-    while (name->len < 4090)
-        g_string_append(name, "ü");
-    for (unsigned i = 0; i < 3; i++)
-        t->infos[i].name = name->str;
-    g_autoptr(GString) asked = g_string_new("y");
-    while (asked->len < 4090)
-        g_string_append(asked, "€");
-    info(t, NBDS_OPT_GO, asked->str);
-    assert_single(t, NBDS_REP_ERR_UNKNOWN);
-    assert_in_range(t->replies[0].len, 1, 4096);
-    assert_true(g_utf8_validate((const char *)t->replies[0].data, t->replies[0].len, NULL));
-}
-
-static void a_name_length_beyond_the_option_is_malformed(void **state)
-{
-    g_autoptr(Haggle) t = haggle_new(3);
-    static const uint32_t lengths[] = {0xffffffff, 0xfffffffa, 4, 100};
+    FixtureConfig config = {0};
+    g_autoptr(Fixture) f = fixture_new(&config);
+    static const uint32_t lengths[] = {(256 << 10) + 1, 0xfffffff0};
     for (unsigned i = 0; i < G_N_ELEMENTS(lengths); i++) {
-        for (uint32_t type = NBDS_OPT_INFO; type <= NBDS_OPT_GO; type++) {
-            put_u32(t, lengths[i]);
-            g_byte_array_append(t->data, (const uint8_t *)"web", 3);
-            put_u16(t, 0);
-            option(t, type);
-            assert_single(t, NBDS_REP_ERR_INVALID);
-        }
+        uint8_t head[16] = "IHAVEOPT";
+        Client c = begin(f);
+        nbds_wire_put_u32(head + 8, 99);
+        nbds_wire_put_u32(head + 12, lengths[i]);
+        client_send(&c, head, 16);
+        assert_true(client_at_end(&c));
+        close(c.fd);
+    }
+    g_autoptr(Client) c G_GNUC_UNUSED = client_new(f->socket_path, &simple);
+}
+
+static void a_large_option_is_answered_and_the_next_one_served(void **state)
+{
+    FixtureConfig config = {0};
+    g_autoptr(Fixture) f = fixture_new(&config);
+    static const struct {
+        uint32_t len;
+        NbdsRep reply;
+    } rows[] = {
+        {17 << 10, NBDS_REP_ERR_UNSUP},
+        {64 << 10, NBDS_REP_ERR_UNSUP},
+        {(64 << 10) + 1, NBDS_REP_ERR_TOO_BIG},
+        {256 << 10, NBDS_REP_ERR_TOO_BIG},
+    };
+    g_autofree uint8_t *data = g_malloc0(256 << 10);
+    Client c = begin(f);
+    for (unsigned i = 0; i < G_N_ELEMENTS(rows); i++) {
+        client_send_option(&c, 99, data, rows[i].len);
+        assert_int_equal(client_recv_option_reply(&c, 99, NULL), rows[i].reply);
+    }
+    client_send_option(&c, NBDS_OPT_STRUCTURED_REPLY, NULL, 0);
+    assert_int_equal(client_recv_option_reply(&c, NBDS_OPT_STRUCTURED_REPLY, NULL), NBDS_REP_ACK);
+    close(c.fd);
+}
+
+static void put_query(GByteArray *option, const char *query)
+{
+    uint8_t len[4];
+    nbds_wire_put_u32(len, strlen(query));
+    g_byte_array_append(option, len, 4);
+    g_byte_array_append(option, (const uint8_t *)query, strlen(query));
+}
+
+static void sixteen_bitmaps_with_the_longest_names_can_be_asked_for(void **state)
+{
+    FixtureConfig config = {0};
+    g_autoptr(Fixture) f = fixture_new(&config);
+    Client c = begin(f);
+    client_send_option(&c, NBDS_OPT_STRUCTURED_REPLY, NULL, 0);
+    assert_int_equal(client_recv_option_reply(&c, NBDS_OPT_STRUCTURED_REPLY, NULL), NBDS_REP_ACK);
+    g_autoptr(GByteArray) option = g_byte_array_new();
+    g_autofree char *name = g_strnfill(1023, 'n');
+    g_autofree char *query = g_strconcat("qemu:dirty-bitmap:", name, NULL);
+    g_byte_array_append(option, (const uint8_t[]){0, 0, 0, 0, 0, 0, 0, 17}, 8);
+    for (unsigned i = 0; i < 16; i++)
+        put_query(option, query);
+    put_query(option, "base:allocation");
+    client_send_option(&c, NBDS_OPT_SET_META_CONTEXT, option->data, option->len);
+    g_autoptr(GByteArray) context = NULL;
+    assert_int_equal(client_recv_option_reply(&c, NBDS_OPT_SET_META_CONTEXT, &context),
+                     NBDS_REP_META_CONTEXT);
+    assert_memory_equal(context->data + 4, "base:allocation", context->len - 4);
+    assert_int_equal(client_recv_option_reply(&c, NBDS_OPT_SET_META_CONTEXT, NULL), NBDS_REP_ACK);
+    close(c.fd);
+}
+
+// --- Floods ---
+
+enum { N_LISTERS = 32, N_LISTS = 512, TURN_KIB = 64 };
+
+typedef struct Listers {
+    Client clients[N_LISTERS];
+    uint64_t listed_bytes;
+    unsigned n_turns;
+} Listers;
+
+static uint64_t unread_bytes(const Listers *l)
+{
+    uint64_t sum = 0;
+    for (unsigned i = 0; i < N_LISTERS; i++) {
+        int n = 0;
+        assert_int_equal(ioctl(l->clients[i].fd, FIONREAD, &n), 0);
+        sum += (unsigned)n;
+    }
+    return sum;
+}
+
+// On the server's loop: all clients ask at once, and take nothing. Counts the loop's turns until
+// the sockets are full.
+static void list_without_pause(Fiber *self, void *arg)
+{
+    Listers *l = arg;
+    g_autofree uint8_t *lists = g_malloc(N_LISTS * 16);
+    for (unsigned i = 0; i < N_LISTS; i++) {
+        memcpy(lists + 16 * i, "IHAVEOPT", 8);
+        nbds_wire_put_u32(lists + 16 * i + 8, NBDS_OPT_LIST);
+        nbds_wire_put_u32(lists + 16 * i + 12, 0);
+    }
+    for (unsigned i = 0; i < N_LISTERS; i++)
+        client_send(&l->clients[i], lists, N_LISTS * 16);
+    for (unsigned n_idle = 0; n_idle < 200; n_idle++) {
+        fiber_sleep(self, 0);
+        uint64_t bytes = unread_bytes(l);
+        if (bytes == l->listed_bytes)
+            continue;
+        l->listed_bytes = bytes;
+        l->n_turns += n_idle + 1;
+        n_idle = 0;
     }
 }
 
-static void a_name_with_nul_is_malformed(void **state)
+static void clients_that_list_without_pause_leave_the_loop_its_turns(void **state)
 {
-    g_autoptr(Haggle) t = haggle_new(3);
-    put_u32(t, 3);
-    g_byte_array_append(t->data, (const uint8_t *)"w\0b", 3);
-    put_u16(t, 0);
-    option(t, NBDS_OPT_INFO);
-    assert_single(t, NBDS_REP_ERR_INVALID);
-}
-
-static void every_truncation_of_an_option_is_malformed(void **state)
-{
-    g_autoptr(Haggle) t = haggle_new(3);
-    option(t, NBDS_OPT_STRUCTURED_REPLY);
-    g_autoptr(GByteArray) whole = g_byte_array_new();
-    put_string(t, "web");
-    put_u16(t, 2);
-    put_u16(t, 0);
-    put_u16(t, 1);
-    g_byte_array_append(whole, t->data->data, t->data->len);
-    g_byte_array_set_size(t->data, 0);
-    for (unsigned n = 0; n < whole->len; n++) {
-        g_byte_array_append(t->data, whole->data, n);
-        option(t, NBDS_OPT_GO);
-        assert_single(t, NBDS_REP_ERR_INVALID);
-    }
-    g_byte_array_set_size(whole, 0);
-    put_string(t, "web");
-    put_u32(t, 2);
-    put_string(t, "base:");
-    put_string(t, "base:allocation");
-    g_byte_array_append(whole, t->data->data, t->data->len);
-    g_byte_array_set_size(t->data, 0);
-    for (unsigned n = 0; n < whole->len; n++) {
-        g_byte_array_append(t->data, whole->data, n);
-        option(t, NBDS_OPT_LIST_META_CONTEXT);
-        assert_single(t, NBDS_REP_ERR_INVALID);
-    }
-    put_string(t, "web");
-    put_u16(t, 0);
-    put_u16(t, 0); // one too many
-    option(t, NBDS_OPT_GO);
-    assert_single(t, NBDS_REP_ERR_INVALID);
-}
-
-static void list_names_and_describes_all(void **state)
-{
-    g_autoptr(Haggle) t = haggle_new(3);
-    option(t, NBDS_OPT_LIST);
-    assert_int_equal(t->n_replies, 4);
-    assert_int_equal(t->replies[0].type, NBDS_REP_SERVER);
-    assert_int_equal(nbds_wire_get_u32(t->replies[0].data), 3);
-    assert_memory_equal(t->replies[0].data + 4, "webweb: 1 MiB raw", t->replies[0].len - 4);
-    assert_int_equal(nbds_wire_get_u32(t->replies[1].data), 0);
-    assert_int_equal(t->replies[3].type, NBDS_REP_ACK);
-    put_u16(t, 0);
-    option(t, NBDS_OPT_LIST);
-    assert_single(t, NBDS_REP_ERR_INVALID);
-}
-
-static void a_server_without_exports_lists_none(void **state)
-{
-    g_autoptr(Haggle) t = haggle_new(0);
-    option(t, NBDS_OPT_LIST);
-    assert_single(t, NBDS_REP_ACK);
-    info(t, NBDS_OPT_GO, "");
-    assert_single(t, NBDS_REP_ERR_UNKNOWN);
-}
-
-static void abort_is_acknowledged_whatever_it_carries(void **state)
-{
-    g_autoptr(Haggle) t = haggle_new(3);
-    put_u32(t, 1);
-    option(t, NBDS_OPT_ABORT);
-    assert_int_equal(t->verdict, NBDS_VERDICT_CLOSE);
-    assert_int_equal(t->n_replies, 1);
-    assert_int_equal(t->replies[0].type, NBDS_REP_ACK);
-}
-
-static void unknown_options_and_starttls_are_unsupported(void **state)
-{
-    g_autoptr(Haggle) t = haggle_new(3);
-    static const uint32_t types[] = {0, 4, NBDS_OPT_STARTTLS, 12, 0xffffffff};
-    for (unsigned i = 0; i < G_N_ELEMENTS(types); i++) {
-        put_u32(t, i);
-        option(t, types[i]);
-        assert_single(t, NBDS_REP_ERR_UNSUP);
-    }
-}
-
-static void export_name_pads_unless_agreed_otherwise(void **state)
-{
-    g_autoptr(Haggle) t = haggle_new(3);
-    g_byte_array_append(t->data, (const uint8_t *)"web", 3);
-    option(t, NBDS_OPT_EXPORT_NAME);
-    assert_int_equal(t->verdict, NBDS_VERDICT_TRANSMIT);
-    assert_ptr_equal(t->chosen, &t->infos[0]);
-    assert_int_equal(t->out->len, 10 + 124);
-    assert_int_equal(nbds_wire_get_u64(t->out->data), 1 << 20);
-    for (unsigned i = 10; i < 134; i++)
-        assert_int_equal(t->out->data[i], 0);
-    t->h.no_zeroes = true;
-    option(t, NBDS_OPT_EXPORT_NAME); // ""
-    assert_int_equal(t->verdict, NBDS_VERDICT_TRANSMIT);
-    assert_int_equal(t->out->len, 10);
-}
-
-static void export_name_that_fails_ends_the_session(void **state)
-{
-    g_autoptr(Haggle) t = haggle_new(3);
-    g_byte_array_append(t->data, (const uint8_t *)"nope", 4);
-    option(t, NBDS_OPT_EXPORT_NAME);
-    assert_int_equal(t->verdict, NBDS_VERDICT_CLOSE);
-    assert_int_equal(t->out->len, 0);
-    option(t, NBDS_OPT_EXTENDED_HEADERS);
-    option(t, NBDS_OPT_EXPORT_NAME);
-    assert_int_equal(t->verdict, NBDS_VERDICT_CLOSE);
-}
-
-static void header_options_take_no_data(void **state)
-{
-    g_autoptr(Haggle) t = haggle_new(3);
-    put_u16(t, 0);
-    option(t, NBDS_OPT_STRUCTURED_REPLY);
-    assert_single(t, NBDS_REP_ERR_INVALID);
-    put_u16(t, 0);
-    option(t, NBDS_OPT_EXTENDED_HEADERS);
-    assert_single(t, NBDS_REP_ERR_INVALID);
-    assert_int_equal(t->h.style, NBDS_STYLE_SIMPLE);
-}
-
-static void structured_replies_cannot_follow_extended_headers(void **state)
-{
-    g_autoptr(Haggle) t = haggle_new(3);
-    option(t, NBDS_OPT_EXTENDED_HEADERS);
-    assert_single(t, NBDS_REP_ACK);
-    option(t, NBDS_OPT_STRUCTURED_REPLY);
-    assert_single(t, NBDS_REP_ERR_EXT_HEADER_REQD);
-    assert_int_equal(t->h.style, NBDS_STYLE_EXTENDED);
-    option(t, NBDS_OPT_EXTENDED_HEADERS); // again is harmless
-    assert_single(t, NBDS_REP_ACK);
-}
-
-static void contexts_need_structured_replies(void **state)
-{
-    g_autoptr(Haggle) t = haggle_new(3);
-    meta(t, NBDS_OPT_SET_META_CONTEXT, "web", "base:allocation");
-    assert_single(t, NBDS_REP_ERR_INVALID);
-    meta(t, NBDS_OPT_LIST_META_CONTEXT, "web", NULL);
-    assert_single(t, NBDS_REP_ERR_INVALID);
-}
-
-static void listing_contexts_knows_wildcards_and_has_no_ids(void **state)
-{
-    g_autoptr(Haggle) t = haggle_new(3);
-    option(t, NBDS_OPT_STRUCTURED_REPLY);
-    meta(t, NBDS_OPT_LIST_META_CONTEXT, "web", NULL);
-    assert_int_equal(t->n_replies, 3);
-    assert_int_equal(t->replies[0].type, NBDS_REP_META_CONTEXT);
-    assert_int_equal(nbds_wire_get_u32(t->replies[0].data), 0);
-    assert_memory_equal(t->replies[0].data + 4, "base:allocation", 15);
-    assert_memory_equal(t->replies[1].data + 4, "qemu:allocation-depth", 21);
-    meta(t, NBDS_OPT_LIST_META_CONTEXT, "web", "base:");
-    assert_int_equal(t->n_replies, 2);
-    meta(t, NBDS_OPT_LIST_META_CONTEXT, "web", "x-none:");
-    assert_single(t, NBDS_REP_ACK);
-    meta(t, NBDS_OPT_LIST_META_CONTEXT, "nope", "base:");
-    assert_single(t, NBDS_REP_ERR_UNKNOWN);
-}
-
-static void a_second_set_replaces_the_first_also_when_it_fails(void **state)
-{
-    g_autoptr(Haggle) t = haggle_new(3);
-    option(t, NBDS_OPT_STRUCTURED_REPLY);
-    meta(t, NBDS_OPT_SET_META_CONTEXT, "web", "base:allocation");
-    assert_int_equal(t->n_replies, 2);
-    assert_int_not_equal(nbds_wire_get_u32(t->replies[0].data), 0);
-    assert_int_equal(t->h.contexts, 1 << NBDS_CONTEXT_ALLOCATION);
-    meta(t, NBDS_OPT_SET_META_CONTEXT, "web", "qemu:allocation-depth");
-    assert_int_equal(t->h.contexts, 1 << NBDS_CONTEXT_DEPTH);
-    meta(t, NBDS_OPT_SET_META_CONTEXT, "web", "base:"); // no wildcard here
-    assert_single(t, NBDS_REP_ACK);
-    assert_int_equal(t->h.contexts, 0);
-    meta(t, NBDS_OPT_SET_META_CONTEXT, "web", "base:allocation");
-    meta(t, NBDS_OPT_SET_META_CONTEXT, "nope", "base:allocation");
-    assert_single(t, NBDS_REP_ERR_UNKNOWN);
-    assert_int_equal(t->h.contexts, 0);
-    meta(t, NBDS_OPT_SET_META_CONTEXT, "web", "base:allocation");
-    put_u32(t, 0xffffffff);
-    option(t, NBDS_OPT_SET_META_CONTEXT);
-    assert_single(t, NBDS_REP_ERR_INVALID);
-    assert_int_equal(t->h.contexts, 0);
-}
-
-static void contexts_hold_only_for_the_export_they_were_set_for(void **state)
-{
-    g_autoptr(Haggle) t = haggle_new(3);
-    option(t, NBDS_OPT_STRUCTURED_REPLY);
-    meta(t, NBDS_OPT_SET_META_CONTEXT, "web", "base:allocation");
-    info(t, NBDS_OPT_GO, "db");
-    assert_int_equal(t->verdict, NBDS_VERDICT_TRANSMIT);
-    assert_int_equal(t->h.contexts, 0);
-}
-
-static void a_stopping_server_answers_shutdown(void **state)
-{
-    g_autoptr(Haggle) t = haggle_new(3);
-    t->stopping = true;
-    info(t, NBDS_OPT_GO, "web");
-    assert_single(t, NBDS_REP_ERR_SHUTDOWN);
-    option(t, NBDS_OPT_LIST);
-    assert_single(t, NBDS_REP_ERR_SHUTDOWN);
-    option(t, NBDS_OPT_EXPORT_NAME);
-    assert_int_equal(t->verdict, NBDS_VERDICT_CLOSE);
-    option(t, NBDS_OPT_ABORT);
-    assert_int_equal(t->replies[0].type, NBDS_REP_ACK);
-}
-
-static void endless_options_end_the_session(void **state)
-{
-    g_autoptr(Haggle) t = haggle_new(1);
-    unsigned n = 0;
-    do {
-        option(t, NBDS_OPT_LIST);
-        n++;
-    } while (t->verdict == NBDS_VERDICT_CONTINUE && n < 100000);
-    assert_in_range(n, 1000, 10000);
+    char *names[4];
+    FixtureConfig config = {.n_exports = 4, .limits.handshake_timeout_ns = 60000 * MS};
+    for (unsigned i = 0; i < 4; i++)
+        config.names[i] = names[i] = g_strnfill(4096, 'a' + i);
+    g_autoptr(Fixture) f = fixture_new(&config);
+    Listers listers = {0};
+    for (unsigned i = 0; i < N_LISTERS; i++)
+        listers.clients[i] = begin(f);
+    fixture_run(f, list_without_pause, &listers);
+    unsigned kib = listers.listed_bytes >> 10;
+    print_message("# %u KiB in %u turns\n", kib, listers.n_turns);
+    // Other clients are served in each turn; between two, no more than so much was copied.
+    assert_in_range(kib, 4096, UINT32_MAX);
+    assert_in_range(kib, 0, (listers.n_turns + N_LISTERS) * TURN_KIB);
+    for (unsigned i = 0; i < N_LISTERS; i++)
+        close(listers.clients[i].fd);
+    for (unsigned i = 0; i < 4; i++)
+        g_free(names[i]);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(unknown_client_flags_end_the_handshake),
-        cmocka_unit_test(go_describes_and_chooses_the_export),
-        cmocka_unit_test(info_goes_on_haggling),
-        cmocka_unit_test(flags_follow_what_was_negotiated),
-        cmocka_unit_test(the_empty_name_is_the_export_of_that_name),
-        cmocka_unit_test(the_empty_name_is_the_only_export_and_tells_its_name),
-        cmocka_unit_test(without_a_default_export_the_error_lists_names),
-        cmocka_unit_test(long_names_are_unknown_and_longer_ones_malformed),
-        cmocka_unit_test(error_texts_stay_valid_utf8_and_short),
-        cmocka_unit_test(a_name_length_beyond_the_option_is_malformed),
-        cmocka_unit_test(a_name_with_nul_is_malformed),
-        cmocka_unit_test(every_truncation_of_an_option_is_malformed),
-        cmocka_unit_test(list_names_and_describes_all),
-        cmocka_unit_test(a_server_without_exports_lists_none),
-        cmocka_unit_test(abort_is_acknowledged_whatever_it_carries),
-        cmocka_unit_test(unknown_options_and_starttls_are_unsupported),
-        cmocka_unit_test(export_name_pads_unless_agreed_otherwise),
-        cmocka_unit_test(export_name_that_fails_ends_the_session),
-        cmocka_unit_test(header_options_take_no_data),
-        cmocka_unit_test(structured_replies_cannot_follow_extended_headers),
-        cmocka_unit_test(contexts_need_structured_replies),
-        cmocka_unit_test(listing_contexts_knows_wildcards_and_has_no_ids),
-        cmocka_unit_test(a_second_set_replaces_the_first_also_when_it_fails),
-        cmocka_unit_test(contexts_hold_only_for_the_export_they_were_set_for),
-        cmocka_unit_test(a_stopping_server_answers_shutdown),
-        cmocka_unit_test(endless_options_end_the_session),
+        cmocka_unit_test(an_unfinished_handshake_is_cut_off),
+        cmocka_unit_test(the_limit_of_a_handshake_ends_with_it),
+        cmocka_unit_test(an_option_of_more_than_256_kib_ends_the_session),
+        cmocka_unit_test(a_large_option_is_answered_and_the_next_one_served),
+        cmocka_unit_test(sixteen_bitmaps_with_the_longest_names_can_be_asked_for),
+        cmocka_unit_test(clients_that_list_without_pause_leave_the_loop_its_turns),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// How connections begin and end: every way a client can leave, limits of the handshake, stop,
-// removal of an export, hand-over between loops.
+// How connections begin and end: every way a client can leave, stop, removal of an export,
+// hand-over between loops.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 
 #include <cmocka.h>
 #include <errno.h>
-#include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -199,84 +198,7 @@ static void the_last_client_leaving_is_told(void **state)
     wait_at_least(&f->n_times_empty, 1);
 }
 
-// --- Handshake limits ---
-
-static void an_unfinished_handshake_is_cut_off(void **state)
-{
-    FixtureConfig config = {.limits.handshake_timeout_ns = 50 * MS};
-    g_autoptr(Fixture) f = fixture_new(&config);
-    uint8_t greeting[18];
-    Client silent = {.fd = client_connect(f->socket_path)};
-    Client haggler = {.fd = client_connect(f->socket_path)};
-    client_recv(&silent, greeting, 18);
-    client_recv(&haggler, greeting, 18);
-    send(haggler.fd, "\0\0\0\3IH", 6, MSG_NOSIGNAL); // unless it is cut off already
-    assert_true(client_at_end(&silent));
-    assert_true(client_at_end(&haggler));
-    close(silent.fd);
-    close(haggler.fd);
-    wait_for_clients(f, 0);
-}
-
-// Handshake and a READ of one byte, all sent at once; true when the READ waits in the held node.
-// On a slow machine the handshake may be cut off: false.
-static bool begin_read(Fixture *f, Client *c)
-{
-    static const char talk[] = "\0\0\0\3IHAVEOPT\0\0\0\7\0\0\0\6\0\0\0\0\0\0"
-                               "\x25\x60\x95\x13\0\0\0\0" // READ
-                               "\0\0\0\0\0\0\0\1"         // cookie
-                               "\0\0\0\0\0\0\0\0"         // offset
-                               "\0\0\0\1";                // length
-    *c = (Client){.fd = client_connect(f->socket_path), .style = NBDS_STYLE_SIMPLE};
-    if (send(c->fd, talk, sizeof talk - 1, MSG_NOSIGNAL) != sizeof talk - 1)
-        return false;
-    struct pollfd p = {c->fd, POLLRDHUP, 0};
-    while (!f->nodes[0]->n_waiting) {
-        if (poll(&p, 1, 1) == 1) // the server closed
-            return false;
-    }
-    return true;
-}
-
-static void the_limit_of_a_handshake_ends_with_it(void **state)
-{
-    FixtureConfig config = {.limits.handshake_timeout_ns = 50 * MS};
-    g_autoptr(Fixture) f = fixture_new(&config);
-    fixture_hold(f, 0);
-    Client c;
-    while (!begin_read(f, &c))
-        close(c.fd);
-    Client later = {.fd = client_connect(f->socket_path)};
-    uint8_t greeting[18];
-    client_recv(&later, greeting, 18);
-    assert_true(client_at_end(&later)); // longer than the limit after the first one came
-    close(later.fd);
-    fixture_release(f, 0);
-    uint8_t data[1024]; // the handshake's replies and that of the READ
-    ssize_t n = 0, r;
-    while (n < 17 || nbds_wire_get_u32(data + n - 17) != 0x67446698) {
-        r = recv(c.fd, data + n, sizeof data - n, 0);
-        assert_true(r > 0);
-        n += r;
-    }
-    close(c.fd);
-}
-
-static void an_option_that_is_too_long_ends_the_session(void **state)
-{
-    FixtureConfig config = {0};
-    g_autoptr(Fixture) f = fixture_new(&config);
-    uint8_t greeting[18], head[16] = "IHAVEOPT";
-    Client c = {.fd = client_connect(f->socket_path)};
-    client_recv(&c, greeting, 18);
-    client_send(&c, (const uint8_t[]){0, 0, 0, 3}, 4);
-    nbds_wire_put_u32(head + 8, 99);
-    nbds_wire_put_u32(head + 12, 0xfffffff0);
-    client_send(&c, head, 16);
-    assert_true(client_at_end(&c));
-    close(c.fd);
-    assert_serves(f);
-}
+// --- Limits ---
 
 static void connections_above_the_limit_wait_their_turn(void **state)
 {
@@ -555,9 +477,6 @@ int main(void)
         cmocka_unit_test(disc_finishes_what_is_in_flight),
         cmocka_unit_test(a_client_that_vanishes_with_requests_in_flight_is_cleaned_up),
         cmocka_unit_test(the_last_client_leaving_is_told),
-        cmocka_unit_test(an_unfinished_handshake_is_cut_off),
-        cmocka_unit_test(the_limit_of_a_handshake_ends_with_it),
-        cmocka_unit_test(an_option_that_is_too_long_ends_the_session),
         cmocka_unit_test(connections_above_the_limit_wait_their_turn),
         cmocka_unit_test(stopping_ends_idle_clients_and_handshakes),
         cmocka_unit_test(stopping_answers_what_is_in_flight_and_refuses_the_rest),
