@@ -257,7 +257,7 @@ static void who_stalls_with_what_others_wait_for_is_cut_off(void **state)
     enum { N = 4 };
     FixtureConfig config = {
         .size_bytes = HUGE_WRITE,
-        .limits = {.max_loop_bytes = 2 * HUGE_WRITE, .stall_timeout_ns = 50000000},
+        .limits = {.max_loop_bytes = 2 * HUGE_WRITE, .stall_timeout_ns = 1000000000},
     };
     g_autoptr(Fixture) f = fixture_new(&config);
     Client *stalled[N]; // three hold all there is, the fourth waits already
