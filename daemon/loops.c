@@ -16,12 +16,12 @@ static gpointer run_loop(gpointer loop)
     return NULL;
 }
 
-Loops *loops_start(unsigned n, uint64_t busy_wait_ns, GError **error)
+Loops *loops_start(unsigned n, const LoopConfig *config, GError **error)
 {
     Loops *loops = g_malloc0(sizeof(*loops) + n * sizeof(loops->each[0]));
     for (; loops->n < n; loops->n++) {
         g_autofree char *name = g_strdup_printf("loop-%u", loops->n);
-        Loop *loop = loop_new(&(LoopConfig){.busy_wait_ns = busy_wait_ns}, error);
+        Loop *loop = loop_new(config, error);
         if (!loop) {
             loops_stop(loops);
             return NULL;

@@ -8,9 +8,9 @@
 
 typedef struct Loops Loops;
 
-// Starts `n` (≥1) loops; `busy_wait_ns` is LoopConfig's. NULL with a sentence when the kernel
-// refuses.
-Loops *loops_start(unsigned n, uint64_t busy_wait_ns, GError **error);
+// Starts `n` (≥1) loops, each as `config` (NULL: the defaults) says. NULL with a sentence when the
+// kernel refuses.
+Loops *loops_start(unsigned n, const LoopConfig *config, GError **error);
 // Ends each loop when its last fiber ended, and joins its thread. Accepts NULL.
 void loops_stop(Loops *loops);
 

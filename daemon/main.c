@@ -10,6 +10,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "chain-core/remote-call.h"
@@ -23,8 +24,11 @@
 
 enum {
     EXIT_USAGE = 2,
+    REQUEST_FIBERS = 4096,                 // of each loop, besides two for each client
     STOP_PATIENCE_US = 7 * G_USEC_PER_SEC, // beyond what slow clients are given (5 s)
 };
+
+#define RAISE_LIMIT "ulimit -Hn, or LimitNOFILE= of the unit"
 
 // Everything that is opened, in this order, and closed in the reverse one.
 typedef struct Daemon {
@@ -43,6 +47,54 @@ static void last_client_left(void *arg)
     Daemon *daemon = arg;
     if (listeners_are_activated(daemon->listeners))
         stop_request(daemon->stop, "the last client left");
+}
+
+// An eighth of the machine's memory, by what an idle client takes (stacks and a receive buffer), but
+// no more than have stacks when vm.max_map_count is the kernel's default.
+static unsigned choose_max_connections(const Options *options)
+{
+    enum { CLIENT_BYTES = 64 << 10, MIN_CLIENTS = 256, MAX_CLIENTS = 6000 };
+    if (options->max_connections)
+        return options->max_connections;
+    uint64_t bytes = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
+    return (unsigned)CLAMP(bytes / 8 / CLIENT_BYTES, MIN_CLIENTS, MAX_CLIENTS);
+}
+
+static uint64_t descriptor_limit(void)
+{
+    struct rlimit limit;
+    return getrlimit(RLIMIT_NOFILE, &limit) == 0 ? limit.rlim_cur : UINT64_MAX;
+}
+
+// On a loop.
+static void full(void *arg, NbdsFull why)
+{
+    const Daemon *daemon = arg;
+    switch (why) {
+    case NBDS_FULL_CONNECTIONS:
+        log_line(LOG_WARNING,
+                 "%u clients are connected, as many as --max-connections allows: others wait until "
+                 "one leaves",
+                 choose_max_connections(&daemon->options));
+        break;
+    case NBDS_FULL_DESCRIPTORS:
+        log_line(LOG_WARNING,
+                 "clients wait until others leave: the limit of %" G_GUINT64_FORMAT
+                 " open files is reached, but for some that images need; raise it (" RAISE_LIMIT
+                 ")",
+                 descriptor_limit());
+        break;
+    case NBDS_FULL_MEMORY:
+        log_line(LOG_WARNING, "a client was turned away: there is no memory for its stacks");
+        break;
+    case NBDS_FULL_HANDSHAKES:
+        log_line(LOG_WARNING, "too many clients have connected and chosen no export: those that "
+                              "came first are disconnected");
+        break;
+    case NBDS_FULL_NOT:
+    case NBDS_FULL_N_REASONS:
+        break;
+    }
 }
 
 static unsigned choose_n_loops(const Options *options)
@@ -70,17 +122,47 @@ static int start(Daemon *daemon, GError **error)
     if (!daemon->listeners)
         return -EINVAL;
     stop_set_leave(daemon->stop, remove_sockets, daemon);
-    daemon->loops = loops_start(choose_n_loops(options), choose_busy_wait_ns(options), error);
+    unsigned max_connections = choose_max_connections(options);
+    LoopConfig loop_config = {
+        .busy_wait_ns = choose_busy_wait_ns(options),
+        .max_fibers = REQUEST_FIBERS + 2 * max_connections, // any loop may have all of them
+    };
+    daemon->loops = loops_start(choose_n_loops(options), &loop_config, error);
     if (!daemon->loops)
         return -ENOSYS;
     daemon->memory = map_memory_new(options->map_memory_bytes);
-    daemon->server =
-        nbds_server_new(&(NbdsServerConfig){.last_client_left = last_client_left, .arg = daemon});
+    daemon->server = nbds_server_new(&(NbdsServerConfig){
+        .limits.max_connections = max_connections,
+        .last_client_left = last_client_left,
+        .full = full,
+        .arg = daemon,
+    });
     daemon->exports = exports_open(options, daemon->loops, daemon->server, daemon->memory, error);
     if (!daemon->exports)
         return -EIO;
     listeners_serve(daemon->listeners, daemon->server, daemon->loops);
     return 0;
+}
+
+static unsigned count_open_files(void)
+{
+    unsigned n = 0;
+    g_autoptr(GDir) dir = g_dir_open("/proc/self/fd", 0, NULL);
+    while (dir && g_dir_read_name(dir))
+        n++;
+    return n;
+}
+
+// So that nobody finds out from a client that waits.
+static void check_descriptors(const Daemon *daemon)
+{
+    uint64_t limit = descriptor_limit(), for_clients = limit - limit / 8;
+    unsigned n_exports = exports_count(daemon->exports), n_open = count_open_files();
+    if (n_open + (uint64_t)n_exports > for_clients)
+        log_line(LOG_WARNING,
+                 "the hard limit of %" G_GUINT64_FORMAT " open files does not allow a client for "
+                 "each of the %u exports: raise it (" RAISE_LIMIT ")",
+                 limit, n_exports);
 }
 
 // The URIs go to stdout, where scripts read them; the log says the same in words.
@@ -178,6 +260,7 @@ int main(int argc, char **argv)
         finish(&daemon);
         return EXIT_FAILURE;
     }
+    check_descriptors(&daemon);
     announce(&daemon);
     log_line(LOG_INFO, "stopping: %s", stop_wait(daemon.stop));
     return finish(&daemon) < 0 ? EXIT_FAILURE : EXIT_SUCCESS;

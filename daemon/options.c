@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 enum { MAX_LOOPS = 256 };                       // far above any core count; a bound for typos
+enum { MAX_CONNECTIONS = 100000 };              // likewise
 static const uint64_t MIN_MAP_MEMORY = 1 << 20; // below, hardly one region fits
 static const uint64_t DEFAULT_MAP_MEMORY = 32 << 20;
 enum { DEFAULT_BUSY_WAIT_US = 50, MAX_BUSY_WAIT_US = 1000 };
@@ -23,6 +24,7 @@ static const char help_text[] =
     "Where to listen\n"
     "  --nbd ADDRESS        a socket path, HOST:PORT, [IPV6]:PORT or :PORT; may be repeated.\n"
     "                       Without it: a private unix socket\n"
+    "  --max-connections N  clients at a time; others wait (as many as there is memory for)\n"
     "\n"
     "What to serve\n"
     "  --format FORMAT      qcow2 or raw, for every FILE. Needed for raw images, since their\n"
@@ -160,6 +162,12 @@ static int parse_value(int option, const char *name, const char *value, Options 
             return refuse(error, "--loops is a number from 1 to %d, not '%s'", MAX_LOOPS, value);
         options->n_loops = (unsigned)n;
         return 0;
+    case 'c':
+        if (!parse_size(value, &n) || n < 1 || n > MAX_CONNECTIONS)
+            return refuse(error, "--max-connections is a number from 1 to %d, not '%s'",
+                          MAX_CONNECTIONS, value);
+        options->max_connections = (unsigned)n;
+        return 0;
     case 'm':
         if (!parse_size(value, &n) || n < MIN_MAP_MEMORY)
             return refuse(error, "--map-memory is a size of at least 1M, such as 64M, not '%s'",
@@ -183,6 +191,7 @@ static int parse_value(int option, const char *name, const char *value, Options 
 
 static const struct option long_options[] = {
     {"nbd", required_argument, NULL, 'n'},
+    {"max-connections", required_argument, NULL, 'c'},
     {"format", required_argument, NULL, 'f'},
     {"snapshot", required_argument, NULL, 's'},
     {"read-only", no_argument, NULL, 'r'},

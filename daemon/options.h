@@ -23,7 +23,8 @@ typedef struct Options {
     char *snapshot;
     char *description;
     bool read_only, direct, force_share;
-    unsigned n_loops; // 0: as many as there are disks, at most one per CPU
+    unsigned max_connections; // 0: as many as there is memory for
+    unsigned n_loops;         // 0: as many as there are disks, at most one per CPU
     uint64_t map_memory_bytes;
     unsigned busy_wait_us; // LoopConfig's, where there is more than one CPU
     LogLevel log_level;

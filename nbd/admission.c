@@ -66,7 +66,7 @@ static Entry try_enter(NbdsConnection *c, uint64_t bytes, NbdsCharge *ret_charge
         ret_charge->loop_bytes = bytes;
         // Next time the others that wait go first.
         nbds_server_loop_remove(home, c);
-        nbds_server_loop_insert(home, c);
+        nbds_server_loop_insert(home, c, false);
         return ENTRY_GRANTED;
     }
     if (!is_first || c->export->has_privileged)
@@ -95,7 +95,7 @@ static void check_stalls(LoopTimer *timer)
         (NbdsServerLoop *)((char *)timer - offsetof(NbdsServerLoop, stall_timer));
     if (!home->has_waited && !home->n_waiting)
         return;
-    for (NbdsConnection *c = home->connections; c; c = c->next)
+    for (NbdsConnection *c = home->connections.first; c; c = c->next)
         if (c->stream && is_stalled(c))
             stream_shutdown(c->stream);
     home->has_waited = false;
@@ -142,7 +142,7 @@ static void wake_waiters(NbdsServerLoop *home)
 {
     if (!home->n_waiting)
         return;
-    for (NbdsConnection *c = home->last_connection; c; c = c->prev)
+    for (NbdsConnection *c = home->connections.last; c; c = c->prev)
         fiber_queue_wake_all(&c->room);
 }
 

@@ -68,10 +68,17 @@ static void close_connection(NbdsConnection *c)
 NbdsCompany nbds_connection_company(const NbdsConnection *c)
 {
     const NbdsServerLoop *home = c->home;
-    if (home->connections == c && !c->next)
+    if (home->connections.first == c && !c->next)
         return NBDS_COMPANY_NONE;
     bool is_light = home->light != c && home->light_until_ns > loop_now_ns(home->loop);
     return is_light ? NBDS_COMPANY_LIGHT : NBDS_COMPANY_BUSY;
+}
+
+// There is no fiber for it.
+static void close_without_memory(NbdsConnection *c)
+{
+    nbds_server_report_full(c->home->server, NBDS_FULL_MEMORY, loop_now_ns(c->home->loop));
+    close_connection(c);
 }
 
 // --- Draining ---
@@ -134,6 +141,7 @@ static bool begin_transmission(NbdsConnection *c)
     if (nbds_server_is_stopping(c->home->server) || !nbds_export_try_enter(c->export))
         return false;
     if (nbds_sender_start(c) < 0) {
+        nbds_server_report_full(c->home->server, NBDS_FULL_MEMORY, loop_now_ns(c->home->loop));
         nbds_export_leave(c->export);
         return false;
     }
@@ -154,14 +162,13 @@ static void arrive(LoopCall *call)
 {
     NbdsConnection *c = (NbdsConnection *)((char *)call - offsetof(NbdsConnection, call));
     c->stream = stream_new_fd(c->home->loop, c->fd);
-    nbds_server_loop_insert(c->home, c);
+    nbds_server_loop_insert(c->home, c, false);
     if (fiber_spawn(c->home->loop, "nbd receiver", transmit_fiber, c, &c->receiver) < 0)
-        close_connection(c);
+        close_without_memory(c);
 }
 
 static void hand_over(NbdsConnection *c, NbdsServerLoop *home)
 {
-    nbds_server_loop_remove(c->home, c);
     c->fd = stream_steal_fd(c->stream);
     c->stream = NULL;
     c->receiver = NULL;
@@ -171,6 +178,16 @@ static void hand_over(NbdsConnection *c, NbdsServerLoop *home)
 }
 
 // --- Handshake ---
+
+// On the export's loop.
+static void begin_serving(Fiber *self, NbdsConnection *c)
+{
+    nbds_server_loop_remove(c->home, c);
+    if (c->export->home != c->home)
+        return hand_over(c, c->export->home);
+    nbds_server_loop_insert(c->home, c, false);
+    transmit_fiber(self, c);
+}
 
 static void handshake_fiber(Fiber *self, void *arg)
 {
@@ -185,10 +202,8 @@ static void handshake_fiber(Fiber *self, void *arg)
     }
     if (result < 0 || fiber_is_cancelled(self))
         close_connection(c);
-    else if (c->export->home != c->home)
-        hand_over(c, c->export->home);
     else
-        transmit_fiber(self, c);
+        begin_serving(self, c);
 }
 
 static bool is_tcp(int fd)
@@ -221,7 +236,8 @@ void nbds_connection_start(NbdsServerLoop *home, int fd)
         set_tcp_options(fd);
     c->home = home;
     c->stream = stream_new_fd(home->loop, fd);
-    nbds_server_loop_insert(home, c);
+    c->accepted_ns = loop_now_ns(home->loop);
+    nbds_server_loop_insert(home, c, true);
     if (fiber_spawn(home->loop, "nbd handshake", handshake_fiber, c, &c->receiver) < 0)
-        close_connection(c);
+        close_without_memory(c);
 }

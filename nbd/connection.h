@@ -20,7 +20,9 @@ typedef enum NbdsState {
 
 struct NbdsConnection {
     NbdsServerLoop *home;
-    NbdsConnection *prev, *next; // in home->connections
+    NbdsConnection *prev, *next; // in one of the home's lists
+    bool in_handshake;           // which one
+    uint64_t accepted_ns;        // loop_now_ns() of the accepting loop
     NbdsState state;
     Stream *stream;     // NULL while handed over
     int fd;             // then this

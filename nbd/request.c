@@ -240,9 +240,9 @@ static void run(Fiber *self, void *arg)
 // the others, and all of them leave some for new clients and for the daemon itself.
 static bool may_have_fiber(const NbdsConnection *c)
 {
-    unsigned max = loop_max_fibers(c->home->loop);
-    return c->home->n_executing <= MAX(max / 4 * 3, 1) &&
-           atomic_load_explicit(&c->export->n_in_flight, memory_order_relaxed) <= MAX(max / 4, 1);
+    unsigned max = c->home->max_request_fibers;
+    return c->home->n_executing <= max &&
+           atomic_load_explicit(&c->export->n_in_flight, memory_order_relaxed) <= MAX(max / 3, 1);
 }
 
 void nbds_request_start(Fiber *self, NbdsRequest *request)

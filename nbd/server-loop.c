@@ -6,19 +6,31 @@
 
 #include "connection.h"
 #include "request.h"
+#include "server.h"
 
-NbdsServerLoop *nbds_server_loop_new(NbdsServer *server, Loop *loop, uint64_t max_loop_bytes)
+// A connection takes two fibers; what all may take is left to them, up to three quarters of the
+// loop's. Requests do not use up the rest either: new clients and the program itself need some.
+static unsigned max_request_fibers(const Loop *loop, unsigned max_connections)
 {
+    unsigned max = loop_max_fibers(loop);
+    uint64_t for_connections = MIN(UINT64_C(2) * max_connections, max / 4 * 3);
+    return MAX((max - for_connections) / 4 * 3, 1);
+}
+
+NbdsServerLoop *nbds_server_loop_new(NbdsServer *server, Loop *loop)
+{
+    const NbdsLimits *limits = nbds_server_limits(server);
     NbdsServerLoop *home = g_new0(NbdsServerLoop, 1);
     home->server = server;
     home->loop = loop;
-    home->budget_bytes = max_loop_bytes;
+    home->budget_bytes = limits->max_loop_bytes;
+    home->max_request_fibers = max_request_fibers(loop, limits->max_connections);
     return home;
 }
 
 void nbds_server_loop_free(NbdsServerLoop *home)
 {
-    assert(!home->connections);
+    assert(!home->connections.first && !home->handshakes.first);
     while (home->free_requests) {
         NbdsRequest *request = home->free_requests;
         home->free_requests = request->next;
@@ -28,29 +40,36 @@ void nbds_server_loop_free(NbdsServerLoop *home)
     g_free(home);
 }
 
-void nbds_server_loop_insert(NbdsServerLoop *home, NbdsConnection *connection)
+void nbds_server_loop_insert(NbdsServerLoop *home, NbdsConnection *c, bool in_handshake)
 {
-    connection->prev = NULL;
-    connection->next = home->connections;
-    if (home->connections)
-        home->connections->prev = connection;
+    NbdsConnectionList *list = in_handshake ? &home->handshakes : &home->connections;
+    home->n_handshakes += in_handshake;
+    c->in_handshake = in_handshake;
+    c->prev = NULL;
+    c->next = list->first;
+    if (list->first)
+        list->first->prev = c;
     else
-        home->last_connection = connection;
-    home->connections = connection;
+        list->last = c;
+    list->first = c;
 }
 
-void nbds_server_loop_remove(NbdsServerLoop *home, NbdsConnection *connection)
+void nbds_server_loop_remove(NbdsServerLoop *home, NbdsConnection *c)
 {
-    if (connection->prev)
-        connection->prev->next = connection->next;
+    NbdsConnectionList *list = c->in_handshake ? &home->handshakes : &home->connections;
+    if (c->prev)
+        c->prev->next = c->next;
     else
-        home->connections = connection->next;
-    if (connection->next)
-        connection->next->prev = connection->prev;
+        list->first = c->next;
+    if (c->next)
+        c->next->prev = c->prev;
     else
-        home->last_connection = connection->prev;
-    connection->prev = connection->next = NULL;
-    if (!home->connections) {
+        list->last = c->prev;
+    c->prev = c->next = NULL;
+    if (c->in_handshake) {
+        home->n_handshakes--;
+        fiber_queue_wake_all(&home->room);
+    } else if (!list->first) {
         loop_timer_stop(home->loop, &home->stall_timer);
         nbds_pace_stop(home->loop, &home->pace);
     }

@@ -14,11 +14,19 @@ typedef struct NbdsRequest NbdsRequest;
 // How long a receive tells what kind of client there is.
 enum { NBDS_LIGHT_NS = 1000000 };
 
+// Doubly linked through NbdsConnection's prev, next. A connection is in one of a loop's lists.
+typedef struct NbdsConnectionList {
+    NbdsConnection *first, *last;
+} NbdsConnectionList;
+
 typedef struct NbdsServerLoop {
     NbdsServer *server;
     Loop *loop;
-    // Doubly linked through prev, next: who last got something of the budget comes first.
-    NbdsConnection *connections, *last_connection;
+    NbdsConnectionList connections; // who last got something of the budget comes first
+    NbdsConnectionList handshakes;  // unfinished, the latest comes first
+    unsigned n_handshakes;
+    FiberQueue room;             // listeners, waiting until they may start a client (listener.c)
+    unsigned max_request_fibers; // of the loop's fibers
     NbdsBufferPool pool;
     NbdsRequest *free_requests;
     // admission.c
@@ -37,8 +45,9 @@ typedef struct NbdsServerLoop {
     LoopCall drain_call;       // the server's stop
 } NbdsServerLoop;
 
-NbdsServerLoop *nbds_server_loop_new(NbdsServer *server, Loop *loop, uint64_t max_loop_bytes);
+NbdsServerLoop *nbds_server_loop_new(NbdsServer *server, Loop *loop);
 void nbds_server_loop_free(NbdsServerLoop *home); // no connection left
 
-void nbds_server_loop_insert(NbdsServerLoop *home, NbdsConnection *connection);
-void nbds_server_loop_remove(NbdsServerLoop *home, NbdsConnection *connection);
+// At the front of its list: `handshakes` while it is in one, later `connections`.
+void nbds_server_loop_insert(NbdsServerLoop *home, NbdsConnection *c, bool in_handshake);
+void nbds_server_loop_remove(NbdsServerLoop *home, NbdsConnection *c);

@@ -1,47 +1,37 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // The server: its exports, listeners and loops, and how it stops. The lock protects the lists only
-// and is never held over a call that waits; connections take it once per handshake,
-// and when they leave a full server.
+// and is never held over a call that waits; connections take it when the exports changed since the
+// last handshake, and when they leave a full server.
 //
 // Everything that must be gone before a stop returns (listeners, connections, the server's own
-// running state) holds one of `n_alive`; who lets the last one go wakes the stopping fiber.
+// running state) holds one of `n_alive`; whoever releases the last one wakes the stopping fiber.
 #include "server.h"
 
 #include <assert.h>
 #include <errno.h>
+#include <limits.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <string.h>
-#include <unistd.h>
 
-#include "chain-core/stream.h"
 #include "connection.h"
+#include "listener.h"
 #include "server-loop.h"
 
 static const uint64_t SECOND_NS = 1000000000;
-// When the host has no descriptor left.
-static const uint64_t ACCEPT_RETRY_NS = SECOND_NS / 20;
-
-typedef struct Listener {
-    NbdsServerLoop *home;
-    int fd;
-    StreamListener *listener; // NULL before it started and after it ended
-    Fiber *fiber;
-    LoopCall start_call, stop_call;
-    FiberQueue room;        // the fiber, at the connection limit
-    atomic_bool wants_room; // whoever clears it posts `room_call` or is the fiber itself
-    LoopCall room_call;
-} Listener;
+// An episode of being full ends when for so long nobody had to wait.
+static const uint64_t FULL_EPISODE_NS = 60 * SECOND_NS;
 
 struct NbdsServer {
     NbdsLimits limits;
     void (*last_client_left)(void *arg);
+    void (*full)(void *arg, NbdsFull why);
     void *arg;
 
     pthread_mutex_t lock; // sanitizers do not see GLib's
     GPtrArray *exports;   // of NbdsExport, one reference each
     GPtrArray *loops;     // of NbdsServerLoop, owned
-    GPtrArray *listeners; // of Listener, owned
+    GPtrArray *listeners; // of NbdsListener, owned
     uint64_t next_serial;
     NbdsExportTable *table; // as of `table_generation`, or NULL
     unsigned table_generation;
@@ -50,6 +40,8 @@ struct NbdsServer {
     atomic_bool is_stopping;
     atomic_uint n_clients;
     atomic_uint n_alive;
+    atomic_bool wants_room;                        // some listener does
+    _Atomic uint64_t full_ns[NBDS_FULL_N_REASONS]; // when it last was; 0: never
     Fiber *stopper;
     LoopCall stopped_call;
     bool is_stopped; // on the stopper's loop
@@ -70,7 +62,9 @@ NbdsServer *nbds_server_new(const NbdsServerConfig *config)
     NbdsServer *server = g_new0(NbdsServer, 1);
     const NbdsLimits *l = &config->limits;
     server->limits = (NbdsLimits){
-        .max_connections = default_to(l->max_connections, 256),
+        .max_connections = default_to(l->max_connections, UINT_MAX),
+        .max_handshakes = default_to(l->max_handshakes, 256),
+        .handshake_grace_ns = default_to_u64(l->handshake_grace_ns, SECOND_NS),
         .handshake_timeout_ns = default_to_u64(l->handshake_timeout_ns, 10 * SECOND_NS),
         .stop_timeout_ns = default_to_u64(l->stop_timeout_ns, 5 * SECOND_NS),
         .max_requests = default_to(l->max_requests, 256),
@@ -81,11 +75,12 @@ NbdsServer *nbds_server_new(const NbdsServerConfig *config)
     // A waiting request must be able to get its bytes.
     server->limits.max_loop_bytes = MAX(server->limits.max_loop_bytes, 2 * NBDS_MAX_PAYLOAD);
     server->last_client_left = config->last_client_left;
+    server->full = config->full;
     server->arg = config->arg;
     pthread_mutex_init(&server->lock, NULL);
     server->exports = g_ptr_array_new();
     server->loops = g_ptr_array_new_with_free_func((GDestroyNotify)nbds_server_loop_free);
-    server->listeners = g_ptr_array_new_with_free_func(g_free);
+    server->listeners = g_ptr_array_new_with_free_func((GDestroyNotify)nbds_listener_free);
     atomic_init(&server->n_alive, 1);
     return server;
 }
@@ -131,38 +126,63 @@ static NbdsServerLoop *get_loop(NbdsServer *server, Loop *loop)
         if (home->loop == loop)
             return home;
     }
-    NbdsServerLoop *home = nbds_server_loop_new(server, loop, server->limits.max_loop_bytes);
+    NbdsServerLoop *home = nbds_server_loop_new(server, loop);
     g_ptr_array_add(server->loops, home);
     return home;
 }
 
-static void let_go(NbdsServer *server)
+void nbds_server_hold(NbdsServer *server)
+{
+    server->n_alive++;
+}
+
+void nbds_server_release(NbdsServer *server)
 {
     if (atomic_fetch_sub(&server->n_alive, 1) == 1)
         loop_post(fiber_loop(server->stopper), &server->stopped_call);
 }
 
+// --- Clients ---
+
+bool nbds_server_try_enter(NbdsServer *server)
+{
+    if (atomic_fetch_add(&server->n_clients, 1) >= server->limits.max_connections) {
+        server->n_clients--;
+        return false;
+    }
+    nbds_server_hold(server);
+    return true;
+}
+
 static void offer_room(NbdsServer *server)
 {
     pthread_mutex_lock(&server->lock);
-    for (unsigned i = 0; i < server->listeners->len; i++) {
-        Listener *l = server->listeners->pdata[i];
-        if (atomic_exchange(&l->wants_room, false)) {
-            server->n_alive++;
-            loop_post(l->home->loop, &l->room_call);
-        }
-    }
+    for (unsigned i = 0; i < server->listeners->len; i++)
+        nbds_listener_offer_room(server->listeners->pdata[i]);
     pthread_mutex_unlock(&server->lock);
 }
 
 void nbds_server_leave(NbdsServer *server)
 {
     unsigned n_before = atomic_fetch_sub(&server->n_clients, 1);
-    if (n_before >= server->limits.max_connections)
+    if (atomic_exchange(&server->wants_room, false))
         offer_room(server);
     if (n_before == 1 && server->last_client_left)
         server->last_client_left(server->arg);
-    let_go(server);
+    nbds_server_release(server);
+}
+
+void nbds_server_want_room(NbdsServer *server)
+{
+    server->wants_room = true;
+}
+
+void nbds_server_report_full(NbdsServer *server, NbdsFull why, uint64_t now_ns)
+{
+    uint64_t before = atomic_exchange(&server->full_ns[why], now_ns);
+    bool is_new = !before || now_ns > before + FULL_EPISODE_NS;
+    if (is_new && server->full)
+        server->full(server->arg, why);
 }
 
 // --- Exports ---
@@ -241,10 +261,12 @@ NbdsExportTable *nbds_server_export_table(NbdsServer *server)
 static void drain_connections(NbdsServerLoop *home, const NbdsExport *export)
 {
     uint64_t timeout_ns = nbds_server_limits(home->server)->stop_timeout_ns;
-    for (NbdsConnection *c = home->connections; c; c = c->next) {
+    for (NbdsConnection *c = home->connections.first; c; c = c->next) {
         if (!export || c->export == export)
             nbds_connection_drain(c, timeout_ns);
     }
+    for (NbdsConnection *c = export ? NULL : home->handshakes.first; c; c = c->next)
+        nbds_connection_drain(c, timeout_ns);
 }
 
 void nbds_server_remove_export(Fiber *self, NbdsExport *export)
@@ -262,103 +284,13 @@ void nbds_server_remove_export(Fiber *self, NbdsExport *export)
     nbds_export_unref(export);
 }
 
-// --- Listeners ---
-
-static bool has_room(const NbdsServer *server)
-{
-    return server->n_clients < server->limits.max_connections;
-}
-
-static void room_offered(LoopCall *call)
-{
-    Listener *l = (Listener *)((char *)call - offsetof(Listener, room_call));
-    fiber_queue_wake_all(&l->room);
-    let_go(l->home->server);
-}
-
-// 0 or -ECANCELED.
-static int wait_for_room(Fiber *self, Listener *l)
-{
-    while (!has_room(l->home->server)) {
-        l->wants_room = true;
-        // Somebody may have left before that was seen; else the call is on its way.
-        if (has_room(l->home->server) && atomic_exchange(&l->wants_room, false))
-            return 0;
-        int result = fiber_queue_wait(self, &l->room, true, "nbd: at the connection limit");
-        if (result < 0)
-            return result;
-    }
-    return 0;
-}
-
-static void accept_clients(Fiber *self, Listener *l)
-{
-    NbdsServer *server = l->home->server;
-    for (;;) {
-        int fd = wait_for_room(self, l);
-        if (fd == 0)
-            fd = stream_accept(self, l->listener);
-        if (fd == -ECANCELED || fiber_is_cancelled(self)) {
-            if (fd >= 0)
-                close(fd);
-            return;
-        }
-        if (fd < 0) {
-            fiber_sleep(self, ACCEPT_RETRY_NS);
-            continue;
-        }
-        server->n_clients++;
-        server->n_alive++;
-        nbds_connection_start(l->home, fd);
-    }
-}
-
-static void listener_fiber(Fiber *self, void *arg)
-{
-    Listener *l = arg;
-    accept_clients(self, l);
-    stream_listener_free(l->listener);
-    l->listener = NULL;
-    l->fiber = NULL;
-    let_go(l->home->server);
-}
-
-static void start_listener(LoopCall *call)
-{
-    Listener *l = (Listener *)((char *)call - offsetof(Listener, start_call));
-    if (nbds_server_is_stopping(l->home->server)) {
-        close(l->fd);
-        let_go(l->home->server);
-        return;
-    }
-    l->listener = stream_listener_new_fd(l->home->loop, l->fd);
-    if (fiber_spawn(l->home->loop, "nbd listener", listener_fiber, l, &l->fiber) < 0) {
-        stream_listener_free(l->listener);
-        l->listener = NULL;
-        let_go(l->home->server);
-    }
-}
-
-static void stop_listener(LoopCall *call)
-{
-    Listener *l = (Listener *)((char *)call - offsetof(Listener, stop_call));
-    if (l->fiber)
-        fiber_cancel(l->fiber);
-}
-
 void nbds_server_add_listener(NbdsServer *server, Loop *loop, int fd)
 {
-    Listener *l = g_new0(Listener, 1);
-    l->fd = fd;
-    l->start_call.fn = start_listener;
-    l->stop_call.fn = stop_listener;
-    l->room_call.fn = room_offered;
     pthread_mutex_lock(&server->lock);
-    l->home = get_loop(server, loop);
-    g_ptr_array_add(server->listeners, l);
+    NbdsListener *listener = nbds_listener_new(get_loop(server, loop), fd);
+    g_ptr_array_add(server->listeners, listener);
+    nbds_listener_start(listener);
     pthread_mutex_unlock(&server->lock);
-    server->n_alive++;
-    loop_post(loop, &l->start_call);
 }
 
 // --- Stop ---
@@ -367,7 +299,7 @@ static void drain_loop(LoopCall *call)
 {
     NbdsServerLoop *home = (NbdsServerLoop *)((char *)call - offsetof(NbdsServerLoop, drain_call));
     drain_connections(home, NULL);
-    let_go(home->server);
+    nbds_server_release(home->server);
 }
 
 static void stopped(LoopCall *call)
@@ -385,18 +317,16 @@ void nbds_server_stop(Fiber *self, NbdsServer *server)
     // Set before the messages: a connection that reaches a loop after its message sees it.
     server->is_stopping = true;
     pthread_mutex_lock(&server->lock);
-    for (unsigned i = 0; i < server->listeners->len; i++) {
-        Listener *l = server->listeners->pdata[i];
-        loop_post(l->home->loop, &l->stop_call);
-    }
+    for (unsigned i = 0; i < server->listeners->len; i++)
+        nbds_listener_stop(server->listeners->pdata[i]);
     for (unsigned i = 0; i < server->loops->len; i++) {
         NbdsServerLoop *home = server->loops->pdata[i];
         home->drain_call.fn = drain_loop;
-        server->n_alive++;
+        nbds_server_hold(server);
         loop_post(home->loop, &home->drain_call);
     }
     pthread_mutex_unlock(&server->lock);
-    let_go(server);
+    nbds_server_release(server);
     while (!server->is_stopped)
         fiber_suspend(self, "nbd: server's stop");
 }

@@ -11,5 +11,16 @@ bool nbds_server_is_stopping(const NbdsServer *server);
 unsigned nbds_server_generation(const NbdsServer *server);
 // The exports now, returned owned; `owners` are the NbdsExports.
 NbdsExportTable *nbds_server_export_table(NbdsServer *server);
-// A connection is gone (its last act: the server may be freed meanwhile).
+
+// One client more, unless the server has as many as it may have.
+bool nbds_server_try_enter(NbdsServer *server);
+// It is gone (its last act: the server may be freed meanwhile).
 void nbds_server_leave(NbdsServer *server);
+// Whatever holds the server must be gone before a stop returns.
+void nbds_server_hold(NbdsServer *server);
+void nbds_server_release(NbdsServer *server);
+
+// The next client that leaves has nbds_listener_offer_room() called for each listener.
+void nbds_server_want_room(NbdsServer *server);
+// A client waits, or was turned away: NbdsServerConfig's `full` hears of the first of an episode.
+void nbds_server_report_full(NbdsServer *server, NbdsFull why, uint64_t now_ns);

@@ -62,6 +62,7 @@ static void defaults_are_those_of_the_manual(void **state)
     assert_null(o.description);
     assert_false(o.read_only || o.direct || o.force_share);
     assert_int_equal(o.n_loops, 0);
+    assert_int_equal(o.max_connections, 0);
     assert_int_equal(o.busy_wait_us, 50);
     assert_int_equal(o.map_memory_bytes, 32 << 20);
     assert_int_equal(o.log_level, LOG_INFO);
@@ -73,14 +74,16 @@ static void defaults_are_those_of_the_manual(void **state)
 
 static void every_option_is_taken_in_any_order(void **state)
 {
-    Options o = parsed("--nbd|/run/a|x=1.img|--format=raw|--direct|--loops|3|--nbd|:10809|"
-                       "--map-memory|2g|--log|debug|--description|text|y=2.img|--read-only");
+    Options o = parsed(
+        "--nbd|/run/a|x=1.img|--format=raw|--direct|--loops|3|--nbd|:10809|"
+        "--map-memory|2g|--max-connections|7|--log|debug|--description|text|y=2.img|--read-only");
     assert_string_equal(o.addresses[0], "/run/a");
     assert_string_equal(o.addresses[1], ":10809");
     assert_null(o.addresses[2]);
     assert_string_equal(o.format, "raw");
     assert_true(o.direct && o.read_only && !o.force_share);
     assert_int_equal(o.n_loops, 3);
+    assert_int_equal(o.max_connections, 7);
     assert_int_equal(o.map_memory_bytes, (uint64_t)2 << 30);
     assert_int_equal(o.log_level, LOG_DEBUG);
     assert_string_equal(o.description, "text");
@@ -173,6 +176,9 @@ static void what_makes_no_sense_is_refused(void **state)
     assert_refused("--busy-wait|x|a", "--busy-wait");
     assert_refused("--loops|0|a", "--loops");
     assert_refused("--loops|257|a", "--loops");
+    assert_refused("--max-connections|0|a", "--max-connections");
+    assert_refused("--max-connections|100001|a", "--max-connections");
+    assert_refused("--max-connections|many|a", "--max-connections");
     assert_refused("--log|verbose|a", "verbose");
     assert_refused("--nbd||a", "--nbd");
     assert_refused("x=a|x=b", "named 'x'");

@@ -31,6 +31,11 @@ static void count_empty(void *arg)
     ((Fixture *)arg)->n_times_empty++;
 }
 
+static void count_full(void *arg, NbdsFull why)
+{
+    ((Fixture *)arg)->n_full[why]++;
+}
+
 typedef struct AddExport {
     Fixture *f;
     const FixtureConfig *config;
@@ -70,7 +75,12 @@ Fixture *fixture_new(const FixtureConfig *config)
             fail_msg("%s", error->message);
         f->threads[i] = g_thread_new("loop", loop_thread, f->loops[i]);
     }
-    NbdsServerConfig server_config = {config->limits, count_empty, f};
+    NbdsServerConfig server_config = {
+        .limits = config->limits,
+        .last_client_left = count_empty,
+        .full = count_full,
+        .arg = f,
+    };
     f->server = nbds_server_new(&server_config);
     f->n_exports = config->n_exports ? config->n_exports : 1;
     for (unsigned i = 0; i < f->n_exports; i++) {

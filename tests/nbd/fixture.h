@@ -30,6 +30,7 @@ typedef struct Fixture {
     MemoryNode *nodes[FIXTURE_MAX_EXPORTS];
     char *dir, *socket_path;
     atomic_uint n_times_empty; // calls of last_client_left
+    atomic_uint n_full[NBDS_FULL_N_REASONS];
     GThread *stopper;
 } Fixture;
 

@@ -198,30 +198,6 @@ static void the_last_client_leaving_is_told(void **state)
     wait_at_least(&f->n_times_empty, 1);
 }
 
-// --- Limits ---
-
-static void connections_above_the_limit_wait_their_turn(void **state)
-{
-    FixtureConfig config = {.limits.max_connections = 2};
-    g_autoptr(Fixture) f = fixture_new(&config);
-    Client third = {0};
-    uint8_t greeting[18];
-    {
-        g_autoptr(Client) a = client_new(f->socket_path, &simple);
-        g_autoptr(Client) b = client_new(f->socket_path, &simple);
-        third.fd = client_connect(f->socket_path); // in the backlog
-        uint8_t data[512];
-        for (unsigned i = 0; i < 50; i++) {
-            assert_int_equal(client_do(a, NBDS_CMD_READ, 0, 0, 512, data), 0);
-            assert_int_equal(client_do(b, NBDS_CMD_READ, 0, 0, 512, data), 0);
-        }
-        assert_int_equal(recv(third.fd, greeting, 18, MSG_DONTWAIT), -1);
-        assert_int_equal(nbds_server_n_clients(f->server), 2);
-    }
-    client_recv(&third, greeting, 18);
-    close(third.fd);
-}
-
 // --- Stop ---
 
 static void stopping_ends_idle_clients_and_handshakes(void **state)
@@ -477,7 +453,6 @@ int main(void)
         cmocka_unit_test(disc_finishes_what_is_in_flight),
         cmocka_unit_test(a_client_that_vanishes_with_requests_in_flight_is_cleaned_up),
         cmocka_unit_test(the_last_client_leaving_is_told),
-        cmocka_unit_test(connections_above_the_limit_wait_their_turn),
         cmocka_unit_test(stopping_ends_idle_clients_and_handshakes),
         cmocka_unit_test(stopping_answers_what_is_in_flight_and_refuses_the_rest),
         cmocka_unit_test(a_stop_does_not_wait_for_the_end_of_a_huge_trim),

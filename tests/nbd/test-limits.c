@@ -367,7 +367,11 @@ static void a_client_that_became_quiet_keeps_no_large_buffer(void **state)
 static void what_hangs_on_one_export_leaves_fibers_for_the_others(void **state)
 {
     enum { N = 8 };
-    FixtureConfig config = {.n_exports = 2, .names = {"hangs", "works"}, .max_fibers = 64};
+    // 32 fibers for connections, 24 of the others for requests, a third of these for each export.
+    FixtureConfig config = {.n_exports = 2,
+                            .names = {"hangs", "works"},
+                            .max_fibers = 64,
+                            .limits.max_connections = 16};
     g_autoptr(Fixture) f = fixture_new(&config);
     ClientConfig hangs = {.style = NBDS_STYLE_SIMPLE, .export_name = "hangs"};
     ClientConfig works = {.style = NBDS_STYLE_SIMPLE, .export_name = "works"};
@@ -377,7 +381,7 @@ static void what_hangs_on_one_export_leaves_fibers_for_the_others(void **state)
         hung[i] = client_new(f->socket_path, &hangs);
         assert_int_equal(send_what_fits(hung[i], NBDS_CMD_READ, 512, 50), 50);
     }
-    wait_at_least(&f->nodes[0]->n_waiting, 64 / 4);
+    wait_at_least(&f->nodes[0]->n_waiting, 8 + N); // and the receivers
     for (unsigned i = 0; i < 10; i++) {
         g_autoptr(Client) c = client_new(f->socket_path, &works);
         uint8_t data[512];

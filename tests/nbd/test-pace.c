@@ -32,7 +32,7 @@ static void scene_begin(Fiber *self, Scene *s)
     fiber_sleep(self, 1000); // the clock of a simulated loop starts with its first turn
     *s = (Scene){.home.loop = fiber_loop(self)};
     s->light.home = s->busy.home = s->other.home = &s->home;
-    s->home.connections = &s->busy;
+    s->home.connections.first = &s->busy;
     s->busy.next = &s->other;
     s->other.next = &s->light;
     s->home.light = &s->light;

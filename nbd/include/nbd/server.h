@@ -21,8 +21,14 @@ typedef struct NbdsExport NbdsExport;
 
 // Zero stands for the default in parentheses.
 typedef struct NbdsLimits {
-    unsigned max_connections;      // over all listeners; more wait in the backlog (256)
-    uint64_t handshake_timeout_ns; // from accept to the end of option haggling (10 s)
+    // Clients over all listeners; more wait in the backlog (none: as far as descriptors and memory
+    // go).
+    unsigned max_connections;
+    // Unfinished handshakes per loop; when another client waits, the oldest is dropped, once it is
+    // older than the grace (256, 1 s).
+    unsigned max_handshakes;
+    uint64_t handshake_grace_ns;
+    uint64_t handshake_timeout_ns; // from accept to the end of the handshake (10 s)
     uint64_t stop_timeout_ns;      // how long a stop waits for clients to take replies (5 s)
     unsigned max_requests;         // in flight per connection (256)
     uint64_t max_bytes;            // in flight per connection; at least one request fits (64 MiB)
@@ -32,11 +38,24 @@ typedef struct NbdsLimits {
     uint64_t stall_timeout_ns;
 } NbdsLimits;
 
+// Why a client had to wait, or was turned away.
+typedef enum NbdsFull {
+    NBDS_FULL_NOT,
+    NBDS_FULL_CONNECTIONS, // max_connections
+    NBDS_FULL_DESCRIPTORS, // the process's limit; some are left to what else the process opens
+    NBDS_FULL_MEMORY,
+    NBDS_FULL_HANDSHAKES, // unfinished ones were dropped for it
+    NBDS_FULL_N_REASONS
+} NbdsFull;
+
 typedef struct NbdsServerConfig {
     NbdsLimits limits;
     // Called when the last client left, on the loop that served it; must not block (socket
     // activation: the daemon ends then). May be NULL.
     void (*last_client_left)(void *arg);
+    // Called once per reason and episode, which ends when for a minute nobody had to wait; on the
+    // loop of a listener or of a client; must not block. May be NULL.
+    void (*full)(void *arg, NbdsFull why);
     void *arg;
 } NbdsServerConfig;
 

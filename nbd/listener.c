@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// Accepting clients, and what happens when there is no room for one.
+//
+// A listener that waits is woken by what happens on its loop (a handshake ends, the oldest one's
+// grace ends) and, through a message, by clients that leave on any loop:
+//
+//     room_state    leaves when                                  to
+//     IDLE          the listener found no room                   WANTED (it looks once more)
+//     WANTED        a client left: the message is posted         POSTED
+//     POSTED        the message has come; the listener is woken  IDLE
+#include "listener.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdatomic.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include "chain-core/stream.h"
+#include "connection.h"
+#include "server.h"
+
+// When the host has no descriptor or memory left.
+static const uint64_t ACCEPT_RETRY_NS = 50000000;
+// Descriptors may become free without a client that leaves.
+static const uint64_t RETRY_NS = 1000000000;
+
+typedef enum RoomState { ROOM_IDLE, ROOM_WANTED, ROOM_POSTED } RoomState;
+
+struct NbdsListener {
+    NbdsServerLoop *home;
+    int fd;                 // before it started
+    StreamListener *stream; // while it runs
+    Fiber *fiber;           // likewise
+    LoopCall start_call, stop_call, room_call;
+    atomic_int room_state;
+    LoopTimer retry_timer;
+};
+
+// --- Room ---
+
+// Descriptors are numbered from the lowest free one on, so the number of a client's tells how many
+// are in use. The last eighth is left to images and jobs.
+static unsigned first_reserved_descriptor(void)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) < 0 || limit.rlim_cur > INT_MAX)
+        return INT_MAX;
+    return limit.rlim_cur - CLAMP(limit.rlim_cur / 8, 1, 1024);
+}
+
+// Moves `*fd` below what is reserved if it can.
+static bool has_descriptor(int *fd)
+{
+    unsigned end = first_reserved_descriptor();
+    if ((unsigned)*fd < end)
+        return true;
+    int lowest = fcntl(*fd, F_DUPFD_CLOEXEC, 0);
+    if (lowest < 0)
+        return false;
+    bool is_free = (unsigned)lowest < end;
+    close(is_free ? *fd : lowest);
+    if (is_free)
+        *fd = lowest;
+    return is_free;
+}
+
+// NBDS_FULL_NOT: the server counts one client more, which has `*fd`.
+static NbdsFull try_admit(NbdsListener *l, int *fd)
+{
+    NbdsServer *server = l->home->server;
+    if (l->home->n_handshakes >= nbds_server_limits(server)->max_handshakes)
+        return NBDS_FULL_HANDSHAKES;
+    if (!has_descriptor(fd))
+        return NBDS_FULL_DESCRIPTORS;
+    return nbds_server_try_enter(server) ? NBDS_FULL_NOT : NBDS_FULL_CONNECTIONS;
+}
+
+static void retry(LoopTimer *timer)
+{
+    NbdsListener *l = (NbdsListener *)((char *)timer - offsetof(NbdsListener, retry_timer));
+    fiber_queue_wake_all(&l->home->room);
+}
+
+// How long the loop's oldest handshake may yet go on when others want its place.
+static uint64_t grace_left_ns(const NbdsServerLoop *home)
+{
+    uint64_t grace = nbds_server_limits(home->server)->handshake_grace_ns;
+    uint64_t age = loop_now_ns(home->loop) - home->handshakes.last->accepted_ns;
+    return grace - MIN(age, grace);
+}
+
+// Tells the server, drops the oldest handshake or has the listener look again when it may be.
+static void meet_full(NbdsListener *l, NbdsFull full)
+{
+    NbdsServerLoop *home = l->home;
+    uint64_t retry_ns = RETRY_NS;
+    if (home->handshakes.last) {
+        uint64_t grace_ns = grace_left_ns(home);
+        if (!grace_ns) {
+            stream_shutdown(home->handshakes.last->stream); // its end wakes the listener
+            nbds_server_report_full(home->server, NBDS_FULL_HANDSHAKES, loop_now_ns(home->loop));
+        } else {
+            retry_ns = MIN(retry_ns, grace_ns);
+        }
+    }
+    if (full != NBDS_FULL_HANDSHAKES)
+        nbds_server_report_full(home->server, full, loop_now_ns(home->loop));
+    loop_timer_stop(home->loop, &l->retry_timer);
+    loop_timer_start(home->loop, &l->retry_timer, retry_ns);
+}
+
+// 0 when a client was admitted that has `*fd`, or -ECANCELED.
+static int wait_for_room(Fiber *self, NbdsListener *l, int *fd)
+{
+    NbdsFull full;
+    while ((full = try_admit(l, fd)) != NBDS_FULL_NOT) {
+        int idle = ROOM_IDLE;
+        if (atomic_compare_exchange_strong(&l->room_state, &idle, ROOM_WANTED)) {
+            nbds_server_want_room(l->home->server);
+            continue;
+        }
+        meet_full(l, full);
+        int result = fiber_queue_wait(self, &l->home->room, true, "nbd: no room for a client");
+        if (result < 0)
+            return result;
+    }
+    return 0;
+}
+
+static void room_offered(LoopCall *call)
+{
+    NbdsListener *l = (NbdsListener *)((char *)call - offsetof(NbdsListener, room_call));
+    l->room_state = ROOM_IDLE;
+    fiber_queue_wake_all(&l->home->room);
+    nbds_server_release(l->home->server);
+}
+
+void nbds_listener_offer_room(NbdsListener *l)
+{
+    int wanted = ROOM_WANTED;
+    if (!atomic_compare_exchange_strong(&l->room_state, &wanted, ROOM_POSTED))
+        return;
+    nbds_server_hold(l->home->server);
+    loop_post(l->home->loop, &l->room_call);
+}
+
+// --- Accepting ---
+
+static void report_failure(NbdsListener *l, int error)
+{
+    uint64_t now = loop_now_ns(l->home->loop);
+    if (error == -EMFILE || error == -ENFILE)
+        nbds_server_report_full(l->home->server, NBDS_FULL_DESCRIPTORS, now);
+    else if (error == -ENOMEM || error == -ENOBUFS)
+        nbds_server_report_full(l->home->server, NBDS_FULL_MEMORY, now);
+}
+
+static void accept_clients(Fiber *self, NbdsListener *l)
+{
+    for (;;) {
+        int fd = stream_accept(self, l->stream);
+        if (fd < 0 && !fiber_is_cancelled(self)) {
+            report_failure(l, fd);
+            fiber_sleep(self, ACCEPT_RETRY_NS);
+        } else if (fd < 0) {
+            return;
+        } else if (fiber_is_cancelled(self) || wait_for_room(self, l, &fd) < 0) {
+            close(fd);
+            return;
+        } else {
+            nbds_connection_start(l->home, fd);
+        }
+    }
+}
+
+static void listener_fiber(Fiber *self, void *arg)
+{
+    NbdsListener *l = arg;
+    accept_clients(self, l);
+    loop_timer_stop(l->home->loop, &l->retry_timer);
+    stream_listener_free(l->stream);
+    l->stream = NULL;
+    l->fiber = NULL;
+    nbds_server_release(l->home->server);
+}
+
+// --- Life ---
+
+static void start(LoopCall *call)
+{
+    NbdsListener *l = (NbdsListener *)((char *)call - offsetof(NbdsListener, start_call));
+    NbdsServer *server = l->home->server;
+    if (nbds_server_is_stopping(server)) {
+        close(l->fd);
+        nbds_server_release(server);
+        return;
+    }
+    l->stream = stream_listener_new_fd(l->home->loop, l->fd);
+    if (fiber_spawn(l->home->loop, "nbd listener", listener_fiber, l, &l->fiber) < 0) {
+        g_clear_pointer(&l->stream, stream_listener_free);
+        nbds_server_release(server);
+    }
+}
+
+static void stop(LoopCall *call)
+{
+    NbdsListener *l = (NbdsListener *)((char *)call - offsetof(NbdsListener, stop_call));
+    if (l->fiber)
+        fiber_cancel(l->fiber);
+}
+
+NbdsListener *nbds_listener_new(NbdsServerLoop *home, int fd)
+{
+    NbdsListener *l = g_new0(NbdsListener, 1);
+    l->home = home;
+    l->fd = fd;
+    l->start_call.fn = start;
+    l->stop_call.fn = stop;
+    l->room_call.fn = room_offered;
+    l->retry_timer.fn = retry;
+    return l;
+}
+
+void nbds_listener_free(NbdsListener *l)
+{
+    assert(!l->fiber);
+    g_free(l);
+}
+
+void nbds_listener_start(NbdsListener *l)
+{
+    nbds_server_hold(l->home->server);
+    loop_post(l->home->loop, &l->start_call);
+}
+
+void nbds_listener_stop(NbdsListener *l)
+{
+    loop_post(l->home->loop, &l->stop_call);
+}
