@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// The daemon's log: plain lines on stderr, as the issue of one error is one sentence in one place.
+// The daemon's log: plain lines on stderr, one sentence for an error.
 // Libraries below log nothing above debug; what they say through GLib is written in the same form.
 #include "log.h"
 

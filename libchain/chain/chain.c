@@ -19,7 +19,7 @@
 #include "chain/foreign-image.h"
 #include "chain/image-name.h"
 
-// What other programs may do meanwhile; as QEMU's block drivers ask for it (RELIABILITY §1).
+// What other programs may do meanwhile; as QEMU's block drivers ask for it.
 enum {
     HELD_READING = FILE_PERM_CONSISTENT_READ,
     HELD_WRITING = FILE_PERM_CONSISTENT_READ | FILE_PERM_WRITE | FILE_PERM_RESIZE,

@@ -89,7 +89,7 @@ bool qcow2_header_has_magic(const void *data, size_t len);
 
 // Decodes the first cluster of a file. `data` holds its first `len` bytes (as much of the first
 // cluster as the file has: callers read 64 KiB first, and 2 MiB if qcow2_header_needed_bytes() says
-// so). `file_bytes` bounds table positions. Every RELIABILITY §2 header bound is checked before
+// so). `file_bytes` bounds table positions. Every number is held against its bound before
 // arithmetic. Returns 0; -EINVAL for a broken header; -ENOTSUP for unknown incompatible features
 // (named from the image's own table), encryption or a higher version. Errors are one sentence
 // without the file's name. On failure `ret_header` is cleared.

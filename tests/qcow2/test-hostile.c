@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Hostile images (RELIABILITY: bad inputs): a good image with a few bytes changed. What is wrong
-// with header and directories is refused at open with one sentence and without a write; what is
-// wrong with an entry is EIO where it matters, and never a write into metadata. Then thousands of
-// images with random bytes of metadata changed, opened, read, written, and checked: anything may
+// Hostile images (tests/README.md has the table): a good image with a few bytes changed. What is
+// wrong with header and directories is refused at open with one sentence and without a write; what
+// is wrong with an entry is EIO where it matters, and never a write into metadata. Then thousands
+// of images with random bytes of metadata changed, opened, read, written, and checked: anything may
 // come out but a crash. On the simulation; run it with sanitizers.
 #include "host.h"
 

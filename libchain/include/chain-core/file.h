@@ -86,7 +86,8 @@ int file_find_extent(Fiber *self, File *file, HostOff off, uint64_t len, bool *r
 // How much of the host's space the file takes, in bytes; -ENOTSUP where that is unknown.
 int file_allocated_bytes(Fiber *self, File *file, uint64_t *ret_bytes);
 
-// QEMU-compatible byte locks (RELIABILITY: OFD read locks at 100+bit held, 200+bit not shared).
+// QEMU's byte locks (raw_apply_lock_bytes() in its block/file-posix.c): an OFD read lock at byte
+// 100+bit for each permission held, at 200+bit for each not shared with others.
 typedef enum FilePerm {
     FILE_PERM_CONSISTENT_READ = 1 << 0,
     FILE_PERM_WRITE = 1 << 1,

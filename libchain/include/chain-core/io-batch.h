@@ -10,8 +10,8 @@
 
 #include "chain-core/fiber.h"
 
-// Keeps a host range from being reused while transfers still point at it (DESIGN: pins). `drained`
-// is called when the last holder lets go, on the loop, and must not suspend.
+// Keeps a host range from being reused while transfers still point at it. `drained` is called when
+// the last holder lets go, on the loop, and must not suspend.
 typedef struct IoPin IoPin;
 struct IoPin {
     uint32_t n_holders;
