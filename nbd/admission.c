@@ -13,7 +13,7 @@ enum {
     CONNECTION_FREE_BYTES = 1 << 20, // not taken from the loop's budget
     SMALL_BYTES = 1 << 10,           // what a request without data holds
     CACHE_BYTES = 256 << 10,
-    STATUS_BYTES = 128 << 10,
+    STATUS_BYTES = 128 << 10,  // see MAX_EXTENTS in request-status.c
     PROGRESS_BYTES = 64 << 10, // within the time that counts as a stall
 };
 

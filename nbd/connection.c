@@ -60,6 +60,7 @@ static void close_connection(NbdsConnection *c)
     set_state(c, NBDS_STATE_CLOSED);
     stream_shutdown(c->stream);
     stream_free(c->stream);
+    nbds_session_done(&c->session);
     nbds_export_unref(c->export);
     g_free(c);
     nbds_server_leave(server);

@@ -17,17 +17,19 @@ typedef struct NbdsExportInfo {
     uint64_t size_bytes;
     uint32_t preferred_bytes; // power of 2, 512 … NBDS_MAX_PAYLOAD
     bool read_only;
+    const GPtrArray *contexts; // context.h
 } NbdsExportInfo;
 
 typedef struct NbdsExportTable {
     gatomicrefcount refs;
-    const NbdsExportInfo *exports; // owned, not their strings
+    const NbdsExportInfo *exports; // owned, not what they point to
     unsigned n_exports;
     GPtrArray *owners; // whoever each row is about, in the same order
     GByteArray *list;  // every packet of the answer to LIST
 } NbdsExportTable;
 
-// Takes `exports`, whose strings `owners` (taken; may be NULL) keeps. Returned owned.
+// Takes `exports`; what they point to is kept by `owners` (taken), or else by the caller. Returned
+// owned.
 NbdsExportTable *nbds_export_table_new(NbdsExportInfo *exports, unsigned n_exports,
                                        GPtrArray *owners);
 NbdsExportTable *nbds_export_table_ref(NbdsExportTable *table);

@@ -6,6 +6,8 @@
 #include <errno.h>
 #include <string.h>
 
+#include "contexts.h"
+
 static int check_string(const char *what, const char *s, GError **error)
 {
     size_t len = strlen(s);
@@ -37,6 +39,7 @@ NbdsExport *nbds_export_new(NbdsServerLoop *home, const NbdsExportConfig *config
         .size_bytes = config->node->size_bytes,
         .preferred_bytes = preferred_bytes(config->node),
         .read_only = config->read_only || config->node->read_only,
+        .contexts = nbds_contexts_new(),
     };
     atomic_init(&export->size_bytes, config->node->size_bytes);
     export->home = home;
@@ -57,6 +60,7 @@ void nbds_export_unref(NbdsExport *export)
         return;
     g_free((char *)export->info.name);
     g_free((char *)export->info.description);
+    g_ptr_array_unref((GPtrArray *)export->info.contexts);
     g_free(export);
 }
 

@@ -11,7 +11,7 @@
 #include "server-loop.h"
 
 struct NbdsExport {
-    NbdsExportInfo info; // strings owned; its size is the one at first
+    NbdsExportInfo info; // what it points to is owned; its size is the one at first
     _Atomic uint64_t size_bytes;
     NbdsServerLoop *home;
     atomic_uint n_refs;     // memory only

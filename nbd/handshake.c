@@ -107,14 +107,14 @@ static void refresh_table(Handshake *h)
     h->generation = generation;
 }
 
-static void agree(const Handshake *h, const NbdsExportInfo *info, NbdsAgreement *ret_agreement)
+static void agree(Handshake *h, const NbdsExportInfo *info, NbdsAgreement *ret_agreement)
 {
     *ret_agreement = (NbdsAgreement){
         .export = nbds_export_ref(h->table->owners->pdata[info - h->table->exports]),
         .session =
             {
                 .style = h->options.style,
-                .contexts = h->options.contexts,
+                .contexts = g_steal_pointer(&h->options.contexts),
                 .size_bytes = info->size_bytes,
                 .read_only = info->read_only,
             },
@@ -166,6 +166,7 @@ int nbds_handshake_run(Fiber *self, NbdsServerLoop *home, Stream *stream,
             result = haggle(self, &h, ret_agreement);
         while (result > 0);
     }
+    nbds_options_done(&h.options);
     nbds_export_table_unref(h.table);
     g_byte_array_unref(h.data);
     g_byte_array_unref(h.answer);

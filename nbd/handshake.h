@@ -10,8 +10,8 @@
 
 // What a handshake ends with.
 typedef struct NbdsAgreement {
-    NbdsExport *export; // a reference
-    NbdsSession session;
+    NbdsExport *export;  // a reference
+    NbdsSession session; // nbds_session_done()
 } NbdsAgreement;
 
 // 0 with an agreement, or negative: the connection shall be closed. Reads exact sizes, so that

@@ -243,44 +243,70 @@ static NbdsVerdict option_headers(const Option *o, NbdsOptions *h)
     return acknowledge(o);
 }
 
-static void reply_context(const Option *o, NbdsContext context)
+static void reply_context(const Option *o, const NbdsContext *context)
 {
-    const char *name = nbds_context_name(context);
     nbds_wire_put_option_reply_head(append(o->out, NBDS_OPTION_REPLY_HEAD_BYTES), o->type,
-                                    NBDS_REP_META_CONTEXT, 4 + strlen(name));
+                                    NBDS_REP_META_CONTEXT, 4 + context->name_len);
     // LIST: the id is reserved, zero.
-    uint32_t id = o->type == NBDS_OPT_SET_META_CONTEXT ? nbds_context_id(context) : 0;
+    uint32_t id = o->type == NBDS_OPT_SET_META_CONTEXT ? context->id : 0;
     nbds_wire_put_u32(append(o->out, 4), id);
-    g_byte_array_append(o->out, (const uint8_t *)name, strlen(name));
+    g_byte_array_append(o->out, (const uint8_t *)context->name, context->name_len);
 }
 
-// LIST_META_CONTEXT and SET_META_CONTEXT. A SET that fails leaves nothing selected.
+typedef struct Queries {
+    Name export;
+    uint32_t n;
+    Cursor first; // at the first one
+} Queries;
+
+static bool parse_queries(const Option *o, Queries *ret_queries)
+{
+    Cursor c = {o->data, o->len, false};
+    ret_queries->export = take_string(&c);
+    ret_queries->n = take_u32(&c);
+    ret_queries->first = c;
+    for (uint32_t i = 0; i < ret_queries->n && !c.failed; i++)
+        take_string(&c);
+    return !c.failed && !c.left;
+}
+
+// Returned owned: the contexts of `export` that the queries select.
+static GPtrArray *select_contexts(const Queries *queries, const NbdsExportInfo *export, bool set)
+{
+    g_autofree bool *marks = g_new0(bool, export->contexts->len);
+    if (!set && !queries->n)
+        memset(marks, true, export->contexts->len);
+    Cursor c = queries->first;
+    for (uint32_t i = 0; i < queries->n; i++) {
+        Name query = take_string(&c);
+        nbds_context_match(export->contexts, query.p, query.len, !set, marks);
+    }
+    return nbds_context_select(export->contexts, marks);
+}
+
+// LIST_META_CONTEXT and SET_META_CONTEXT.
 static NbdsVerdict option_meta_context(const Option *o, NbdsOptions *h,
                                        const NbdsExportTable *table)
 {
-    bool set = o->type == NBDS_OPT_SET_META_CONTEXT;
     if (h->style == NBDS_STYLE_SIMPLE)
         return refuse(o, NBDS_REP_ERR_INVALID, "negotiate structured replies first");
-    Cursor c = {o->data, o->len, false};
-    Name name = take_string(&c);
-    uint32_t n_queries = take_u32(&c);
-    NbdsContextSet contexts = !set && !n_queries ? NBDS_ALL_CONTEXTS : 0;
-    for (uint32_t i = 0; i < n_queries && !c.failed; i++) {
-        Name query = take_string(&c);
-        if (!c.failed)
-            contexts |= nbds_context_match(query.p, query.len, !set);
-    }
-    if (c.failed || c.left)
+    Queries queries;
+    if (!parse_queries(o, &queries))
         return refuse(o, NBDS_REP_ERR_INVALID, "name or queries are malformed");
-    const NbdsExportInfo *export = nbds_export_table_find(table, name.p, name.len);
+    const NbdsExportInfo *export =
+        nbds_export_table_find(table, queries.export.p, queries.export.len);
     if (!export)
-        return refuse_unknown_export(o, table, name);
-    for (unsigned i = 0; i < NBDS_N_CONTEXTS; i++) {
-        if (contexts & (1u << i))
-            reply_context(o, i);
-    }
-    if (set) {
-        h->contexts = contexts;
+        return refuse_unknown_export(o, table, queries.export);
+    if (queries.n > NBDS_MAX_CONTEXT_QUERIES)
+        return refuse(o, NBDS_REP_ERR_TOO_BIG, "too many queries");
+    bool set = o->type == NBDS_OPT_SET_META_CONTEXT;
+    g_autoptr(GPtrArray) contexts = select_contexts(&queries, export, set);
+    if (set && contexts->len > NBDS_MAX_SELECTED_CONTEXTS)
+        return refuse(o, NBDS_REP_ERR_TOO_BIG, "too many metadata contexts");
+    for (unsigned i = 0; i < contexts->len; i++)
+        reply_context(o, contexts->pdata[i]);
+    if (set && contexts->len) {
+        h->contexts = g_steal_pointer(&contexts);
         h->contexts_serial = export->serial;
     }
     return acknowledge(o);
@@ -311,6 +337,11 @@ static NbdsVerdict option_dispatch(const Option *o, NbdsOptions *h, const NbdsEx
     }
 }
 
+void nbds_options_done(NbdsOptions *h)
+{
+    g_clear_pointer(&h->contexts, g_ptr_array_unref);
+}
+
 bool nbds_options_client_flags(NbdsOptions *h, uint32_t flags)
 {
     // A client without FIXED_NEWSTYLE gets fixed newstyle too, if it uses it.
@@ -325,8 +356,8 @@ NbdsVerdict nbds_options_execute(NbdsOptions *h, const NbdsExportTable *table, b
     Option o = {option, data, len, out};
     if (++h->n_options > MAX_OPTIONS)
         return NBDS_VERDICT_CLOSE;
-    if (option == NBDS_OPT_SET_META_CONTEXT)
-        h->contexts = 0;
+    if (option == NBDS_OPT_SET_META_CONTEXT) // also one that fails leaves nothing selected
+        nbds_options_done(h);
     bool is_too_big = len > NBDS_MAX_OPTION_BYTES;
     if (option == NBDS_OPT_EXPORT_NAME && (stopping || is_too_big))
         return NBDS_VERDICT_CLOSE;
@@ -336,6 +367,6 @@ NbdsVerdict nbds_options_execute(NbdsOptions *h, const NbdsExportTable *table, b
         return refuse(&o, NBDS_REP_ERR_TOO_BIG, "this option has more data than this server takes");
     NbdsVerdict verdict = option_dispatch(&o, h, table, ret_export);
     if (verdict == NBDS_VERDICT_TRANSMIT && h->contexts_serial != (*ret_export)->serial)
-        h->contexts = 0;
+        nbds_options_done(h);
     return verdict;
 }

@@ -8,15 +8,15 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "context.h"
 #include "export-table.h"
-#include "meta-context.h"
 #include "wire.h"
 
-// What one client negotiated so far. Zero-initialise.
+// What one client negotiated so far. Zero-initialise, nbds_options_done().
 typedef struct NbdsOptions {
     bool no_zeroes;
     NbdsStyle style;
-    NbdsContextSet contexts; // selected for the export with `contexts_serial`
+    GPtrArray *contexts; // selected for the export with `contexts_serial`; NULL: none
     uint64_t contexts_serial;
     unsigned n_options;
 } NbdsOptions;
@@ -27,6 +27,8 @@ typedef enum NbdsVerdict {
     NBDS_VERDICT_TRANSMIT, // send the output, then serve *ret_export
     NBDS_VERDICT_CLOSE,    // send the output, then close
 } NbdsVerdict;
+
+void nbds_options_done(NbdsOptions *h);
 
 // False: unknown flags, close.
 bool nbds_options_client_flags(NbdsOptions *h, uint32_t flags);

@@ -100,7 +100,7 @@ NbdsCheck nbds_request_check(const NbdsSession *session, const NbdsRequestHead *
         if (!session->contexts)
             return refuse(payload, NBDS_EINVAL, "no metadata context was negotiated");
         if (head->flags & NBDS_CMD_FLAG_PAYLOAD_LEN) {
-            if (payload < 8 || payload > 8 + 4 * NBDS_N_CONTEXTS || payload % 4)
+            if (payload < 8 || payload > 8 + 4ull * session->contexts->len || payload % 4)
                 return refuse(payload, NBDS_EINVAL, "malformed list of metadata contexts");
             return (NbdsCheck){NBDS_ACTION_EXECUTE, payload, NBDS_OK, NULL};
         }
@@ -108,22 +108,38 @@ NbdsCheck nbds_request_check(const NbdsSession *session, const NbdsRequestHead *
     return check_range(session, head, payload);
 }
 
+void nbds_session_done(NbdsSession *session)
+{
+    g_clear_pointer(&session->contexts, g_ptr_array_unref);
+}
+
+// False: there is none with this id, or it is marked already.
+static bool mark(const GPtrArray *contexts, uint32_t id, bool *marks)
+{
+    for (unsigned i = 0; i < contexts->len; i++) {
+        if (((const NbdsContext *)contexts->pdata[i])->id != id)
+            continue;
+        bool is_new = !marks[i];
+        marks[i] = true;
+        return is_new;
+    }
+    return false;
+}
+
 NbdsCheck nbds_request_check_filter(const NbdsSession *session, const uint8_t *payload,
                                     size_t payload_len, NbdsRequestHead *head,
-                                    NbdsContextSet *ret_contexts)
+                                    GPtrArray **ret_contexts)
 {
-    NbdsContextSet contexts = 0;
+    g_autofree bool *marks = g_new0(bool, session->contexts->len);
     for (size_t at = 8; at + 4 <= payload_len; at += 4) {
-        NbdsContextSet one = nbds_context_from_id(nbds_wire_get_u32(payload + at));
-        if (!one || !(one & session->contexts) || (one & contexts))
+        if (!mark(session->contexts, nbds_wire_get_u32(payload + at), marks))
             return refuse(0, NBDS_EINVAL, "a metadata context that was not negotiated, or twice");
-        contexts |= one;
     }
-    if (!contexts)
+    if (payload_len < 12)
         return refuse(0, NBDS_EINVAL, "no metadata context asked for");
     head->length = nbds_wire_get_u64(payload);
     NbdsCheck check = check_range(session, head, 0);
     if (check.action == NBDS_ACTION_EXECUTE)
-        *ret_contexts = contexts;
+        *ret_contexts = nbds_context_select(session->contexts, marks);
     return check;
 }

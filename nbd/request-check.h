@@ -4,16 +4,18 @@
 // it. Pure; any thread.
 #pragma once
 
-#include "meta-context.h"
+#include "context.h"
 #include "wire.h"
 
 // What a connection agreed on, fixed for its lifetime.
 typedef struct NbdsSession {
     NbdsStyle style;
-    NbdsContextSet contexts;
+    GPtrArray *contexts; // of NbdsContext, one at least; NULL: none was selected
     uint64_t size_bytes;
     bool read_only;
 } NbdsSession;
+
+void nbds_session_done(NbdsSession *session);
 
 typedef enum NbdsAction {
     NBDS_ACTION_EXECUTE,    // once the payload is complete
@@ -38,7 +40,7 @@ NbdsCheck nbds_request_check(const NbdsSession *session, const NbdsRequestHead *
 int nbds_request_check_end(const NbdsRequestHead *head, uint64_t size_bytes);
 
 // BLOCK_STATUS whose payload names the contexts: puts the effect length into `head->length` and
-// returns the set, or EXECUTE replaced by REFUSE.
+// returns them (owned, in the session's order), or EXECUTE replaced by REFUSE.
 NbdsCheck nbds_request_check_filter(const NbdsSession *session, const uint8_t *payload,
                                     size_t payload_bytes, NbdsRequestHead *head,
-                                    NbdsContextSet *ret_contexts);
+                                    GPtrArray **ret_contexts);

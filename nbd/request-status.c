@@ -1,58 +1,65 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// BLOCK_STATUS: one walk over the node's extents fills a list per context; each list becomes one
-// chunk, the last with DONE. An answer may be shorter than asked, never longer, and has at least
-// one extent.
+// BLOCK_STATUS: each context that was asked for fills a list, contexts of one kind in one walk;
+// each list becomes one chunk, the last with DONE. An answer may be shorter than asked, never
+// longer, and has at least one extent.
 #include <assert.h>
 #include <errno.h>
 
 #include "reply.h"
 #include "request.h"
 
-// Far below the protocol's bound: what one request may hold in memory. Clients ask again from where
-// an answer ends.
-enum { MAX_EXTENTS = 1 << 12 }; // bounds what an unread reply holds (STATUS_CHARGE)
-_Static_assert((int)MAX_EXTENTS <= (int)NBDS_MAX_EXTENTS, "the protocol's bound");
+enum {
+    // Of one request, over all its contexts: far below the protocol's bound, and with
+    // MAX_LIST_EXTENTS what one may hold in memory (STATUS_BYTES in admission.c). Clients ask again
+    // from where an answer ends.
+    MAX_EXTENTS = 1 << 13,
+    MAX_LIST_EXTENTS = 1 << 12,
+    MAX_TURNS = 64, // of a walk
+};
+_Static_assert((int)MAX_LIST_EXTENTS <= (int)NBDS_MAX_EXTENTS, "the protocol's bound");
+_Static_assert(MAX_EXTENTS / NBDS_MAX_SELECTED_CONTEXTS >= 1, "each list has one");
 
-typedef struct Walk {
-    NbdsExtentList lists[NBDS_N_CONTEXTS];
-    NbdsContextSet open; // contexts that take more extents
-    unsigned max_extents;
-} Walk;
-
-// Adds to every open list; a list that is full is closed, with what it has.
-static void add_extent(Walk *walk, const NodeExtent *extent, uint64_t length)
+static const GPtrArray *wanted(const NbdsRequest *request)
 {
-    for (unsigned i = 0; i < NBDS_N_CONTEXTS; i++) {
-        if (!(walk->open & (1u << i)))
-            continue;
-        uint64_t flags = nbds_context_flags(i, extent);
-        if (!nbds_extent_list_add(&walk->lists[i], length, flags, walk->max_extents))
-            walk->open &= ~(1u << i);
-    }
+    return request->contexts ? request->contexts : request->connection->session.contexts;
 }
 
-enum { LOOKS_A_TURN = 256, MAX_LOOKS = 16384 };
-
-static int walk_node(Fiber *self, Node *node, const NbdsRequestHead *head, Walk *walk)
+// A shorter answer is allowed, and a long walk must not keep the loop from the others.
+static int walk_range(Fiber *self, NbdsRequest *request, NbdsWalk *walk)
 {
-    uint64_t offset = head->offset, end = head->offset + head->length;
-    // A shorter answer is allowed; a long look must not keep the loop from the others.
-    for (unsigned n = 0; offset < end && walk->open && n < MAX_LOOKS; n++) {
-        NodeExtent extent;
-        if (n && n % LOOKS_A_TURN == 0)
+    const NbdsContextKind *kind = walk->contexts[0]->kind;
+    uint64_t begin = walk->offset;
+    int result = 0;
+    for (unsigned i = 0; walk->offset < walk->end && i < MAX_TURNS && result >= 0; i++) {
+        if (i)
             fiber_sleep(self, 0);
-        int result = node_status_of_host(self, node, guest_off(offset), end - offset, &extent);
+        Node *node;
+        result = nbds_request_enter(self, request, &node);
         if (result < 0)
-            return offset == head->offset ? result : 0; // what is known is an answer
-        uint64_t length = MIN(extent.len, end - offset);
-        add_extent(walk, &extent, length);
-        offset += length;
+            break;
+        result = kind->walk(self, node, walk);
+        port_leave(&request->connection->export->port);
     }
-    return 0;
+    return walk->offset > begin ? 0 : result; // what is known is an answer
+}
+
+static int fill_lists(Fiber *self, NbdsRequest *request, NbdsExtentList *lists)
+{
+    const NbdsRequestHead *head = &request->head;
+    const GPtrArray *contexts = wanted(request);
+    NbdsContext **all = (NbdsContext **)contexts->pdata;
+    int result = 0;
+    for (unsigned i = 0, n; i < contexts->len && result >= 0; i += n) {
+        for (n = 1; i + n < contexts->len && all[i + n]->kind == all[i]->kind;)
+            n++;
+        NbdsWalk walk = {head->offset, head->offset + head->length, all + i, lists + i, n};
+        result = walk_range(self, request, &walk);
+    }
+    return result;
 }
 
 static NbdsBuffer *reply_context(NbdsBufferPool *pool, NbdsStyle style, const NbdsRequestHead *head,
-                                 NbdsContext context, const NbdsExtentList *list, bool is_last)
+                                 uint32_t context_id, const NbdsExtentList *list, bool is_last)
 {
     size_t extent_bytes = nbds_wire_status_extent_bytes(style);
     NbdsChunkHead chunk = {
@@ -69,7 +76,7 @@ static NbdsBuffer *reply_context(NbdsBufferPool *pool, NbdsStyle style, const Nb
     uint8_t *p = buffer->start;
     nbds_wire_put_chunk_head(p, style, &chunk);
     p += nbds_wire_chunk_head_bytes(style);
-    nbds_wire_put_status_start(p, style, nbds_context_id(context), list->n_extents);
+    nbds_wire_put_status_start(p, style, context_id, list->n_extents);
     p += nbds_wire_status_start_bytes(style);
     for (unsigned i = 0; i < list->n_extents; i++) {
         nbds_wire_put_status_extent(p, style, list->extents[i].length, list->extents[i].flags);
@@ -79,37 +86,39 @@ static NbdsBuffer *reply_context(NbdsBufferPool *pool, NbdsStyle style, const Nb
     return buffer;
 }
 
-static void answer(NbdsRequest *request, const Walk *walk)
+static void answer(NbdsRequest *request, const NbdsExtentList *lists)
 {
     NbdsConnection *c = request->connection;
-    NbdsContextSet left = request->contexts;
-    for (unsigned i = 0; left; i++) {
-        if (!(left & (1u << i)))
-            continue;
-        left &= ~(1u << i);
-        NbdsBuffer *reply = reply_context(&c->home->pool, c->session.style, &request->head, i,
-                                          &walk->lists[i], !left);
-        if (reply && left)
-            nbds_sender_queue(c, reply);
-        else
+    const GPtrArray *contexts = wanted(request);
+    for (unsigned i = 0; i < contexts->len; i++) {
+        const NbdsContext *context = contexts->pdata[i];
+        bool is_last = i + 1 == contexts->len;
+        NbdsBuffer *reply = reply_context(&c->home->pool, c->session.style, &request->head,
+                                          context->id, &lists[i], is_last);
+        if (!reply || is_last)
             return nbds_request_finish(request, reply, !reply);
+        nbds_sender_queue(c, reply);
     }
 }
 
 void nbds_request_status(Fiber *self, NbdsRequest *request)
 {
     bool one = request->head.flags & NBDS_CMD_FLAG_REQ_ONE;
-    Walk walk = {.open = request->contexts, .max_extents = one ? 1 : MAX_EXTENTS};
-    Node *node;
-    int result = nbds_request_enter(self, request, &node);
-    if (result >= 0) {
-        result = walk_node(self, node, &request->head, &walk);
-        port_leave(&request->connection->export->port);
-    }
+    unsigned n = wanted(request)->len;
+    unsigned max_extents = one ? 1 : MIN(MAX_EXTENTS / n, MAX_LIST_EXTENTS);
+    NbdsBuffer *scratch =
+        nbds_buffer_take(&request->connection->home->pool, n * sizeof(NbdsExtentList));
+    if (!scratch)
+        return nbds_request_answer(request, -ENOMEM);
+    NbdsExtentList *lists = (NbdsExtentList *)nbds_buffer_bytes(scratch);
+    for (unsigned i = 0; i < n; i++)
+        nbds_extent_list_init(&lists[i], max_extents);
+    int result = fill_lists(self, request, lists);
     if (result < 0)
         nbds_request_answer(request, result);
     else
-        answer(request, &walk);
-    for (unsigned i = 0; i < NBDS_N_CONTEXTS; i++)
-        nbds_extent_list_done(&walk.lists[i]);
+        answer(request, lists); // frees the request
+    for (unsigned i = 0; i < n; i++)
+        nbds_extent_list_done(&lists[i]);
+    nbds_buffer_unref(scratch);
 }

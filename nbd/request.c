@@ -16,7 +16,7 @@ NbdsRequest *nbds_request_take(NbdsConnection *c, const NbdsRequestHead *head)
         c->home->free_requests = request->next;
     else if (!(request = g_try_new(NbdsRequest, 1)))
         return NULL;
-    *request = (NbdsRequest){.connection = c, .head = *head, .contexts = c->session.contexts};
+    *request = (NbdsRequest){.connection = c, .head = *head};
     return request;
 }
 
@@ -24,6 +24,7 @@ static void free_request(NbdsRequest *request)
 {
     NbdsServerLoop *home = request->connection->home;
     nbds_buffer_unref(request->input);
+    g_clear_pointer(&request->contexts, g_ptr_array_unref);
     request->next = home->free_requests;
     home->free_requests = request;
 }

@@ -9,8 +9,8 @@ struct NbdsRequest {
     NbdsRequest *next; // free list
     NbdsConnection *connection;
     NbdsRequestHead head;
-    NbdsContextSet contexts; // BLOCK_STATUS: those to answer
-    NbdsBuffer *input;       // a reference while `payload` is used
+    GPtrArray *contexts; // BLOCK_STATUS: those to answer; NULL: all of the session's
+    NbdsBuffer *input;   // a reference while `payload` is used
     const uint8_t *payload;
     NbdsCharge charge; // given back when the reply was sent
 };

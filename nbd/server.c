@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "connection.h"
+#include "contexts.h"
 #include "listener.h"
 #include "server-loop.h"
 
@@ -280,6 +281,7 @@ void nbds_server_remove_export(Fiber *self, NbdsExport *export)
     drain_connections(export->home, export);
     while (export->n_connections)
         fiber_queue_wait(self, &export->emptied, false, "nbd: clients of a removed export");
+    nbds_contexts_release(self, export->info.contexts);
     port_done(self, &export->port);
     nbds_export_unref(export);
 }

@@ -6,6 +6,7 @@
 #include <assert.h>
 #include <string.h>
 
+#include "contexts.h"
 #include "options.h"
 
 enum { MANY_EXPORTS = 1, STOPPING = 2, NO_ZEROES = 4 };
@@ -31,10 +32,13 @@ static void check_replies(const GByteArray *out, uint32_t option, NbdsVerdict ve
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static const NbdsExportInfo infos[] = {
-        {1, "web", "web: 20 GiB qcow2", 20ull << 30, 65536, false},
-        {2, "", "", 0, 512, true},
-        {3, "\xc3\xbc", "", 1, 4096, false},
+    static GPtrArray *contexts;
+    if (!contexts)
+        contexts = nbds_contexts_new();
+    const NbdsExportInfo infos[] = {
+        {1, "web", "web: 20 GiB qcow2", 20ull << 30, 65536, false, contexts},
+        {2, "", "", 0, 512, true, contexts},
+        {3, "\xc3\xbc", "", 1, 4096, false, contexts},
     };
     if (!size)
         return 0;
@@ -63,9 +67,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             assert(chosen >= table->exports && chosen < table->exports + n_exports);
             assert(h.style != NBDS_STYLE_SIMPLE || !h.contexts);
             assert(!h.contexts || h.contexts_serial == chosen->serial);
+            assert(!h.contexts || (h.contexts->len && h.contexts->len <= contexts->len));
         }
         data += len;
         size -= len;
     }
+    nbds_options_done(&h);
     return 0;
 }

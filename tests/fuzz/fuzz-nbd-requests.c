@@ -4,6 +4,7 @@
 #include <assert.h>
 #include <string.h>
 
+#include "contexts.h"
 #include "request-check.h"
 
 static void check_promise(const NbdsSession *session, const NbdsRequestHead *head)
@@ -20,15 +21,26 @@ static void check_promise(const NbdsSession *session, const NbdsRequestHead *hea
         assert(head->length && session->contexts);
 }
 
+// Bit i of `bits`: whether the i-th one is.
+static GPtrArray *select_contexts(uint8_t bits)
+{
+    g_autoptr(GPtrArray) all = nbds_contexts_new();
+    g_autofree bool *marks = g_new0(bool, all->len);
+    for (unsigned i = 0; i < all->len && i < 8; i++)
+        marks[i] = bits >> i & 1;
+    return nbds_context_select(all, marks);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     if (size < 11)
         return 0;
-    NbdsSession session = {data[0] % 3, data[1] & NBDS_ALL_CONTEXTS, nbds_wire_get_u64(data + 3),
-                           data[2] & 1};
+    g_autoptr(GPtrArray) contexts = select_contexts(data[1]);
+    NbdsSession session = {data[0] % 3, contexts->len ? contexts : NULL,
+                           nbds_wire_get_u64(data + 3), data[2] & 1};
     if (session.style == NBDS_STYLE_SIMPLE)
-        session.contexts = 0;
+        session.contexts = NULL;
     data += 11;
     size -= 11;
     size_t head_bytes = nbds_wire_request_head_bytes(session.style);
@@ -47,14 +59,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         if (check.action == NBDS_ACTION_REFUSE) {
             assert(check.error != NBDS_OK && check.message);
         } else {
-            NbdsContextSet contexts = session.contexts;
+            g_autoptr(GPtrArray) filtered = NULL;
             if (head.type == NBDS_CMD_BLOCK_STATUS && check.payload_bytes)
                 check.action =
-                    nbds_request_check_filter(&session, data, check.payload_bytes, &head, &contexts)
+                    nbds_request_check_filter(&session, data, check.payload_bytes, &head, &filtered)
                         .action;
             if (check.action == NBDS_ACTION_EXECUTE) {
                 check_promise(&session, &head);
-                assert(!(contexts & ~session.contexts));
+                assert(!filtered || (filtered->len && filtered->len <= session.contexts->len));
             }
         }
         data += check.payload_bytes;

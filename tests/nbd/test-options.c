@@ -8,6 +8,7 @@
 #include <cmocka.h>
 #include <string.h>
 
+#include "contexts.h"
 #include "options.h"
 
 typedef struct Reply {
@@ -21,7 +22,8 @@ typedef struct Haggle {
     NbdsExportInfo *infos; // the table's
     NbdsExportTable *table;
     bool stopping;
-    GByteArray *data; // of the option being built
+    GPtrArray *contexts; // of every export
+    GByteArray *data;    // of the option being built
     GByteArray *out;
     NbdsVerdict verdict;
     const NbdsExportInfo *chosen;
@@ -33,6 +35,7 @@ static Haggle *haggle_new(unsigned n_exports)
 {
     Haggle *t = g_new0(Haggle, 1);
     static const char *const names[] = {"web", "", "db"};
+    t->contexts = nbds_contexts_new();
     t->infos = g_new0(NbdsExportInfo, n_exports);
     for (unsigned i = 0; i < n_exports; i++) {
         t->infos[i] = (NbdsExportInfo){.serial = i + 1,
@@ -40,7 +43,8 @@ static Haggle *haggle_new(unsigned n_exports)
                                        .description = i ? "" : "web: 1 MiB raw",
                                        .size_bytes = 1 << 20,
                                        .preferred_bytes = 65536,
-                                       .read_only = i == 2};
+                                       .read_only = i == 2,
+                                       .contexts = t->contexts};
     }
     t->table = nbds_export_table_new(t->infos, n_exports, NULL);
     t->data = g_byte_array_new();
@@ -50,7 +54,9 @@ static Haggle *haggle_new(unsigned n_exports)
 
 static void haggle_free(Haggle *t)
 {
+    nbds_options_done(&t->h);
     nbds_export_table_unref(t->table);
+    g_ptr_array_unref(t->contexts);
     g_byte_array_unref(t->data);
     g_byte_array_unref(t->out);
     g_free(t);
@@ -139,6 +145,15 @@ static void meta(Haggle *t, uint32_t type, const char *name, const char *query)
     if (query)
         put_string(t, query);
     option(t, type);
+}
+
+// The only context that is selected, or "" when none is.
+static const char *selected(const Haggle *t)
+{
+    if (!t->h.contexts)
+        return "";
+    assert_int_equal(t->h.contexts->len, 1);
+    return ((const NbdsContext *)t->h.contexts->pdata[0])->name;
 }
 
 static uint16_t flags_of(const Haggle *t)
@@ -471,21 +486,21 @@ static void a_second_set_replaces_the_first_also_when_it_fails(void **state)
     meta(t, NBDS_OPT_SET_META_CONTEXT, "web", "base:allocation");
     assert_int_equal(t->n_replies, 2);
     assert_int_not_equal(nbds_wire_get_u32(t->replies[0].data), 0);
-    assert_int_equal(t->h.contexts, 1 << NBDS_CONTEXT_ALLOCATION);
+    assert_string_equal(selected(t), "base:allocation");
     meta(t, NBDS_OPT_SET_META_CONTEXT, "web", "qemu:allocation-depth");
-    assert_int_equal(t->h.contexts, 1 << NBDS_CONTEXT_DEPTH);
+    assert_string_equal(selected(t), "qemu:allocation-depth");
     meta(t, NBDS_OPT_SET_META_CONTEXT, "web", "base:"); // no wildcard here
     assert_single(t, NBDS_REP_ACK);
-    assert_int_equal(t->h.contexts, 0);
+    assert_null(t->h.contexts);
     meta(t, NBDS_OPT_SET_META_CONTEXT, "web", "base:allocation");
     meta(t, NBDS_OPT_SET_META_CONTEXT, "nope", "base:allocation");
     assert_single(t, NBDS_REP_ERR_UNKNOWN);
-    assert_int_equal(t->h.contexts, 0);
+    assert_null(t->h.contexts);
     meta(t, NBDS_OPT_SET_META_CONTEXT, "web", "base:allocation");
     put_u32(t, 0xffffffff);
     option(t, NBDS_OPT_SET_META_CONTEXT);
     assert_single(t, NBDS_REP_ERR_INVALID);
-    assert_int_equal(t->h.contexts, 0);
+    assert_null(t->h.contexts);
 }
 
 static void contexts_hold_only_for_the_export_they_were_set_for(void **state)
@@ -495,7 +510,81 @@ static void contexts_hold_only_for_the_export_they_were_set_for(void **state)
     meta(t, NBDS_OPT_SET_META_CONTEXT, "web", "base:allocation");
     info(t, NBDS_OPT_GO, "db");
     assert_int_equal(t->verdict, NBDS_VERDICT_TRANSMIT);
-    assert_int_equal(t->h.contexts, 0);
+    assert_null(t->h.contexts);
+}
+
+// More than any client asks for; each name as long as a bitmap's may be.
+static void add_bitmaps(Haggle *t, unsigned n)
+{
+    static const NbdsContextKind kind;
+    g_autofree char *leaf = g_strnfill(1023 - 6, 'n');
+    for (unsigned i = 0; i < n; i++) {
+        g_autofree char *name = g_strdup_printf("qemu:dirty-bitmap:%s%06u", leaf, i);
+        nbds_context_init(g_new0(NbdsContext, 1), &kind, name, t->contexts);
+    }
+}
+
+static void set_contexts(Haggle *t, unsigned first, unsigned n)
+{
+    put_string(t, "web");
+    put_u32(t, n);
+    for (unsigned i = first; i < first + n; i++)
+        put_string(t, ((NbdsContext *)t->contexts->pdata[i])->name);
+    option(t, NBDS_OPT_SET_META_CONTEXT);
+}
+
+static void any_number_of_contexts_is_listed_and_some_are_selected(void **state)
+{
+    g_autoptr(Haggle) t = haggle_new(1);
+    add_bitmaps(t, 1000);
+    option(t, NBDS_OPT_STRUCTURED_REPLY);
+    meta(t, NBDS_OPT_LIST_META_CONTEXT, "web", NULL);
+    assert_in_range(t->out->len, 1000 * 1023, UINT32_MAX);
+    set_contexts(t, 700, 40);
+    assert_int_equal(t->h.contexts->len, 40);
+    for (unsigned i = 0; i < 40; i++)
+        assert_ptr_equal(t->h.contexts->pdata[i], t->contexts->pdata[700 + i]);
+}
+
+static void one_context_asked_for_twice_is_selected_once(void **state)
+{
+    g_autoptr(Haggle) t = haggle_new(1);
+    option(t, NBDS_OPT_STRUCTURED_REPLY);
+    put_string(t, "web");
+    put_u32(t, 2);
+    put_string(t, "base:allocation");
+    put_string(t, "base:allocation");
+    option(t, NBDS_OPT_SET_META_CONTEXT);
+    assert_int_equal(t->n_replies, 2);
+    assert_string_equal(selected(t), "base:allocation");
+}
+
+static void too_many_contexts_are_told_so(void **state)
+{
+    g_autoptr(Haggle) t = haggle_new(1);
+    static const NbdsContextKind kind;
+    for (unsigned i = 0; i < NBDS_MAX_SELECTED_CONTEXTS; i++) {
+        g_autofree char *name = g_strdup_printf("x:%u", i);
+        nbds_context_init(g_new0(NbdsContext, 1), &kind, name, t->contexts);
+    }
+    option(t, NBDS_OPT_STRUCTURED_REPLY);
+    set_contexts(t, 0, NBDS_MAX_SELECTED_CONTEXTS);
+    assert_int_equal(t->h.contexts->len, NBDS_MAX_SELECTED_CONTEXTS);
+    set_contexts(t, 0, NBDS_MAX_SELECTED_CONTEXTS + 1);
+    assert_single(t, NBDS_REP_ERR_TOO_BIG);
+    assert_null(t->h.contexts);
+}
+
+static void too_many_queries_are_told_so(void **state)
+{
+    g_autoptr(Haggle) t = haggle_new(1);
+    option(t, NBDS_OPT_STRUCTURED_REPLY);
+    put_string(t, "web");
+    put_u32(t, NBDS_MAX_CONTEXT_QUERIES + 1);
+    for (unsigned i = 0; i <= NBDS_MAX_CONTEXT_QUERIES; i++)
+        put_string(t, "");
+    option(t, NBDS_OPT_LIST_META_CONTEXT);
+    assert_single(t, NBDS_REP_ERR_TOO_BIG);
 }
 
 static void a_stopping_server_answers_shutdown(void **state)
@@ -528,8 +617,8 @@ static void an_option_with_too_much_data_is_told_so(void **state)
         option(t, types[i]);
         assert_single(t, NBDS_REP_ERR_TOO_BIG);
         // A SET that fails leaves nothing selected.
-        assert_int_equal(t->h.contexts,
-                         types[i] == NBDS_OPT_SET_META_CONTEXT ? 0 : 1 << NBDS_CONTEXT_ALLOCATION);
+        assert_string_equal(selected(t),
+                            types[i] == NBDS_OPT_SET_META_CONTEXT ? "" : "base:allocation");
     }
     g_byte_array_set_size(t->data, NBDS_MAX_OPTION_BYTES + 1);
     option(t, NBDS_OPT_EXPORT_NAME); // has no answer but success
@@ -574,6 +663,10 @@ int main(void)
         cmocka_unit_test(listing_contexts_knows_wildcards_and_has_no_ids),
         cmocka_unit_test(a_second_set_replaces_the_first_also_when_it_fails),
         cmocka_unit_test(contexts_hold_only_for_the_export_they_were_set_for),
+        cmocka_unit_test(any_number_of_contexts_is_listed_and_some_are_selected),
+        cmocka_unit_test(one_context_asked_for_twice_is_selected_once),
+        cmocka_unit_test(too_many_contexts_are_told_so),
+        cmocka_unit_test(too_many_queries_are_told_so),
         cmocka_unit_test(a_stopping_server_answers_shutdown),
         cmocka_unit_test(an_option_with_too_much_data_is_told_so),
         cmocka_unit_test(endless_options_end_the_session),

@@ -7,13 +7,16 @@
 #include <cmocka.h>
 #include <string.h>
 
+#include "contexts.h"
 #include "request-check.h"
 
 enum { SIZE = (1 << 20) + 1 };
 
+static GPtrArray *contexts; // of every session
+
 static NbdsSession session(NbdsStyle style)
 {
-    return (NbdsSession){style, NBDS_ALL_CONTEXTS, SIZE, false};
+    return (NbdsSession){style, contexts, SIZE, false};
 }
 
 static NbdsCheck check(NbdsStyle style, uint16_t type, uint16_t flags, uint64_t offset,
@@ -191,15 +194,14 @@ static void a_write_has_its_payload_also_when_qemu_forgets_the_flag(void **state
 static void status_needs_a_negotiated_context(void **state)
 {
     NbdsSession s = session(NBDS_STYLE_STRUCTURED);
-    s.contexts = 0;
+    s.contexts = NULL;
     NbdsRequestHead head = {0, NBDS_CMD_BLOCK_STATUS, 1, 0, 512};
     assert_refuses(nbds_request_check(&s, &head), NBDS_EINVAL);
 }
 
-static NbdsCheck filter(uint64_t length, unsigned n, uint32_t a, uint32_t b, NbdsContextSet *set)
+static NbdsCheck filter(uint64_t length, unsigned n, uint32_t a, uint32_t b, GPtrArray **selected)
 {
     NbdsSession s = session(NBDS_STYLE_EXTENDED);
-    s.contexts = 1 << NBDS_CONTEXT_ALLOCATION | 1 << NBDS_CONTEXT_DEPTH;
     uint8_t payload[16];
     nbds_wire_put_u64(payload, length);
     nbds_wire_put_u32(payload + 8, a);
@@ -208,7 +210,7 @@ static NbdsCheck filter(uint64_t length, unsigned n, uint32_t a, uint32_t b, Nbd
     NbdsCheck c = nbds_request_check(&s, &head);
     if (c.action == NBDS_ACTION_EXECUTE) {
         assert_int_equal(c.payload_bytes, 8 + 4 * n);
-        c = nbds_request_check_filter(&s, payload, c.payload_bytes, &head, set);
+        c = nbds_request_check_filter(&s, payload, c.payload_bytes, &head, selected);
         if (c.action == NBDS_ACTION_EXECUTE)
             assert_true(head.length == length);
     }
@@ -217,20 +219,33 @@ static NbdsCheck filter(uint64_t length, unsigned n, uint32_t a, uint32_t b, Nbd
 
 static void a_status_payload_selects_contexts(void **state)
 {
-    NbdsContextSet set = 0;
-    uint32_t allocation = nbds_context_id(NBDS_CONTEXT_ALLOCATION);
-    uint32_t depth = nbds_context_id(NBDS_CONTEXT_DEPTH);
-    assert_executes(filter(512, 1, depth, 0, &set));
-    assert_int_equal(set, 1 << NBDS_CONTEXT_DEPTH);
-    assert_executes(filter(512, 2, depth, allocation, &set));
-    assert_int_equal(set, 1 << NBDS_CONTEXT_DEPTH | 1 << NBDS_CONTEXT_ALLOCATION);
-    assert_refuses(filter(512, 0, 0, 0, &set), NBDS_EINVAL);
-    assert_refuses(filter(512, 2, depth, depth, &set), NBDS_EINVAL);
-    assert_refuses(filter(512, 1, 77, 0, &set), NBDS_EINVAL);
-    assert_refuses(filter(512, 100, depth, 0, &set), NBDS_EINVAL);
-    assert_refuses(filter(SIZE + 1, 1, depth, 0, &set), NBDS_EINVAL);
-    assert_refuses(filter(UINT64_MAX, 1, depth, 0, &set), NBDS_EINVAL);
-    assert_refuses(filter(0, 1, depth, 0, &set), NBDS_EINVAL);
+    uint32_t first = ((NbdsContext *)contexts->pdata[0])->id;
+    uint32_t second = ((NbdsContext *)contexts->pdata[1])->id;
+    {
+        g_autoptr(GPtrArray) one = NULL;
+        assert_executes(filter(512, 1, second, 0, &one));
+        assert_int_equal(one->len, 1);
+        assert_ptr_equal(one->pdata[0], contexts->pdata[1]);
+    }
+    g_autoptr(GPtrArray) both = NULL;
+    assert_executes(filter(512, 2, second, first, &both));
+    assert_int_equal(both->len, 2);
+    assert_ptr_equal(both->pdata[0], contexts->pdata[0]); // in the session's order
+    assert_ptr_equal(both->pdata[1], contexts->pdata[1]);
+}
+
+static void a_status_payload_that_selects_nothing_or_too_much_is_refused(void **state)
+{
+    GPtrArray *none = NULL;
+    uint32_t id = ((NbdsContext *)contexts->pdata[0])->id;
+    assert_refuses(filter(512, 0, 0, 0, &none), NBDS_EINVAL);
+    assert_refuses(filter(512, 2, id, id, &none), NBDS_EINVAL);
+    assert_refuses(filter(512, 1, 77, 0, &none), NBDS_EINVAL);
+    assert_refuses(filter(512, 100, id, 0, &none), NBDS_EINVAL);
+    assert_refuses(filter(SIZE + 1, 1, id, 0, &none), NBDS_EINVAL);
+    assert_refuses(filter(UINT64_MAX, 1, id, 0, &none), NBDS_EINVAL);
+    assert_refuses(filter(0, 1, id, 0, &none), NBDS_EINVAL);
+    assert_null(none);
 }
 
 int main(void)
@@ -249,6 +264,10 @@ int main(void)
         cmocka_unit_test(a_write_has_its_payload_also_when_qemu_forgets_the_flag),
         cmocka_unit_test(status_needs_a_negotiated_context),
         cmocka_unit_test(a_status_payload_selects_contexts),
+        cmocka_unit_test(a_status_payload_that_selects_nothing_or_too_much_is_refused),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    contexts = nbds_contexts_new();
+    int result = cmocka_run_group_tests(tests, NULL, NULL);
+    g_ptr_array_unref(contexts);
+    return result;
 }

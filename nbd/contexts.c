@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// The table of kinds. Contexts of one kind stay together: they are walked together.
+#include "contexts.h"
+
+#include "context-node.h"
+
+static void (*const kinds[])(GPtrArray *contexts) = {
+    nbds_context_node_add,
+};
+
+GPtrArray *nbds_contexts_new(void)
+{
+    GPtrArray *contexts = nbds_context_array_new();
+    for (unsigned i = 0; i < G_N_ELEMENTS(kinds); i++)
+        kinds[i](contexts);
+    return contexts;
+}
+
+void nbds_contexts_release(Fiber *self, const GPtrArray *contexts)
+{
+    for (unsigned i = 0; i < contexts->len; i++) {
+        NbdsContext *context = contexts->pdata[i];
+        if (context->kind->release)
+            context->kind->release(self, context);
+    }
+}

@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// Which metadata contexts an export has. A new kind is a file context-KIND.c and a line in the
+// table of contexts.c.
+#pragma once
+
+#include "context.h"
+
+// Returned owned.
+GPtrArray *nbds_contexts_new(void);
+// Gives up what they pin: on the export's loop, when it has no client any more.
+void nbds_contexts_release(Fiber *self, const GPtrArray *contexts);
