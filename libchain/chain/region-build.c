@@ -3,7 +3,7 @@
 // When it has to wait for the disk the next layers' helpers start meanwhile, up to a window, so
 // that a cold region of a deep chain costs few disk latencies instead of one per layer. Results are
 // laid into the draft in the order of the layers. A helper that runs ahead may look at places that
-// a layer above turns out to settle; that costs a table read and nothing else.
+// a layer above turns out to decide; that costs a table read and nothing else.
 #include "chain/region-build.h"
 
 enum { WINDOW = 16 };
@@ -95,7 +95,7 @@ static void helper(Fiber *self, void *arg)
         fiber_wake(task->build->fiber);
 }
 
-static bool layer_may_settle(const RegionBuild *build, unsigned layer)
+static bool layer_may_add(const RegionBuild *build, unsigned layer)
 {
     const GArray *open = build->draft.open;
     uint32_t start = g_array_index(open, Span, 0).start;
@@ -140,9 +140,9 @@ static void map_layers(Fiber *self, RegionBuild *build)
     for (unsigned layer = 0; layer < build->n_layers; layer++) {
         if (build->n_tasks == WINDOW)
             finish_first_task(self, build);
-        if (region_draft_is_settled(&build->draft))
+        if (region_draft_is_complete(&build->draft))
             break;
-        if (!layer_may_settle(build, layer))
+        if (!layer_may_add(build, layer))
             continue;
         start_task(self, build, layer);
         while (build->n_tasks && build->tasks[build->first].is_done)

@@ -22,22 +22,22 @@ void region_draft_init(RegionDraft *draft, uint32_t len)
     Span all = {0, len};
     draft->len = len;
     draft->open = g_array_new(FALSE, FALSE, sizeof(Span));
-    draft->settled = g_array_new(FALSE, FALSE, sizeof(Piece));
+    draft->pieces = g_array_new(FALSE, FALSE, sizeof(Piece));
     g_array_append_val(draft->open, all);
 }
 
 void region_draft_done(RegionDraft *draft)
 {
     g_array_unref(draft->open);
-    g_array_unref(draft->settled);
+    g_array_unref(draft->pieces);
 }
 
-static void settle(RegionDraft *draft, const Piece *piece, uint32_t start, uint32_t end)
+static void add_piece(RegionDraft *draft, const Piece *piece, uint32_t start, uint32_t end)
 {
     Piece part = *piece;
     part.span = (Span){start, end};
     part.run.host += start - piece->span.start;
-    g_array_append_val(draft->settled, part);
+    g_array_append_val(draft->pieces, part);
 }
 
 void region_draft_add_layer(RegionDraft *draft, const Piece *pieces, size_t n_pieces)
@@ -59,7 +59,7 @@ void region_draft_add_layer(RegionDraft *draft, const Piece *pieces, size_t n_pi
             if (start == span.end)
                 break;
             uint32_t end = MIN(pieces[q].span.end, span.end);
-            settle(draft, &pieces[q], start, end);
+            add_piece(draft, &pieces[q], start, end);
             span.start = end;
         }
     }
@@ -98,9 +98,9 @@ Region *region_draft_finish(RegionDraft *draft, uint64_t number, MapMemory *memo
 {
     Piece nothing = {.span = {0, draft->len}, .run = {.kind = NODE_EXTENT_BELOW}};
     region_draft_add_layer(draft, &nothing, 1);
-    Piece *pieces = (Piece *)draft->settled->data;
-    qsort(pieces, draft->settled->len, sizeof *pieces, compare_pieces);
-    guint n = join_pieces(pieces, draft->settled->len);
+    Piece *pieces = (Piece *)draft->pieces->data;
+    qsort(pieces, draft->pieces->len, sizeof *pieces, compare_pieces);
+    guint n = join_pieces(pieces, draft->pieces->len);
 
     Region *region = g_try_malloc(sizeof *region + n * sizeof(Run));
     if (!region)

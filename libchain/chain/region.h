@@ -59,7 +59,7 @@ size_t region_bytes(const Region *region);
 // The last reference must be gone. Gives the memory back.
 void region_free(Region *region);
 
-// A region in the making. Layers are laid under each other from the top: each settles what the ones
+// A region in the making. Layers are laid under each other from the top: each decides what the ones
 // above left open.
 typedef struct Span {
     uint32_t start, end;
@@ -70,13 +70,13 @@ typedef struct Piece {
 } Piece;
 typedef struct RegionDraft {
     uint32_t len;
-    GArray *open;    // of Span, sorted: not settled yet
-    GArray *settled; // of Piece, in no order
+    GArray *open;   // of Span, sorted: not decided yet
+    GArray *pieces; // of Piece, in no order
 } RegionDraft;
 
 void region_draft_init(RegionDraft *draft, uint32_t len);
 void region_draft_done(RegionDraft *draft);
-static inline bool region_draft_is_settled(const RegionDraft *draft)
+static inline bool region_draft_is_complete(const RegionDraft *draft)
 {
     return draft->open->len == 0;
 }

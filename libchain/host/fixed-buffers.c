@@ -10,14 +10,14 @@
 
 struct FixedBuffer {
     LoopOp op;
-    FixedBuffers *home;
+    FixedBuffers *owner;
     FileTransfer *transfer;
     uint8_t *bytes;
 };
 
 static void give_back(FixedBuffer *b)
 {
-    b->home->free[b->home->n_free++] = b; // the warmest is taken first
+    b->owner->free[b->owner->n_free++] = b; // the warmest is taken first
 }
 
 static void transferred(LoopOp *op, int result)
@@ -46,7 +46,7 @@ static bool prepare(FixedBuffers *buffers, HostRing *ring)
     for (size_t i = FIXED_BUFFERS; i-- > 0;) {
         FixedBuffer *b = &buffers->all[i];
         b->op.done = transferred;
-        b->home = buffers;
+        b->owner = buffers;
         b->bytes = buffers->memory + i * FIXED_BUFFER_BYTES;
         give_back(b);
     }

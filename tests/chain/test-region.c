@@ -159,7 +159,7 @@ static void a_piece_may_lie_over_several_open_spans(void **state)
     region_draft_add_layer(&draft, above, 2);
     assert_int_equal(draft.open->len, 3);
     region_draft_add_layer(&draft, below, 1);
-    assert_false(region_draft_is_settled(&draft));
+    assert_false(region_draft_is_complete(&draft));
     Region *region = region_draft_finish(&draft, 0, memory);
     region_draft_done(&draft);
     assert_int_equal(region->n_runs, 7);

@@ -143,11 +143,11 @@ static ShadowModel *point_use(Fiber *self, Point *point, const ShadowModel *mode
     int r = crash_compare(self, image.node, model, versions, problem);
     if (r < 0)
         point_fail(point, when, r == -EILSEQ ? problem : g_strerror(-r));
-    ShadowModel *settled = r < 0 ? NULL : shadow_model_settled(model, versions);
-    if (settled && n_requests > 0) {
+    ShadowModel *found = r < 0 ? NULL : shadow_model_found(model, versions);
+    if (found && n_requests > 0) {
         CrashWorkload w = {.c = c,
                            .sim = point->sim,
-                           .model = settled,
+                           .model = found,
                            .node = image.node,
                            .n_requests = n_requests};
         crash_workload_run(self, &w);
@@ -155,7 +155,7 @@ static ShadowModel *point_use(Fiber *self, Point *point, const ShadowModel *mode
             point_fail(point, when, w.problem[0] ? w.problem : "a request failed");
     }
     c->close(self, c, &image);
-    return settled;
+    return found;
 }
 
 static void point_main(Fiber *self, void *arg)
@@ -164,11 +164,11 @@ static void point_main(Fiber *self, void *arg)
     if (!point_check(self, point, "check after the cut"))
         return;
     unsigned n = point->has_second_life ? SECOND_LIFE_REQUESTS : 0;
-    ShadowModel *settled = point_use(self, point, point->run->model, n, "after the cut");
-    bool is_checked = settled && (n || point->run->c->is_checked_again);
+    ShadowModel *found = point_use(self, point, point->run->model, n, "after the cut");
+    bool is_checked = found && (n || point->run->c->is_checked_again);
     if (is_checked && point_check(self, point, "check after a second life") && n)
-        shadow_model_free(point_use(self, point, settled, 0, "after a second life"));
-    shadow_model_free(settled);
+        shadow_model_free(point_use(self, point, found, 0, "after a second life"));
+    shadow_model_free(found);
 }
 
 // qemu-img's opinion; no backing file is looked for.

@@ -109,7 +109,7 @@ uint32_t shadow_model_begin(ShadowModel *model, ShadowKind kind, uint64_t off, u
 }
 
 // `winner` ended durably: what ended before it began can be found no more.
-static void cell_settle(const ShadowModel *model, Cell *cell, const Version *winner)
+static void cell_drop_older(const ShadowModel *model, Cell *cell, const Version *winner)
 {
     uint32_t n = 0;
     for (uint32_t i = 0; i < cell->n; i++) {
@@ -127,7 +127,7 @@ static void make_durable(ShadowModel *model, Version *v)
     v->is_durable = true;
     for (uint64_t at = v->off; at < v->off + v->len && v->kind != SHADOW_HINT;
          at += model->cell_bytes)
-        cell_settle(model, &model->cells[at / model->cell_bytes], v);
+        cell_drop_older(model, &model->cells[at / model->cell_bytes], v);
 }
 
 void shadow_model_end(ShadowModel *model, uint32_t version, int result, bool is_durable)
@@ -282,14 +282,14 @@ bool shadow_model_check(const ShadowModel *model, uint64_t off, const void *buf,
     return true;
 }
 
-ShadowModel *shadow_model_settled(const ShadowModel *model, const uint32_t *versions)
+ShadowModel *shadow_model_found(const ShadowModel *model, const uint32_t *versions)
 {
-    ShadowModel *settled = model_alloc(model->size_bytes, model->cell_bytes);
-    settled->moment = model->moment + 1;
-    g_array_append_vals(settled->versions, model->versions->data, model->versions->len);
-    for (guint i = 0; i < settled->versions->len; i++)
-        version_at(settled, i)->ended = settled->moment;
+    ShadowModel *found = model_alloc(model->size_bytes, model->cell_bytes);
+    found->moment = model->moment + 1;
+    g_array_append_vals(found->versions, model->versions->data, model->versions->len);
+    for (guint i = 0; i < found->versions->len; i++)
+        version_at(found, i)->ended = found->moment;
     for (uint64_t i = 0; i < shadow_model_n_cells(model); i++)
-        cell_add(&settled->cells[i], versions[i]);
-    return settled;
+        cell_add(&found->cells[i], versions[i]);
+    return found;
 }

@@ -50,4 +50,4 @@ uint64_t shadow_model_read_begin(ShadowModel *model);
 void shadow_model_read_end(ShadowModel *model);
 
 // A model of a disk on which exactly these versions were found, durably.
-ShadowModel *shadow_model_settled(const ShadowModel *model, const uint32_t *versions);
+ShadowModel *shadow_model_found(const ShadowModel *model, const uint32_t *versions);

@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Where clients knock: unix and TCP sockets, socket activation, many clients at once."""
+"""Where clients connect: unix and TCP sockets, socket activation, many clients at once."""
 import ctypes
 import os
 import socket
@@ -62,7 +62,7 @@ def test_socket_in_use(tmp):
 
 
 def test_plain_file_in_the_way(tmp):
-    """A plain file at the socket's path is refused and left alone."""
+    """A plain file at the socket's path is refused and stays as it was."""
     (tmp / "s.sock").write_text("precious")
     says(fails("--nbd", tmp / "s.sock", image(tmp)), "s.sock", "not a socket", "remove it")
     assert (tmp / "s.sock").read_text() == "precious"
