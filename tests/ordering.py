@@ -18,7 +18,7 @@ PLACES = {
 def named(paths):
     """Numbers of the paragraphs that occur. A file says once that it speaks of docs/ordering.md."""
     texts = [p.read_text(encoding="utf-8") for p in paths]
-    return {int(n) for text in texts if "docs/ordering.md" in text for n in re.findall(r"§(\d)", text)}
+    return {int(n) for text in texts if "docs/ordering.md" in text for n in re.findall(r"§(\d+)", text)}
 
 
 paragraphs = re.findall(r"^## §(\d+) (.*)$", (root / "docs/ordering.md").read_text("utf-8"), re.M)

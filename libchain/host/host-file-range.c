@@ -91,6 +91,28 @@ int host_file_zero(Fiber *self, File *file, uint64_t off, uint64_t len, FileZero
     return host_file_call(self, c.file, zero_call, &c);
 }
 
+// Some file systems want room for the call itself before they see that the range has its space.
+static bool is_stored(const RangeCall *c)
+{
+    off_t hole = lseek(c->file->fd, (off_t)c->off, SEEK_HOLE);
+    return hole >= 0 && (uint64_t)hole >= c->off + c->len;
+}
+
+static int reserve_call(void *arg)
+{
+    const RangeCall *c = arg;
+    int r = allocate(c, 0);
+    return (r == -ENOSPC || r == -EDQUOT) && is_stored(c) ? 0 : r;
+}
+
+int host_file_reserve(Fiber *self, File *file, uint64_t off, uint64_t len)
+{
+    RangeCall c = {.file = (HostFile *)file, .off = off, .len = len};
+    if (file->is_block_device)
+        return off + len > file->size ? -ENOSPC : 0;
+    return host_file_call(self, c.file, reserve_call, &c);
+}
+
 static int discard_call(void *arg)
 {
     return punch(arg);

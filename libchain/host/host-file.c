@@ -358,6 +358,7 @@ const FileOps host_file_ops = {
     .submit = submit,
     .flush = flush,
     .zero = host_file_zero,
+    .reserve = host_file_reserve,
     .discard = host_file_discard,
     .truncate = host_file_truncate,
     .find_extent = host_file_find_extent,

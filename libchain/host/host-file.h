@@ -39,6 +39,7 @@ struct HostFile {
 
 // host-file-range.c: FileOps.zero, discard, truncate, find_extent, get_size, get_allocated
 int host_file_zero(Fiber *self, File *file, uint64_t off, uint64_t len, FileZeroFlags flags);
+int host_file_reserve(Fiber *self, File *file, uint64_t off, uint64_t len);
 int host_file_discard(Fiber *self, File *file, uint64_t off, uint64_t len);
 int host_file_truncate(Fiber *self, File *file, uint64_t size);
 int host_file_find_extent(Fiber *self, File *file, uint64_t off, uint64_t len, bool *ret_is_data,

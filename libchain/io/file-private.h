@@ -60,6 +60,7 @@ struct FileOps {
     int (*flush)(Fiber *self, File *file);
     // Like file_zero() but never writes zeros out: -ENOTSUP instead. May leave File.size to file.c.
     int (*zero)(Fiber *self, File *file, uint64_t off, uint64_t len, FileZeroFlags flags);
+    int (*reserve)(Fiber *self, File *file, uint64_t off, uint64_t len); // -ENOTSUP is fine
     int (*discard)(Fiber *self, File *file, uint64_t off, uint64_t len); // -ENOTSUP is fine
     int (*truncate)(Fiber *self, File *file, uint64_t size);
     int (*find_extent)(Fiber *self, File *file, uint64_t off, uint64_t len, bool *ret_is_data,

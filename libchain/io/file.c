@@ -119,6 +119,12 @@ static void batch_fail(IoBatch *batch, int error)
         batch->error = error;
 }
 
+// Whoever runs out of a quota has no space, which is all that callers want to know.
+static int space_error(int r)
+{
+    return r == -EDQUOT ? -ENOSPC : r;
+}
+
 // --- transfers -----------------------------------------------------------------------------------
 
 enum { FREE_TRANSFERS_MAX = 4096, MAX_RETRIES = 1000 };
@@ -213,7 +219,7 @@ static void transfer_zero_rest(FileTransfer *x)
 static void transfer_failed(FileTransfer *x, int error)
 {
     if (error != -EINTR && error != -EAGAIN)
-        transfer_end(x, error);
+        transfer_end(x, space_error(error));
     else if (++x->n_retries > MAX_RETRIES)
         transfer_end(x, -EIO);
     else
@@ -292,7 +298,7 @@ void file_write_start(File *file, HostOff off, const struct iovec *iov, unsigned
     if (likely(n == (ssize_t)len))
         return;
     if (n < 0 && n != -EAGAIN) {
-        batch_fail(batch, (int)n);
+        batch_fail(batch, space_error((int)n));
         return;
     }
     FileTransfer *x = file_transfer_new(file, true, off.v, iov, n_iov, batch);
@@ -410,7 +416,7 @@ static int change(Fiber *self, File *file, ChangeFn *fn, uint64_t off, uint64_t 
     if (file->alignment > 1)
         file_range_unlock(file, &range);
     file_note_change(file, off, len);
-    return r;
+    return space_error(r);
 }
 
 int file_zero(Fiber *self, File *file, HostOff off, uint64_t len, FileZeroFlags flags)
@@ -439,6 +445,23 @@ int file_zero(Fiber *self, File *file, HostOff off, uint64_t len, FileZeroFlags 
         r = write_zeroes(self, file, off.v, start - off.v);
     if (r == 0 && end > stop)
         r = write_zeroes(self, file, stop, end - stop);
+    return r;
+}
+
+static int reserve_op(Fiber *self, File *file, uint64_t off, uint64_t len, FileZeroFlags flags)
+{
+    return file->ops->reserve(self, file, off, len);
+}
+
+int file_reserve(Fiber *self, File *file, HostOff off, uint64_t len)
+{
+    assert(file->is_writable);
+    uint64_t end;
+    if (__builtin_add_overflow(off.v, len, &end) || end > INT64_MAX)
+        return -EFBIG;
+    int r = len ? change(self, file, reserve_op, off.v, len, 0) : 0;
+    if (r == 0 && len)
+        note_end(file, end);
     return r;
 }
 
@@ -471,7 +494,7 @@ int file_truncate(Fiber *self, File *file, uint64_t size)
     if (file->alignment > 1)
         file_range_unlock(file, &range);
     file_note_change(file, 0, UINT64_MAX);
-    return r;
+    return space_error(r);
 }
 
 int file_find_extent(Fiber *self, File *file, HostOff off, uint64_t len, bool *ret_is_data,

@@ -139,6 +139,58 @@ static void add_free(Qcow2Image *image, uint64_t first, uint64_t n)
     g_array_append_val(a->free, range);
 }
 
+// Descending, so that takes from the end of the list use what lies low in the file.
+static int compare_free(const void *a, const void *b)
+{
+    const ClusterRange *x = a, *y = b;
+    return (x->first < y->first) - (x->first > y->first);
+}
+
+static void merge_free(GArray *free)
+{
+    g_array_sort(free, compare_free);
+    guint n = 0;
+    for (guint i = 0; i < free->len; i++) {
+        ClusterRange next = g_array_index(free, ClusterRange, i);
+        ClusterRange *last = n ? &g_array_index(free, ClusterRange, n - 1) : NULL;
+        if (last && next.first + next.n >= last->first) {
+            last->n = MAX(last->first + last->n, next.first + next.n) - next.first;
+            last->first = next.first;
+        } else {
+            g_array_index(free, ClusterRange, n++) = next;
+        }
+    }
+    g_array_set_size(free, n);
+}
+
+static bool ends_at_tail(const Allocator *a, const ClusterRange *f)
+{
+    return f->first < a->tail && f->first + f->n >= a->tail;
+}
+
+// `n` clusters from `first` are free from now on. At the end of what is in use they belong to the
+// tail, and so does what is free before them: writes that fail do not push it on.
+static void make_free(Qcow2Image *image, uint64_t first, uint64_t n)
+{
+    Allocator *a = &image->allocator;
+    if (first + n != a->tail) {
+        add_free(image, first, n);
+        return;
+    }
+    a->tail = first;
+    bool is_more = false;
+    for (guint i = 0; i < a->free->len && !is_more; i++)
+        is_more = ends_at_tail(a, &g_array_index(a->free, ClusterRange, i));
+    if (is_more)
+        merge_free(a->free);
+    while (is_more && a->free->len && ends_at_tail(a, (ClusterRange *)a->free->data)) {
+        a->tail = ((ClusterRange *)a->free->data)->first;
+        g_array_remove_index(a->free, 0);
+    }
+    a->scan_end = MIN(a->scan_end, a->tail);
+    a->scan_next = MIN(a->scan_next, a->scan_end);
+}
+
 // The first cluster of the next refcount block after one that is missing.
 static uint64_t next_covered(const Qcow2Image *image, uint64_t cluster)
 {
@@ -301,8 +353,8 @@ static void avoid_slice(Qcow2Image *image, uint64_t cluster)
         move_tail(a, MIN(start + per_slice, max_cluster(image)));
 }
 
-// The slice that counts `cluster`, in the cache until the next suspend point. 1: it was not there,
-// others may have run: choose again. -ENOENT: no block.
+// The slice that counts `cluster`, with space on the host, in the cache until the next suspend
+// point. 1: it was not there, others may have run: choose again. -ENOENT: no block.
 static int find_slice(Fiber *self, Qcow2Image *image, uint64_t cluster, TableSlice **ret_slice,
                       uint64_t *ret_index)
 {
@@ -311,16 +363,18 @@ static int find_slice(Fiber *self, Qcow2Image *image, uint64_t cluster, TableSli
     if (r < 0)
         return r;
     *ret_slice = table_cache_find(image->cache, image, place);
-    if (*ret_slice && (*ret_slice)->kind == TABLE_SLICE_REFCOUNT)
+    if (*ret_slice && (*ret_slice)->kind == TABLE_SLICE_REFCOUNT && (*ret_slice)->has_space)
         return 0;
     r = get_slice(self, image, cluster, ret_slice, ret_index);
-    if (r == 0)
-        table_slice_release(*ret_slice);
-    else if (is_unreadable(image, r))
+    if (is_unreadable(image, r)) {
         avoid_slice(image, cluster);
-    else
+        return 1;
+    }
+    if (r < 0)
         return r;
-    return 1;
+    r = metadata_set_reserve_slice(self, image, *ret_slice);
+    table_slice_release(*ret_slice);
+    return r < 0 ? r : 1;
 }
 
 // Takes from `c`, which was chosen. Clusters that are in use all the same (leaks past the end, left
@@ -331,6 +385,10 @@ static int take_chosen(Qcow2Image *image, ClusterRange c, bool from_free, TableS
 {
     Allocator *a = &image->allocator;
     uint64_t skip = 0, n = 0;
+    if (from_free && c.first + c.n > a->tail) { // found twice; the tail took it
+        take_free(image, c.n);
+        return 1;
+    }
     while (skip < c.n && qcow2_refcount_get(&image->geometry, slice->data, index + skip))
         skip++;
     while (skip + n < c.n && !qcow2_refcount_get(&image->geometry, slice->data, index + skip + n))
@@ -344,7 +402,7 @@ static int take_chosen(Qcow2Image *image, ClusterRange c, bool from_free, TableS
     if (!n)
         return 1;
     for (uint64_t i = 0; i < n; i++) {
-        if (cluster_set_contains(&image->metadata, range.first + i))
+        if (metadata_set_contains(&image->metadata, range.first + i))
             return image_mark_corrupt(
                 image, "cluster %" G_GUINT64_FORMAT " holds metadata but has refcount 0",
                 range.first + i);
@@ -387,9 +445,10 @@ int allocator_take(Fiber *self, Qcow2Image *image, uint64_t n_wanted, ClusterRan
 }
 
 // The last reference to `n` clusters from `first` goes: punched while they still count as used,
-// then free. `index`: of the first one's refcount in `slice`, which is held.
+// then free. `index`: of the first one's refcount in `slice`, which is held. What was punched is
+// room for the slice.
 static void free_run(Fiber *self, Qcow2Image *image, TableSlice *slice, uint64_t index,
-                     uint64_t first, uint64_t n, bool punch)
+                     uint64_t first, uint64_t n)
 {
     HostOff off = image_cluster_off(image, first);
     uint64_t bytes = n << image->geometry.cluster_bits;
@@ -398,18 +457,35 @@ static void free_run(Fiber *self, Qcow2Image *image, TableSlice *slice, uint64_t
         return; // leaked rather than handed out
     inflated_cache_forget(image->inflated, off, bytes);
     for (uint64_t i = 0; i < n; i++)
-        cluster_set_remove(&image->metadata, first + i);
-    if (punch)
-        file_discard(self, image->file, off, bytes);
+        metadata_set_remove(&image->metadata, first + i);
+    file_discard(self, image->file, off, bytes);
+    if (metadata_set_reserve_slice(self, image, slice) < 0)
+        return; // leaked
     for (uint64_t i = 0; i < n; i++)
         qcow2_refcount_set(&image->geometry, slice->data, index + i, 0);
     table_slice_set_dirty(slice, &image->writeback.dirty);
-    add_free(image, first, n);
+    make_free(image, first, n);
 }
 
-// Lowers refcounts by one. On failure the rest leaks: harmless, check finds it. A count that is 0
-// already tells that other entries may name the same cluster.
-static void lower(Fiber *self, Qcow2Image *image, ClusterRange range, bool punch)
+// Lowers the refcount of a shared cluster. 0 without having done so when it is shared no more.
+static int lower_shared(Fiber *self, Qcow2Image *image, TableSlice *slice, uint64_t index,
+                        uint64_t cluster)
+{
+    int r = metadata_set_reserve_slice(self, image, slice);
+    uint64_t count = qcow2_refcount_get(&image->geometry, slice->data, index);
+    if (count == 1)
+        return 0;
+    if (!count)
+        return image_mark_corrupt(
+            image, "cluster %" G_GUINT64_FORMAT " was in use but has refcount 0", cluster);
+    if (r < 0)
+        return r; // leaked
+    qcow2_refcount_set(&image->geometry, slice->data, index, count - 1);
+    table_slice_set_dirty(slice, &image->writeback.dirty);
+    return 1;
+}
+
+void allocator_release(Fiber *self, Qcow2Image *image, ClusterRange range)
 {
     const Qcow2Geometry *g = &image->geometry;
     for (uint64_t c = range.first, end = range.first + range.n; c < end;) {
@@ -419,31 +495,17 @@ static void lower(Fiber *self, Qcow2Image *image, ClusterRange range, bool punch
             return;
         uint64_t n = MIN(refcounts_per_slice(image) - index, end - c);
         for (uint64_t i = 0; i < n;) {
-            uint64_t count = qcow2_refcount_get(g, slice->data, index + i), run = 0;
+            uint64_t run = 0;
             while (i + run < n && qcow2_refcount_get(g, slice->data, index + i + run) == 1)
                 run++;
             if (run) {
-                free_run(self, image, slice, index + i, c + i, run, punch);
-            } else if (count > 1) {
-                qcow2_refcount_set(g, slice->data, index + i, count - 1);
-                table_slice_set_dirty(slice, &image->writeback.dirty);
-            } else {
-                image_mark_corrupt(
-                    image, "cluster %" G_GUINT64_FORMAT " was in use but has refcount 0", c + i);
+                free_run(self, image, slice, index + i, c + i, run);
+                i += run;
+            } else if (lower_shared(self, image, slice, index + i, c + i)) {
+                i++;
             }
-            i += MAX(run, 1);
         }
         table_slice_release(slice);
         c += n;
     }
-}
-
-void allocator_give_back(Fiber *self, Qcow2Image *image, ClusterRange range)
-{
-    lower(self, image, range, false);
-}
-
-void allocator_release(Fiber *self, Qcow2Image *image, ClusterRange range)
-{
-    lower(self, image, range, true);
 }

@@ -15,13 +15,10 @@ void allocator_done(Qcow2Image *image);
 int allocator_take(Fiber *self, Qcow2Image *image, uint64_t n_wanted, ClusterRange *ret_range,
                    bool *ret_zeroed);
 
-// Undoes a take whose clusters nothing ever pointed at (their I/O has ended). On failure the
-// clusters leak.
-void allocator_give_back(Fiber *self, Qcow2Image *image, ClusterRange range);
-
 // Lowers the refcounts of `range` by one; clusters that reach 0 are punched and become free. Only
-// for ranges whose unlinking is durable and which nobody has pinned (writeback.c). On failure they
-// leak.
+// for ranges that nothing on disk names, and nobody has pinned: a take of which nothing came (its
+// I/O has ended), or what writeback.c has unlinked durably. On failure they leak: harmless, check
+// finds them.
 void allocator_release(Fiber *self, Qcow2Image *image, ClusterRange range);
 
 // refcount-grow.c: makes sure that a refcount block covers `cluster`, which is the tail. Moves the

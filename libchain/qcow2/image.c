@@ -164,7 +164,7 @@ static int add_metadata(Qcow2Image *image, HostOff off, uint64_t n_clusters, con
                         GError **error)
 {
     for (uint64_t i = 0, c = image_cluster_of(image, off); i < n_clusters; i++)
-        if (!cluster_set_add(&image->metadata, c + i))
+        if (!metadata_set_add(&image->metadata, c + i))
             return fail(error, -EUCLEAN, image,
                         "%s at offset %#" G_GINT64_MODIFIER
                         "x overlaps other metadata: the image is corrupt; "
@@ -451,8 +451,7 @@ void qcow2_image_unref_close(Fiber *self, Qcow2Image *image)
     table_cache_unref(image->cache);
     writeback_done(image);
     allocator_done(image);
-    cluster_set_done(&image->metadata);
-    cluster_set_done(&image->new_tables);
+    metadata_set_done(&image->metadata);
     while (image->n_cow_buffers)
         free(image->cow_buffers[--image->n_cow_buffers]);
     for (uint32_t i = 0; image->snapshots && i < image->header.n_snapshots; i++)
@@ -497,7 +496,7 @@ bool image_range_is_sane(const Qcow2Image *image, ClusterRange range)
     if (range.first >= image->allocator.tail || range.n > image->allocator.tail - range.first)
         return false;
     for (uint64_t i = 0; i < range.n; i++)
-        if (cluster_set_contains(&image->metadata, range.first + i))
+        if (metadata_set_contains(&image->metadata, range.first + i))
             return false;
     return true;
 }
@@ -539,7 +538,7 @@ bool image_host_is_sane(Qcow2Image *image, HostOff cluster)
     if (cluster.v & (image->geometry.cluster_bytes - 1))
         return false;
     return c < image->allocator.tail &&
-           !(image->writable && cluster_set_contains(&image->metadata, c));
+           !(image->writable && metadata_set_contains(&image->metadata, c));
 }
 
 const char *qcow2_image_backing_name(const Qcow2Image *image)

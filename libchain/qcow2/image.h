@@ -24,7 +24,7 @@
 #include "format/qcow2-snapshot.h"
 #include "format/qcow2-table.h"
 #include "qcow2/cluster-lock.h"
-#include "qcow2/cluster-set.h"
+#include "qcow2/metadata-set.h"
 #include "qcow2/table-cache.h"
 
 typedef struct Qcow2View Qcow2View;
@@ -106,9 +106,8 @@ struct Qcow2Image {
     void *cow_buffers[IMAGE_COW_BUFFERS]; // one cluster each, for copy-on-write; kept for reuse
     unsigned n_cow_buffers;
     ClusterLocks locks;
-    ClusterSet metadata;   // clusters of header, tables, blocks in use (writable images)
-    ClusterSet new_tables; // L2 tables that no L1 entry on disk names yet
-    ImagePin pins[2];      // holders of host ranges; two generations
+    MetadataSet metadata; // writable images
+    ImagePin pins[2];     // holders of host ranges; two generations
     unsigned pin_now;
     InflatedCache *inflated;
 };

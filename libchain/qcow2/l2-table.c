@@ -29,7 +29,10 @@ static int make_table(Fiber *self, Qcow2View *view, uint64_t i1, Qcow2L1Entry ol
     Qcow2Image *image = view->image;
     ClusterRange range;
     bool zeroed;
-    int r = allocator_take(self, image, 1, &range, &zeroed);
+    HostOff entry = host_off(image->header.l1.v + i1 * sizeof(Be64));
+    int r = metadata_set_reserve(self, image, image_cluster_of(image, entry));
+    if (r == 0)
+        r = allocator_take(self, image, 1, &range, &zeroed);
     if (r < 0)
         return r;
     HostOff table = image_cluster_off(image, range.first);
@@ -39,23 +42,25 @@ static int make_table(Fiber *self, Qcow2View *view, uint64_t i1, Qcow2L1Entry ol
             image, "cluster at offset %#" G_GINT64_MODIFIER "x is a table but has refcount 0",
             table.v);
     // Metadata from now on, though nothing names it yet: no entry may lead a write here meanwhile.
-    cluster_set_add(&image->metadata, range.first);
+    metadata_set_add(&image->metadata, range.first);
     if (old.l2.v)
         r = copy_table(self, image, old.l2, table);
     else if (!zeroed)
         r = file_zero(self, image->file, table, image->geometry.cluster_bytes, 0);
+    if (r == 0)
+        r = metadata_set_reserve(self, image, range.first);
     // One slice is dirty from the start, so that the file reaches the table when L1 names it.
     TableSlice *slice;
     if (r == 0)
         r = image_get_slice(self, image, table, TABLE_SLICE_L2, &slice);
     if (r < 0) {
-        cluster_set_remove(&image->metadata, range.first);
-        allocator_give_back(self, image, range);
+        metadata_set_remove(&image->metadata, range.first);
+        allocator_release(self, image, range);
         return r;
     }
     table_slice_set_dirty(slice, &image->writeback.dirty);
     table_slice_release(slice);
-    cluster_set_add(&image->new_tables, range.first);
+    cluster_set_add(&image->metadata.new_tables, range.first);
     view->l1[i1] = qcow2_l1_entry_encode(table, true);
     g_array_append_val(view->dirty_l1, i1);
     if (old.l2.v)
@@ -109,6 +114,11 @@ int view_begin_change(Fiber *self, Qcow2View *view, uint64_t first, uint64_t las
     r = prepare_table(self, view, off);
     if (r == 0)
         r = get_slice(self, view, off, &ret_change->slice, &ret_change->index);
+    if (r == 0) {
+        r = metadata_set_reserve_slice(self, image, ret_change->slice);
+        if (r < 0)
+            table_slice_release(ret_change->slice);
+    }
     if (r < 0)
         cluster_unlock(&image->locks, &ret_change->lock);
     return r;

@@ -19,12 +19,41 @@ static uint64_t clusters_per_block(const Qcow2Image *image)
     return UINT64_C(1) << image->geometry.refcounts_per_block_bits;
 }
 
-// Clusters taken from the tail that nothing came of. Where another block covers what follows,
-// others may have taken clusters there: then they stay unused until the next open.
-static void give_tail_back(Allocator *a, uint64_t first, uint64_t n)
+// Clusters taken from the tail that nothing came of, and their space. Where another block covers
+// what follows, others may have taken clusters there: then they stay unused until the next open.
+static void give_tail_back(Fiber *self, Qcow2Image *image, uint64_t first, uint64_t n)
 {
-    if (a->tail == first + n)
-        a->tail = first;
+    for (uint64_t i = 0; i < n; i++)
+        metadata_set_remove(&image->metadata, first + i);
+    file_discard(self, image->file, image_cluster_off(image, first),
+                 n << image->geometry.cluster_bits);
+    if (image->allocator.tail == first + n)
+        image->allocator.tail = first;
+}
+
+// Space for a new block at `cluster`, zeroed, and for its entry in the table.
+static int reserve_block(Fiber *self, Qcow2Image *image, uint64_t cluster, bool is_zeroed)
+{
+    uint64_t i = cluster >> image->geometry.refcounts_per_block_bits;
+    HostOff entry = host_off(image->header.refcount_table.v + i * sizeof(Be64));
+    int r = metadata_set_reserve(self, image, image_cluster_of(image, entry));
+    if (r == 0 && !is_zeroed)
+        r = file_zero(self, image->file, image_cluster_off(image, cluster),
+                      image->geometry.cluster_bytes, 0);
+    return r < 0 ? r : metadata_set_reserve(self, image, cluster);
+}
+
+// Metadata in use that no block counts: the table has lost an entry, and a new block would offer
+// what lies there as free.
+static int refuse_uncounted_metadata(Qcow2Image *image, uint64_t cluster)
+{
+    uint64_t start = cluster & ~(clusters_per_block(image) - 1);
+    for (uint64_t c = start; c < cluster; c++)
+        if (metadata_set_contains(&image->metadata, c))
+            return image_mark_corrupt(
+                image,
+                "cluster %" G_GUINT64_FORMAT " holds metadata, but no refcount block counts it", c);
+    return 0;
 }
 
 // Puts a new, empty block that counts itself at `cluster`, the first free one it covers, and enters
@@ -36,16 +65,17 @@ static int add_block(Fiber *self, Qcow2Image *image, uint64_t cluster)
     bool zeroed = cluster >= a->fresh_from;
     if (cluster >= a->limit)
         return -ENOSPC;
-    if (!cluster_set_add(&image->metadata, cluster))
+    int r = refuse_uncounted_metadata(image, cluster);
+    if (r < 0)
+        return r;
+    if (!metadata_set_add(&image->metadata, cluster))
         return image_mark_corrupt(
             image,
             "a new refcount block would overwrite metadata at offset %#" G_GINT64_MODIFIER "x",
             off.v);
     a->tail = cluster + 1;
     a->fresh_from = MAX(a->fresh_from, a->tail);
-    int r = 0;
-    if (!zeroed)
-        r = file_zero(self, image->file, off, image->geometry.cluster_bytes, 0);
+    r = reserve_block(self, image, cluster, zeroed);
     uint64_t per_slice =
         (uint64_t)image->geometry.slice_bytes * 8 >> image->geometry.refcount_order;
     uint64_t in_block = cluster & (clusters_per_block(image) - 1);
@@ -54,8 +84,7 @@ static int add_block(Fiber *self, Qcow2Image *image, uint64_t cluster)
     if (r == 0)
         r = image_get_slice(self, image, place, TABLE_SLICE_REFCOUNT, &slice);
     if (r < 0) {
-        cluster_set_remove(&image->metadata, cluster);
-        give_tail_back(a, cluster, 1);
+        give_tail_back(self, image, cluster, 1);
         return r;
     }
     qcow2_refcount_set(&image->geometry, slice->data, in_block % per_slice, 1);
@@ -163,16 +192,9 @@ static void claim_area(Qcow2Image *image, const NewArea *area)
 {
     Allocator *a = &image->allocator;
     for (uint64_t i = 0; i < area_clusters(area); i++)
-        cluster_set_add(&image->metadata, area->first + i);
+        metadata_set_add(&image->metadata, area->first + i);
     a->tail = area->first + area_clusters(area);
     a->fresh_from = MAX(a->fresh_from, a->tail);
-}
-
-static void give_area_back(Qcow2Image *image, const NewArea *area)
-{
-    for (uint64_t i = 0; i < area_clusters(area); i++)
-        cluster_set_remove(&image->metadata, area->first + i);
-    give_tail_back(&image->allocator, area->first, area_clusters(area));
 }
 
 // The new table is durable: from now on it is the image's.
@@ -186,7 +208,7 @@ static void adopt_table(Qcow2Image *image, const NewArea *area, Be64 *table)
     h->refcount_table = area_table(image, area);
     h->refcount_table_clusters = area->n_table;
     for (uint64_t c = old.first; c < old.first + old.n; c++)
-        cluster_set_remove(&image->metadata, c);
+        metadata_set_remove(&image->metadata, c);
     writeback_free(image, old);
 }
 
@@ -199,7 +221,7 @@ static int grow_table(Fiber *self, Qcow2Image *image, uint64_t first)
     // Entries of the old table may name blocks that are not durable yet: they are, after this.
     if (r == 0)
         r = writeback_run(self, image);
-    if (r < 0)
+    if (r < 0 || image->allocator.tail != first) // given back meanwhile: choose again
         return r;
     Be64 *table = g_try_malloc0(area.n_table * image->geometry.cluster_bytes);
     if (!table)
@@ -217,7 +239,7 @@ static int grow_table(Fiber *self, Qcow2Image *image, uint64_t first)
     g_free(table);
     // What the disk may name stays as it is.
     if (!image->writeback.abandoned)
-        give_area_back(image, &area);
+        give_tail_back(self, image, first, area_clusters(&area));
     return r;
 }
 

@@ -29,6 +29,7 @@ struct TableSlice {
     uint16_t bytes;
     uint8_t kind; // TableSliceKind
     bool referenced, loading, dirty;
+    bool has_space; // the host is known to have space for it (metadata-set.c)
     FiberQueue loaders;
     uint8_t *data;
 };

@@ -138,8 +138,8 @@ static int decode_run_slow(Qcow2View *view, const EntryPlace *place, GuestOff of
                                              "guest offset %#" G_GINT64_MODIFIER
                                              "x maps to host offset %#" G_GINT64_MODIFIER "x, %s",
                                              off.v + done, e.host.v,
-                                             cluster_set_contains(&image->metadata,
-                                                                  image_cluster_of(image, e.host))
+                                             metadata_set_contains(&image->metadata,
+                                                                   image_cluster_of(image, e.host))
                                                  ? "which holds metadata"
                                                  : "outside the file");
         uint32_t in_cluster = i ? 0 : qcow2_in_cluster(g, off);
@@ -298,9 +298,9 @@ static void view_close(Fiber *self, Node *node)
         if (writeback_run(self, image) < 0)
             image->writeback.abandoned = true;
         for (uint32_t i = 0; i < view->n_l1; i++)
-            cluster_set_remove(&image->metadata,
-                               image_cluster_of(image, qcow2_l1_entry_decode(view->l1[i]).l2));
-        cluster_set_add(&image->metadata, 0); // what empty entries removed
+            if (view->l1[i].raw)
+                metadata_set_remove(&image->metadata,
+                                    image_cluster_of(image, qcow2_l1_entry_decode(view->l1[i]).l2));
         image->head = NULL;
     }
     qcow2_image_unref_close(self, image);
@@ -385,7 +385,7 @@ static int collect_l2_tables(Qcow2View *view, GError **error)
         if (e.reserved_set || e.l2.v & (image->geometry.cluster_bytes - 1) ||
             image_cluster_of(image, e.l2) >= image->allocator.tail)
             problem = "is damaged";
-        else if (!cluster_set_add(&image->metadata, image_cluster_of(image, e.l2)))
+        else if (!metadata_set_add(&image->metadata, image_cluster_of(image, e.l2)))
             problem = "names a cluster that holds other metadata";
         if (problem) {
             g_set_error(error, G_FILE_ERROR, G_FILE_ERROR_INVAL,

@@ -323,7 +323,7 @@ static int allocate_and_write(Fiber *self, Qcow2View *view, TableSlice *slice, u
     r = write_host(self, view, &plan, zeroed, off, buf, len);
     if (r < 0) {
         if (plan.needs_clusters)
-            allocator_give_back(self, image, range);
+            allocator_release(self, image, range);
         return r;
     }
     link_clusters(image, slice, index, off, &plan, plan.host);

@@ -97,8 +97,8 @@ static void add_table_sectors(GArray *pieces, HostOff table_off, const Be64 *tab
 
 static bool slice_is_of_new_table(const Qcow2Image *image, const TableSlice *s)
 {
-    return image->new_tables.n &&
-           cluster_set_contains(&image->new_tables, image_cluster_of(image, s->host));
+    return image->metadata.new_tables.n &&
+           cluster_set_contains(&image->metadata.new_tables, image_cluster_of(image, s->host));
 }
 
 // The one step. Nothing here suspends.
@@ -136,9 +136,10 @@ static void snapshot_take(Qcow2Image *image, Snapshot *s)
         add_table_sectors(s->after, image->header.l1, image->head->l1, image->head->n_l1,
                           s->l1_indices);
     }
-    for (uint64_t i = 0; image->new_tables.n && i <= image->new_tables.mask; i++) {
-        if (image->new_tables.slots[i]) {
-            uint64_t cluster = image->new_tables.slots[i] - 1;
+    for (uint64_t i = 0; image->metadata.new_tables.n && i <= image->metadata.new_tables.mask;
+         i++) {
+        if (image->metadata.new_tables.slots[i]) {
+            uint64_t cluster = image->metadata.new_tables.slots[i] - 1;
             g_array_append_val(s->new_tables, cluster);
         }
     }
@@ -229,7 +230,7 @@ static int write_in_order(Fiber *self, Qcow2Image *image, Snapshot *s)
     // §6: the tables are durable. Whatever becomes of the L1 write below, it may reach the disk, so
     // from now on their slices are those of linked tables.
     for (guint i = 0; r == 0 && i < s->new_tables->len; i++)
-        cluster_set_remove(&image->new_tables, g_array_index(s->new_tables, uint64_t, i));
+        cluster_set_remove(&image->metadata.new_tables, g_array_index(s->new_tables, uint64_t, i));
     // §3: a table entry only after the block it names.
     if (r == 0 && s->ref_table->len) {
         r = write_pieces(self, image, s->ref_table);

@@ -44,6 +44,30 @@ bool sim_file_exists(Sim *sim, const char *path)
     return sim_disk_find(&sim->disk, path);
 }
 
+uint64_t sim_used_bytes(const Sim *sim)
+{
+    uint64_t n_pages = 0;
+    GHashTableIter iter;
+    void *inode;
+    g_hash_table_iter_init(&iter, sim->disk.now);
+    while (g_hash_table_iter_next(&iter, NULL, &inode))
+        n_pages += ((const SimInode *)inode)->now.n_pages;
+    return n_pages * SIM_PAGE_BYTES;
+}
+
+void sim_set_space(Sim *sim, uint64_t bytes)
+{
+    sim->config.space_bytes = bytes;
+}
+
+bool sim_has_space(const Sim *sim, const SimInode *inode, uint64_t off, uint64_t len)
+{
+    if (!sim->config.space_bytes)
+        return true;
+    uint64_t needed = sim_content_n_holes(&inode->now, off, len) * SIM_PAGE_BYTES;
+    return !needed || sim_used_bytes(sim) + needed <= sim->config.space_bytes;
+}
+
 int sim_set_direct_alignment(Sim *sim, const char *path, uint32_t bytes)
 {
     SimInode *inode = sim_disk_find(&sim->disk, path);

@@ -79,6 +79,7 @@ static Page *page_own(SimContent *c, uint64_t index)
         (*slot)->n_refs--;
     } else {
         memset(page->bytes, 0, SIM_PAGE_BYTES);
+        c->n_pages++;
     }
     return *slot = page;
 }
@@ -122,29 +123,58 @@ void sim_content_write(SimContent *c, uint64_t off, const void *buf, size_t len)
     }
 }
 
+void sim_content_allocate(SimContent *c, uint64_t off, uint64_t len)
+{
+    assert(off <= SIM_CONTENT_MAX_BYTES && len <= SIM_CONTENT_MAX_BYTES - off);
+    c->size = MAX(c->size, off + len);
+    for (uint64_t i = off >> PAGE_BITS; i << PAGE_BITS < off + len; i++)
+        if (!page_find(c, i))
+            page_own(c, i);
+}
+
+uint64_t sim_content_n_holes(const SimContent *c, uint64_t off, uint64_t len)
+{
+    uint64_t n = 0;
+    for (uint64_t i = off >> PAGE_BITS; i << PAGE_BITS < off + len; i++)
+        n += !page_find(c, i);
+    return n;
+}
+
 static void zero_in_page(SimContent *c, uint64_t off, size_t len)
 {
     if (len > 0 && page_find(c, off >> PAGE_BITS))
         memset(page_own(c, off >> PAGE_BITS)->bytes + off % SIM_PAGE_BYTES, 0, len);
 }
 
-// Drops the pages [first, end), numbered from the start of `slot`'s subtree.
-static void drop_pages(SimContentNode **slot, int level, uint64_t first, uint64_t end)
+static uint64_t count_pages(const void *child, int level)
 {
+    const SimContentNode *node = child;
+    uint64_t n = child && level < 0;
+    for (unsigned i = 0; child && level >= 0 && i < FANOUT; i++)
+        n += count_pages(node->child[i], level - 1);
+    return n;
+}
+
+// Drops the pages [first, end), numbered from the start of `slot`'s subtree. Returns how many.
+static uint64_t drop_pages(SimContentNode **slot, int level, uint64_t first, uint64_t end)
+{
+    uint64_t n = 0;
     if (!*slot || first >= end)
-        return;
+        return 0;
     uint64_t span = UINT64_C(1) << (level * FANOUT_BITS); // pages under one child
     SimContentNode *node = node_own(slot);
     for (uint64_t i = first / span; i < FANOUT && i * span < end; i++) {
         uint64_t from = MAX(first, i * span) - i * span;
         uint64_t to = MIN(end, (i + 1) * span) - i * span;
         if (from > 0 || to < span) {
-            drop_pages((SimContentNode **)&node->child[i], level - 1, from, to);
+            n += drop_pages((SimContentNode **)&node->child[i], level - 1, from, to);
         } else {
+            n += count_pages(node->child[i], level - 1);
             child_unref(node->child[i], level - 1);
             node->child[i] = NULL;
         }
     }
+    return n;
 }
 
 void sim_content_punch(SimContent *c, uint64_t off, uint64_t len)
@@ -159,7 +189,7 @@ void sim_content_punch(SimContent *c, uint64_t off, uint64_t len)
     }
     zero_in_page(c, off, first - off);
     zero_in_page(c, last, end - last);
-    drop_pages(&c->root, HEIGHT - 1, first >> PAGE_BITS, last >> PAGE_BITS);
+    c->n_pages -= drop_pages(&c->root, HEIGHT - 1, first >> PAGE_BITS, last >> PAGE_BITS);
 }
 
 void sim_content_truncate(SimContent *c, uint64_t size)

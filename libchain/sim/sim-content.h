@@ -20,6 +20,7 @@ typedef struct SimContentNode SimContentNode;
 typedef struct SimContent {
     SimContentNode *root;
     uint64_t size;
+    uint64_t n_pages; // that are no holes
 } SimContent;
 
 SimContent sim_content_copy(const SimContent *c); // returns owned; O(1)
@@ -29,6 +30,10 @@ void sim_content_clear(SimContent *c);
 void sim_content_read(const SimContent *c, uint64_t off, void *buf, size_t len);
 // Grows the file as needed; zeros between the old end and `off`.
 void sim_content_write(SimContent *c, uint64_t off, const void *buf, size_t len);
+// Makes zeros of the holes in the range; grows the file as needed.
+void sim_content_allocate(SimContent *c, uint64_t off, uint64_t len);
+// Pages of the range that are holes, or lie past the end of the file.
+uint64_t sim_content_n_holes(const SimContent *c, uint64_t off, uint64_t len);
 // Zeros the range and makes holes of its whole pages; the size stays.
 void sim_content_punch(SimContent *c, uint64_t off, uint64_t len);
 void sim_content_truncate(SimContent *c, uint64_t size);

@@ -63,8 +63,11 @@ static void transfer_end(SimEvent *event)
     SimFile *f = sim_file(x->file);
     ssize_t result = t->error;
     sim_trace(f->sim, x->is_write, x->off);
+    bool has_space = !t->change || sim_has_space(f->sim, f->inode, x->off, t->len);
+    if (!has_space)
+        t->error = result = -ENOSPC;
     if (t->change && t->error)
-        sim_inode_fail(f->inode, t->change, &f->sim->random);
+        sim_inode_fail(f->inode, t->change, has_space ? &f->sim->random : NULL);
     else if (t->change)
         sim_inode_end(f->inode, t->change, t->len);
     else if (!t->is_read && !t->error)
@@ -159,6 +162,8 @@ static ssize_t op_try_write(File *file, uint64_t off, const struct iovec *iov, u
     uint64_t all = iov_bytes(iov, n_iov), len = cut_short(f->sim, file, off, all);
     if (!may_end_at(f, off + len))
         return -ENOSPC;
+    if (!sim_has_space(f->sim, f->inode, off, len))
+        return -EAGAIN; // it may have when the disk gets it
     int r = inline_begin(f, SIM_OP_WRITE, off, len);
     if (r == -EAGAIN)
         return r;
@@ -243,12 +248,30 @@ static int op_zero(Fiber *self, File *file, uint64_t off, uint64_t len, FileZero
     return r;
 }
 
+static int op_reserve(Fiber *self, File *file, uint64_t off, uint64_t len)
+{
+    SimFile *f = sim_file(file);
+    if (f->sim->config.no_punch)
+        return -ENOTSUP;
+    if (!may_end_at(f, off + len))
+        return -ENOSPC;
+    if (f->inode->is_device)
+        return 0;
+    int r = begin_op(self, SIM_OP_RESERVE, file->path, off, len);
+    if (r == 0 && !sim_has_space(f->sim, f->inode, off, len))
+        r = -ENOSPC;
+    if (r == 0)
+        sim_inode_change(f->inode, SIM_CHANGE_ALLOCATE, off, len, NULL);
+    return r;
+}
+
 static int op_discard(Fiber *self, File *file, uint64_t off, uint64_t len)
 {
     SimFile *f = sim_file(file);
     if (f->sim->config.no_punch)
         return -ENOTSUP;
-    if (!sim_random_chance(&f->sim->random, 80)) // a hint, which may be ignored
+    // A hint, which may be ignored, unless it is counted what files take.
+    if (!f->sim->config.space_bytes && !sim_random_chance(&f->sim->random, 80))
         len = 0;
     return change_inode(self, f, SIM_OP_DISCARD, SIM_CHANGE_PUNCH, off, len);
 }
@@ -313,6 +336,7 @@ static const FileOps file_ops = {
     .submit = op_submit,
     .flush = op_flush,
     .zero = op_zero,
+    .reserve = op_reserve,
     .discard = op_discard,
     .truncate = op_truncate,
     .find_extent = op_find_extent,

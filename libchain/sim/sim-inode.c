@@ -84,6 +84,8 @@ static void apply_part(const SimChange *change, uint64_t from, uint64_t to, SimC
         sim_content_truncate(content, change->off);
     else if (change->kind == SIM_CHANGE_PUNCH)
         sim_content_punch(content, off, to - from);
+    else if (change->kind == SIM_CHANGE_ALLOCATE)
+        sim_content_allocate(content, off, to - from);
     else if (change->data)
         sim_content_write(content, off, change->data + from, to - from);
     else
@@ -145,7 +147,7 @@ static bool tear_next(const SimChange *change, SimRandom *random, uint64_t *pos,
 void sim_inode_fail(SimInode *inode, SimChange *change, SimRandom *random)
 {
     uint64_t pos = 0, from, to;
-    if (change->kind != SIM_CHANGE_TRUNCATE && sim_random_chance(random, 50)) {
+    if (random && change->kind != SIM_CHANGE_TRUNCATE && sim_random_chance(random, 50)) {
         capture_data(change);
         while (tear_next(change, random, &pos, &from, &to))
             sim_inode_change(inode, change->kind, change->off + from, to - from,

@@ -16,6 +16,7 @@ typedef enum SimChangeKind {
     SIM_CHANGE_WRITE,
     SIM_CHANGE_PUNCH,    // zeros, holes; the size stays
     SIM_CHANGE_TRUNCATE, // the size becomes `off`
+    SIM_CHANGE_ALLOCATE, // holes become zeros that have space; the size grows
 } SimChangeKind;
 
 // In flight: `data` NULL means that the bytes are still read from the caller's memory (`iov`), as a
@@ -52,7 +53,7 @@ SimChange *sim_inode_begin(SimInode *inode, SimChangeKind kind, uint64_t off, ui
                            const struct iovec *iov, unsigned n_iov, bool capture);
 // It happened, for its first `len` bytes.
 void sim_inode_end(SimInode *inode, SimChange *change, uint64_t len);
-// It failed: nothing of it, or some of its sectors, happened.
+// It failed: nothing of it, or as `random` decides some of its sectors, happened. NULL: nothing.
 void sim_inode_fail(SimInode *inode, SimChange *change, SimRandom *random);
 // begin and end in one.
 void sim_inode_change(SimInode *inode, SimChangeKind kind, uint64_t off, uint64_t len,

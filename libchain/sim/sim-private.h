@@ -46,6 +46,8 @@ void sim_schedule(Sim *sim, SimEvent *event);
 void sim_delay(Fiber *self, const char *where);
 // Adds what happened to the hash of the run.
 void sim_trace(Sim *sim, uint64_t what, uint64_t detail);
+// Do the holes of [off, off+len) find space?
+bool sim_has_space(const Sim *sim, const SimInode *inode, uint64_t off, uint64_t len);
 // Numbers the operation and asks the hook. 0, -errno or SIM_POWER_CUT, which is noted.
 int sim_ask_hook(Sim *sim, SimOp op, const char *path, uint64_t off, uint64_t len);
 

@@ -64,6 +64,7 @@ static void run_begin(Run *run)
                                     .short_transfers = run->seed % 2,
                                     .inline_completion = run->seed % 3 == 0,
                                     .no_punch = c->has_no_punch,
+                                    .space_bytes = c->space_bytes,
                                     // Late writes (docs/ordering.md §4), unless a fault's end has
                                     // to be known.
                                     .slow_percent = run->hook.fn == cut_hook ? 4 : 0});
@@ -246,16 +247,23 @@ bool crash_run_power_cuts(const CrashCase *c, const CrashOptions *options, uint6
 // --- faults --------------------------------------------------------------------------------------
 
 static const char *const op_names[] = {
-    [SIM_OP_READ] = "read",     [SIM_OP_WRITE] = "write",
-    [SIM_OP_FLUSH] = "flush",   [SIM_OP_TRUNCATE] = "truncate",
-    [SIM_OP_ZERO] = "zero",     [SIM_OP_DISCARD] = "discard",
-    [SIM_OP_OPEN] = "open",     [SIM_OP_RENAME] = "rename",
-    [SIM_OP_UNLINK] = "unlink", [SIM_OP_SYNC_DIR] = "sync of the directory",
+    [SIM_OP_READ] = "read",
+    [SIM_OP_WRITE] = "write",
+    [SIM_OP_FLUSH] = "flush",
+    [SIM_OP_TRUNCATE] = "truncate",
+    [SIM_OP_ZERO] = "zero",
+    [SIM_OP_DISCARD] = "discard",
+    [SIM_OP_RESERVE] = "reserve",
+    [SIM_OP_OPEN] = "open",
+    [SIM_OP_RENAME] = "rename",
+    [SIM_OP_UNLINK] = "unlink",
+    [SIM_OP_SYNC_DIR] = "sync of the directory",
 };
 
 static bool can_fail(SimOp op, int fault)
 {
-    return fault == -EIO || op == SIM_OP_WRITE || op == SIM_OP_ZERO || op == SIM_OP_TRUNCATE;
+    return fault == -EIO || op == SIM_OP_WRITE || op == SIM_OP_ZERO || op == SIM_OP_RESERVE ||
+           op == SIM_OP_TRUNCATE;
 }
 
 static int fault_hook(SimHook *hook, uint64_t n, SimOp op, const char *path, uint64_t off,

@@ -29,6 +29,7 @@ struct CrashCase {
     uint32_t cell_bytes;    // requests are multiples of it; 0 = 512
     uint32_t discard_bytes; // whole blocks of this are zeros after a discard; 0: it is a hint only
     bool uses_direct_io, has_no_punch;
+    uint64_t space_bytes;  // of the host, which fills up: requests may fail with -ENOSPC; 0: plenty
     bool is_checked_again; // always after the open that follows a cut, which repairs
     // The workload: fibers, requests of each, and weights of the kinds.
     unsigned n_fibers, n_requests;

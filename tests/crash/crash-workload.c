@@ -44,11 +44,19 @@ static bool is_after_fault(const CrashWorkload *w)
 // back.
 static void note_result(CrashWorkload *w, int result, bool is_read, bool began_after_fault)
 {
-    if (result >= 0)
+    if (result >= 0 || (result == -ENOSPC && w->c->space_bytes))
         return;
     w->n_failed++;
     if (began_after_fault && (is_read || !w->has_flush_fault))
         w->n_failed_late++;
+}
+
+// §10: what a flush needs was there before the requests that it covers were answered.
+static void note_flush(CrashWorkload *w, int result)
+{
+    if (result < 0 && !w->fault_ns && !w->problem[0])
+        g_snprintf(w->problem, sizeof(w->problem), "a flush fails (%s) though nothing else did",
+                   g_strerror(-result));
 }
 
 // §9: once a sync has failed nothing is durable any more, and nobody is told that it is.
@@ -107,6 +115,7 @@ static void do_flush(Fiber *self, CrashWorkload *w)
     int r = node_flush(self, w->node);
     shadow_model_flush_end(w->model, begun, r);
     note_result(w, r, false, after_fault);
+    note_flush(w, r);
     note_durable(w, r, after_fault);
 }
 

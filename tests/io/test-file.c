@@ -211,6 +211,29 @@ FILE_TEST(zeroing_at_odd_places)
     g_free(buf);
 }
 
+FILE_TEST(reserved_space_changes_nothing_but_the_size)
+{
+    enum { END = 100000, MORE = 30000 };
+    uint8_t *buf = g_malloc(END + MORE);
+    memset(buf, 7, END);
+    fiber_assert_equal(file_write(self, file, host_off(0), buf, END), 0);
+    fiber_assert_equal(file_discard(self, file, host_off(8192), 16384), 0);
+    uint64_t before, after;
+    fiber_assert_equal(file_allocated_bytes(self, file, &before), 0);
+    int r = file_reserve(self, file, host_off(0), END + MORE);
+    if (r == 0) { // else the host has no such call
+        fiber_assert_equal(file_size(file), END + MORE);
+        fiber_assert_equal(file_allocated_bytes(self, file, &after), 0);
+        fiber_assert(after >= before && after >= END + MORE);
+    }
+    fiber_assert(r == 0 || r == -ENOTSUP);
+    fiber_assert_equal(file_read(self, file, host_off(0), buf, END + MORE), 0);
+    fiber_assert(buf[8191] == 7 && buf[8192 + 16384] == 7 && buf[END - 1] == 7);
+    fiber_assert(buf[8192] == 0 && buf[END] == 0 && buf[END + MORE - 1] == 0);
+    fiber_assert_equal(file_reserve(self, file, host_off(UINT64_MAX - 5), 50), -EFBIG);
+    g_free(buf);
+}
+
 FILE_TEST(discard_leaves_the_rest_and_truncate_sets_the_size)
 {
     enum { END = 100000 };
@@ -356,6 +379,7 @@ int main(void)
         cmocka_unit_test(many_transfers_in_one_batch),
         cmocka_unit_test(neighbours_in_one_block_do_not_undo_each_other),
         cmocka_unit_test(zeroing_at_odd_places),
+        cmocka_unit_test(reserved_space_changes_nothing_but_the_size),
         cmocka_unit_test(discard_leaves_the_rest_and_truncate_sets_the_size),
         cmocka_unit_test(extents_are_found_and_forgotten_when_they_change),
         cmocka_unit_test(a_hole_takes_no_space_of_the_host),

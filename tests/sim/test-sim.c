@@ -256,13 +256,14 @@ static void every_op(Fiber *self, void *arg)
         r[5] = file_zero(self, file, host_off(0), 4096, FILE_ZERO_UNMAP);
         r[6] = file_discard(self, file, host_off(8192), 4096);
         r[7] = file_find_extent(self, file, host_off(0), 4096, &is_data, &len);
+        r[11] = file_reserve(self, file, host_off(0), 4096);
         file_close(self, file);
     }
     r[8] = file_rename(self, "/new", "/other", NULL);
     r[9] = file_sync_dir(self, "/other", NULL);
     if (r[0] == 0 && r[8] == 0)
         r[10] = file_unlink(self, "/other", NULL);
-    for (unsigned i = 0; i < 11 && *first_error == 0; i++)
+    for (unsigned i = 0; i < 12 && *first_error == 0; i++)
         *first_error = r[i];
 }
 
@@ -276,13 +277,13 @@ static void the_hook_sees_every_kind_of_operation(void **state)
     assert_int_equal(error, 0);
     for (unsigned op = SIM_OP_READ; op <= SIM_OP_SYNC_DIR; op++)
         assert_int_equal(counter.n_of[op], 1);
-    assert_int_equal(sim_n_ops(sim), 10);
+    assert_int_equal(sim_n_ops(sim), 11);
     sim_free(sim);
 }
 
 static void an_error_at_the_nth_operation_reaches_its_caller(void **state)
 {
-    for (uint64_t n = 1; n <= 10; n++) {
+    for (uint64_t n = 1; n <= 11; n++) {
         Sim *sim = sim_new(&(SimConfig){.seed = n});
         Counter counter = {.hook.fn = count_op, .fail_at = n, .result = -EIO};
         int error = 0;
@@ -428,6 +429,43 @@ static void a_block_device_does_not_grow(void **state)
     }
 }
 
+static void space_main(Fiber *self, void *arg)
+{
+    Sim *sim = arg;
+    uint8_t data[8192] = {1};
+    File *file;
+    assert_int_equal(file_open(self, "/disk", FILE_WRITABLE, &file, NULL), 0);
+    assert_int_equal(file_truncate(self, file, 1 << 20), 0);
+    assert_int_equal(sim_used_bytes(sim), 0);
+    assert_int_equal(file_write(self, file, host_off(0), data, 8192), 0);
+    assert_int_equal(file_reserve(self, file, host_off(12288), 4096), 0);
+    assert_int_equal(sim_used_bytes(sim), 12288);
+    // No page is left: only what has its space can be written.
+    assert_int_equal(file_write(self, file, host_off(8192), data, 512), -ENOSPC);
+    assert_int_equal(file_reserve(self, file, host_off(8192), 8192), -ENOSPC);
+    assert_int_equal(file_write(self, file, host_off(12288), data, 4096), 0);
+    assert_int_equal(file_write(self, file, host_off(0), data, 4096), 0);
+    assert_int_equal(file_discard(self, file, host_off(0), 4096), 0);
+    assert_int_equal(file_write(self, file, host_off(1 << 20), data, 512), 0);
+    sim_set_space(sim, 5 * 4096);
+    assert_int_equal(file_write(self, file, host_off(65536), data, 8192), 0);
+    assert_int_equal(sim_used_bytes(sim), 5 * 4096);
+    assert_int_equal(file_read(self, file, host_off(12288), data, 4096), 0);
+    assert_int_equal(data[0], 1);
+    file_close(self, file);
+}
+
+static void a_full_disk_takes_only_what_has_its_space(void **state)
+{
+    for (uint64_t seed = 1; seed <= 10; seed++) {
+        Sim *sim = sim_new(
+            &(SimConfig){.seed = seed, .inline_completion = seed % 2, .space_bytes = 3 * 4096});
+        sim_write_file(sim, "/disk", "", 0);
+        assert_true(sim_run(sim, space_main, sim));
+        sim_free(sim);
+    }
+}
+
 static void lock_main(Fiber *self, void *arg)
 {
     File *a, *b;
@@ -472,6 +510,7 @@ int main(void)
         cmocka_unit_test(a_hook_can_run_another_simulation),
         cmocka_unit_test(a_file_of_terabytes_costs_its_pages_only),
         cmocka_unit_test(a_block_device_does_not_grow),
+        cmocka_unit_test(a_full_disk_takes_only_what_has_its_space),
         cmocka_unit_test(locks_keep_two_writers_of_a_file_apart),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -17,7 +17,8 @@ typedef struct SimConfig {
     uint64_t seed;
     bool short_transfers;   // transfers may be cut short (and are continued by File)
     bool inline_completion; // some transfers complete inline, as page-cache hits do
-    bool no_punch;          // the file system can neither zero nor discard ranges
+    bool no_punch;          // the file system can neither zero, reserve nor discard ranges
+    uint64_t space_bytes;   // what the files may take in all, in pages of 4 KiB; 0: no limit
     uint32_t max_delay_us;  // completions take 0 … this much virtual time; 0 = 100
     unsigned slow_percent;  // so many of them take up to SIM_SLOW times as long
 } SimConfig;
@@ -31,9 +32,9 @@ Loop *sim_loop_new(Sim *sim); // owned by the sim
 // and memory kept reachable for leak checkers until sim_free()). May be nested with another Sim.
 bool sim_run(Sim *sim, FiberFn *fn, void *arg);
 
-// Every file operation (read, write, flush, truncate, zero, discard, rename, unlink, create, dir
-// sync) has a number, from 1. The hook is called before each takes effect and says what becomes of
-// it.
+// Every file operation (read, write, flush, truncate, zero, discard, reserve, rename, unlink,
+// create, dir sync) has a number, from 1. The hook is called before each takes effect and says what
+// becomes of it.
 typedef enum SimOp {
     SIM_OP_READ,
     SIM_OP_WRITE,
@@ -41,6 +42,7 @@ typedef enum SimOp {
     SIM_OP_TRUNCATE,
     SIM_OP_ZERO,
     SIM_OP_DISCARD,
+    SIM_OP_RESERVE,
     SIM_OP_OPEN,
     SIM_OP_RENAME,
     SIM_OP_UNLINK,
@@ -69,6 +71,9 @@ int sim_read_file(Sim *sim, const char *path, void **ret_data, uint64_t *ret_len
 int sim_export_file(Sim *sim, const char *path, const char *host_path);
 int sim_import_file(Sim *sim, const char *path, const char *host_path);
 bool sim_file_exists(Sim *sim, const char *path);
+// What the files take now, and another limit (see SimConfig.space_bytes).
+uint64_t sim_used_bytes(const Sim *sim);
+void sim_set_space(Sim *sim, uint64_t bytes);
 // What FILE_DIRECT asks of transfers of this file (512 unless set); for later opens.
 int sim_set_direct_alignment(Sim *sim, const char *path, uint32_t bytes);
 // From now on a block device of the size that the file has: it does not grow (-ENOSPC).

@@ -1,0 +1,92 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A host file system that is full: a write without room fails itself, nothing that was acknowledged
+is lost, and a discard makes room. On ext4 in a loop device, which is as small as it has to be."""
+import contextlib
+import errno
+import os
+import random
+import struct
+
+import nbd
+
+from harness import (GIB, KIB, MIB, Daemon, Skip, check_image, connect, main, qemu_img, qemu_io,
+                     run)
+
+
+@contextlib.contextmanager
+def small_file_system(tmp, size):
+    """An ext4 of `size` bytes at tmp/full, or the test is skipped. Nothing of it is set aside."""
+    disk, directory = tmp / "ext4", tmp / "full"
+    with open(disk, "wb") as f:
+        f.truncate(size)
+    directory.mkdir()
+    for command in (["mkfs.ext4", "-q", "-m", "0", "-O", "^has_journal", disk],
+                    ["mount", "-o", "loop", disk, directory]):
+        done = run(*command, check=False)
+        if done.returncode:
+            raise Skip(f"cannot mount a small ext4 here: {done.stderr.strip()}")
+    try:
+        yield directory
+    finally:
+        run("umount", "-l", directory, check=False)
+
+
+def used_bytes(directory):
+    s = os.statvfs(directory)
+    return (s.f_blocks - s.f_bfree) * s.f_frsize
+
+
+def fill(directory):
+    """Takes all the room that is left, to the last block; the file that has it."""
+    path = directory / "filler"
+    fd = os.open(path, os.O_CREAT | os.O_WRONLY)
+    off = 0
+    with contextlib.closing(os.fdopen(fd, "wb", buffering=0)) as f:
+        for step in (MIB, 64 * KIB, 4 * KIB, KIB):
+            with contextlib.suppress(OSError):
+                while True:
+                    os.posix_fallocate(f.fileno(), off, step)
+                    off += step
+    run("sync", "-f", directory)
+    return path
+
+
+def small_image(directory, size, options="cluster_size=64k"):
+    disk = directory / "a.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", "-o", options, disk, size)
+    return disk
+
+
+def test_everything_acknowledged_survives_a_full_file_system(tmp):
+    """On a full file system flush, FUA and TRIM succeed, and nothing acknowledged is lost."""
+    with small_file_system(tmp, 24 * MIB) as full:
+        disk = small_image(full, "20G")
+        with Daemon(disk) as d:
+            h = connect(d.uri())
+            for i in range(100):
+                h.pwrite(bytes([1 + i]) * 64 * KIB, i * 64 * KIB)
+            h.flush()
+            h.pwrite(b"\xee" * 64 * KIB, 5 * GIB)  # needs a table of its own
+            fill(full)
+            h.flush()
+            h.pwrite(b"\xdd" * 4096, 0, nbd.CMD_FLAG_FUA)
+            before = used_bytes(full)
+            h.trim(6 * MIB, 256 * KIB)
+            h.flush()
+            h.flush()
+            assert before - used_bytes(full) >= 5 * MIB, "the host got nothing back"
+            h.pwrite(b"\xcc" * 64 * KIB, 8 * MIB)
+            h.flush()
+            h.shutdown()
+        check_image(disk)
+        with Daemon("--read-only", disk) as d:
+            h = connect(d.uri())
+            assert h.pread(64 * KIB, 0) == b"\xdd" * 4096 + b"\1" * (60 * KIB)
+            assert h.pread(64 * KIB, 64 * KIB) == b"\2" * 64 * KIB
+            assert h.pread(6 * MIB, 256 * KIB) == bytes(6 * MIB)
+            assert h.pread(64 * KIB, 5 * GIB) == b"\xee" * 64 * KIB
+            assert h.pread(64 * KIB, 8 * MIB) == b"\xcc" * 64 * KIB
+
+
+main(globals())
