@@ -46,8 +46,8 @@ void allocator_init(Qcow2Image *image)
         return;
     // A block device ends where it ends, and holds whatever was there before: what no refcount
     // block covers is unused, and never fresh.
-    uint64_t n_blocks = image->n_refcount_table;
-    while (n_blocks && !image->refcount_table[n_blocks - 1].raw)
+    uint64_t n_blocks = image->refcount_table.n;
+    while (n_blocks && !image->refcount_table.entries[n_blocks - 1].raw)
         n_blocks--;
     a->limit = file_size(image->file) / cb;
     a->fresh_from = UINT64_MAX;
@@ -74,9 +74,10 @@ int refcounts_block_of(Qcow2Image *image, uint64_t cluster, HostOff *ret_block)
 {
     uint64_t i = cluster >> image->geometry.refcounts_per_block_bits;
     *ret_block = host_off(0);
-    if (i >= image->n_refcount_table)
+    if (i >= image->refcount_table.n)
         return 0;
-    if (!qcow2_refcount_table_entry_decode(&image->geometry, image->refcount_table[i], ret_block) ||
+    if (!qcow2_refcount_table_entry_decode(&image->geometry, image->refcount_table.entries[i],
+                                           ret_block) ||
         (ret_block->v && image_cluster_of(image, *ret_block) >= image->allocator.tail))
         return image_mark_corrupt(
             image, "entry %" G_GUINT64_FORMAT " of the refcount table is damaged", i);
@@ -195,9 +196,9 @@ static void make_free(Qcow2Image *image, uint64_t first, uint64_t n)
 static uint64_t next_covered(const Qcow2Image *image, uint64_t cluster)
 {
     uint64_t i = cluster >> image->geometry.refcounts_per_block_bits;
-    while (i < image->n_refcount_table && !image->refcount_table[i].raw)
+    while (i < image->refcount_table.n && !image->refcount_table.entries[i].raw)
         i++;
-    return i < image->n_refcount_table ? i << image->geometry.refcounts_per_block_bits : UINT64_MAX;
+    return i < image->refcount_table.n ? i << image->geometry.refcounts_per_block_bits : UINT64_MAX;
 }
 
 // Could not be read, which says nothing about the rest of the image.

@@ -59,3 +59,13 @@ void cluster_set_remove(ClusterSet *set, uint64_t cluster)
     set->slots[i] = 0;
     set->n--;
 }
+
+uint64_t *cluster_set_list(const ClusterSet *set, uint64_t *ret_n)
+{
+    uint64_t *list = g_new(uint64_t, set->n), n = 0;
+    for (uint64_t i = 0; n < set->n; i++)
+        if (set->slots[i])
+            list[n++] = set->slots[i] - 1;
+    *ret_n = n;
+    return list;
+}

@@ -16,6 +16,7 @@ void cluster_set_done(ClusterSet *set);
 // Returns false when `cluster` was in the set already (nothing changes).
 bool cluster_set_add(ClusterSet *set, uint64_t cluster);
 void cluster_set_remove(ClusterSet *set, uint64_t cluster);
+uint64_t *cluster_set_list(const ClusterSet *set, uint64_t *ret_n); // owned; in no order
 
 static inline uint64_t cluster_set_slot(const ClusterSet *set, uint64_t cluster)
 {

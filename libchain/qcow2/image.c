@@ -142,14 +142,11 @@ static int read_refcount_table(Fiber *self, Qcow2Image *image, GError **error)
 {
     uint64_t bytes = (uint64_t)image->header.refcount_table_clusters
                      << image->geometry.cluster_bits;
-    g_clear_pointer(&image->refcount_table, g_free);
-    image->refcount_table = g_try_malloc0(MAX(bytes, 1));
-    if (!image->refcount_table)
+    int r = entry_table_load(self, &image->refcount_table, image->file,
+                             image->header.refcount_table, bytes / sizeof(Be64));
+    if (r == -ENOMEM)
         return fail(error, -ENOMEM, image,
                     "no memory for the refcount table (%" G_GUINT64_FORMAT " bytes)", bytes);
-    image->n_refcount_table = bytes / sizeof(Be64);
-    int r =
-        file_read(self, image->file, image->header.refcount_table, image->refcount_table, bytes);
     if (r < 0)
         return fail(error, r, image, "cannot read the refcount table: %s", g_strerror(-r));
     return 0;
@@ -211,9 +208,9 @@ static int collect_metadata(Qcow2Image *image, GError **error)
     if (r == 0)
         r = add_metadata(image, h->refcount_table, h->refcount_table_clusters, "the refcount table",
                          error);
-    for (uint64_t i = 0; r == 0 && i < image->n_refcount_table; i++) {
+    for (uint64_t i = 0; r == 0 && i < image->refcount_table.n; i++) {
         HostOff block;
-        if (!qcow2_refcount_table_entry_decode(&image->geometry, image->refcount_table[i],
+        if (!qcow2_refcount_table_entry_decode(&image->geometry, image->refcount_table.entries[i],
                                                &block) ||
             block.v >= file_size(image->file))
             return fail(error, -EUCLEAN, image,
@@ -403,8 +400,8 @@ int qcow2_image_open(Fiber *self, File *file, const Qcow2OpenOptions *options,
     image->writable = !options->read_only;
     image->is_shared = options->shared && options->read_only;
     image->notices = g_ptr_array_new_with_free_func(g_free);
-    image->dirty_refcount_table = g_array_new(false, false, sizeof(uint64_t));
     writeback_init(image);
+    freed_init(image, allocator_release);
     image->cache = table_cache_ref(image->loop, image->memory);
     int r = open_checked(self, image, options, error);
     if (r < 0) {
@@ -426,16 +423,15 @@ Qcow2Image *qcow2_image_ref(Qcow2Image *image)
 // Writes back what is dirty and releases what was freed, as far as that goes.
 static void finish_writing(Fiber *self, Qcow2Image *image)
 {
-    Writeback *c = &image->writeback;
-    fiber_wait_group_wait(self, &c->fibers);
+    fiber_wait_group_wait(self, &image->fibers);
     // The first write-back makes frees durable and releases them, the second writes their
     // refcounts.
     for (int i = 0; i < 2; i++) {
         if (writeback_run(self, image) < 0)
             return;
-        fiber_wait_group_wait(self, &c->fibers);
+        fiber_wait_group_wait(self, &image->fibers);
     }
-    if (c->dirty.n || c->settling->len)
+    if (image->writeback.dirty.n || image->freed.durable->len)
         writeback_run(self, image);
 }
 
@@ -445,11 +441,12 @@ void qcow2_image_unref_close(Fiber *self, Qcow2Image *image)
         return;
     if (image->writable)
         finish_writing(self, image);
-    fiber_wait_group_wait(self, &image->writeback.fibers);
+    fiber_wait_group_wait(self, &image->fibers);
     inflated_cache_free(image->inflated);
     table_cache_forget_image(image->cache, image, &image->writeback.dirty);
     table_cache_unref(image->cache);
     writeback_done(image);
+    freed_done(image);
     allocator_done(image);
     metadata_set_done(&image->metadata);
     while (image->n_cow_buffers)
@@ -457,8 +454,7 @@ void qcow2_image_unref_close(Fiber *self, Qcow2Image *image)
     for (uint32_t i = 0; image->snapshots && i < image->header.n_snapshots; i++)
         qcow2_snapshot_clear(&image->snapshots[i]);
     g_free(image->snapshots);
-    g_array_unref(image->dirty_refcount_table);
-    g_free(image->refcount_table);
+    entry_table_done(&image->refcount_table);
     qcow2_header_clear(&image->header);
     file_close(self, image->data_file);
     file_close(self, image->file);
@@ -491,6 +487,18 @@ int image_remeasure(Fiber *self, Qcow2Image *image, File *file)
     return r;
 }
 
+bool image_clusters_of_entry(const Qcow2Image *image, const Qcow2L2Entry *e,
+                             ClusterRange *ret_range)
+{
+    bool has_host = e->kind == QCOW2_CLUSTER_DATA || e->kind == QCOW2_CLUSTER_ZERO_ALLOCATED;
+    uint64_t first = image_cluster_of(image, e->host);
+    *ret_range = (ClusterRange){first, 1};
+    if (e->kind == QCOW2_CLUSTER_COMPRESSED)
+        ret_range->n =
+            image_cluster_of(image, host_off(e->host.v + e->compressed_bytes - 1)) - first + 1;
+    return e->kind == QCOW2_CLUSTER_COMPRESSED || has_host;
+}
+
 bool image_range_is_sane(const Qcow2Image *image, ClusterRange range)
 {
     if (range.first >= image->allocator.tail || range.n > image->allocator.tail - range.first)
@@ -507,7 +515,7 @@ static void mark_fiber(Fiber *self, void *arg)
     // A failure leaves the image unmarked on disk; it still answers -EIO here.
     write_features(self, image, image->header.incompatible | QCOW2_INCOMPAT_CORRUPT,
                    image->header.autoclear);
-    fiber_wait_group_done(&image->writeback.fibers);
+    fiber_wait_group_done(&image->fibers);
 }
 
 int image_mark_corrupt(Qcow2Image *image, const char *what, ...)
@@ -525,9 +533,9 @@ int image_mark_corrupt(Qcow2Image *image, const char *what, ...)
     if (image->events)
         image->events->corrupt(image->events, sentence);
     if (image->writable && image->header.version >= 3) {
-        fiber_wait_group_add(&image->writeback.fibers, 1);
+        fiber_wait_group_add(&image->fibers, 1);
         if (fiber_spawn(image->loop, "mark corrupt", mark_fiber, image, NULL) < 0)
-            fiber_wait_group_done(&image->writeback.fibers);
+            fiber_wait_group_done(&image->fibers);
     }
     return -EIO;
 }

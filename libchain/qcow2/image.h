@@ -3,9 +3,10 @@
 // allocator state and write-back state. Views (view.h) hang on it. On the file's loop.
 //
 //   view (L1) ──┐                        ┌─ table cache (slices of L2 tables and refcount blocks)
-//   view (L1) ──┴─ Qcow2Image ── File    ├─ allocator (free ranges, tail, frees under way)
+//   view (L1) ──┴─ Qcow2Image ── File    ├─ allocator (free ranges, tail)
 //                                        ├─ writeback (metadata, in the order of docs/ordering.md)
-//                                        └─ metadata set (overlap checks)
+//                                        ├─ freed (clusters on their way to be free; pins)
+//                                        └─ metadata set (overlap checks, space on the host)
 //
 // Lock order (an earlier one may be held while taking a later one):
 //   1. cluster ranges of a view (cluster-lock.h), ascending
@@ -24,23 +25,13 @@
 #include "format/qcow2-snapshot.h"
 #include "format/qcow2-table.h"
 #include "qcow2/cluster-lock.h"
+#include "qcow2/entry-table.h"
+#include "qcow2/freed.h"
 #include "qcow2/metadata-set.h"
 #include "qcow2/table-cache.h"
 
 typedef struct Qcow2View Qcow2View;
 typedef struct InflatedCache InflatedCache;
-
-// One generation of pins on an image's host ranges (writeback.c).
-typedef struct ImagePin {
-    IoPin pin; // must be first
-    Qcow2Image *image;
-    unsigned index;
-} ImagePin;
-
-// Whole clusters of the host file.
-typedef struct ClusterRange {
-    uint64_t first, n;
-} ClusterRange;
 
 typedef struct Allocator {
     GArray *free;       // of ClusterRange, unsorted: last in, first out; bounded
@@ -53,24 +44,20 @@ typedef struct Allocator {
     FiberMutex grow_mutex;
 } Allocator;
 
+// States and invariants: writeback.c.
 typedef struct Writeback {
     bool running;
-    FiberQueue next; // waiters of the write-back after the running one
+    FiberQueue next; // waiters of the pass after the running one
     uint64_t n_started, n_done;
-    int last_result;
-    // No more write-backs: the head went away with changes that could not be written, or nobody
-    // knows which refcount table the disk names.
+    int last_result; // of the last pass: 0 also when a part of it failed
+    GArray *failed;  // uint64_t, sorted: places of L2 slices and L1 entries that it left unwritten
+    int error;       // and why
+    bool has_uncounted; // it left refcounts, or entries of their table, unwritten
+    // No more passes: the head went away with changes that could not be written, or nobody knows
+    // which refcount table the disk names.
     bool abandoned;
-    bool background;           // a fiber for write-back is under way
-    TableSliceList dirty;      // slices changed in memory
-    GArray *freed;             // ClusterRange: unlinked in memory, not yet durably
-    GArray *settling;          // ClusterRange: unlinked durably, waiting for the next pin turn
-    GArray *releasing;         // ClusterRange: waiting for `pins[!pin_now]` to drain
-    uint64_t n_freed_clusters; // in `freed`
-    unsigned n_releasing;      // release fibers under way
-    uint64_t n_released;       // release fibers that ended
-    FiberQueue released;       // woken when one of them ends
-    FiberWaitGroup fibers;     // release and background fibers
+    bool background;      // a fiber for write-back is under way
+    TableSliceList dirty; // slices changed in memory
 } Writeback;
 
 enum { IMAGE_COW_BUFFERS = 8 };
@@ -92,23 +79,22 @@ struct Qcow2Image {
     GPtrArray *notices;
     const Qcow2Events *events;
 
-    Be64 *refcount_table; // writable images only; as on disk plus changes
-    uint64_t n_refcount_table;
-    GArray *dirty_refcount_table; // indices changed, uint64_t
+    EntryTable refcount_table; // writable images only
+    EntryTable *head_l1;       // of the writable head view, borrowed
     Qcow2Snapshot *snapshots;
     uint64_t snapshot_table_bytes; // as it lies in the file
     Qcow2View *head;               // the writable head view, borrowed
 
     Allocator allocator;
     Writeback writeback;
+    FreedClusters freed;
+    FiberWaitGroup fibers; // of write-back, of releasing, and the one that marks it corrupt
     FiberMutex l2_mutex;
     FiberMutex header_mutex;              // read, change and write back the header's first sector
     void *cow_buffers[IMAGE_COW_BUFFERS]; // one cluster each, for copy-on-write; kept for reuse
     unsigned n_cow_buffers;
     ClusterLocks locks;
     MetadataSet metadata; // writable images
-    ImagePin pins[2];     // holders of host ranges; two generations
-    unsigned pin_now;
     InflatedCache *inflated;
 };
 
@@ -136,7 +122,7 @@ G_GNUC_PRINTF(2, 3) int image_mark_corrupt(Qcow2Image *image, const char *what, 
 static inline void image_pin(Fiber *self, Qcow2Image *image, IoBatch *batch)
 {
     if (image->writable)
-        io_batch_pin(self, batch, &image->pins[image->pin_now].pin);
+        io_batch_pin(self, batch, &image->freed.pins[image->freed.pin_now].pin);
 }
 
 static inline uint64_t image_cluster_of(const Qcow2Image *image, HostOff off)
@@ -157,6 +143,10 @@ static inline HostOff image_slice_of(const Qcow2Image *image, HostOff off)
 // A buffer of one cluster, aligned for direct I/O. NULL: no memory.
 void *image_get_cow_buffer(Qcow2Image *image);
 void image_put_cow_buffer(Qcow2Image *image, void *buffer); // NULL is fine
+
+// The host clusters that an L2 entry names. False: none.
+bool image_clusters_of_entry(const Qcow2Image *image, const Qcow2L2Entry *entry,
+                             ClusterRange *ret_range);
 
 // Could freeing these clusters be right? Not past the end of the file, none holds metadata.
 bool image_range_is_sane(const Qcow2Image *image, ClusterRange range);

@@ -29,7 +29,7 @@ static int make_table(Fiber *self, Qcow2View *view, uint64_t i1, Qcow2L1Entry ol
     Qcow2Image *image = view->image;
     ClusterRange range;
     bool zeroed;
-    HostOff entry = host_off(image->header.l1.v + i1 * sizeof(Be64));
+    HostOff entry = entry_table_place(&view->l1, i1);
     int r = metadata_set_reserve(self, image, image_cluster_of(image, entry));
     if (r == 0)
         r = allocator_take(self, image, 1, &range, &zeroed);
@@ -61,10 +61,9 @@ static int make_table(Fiber *self, Qcow2View *view, uint64_t i1, Qcow2L1Entry ol
     table_slice_set_dirty(slice, &image->writeback.dirty);
     table_slice_release(slice);
     cluster_set_add(&image->metadata.new_tables, range.first);
-    view->l1[i1] = qcow2_l1_entry_encode(table, true);
-    g_array_append_val(view->dirty_l1, i1);
+    entry_table_set(&view->l1, i1, qcow2_l1_entry_encode(table, true));
     if (old.l2.v)
-        writeback_free(image, (ClusterRange){image_cluster_of(image, old.l2), 1});
+        freed_add(image, (ClusterRange){image_cluster_of(image, old.l2), 1}, entry);
     return 0;
 }
 
@@ -73,11 +72,11 @@ static int prepare_table(Fiber *self, Qcow2View *view, GuestOff off)
 {
     Qcow2Image *image = view->image;
     uint64_t i1 = qcow2_l1_index(&image->geometry, off);
-    Qcow2L1Entry e = qcow2_l1_entry_decode(view->l1[i1]);
+    Qcow2L1Entry e = qcow2_l1_entry_decode(view->l1.entries[i1]);
     if (G_LIKELY(e.l2.v && e.copied))
         return 0;
     fiber_mutex_lock(self, &image->l2_mutex);
-    e = qcow2_l1_entry_decode(view->l1[i1]);
+    e = qcow2_l1_entry_decode(view->l1.entries[i1]);
     int r = e.l2.v && e.copied ? 0 : make_table(self, view, i1, e);
     fiber_mutex_unlock(self, &image->l2_mutex);
     return r;
@@ -89,7 +88,7 @@ static int get_slice(Fiber *self, Qcow2View *view, GuestOff off, TableSlice **re
 {
     Qcow2Image *image = view->image;
     const Qcow2Geometry *g = &image->geometry;
-    Qcow2L1Entry l1 = qcow2_l1_entry_decode(view->l1[qcow2_l1_index(g, off)]);
+    Qcow2L1Entry l1 = qcow2_l1_entry_decode(view->l1.entries[qcow2_l1_index(g, off)]);
     assert(l1.l2.v && l1.copied);
     uint32_t i2 = qcow2_l2_index(g, off), in_slice = i2 & (g->slice_entries - 1);
     HostOff place = host_off(l1.l2.v + (uint64_t)(i2 - in_slice) * g->l2_entry_bytes);
@@ -128,4 +127,30 @@ void view_end_change(Qcow2View *view, EntryChange *change)
 {
     table_slice_release(change->slice);
     cluster_unlock(&view->image->locks, &change->lock);
+}
+
+// Where its L1 entry and, when there is a table, its L2 slice lie.
+static bool is_unwritten(const Qcow2View *view, GuestOff off)
+{
+    const Qcow2Geometry *g = &view->image->geometry;
+    uint64_t i1 = qcow2_l1_index(g, off);
+    Qcow2L1Entry l1 = qcow2_l1_entry_decode(view->l1.entries[i1]);
+    uint32_t i2 = qcow2_l2_index(g, off);
+    i2 -= i2 & (g->slice_entries - 1);
+    HostOff slice = host_off(l1.l2.v + (uint64_t)i2 * g->l2_entry_bytes);
+    return writeback_has_failed(view->image, entry_table_place(&view->l1, i1)) ||
+           (l1.l2.v && writeback_has_failed(view->image, slice));
+}
+
+int view_make_durable(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len)
+{
+    const Qcow2Geometry *g = &view->image->geometry;
+    uint64_t span = (uint64_t)g->slice_entries << g->cluster_bits, end = off.v + len;
+    int r = writeback_run(self, view->image);
+    if (r == 0)
+        return 0;
+    for (uint64_t at = off.v & ~(span - 1); at < end; at += span)
+        if (is_unwritten(view, guest_off(at)))
+            return r;
+    return 0;
 }

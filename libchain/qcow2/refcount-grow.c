@@ -35,7 +35,7 @@ static void give_tail_back(Fiber *self, Qcow2Image *image, uint64_t first, uint6
 static int reserve_block(Fiber *self, Qcow2Image *image, uint64_t cluster, bool is_zeroed)
 {
     uint64_t i = cluster >> image->geometry.refcounts_per_block_bits;
-    HostOff entry = host_off(image->header.refcount_table.v + i * sizeof(Be64));
+    HostOff entry = entry_table_place(&image->refcount_table, i);
     int r = metadata_set_reserve(self, image, image_cluster_of(image, entry));
     if (r == 0 && !is_zeroed)
         r = file_zero(self, image->file, image_cluster_off(image, cluster),
@@ -91,8 +91,7 @@ static int add_block(Fiber *self, Qcow2Image *image, uint64_t cluster)
     table_slice_set_dirty(slice, &image->writeback.dirty);
     table_slice_release(slice);
     uint64_t i = cluster >> image->geometry.refcounts_per_block_bits;
-    image->refcount_table[i] = qcow2_refcount_table_entry_encode(off);
-    g_array_append_val(image->dirty_refcount_table, i);
+    entry_table_set(&image->refcount_table, i, qcow2_refcount_table_entry_encode(off));
     return 0;
 }
 
@@ -202,14 +201,17 @@ static void adopt_table(Qcow2Image *image, const NewArea *area, Be64 *table)
 {
     Qcow2Header *h = &image->header;
     ClusterRange old = {image_cluster_of(image, h->refcount_table), h->refcount_table_clusters};
-    g_free(image->refcount_table);
-    image->refcount_table = table;
-    image->n_refcount_table = area->n_table * image->geometry.cluster_bytes / sizeof(Be64);
+    entry_table_done(&image->refcount_table);
+    image->refcount_table = (EntryTable){
+        .off = area_table(image, area),
+        .entries = table,
+        .n = area->n_table * image->geometry.cluster_bytes / sizeof(Be64),
+    };
     h->refcount_table = area_table(image, area);
     h->refcount_table_clusters = area->n_table;
     for (uint64_t c = old.first; c < old.first + old.n; c++)
         metadata_set_remove(&image->metadata, c);
-    writeback_free(image, old);
+    freed_add(image, old, host_off(0)); // §5: unlinked durably
 }
 
 // Moves the refcount table to `first`, the tail, which no block covers yet, large enough for what
@@ -220,14 +222,14 @@ static int grow_table(Fiber *self, Qcow2Image *image, uint64_t first)
     int r = plan_area(image, first, &area);
     // Entries of the old table may name blocks that are not durable yet: they are, after this.
     if (r == 0)
-        r = writeback_run(self, image);
+        r = writeback_run_refcounts(self, image);
     if (r < 0 || image->allocator.tail != first) // given back meanwhile: choose again
         return r;
     Be64 *table = g_try_malloc0(area.n_table * image->geometry.cluster_bytes);
     if (!table)
         return -ENOMEM;
     // No fiber adds a block meanwhile (grow mutex), so the old table stands still.
-    memcpy(table, image->refcount_table, image->n_refcount_table * sizeof(Be64));
+    memcpy(table, image->refcount_table.entries, image->refcount_table.n * sizeof(Be64));
     claim_area(image, &area);
     r = write_area(self, image, &area, table);
     if (r == 0)
@@ -254,7 +256,7 @@ int refcounts_cover(Fiber *self, Qcow2Image *image, uint64_t cluster)
         HostOff block;
         r = refcounts_block_of(image, cluster, &block);
         if (r == 0 && !block.v)
-            r = cluster >> image->geometry.refcounts_per_block_bits < image->n_refcount_table
+            r = cluster >> image->geometry.refcounts_per_block_bits < image->refcount_table.n
                     ? add_block(self, image, cluster)
                     : grow_table(self, image, cluster);
     }

@@ -29,7 +29,7 @@ static inline int slice_place(Qcow2View *view, GuestOff off, HostOff *ret_slice,
     const Qcow2Geometry *g = &image->geometry;
     uint64_t i1 = qcow2_l1_index(g, off);
     uint32_t i2 = qcow2_l2_index(g, off), in_slice = i2 & (g->slice_entries - 1);
-    Qcow2L1Entry l1 = qcow2_l1_entry_decode(view->l1[i1]);
+    Qcow2L1Entry l1 = qcow2_l1_entry_decode(view->l1.entries[i1]);
     if (!l1.l2.v && !l1.reserved_set) {
         // Nothing here, up to the next L1 entry; callers skip at most that far.
         *ret_place = (EntryPlace){NULL, i2, g->l2_entries - i2};
@@ -42,7 +42,7 @@ static inline int slice_place(Qcow2View *view, GuestOff off, HostOff *ret_slice,
     if (G_UNLIKELY(is_broken || is_outside))
         return image_mark_corrupt(
             image, "L1 entry %" G_GUINT64_FORMAT " (%#" G_GINT64_MODIFIER "x) is damaged", i1,
-            be64_get(view->l1[i1]));
+            be64_get(view->l1.entries[i1]));
     *ret_slice = host_off(l1.l2.v + (uint64_t)(i2 - in_slice) * g->l2_entry_bytes);
     *ret_place = (EntryPlace){NULL, in_slice, entries_left(view, off, in_slice)};
     return 0;
@@ -283,7 +283,7 @@ static bool view_may_have(Node *node, GuestOff off, uint64_t len)
         return false;
     uint64_t last = MIN(off.v + len, node->size_bytes) - 1;
     for (uint64_t i = qcow2_l1_index(g, off); i <= qcow2_l1_index(g, guest_off(last)); i++)
-        if (view->l1[i].raw)
+        if (view->l1.entries[i].raw)
             return true;
     return false;
 }
@@ -294,19 +294,22 @@ static void view_close(Fiber *self, Node *node)
     Qcow2Image *image = view->image;
     if (view->is_head && image->head == view) {
         // Without its L1 later write-backs would make half of its changes durable: there must be
-        // none.
-        if (writeback_run(self, image) < 0)
-            image->writeback.abandoned = true;
-        for (uint32_t i = 0; i < view->n_l1; i++)
-            if (view->l1[i].raw)
-                metadata_set_remove(&image->metadata,
-                                    image_cluster_of(image, qcow2_l1_entry_decode(view->l1[i]).l2));
+        // none. Nor may one be under way when it goes.
+        int r;
+        do
+            r = writeback_run(self, image);
+        while (image->writeback.running);
+        image->writeback.abandoned |= r < 0;
+        for (uint64_t i = 0; i < view->l1.n; i++)
+            if (view->l1.entries[i].raw)
+                metadata_set_remove(
+                    &image->metadata,
+                    image_cluster_of(image, qcow2_l1_entry_decode(view->l1.entries[i]).l2));
         image->head = NULL;
+        image->head_l1 = NULL;
     }
     qcow2_image_unref_close(self, image);
-    if (view->dirty_l1)
-        g_array_unref(view->dirty_l1);
-    g_free(view->l1);
+    entry_table_done(&view->l1);
 }
 
 static const NodeOps view_ops = {
@@ -363,9 +366,7 @@ static int load_l1(Fiber *self, Qcow2Image *image, HostOff l1, uint64_t n_l1, ui
                     image->name, n_l1, l1.v, problem);
         return -EINVAL;
     }
-    view->n_l1 = n_l1;
-    view->l1 = g_try_malloc0(MAX(bytes, 8));
-    int r = view->l1 ? file_read(self, image->file, l1, view->l1, bytes) : -ENOMEM;
+    int r = entry_table_load(self, &view->l1, image->file, l1, n_l1);
     if (r < 0)
         g_set_error(error, G_FILE_ERROR, g_file_error_from_errno(-r),
                     "%s: cannot read its L1 table at offset %#" G_GINT64_MODIFIER "x: %s",
@@ -377,8 +378,8 @@ static int load_l1(Fiber *self, Qcow2Image *image, HostOff l1, uint64_t n_l1, ui
 static int collect_l2_tables(Qcow2View *view, GError **error)
 {
     Qcow2Image *image = view->image;
-    for (uint32_t i = 0; i < view->n_l1; i++) {
-        Qcow2L1Entry e = qcow2_l1_entry_decode(view->l1[i]);
+    for (uint32_t i = 0; i < view->l1.n; i++) {
+        Qcow2L1Entry e = qcow2_l1_entry_decode(view->l1.entries[i]);
         if (!e.l2.v && !e.reserved_set)
             continue;
         const char *problem = NULL;
@@ -391,7 +392,7 @@ static int collect_l2_tables(Qcow2View *view, GError **error)
             g_set_error(error, G_FILE_ERROR, G_FILE_ERROR_INVAL,
                         "%s: L1 entry %u (%#" G_GINT64_MODIFIER "x) %s: the image is corrupt; try "
                         "'qemu-img check -r all', or open it with --read-only",
-                        image->name, i, be64_get(view->l1[i]), problem);
+                        image->name, i, be64_get(view->l1.entries[i]), problem);
             return -EUCLEAN;
         }
     }
@@ -443,8 +444,8 @@ int qcow2_view_new(Fiber *self, Qcow2Image *image, const char *wanted, Node **re
         return r;
     }
     if (head_for_writing) {
-        view->dirty_l1 = g_array_new(false, false, sizeof(uint64_t));
         image->head = view;
+        image->head_l1 = &view->l1;
     }
     *ret_node = &view->node;
     return 0;

@@ -9,9 +9,7 @@
 struct Qcow2View {
     Node node; // must be first
     Qcow2Image *image;
-    Be64 *l1; // the whole table, big-endian; head: as on disk plus changes
-    uint32_t n_l1;
-    GArray *dirty_l1; // indices changed (uint64_t), head only
+    EntryTable l1;
     bool is_head;
 };
 
@@ -57,6 +55,9 @@ int view_write(Fiber *self, Node *node, GuestOff off, const void *buf, size_t le
 int view_zero(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags);
 int view_discard(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags);
 int view_flush(Fiber *self, Node *node);
+// Makes a request for [off, off+len) that has just completed durable: fails only when what it
+// depends on could not be written (l2-table.c).
+int view_make_durable(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len);
 
 // Is it an image with preallocated metadata? (preallocation.c)
 bool view_data_may_be_hole(Fiber *self, Node *node);
@@ -67,8 +68,8 @@ int view_reads_as_zeros(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len
 // Does what an entry names look like data clusters that may be freed? (write.c)
 bool view_old_is_sane(const Qcow2Image *image, const Qcow2L2Entry *old);
 int view_mark_bad_target(Qcow2Image *image, GuestOff off, const Qcow2L2Entry *old); // -EIO
-// Frees what an L2 entry that has just been replaced named (write.c).
-void view_free_old(Qcow2Image *image, const Qcow2L2Entry *old);
+// Frees what an L2 entry of `slice` that has just been replaced named (write.c).
+void view_free_old(Qcow2Image *image, const TableSlice *slice, const Qcow2L2Entry *old);
 
 // L2 entries of the head that may be changed: their clusters are locked, their table is the head's
 // own (created or copied for that), their slice is held. A value on the fiber's stack.

@@ -8,7 +8,7 @@
 //
 // Write order (docs/ordering.md §1): the L2 entry is made only after the host write has completed,
 // so every write-back that carries the entry syncs the data first. What the entry named before is
-// freed through writeback_free(). If a step fails the clusters taken are given back and the guest
+// freed through freed_add(). If a step fails the clusters taken are given back and the guest
 // sees the old content. In fibers on the image's loop.
 
 #include <assert.h>
@@ -223,22 +223,10 @@ static int write_host(Fiber *self, Qcow2View *view, const WritePlan *plan, bool 
     return write_clusters(self, view, &head, &tail, plan->host, off, buf, len);
 }
 
-static bool old_range(const Qcow2Image *image, const Qcow2L2Entry *old, ClusterRange *ret_range)
-{
-    uint64_t first = image_cluster_of(image, old->host);
-    *ret_range = (ClusterRange){first, 1};
-    if (old->kind == QCOW2_CLUSTER_COMPRESSED)
-        ret_range->n =
-            image_cluster_of(image, host_off(old->host.v + old->compressed_bytes - 1)) - first + 1;
-    else if (!has_host(old))
-        return false;
-    return true;
-}
-
 bool view_old_is_sane(const Qcow2Image *image, const Qcow2L2Entry *old)
 {
     ClusterRange range;
-    return !old_range(image, old, &range) || image_range_is_sane(image, range);
+    return !image_clusters_of_entry(image, old, &range) || image_range_is_sane(image, range);
 }
 
 int view_mark_bad_target(Qcow2Image *image, GuestOff off, const Qcow2L2Entry *old)
@@ -250,11 +238,11 @@ int view_mark_bad_target(Qcow2Image *image, GuestOff off, const Qcow2L2Entry *ol
                               off.v, old->host.v);
 }
 
-void view_free_old(Qcow2Image *image, const Qcow2L2Entry *old)
+void view_free_old(Qcow2Image *image, const TableSlice *slice, const Qcow2L2Entry *old)
 {
     ClusterRange range;
-    if (old_range(image, old, &range))
-        writeback_free(image, range);
+    if (image_clusters_of_entry(image, old, &range))
+        freed_add(image, range, slice->host);
 }
 
 // Makes the entries name what was written. Nothing suspends.
@@ -279,7 +267,7 @@ static void link_clusters(Qcow2Image *image, TableSlice *slice, uint32_t index, 
         qcow2_l2_entry_encode(g, slice->data, index + i, &e);
         table_slice_set_dirty(slice, &image->writeback.dirty);
         if (plan->needs_clusters)
-            view_free_old(image, &old);
+            view_free_old(image, slice, &old);
     }
 }
 
@@ -369,6 +357,7 @@ int view_write(Fiber *self, Node *node, GuestOff off, const void *buf, size_t le
     Qcow2View *view = view_of(node);
     Qcow2Image *image = view->image;
     IoBatch batch;
+    GuestOff start = off;
     int r = image->corrupt ? -EIO : 0;
     io_batch_init(&batch, self);
     image_pin(self, image, &batch);
@@ -383,7 +372,7 @@ int view_write(Fiber *self, Node *node, GuestOff off, const void *buf, size_t le
             file_write_start(image->file, run.host, &iov, 1, &batch);
             n = run.len;
         } else {
-            uint64_t n_released = image->writeback.n_released;
+            uint64_t n_released = image->freed.n_released;
             r = write_allocating(self, view, off, buf, len, &n);
             if (r == -ENOSPC)
                 r = reclaim(self, image, n_released, &batch);
@@ -395,7 +384,7 @@ int view_write(Fiber *self, Node *node, GuestOff off, const void *buf, size_t le
     int r2 = io_batch_wait(self, &batch);
     r = r < 0 ? r : r2;
     if (r == 0 && (flags & NODE_IO_FUA))
-        r = view_flush(self, node);
+        r = view_make_durable(self, view, start, off.v - start.v);
     return r;
 }
 

@@ -125,7 +125,7 @@ static int zero_in_slice(Fiber *self, Qcow2View *view, GuestOff off, uint64_t le
             qcow2_l2_entry_encode(g, change.slice->data, index, &e);
             table_slice_set_dirty(change.slice, &image->writeback.dirty);
             if (frees)
-                view_free_old(image, &old);
+                view_free_old(image, change.slice, &old);
         }
     }
     view_end_change(view, &change);
@@ -176,7 +176,7 @@ static int zero_subclusters(Fiber *self, Qcow2View *view, GuestOff off, uint64_t
         return r;
     uint64_t n_released;
     do {
-        n_released = view->image->writeback.n_released;
+        n_released = view->image->freed.n_released;
         r = mark_subclusters(self, view, off, len, &is_compressed);
     } while (r == -ENOSPC && writeback_reclaim(self, view->image, n_released));
     return r == 0 && is_compressed ? write_zeros(self, view, off, len) : r;
@@ -216,7 +216,7 @@ static int zero_whole(Fiber *self, Qcow2View *view, uint64_t from, uint64_t to, 
         IoBatch batch;
         io_batch_init(&batch, self);
         image_pin(self, view->image, &batch);
-        uint64_t n = 0, n_released = view->image->writeback.n_released;
+        uint64_t n = 0, n_released = view->image->freed.n_released;
         r = zero_in_slice(self, view, guest_off(from), to - from, unmap, &n);
         io_batch_wait(self, &batch);
         if (r == -ENOSPC && writeback_reclaim(self, view->image, n_released)) {
@@ -304,7 +304,7 @@ int view_zero(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags f
         r = zero_parts(self, view, off, len, flags);
     else
         r = flags & NODE_IO_FAST_ZERO ? -ENOTSUP : write_zeros(self, view, off, len);
-    return r == 0 && (flags & NODE_IO_FUA) ? view_flush(self, node) : r;
+    return r == 0 && (flags & NODE_IO_FUA) ? view_make_durable(self, view, off, len) : r;
 }
 
 int view_discard(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags)
@@ -317,5 +317,5 @@ int view_discard(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlag
     int r = 0;
     if (from < to && !(view->image->header.version < 3 && node->backing))
         r = zero_whole(self, view, from, to, true);
-    return r == 0 && (flags & NODE_IO_FUA) ? view_flush(self, node) : r;
+    return r == 0 && (flags & NODE_IO_FUA) ? view_make_durable(self, view, off, len) : r;
 }

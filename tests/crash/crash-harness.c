@@ -17,6 +17,7 @@ enum {
     SECOND_LIFE_EACH = 8, // of so many points one goes on to work with the image
     SECOND_LIFE_REQUESTS = 4,
     EXPORT_EACH = 100, // of so many points one is shown to qemu-img
+    CUT_EACH = 7,      // of so many operations after a write went bad one is looked at
 };
 
 typedef struct Run {
@@ -35,6 +36,9 @@ typedef struct Run {
     bool is_hit;
     char fault_text[80];
     GArray *ops; // of SimOp, when wanted
+    // A bad place: writes of the image there fail from the fault on.
+    bool is_lasting;
+    uint64_t bad_off, bad_end, n_after;
 } Run;
 
 static G_GNUC_PRINTF(3, 4) void fail(Run *run, uint64_t op, const char *format, ...)
@@ -283,6 +287,23 @@ static int fault_hook(SimHook *hook, uint64_t n, SimOp op, const char *path, uin
     return run->fault;
 }
 
+// §10: what cannot be written takes with it what depends on it. The rest goes on, and is consistent
+// whenever the power fails.
+static int bad_place_hook(SimHook *hook, uint64_t n, SimOp op, const char *path, uint64_t off,
+                          uint64_t len)
+{
+    Run *run = (Run *)hook;
+    bool is_write = op == SIM_OP_WRITE && strcmp(path, run->c->image_path) == 0;
+    if (n == run->fault_at) {
+        run->bad_off = off;
+        run->bad_end = off + len;
+        fault_hook(hook, n, op, path, off, len);
+    }
+    if (run->is_hit && op != SIM_OP_READ && run->n_after++ % CUT_EACH == 0 && !run->has_failed)
+        look_at_point(run, n, 0);
+    return run->is_hit && is_write && off < run->bad_end && off + len > run->bad_off ? -EIO : 0;
+}
+
 // After a run with a fault: the image as the programs left it.
 static void reopen_main(Fiber *self, void *arg)
 {
@@ -296,7 +317,7 @@ static void reopen_main(Fiber *self, void *arg)
 
 static bool run_with_fault(Run *run)
 {
-    run->hook.fn = fault_hook;
+    run->hook.fn = run->is_lasting ? bad_place_hook : fault_hook;
     run_begin(run);
     sim_set_hook(run->sim, &run->hook);
     sim_run(run->sim, run_main, run);
@@ -304,7 +325,7 @@ static bool run_with_fault(Run *run)
     Point point = {.run = run, .sim = run->sim, .op = run->fault_at, .seed = run->seed};
     if (run->fault_at && !run->is_hit)
         fail(run, run->fault_at, "the run is not the same each time");
-    if (run->workload.n_failed_late && !run->has_failed)
+    if (run->workload.n_failed_late && !run->is_lasting && !run->has_failed)
         fail(run, run->fault_at, "%u requests failed long after the one fault (%s)",
              run->workload.n_failed_late, g_strerror(-run->fault));
     if (!run->has_failed)
@@ -315,22 +336,27 @@ static bool run_with_fault(Run *run)
 
 bool crash_run_faults(const CrashCase *c, const CrashOptions *options, uint64_t *ret_n_points)
 {
-    const int faults[] = {-EIO, -ENOSPC};
+    const struct {
+        int error;
+        bool is_lasting;
+    } faults[] = {{-EIO, false}, {-ENOSPC, false}, {-EIO, true}};
     Run all = {.c = c, .options = options, .seed = options->seed};
     g_autoptr(GArray) ops = all.ops = g_array_new(false, false, sizeof(SimOp));
     bool is_good = run_with_fault(&all);
     *ret_n_points = 0;
     for (unsigned i = 0; i < G_N_ELEMENTS(faults); i++)
         for (uint64_t n = 1; n <= ops->len && is_good; n++) {
-            if (!can_fail(g_array_index(ops, SimOp, n - 1), faults[i]))
+            SimOp op = g_array_index(ops, SimOp, n - 1);
+            if (!can_fail(op, faults[i].error) || (faults[i].is_lasting && op != SIM_OP_WRITE))
                 continue;
             Run run = {.c = c,
                        .options = options,
                        .seed = options->seed,
                        .fault_at = n,
-                       .fault = faults[i]};
+                       .fault = faults[i].error,
+                       .is_lasting = faults[i].is_lasting};
             is_good = run_with_fault(&run);
-            ++*ret_n_points;
+            *ret_n_points += 1 + run.n_points;
         }
     return is_good;
 }

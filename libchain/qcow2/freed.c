@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// The life of a freed range:
+//
+//     freed_add()             freed_add_durable()          freed_turn()
+//     ───────────▶ unlinked ─────────────────────▶ durable ────────────▶ releasing
+//                     ▲ │  written back                      turn of pins    │ old pins drained
+//                     └─┘  not written                                       ▼
+//                                                                     release() in a fiber
+//
+// Two generations of pins: requests hold pins[pin_now]. When ranges begin to be released the turn
+// passes to the other pin, which nobody holds, and the ranges wait until the old one has no holder:
+// every request that could have looked them up has then ended.
+
+#include "qcow2/freed.h"
+
+#include "qcow2/image.h"
+
+static void pin_drained(IoPin *pin);
+
+void freed_init(Qcow2Image *image, FreedReleaseFn *release)
+{
+    FreedClusters *f = &image->freed;
+    *f = (FreedClusters){
+        .release = release,
+        .unlinked = g_array_new(false, false, sizeof(FreedRange)),
+        .durable = g_array_new(false, false, sizeof(ClusterRange)),
+        .releasing = g_array_new(false, false, sizeof(ClusterRange)),
+    };
+    for (unsigned i = 0; i < 2; i++)
+        f->pins[i] = (FreedPin){{.drained = pin_drained}, image, i};
+}
+
+void freed_done(Qcow2Image *image)
+{
+    FreedClusters *f = &image->freed;
+    g_clear_pointer(&f->unlinked, g_array_unref);
+    g_clear_pointer(&f->durable, g_array_unref);
+    g_clear_pointer(&f->releasing, g_array_unref);
+}
+
+void freed_add(Qcow2Image *image, ClusterRange range, HostOff by)
+{
+    FreedClusters *f = &image->freed;
+    guint n = f->unlinked->len;
+    FreedRange *last = n ? &g_array_index(f->unlinked, FreedRange, n - 1) : NULL;
+    if (last && last->by.v == by.v && last->range.first + last->range.n == range.first) {
+        last->range.n += range.n;
+    } else {
+        FreedRange freed = {range, by};
+        g_array_append_val(f->unlinked, freed);
+    }
+    f->n_unlinked += range.n;
+}
+
+GArray *freed_take(Qcow2Image *image)
+{
+    FreedClusters *f = &image->freed;
+    GArray *unlinked = f->unlinked;
+    f->unlinked = g_array_new(false, false, sizeof(FreedRange));
+    f->n_unlinked = 0;
+    return unlinked;
+}
+
+void freed_add_durable(Qcow2Image *image, ClusterRange range)
+{
+    g_array_append_val(image->freed.durable, range);
+}
+
+static int compare_ranges(const void *a, const void *b)
+{
+    const ClusterRange *x = a, *y = b;
+    return (x->first > y->first) - (x->first < y->first);
+}
+
+// Merges neighbours, so that punching takes few calls. Ranges may repeat (a shared cluster freed
+// twice): those stay apart.
+static void merge_ranges(GArray *ranges)
+{
+    g_array_sort(ranges, compare_ranges);
+    guint out = 0;
+    for (guint i = 1; i < ranges->len; i++) {
+        ClusterRange *last = &g_array_index(ranges, ClusterRange, out);
+        ClusterRange next = g_array_index(ranges, ClusterRange, i);
+        if (last->first + last->n == next.first)
+            last->n += next.n;
+        else
+            g_array_index(ranges, ClusterRange, ++out) = next;
+    }
+    if (ranges->len)
+        g_array_set_size(ranges, out + 1);
+}
+
+void freed_turn(Qcow2Image *image)
+{
+    FreedClusters *f = &image->freed;
+    unsigned old = f->pin_now;
+    if (!f->durable->len || f->releasing->len || f->pins[!old].pin.n_holders)
+        return;
+    GArray *empty = f->releasing;
+    f->releasing = f->durable;
+    f->durable = empty;
+    merge_ranges(f->releasing);
+    f->pin_now = !old;
+    if (f->pins[old].pin.n_holders == 0)
+        pin_drained(&f->pins[old].pin);
+}
+
+static void release_fiber(Fiber *self, void *arg)
+{
+    Qcow2Image *image = arg;
+    FreedClusters *f = &image->freed;
+    g_autoptr(GArray) ranges = f->releasing;
+    f->releasing = g_array_new(false, false, sizeof(ClusterRange));
+    for (guint i = 0; i < ranges->len; i++)
+        f->release(self, image, g_array_index(ranges, ClusterRange, i));
+    freed_turn(image);
+    f->n_fibers--;
+    f->n_released++;
+    fiber_queue_wake_all(&f->released);
+    fiber_wait_group_done(&image->fibers);
+}
+
+static void pin_drained(IoPin *pin)
+{
+    const FreedPin *freed_pin = (const FreedPin *)pin;
+    Qcow2Image *image = freed_pin->image;
+    FreedClusters *f = &image->freed;
+    if (freed_pin->index == f->pin_now || !f->releasing->len)
+        return;
+    fiber_wait_group_add(&image->fibers, 1);
+    f->n_fibers++;
+    if (fiber_spawn(image->loop, "release clusters", release_fiber, image, NULL) < 0) {
+        // No stack to be had: keep them; the next write-back tries again.
+        g_array_append_vals(f->durable, f->releasing->data, f->releasing->len);
+        g_array_set_size(f->releasing, 0);
+        f->n_fibers--;
+        fiber_queue_wake_all(&f->released);
+        fiber_wait_group_done(&image->fibers);
+    }
+}
+
+bool freed_is_pending(const Qcow2Image *image)
+{
+    const FreedClusters *f = &image->freed;
+    return f->unlinked->len || f->durable->len || f->releasing->len || f->n_fibers;
+}
+
+void freed_wait(Fiber *self, Qcow2Image *image)
+{
+    FreedClusters *f = &image->freed;
+    // What is durable now may stand behind one batch that waits for its pins and one that is being
+    // released.
+    for (unsigned n = 0; n < 3 && (f->releasing->len || f->n_fibers); n++)
+        fiber_queue_wait(self, &f->released, false, "release of freed clusters");
+}

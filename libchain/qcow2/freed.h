@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// The way of clusters that lost a reference, from the change in memory until they may be taken
+// again, and the pins that keep them from it (docs/ordering.md §4). For writable images, on their
+// loop.
+#pragma once
+
+#include <glib.h>
+
+#include "chain-core/fiber-sync.h"
+#include "chain-core/io-batch.h"
+#include "chain-core/units.h"
+#include "qcow2/cluster-range.h"
+
+typedef struct Qcow2Image Qcow2Image;
+
+// Nothing on disk names `range` and nobody has it pinned: its references are lowered. In a fiber.
+typedef void FreedReleaseFn(Fiber *self, Qcow2Image *image, ClusterRange range);
+
+// One generation of pins on an image's host ranges.
+typedef struct FreedPin {
+    IoPin pin; // must be first
+    Qcow2Image *image;
+    unsigned index;
+} FreedPin;
+
+// Clusters that are unlinked once the metadata at `by` has been written: an L2 slice, or an entry
+// of the L1 table. 0: once a write-back has ended.
+typedef struct FreedRange {
+    ClusterRange range;
+    HostOff by;
+} FreedRange;
+
+typedef struct FreedClusters {
+    FreedReleaseFn *release;
+    GArray *unlinked;    // FreedRange: in memory
+    GArray *durable;     // ClusterRange: on disk too
+    GArray *releasing;   // ClusterRange: waiting for `pins[!pin_now]` to drain
+    uint64_t n_unlinked; // clusters
+    unsigned n_fibers;   // that release, under way
+    uint64_t n_released; // such fibers that ended
+    FiberQueue released; // woken when one of them ends
+    FreedPin pins[2];    // holders of host ranges; two generations
+    unsigned pin_now;
+} FreedClusters;
+
+void freed_init(Qcow2Image *image, FreedReleaseFn *release);
+void freed_done(Qcow2Image *image);
+
+// An entry at `by` that named `range` has been changed in memory, and is dirty.
+void freed_add(Qcow2Image *image, ClusterRange range, HostOff by);
+
+// For write-back: what was unlinked so far (owned), and then for each range that it is durable, or
+// (freed_add() again) that it is not. freed_turn() once all were said.
+GArray *freed_take(Qcow2Image *image);
+void freed_add_durable(Qcow2Image *image, ClusterRange range);
+void freed_turn(Qcow2Image *image);
+
+// Is anything on its way? Waits until what is durable now has been released.
+bool freed_is_pending(const Qcow2Image *image);
+void freed_wait(Fiber *self, Qcow2Image *image);

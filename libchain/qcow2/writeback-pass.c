@@ -1,0 +1,432 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// A pass holds pieces (copies of slices and of sectors of tables) in three groups, and writes
+//
+//     early    refcount slices, slices of L2 tables that nothing on disk names yet    → sync
+//     entries  refcount table entries of new blocks, when there are any               → sync
+//     late     slices of linked L2 tables, L1 entries                                 → sync
+//
+// (docs/ordering.md §2, §3, §6; the first sync covers data and copied edges as well, §1.)
+//
+// A piece that cannot be written takes with it what must not be on disk before it, and no more:
+//
+//     refcount slice  ──▶ its clusters are uncounted; if its block is new, all that the block
+//                         counts, and the block's entry keeps what the disk says
+//     uncounted       ──▶ L2 slices that name such a cluster; new tables that lie in one
+//     new L2 table    ──▶ its L1 entry keeps what the disk says
+//
+// All of this is looked at only after a failure. What failed is dirty again and part of the next
+// pass, so each pass judges anew. In a fiber on the image's loop.
+
+#include "qcow2/writeback-pass.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { SECTOR_BYTES = 512, SECTOR_ENTRIES = SECTOR_BYTES / sizeof(Be64) };
+
+// A piece of metadata on its way to the disk: a copy, so that the original may change.
+typedef struct Piece {
+    HostOff off;
+    uint32_t bytes;
+    uint8_t *data;
+    TableSlice *slice; // held until the end; NULL: a sector of a table
+    bool has_failed;   // could not, or must not, be written
+} Piece;
+
+// The changed entries of a table that go with a pass.
+typedef struct Entries {
+    EntryTable *table;
+    GArray *changed; // ChangedEntry
+    GArray *failed;  // ChangedEntry: of these, what cannot or must not be on disk yet
+    uint8_t *sectors;
+} Entries;
+
+struct WritebackPass {
+    Qcow2Image *image;
+    GArray *early, *entries, *late; // Piece
+    Entries refcount_table, l1;
+    uint64_t *new_tables; // clusters of L2 tables that nothing on disk names
+    uint64_t n_new_tables;
+    GArray *freed;     // FreedRange
+    uint8_t *slices;   // the copies
+    GArray *uncounted; // ClusterRange: their refcounts are not on disk
+    int error;         // the first of a piece
+};
+
+// --- copying -------------------------------------------------------------------------------------
+
+static bool is_of_new_table(const Qcow2Image *image, const TableSlice *s)
+{
+    const ClusterSet *set = &image->metadata.new_tables;
+    return set->n && cluster_set_contains(set, image_cluster_of(image, s->host));
+}
+
+static void copy_slices(WritebackPass *p)
+{
+    Qcow2Image *image = p->image;
+    TableSliceList *dirty = &image->writeback.dirty;
+    uint32_t slice_bytes = image->geometry.slice_bytes;
+    uint8_t *copy = p->slices = dirty->n ? g_malloc(dirty->n * slice_bytes) : NULL;
+    while (dirty->first) {
+        TableSlice *slice = dirty->first;
+        memcpy(copy, slice->data, slice_bytes);
+        Piece piece = {slice->host, slice_bytes, copy, slice, false};
+        bool is_early = slice->kind == TABLE_SLICE_REFCOUNT || is_of_new_table(image, slice);
+        g_array_append_val(is_early ? p->early : p->late, piece);
+        copy += slice_bytes;
+        slice->n_holders++; // stays in memory until it is on disk
+        table_slice_set_clean(slice, dirty);
+    }
+}
+
+// The sectors in which entries of `table` changed. NULL: nothing.
+static void copy_entries(Entries *e, EntryTable *table, GArray *pieces)
+{
+    *e = (Entries){.table = table, .failed = g_array_new(false, false, sizeof(ChangedEntry))};
+    e->changed =
+        table ? entry_table_take_changes(table) : g_array_new(false, false, sizeof(ChangedEntry));
+    uint8_t *copy = e->sectors = g_malloc((gsize)e->changed->len * SECTOR_BYTES);
+    uint64_t last = UINT64_MAX;
+    for (guint i = 0; i < e->changed->len; i++) {
+        uint64_t first = g_array_index(e->changed, ChangedEntry, i).index;
+        first -= first % SECTOR_ENTRIES;
+        if (first == last)
+            continue;
+        last = first;
+        uint32_t bytes = MIN(SECTOR_ENTRIES, table->n - first) * sizeof(Be64);
+        memcpy(copy, table->entries + first, bytes);
+        Piece piece = {entry_table_place(table, first), bytes, copy, NULL, false};
+        g_array_append_val(pieces, piece);
+        copy += SECTOR_BYTES;
+    }
+}
+
+WritebackPass *writeback_pass_begin(Qcow2Image *image)
+{
+    WritebackPass *p = g_new0(WritebackPass, 1);
+    p->image = image;
+    p->early = g_array_new(false, false, sizeof(Piece));
+    p->entries = g_array_new(false, false, sizeof(Piece));
+    p->late = g_array_new(false, false, sizeof(Piece));
+    p->uncounted = g_array_new(false, false, sizeof(ClusterRange));
+    copy_slices(p);
+    copy_entries(&p->refcount_table, &image->refcount_table, p->entries);
+    copy_entries(&p->l1, image->head_l1, p->late);
+    p->new_tables = cluster_set_list(&image->metadata.new_tables, &p->n_new_tables);
+    p->freed = freed_take(image);
+    return p;
+}
+
+// --- writing pieces ------------------------------------------------------------------------------
+
+static int compare_pieces(const void *a, const void *b)
+{
+    const Piece *x = a, *y = b;
+    return (x->off.v > y->off.v) - (x->off.v < y->off.v);
+}
+
+// All in one batch, neighbours together.
+static int write_together(Fiber *self, Qcow2Image *image, GArray *pieces)
+{
+    IoBatch batch;
+    io_batch_init(&batch, self);
+    for (guint i = 0; i < pieces->len;) {
+        struct iovec iov[FILE_MAX_IOV];
+        unsigned n = 0;
+        HostOff start = g_array_index(pieces, Piece, i).off;
+        uint64_t end = start.v;
+        while (i < pieces->len && n < FILE_MAX_IOV) {
+            Piece *p = &g_array_index(pieces, Piece, i);
+            if (p->off.v != end || p->has_failed)
+                break;
+            iov[n++] = (struct iovec){p->data, p->bytes};
+            end += p->bytes;
+            i++;
+        }
+        if (n)
+            file_write_start(image->file, start, iov, n, &batch);
+        else
+            i++; // a piece that has failed
+    }
+    return io_batch_wait(self, &batch);
+}
+
+// Which of them is it that cannot be written? Again, each by itself, some at a time.
+static void write_apart(Fiber *self, WritebackPass *p, GArray *pieces)
+{
+    enum { AT_A_TIME = 16 };
+    for (guint start = 0; start < pieces->len; start += AT_A_TIME) {
+        IoBatch batches[AT_A_TIME];
+        guint end = MIN(start + AT_A_TIME, pieces->len);
+        for (guint i = start; i < end; i++) {
+            Piece *piece = &g_array_index(pieces, Piece, i);
+            struct iovec iov = {piece->data, piece->bytes};
+            io_batch_init(&batches[i - start], self);
+            if (!piece->has_failed)
+                file_write_start(p->image->file, piece->off, &iov, 1, &batches[i - start]);
+        }
+        for (guint i = start; i < end; i++) {
+            int r = io_batch_wait(self, &batches[i - start]);
+            if (r < 0)
+                g_array_index(pieces, Piece, i).has_failed = true;
+            if (r < 0 && !p->error)
+                p->error = r;
+        }
+    }
+}
+
+// A failed piece is marked. <0: the sync after them failed.
+static int write_pieces(Fiber *self, WritebackPass *p, GArray *pieces)
+{
+    g_array_sort(pieces, compare_pieces);
+    if (write_together(self, p->image, pieces) < 0)
+        write_apart(self, p, pieces);
+    return file_flush(self, p->image->file);
+}
+
+// --- what depends on a piece that failed ---------------------------------------------------------
+
+static bool is_uncounted(const WritebackPass *p, ClusterRange range)
+{
+    for (guint i = 0; i < p->uncounted->len; i++)
+        if (cluster_range_overlaps(g_array_index(p->uncounted, ClusterRange, i), range))
+            return true;
+    return false;
+}
+
+static bool names_uncounted(const WritebackPass *p, const Piece *piece)
+{
+    const Qcow2Geometry *g = &p->image->geometry;
+    for (uint32_t i = 0; i < g->slice_entries; i++) {
+        Qcow2L2Entry e = qcow2_l2_entry_decode(g, piece->data, i);
+        ClusterRange range;
+        if (image_clusters_of_entry(p->image, &e, &range) && is_uncounted(p, range))
+            return true;
+    }
+    return false;
+}
+
+static void fail_entry(Entries *e, ChangedEntry change)
+{
+    for (guint i = 0; i < e->failed->len; i++)
+        if (g_array_index(e->failed, ChangedEntry, i).index == change.index)
+            return;
+    g_array_append_val(e->failed, change);
+}
+
+// The entry keeps what the disk says, in the sector of `pieces` that holds it.
+static void keep_old_entry(Entries *e, ChangedEntry change, GArray *pieces)
+{
+    HostOff place = entry_table_place(e->table, change.index);
+    for (guint i = 0; i < pieces->len; i++) {
+        Piece *piece = &g_array_index(pieces, Piece, i);
+        if (place.v >= piece->off.v && place.v < piece->off.v + piece->bytes)
+            memcpy(piece->data + (place.v - piece->off.v), &change.on_disk, sizeof(Be64));
+    }
+    fail_entry(e, change);
+}
+
+static void add_uncounted(WritebackPass *p, uint64_t first, uint64_t n)
+{
+    ClusterRange range = {first, n};
+    g_array_append_val(p->uncounted, range);
+}
+
+static bool has_failed_piece_in(const GArray *pieces, HostOff off, uint64_t bytes)
+{
+    for (guint i = 0; i < pieces->len; i++) {
+        const Piece *piece = &g_array_index(pieces, Piece, i);
+        if (piece->has_failed && piece->off.v >= off.v && piece->off.v < off.v + bytes)
+            return true;
+    }
+    return false;
+}
+
+// Refcounts that could not be written, after `early`: which clusters they count, and which new
+// blocks must not be entered in the table.
+static void judge_blocks(WritebackPass *p)
+{
+    const Qcow2Geometry *g = &p->image->geometry;
+    const EntryTable *table = &p->image->refcount_table;
+    uint64_t per_slice = (uint64_t)g->slice_bytes * 8 >> g->refcount_order;
+    for (guint i = 0; i < p->early->len; i++) {
+        const Piece *piece = &g_array_index(p->early, Piece, i);
+        if (!piece->has_failed || piece->slice->kind != TABLE_SLICE_REFCOUNT)
+            continue;
+        HostOff block = host_off(piece->off.v & ~(uint64_t)(g->cluster_bytes - 1));
+        for (uint64_t k = 0; k < table->n; k++)
+            if (be64_get(table->entries[k]) == block.v)
+                add_uncounted(p,
+                              (k << g->refcounts_per_block_bits) +
+                                  (piece->off.v - block.v) / g->slice_bytes * per_slice,
+                              per_slice);
+    }
+    for (guint i = 0; i < p->refcount_table.changed->len; i++) {
+        ChangedEntry change = g_array_index(p->refcount_table.changed, ChangedEntry, i);
+        HostOff block = host_off(be64_get(table->entries[change.index]));
+        if (!has_failed_piece_in(p->early, block, g->cluster_bytes))
+            continue;
+        keep_old_entry(&p->refcount_table, change, p->entries);
+        add_uncounted(p, change.index << g->refcounts_per_block_bits,
+                      UINT64_C(1) << g->refcounts_per_block_bits);
+    }
+}
+
+// Entries whose sector could not be written.
+static void judge_sectors(Entries *e, const GArray *pieces)
+{
+    for (guint i = 0; i < e->changed->len; i++) {
+        ChangedEntry change = g_array_index(e->changed, ChangedEntry, i);
+        uint64_t first = change.index - change.index % SECTOR_ENTRIES;
+        if (has_failed_piece_in(pieces, entry_table_place(e->table, first), 1))
+            fail_entry(e, change);
+    }
+}
+
+static void judge_refcount_table(WritebackPass *p)
+{
+    uint32_t bits = p->image->geometry.refcounts_per_block_bits;
+    judge_sectors(&p->refcount_table, p->entries);
+    for (guint i = 0; i < p->refcount_table.failed->len; i++)
+        add_uncounted(p, g_array_index(p->refcount_table.failed, ChangedEntry, i).index << bits,
+                      UINT64_C(1) << bits);
+}
+
+// A new table is fit for its L1 entry once all of it, and what it names, is on disk. A slice that
+// waits stays dirty, so that the next pass looks again.
+static bool is_fit(WritebackPass *p, uint64_t cluster)
+{
+    bool is_fit = !is_uncounted(p, (ClusterRange){cluster, 1});
+    for (guint i = 0; i < p->early->len; i++) {
+        Piece *piece = &g_array_index(p->early, Piece, i);
+        if (image_cluster_of(p->image, piece->off) != cluster)
+            continue;
+        piece->has_failed |= names_uncounted(p, piece);
+        is_fit &= !piece->has_failed;
+    }
+    return is_fit;
+}
+
+// §6: what is written is durable. Whatever becomes of the L1 write, it may reach the disk, so from
+// now on slices of these tables are those of linked tables.
+static void link_new_tables(WritebackPass *p)
+{
+    ClusterSet *set = &p->image->metadata.new_tables;
+    for (uint64_t i = 0; i < p->n_new_tables; i++)
+        if (!p->error || is_fit(p, p->new_tables[i]))
+            cluster_set_remove(set, p->new_tables[i]);
+}
+
+// What must not be on disk yet because of what failed before.
+static void hold_back(WritebackPass *p)
+{
+    for (guint i = 0; i < p->late->len; i++) {
+        Piece *piece = &g_array_index(p->late, Piece, i);
+        piece->has_failed |= piece->slice && names_uncounted(p, piece);
+    }
+    for (guint i = 0; i < p->l1.changed->len; i++) {
+        ChangedEntry change = g_array_index(p->l1.changed, ChangedEntry, i);
+        Qcow2L1Entry e = qcow2_l1_entry_decode(p->l1.table->entries[change.index]);
+        if (cluster_set_contains(&p->image->metadata.new_tables, image_cluster_of(p->image, e.l2)))
+            keep_old_entry(&p->l1, change, p->late);
+    }
+}
+
+int writeback_pass_write(Fiber *self, WritebackPass *p)
+{
+    // §2: data and copied edges were complete when their L2 entries were made, so this sync covers
+    // them.
+    int r = write_pieces(self, p, p->early);
+    if (r == 0 && p->error)
+        judge_blocks(p);
+    // §3: a table entry only after the block it names.
+    if (r == 0 && p->entries->len) {
+        r = write_pieces(self, p, p->entries);
+        if (r == 0 && p->error)
+            judge_refcount_table(p);
+    }
+    if (r < 0)
+        return r;
+    link_new_tables(p);
+    if (p->error)
+        hold_back(p);
+    if (p->late->len)
+        r = write_pieces(self, p, p->late);
+    if (r == 0 && p->error)
+        judge_sectors(&p->l1, p->late);
+    return r;
+}
+
+// --- the end -------------------------------------------------------------------------------------
+
+static void end_pieces(WritebackPass *p, GArray *pieces, int result)
+{
+    Writeback *w = &p->image->writeback;
+    for (guint i = 0; i < pieces->len; i++) {
+        Piece *piece = &g_array_index(pieces, Piece, i);
+        if (!piece->slice)
+            continue;
+        piece->slice->n_holders--;
+        if (result == 0 && !piece->has_failed)
+            continue;
+        table_slice_set_dirty(piece->slice, &w->dirty);
+        if (piece->slice->kind == TABLE_SLICE_L2)
+            g_array_append_val(w->failed, piece->off.v);
+    }
+    g_array_unref(pieces);
+}
+
+static void end_entries(WritebackPass *p, Entries *e, int result)
+{
+    GArray *lost = result < 0 ? e->changed : e->failed;
+    for (guint i = 0; e->table && i < lost->len; i++) {
+        ChangedEntry change = g_array_index(lost, ChangedEntry, i);
+        entry_table_put_back(e->table, change);
+        HostOff place = entry_table_place(e->table, change.index);
+        if (e == &p->l1)
+            g_array_append_val(p->image->writeback.failed, place.v);
+    }
+    g_array_unref(e->changed);
+    g_array_unref(e->failed);
+    g_free(e->sectors);
+}
+
+static int compare_u64(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return (x > y) - (x < y);
+}
+
+bool writeback_pass_failed(const Qcow2Image *image, HostOff place)
+{
+    const GArray *failed = image->writeback.failed;
+    return failed->len &&
+           bsearch(&place.v, failed->data, failed->len, sizeof(uint64_t), compare_u64);
+}
+
+void writeback_pass_end(WritebackPass *p, int result)
+{
+    Qcow2Image *image = p->image;
+    Writeback *w = &image->writeback;
+    g_array_set_size(w->failed, 0);
+    w->error = p->error;
+    w->has_uncounted = result < 0 || p->uncounted->len;
+    end_pieces(p, p->early, result);
+    end_pieces(p, p->entries, result);
+    end_pieces(p, p->late, result);
+    end_entries(p, &p->refcount_table, result);
+    end_entries(p, &p->l1, result);
+    g_array_sort(w->failed, compare_u64);
+    for (guint i = 0; i < p->freed->len; i++) {
+        FreedRange freed = g_array_index(p->freed, FreedRange, i);
+        if (result < 0 || writeback_pass_failed(image, freed.by))
+            freed_add(image, freed.range, freed.by);
+        else
+            freed_add_durable(image, freed.range);
+    }
+    g_free(p->new_tables);
+    g_array_unref(p->freed);
+    g_array_unref(p->uncounted);
+    g_free(p->slices);
+    g_free(p);
+}

@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// Write-back beside a place that cannot be written, on the simulation: what depends on it fails,
+// the rest becomes durable, and nothing is lost once the place is well again.
+#include "host.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "chain-core/map-memory.h"
+#include "chain-core/qcow2-check.h"
+#include "chain-core/qcow2.h"
+#include "chain-core/sim.h"
+
+#define PATH "/image"
+// An L2 table of one cluster maps 2 MiB, and is one slice.
+enum { CLUSTER = 4096, TABLE_SPAN = CLUSTER / 8 * CLUSTER };
+
+typedef struct Bad {
+    SimHook hook;
+    Sim *sim;
+    FiberFn *fn;
+    Node *node;
+    uint64_t bad_off, bad_end; // writes there fail
+} Bad;
+
+static int bad_hook(SimHook *hook, uint64_t n, SimOp op, const char *path, uint64_t off,
+                    uint64_t len)
+{
+    const Bad *b = (const Bad *)hook;
+    return op == SIM_OP_WRITE && off < b->bad_end && off + len > b->bad_off ? -EIO : 0;
+}
+
+static void open_fiber(Fiber *self, void *arg)
+{
+    Bad *b = arg;
+    g_autoptr(GError) error = NULL;
+    MapMemory *memory = map_memory_new(1 << 20);
+    Qcow2OpenOptions options = {.memory = memory};
+    File *file;
+    Qcow2Image *image;
+    assert_int_equal(file_open(self, PATH, FILE_WRITABLE, &file, NULL), 0);
+    if (qcow2_image_open(self, file, &options, &image, &error) < 0 ||
+        qcow2_view_new(self, image, NULL, &b->node, &error) < 0)
+        fail_msg("%s", error->message);
+    qcow2_image_unref_close(self, image);
+    b->fn(self, b);
+    node_unref_close(self, b->node);
+    map_memory_free(memory);
+}
+
+static void check_fiber(Fiber *self, void *arg)
+{
+    Qcow2CheckResult result;
+    File *file;
+    assert_int_equal(file_open(self, PATH, 0, &file, NULL), 0);
+    assert_int_equal(qcow2_check(self, file, 0, &result, NULL), 0);
+    if (result.n_corruptions || result.n_check_errors)
+        fail_msg("%s", (char *)g_ptr_array_index(result.messages, 0));
+    qcow2_check_result_clear(&result);
+    file_close(self, file);
+}
+
+static void run(Sim *sim, Bad *b, FiberFn *fn)
+{
+    assert_true(sim_run(sim, check_fiber, NULL));
+    b->fn = fn;
+    assert_true(sim_run(sim, open_fiber, b));
+    assert_true(sim_run(sim, check_fiber, NULL));
+}
+
+static void with_image(FiberFn *fn)
+{
+    for (uint64_t seed = 1; seed <= 10; seed++) {
+        g_autofree char *dir = host_make_dir(), *path = g_build_filename(dir, "i.qcow2", NULL);
+        Bad b = {.hook.fn = bad_hook,
+                 .sim = sim_new(&(SimConfig){.seed = seed, .short_transfers = seed % 2})};
+        host_shell(dir, "qemu-img create -q -f qcow2 -o cluster_size=4k i.qcow2 64M");
+        assert_int_equal(sim_import_file(b.sim, PATH, path), 0);
+        host_remove_dir(g_steal_pointer(&dir));
+        sim_set_hook(b.sim, &b.hook);
+        run(b.sim, &b, fn);
+        sim_free(b.sim);
+    }
+}
+
+static int write_at(Fiber *self, Bad *b, uint64_t off, uint8_t byte, NodeIoFlags flags)
+{
+    uint8_t buf[CLUSTER];
+    memset(buf, byte, sizeof(buf));
+    return node_write(self, b->node, guest_off(off), buf, sizeof(buf), flags);
+}
+
+static uint8_t byte_at(Fiber *self, Bad *b, uint64_t off)
+{
+    uint8_t byte;
+    assert_int_equal(node_read(self, b->node, guest_off(off), &byte, 1), 0);
+    return byte;
+}
+
+// Entry `index` of the L1 table on disk: where the table lies.
+static uint64_t table_on_disk(Bad *b, unsigned index)
+{
+    g_autofree void *data = NULL;
+    uint64_t len;
+    assert_int_equal(sim_read_file(b->sim, PATH, &data, &len), 0);
+    return host_get64(data, host_get64(data, 40) + index * 8) & UINT64_C(0x00fffffffffffe00);
+}
+
+static uint64_t file_end(Bad *b)
+{
+    g_autofree void *data = NULL;
+    uint64_t len;
+    assert_int_equal(sim_read_file(b->sim, PATH, &data, &len), 0);
+    return len;
+}
+
+static void look_after_cut(Fiber *self, void *arg)
+{
+    Bad *b = arg;
+    assert_int_equal(byte_at(self, b, 0), 1);
+    assert_int_equal(byte_at(self, b, TABLE_SPAN), 5);
+    assert_int_equal(byte_at(self, b, TABLE_SPAN + CLUSTER), 4);
+    assert_int_equal(byte_at(self, b, TABLE_SPAN + 2 * CLUSTER), 0);
+}
+
+static void look_at_a_cut(Bad *b)
+{
+    for (uint64_t outcome = 1; outcome < 9; outcome++) {
+        Bad after = {.sim = sim_clone_after_power_cut(b->sim, outcome)};
+        run(after.sim, &after, look_after_cut);
+        sim_free(after.sim);
+    }
+}
+
+static void beside_a_bad_slice(Fiber *self, void *arg)
+{
+    Bad *b = arg;
+    assert_int_equal(write_at(self, b, 0, 1, 0), 0);
+    for (unsigned i = 0; i < 3; i++)
+        assert_int_equal(write_at(self, b, TABLE_SPAN + i * CLUSTER, 2, 0), 0);
+    assert_int_equal(node_flush(self, b->node), 0);
+    b->bad_off = table_on_disk(b, 0);
+    b->bad_end = b->bad_off + CLUSTER;
+    assert_int_equal(write_at(self, b, CLUSTER, 3, 0), 0);
+    assert_int_equal(write_at(self, b, 64 * CLUSTER, 3, NODE_IO_FUA), -EIO);
+    assert_int_equal(node_flush(self, b->node), -EIO);
+    // Beside it everything is as always, also what allocates and what frees.
+    uint64_t used = sim_used_bytes(b->sim);
+    assert_int_equal(
+        node_discard(self, b->node, guest_off(TABLE_SPAN + 2 * CLUSTER), CLUSTER, NODE_IO_FUA), 0);
+    assert_int_equal(write_at(self, b, TABLE_SPAN + CLUSTER, 4, NODE_IO_FUA), 0);
+    assert_int_equal(write_at(self, b, TABLE_SPAN, 5, NODE_IO_FUA), 0);
+    assert_int_equal(write_at(self, b, 8 * TABLE_SPAN, 6, NODE_IO_FUA), 0);
+    assert_in_range(sim_used_bytes(b->sim), 0, used + 2 * CLUSTER); // a table and its data
+    look_at_a_cut(b);
+    b->bad_end = 0;
+    assert_int_equal(node_flush(self, b->node), 0);
+    assert_int_equal(byte_at(self, b, CLUSTER), 3);
+    assert_int_equal(write_at(self, b, 64 * CLUSTER, 7, NODE_IO_FUA), 0);
+}
+
+static void a_slice_that_cannot_be_written_fails_what_it_maps_and_nothing_else(void **state)
+{
+    with_image(beside_a_bad_slice);
+}
+
+static void beside_a_bad_new_table(Fiber *self, void *arg)
+{
+    Bad *b = arg;
+    assert_int_equal(write_at(self, b, 0, 1, NODE_IO_FUA), 0);
+    b->bad_off = file_end(b); // where the next table will be
+    b->bad_end = b->bad_off + CLUSTER;
+    assert_int_equal(write_at(self, b, 2 * TABLE_SPAN, 2, 0), 0);
+    assert_int_equal(write_at(self, b, 3 * TABLE_SPAN, 3, NODE_IO_FUA), 0);
+    assert_int_equal(node_flush(self, b->node), -EIO);
+    assert_int_equal(table_on_disk(b, 2), 0);
+    assert_int_not_equal(table_on_disk(b, 3), 0);
+    assert_int_equal(byte_at(self, b, 2 * TABLE_SPAN), 2);
+    b->bad_end = 0;
+    assert_int_equal(node_flush(self, b->node), 0);
+    assert_int_not_equal(table_on_disk(b, 2), 0);
+}
+
+static void a_new_table_that_cannot_be_written_keeps_no_other_from_its_entry(void **state)
+{
+    with_image(beside_a_bad_new_table);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_slice_that_cannot_be_written_fails_what_it_maps_and_nothing_else),
+        cmocka_unit_test(a_new_table_that_cannot_be_written_keeps_no_other_from_its_entry),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
