@@ -54,12 +54,12 @@ static Entry try_enter(NbdsConnection *c, uint64_t bytes, NbdsCharge *ret_charge
 {
     NbdsServerLoop *home = c->home;
     const NbdsLimits *limits = nbds_server_limits(home->server);
-    bool is_first = !c->n_in_flight;
-    if (!is_first &&
-        (c->n_in_flight >= limits->max_requests || c->bytes_in_flight + bytes > limits->max_bytes))
+    bool is_first = !c->admission.n_requests;
+    if (!is_first && (c->admission.n_requests >= limits->max_requests ||
+                      c->admission.bytes + bytes > limits->max_bytes))
         return ENTRY_AT_OWN_LIMIT;
     *ret_charge = (NbdsCharge){.bytes = bytes};
-    if (c->bytes_in_flight + bytes <= CONNECTION_FREE_BYTES)
+    if (c->admission.bytes + bytes <= CONNECTION_FREE_BYTES)
         return ENTRY_GRANTED;
     if (home->budget_bytes >= bytes) {
         home->budget_bytes -= bytes;
@@ -84,8 +84,9 @@ static uint64_t stall_ns(const NbdsServerLoop *home)
 
 static bool is_stalled(const NbdsConnection *c)
 {
-    return (c->loop_bytes || c->is_privileged) && !c->n_executing && (c->incoming || c->replies) &&
-           loop_now_ns(c->home->loop) - c->progress_ns > stall_ns(c->home);
+    return (c->admission.loop_bytes || c->admission.is_privileged) && !c->n_executing &&
+           (c->receiver.incoming || c->sender.replies) &&
+           loop_now_ns(c->home->loop) - c->admission.progress_ns > stall_ns(c->home);
 }
 
 // Goes on as long as somebody waited since it last ran.
@@ -111,7 +112,7 @@ static int wait_for_budget(Fiber *self, NbdsConnection *c)
         home->stall_timer.fn = check_stalls;
         loop_timer_start(home->loop, &home->stall_timer, stall_ns(home) / 8);
     }
-    int result = fiber_queue_wait(self, &c->room, true, "nbd: the loop's limit of bytes");
+    int result = fiber_queue_wait(self, &c->admission.room, true, "nbd: the loop's limit of bytes");
     home->n_waiting--;
     return result;
 }
@@ -122,18 +123,18 @@ int nbds_admission_enter(Fiber *self, NbdsConnection *c, uint64_t bytes, NbdsCha
 {
     Entry entry;
     while ((entry = try_enter(c, bytes, ret_charge)) != ENTRY_GRANTED) {
-        int result = entry == ENTRY_NO_BUDGET
-                         ? wait_for_budget(self, c)
-                         : fiber_queue_wait(self, &c->room, true, "nbd: own limit of requests");
+        int result = entry == ENTRY_NO_BUDGET ? wait_for_budget(self, c)
+                                              : fiber_queue_wait(self, &c->admission.room, true,
+                                                                 "nbd: own limit of requests");
         if (result < 0)
             return result;
     }
-    c->n_in_flight++;
-    c->bytes_in_flight += bytes;
-    c->loop_bytes += ret_charge->loop_bytes;
-    c->is_privileged |= ret_charge->is_privileged;
-    c->progress_ns = loop_now_ns(c->home->loop);
-    c->progress_bytes = 0;
+    c->admission.n_requests++;
+    c->admission.bytes += bytes;
+    c->admission.loop_bytes += ret_charge->loop_bytes;
+    c->admission.is_privileged |= ret_charge->is_privileged;
+    c->admission.progress_ns = loop_now_ns(c->home->loop);
+    c->admission.progress_bytes = 0;
     return 0;
 }
 
@@ -143,31 +144,31 @@ static void wake_waiters(NbdsServerLoop *home)
     if (!home->n_waiting)
         return;
     for (NbdsConnection *c = home->connections.last; c; c = c->prev)
-        fiber_queue_wake_all(&c->room);
+        fiber_queue_wake_all(&c->admission.room);
 }
 
 // Bytes that come a few at a time are no progress.
 void nbds_admission_note_progress(NbdsConnection *c, uint64_t bytes)
 {
-    c->progress_bytes += bytes;
-    if (c->progress_bytes < PROGRESS_BYTES)
+    c->admission.progress_bytes += bytes;
+    if (c->admission.progress_bytes < PROGRESS_BYTES)
         return;
-    c->progress_bytes = 0;
-    c->progress_ns = loop_now_ns(c->home->loop);
+    c->admission.progress_bytes = 0;
+    c->admission.progress_ns = loop_now_ns(c->home->loop);
 }
 
 void nbds_admission_leave(NbdsConnection *c, const NbdsCharge *charge)
 {
-    assert(c->n_in_flight > 0 && c->bytes_in_flight >= charge->bytes);
-    c->n_in_flight--;
-    c->bytes_in_flight -= charge->bytes;
-    c->loop_bytes -= charge->loop_bytes;
+    assert(c->admission.n_requests > 0 && c->admission.bytes >= charge->bytes);
+    c->admission.n_requests--;
+    c->admission.bytes -= charge->bytes;
+    c->admission.loop_bytes -= charge->loop_bytes;
     c->home->budget_bytes += charge->loop_bytes;
     if (charge->is_privileged)
-        c->export->has_privileged = c->is_privileged = false;
+        c->export->has_privileged = c->admission.is_privileged = false;
     if (charge->loop_bytes || charge->is_privileged)
         wake_waiters(c->home);
-    fiber_queue_wake_all(&c->room);
-    if (!c->n_in_flight)
-        fiber_queue_wake_all(&c->quiet);
+    fiber_queue_wake_all(&c->admission.room);
+    if (!c->admission.n_requests)
+        fiber_queue_wake_all(&c->admission.quiet);
 }

@@ -8,7 +8,7 @@
 // have one request in flight: what hangs on one export never keeps another from going on.
 #pragma once
 
-#include "chain-core/fiber.h"
+#include "chain-core/fiber-sync.h"
 #include "wire.h"
 
 typedef struct NbdsConnection NbdsConnection;
@@ -19,6 +19,17 @@ typedef struct NbdsCharge {
     uint64_t loop_bytes; // of the loop's budget
     bool is_privileged;  // its export's one request beyond the budget
 } NbdsCharge;
+
+// Of a connection. A request is in flight from its header until its reply was handed to the socket.
+typedef struct NbdsAdmission {
+    uint32_t n_requests; // in flight
+    uint64_t bytes, loop_bytes;
+    bool is_privileged;
+    uint64_t progress_ns;    // when the socket last took or gave enough to count
+    uint64_t progress_bytes; // since then
+    FiberQueue room;         // the receiver, waiting for less in flight
+    FiberQueue quiet;        // the receiver, waiting for nothing in flight
+} NbdsAdmission;
 
 // What a request holds in memory at most. `preferred_bytes`: of the export; what is copied around a
 // write that does not cover whole units of that.

@@ -66,15 +66,6 @@ static void close_connection(NbdsConnection *c)
     nbds_server_leave(server);
 }
 
-NbdsCompany nbds_connection_company(const NbdsConnection *c)
-{
-    const NbdsServerLoop *home = c->home;
-    if (home->connections.first == c && !c->next)
-        return NBDS_COMPANY_NONE;
-    bool is_light = home->light != c && home->light_until_ns > loop_now_ns(home->loop);
-    return is_light ? NBDS_COMPANY_LIGHT : NBDS_COMPANY_BUSY;
-}
-
 // There is no fiber for it.
 static void close_without_memory(NbdsConnection *c)
 {
@@ -94,14 +85,14 @@ void nbds_connection_drain(NbdsConnection *c, uint64_t timeout_ns)
 {
     switch (c->state) {
     case NBDS_STATE_HANDSHAKE:
-        if (c->receiver)
-            fiber_cancel(c->receiver);
+        if (c->fiber)
+            fiber_cancel(c->fiber);
         break;
     case NBDS_STATE_TRANSMISSION:
         c->is_stopped = true;
         begin_draining(c, timeout_ns);
         if (!c->n_executing)
-            fiber_cancel(c->receiver);
+            fiber_cancel(c->fiber);
         break;
     case NBDS_STATE_DRAINING: // the client is leaving already
         if (c->timer.deadline_ns > loop_now_ns(c->home->loop) + timeout_ns)
@@ -116,22 +107,23 @@ void nbds_connection_finish_execution(NbdsConnection *c)
 {
     assert(c->n_executing > 0);
     if (--c->n_executing == 0 && c->state == NBDS_STATE_DRAINING)
-        fiber_cancel(c->receiver); // its clean-up waits for the replies
+        fiber_cancel(c->fiber); // its clean-up waits for the replies
 }
 
 // --- Transmission ---
 
 static void transmit(Fiber *self, NbdsConnection *c)
 {
-    nbds_receiver_run(self, c);
+    nbds_receiver_run(self, &c->receiver);
     if (c->state == NBDS_STATE_TRANSMISSION)
         begin_draining(c, LEAVE_TIMEOUT_NS);
-    while (c->n_in_flight)
-        fiber_queue_wait(self, &c->quiet, false, "nbd: requests in flight");
+    while (c->admission.n_requests)
+        fiber_queue_wait(self, &c->admission.quiet, false, "nbd: requests in flight");
     bool lingers = c->is_stopped && c->is_tcp;
     if (lingers)
         limit_time(c, LINGER_NS);
-    nbds_sender_stop(self, c, lingers);
+    nbds_sender_stop(self, &c->sender, lingers);
+    nbds_flow_done(&c->flow);
     nbds_export_leave(c->export);
     close_connection(c);
 }
@@ -141,7 +133,9 @@ static bool begin_transmission(NbdsConnection *c)
 {
     if (nbds_server_is_stopping(c->home->server) || !nbds_export_try_enter(c->export))
         return false;
-    if (nbds_sender_start(c) < 0) {
+    nbds_receiver_init(&c->receiver, c);
+    nbds_flow_init(&c->flow, &c->home->scheduler);
+    if (nbds_sender_start(&c->sender, c) < 0) {
         nbds_server_report_full(c->home->server, NBDS_FULL_MEMORY, loop_now_ns(c->home->loop));
         nbds_export_leave(c->export);
         return false;
@@ -164,7 +158,7 @@ static void arrive(LoopCall *call)
     NbdsConnection *c = (NbdsConnection *)((char *)call - offsetof(NbdsConnection, call));
     c->stream = stream_new_fd(c->home->loop, c->fd);
     nbds_server_loop_insert(c->home, c, false);
-    if (fiber_spawn(c->home->loop, "nbd receiver", transmit_fiber, c, &c->receiver) < 0)
+    if (fiber_spawn(c->home->loop, "nbd receiver", transmit_fiber, c, &c->fiber) < 0)
         close_without_memory(c);
 }
 
@@ -172,7 +166,7 @@ static void hand_over(NbdsConnection *c, NbdsServerLoop *home)
 {
     c->fd = stream_steal_fd(c->stream);
     c->stream = NULL;
-    c->receiver = NULL;
+    c->fiber = NULL;
     c->home = home;
     c->call.fn = arrive;
     loop_post(home->loop, &c->call); // c is the other loop's from here
@@ -239,6 +233,6 @@ void nbds_connection_start(NbdsServerLoop *home, int fd)
     c->stream = stream_new_fd(home->loop, fd);
     c->accepted_ns = loop_now_ns(home->loop);
     nbds_server_loop_insert(home, c, true);
-    if (fiber_spawn(home->loop, "nbd handshake", handshake_fiber, c, &c->receiver) < 0)
+    if (fiber_spawn(home->loop, "nbd handshake", handshake_fiber, c, &c->fiber) < 0)
         close_without_memory(c);
 }

@@ -24,6 +24,11 @@ static uint32_t preferred_bytes(const Node *node)
     return CLAMP(node->preferred_bytes, 4096, NBDS_MAX_PAYLOAD);
 }
 
+uint32_t nbds_export_preferred_bytes(const NbdsExport *export)
+{
+    return preferred_bytes(export->port.node);
+}
+
 NbdsExport *nbds_export_new(NbdsServerLoop *home, const NbdsExportConfig *config, uint64_t serial,
                             GError **error)
 {

@@ -38,6 +38,9 @@ void nbds_export_unref(NbdsExport *export); // accepts NULL
 // What a client that comes now is told; any thread.
 NbdsExportInfo nbds_export_info(const NbdsExport *export);
 
+// Of the node that it has now; on its loop.
+uint32_t nbds_export_preferred_bytes(const NbdsExport *export);
+
 // One connection more or less; on the export's loop. False: the export is being removed.
 bool nbds_export_try_enter(NbdsExport *export);
 void nbds_export_leave(NbdsExport *export);

@@ -87,30 +87,12 @@ static size_t put_chunk(uint8_t *p, const NbdsSession *session, const NbdsReques
     return head_bytes + (chunk->is_hole ? NBDS_HOLE_CHUNK_BYTES : NBDS_DATA_CHUNK_BYTES);
 }
 
-// Beside a client that waits for single answers a large read goes in steps.
-static int read_start(Fiber *self, const NbdsRequest *request, Node *node, const Chunk *data,
-                      uint8_t *to, IoBatch *batch)
-{
-    enum { LIGHT_STEP = 64 << 10 };
-    NbdsConnection *c = request->connection;
-    int result = 0;
-    for (uint64_t done = 0, n; done < data->length && result >= 0; done += n) {
-        n = data->length - done;
-        if (nbds_connection_company(c) == NBDS_COMPANY_LIGHT)
-            n = MIN(n, LIGHT_STEP);
-        if (data->offset + done > request->head.offset)
-            nbds_pace_take_bytes(self, c, n);
-        result = node_read_start(self, node, guest_off(data->offset + done), to + done, n, batch);
-    }
-    return result;
-}
-
 static int read_whole(Fiber *self, const NbdsRequest *request, Node *node, uint8_t *to)
 {
-    const Chunk whole = {request->head.offset, request->head.length, false};
+    const NbdsRequestHead *head = &request->head;
     IoBatch batch;
     io_batch_init(&batch, self);
-    int result = read_start(self, request, node, &whole, to, &batch);
+    int result = node_read_start(self, node, guest_off(head->offset), to, head->length, &batch);
     int waited = io_batch_wait(self, &batch);
     return result < 0 ? result : waited;
 }
@@ -136,7 +118,7 @@ static int read_sparse(Fiber *self, NbdsRequest *request, Node *node, const Layo
         p += put_chunk(p, &c->session, &request->head, chunk, i == layout->n_chunks - 1);
         if (chunk->is_hole)
             continue;
-        result = read_start(self, request, node, chunk, p, &batch);
+        result = node_read_start(self, node, guest_off(chunk->offset), p, chunk->length, &batch);
         p += chunk->length;
     }
     int waited = io_batch_wait(self, &batch);

@@ -14,7 +14,8 @@ enum {
     // from where an answer ends.
     MAX_EXTENTS = 1 << 13,
     MAX_LIST_EXTENTS = 1 << 12,
-    MAX_TURNS = 64, // of a walk
+    MAX_TURNS = 64,      // of a walk
+    BYTES_OF_STEP = 256, // a step takes as long as copying so many
 };
 _Static_assert((int)MAX_LIST_EXTENTS <= (int)NBDS_MAX_EXTENTS, "the protocol's bound");
 _Static_assert(MAX_EXTENTS / NBDS_MAX_SELECTED_CONTEXTS >= 1, "each list has one");
@@ -28,11 +29,14 @@ static const GPtrArray *wanted(const NbdsRequest *request)
 static int walk_range(Fiber *self, NbdsRequest *request, NbdsWalk *walk)
 {
     const NbdsContextKind *kind = walk->contexts[0]->kind;
+    NbdsFlow *flow = &request->connection->flow;
     uint64_t begin = walk->offset;
     int result = 0;
     for (unsigned i = 0; walk->offset < walk->end && i < MAX_TURNS && result >= 0; i++) {
-        if (i)
-            fiber_sleep(self, 0);
+        if (i) {
+            nbds_flow_charge(flow, NBDS_WALK_STEPS * BYTES_OF_STEP);
+            nbds_flow_wait_turn(self, flow);
+        }
         Node *node;
         result = nbds_request_enter(self, request, &node);
         if (result < 0)
@@ -97,7 +101,7 @@ static void answer(NbdsRequest *request, const NbdsExtentList *lists)
                                           context->id, &lists[i], is_last);
         if (!reply || is_last)
             return nbds_request_finish(request, reply, !reply);
-        nbds_sender_queue(c, reply);
+        nbds_sender_queue(&c->sender, reply);
     }
 }
 

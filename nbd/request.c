@@ -34,7 +34,7 @@ static void queue_last(NbdsRequest *request, NbdsBuffer *reply)
 {
     reply->charge = request->charge;
     reply->ends_request = true;
-    nbds_sender_queue(request->connection, reply);
+    nbds_sender_queue(&request->connection->sender, reply);
 }
 
 // Command numbers and operations differ: there is no statistic of DISC.
@@ -58,12 +58,12 @@ void nbds_request_finish(NbdsRequest *request, NbdsBuffer *reply, bool failed)
     nbds_export_count(c->export, operation_of(request->head.type), request->head.length, failed);
     nbds_export_add(&c->export->n_in_flight, -1);
     c->home->n_executing--;
-    nbds_settling_end(c, &request->head);
+    nbds_flow_end(&c->flow, &request->head);
     nbds_connection_finish_execution(c);
     if (reply)
         queue_last(request, reply);
     else
-        nbds_sender_drop(c, &request->charge);
+        nbds_sender_drop(&c->sender, &request->charge);
     free_request(request);
 }
 
@@ -95,7 +95,7 @@ void nbds_request_refuse(NbdsRequest *request, NbdsErrorCode error, const char *
     if (reply)
         queue_last(request, reply);
     else
-        nbds_sender_drop(c, &request->charge);
+        nbds_sender_drop(&c->sender, &request->charge);
     free_request(request);
 }
 
@@ -133,26 +133,14 @@ static int write_zeroes(Fiber *self, Node *node, const NbdsRequestHead *head)
     return result;
 }
 
-// Reads into a scratch buffer, so that what lies below has it cached. The loop gets a turn after
-// each step.
+// Reads a part into a scratch buffer, so that what lies below has it cached.
 static int cache(Fiber *self, Node *node, NbdsConnection *c, const NbdsRequestHead *head)
 {
-    enum { MAX_CACHED = NBDS_MAX_PAYLOAD, STEP = 256 << 10 };
-    uint64_t left = MIN(head->length, MAX_CACHED), offset = head->offset;
-    NbdsBuffer *scratch = nbds_buffer_take(&c->home->pool, STEP);
+    NbdsBuffer *scratch = nbds_buffer_take(&c->home->pool, head->length);
     if (!scratch)
         return -ENOMEM;
-    int result = 0;
-    while (left && result >= 0) {
-        size_t n = MIN(left, STEP);
-        if (offset > head->offset)
-            nbds_pace_take_bytes(self, c, n);
-        result = node_read(self, node, guest_off(offset), nbds_buffer_bytes(scratch), n);
-        offset += n;
-        left -= n;
-        if (left)
-            fiber_sleep(self, 0);
-    }
+    int result =
+        node_read(self, node, guest_off(head->offset), nbds_buffer_bytes(scratch), head->length);
     nbds_buffer_unref(scratch);
     return result;
 }
@@ -194,29 +182,38 @@ static int enter_and_execute(Fiber *self, NbdsRequest *request)
     return result;
 }
 
-// TRIM and WRITE_ZEROES can name terabytes. In parts, so that neither a drain nor a stop waits for
-// all of it, and the loop gets its turns. A flush after the last part covers the others.
+static uint64_t max_part_bytes(const NbdsRequestHead *head)
+{
+    if (head->flags & NBDS_CMD_FLAG_FAST_ZERO) // must be all or nothing
+        return UINT64_MAX;
+    return head->type == NBDS_CMD_CACHE ? 256 << 10 : 256 << 20;
+}
+
+// TRIM and WRITE_ZEROES can name terabytes, CACHE reads much. In parts, so that neither a drain nor
+// a stop waits for all of it, and others get their turns. A flush after the last part covers the
+// others. Of a CACHE, which is advice, no more than a read may ask for.
 static int execute_in_parts(Fiber *self, NbdsRequest *request)
 {
-    enum { PART_BYTES = 256 << 20 };
-    const NbdsRequestHead whole = request->head;
-    bool is_fast = whole.flags & NBDS_CMD_FLAG_FAST_ZERO; // must be all or nothing
+    NbdsFlow *flow = &request->connection->flow;
+    NbdsRequestHead whole = request->head;
+    uint64_t length =
+        whole.type == NBDS_CMD_CACHE ? MIN(whole.length, NBDS_MAX_PAYLOAD) : whole.length;
     uint64_t done = 0;
     int result = 0;
     do {
-        uint64_t left = whole.length - done;
-        bool is_last = is_fast || left <= PART_BYTES;
         request->head.offset = whole.offset + done;
-        request->head.length = is_last ? left : PART_BYTES;
+        request->head.length = MIN(length - done, max_part_bytes(&whole));
+        bool is_last = done + request->head.length == length;
         request->head.flags = is_last ? whole.flags : whole.flags & ~NBDS_CMD_FLAG_FUA;
+        nbds_flow_charge(flow, nbds_flow_part_cost(&request->head));
         result = enter_and_execute(self, request);
         done += request->head.length;
         if (result >= 0 && !is_last) {
-            fiber_sleep(self, 0);
+            nbds_flow_wait_turn(self, flow);
             if (request->connection->is_stopped)
                 result = -ESHUTDOWN;
         }
-    } while (result >= 0 && done < whole.length);
+    } while (result >= 0 && done < length);
     request->head = whole;
     return result;
 }
@@ -229,6 +226,7 @@ static void run(Fiber *self, void *arg)
         return nbds_request_read(self, request);
     case NBDS_CMD_BLOCK_STATUS:
         return nbds_request_status(self, request);
+    case NBDS_CMD_CACHE:
     case NBDS_CMD_TRIM:
     case NBDS_CMD_WRITE_ZEROES:
         return nbds_request_answer(request, execute_in_parts(self, request));
@@ -251,7 +249,7 @@ void nbds_request_start(Fiber *self, NbdsRequest *request)
     NbdsConnection *c = request->connection;
     c->n_executing++;
     c->home->n_executing++;
-    nbds_settling_begin(c, &request->head);
+    nbds_flow_begin(&c->flow, &request->head, c->admission.n_requests);
     nbds_export_add(&c->export->n_in_flight, 1);
     // Without a fiber the receiver does the work itself: slower, and it reads no further meanwhile.
     if (!may_have_fiber(c) || fiber_spawn(c->home->loop, "nbd request", run, request, NULL) < 0)

@@ -25,6 +25,7 @@ NbdsServerLoop *nbds_server_loop_new(NbdsServer *server, Loop *loop)
     home->loop = loop;
     home->budget_bytes = limits->max_loop_bytes;
     home->max_request_fibers = max_request_fibers(loop, limits->max_connections);
+    nbds_scheduler_init(&home->scheduler, loop);
     return home;
 }
 
@@ -71,6 +72,5 @@ void nbds_server_loop_remove(NbdsServerLoop *home, NbdsConnection *c)
         fiber_queue_wake_all(&home->room);
     } else if (!list->first) {
         loop_timer_stop(home->loop, &home->stall_timer);
-        nbds_pace_stop(home->loop, &home->pace);
     }
 }

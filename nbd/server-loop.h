@@ -7,12 +7,9 @@
 #include "chain-core/fiber-sync.h"
 #include "chain-core/loop.h"
 #include "nbd/server.h"
-#include "pace.h"
+#include "scheduler.h"
 
 typedef struct NbdsRequest NbdsRequest;
-
-// How long a receive tells what kind of client there is.
-enum { NBDS_LIGHT_NS = 1000000 };
 
 // Doubly linked through NbdsConnection's prev, next. A connection is in one of a loop's lists.
 typedef struct NbdsConnectionList {
@@ -35,12 +32,7 @@ typedef struct NbdsServerLoop {
     bool has_waited;       // one did since the last look at those that stall
     LoopTimer stall_timer;
     unsigned n_executing; // requests
-    // The connection that last sent a single request with nothing else in flight: somebody waits
-    // for each of its answers. Compared only.
-    const NbdsConnection *light; // see NBDS_LIGHT_NS
-    uint64_t light_until_ns;
-    uint64_t busy_until_ns;    // some connection has more to do than that
-    NbdsPace pace;             // of the others
+    NbdsScheduler scheduler;
     FiberMutex handshake_turn; // held over a turn of the loop by the handshake whose turn it is
     LoopCall drain_call;       // the server's stop
 } NbdsServerLoop;

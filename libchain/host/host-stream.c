@@ -25,7 +25,7 @@ typedef struct SocketOp {
     LoopOp op;
     HostLoop *host;
     Fiber *fiber;
-    bool is_pending, is_cancelling, is_urgent;
+    bool is_pending, is_cancelling;
     int result;
 } SocketOp;
 
@@ -50,10 +50,7 @@ static void op_done(LoopOp *op, int result)
     SocketOp *o = (SocketOp *)op;
     o->is_pending = false;
     o->result = result;
-    if (o->is_urgent)
-        fiber_wake_first(o->fiber);
-    else
-        fiber_wake(o->fiber);
+    fiber_wake(o->fiber);
 }
 
 static void op_cancel(SocketOp *o)
@@ -213,7 +210,6 @@ static ssize_t host_recv(Fiber *self, Stream *stream, void *buf, size_t len)
     io_uring_prep_recv(sqe, s->fd, buf, len, 0);
     if (s->is_drained)
         sqe->ioprio |= IORING_RECVSEND_POLL_FIRST; // rather than to try in vain
-    s->recv.is_urgent = stream->is_urgent;
     n = op_wait(&s->recv, self, "receive");
     s->is_drained = n > 0 && (size_t)n < len;
     if (n > 0)
@@ -233,13 +229,19 @@ static ssize_t host_send(Fiber *self, Stream *stream, struct iovec *iov, unsigne
                            MSG_NOSIGNAL | MSG_WAITALL);
     else
         io_uring_prep_sendmsg(sqe, s->fd, &msg, MSG_NOSIGNAL | MSG_WAITALL);
-    s->send.is_urgent = stream->is_urgent;
-    if (stream->is_urgent)
-        io_uring_submit(&s->send.host->ring.uring);
     int n = op_wait(&s->send, self, "send");
     if (n > 0)
         backlog_sent(&s->backlog, (size_t)n);
     return n;
+}
+
+static ssize_t host_try_send(Stream *stream, const void *buf, size_t len)
+{
+    HostStream *s = (HostStream *)stream;
+    ssize_t n = send(s->fd, buf, len, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (n > 0)
+        backlog_sent(&s->backlog, (size_t)n);
+    return n < 0 ? -errno : n;
 }
 
 static void host_shutdown(Stream *stream)
@@ -275,6 +277,7 @@ static int host_steal_fd(Stream *stream)
 static const StreamOps host_stream_ops = {
     .recv = host_recv,
     .send = host_send,
+    .try_send = host_try_send,
     .shutdown = host_shutdown,
     .end_sending = host_end_sending,
     .steal_fd = host_steal_fd,

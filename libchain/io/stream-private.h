@@ -15,7 +15,8 @@ struct StreamOps {
     // the buffer is nobody's any more. Never called on a stream that was shut down.
     ssize_t (*recv)(Fiber *self, Stream *stream, void *buf, size_t len);
     ssize_t (*send)(Fiber *self, Stream *stream, struct iovec *iov, unsigned n_iov);
-    void (*shutdown)(Stream *stream); // once
+    ssize_t (*try_send)(Stream *stream, const void *buf, size_t len); // stream_try_send()
+    void (*shutdown)(Stream *stream);                                 // once
     void (*end_sending)(Stream *stream);
     int (*steal_fd)(Stream *stream); // gives up its descriptor; -ENOTSUP without one
     void (*free)(Stream *stream);
@@ -31,7 +32,6 @@ struct Stream {
     const StreamOps *ops;
     Loop *loop;
     bool is_shut_down;
-    bool is_urgent;
     RecvManner recv_manner;   // of the receive under way
     size_t unsent_bytes;      // RECV_GATHERED
     Fiber *receiver, *sender; // waiting now

@@ -24,9 +24,10 @@ void stream_end_sending(Stream *stream)
         stream->ops->end_sending(stream);
 }
 
-void stream_set_urgent(Stream *stream, bool is_urgent)
+ssize_t stream_try_send(Stream *stream, const void *buf, size_t len)
 {
-    stream->is_urgent = is_urgent;
+    assert(!stream->sender);
+    return stream->is_shut_down ? -EPIPE : stream->ops->try_send(stream, buf, len);
 }
 
 void stream_free(Stream *stream)

@@ -29,17 +29,6 @@ static void make_runnable(Fiber *fiber)
     loop->n_runnable++;
 }
 
-static void make_first_runnable(Fiber *fiber)
-{
-    Loop *loop = fiber->loop;
-    fiber->state = FIBER_QUEUED;
-    fiber->next_runnable = loop->first_runnable;
-    loop->first_runnable = fiber;
-    if (!loop->last_runnable)
-        loop->last_runnable = fiber;
-    loop->n_runnable++;
-}
-
 static void unlink_from_loop(Fiber *fiber)
 {
     Loop *loop = fiber->loop;
@@ -167,14 +156,6 @@ void fiber_wake(Fiber *fiber)
     case FIBER_ENDED:
         assert(!"a fiber that ended cannot be woken");
     }
-}
-
-void fiber_wake_first(Fiber *fiber)
-{
-    if (fiber->state == FIBER_SUSPENDED)
-        make_first_runnable(fiber);
-    else
-        fiber_wake(fiber);
 }
 
 void fiber_yield(Fiber *self)

@@ -155,6 +155,20 @@ static ssize_t op_send(Fiber *self, Stream *stream, struct iovec *iov, unsigned 
     return (ssize_t)n;
 }
 
+static ssize_t op_try_send(Stream *stream, const void *buf, size_t len)
+{
+    SimStream *s = (SimStream *)stream;
+    Pipe *pipe = s->out;
+    if (!pipe->has_receiver)
+        return -EPIPE;
+    if (pipe->bytes->len >= pipe->capacity_bytes)
+        return -EAGAIN;
+    struct iovec iov = {(void *)buf, len};
+    size_t n = fragment(s->sim, MIN(len, pipe->capacity_bytes - pipe->bytes->len));
+    pipe_put(s, &iov, 1, n);
+    return (ssize_t)n;
+}
+
 static void op_end_sending(Stream *stream)
 {
     SimStream *s = (SimStream *)stream;
@@ -188,6 +202,7 @@ static void op_free(Stream *stream)
 static const StreamOps stream_ops = {
     .recv = op_recv,
     .send = op_send,
+    .try_send = op_try_send,
     .shutdown = op_shutdown,
     .end_sending = op_end_sending,
     .steal_fd = op_steal_fd,

@@ -119,34 +119,6 @@ static void sleeps_long(Fiber *self, void *arg)
     fiber_assert(fiber_is_cancelled(self));
 }
 
-typedef struct Waiter {
-    Trace *trace;
-    char name;
-    Fiber *fiber;
-} Waiter;
-
-static void waiter(Fiber *self, void *arg)
-{
-    Waiter *w = arg;
-    fiber_suspend(self, "test");
-    trace(w->trace, w->name);
-}
-
-FIBER_TEST(what_is_woken_first_runs_before_all_others)
-{
-    Trace t = {""};
-    Waiter waiters[] = {{&t, 'a', NULL}, {&t, 'b', NULL}, {&t, 'c', NULL}, {&t, 'd', NULL}};
-    for (unsigned i = 0; i < G_N_ELEMENTS(waiters); i++)
-        fiber_assert_equal(
-            fiber_spawn(fiber_loop(self), "waiter", waiter, &waiters[i], &waiters[i].fiber), 0);
-    fiber_wake_first(waiters[0].fiber); // nothing else is runnable
-    fiber_wake(waiters[1].fiber);
-    fiber_wake(waiters[2].fiber);
-    fiber_wake_first(waiters[3].fiber);
-    fiber_yield(self);
-    fiber_assert(!strcmp(t.text, "dabc"));
-}
-
 FIBER_TEST(cancel_ends_a_sleep_and_sticks)
 {
     Fiber *fiber;
@@ -245,7 +217,6 @@ int main(void)
         cmocka_unit_test(a_wake_before_the_suspend_is_remembered_once),
         cmocka_unit_test(a_suspended_fiber_is_woken_by_a_message),
         cmocka_unit_test(yield_lets_all_others_go_first),
-        cmocka_unit_test(what_is_woken_first_runs_before_all_others),
         cmocka_unit_test(cancel_ends_a_sleep_and_sticks),
         cmocka_unit_test(spawning_over_the_limit_is_refused),
         cmocka_unit_test(stacks_are_apart_and_reused),

@@ -30,8 +30,6 @@ const char *fiber_name(const Fiber *self);
 void fiber_suspend(Fiber *self, const char *where);
 // Makes `fiber` runnable; it runs later, from the loop. Not from another thread (loop_post()).
 void fiber_wake(Fiber *fiber);
-// The same, but it runs before all others that are runnable now.
-void fiber_wake_first(Fiber *fiber);
 // Lets every other runnable fiber go first.
 void fiber_yield(Fiber *self);
 

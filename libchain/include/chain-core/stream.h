@@ -41,10 +41,9 @@ int stream_recv_all(Fiber *self, Stream *stream, void *buf, size_t len);
 // send and the next receive cost one system call.
 int stream_send(Fiber *self, Stream *stream, struct iovec *iov, unsigned n_iov);
 
-// Whoever waits for this stream goes before other runnable fibers, and what it sends is handed over
-// at once: for a peer that waits for each answer, beside others that keep the loop busy. Costs a
-// system call for each send. Off at first.
-void stream_set_urgent(Stream *stream, bool is_urgent);
+// Sends what the socket takes at once, with a system call of its own: bytes (at least one), -EAGAIN
+// when that is nothing, or -errno. No send may be pending.
+ssize_t stream_try_send(Stream *stream, const void *buf, size_t len);
 
 // Takes `fd`, a listening socket.
 StreamListener *stream_listener_new_fd(Loop *loop, int fd);
