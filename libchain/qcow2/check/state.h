@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// What the parts of a check share. A check is a scan (qcow2-check-scan.c: who references what), a
-// comparison with the refcounts (qcow2-check-refcounts.c), and on demand repairs there and in
-// qcow2-check-entries.c; qcow2-check.c puts them in order.
+// What the parts of a check share. A check is a scan (scan.c: who references what), a
+// comparison with the refcounts (refcounts.c), and on demand repairs there and in
+// entries.c; check.c puts them in order.
 #pragma once
 
 #include "chain-core/file.h"
 #include "chain-core/qcow2-check.h"
 #include "format/qcow2-header.h"
 #include "format/qcow2-table.h"
-#include "qcow2/qcow2-check-refs.h"
+#include "qcow2/check/refs.h"
 
 // One L1 table: the active one, or one or more snapshots'.
 typedef struct CheckL1 {
@@ -35,6 +35,8 @@ static inline bool check_block_is_usable(uint64_t block)
 {
     return block && !(block & CHECK_BLOCK_SHARED);
 }
+
+enum { CHECK_MAX_MESSAGES = 100, CHECK_SECTOR_BYTES = 512 };
 
 typedef struct Check {
     Fiber *self;
@@ -87,22 +89,22 @@ int check_add(Check *c, uint64_t off, uint64_t len, uint32_t weight);
 // Writes the kept first sector and makes it durable.
 int check_write_header(Check *c);
 
-// qcow2-check-scan.c
+// scan.c
 int check_scan(Check *c);
-// qcow2-check-entries.c: what entry `index` of a table should be, COPIED apart. `words` is changed
+// entries.c: what entry `index` of a table should be, COPIED apart. `words` is changed
 // to it. Returns what is wrong with it, or NULL. *ret_mendable is false when it must stay as it is.
 const char *check_l1_entry(const Check *c, Be64 *entry);
 const char *check_l2_entry(const Check *c, const CheckL2 *table, void *words, uint32_t index,
                            Qcow2L2Entry *ret_entry, bool *ret_mendable);
 // Mends all entries that the scan found faulty, and COPIED flags.
 int check_mend_entries(Check *c);
-// qcow2-check-metadata.c
+// directories.c
 int check_scan_snapshots(Check *c);
 int check_scan_bitmaps(Check *c);
-// qcow2-check-refcounts.c
+// refcounts.c
 int check_scan_refcount_structures(Check *c);
 int check_compare_refcounts(Check *c);
 int check_raise_refcounts(Check *c);
 int check_lower_refcounts(Check *c);
-// qcow2-check-rebuild.c
+// rebuild.c
 int check_rebuild_refcounts(Check *c);

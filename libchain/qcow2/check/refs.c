@@ -2,7 +2,7 @@
 // Reference counts in chunks of 1,024 clusters, found through an array that grows with the highest
 // chunk in use. Both bounds below keep a small hostile image from sizing a large allocation.
 
-#include "qcow2/qcow2-check-refs.h"
+#include "qcow2/check/refs.h"
 
 #include <errno.h>
 #include <glib.h>

@@ -14,76 +14,15 @@
 #include <string.h>
 
 #include "base/error.h"
-#include "qcow2/qcow2-check-state.h"
+#include "qcow2/check/state.h"
 
-enum { MAX_MESSAGES = 100, SECTOR_BYTES = 512, PROBE_BYTES = 65536, BUF_BYTES = 1 << 20 };
+enum { PROBE_BYTES = 65536, BUF_BYTES = 1 << 20 };
 
 void qcow2_check_result_clear(Qcow2CheckResult *result)
 {
     if (result->messages)
         g_ptr_array_unref(result->messages);
     *result = (Qcow2CheckResult){0};
-}
-
-// --- What the parts share
-
-void check_message(Check *c, const char *format, ...)
-{
-    if (++c->n_messages > MAX_MESSAGES)
-        return;
-    va_list args;
-    va_start(args, format);
-    g_ptr_array_add(c->result->messages, g_strdup_vprintf(format, args));
-    va_end(args);
-}
-
-bool check_in_file(const Check *c, uint64_t off, uint64_t len)
-{
-    if (off > INT64_MAX || len > INT64_MAX)
-        return false;
-    uint64_t end = off + len;
-    return end <= c->file_bytes || end - c->file_bytes < c->g.cluster_bytes;
-}
-
-// Large reads of holes are not worth their copying: hostile images name terabytes of them.
-static bool is_hole(Check *c, uint64_t off, size_t len)
-{
-    bool is_data;
-    uint64_t found;
-    if (len < BUF_BYTES / 4 || off >= c->file_bytes)
-        return false;
-    uint64_t in_file = MIN(len, c->file_bytes - off);
-    return file_find_extent(c->self, c->file, host_off(off), in_file, &is_data, &found) >= 0 &&
-           !is_data && found >= in_file;
-}
-
-int check_read(Check *c, uint64_t off, void *buf, size_t len, const char *what)
-{
-    if (is_hole(c, off, len)) {
-        memset(buf, 0, len);
-        return 0;
-    }
-    int r = file_read(c->self, c->file, host_off(off), buf, len);
-    if (r < 0) {
-        c->result->n_check_errors++;
-        check_message(c, "the %s at offset %#" PRIx64 " cannot be read: %s", what, off,
-                      g_strerror(-r));
-    }
-    return r;
-}
-
-int check_add(Check *c, uint64_t off, uint64_t len, uint32_t weight)
-{
-    if (!len)
-        return 0;
-    uint64_t first = off >> c->g.cluster_bits, last = (off + len - 1) >> c->g.cluster_bits;
-    return check_refs_add(&c->refs, first, last - first + 1, weight);
-}
-
-int check_write_header(Check *c)
-{
-    int r = file_write(c->self, c->file, host_off(0), c->header_sector, SECTOR_BYTES);
-    return r < 0 ? r : file_flush(c->self, c->file);
 }
 
 // --- Beginning
@@ -114,7 +53,7 @@ static int load_header(Check *c, GError **error)
                          "the L1 table at offset %#" PRIx64 " lies outside the file; the file is "
                          "cut off, restore it from a copy",
                          c->h.l1.v);
-    c->header_sector = g_memdup2(buf, SECTOR_BYTES);
+    c->header_sector = g_memdup2(buf, CHECK_SECTOR_BYTES);
     c->buf_bytes = MAX(MIN(c->file_bytes, BUF_BYTES) >> c->g.cluster_bits, 1) << c->g.cluster_bits;
     c->buf = g_try_malloc(c->buf_bytes);
     return c->buf ? 0 : error_set(error, -ENOMEM, "no memory for a check");
@@ -264,9 +203,9 @@ int qcow2_check(Fiber *self, File *file, unsigned fix, Qcow2CheckResult *ret_res
         else if (r < 0)
             error_set(error, r, "the check failed: %s", g_strerror(-r));
     }
-    if (r >= 0 && c.n_messages > MAX_MESSAGES)
-        g_ptr_array_add(ret_result->messages,
-                        g_strdup_printf("… and %" PRIu64 " more", c.n_messages - MAX_MESSAGES));
+    if (r >= 0 && c.n_messages > CHECK_MAX_MESSAGES)
+        g_ptr_array_add(ret_result->messages, g_strdup_printf("… and %" PRIu64 " more",
+                                                              c.n_messages - CHECK_MAX_MESSAGES));
     if (r < 0)
         qcow2_check_result_clear(ret_result);
     check_done(&c);

@@ -6,7 +6,7 @@
 #include <inttypes.h>
 
 #include "format/qcow2-snapshot.h"
-#include "qcow2/qcow2-check-state.h"
+#include "qcow2/check/state.h"
 
 enum { WINDOW_BYTES = 256 << 10 };
 // Tables of all bitmaps together; real ones have a few entries each.

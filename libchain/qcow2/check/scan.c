@@ -12,7 +12,7 @@
 #include <inttypes.h>
 
 #include "base/error.h"
-#include "qcow2/qcow2-check-state.h"
+#include "qcow2/check/state.h"
 
 enum { MAX_ROUNDS = 8, MERGE_SLACK = 65536 };
 // Snapshots' L1 tables in all; beyond it a check would take hours.

@@ -8,7 +8,7 @@
 #include <errno.h>
 #include <string.h>
 
-#include "qcow2/qcow2-check-state.h"
+#include "qcow2/check/state.h"
 
 typedef struct Rebuild {
     Check *c;

@@ -6,9 +6,7 @@
 
 #include <string.h>
 
-#include "qcow2/qcow2-check-state.h"
-
-enum { SECTOR_BYTES = 512 };
+#include "qcow2/check/state.h"
 
 const char *check_l1_entry(const Check *c, Be64 *entry)
 {
@@ -126,8 +124,8 @@ static void mend_l2_entries(const Check *c, const CheckL2 *table, void *words)
 // Writes the sectors of [off, off+len) that `new` changes in `old`.
 static int write_changes(Check *c, uint64_t off, const uint8_t *old, const uint8_t *new, size_t len)
 {
-    for (size_t i = 0; i < len; i += SECTOR_BYTES) {
-        size_t n = MIN(len - i, SECTOR_BYTES);
+    for (size_t i = 0; i < len; i += CHECK_SECTOR_BYTES) {
+        size_t n = MIN(len - i, CHECK_SECTOR_BYTES);
         if (memcmp(old + i, new + i, n) == 0)
             continue;
         int r = file_write(c->self, c->file, host_off(off + i), new + i, n);

@@ -7,7 +7,7 @@
 #include <inttypes.h>
 #include <string.h>
 
-#include "qcow2/qcow2-check-state.h"
+#include "qcow2/check/state.h"
 
 // --- The structures themselves
 
