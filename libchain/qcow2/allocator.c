@@ -373,7 +373,7 @@ static int find_slice(Fiber *self, Qcow2Image *image, uint64_t cluster, TableSli
     }
     if (r < 0)
         return r;
-    r = metadata_set_reserve_slice(self, image, *ret_slice);
+    r = metadata_set_reserve_slice(self, &image->metadata, *ret_slice);
     table_slice_release(*ret_slice);
     return r < 0 ? r : 1;
 }
@@ -409,7 +409,7 @@ static int take_chosen(Qcow2Image *image, ClusterRange c, bool from_free, TableS
                 range.first + i);
         qcow2_refcount_set(&image->geometry, slice->data, index + skip + i, 1);
     }
-    table_slice_set_dirty(slice, &image->writeback.dirty);
+    table_slice_set_dirty(slice, &image->writeback.parts.dirty);
     *ret_range = range;
     *ret_zeroed = zeroed;
     return 0;
@@ -454,17 +454,17 @@ static void free_run(Fiber *self, Qcow2Image *image, TableSlice *slice, uint64_t
     HostOff off = image_cluster_off(image, first);
     uint64_t bytes = n << image->geometry.cluster_bits;
     if (!table_cache_forget(image->cache, image, off, bytes, image->geometry.slice_bytes,
-                            &image->writeback.dirty))
+                            &image->writeback.parts.dirty))
         return; // leaked rather than handed out
     inflated_cache_forget(image->inflated, off, bytes);
     for (uint64_t i = 0; i < n; i++)
         metadata_set_remove(&image->metadata, first + i);
     file_discard(self, image->file, off, bytes);
-    if (metadata_set_reserve_slice(self, image, slice) < 0)
+    if (metadata_set_reserve_slice(self, &image->metadata, slice) < 0)
         return; // leaked
     for (uint64_t i = 0; i < n; i++)
         qcow2_refcount_set(&image->geometry, slice->data, index + i, 0);
-    table_slice_set_dirty(slice, &image->writeback.dirty);
+    table_slice_set_dirty(slice, &image->writeback.parts.dirty);
     make_free(image, first, n);
 }
 
@@ -472,7 +472,7 @@ static void free_run(Fiber *self, Qcow2Image *image, TableSlice *slice, uint64_t
 static int lower_shared(Fiber *self, Qcow2Image *image, TableSlice *slice, uint64_t index,
                         uint64_t cluster)
 {
-    int r = metadata_set_reserve_slice(self, image, slice);
+    int r = metadata_set_reserve_slice(self, &image->metadata, slice);
     uint64_t count = qcow2_refcount_get(&image->geometry, slice->data, index);
     if (count == 1)
         return 0;
@@ -482,7 +482,7 @@ static int lower_shared(Fiber *self, Qcow2Image *image, TableSlice *slice, uint6
     if (r < 0)
         return r; // leaked
     qcow2_refcount_set(&image->geometry, slice->data, index, count - 1);
-    table_slice_set_dirty(slice, &image->writeback.dirty);
+    table_slice_set_dirty(slice, &image->writeback.parts.dirty);
     return 1;
 }
 

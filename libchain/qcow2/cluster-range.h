@@ -5,6 +5,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "format/qcow2-table.h"
+
 typedef struct ClusterRange {
     uint64_t first, n;
 } ClusterRange;
@@ -12,4 +14,16 @@ typedef struct ClusterRange {
 static inline bool cluster_range_overlaps(ClusterRange a, ClusterRange b)
 {
     return a.first < b.first + b.n && b.first < a.first + a.n;
+}
+
+// The host clusters that an L2 entry names. False: none.
+static inline bool cluster_range_of_entry(const Qcow2Geometry *g, const Qcow2L2Entry *e,
+                                          ClusterRange *ret_range)
+{
+    bool has_host = e->kind == QCOW2_CLUSTER_DATA || e->kind == QCOW2_CLUSTER_ZERO_ALLOCATED;
+    bool is_compressed = e->kind == QCOW2_CLUSTER_COMPRESSED;
+    uint64_t last = is_compressed ? e->host.v + e->compressed_bytes - 1 : e->host.v;
+    ret_range->first = e->host.v >> g->cluster_bits;
+    ret_range->n = (last >> g->cluster_bits) - ret_range->first + 1;
+    return has_host || is_compressed;
 }

@@ -13,34 +13,33 @@
 
 #include "qcow2/freed.h"
 
-#include "qcow2/image.h"
-
 static void pin_drained(IoPin *pin);
 
-void freed_init(Qcow2Image *image, FreedReleaseFn *release)
+void freed_init(FreedClusters *f, Loop *loop, FiberWaitGroup *fibers, FreedReleaseFn *release,
+                void *arg)
 {
-    FreedClusters *f = &image->freed;
     *f = (FreedClusters){
+        .loop = loop,
+        .fibers = fibers,
         .release = release,
+        .release_arg = arg,
         .unlinked = g_array_new(false, false, sizeof(FreedRange)),
         .durable = g_array_new(false, false, sizeof(ClusterRange)),
         .releasing = g_array_new(false, false, sizeof(ClusterRange)),
     };
     for (unsigned i = 0; i < 2; i++)
-        f->pins[i] = (FreedPin){{.drained = pin_drained}, image, i};
+        f->pins[i] = (FreedPin){{.drained = pin_drained}, f, i};
 }
 
-void freed_done(Qcow2Image *image)
+void freed_done(FreedClusters *f)
 {
-    FreedClusters *f = &image->freed;
     g_clear_pointer(&f->unlinked, g_array_unref);
     g_clear_pointer(&f->durable, g_array_unref);
     g_clear_pointer(&f->releasing, g_array_unref);
 }
 
-void freed_add(Qcow2Image *image, ClusterRange range, HostOff by)
+void freed_add(FreedClusters *f, ClusterRange range, HostOff by)
 {
-    FreedClusters *f = &image->freed;
     guint n = f->unlinked->len;
     FreedRange *last = n ? &g_array_index(f->unlinked, FreedRange, n - 1) : NULL;
     if (last && last->by.v == by.v && last->range.first + last->range.n == range.first) {
@@ -52,18 +51,17 @@ void freed_add(Qcow2Image *image, ClusterRange range, HostOff by)
     f->n_unlinked += range.n;
 }
 
-GArray *freed_take(Qcow2Image *image)
+GArray *freed_take(FreedClusters *f)
 {
-    FreedClusters *f = &image->freed;
     GArray *unlinked = f->unlinked;
     f->unlinked = g_array_new(false, false, sizeof(FreedRange));
     f->n_unlinked = 0;
     return unlinked;
 }
 
-void freed_add_durable(Qcow2Image *image, ClusterRange range)
+void freed_add_durable(FreedClusters *f, ClusterRange range)
 {
-    g_array_append_val(image->freed.durable, range);
+    g_array_append_val(f->durable, range);
 }
 
 static int compare_ranges(const void *a, const void *b)
@@ -90,9 +88,8 @@ static void merge_ranges(GArray *ranges)
         g_array_set_size(ranges, out + 1);
 }
 
-void freed_turn(Qcow2Image *image)
+void freed_turn(FreedClusters *f)
 {
-    FreedClusters *f = &image->freed;
     unsigned old = f->pin_now;
     if (!f->durable->len || f->releasing->len || f->pins[!old].pin.n_holders)
         return;
@@ -107,47 +104,43 @@ void freed_turn(Qcow2Image *image)
 
 static void release_fiber(Fiber *self, void *arg)
 {
-    Qcow2Image *image = arg;
-    FreedClusters *f = &image->freed;
+    FreedClusters *f = arg;
     g_autoptr(GArray) ranges = f->releasing;
     f->releasing = g_array_new(false, false, sizeof(ClusterRange));
     for (guint i = 0; i < ranges->len; i++)
-        f->release(self, image, g_array_index(ranges, ClusterRange, i));
-    freed_turn(image);
+        f->release(self, f->release_arg, g_array_index(ranges, ClusterRange, i));
+    freed_turn(f);
     f->n_fibers--;
     f->n_released++;
     fiber_queue_wake_all(&f->released);
-    fiber_wait_group_done(&image->fibers);
+    fiber_wait_group_done(f->fibers);
 }
 
 static void pin_drained(IoPin *pin)
 {
-    const FreedPin *freed_pin = (const FreedPin *)pin;
-    Qcow2Image *image = freed_pin->image;
-    FreedClusters *f = &image->freed;
-    if (freed_pin->index == f->pin_now || !f->releasing->len)
+    const FreedPin *own = (const FreedPin *)pin;
+    FreedClusters *f = own->freed;
+    if (own->index == f->pin_now || !f->releasing->len)
         return;
-    fiber_wait_group_add(&image->fibers, 1);
+    fiber_wait_group_add(f->fibers, 1);
     f->n_fibers++;
-    if (fiber_spawn(image->loop, "release clusters", release_fiber, image, NULL) < 0) {
+    if (fiber_spawn(f->loop, "release clusters", release_fiber, f, NULL) < 0) {
         // No stack to be had: keep them; the next write-back tries again.
         g_array_append_vals(f->durable, f->releasing->data, f->releasing->len);
         g_array_set_size(f->releasing, 0);
         f->n_fibers--;
         fiber_queue_wake_all(&f->released);
-        fiber_wait_group_done(&image->fibers);
+        fiber_wait_group_done(f->fibers);
     }
 }
 
-bool freed_is_pending(const Qcow2Image *image)
+bool freed_is_pending(const FreedClusters *f)
 {
-    const FreedClusters *f = &image->freed;
     return f->unlinked->len || f->durable->len || f->releasing->len || f->n_fibers;
 }
 
-void freed_wait(Fiber *self, Qcow2Image *image)
+void freed_wait(Fiber *self, FreedClusters *f)
 {
-    FreedClusters *f = &image->freed;
     // What is durable now may stand behind one batch that waits for its pins and one that is being
     // released.
     for (unsigned n = 0; n < 3 && (f->releasing->len || f->n_fibers); n++)

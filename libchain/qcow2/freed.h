@@ -8,18 +8,19 @@
 
 #include "chain-core/fiber-sync.h"
 #include "chain-core/io-batch.h"
+#include "chain-core/loop.h"
 #include "chain-core/units.h"
 #include "qcow2/cluster-range.h"
 
-typedef struct Qcow2Image Qcow2Image;
+typedef struct FreedClusters FreedClusters;
 
 // Nothing on disk names `range` and nobody has it pinned: its references are lowered. In a fiber.
-typedef void FreedReleaseFn(Fiber *self, Qcow2Image *image, ClusterRange range);
+typedef void FreedReleaseFn(Fiber *self, void *arg, ClusterRange range);
 
 // One generation of pins on an image's host ranges.
 typedef struct FreedPin {
     IoPin pin; // must be first
-    Qcow2Image *image;
+    FreedClusters *freed;
     unsigned index;
 } FreedPin;
 
@@ -30,8 +31,11 @@ typedef struct FreedRange {
     HostOff by;
 } FreedRange;
 
-typedef struct FreedClusters {
+struct FreedClusters {
+    Loop *loop;
+    FiberWaitGroup *fibers; // counts those that release
     FreedReleaseFn *release;
+    void *release_arg;
     GArray *unlinked;    // FreedRange: in memory
     GArray *durable;     // ClusterRange: on disk too
     GArray *releasing;   // ClusterRange: waiting for `pins[!pin_now]` to drain
@@ -41,20 +45,27 @@ typedef struct FreedClusters {
     FiberQueue released; // woken when one of them ends
     FreedPin pins[2];    // holders of host ranges; two generations
     unsigned pin_now;
-} FreedClusters;
+};
 
-void freed_init(Qcow2Image *image, FreedReleaseFn *release);
-void freed_done(Qcow2Image *image);
+void freed_init(FreedClusters *f, Loop *loop, FiberWaitGroup *fibers, FreedReleaseFn *release,
+                void *arg);
+void freed_done(FreedClusters *f);
+
+// What a request that looks host ranges up must hold.
+static inline IoPin *freed_pin(FreedClusters *f)
+{
+    return &f->pins[f->pin_now].pin;
+}
 
 // An entry at `by` that named `range` has been changed in memory, and is dirty.
-void freed_add(Qcow2Image *image, ClusterRange range, HostOff by);
+void freed_add(FreedClusters *f, ClusterRange range, HostOff by);
 
 // For write-back: what was unlinked so far (owned), and then for each range that it is durable, or
 // (freed_add() again) that it is not. freed_turn() once all were said.
-GArray *freed_take(Qcow2Image *image);
-void freed_add_durable(Qcow2Image *image, ClusterRange range);
-void freed_turn(Qcow2Image *image);
+GArray *freed_take(FreedClusters *f);
+void freed_add_durable(FreedClusters *f, ClusterRange range);
+void freed_turn(FreedClusters *f);
 
 // Is anything on its way? Waits until what is durable now has been released.
-bool freed_is_pending(const Qcow2Image *image);
-void freed_wait(Fiber *self, Qcow2Image *image);
+bool freed_is_pending(const FreedClusters *f);
+void freed_wait(Fiber *self, FreedClusters *f);

@@ -378,6 +378,7 @@ static int open_checked(Fiber *self, Qcow2Image *image, const Qcow2OpenOptions *
     qcow2_geometry_init(&image->geometry, h->cluster_bits, h->refcount_order,
                         h->incompatible & QCOW2_INCOMPAT_EXTENDED_L2,
                         h->incompatible & QCOW2_INCOMPAT_DATA_FILE, h->size_bytes);
+    metadata_set_init(&image->metadata, image->file, h->cluster_bits);
     r = read_snapshots(self, image, error);
     if (r == 0 && image->writable)
         r = read_refcount_table(self, image, error);
@@ -385,6 +386,11 @@ static int open_checked(Fiber *self, Qcow2Image *image, const Qcow2OpenOptions *
     if (r == 0 && image->writable)
         r = collect_metadata(image, error);
     return r;
+}
+
+static void release_clusters(Fiber *self, void *arg, ClusterRange range)
+{
+    allocator_release(self, arg, range);
 }
 
 int qcow2_image_open(Fiber *self, File *file, const Qcow2OpenOptions *options,
@@ -400,8 +406,18 @@ int qcow2_image_open(Fiber *self, File *file, const Qcow2OpenOptions *options,
     image->writable = !options->read_only;
     image->is_shared = options->shared && options->read_only;
     image->notices = g_ptr_array_new_with_free_func(g_free);
-    writeback_init(image);
-    freed_init(image, allocator_release);
+    freed_init(&image->freed, image->loop, &image->fibers, release_clusters, image);
+    image->writeback = (Writeback){
+        .parts = {.file = file,
+                  .geometry = &image->geometry,
+                  .metadata = &image->metadata,
+                  .refcount_table = &image->refcount_table,
+                  .freed = &image->freed},
+        .loop = image->loop,
+        .memory = image->memory,
+        .fibers = &image->fibers,
+    };
+    writeback_init(&image->writeback);
     image->cache = table_cache_ref(image->loop, image->memory);
     int r = open_checked(self, image, options, error);
     if (r < 0) {
@@ -427,12 +443,12 @@ static void finish_writing(Fiber *self, Qcow2Image *image)
     // The first write-back makes frees durable and releases them, the second writes their
     // refcounts.
     for (int i = 0; i < 2; i++) {
-        if (writeback_run(self, image) < 0)
+        if (writeback_run(self, &image->writeback) < 0)
             return;
         fiber_wait_group_wait(self, &image->fibers);
     }
-    if (image->writeback.dirty.n || image->freed.durable->len)
-        writeback_run(self, image);
+    if (image->writeback.parts.dirty.n || image->freed.durable->len)
+        writeback_run(self, &image->writeback);
 }
 
 void qcow2_image_unref_close(Fiber *self, Qcow2Image *image)
@@ -443,10 +459,10 @@ void qcow2_image_unref_close(Fiber *self, Qcow2Image *image)
         finish_writing(self, image);
     fiber_wait_group_wait(self, &image->fibers);
     inflated_cache_free(image->inflated);
-    table_cache_forget_image(image->cache, image, &image->writeback.dirty);
+    table_cache_forget_image(image->cache, image, &image->writeback.parts.dirty);
     table_cache_unref(image->cache);
-    writeback_done(image);
-    freed_done(image);
+    writeback_done(&image->writeback);
+    freed_done(&image->freed);
     allocator_done(image);
     metadata_set_done(&image->metadata);
     while (image->n_cow_buffers)
@@ -487,18 +503,6 @@ int image_remeasure(Fiber *self, Qcow2Image *image, File *file)
     return r;
 }
 
-bool image_clusters_of_entry(const Qcow2Image *image, const Qcow2L2Entry *e,
-                             ClusterRange *ret_range)
-{
-    bool has_host = e->kind == QCOW2_CLUSTER_DATA || e->kind == QCOW2_CLUSTER_ZERO_ALLOCATED;
-    uint64_t first = image_cluster_of(image, e->host);
-    *ret_range = (ClusterRange){first, 1};
-    if (e->kind == QCOW2_CLUSTER_COMPRESSED)
-        ret_range->n =
-            image_cluster_of(image, host_off(e->host.v + e->compressed_bytes - 1)) - first + 1;
-    return e->kind == QCOW2_CLUSTER_COMPRESSED || has_host;
-}
-
 bool image_range_is_sane(const Qcow2Image *image, ClusterRange range)
 {
     if (range.first >= image->allocator.tail || range.n > image->allocator.tail - range.first)
@@ -523,6 +527,7 @@ int image_mark_corrupt(Qcow2Image *image, const char *what, ...)
     if (image->corrupt || image->is_shared)
         return -EIO;
     image->corrupt = true;
+    writeback_end(&image->writeback);
     va_list args;
     va_start(args, what);
     g_autofree char *found = g_strdup_vprintf(what, args);

@@ -29,6 +29,7 @@
 #include "qcow2/freed.h"
 #include "qcow2/metadata-set.h"
 #include "qcow2/table-cache.h"
+#include "qcow2/writeback.h"
 
 typedef struct Qcow2View Qcow2View;
 typedef struct InflatedCache InflatedCache;
@@ -43,22 +44,6 @@ typedef struct Allocator {
     uint64_t fresh_from; // clusters from here on were never written: they read as zeros
     FiberMutex grow_mutex;
 } Allocator;
-
-// States and invariants: writeback.c.
-typedef struct Writeback {
-    bool running;
-    FiberQueue next; // waiters of the pass after the running one
-    uint64_t n_started, n_done;
-    int last_result; // of the last pass: 0 also when a part of it failed
-    GArray *failed;  // uint64_t, sorted: places of L2 slices and L1 entries that it left unwritten
-    int error;       // and why
-    bool has_uncounted; // it left refcounts, or entries of their table, unwritten
-    // No more passes: the head went away with changes that could not be written, or nobody knows
-    // which refcount table the disk names.
-    bool abandoned;
-    bool background;      // a fiber for write-back is under way
-    TableSliceList dirty; // slices changed in memory
-} Writeback;
 
 enum { IMAGE_COW_BUFFERS = 8 };
 
@@ -80,7 +65,6 @@ struct Qcow2Image {
     const Qcow2Events *events;
 
     EntryTable refcount_table; // writable images only
-    EntryTable *head_l1;       // of the writable head view, borrowed
     Qcow2Snapshot *snapshots;
     uint64_t snapshot_table_bytes; // as it lies in the file
     Qcow2View *head;               // the writable head view, borrowed
@@ -122,7 +106,7 @@ G_GNUC_PRINTF(2, 3) int image_mark_corrupt(Qcow2Image *image, const char *what, 
 static inline void image_pin(Fiber *self, Qcow2Image *image, IoBatch *batch)
 {
     if (image->writable)
-        io_batch_pin(self, batch, &image->freed.pins[image->freed.pin_now].pin);
+        io_batch_pin(self, batch, freed_pin(&image->freed));
 }
 
 static inline uint64_t image_cluster_of(const Qcow2Image *image, HostOff off)
@@ -143,10 +127,6 @@ static inline HostOff image_slice_of(const Qcow2Image *image, HostOff off)
 // A buffer of one cluster, aligned for direct I/O. NULL: no memory.
 void *image_get_cow_buffer(Qcow2Image *image);
 void image_put_cow_buffer(Qcow2Image *image, void *buffer); // NULL is fine
-
-// The host clusters that an L2 entry names. False: none.
-bool image_clusters_of_entry(const Qcow2Image *image, const Qcow2L2Entry *entry,
-                             ClusterRange *ret_range);
 
 // Could freeing these clusters be right? Not past the end of the file, none holds metadata.
 bool image_range_is_sane(const Qcow2Image *image, ClusterRange range);

@@ -30,14 +30,14 @@ static int make_table(Fiber *self, Qcow2View *view, uint64_t i1, Qcow2L1Entry ol
     ClusterRange range;
     bool zeroed;
     HostOff entry = entry_table_place(&view->l1, i1);
-    int r = metadata_set_reserve(self, image, image_cluster_of(image, entry));
+    int r = metadata_set_reserve(self, &image->metadata, image_cluster_of(image, entry));
     if (r == 0)
         r = allocator_take(self, image, 1, &range, &zeroed);
     if (r < 0)
         return r;
     HostOff table = image_cluster_off(image, range.first);
     if (!table_cache_forget(image->cache, image, table, image->geometry.cluster_bytes,
-                            image->geometry.slice_bytes, &image->writeback.dirty))
+                            image->geometry.slice_bytes, &image->writeback.parts.dirty))
         return image_mark_corrupt(
             image, "cluster at offset %#" G_GINT64_MODIFIER "x is a table but has refcount 0",
             table.v);
@@ -48,7 +48,7 @@ static int make_table(Fiber *self, Qcow2View *view, uint64_t i1, Qcow2L1Entry ol
     else if (!zeroed)
         r = file_zero(self, image->file, table, image->geometry.cluster_bytes, 0);
     if (r == 0)
-        r = metadata_set_reserve(self, image, range.first);
+        r = metadata_set_reserve(self, &image->metadata, range.first);
     // One slice is dirty from the start, so that the file reaches the table when L1 names it.
     TableSlice *slice;
     if (r == 0)
@@ -58,12 +58,12 @@ static int make_table(Fiber *self, Qcow2View *view, uint64_t i1, Qcow2L1Entry ol
         allocator_release(self, image, range);
         return r;
     }
-    table_slice_set_dirty(slice, &image->writeback.dirty);
+    table_slice_set_dirty(slice, &image->writeback.parts.dirty);
     table_slice_release(slice);
     cluster_set_add(&image->metadata.new_tables, range.first);
     entry_table_set(&view->l1, i1, qcow2_l1_entry_encode(table, true));
     if (old.l2.v)
-        freed_add(image, (ClusterRange){image_cluster_of(image, old.l2), 1}, entry);
+        freed_add(&image->freed, (ClusterRange){image_cluster_of(image, old.l2), 1}, entry);
     return 0;
 }
 
@@ -106,7 +106,7 @@ int view_begin_change(Fiber *self, Qcow2View *view, uint64_t first, uint64_t las
 {
     Qcow2Image *image = view->image;
     GuestOff off = guest_off(first << image->geometry.cluster_bits);
-    int r = writeback_throttle(self, image);
+    int r = writeback_throttle(self, &image->writeback);
     if (r < 0)
         return r;
     cluster_lock(self, &image->locks, &ret_change->lock, first, last);
@@ -114,7 +114,7 @@ int view_begin_change(Fiber *self, Qcow2View *view, uint64_t first, uint64_t las
     if (r == 0)
         r = get_slice(self, view, off, &ret_change->slice, &ret_change->index);
     if (r == 0) {
-        r = metadata_set_reserve_slice(self, image, ret_change->slice);
+        r = metadata_set_reserve_slice(self, &image->metadata, ret_change->slice);
         if (r < 0)
             table_slice_release(ret_change->slice);
     }
@@ -138,15 +138,15 @@ static bool is_unwritten(const Qcow2View *view, GuestOff off)
     uint32_t i2 = qcow2_l2_index(g, off);
     i2 -= i2 & (g->slice_entries - 1);
     HostOff slice = host_off(l1.l2.v + (uint64_t)i2 * g->l2_entry_bytes);
-    return writeback_has_failed(view->image, entry_table_place(&view->l1, i1)) ||
-           (l1.l2.v && writeback_has_failed(view->image, slice));
+    return writeback_has_failed(&view->image->writeback, entry_table_place(&view->l1, i1)) ||
+           (l1.l2.v && writeback_has_failed(&view->image->writeback, slice));
 }
 
 int view_make_durable(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len)
 {
     const Qcow2Geometry *g = &view->image->geometry;
     uint64_t span = (uint64_t)g->slice_entries << g->cluster_bits, end = off.v + len;
-    int r = writeback_run(self, view->image);
+    int r = writeback_run(self, &view->image->writeback);
     if (r == 0)
         return 0;
     for (uint64_t at = off.v & ~(span - 1); at < end; at += span)

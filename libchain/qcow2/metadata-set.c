@@ -7,8 +7,12 @@
 #include "qcow2/metadata-set.h"
 
 #include <errno.h>
+#include <glib.h>
 
-#include "qcow2/image.h"
+void metadata_set_init(MetadataSet *set, File *file, uint32_t cluster_bits)
+{
+    *set = (MetadataSet){.file = file, .cluster_bits = cluster_bits};
+}
 
 void metadata_set_done(MetadataSet *set)
 {
@@ -30,31 +34,33 @@ void metadata_set_remove(MetadataSet *set, uint64_t cluster)
 }
 
 // Writes [off, off+len), at most a cluster, as it is.
-static int rewrite(Fiber *self, Qcow2Image *image, HostOff off, uint64_t len)
+static int rewrite(Fiber *self, MetadataSet *set, HostOff off, uint64_t len)
 {
-    void *buf = image_get_cow_buffer(image);
-    if (!buf)
-        return -ENOMEM;
-    int r = file_read(self, image->file, off, buf, len);
+    g_autofree void *buf = g_try_malloc(len);
+    int r = buf ? file_read(self, set->file, off, buf, len) : -ENOMEM;
+    return r < 0 ? r : file_write(self, set->file, off, buf, len);
+}
+
+static int reserve_cluster(Fiber *self, MetadataSet *set, uint64_t cluster)
+{
+    int r = file_reserve(self, set->file, host_off(cluster << set->cluster_bits),
+                         UINT64_C(1) << set->cluster_bits);
     if (r == 0)
-        r = file_write(self, image->file, off, buf, len);
-    image_put_cow_buffer(image, buf);
+        cluster_set_add(&set->with_space, cluster);
     return r;
 }
 
-int metadata_set_reserve(Fiber *self, Qcow2Image *image, uint64_t cluster)
+int metadata_set_reserve(Fiber *self, MetadataSet *set, uint64_t cluster)
 {
-    MetadataSet *set = &image->metadata;
     if (cluster_set_contains(&set->with_space, cluster))
         return 0;
-    HostOff off = image_cluster_off(image, cluster);
-    uint64_t len = image->geometry.cluster_bytes;
     fiber_mutex_lock(self, &set->space_mutex);
     int r = 0;
-    if (!cluster_set_contains(&set->with_space, cluster)) {
-        r = file_reserve(self, image->file, off, len);
-        if (r == -ENOTSUP)
-            r = rewrite(self, image, off, len);
+    if (!cluster_set_contains(&set->with_space, cluster))
+        r = reserve_cluster(self, set, cluster);
+    if (r == -ENOTSUP) {
+        r = rewrite(self, set, host_off(cluster << set->cluster_bits),
+                    UINT64_C(1) << set->cluster_bits);
         if (r == 0)
             cluster_set_add(&set->with_space, cluster);
     }
@@ -62,34 +68,22 @@ int metadata_set_reserve(Fiber *self, Qcow2Image *image, uint64_t cluster)
     return r;
 }
 
-static int reserve_slice_locked(Fiber *self, Qcow2Image *image, TableSlice *slice)
+int metadata_set_reserve_slice(Fiber *self, MetadataSet *set, TableSlice *slice)
 {
-    MetadataSet *set = &image->metadata;
-    uint64_t cluster = image_cluster_of(image, slice->host);
-    if (slice->has_space || cluster_set_contains(&set->with_space, cluster))
-        return 0;
-    int r = file_reserve(self, image->file, image_cluster_off(image, cluster),
-                         image->geometry.cluster_bytes);
-    if (r == 0)
-        cluster_set_add(&set->with_space, cluster);
-    else if (r == -ENOSPC)
-        r = file_reserve(self, image->file, slice->host, slice->bytes);
-    else if (r == -ENOTSUP) // other slices of the cluster may be on their way
-        r = rewrite(self, image, slice->host, slice->bytes);
-    return r;
-}
-
-int metadata_set_reserve_slice(Fiber *self, Qcow2Image *image, TableSlice *slice)
-{
-    MetadataSet *set = &image->metadata;
+    uint64_t cluster = slice->host.v >> set->cluster_bits;
     int r = 0;
     if (slice->has_space)
         return 0;
-    if (!cluster_set_contains(&set->with_space, image_cluster_of(image, slice->host))) {
+    if (!cluster_set_contains(&set->with_space, cluster)) {
         fiber_mutex_lock(self, &set->space_mutex);
-        r = reserve_slice_locked(self, image, slice);
+        if (!slice->has_space && !cluster_set_contains(&set->with_space, cluster))
+            r = reserve_cluster(self, set, cluster);
+        if (r == -ENOSPC)
+            r = file_reserve(self, set->file, slice->host, slice->bytes);
+        else if (r == -ENOTSUP) // other slices of the cluster may be on their way
+            r = rewrite(self, set, slice->host, slice->bytes);
         fiber_mutex_unlock(self, &set->space_mutex);
     }
-    slice->has_space = r == 0;
+    slice->has_space |= r == 0;
     return r;
 }

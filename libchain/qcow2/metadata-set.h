@@ -15,11 +15,14 @@
 #include "qcow2/table-cache.h"
 
 typedef struct MetadataSet {
+    File *file;
+    uint32_t cluster_bits;
     ClusterSet clusters;
     ClusterSet with_space, new_tables; // subsets
     FiberMutex space_mutex;            // one reservation at a time
 } MetadataSet;
 
+void metadata_set_init(MetadataSet *set, File *file, uint32_t cluster_bits); // borrows `file`
 void metadata_set_done(MetadataSet *set);
 bool metadata_set_add(MetadataSet *set, uint64_t cluster); // false: it was in the set already
 void metadata_set_remove(MetadataSet *set, uint64_t cluster);
@@ -31,8 +34,8 @@ static inline bool metadata_set_contains(const MetadataSet *set, uint64_t cluste
 // Takes space for a cluster of metadata of which nothing is dirty yet: a new table, whose content
 // is in the file, or what holds an entry that is about to change. -ENOSPC. Suspends unless the
 // space is known to be there.
-int metadata_set_reserve(Fiber *self, Qcow2Image *image, uint64_t cluster);
+int metadata_set_reserve(Fiber *self, MetadataSet *set, uint64_t cluster);
 
 // The same for `slice` (held), before it becomes dirty: for its whole cluster, or where the host
 // has no space for that, for the slice alone.
-int metadata_set_reserve_slice(Fiber *self, Qcow2Image *image, TableSlice *slice);
+int metadata_set_reserve_slice(Fiber *self, MetadataSet *set, TableSlice *slice);

@@ -36,11 +36,11 @@ static int reserve_block(Fiber *self, Qcow2Image *image, uint64_t cluster, bool 
 {
     uint64_t i = cluster >> image->geometry.refcounts_per_block_bits;
     HostOff entry = entry_table_place(&image->refcount_table, i);
-    int r = metadata_set_reserve(self, image, image_cluster_of(image, entry));
+    int r = metadata_set_reserve(self, &image->metadata, image_cluster_of(image, entry));
     if (r == 0 && !is_zeroed)
         r = file_zero(self, image->file, image_cluster_off(image, cluster),
                       image->geometry.cluster_bytes, 0);
-    return r < 0 ? r : metadata_set_reserve(self, image, cluster);
+    return r < 0 ? r : metadata_set_reserve(self, &image->metadata, cluster);
 }
 
 // Metadata in use that no block counts: the table has lost an entry, and a new block would offer
@@ -88,7 +88,7 @@ static int add_block(Fiber *self, Qcow2Image *image, uint64_t cluster)
         return r;
     }
     qcow2_refcount_set(&image->geometry, slice->data, in_block % per_slice, 1);
-    table_slice_set_dirty(slice, &image->writeback.dirty);
+    table_slice_set_dirty(slice, &image->writeback.parts.dirty);
     table_slice_release(slice);
     uint64_t i = cluster >> image->geometry.refcounts_per_block_bits;
     entry_table_set(&image->refcount_table, i, qcow2_refcount_table_entry_encode(off));
@@ -180,7 +180,7 @@ static int switch_header(Fiber *self, Qcow2Image *image, const NewArea *area)
             r = file_flush(self, image->file);
         if (r < 0 && (file_write(self, image->file, host_off(0), old, sizeof(old)) < 0 ||
                       file_flush(self, image->file) < 0))
-            image->writeback.abandoned = true;
+            writeback_end(&image->writeback);
     }
     fiber_mutex_unlock(self, &image->header_mutex);
     return r;
@@ -211,7 +211,7 @@ static void adopt_table(Qcow2Image *image, const NewArea *area, Be64 *table)
     h->refcount_table_clusters = area->n_table;
     for (uint64_t c = old.first; c < old.first + old.n; c++)
         metadata_set_remove(&image->metadata, c);
-    freed_add(image, old, host_off(0)); // §5: unlinked durably
+    freed_add(&image->freed, old, host_off(0)); // §5: unlinked durably
 }
 
 // Moves the refcount table to `first`, the tail, which no block covers yet, large enough for what
@@ -222,7 +222,7 @@ static int grow_table(Fiber *self, Qcow2Image *image, uint64_t first)
     int r = plan_area(image, first, &area);
     // Entries of the old table may name blocks that are not durable yet: they are, after this.
     if (r == 0)
-        r = writeback_run_refcounts(self, image);
+        r = writeback_run_refcounts(self, &image->writeback);
     if (r < 0 || image->allocator.tail != first) // given back meanwhile: choose again
         return r;
     Be64 *table = g_try_malloc0(area.n_table * image->geometry.cluster_bytes);
@@ -240,7 +240,7 @@ static int grow_table(Fiber *self, Qcow2Image *image, uint64_t first)
     }
     g_free(table);
     // What the disk may name stays as it is.
-    if (!image->writeback.abandoned)
+    if (!image->writeback.has_ended)
         give_tail_back(self, image, first, area_clusters(&area));
     return r;
 }

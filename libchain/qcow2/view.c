@@ -297,16 +297,17 @@ static void view_close(Fiber *self, Node *node)
         // none. Nor may one be under way when it goes.
         int r;
         do
-            r = writeback_run(self, image);
+            r = writeback_run(self, &image->writeback);
         while (image->writeback.running);
-        image->writeback.abandoned |= r < 0;
+        if (r < 0)
+            writeback_end(&image->writeback);
         for (uint64_t i = 0; i < view->l1.n; i++)
             if (view->l1.entries[i].raw)
                 metadata_set_remove(
                     &image->metadata,
                     image_cluster_of(image, qcow2_l1_entry_decode(view->l1.entries[i]).l2));
         image->head = NULL;
-        image->head_l1 = NULL;
+        image->writeback.parts.l1 = NULL;
     }
     qcow2_image_unref_close(self, image);
     entry_table_done(&view->l1);
@@ -445,7 +446,7 @@ int qcow2_view_new(Fiber *self, Qcow2Image *image, const char *wanted, Node **re
     }
     if (head_for_writing) {
         image->head = view;
-        image->head_l1 = &view->l1;
+        image->writeback.parts.l1 = &view->l1;
     }
     *ret_node = &view->node;
     return 0;

@@ -226,7 +226,8 @@ static int write_host(Fiber *self, Qcow2View *view, const WritePlan *plan, bool 
 bool view_old_is_sane(const Qcow2Image *image, const Qcow2L2Entry *old)
 {
     ClusterRange range;
-    return !image_clusters_of_entry(image, old, &range) || image_range_is_sane(image, range);
+    return !cluster_range_of_entry(&image->geometry, old, &range) ||
+           image_range_is_sane(image, range);
 }
 
 int view_mark_bad_target(Qcow2Image *image, GuestOff off, const Qcow2L2Entry *old)
@@ -241,8 +242,8 @@ int view_mark_bad_target(Qcow2Image *image, GuestOff off, const Qcow2L2Entry *ol
 void view_free_old(Qcow2Image *image, const TableSlice *slice, const Qcow2L2Entry *old)
 {
     ClusterRange range;
-    if (image_clusters_of_entry(image, old, &range))
-        freed_add(image, range, slice->host);
+    if (cluster_range_of_entry(&image->geometry, old, &range))
+        freed_add(&image->freed, range, slice->host);
 }
 
 // Makes the entries name what was written. Nothing suspends.
@@ -265,7 +266,7 @@ static void link_clusters(Qcow2Image *image, TableSlice *slice, uint32_t index, 
                 (old.kind == QCOW2_CLUSTER_COMPRESSED ? 0 : old.zero_bitmap) & ~e.alloc_bitmap;
         }
         qcow2_l2_entry_encode(g, slice->data, index + i, &e);
-        table_slice_set_dirty(slice, &image->writeback.dirty);
+        table_slice_set_dirty(slice, &image->writeback.parts.dirty);
         if (plan->needs_clusters)
             view_free_old(image, slice, &old);
     }
@@ -345,7 +346,7 @@ static int write_allocating(Fiber *self, Qcow2View *view, GuestOff off, const vo
 static int reclaim(Fiber *self, Qcow2Image *image, uint64_t n_released, IoBatch *batch)
 {
     int r = io_batch_wait(self, batch);
-    if (r == 0 && !writeback_reclaim(self, image, n_released))
+    if (r == 0 && !writeback_reclaim(self, &image->writeback, n_released))
         r = -ENOSPC;
     image_pin(self, image, batch);
     return r;
@@ -391,5 +392,5 @@ int view_write(Fiber *self, Node *node, GuestOff off, const void *buf, size_t le
 int view_flush(Fiber *self, Node *node)
 {
     Qcow2Image *image = view_of(node)->image;
-    return image->writable ? writeback_run(self, image) : 0;
+    return image->writable ? writeback_run(self, &image->writeback) : 0;
 }

@@ -42,7 +42,7 @@ typedef struct Entries {
 } Entries;
 
 struct WritebackPass {
-    Qcow2Image *image;
+    WritebackParts *parts;
     GArray *early, *entries, *late; // Piece
     Entries refcount_table, l1;
     uint64_t *new_tables; // clusters of L2 tables that nothing on disk names
@@ -55,23 +55,27 @@ struct WritebackPass {
 
 // --- copying -------------------------------------------------------------------------------------
 
-static bool is_of_new_table(const Qcow2Image *image, const TableSlice *s)
+static uint64_t cluster_of(const WritebackPass *p, HostOff off)
 {
-    const ClusterSet *set = &image->metadata.new_tables;
-    return set->n && cluster_set_contains(set, image_cluster_of(image, s->host));
+    return off.v >> p->parts->geometry->cluster_bits;
+}
+
+static bool is_of_new_table(const WritebackPass *p, const TableSlice *s)
+{
+    const ClusterSet *set = &p->parts->metadata->new_tables;
+    return set->n && cluster_set_contains(set, cluster_of(p, s->host));
 }
 
 static void copy_slices(WritebackPass *p)
 {
-    Qcow2Image *image = p->image;
-    TableSliceList *dirty = &image->writeback.dirty;
-    uint32_t slice_bytes = image->geometry.slice_bytes;
+    TableSliceList *dirty = &p->parts->dirty;
+    uint32_t slice_bytes = p->parts->geometry->slice_bytes;
     uint8_t *copy = p->slices = dirty->n ? g_malloc(dirty->n * slice_bytes) : NULL;
     while (dirty->first) {
         TableSlice *slice = dirty->first;
         memcpy(copy, slice->data, slice_bytes);
         Piece piece = {slice->host, slice_bytes, copy, slice, false};
-        bool is_early = slice->kind == TABLE_SLICE_REFCOUNT || is_of_new_table(image, slice);
+        bool is_early = slice->kind == TABLE_SLICE_REFCOUNT || is_of_new_table(p, slice);
         g_array_append_val(is_early ? p->early : p->late, piece);
         copy += slice_bytes;
         slice->n_holders++; // stays in memory until it is on disk
@@ -101,19 +105,19 @@ static void copy_entries(Entries *e, EntryTable *table, GArray *pieces)
     }
 }
 
-WritebackPass *writeback_pass_begin(Qcow2Image *image)
+WritebackPass *writeback_pass_begin(WritebackParts *parts)
 {
     WritebackPass *p = g_new0(WritebackPass, 1);
-    p->image = image;
+    p->parts = parts;
     p->early = g_array_new(false, false, sizeof(Piece));
     p->entries = g_array_new(false, false, sizeof(Piece));
     p->late = g_array_new(false, false, sizeof(Piece));
     p->uncounted = g_array_new(false, false, sizeof(ClusterRange));
     copy_slices(p);
-    copy_entries(&p->refcount_table, &image->refcount_table, p->entries);
-    copy_entries(&p->l1, image->head_l1, p->late);
-    p->new_tables = cluster_set_list(&image->metadata.new_tables, &p->n_new_tables);
-    p->freed = freed_take(image);
+    copy_entries(&p->refcount_table, parts->refcount_table, p->entries);
+    copy_entries(&p->l1, parts->l1, p->late);
+    p->new_tables = cluster_set_list(&parts->metadata->new_tables, &p->n_new_tables);
+    p->freed = freed_take(parts->freed);
     return p;
 }
 
@@ -126,7 +130,7 @@ static int compare_pieces(const void *a, const void *b)
 }
 
 // All in one batch, neighbours together.
-static int write_together(Fiber *self, Qcow2Image *image, GArray *pieces)
+static int write_together(Fiber *self, File *file, GArray *pieces)
 {
     IoBatch batch;
     io_batch_init(&batch, self);
@@ -144,7 +148,7 @@ static int write_together(Fiber *self, Qcow2Image *image, GArray *pieces)
             i++;
         }
         if (n)
-            file_write_start(image->file, start, iov, n, &batch);
+            file_write_start(file, start, iov, n, &batch);
         else
             i++; // a piece that has failed
     }
@@ -163,7 +167,7 @@ static void write_apart(Fiber *self, WritebackPass *p, GArray *pieces)
             struct iovec iov = {piece->data, piece->bytes};
             io_batch_init(&batches[i - start], self);
             if (!piece->has_failed)
-                file_write_start(p->image->file, piece->off, &iov, 1, &batches[i - start]);
+                file_write_start(p->parts->file, piece->off, &iov, 1, &batches[i - start]);
         }
         for (guint i = start; i < end; i++) {
             int r = io_batch_wait(self, &batches[i - start]);
@@ -179,9 +183,9 @@ static void write_apart(Fiber *self, WritebackPass *p, GArray *pieces)
 static int write_pieces(Fiber *self, WritebackPass *p, GArray *pieces)
 {
     g_array_sort(pieces, compare_pieces);
-    if (write_together(self, p->image, pieces) < 0)
+    if (write_together(self, p->parts->file, pieces) < 0)
         write_apart(self, p, pieces);
-    return file_flush(self, p->image->file);
+    return file_flush(self, p->parts->file);
 }
 
 // --- what depends on a piece that failed ---------------------------------------------------------
@@ -196,11 +200,11 @@ static bool is_uncounted(const WritebackPass *p, ClusterRange range)
 
 static bool names_uncounted(const WritebackPass *p, const Piece *piece)
 {
-    const Qcow2Geometry *g = &p->image->geometry;
+    const Qcow2Geometry *g = p->parts->geometry;
     for (uint32_t i = 0; i < g->slice_entries; i++) {
         Qcow2L2Entry e = qcow2_l2_entry_decode(g, piece->data, i);
         ClusterRange range;
-        if (image_clusters_of_entry(p->image, &e, &range) && is_uncounted(p, range))
+        if (cluster_range_of_entry(g, &e, &range) && is_uncounted(p, range))
             return true;
     }
     return false;
@@ -246,8 +250,8 @@ static bool has_failed_piece_in(const GArray *pieces, HostOff off, uint64_t byte
 // blocks must not be entered in the table.
 static void judge_blocks(WritebackPass *p)
 {
-    const Qcow2Geometry *g = &p->image->geometry;
-    const EntryTable *table = &p->image->refcount_table;
+    const Qcow2Geometry *g = p->parts->geometry;
+    const EntryTable *table = p->parts->refcount_table;
     uint64_t per_slice = (uint64_t)g->slice_bytes * 8 >> g->refcount_order;
     for (guint i = 0; i < p->early->len; i++) {
         const Piece *piece = &g_array_index(p->early, Piece, i);
@@ -285,7 +289,7 @@ static void judge_sectors(Entries *e, const GArray *pieces)
 
 static void judge_refcount_table(WritebackPass *p)
 {
-    uint32_t bits = p->image->geometry.refcounts_per_block_bits;
+    uint32_t bits = p->parts->geometry->refcounts_per_block_bits;
     judge_sectors(&p->refcount_table, p->entries);
     for (guint i = 0; i < p->refcount_table.failed->len; i++)
         add_uncounted(p, g_array_index(p->refcount_table.failed, ChangedEntry, i).index << bits,
@@ -299,7 +303,7 @@ static bool is_fit(WritebackPass *p, uint64_t cluster)
     bool is_fit = !is_uncounted(p, (ClusterRange){cluster, 1});
     for (guint i = 0; i < p->early->len; i++) {
         Piece *piece = &g_array_index(p->early, Piece, i);
-        if (image_cluster_of(p->image, piece->off) != cluster)
+        if (cluster_of(p, piece->off) != cluster)
             continue;
         piece->has_failed |= names_uncounted(p, piece);
         is_fit &= !piece->has_failed;
@@ -311,7 +315,7 @@ static bool is_fit(WritebackPass *p, uint64_t cluster)
 // now on slices of these tables are those of linked tables.
 static void link_new_tables(WritebackPass *p)
 {
-    ClusterSet *set = &p->image->metadata.new_tables;
+    ClusterSet *set = &p->parts->metadata->new_tables;
     for (uint64_t i = 0; i < p->n_new_tables; i++)
         if (!p->error || is_fit(p, p->new_tables[i]))
             cluster_set_remove(set, p->new_tables[i]);
@@ -327,7 +331,7 @@ static void hold_back(WritebackPass *p)
     for (guint i = 0; i < p->l1.changed->len; i++) {
         ChangedEntry change = g_array_index(p->l1.changed, ChangedEntry, i);
         Qcow2L1Entry e = qcow2_l1_entry_decode(p->l1.table->entries[change.index]);
-        if (cluster_set_contains(&p->image->metadata.new_tables, image_cluster_of(p->image, e.l2)))
+        if (cluster_set_contains(&p->parts->metadata->new_tables, cluster_of(p, e.l2)))
             keep_old_entry(&p->l1, change, p->late);
     }
 }
@@ -359,32 +363,31 @@ int writeback_pass_write(Fiber *self, WritebackPass *p)
 
 // --- the end -------------------------------------------------------------------------------------
 
-static void end_pieces(WritebackPass *p, GArray *pieces, int result)
+static void end_pieces(WritebackPass *p, GArray *pieces, WritebackRest *rest)
 {
-    Writeback *w = &p->image->writeback;
     for (guint i = 0; i < pieces->len; i++) {
         Piece *piece = &g_array_index(pieces, Piece, i);
         if (!piece->slice)
             continue;
         piece->slice->n_holders--;
-        if (result == 0 && !piece->has_failed)
+        if (rest->result == 0 && !piece->has_failed)
             continue;
-        table_slice_set_dirty(piece->slice, &w->dirty);
+        table_slice_set_dirty(piece->slice, &p->parts->dirty);
         if (piece->slice->kind == TABLE_SLICE_L2)
-            g_array_append_val(w->failed, piece->off.v);
+            g_array_append_val(rest->places, piece->off.v);
     }
     g_array_unref(pieces);
 }
 
-static void end_entries(WritebackPass *p, Entries *e, int result)
+static void end_entries(WritebackPass *p, Entries *e, WritebackRest *rest)
 {
-    GArray *lost = result < 0 ? e->changed : e->failed;
-    for (guint i = 0; e->table && i < lost->len; i++) {
+    const GArray *lost = rest->result < 0 ? e->changed : e->failed;
+    for (guint i = 0; i < lost->len; i++) {
         ChangedEntry change = g_array_index(lost, ChangedEntry, i);
-        entry_table_put_back(e->table, change);
         HostOff place = entry_table_place(e->table, change.index);
+        entry_table_put_back(e->table, change);
         if (e == &p->l1)
-            g_array_append_val(p->image->writeback.failed, place.v);
+            g_array_append_val(rest->places, place.v);
     }
     g_array_unref(e->changed);
     g_array_unref(e->failed);
@@ -397,32 +400,31 @@ static int compare_u64(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-bool writeback_pass_failed(const Qcow2Image *image, HostOff place)
+bool writeback_rest_has(const WritebackRest *rest, HostOff place)
 {
-    const GArray *failed = image->writeback.failed;
-    return failed->len &&
-           bsearch(&place.v, failed->data, failed->len, sizeof(uint64_t), compare_u64);
+    const GArray *places = rest->places;
+    return places->len &&
+           bsearch(&place.v, places->data, places->len, sizeof(uint64_t), compare_u64);
 }
 
-void writeback_pass_end(WritebackPass *p, int result)
+void writeback_pass_end(WritebackPass *p, int result, WritebackRest *rest)
 {
-    Qcow2Image *image = p->image;
-    Writeback *w = &image->writeback;
-    g_array_set_size(w->failed, 0);
-    w->error = p->error;
-    w->has_uncounted = result < 0 || p->uncounted->len;
-    end_pieces(p, p->early, result);
-    end_pieces(p, p->entries, result);
-    end_pieces(p, p->late, result);
-    end_entries(p, &p->refcount_table, result);
-    end_entries(p, &p->l1, result);
-    g_array_sort(w->failed, compare_u64);
+    g_array_set_size(rest->places, 0);
+    rest->result = result;
+    rest->error = p->error;
+    rest->has_refcounts = result < 0 || p->uncounted->len;
+    end_pieces(p, p->early, rest);
+    end_pieces(p, p->entries, rest);
+    end_pieces(p, p->late, rest);
+    end_entries(p, &p->refcount_table, rest);
+    end_entries(p, &p->l1, rest);
+    g_array_sort(rest->places, compare_u64);
     for (guint i = 0; i < p->freed->len; i++) {
         FreedRange freed = g_array_index(p->freed, FreedRange, i);
-        if (result < 0 || writeback_pass_failed(image, freed.by))
-            freed_add(image, freed.range, freed.by);
+        if (result < 0 || writeback_rest_has(rest, freed.by))
+            freed_add(p->parts->freed, freed.range, freed.by);
         else
-            freed_add_durable(image, freed.range);
+            freed_add_durable(p->parts->freed, freed.range);
     }
     g_free(p->new_tables);
     g_array_unref(p->freed);

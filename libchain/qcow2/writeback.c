@@ -19,7 +19,7 @@
 //   4. The refcount of an unlinked cluster is lowered only when the change that unlinked it is
 //      durable and no pin from before is left.
 //   5. What a pass could not write is dirty again, together with what must not be written before
-//      it; the rest of the pass is durable. `failed` names all of it until the next pass ends.
+//      it; all else of the pass is durable. `rest` names it until the next pass ends.
 //   6. Once a sync has failed, nothing is written any more (docs/ordering.md §9).
 //
 // States of an image's write-back, and what changes them
@@ -30,15 +30,13 @@
 //                               │  │     copied before their changes
 //                               │  └──── the pass ends: the first of them runs the next, for all
 //                               ▼
-//                             ended    abandoned, a failed sync, a corrupt image: -EIO for good
+//                             ended    writeback_end(), or a failed sync: -EIO for good
 //
 // In fibers on the image's loop.
 
 #include "qcow2/writeback.h"
 
 #include <errno.h>
-
-#include "qcow2/writeback-pass.h"
 
 enum {
     // Write back once this much is dirty, even without a flush by the guest: bounds memory.
@@ -47,37 +45,42 @@ enum {
     BACKGROUND_FREED_BYTES = 64 << 20,
 };
 
-void writeback_init(Qcow2Image *image)
+void writeback_init(Writeback *w)
 {
-    image->writeback.failed = g_array_new(false, false, sizeof(uint64_t));
+    w->rest.places = g_array_new(false, false, sizeof(uint64_t));
 }
 
-void writeback_done(Qcow2Image *image)
+void writeback_done(Writeback *w)
 {
-    g_clear_pointer(&image->writeback.failed, g_array_unref);
+    g_clear_pointer(&w->rest.places, g_array_unref);
 }
 
-static int run_once(Fiber *self, Qcow2Image *image)
+void writeback_end(Writeback *w)
+{
+    w->has_ended = true;
+}
+
+static void run_pass(Fiber *self, Writeback *w)
 {
     // §9: nothing more is written once a sync has failed, for no order can be kept any longer.
-    if (image->corrupt || image->writeback.abandoned || file_flush_failed(image->file))
-        return -EIO;
-    WritebackPass *pass = writeback_pass_begin(image);
+    if (w->has_ended || file_flush_failed(w->parts.file)) {
+        w->rest.result = -EIO;
+        return;
+    }
+    WritebackPass *pass = writeback_pass_begin(&w->parts);
     int r = writeback_pass_write(self, pass);
-    writeback_pass_end(pass, r);
-    freed_turn(image);
-    return r;
+    writeback_pass_end(pass, r, &w->rest);
+    freed_turn(w->parts.freed);
 }
 
-// The result of the last pass: of all, not of a part.
+// Of the last pass: of all, not of a part.
 static int last_result(const Writeback *w)
 {
-    return w->last_result == 0 && w->failed->len ? w->error : w->last_result;
+    return w->rest.result == 0 && w->rest.places->len ? w->rest.error : w->rest.result;
 }
 
-int writeback_run(Fiber *self, Qcow2Image *image)
+int writeback_run(Fiber *self, Writeback *w)
 {
-    Writeback *w = &image->writeback;
     if (w->running) {
         // The running one may have been copied before our changes: share the next.
         uint64_t wanted = w->n_started + 1;
@@ -88,76 +91,73 @@ int writeback_run(Fiber *self, Qcow2Image *image)
     }
     w->running = true;
     w->n_started++;
-    w->last_result = run_once(self, image);
+    run_pass(self, w);
     w->n_done = w->n_started;
     w->running = false;
     fiber_queue_wake_all(&w->next);
     return last_result(w);
 }
 
-bool writeback_has_failed(const Qcow2Image *image, HostOff place)
+bool writeback_has_failed(const Writeback *w, HostOff place)
 {
-    return image->writeback.last_result < 0 || writeback_pass_failed(image, place);
+    return w->rest.result < 0 || writeback_rest_has(&w->rest, place);
 }
 
-int writeback_run_refcounts(Fiber *self, Qcow2Image *image)
+int writeback_run_refcounts(Fiber *self, Writeback *w)
 {
-    const Writeback *w = &image->writeback;
-    writeback_run(self, image);
-    if (w->last_result < 0)
-        return w->last_result;
-    return w->has_uncounted ? w->error : 0;
+    writeback_run(self, w);
+    if (w->rest.result < 0)
+        return w->rest.result;
+    return w->rest.has_refcounts ? w->rest.error : 0;
 }
 
 static void background_fiber(Fiber *self, void *arg)
 {
-    Qcow2Image *image = arg;
-    writeback_run(self, image); // its error comes again at the next flush, or through throttle
-    image->writeback.background = false;
-    fiber_wait_group_done(&image->fibers);
+    Writeback *w = arg;
+    writeback_run(self, w); // its error comes again at the next flush, or through throttle
+    w->has_background = false;
+    fiber_wait_group_done(w->fibers);
 }
 
-static void start_background(Qcow2Image *image)
+static void start_background(Writeback *w)
 {
-    Writeback *w = &image->writeback;
-    if (w->background)
+    if (w->has_background || w->running)
         return;
-    w->background = true;
-    fiber_wait_group_add(&image->fibers, 1);
-    if (fiber_spawn(image->loop, "write back", background_fiber, image, NULL) < 0) {
-        w->background = false;
-        fiber_wait_group_done(&image->fibers);
+    w->has_background = true;
+    fiber_wait_group_add(w->fibers, 1);
+    if (fiber_spawn(w->loop, "write back", background_fiber, w, NULL) < 0) {
+        w->has_background = false;
+        fiber_wait_group_done(w->fibers);
     }
 }
 
-bool writeback_reclaim(Fiber *self, Qcow2Image *image, uint64_t n_released)
+bool writeback_reclaim(Fiber *self, Writeback *w, uint64_t n_released)
 {
-    const FreedClusters *f = &image->freed;
-    if (f->n_released == n_released && (freed_is_pending(image) || image->writeback.running)) {
-        writeback_run(self, image); // what it could make durable will be released
-        freed_wait(self, image);
+    FreedClusters *f = w->parts.freed;
+    if (f->n_released == n_released && (freed_is_pending(f) || w->running)) {
+        writeback_run(self, w); // what it could make durable will be released
+        freed_wait(self, f);
     }
     return f->n_released != n_released;
 }
 
-static uint64_t dirty_bytes(const Qcow2Image *image)
+static uint64_t dirty_bytes(const Writeback *w)
 {
-    return image->writeback.dirty.n * image->geometry.slice_bytes;
+    return w->parts.dirty.n * w->parts.geometry->slice_bytes;
 }
 
-int writeback_throttle(Fiber *self, Qcow2Image *image)
+int writeback_throttle(Fiber *self, Writeback *w)
 {
-    uint64_t limit = map_memory_limit(image->memory) / 4;
+    uint64_t limit = map_memory_limit(w->memory) / 4;
     uint64_t max = MIN((uint64_t)MAX_DIRTY_BYTES, limit);
-    uint64_t freed_bytes = image->freed.n_unlinked << image->geometry.cluster_bits;
-    if (G_LIKELY(dirty_bytes(image) < MIN((uint64_t)BACKGROUND_DIRTY_BYTES, limit / 2) &&
+    uint64_t freed_bytes = w->parts.freed->n_unlinked << w->parts.geometry->cluster_bits;
+    if (G_LIKELY(dirty_bytes(w) < MIN((uint64_t)BACKGROUND_DIRTY_BYTES, limit / 2) &&
                  freed_bytes < BACKGROUND_FREED_BYTES))
         return 0;
-    if (dirty_bytes(image) >= max) {
-        int r = writeback_run(self, image);
-        return r < 0 && dirty_bytes(image) >= max ? r : 0;
+    if (dirty_bytes(w) >= max) {
+        int r = writeback_run(self, w);
+        return r < 0 && dirty_bytes(w) >= max ? r : 0;
     }
-    if (!image->writeback.running)
-        start_background(image);
+    start_background(w);
     return 0;
 }

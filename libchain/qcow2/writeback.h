@@ -1,28 +1,47 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Write-back of metadata, in the order that keeps an image consistent at every point
+// Write-back of an image's metadata, in the order that keeps it consistent at every point
 // (docs/ordering.md). For writable images. On the image's loop.
 #pragma once
 
-#include "qcow2/image.h"
+#include "chain-core/map-memory.h"
+#include "qcow2/writeback-pass.h"
 
-void writeback_init(Qcow2Image *image);
-void writeback_done(Qcow2Image *image);
+// States and invariants: writeback.c.
+typedef struct Writeback {
+    WritebackParts parts;
+    Loop *loop;
+    const MapMemory *memory;
+    FiberWaitGroup *fibers; // counts the one in the background
+    bool has_background;    // it is under way
+    bool has_ended;         // no more passes
+    bool running;
+    FiberQueue next; // waiters of the pass after the running one
+    uint64_t n_started, n_done;
+    WritebackRest rest; // of the last pass
+} Writeback;
+
+// The caller fills `parts`, `loop`, `memory` and `fibers`, all borrowed.
+void writeback_init(Writeback *w);
+void writeback_done(Writeback *w);
 
 // Makes durable all that completed before the call: data, refcounts, tables, L1. Callers that come
 // while one runs share the next. 0 or -errno; -EIO for good after a failed sync. When some pieces
 // could not be written the others are durable, and the caller may ask whether it depends on those
 // that are not.
-int writeback_run(Fiber *self, Qcow2Image *image);
+int writeback_run(Fiber *self, Writeback *w);
 // After writeback_run() failed: is what lies at `place` (an L2 slice, an L1 entry) not durable?
-bool writeback_has_failed(const Qcow2Image *image, HostOff place);
+bool writeback_has_failed(const Writeback *w, HostOff place);
 // As writeback_run(), for one who needs all refcounts on disk, and nothing else.
-int writeback_run_refcounts(Fiber *self, Qcow2Image *image);
+int writeback_run_refcounts(Fiber *self, Writeback *w);
+// No more passes, since nobody knows what the disk says, or what is right: writeback_run() fails
+// from now on.
+void writeback_end(Writeback *w);
 
 // After -ENOSPC: writes back, and waits until what was freed before the call can be taken again,
 // unless something was released since `n_released` (of FreedClusters) was looked at. The caller
 // must hold no pin on the image. False when another try is hopeless.
-bool writeback_reclaim(Fiber *self, Qcow2Image *image, uint64_t n_released);
+bool writeback_reclaim(Fiber *self, Writeback *w, uint64_t n_released);
 
 // To be called before dirtying more metadata: starts write-back when enough is dirty, waits for it
 // when far too much is, and returns its error if that does not help. May suspend.
-int writeback_throttle(Fiber *self, Qcow2Image *image);
+int writeback_throttle(Fiber *self, Writeback *w);

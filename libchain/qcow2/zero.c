@@ -123,7 +123,7 @@ static int zero_in_slice(Fiber *self, Qcow2View *view, GuestOff off, uint64_t le
                 break;
             }
             qcow2_l2_entry_encode(g, change.slice->data, index, &e);
-            table_slice_set_dirty(change.slice, &image->writeback.dirty);
+            table_slice_set_dirty(change.slice, &image->writeback.parts.dirty);
             if (frees)
                 view_free_old(image, change.slice, &old);
         }
@@ -161,7 +161,7 @@ static int mark_subclusters(Fiber *self, Qcow2View *view, GuestOff off, uint64_t
         e.alloc_bitmap &= ~mask;
         e.zero_bitmap |= mask;
         qcow2_l2_entry_encode(g, change.slice->data, change.index, &e);
-        table_slice_set_dirty(change.slice, &image->writeback.dirty);
+        table_slice_set_dirty(change.slice, &image->writeback.parts.dirty);
     }
     view_end_change(view, &change);
     io_batch_wait(self, &batch);
@@ -178,7 +178,7 @@ static int zero_subclusters(Fiber *self, Qcow2View *view, GuestOff off, uint64_t
     do {
         n_released = view->image->freed.n_released;
         r = mark_subclusters(self, view, off, len, &is_compressed);
-    } while (r == -ENOSPC && writeback_reclaim(self, view->image, n_released));
+    } while (r == -ENOSPC && writeback_reclaim(self, &view->image->writeback, n_released));
     return r == 0 && is_compressed ? write_zeros(self, view, off, len) : r;
 }
 
@@ -219,7 +219,7 @@ static int zero_whole(Fiber *self, Qcow2View *view, uint64_t from, uint64_t to, 
         uint64_t n = 0, n_released = view->image->freed.n_released;
         r = zero_in_slice(self, view, guest_off(from), to - from, unmap, &n);
         io_batch_wait(self, &batch);
-        if (r == -ENOSPC && writeback_reclaim(self, view->image, n_released)) {
+        if (r == -ENOSPC && writeback_reclaim(self, &view->image->writeback, n_released)) {
             n = 0; // a table of its own found no room: again
             r = 0;
         }
