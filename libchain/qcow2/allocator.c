@@ -19,9 +19,6 @@
 #include <assert.h>
 #include <errno.h>
 
-#include "qcow2/inflated-cache.h"
-#include "qcow2/writeback.h"
-
 enum {
     // Bound on remembered free ranges (16 bytes each); what does not fit is found again by
     // scanning.
@@ -60,58 +57,9 @@ void allocator_done(Qcow2Image *image)
     g_clear_pointer(&image->allocator.free, g_array_unref);
 }
 
-static uint64_t refcounts_per_slice(const Qcow2Image *image)
-{
-    return (uint64_t)image->geometry.slice_bytes * 8 >> image->geometry.refcount_order;
-}
-
 static uint64_t max_cluster(const Qcow2Image *image)
 {
     return MIN(QCOW2_ENTRY_OFFSET_MASK >> image->geometry.cluster_bits, image->allocator.limit);
-}
-
-int refcounts_block_of(Qcow2Image *image, uint64_t cluster, HostOff *ret_block)
-{
-    uint64_t i = cluster >> image->geometry.refcounts_per_block_bits;
-    *ret_block = host_off(0);
-    if (i >= image->refcount_table.n)
-        return 0;
-    if (!qcow2_refcount_table_entry_decode(&image->geometry, image->refcount_table.entries[i],
-                                           ret_block) ||
-        (ret_block->v && image_cluster_of(image, *ret_block) >= image->allocator.tail))
-        return image_mark_corrupt(
-            image, "entry %" G_GUINT64_FORMAT " of the refcount table is damaged", i);
-    return 0;
-}
-
-// The slice with the refcount of `cluster`: its place, and the index within. -ENOENT: no block.
-static int slice_place(Qcow2Image *image, uint64_t cluster, HostOff *ret_slice, uint64_t *ret_index)
-{
-    HostOff block;
-    int r = refcounts_block_of(image, cluster, &block);
-    if (r < 0)
-        return r;
-    if (!block.v)
-        return -ENOENT;
-    uint64_t in_block = cluster & ((UINT64_C(1) << image->geometry.refcounts_per_block_bits) - 1);
-    uint64_t per_slice = refcounts_per_slice(image);
-    *ret_slice = host_off(block.v + in_block / per_slice * image->geometry.slice_bytes);
-    *ret_index = in_block % per_slice;
-    return 0;
-}
-
-static int get_slice(Fiber *self, Qcow2Image *image, uint64_t cluster, TableSlice **ret_slice,
-                     uint64_t *ret_index)
-{
-    HostOff place;
-    int r = slice_place(image, cluster, &place, ret_index);
-    if (r == 0)
-        r = image_get_slice(self, image, place, TABLE_SLICE_REFCOUNT, ret_slice);
-    if (r == -EUCLEAN)
-        return image_mark_corrupt(
-            image, "refcount block at offset %#" G_GINT64_MODIFIER "x overlaps another table",
-            place.v);
-    return r;
 }
 
 // Remembers a free range, or leaves it to a later scan when there are too many.
@@ -213,15 +161,15 @@ static int scan_some(Fiber *self, Qcow2Image *image)
 {
     Allocator *a = &image->allocator;
     while (a->scan_next < a->scan_end) {
-        uint64_t start = a->scan_next, per_slice = refcounts_per_slice(image), index;
+        uint64_t start = a->scan_next, per_slice = refcounts_per_slice(image);
         uint64_t n = MIN(per_slice - start % per_slice, a->scan_end - start);
-        TableSlice *slice;
-        int r = get_slice(self, image, start, &slice, &index);
+        RefcountPlace place;
+        int r = refcounts_get(self, image, start, &place);
         if (r < 0 && r != -ENOENT && !is_unreadable(image, r))
             return r;
         if (a->scan_next != start) { // another fiber scanned it while this one waited
             if (r == 0)
-                table_slice_release(slice);
+                table_slice_release(place.slice);
             continue;
         }
         // Where no block is, one is not worth its cluster: beyond the last block lies the tail.
@@ -230,7 +178,7 @@ static int scan_some(Fiber *self, Qcow2Image *image)
             continue;
         uint64_t run = 0;
         for (uint64_t i = 0; i < n; i++) {
-            if (qcow2_refcount_get(&image->geometry, slice->data, index + i) == 0) {
+            if (qcow2_refcount_get(&image->geometry, place.slice->data, place.index + i) == 0) {
                 run++;
             } else if (run) {
                 add_free(image, start + i - run, run);
@@ -238,7 +186,7 @@ static int scan_some(Fiber *self, Qcow2Image *image)
             }
         }
         add_free(image, start + n - run, run);
-        table_slice_release(slice);
+        table_slice_release(place.slice);
         return 1;
     }
     return 0;
@@ -354,86 +302,60 @@ static void avoid_slice(Qcow2Image *image, uint64_t cluster)
         move_tail(a, MIN(start + per_slice, max_cluster(image)));
 }
 
-// The slice that counts `cluster`, with space on the host, in the cache until the next suspend
-// point. 1: it was not there, others may have run: choose again. -ENOENT: no block.
-static int find_slice(Fiber *self, Qcow2Image *image, uint64_t cluster, TableSlice **ret_slice,
-                      uint64_t *ret_index)
-{
-    HostOff place;
-    int r = slice_place(image, cluster, &place, ret_index);
-    if (r < 0)
-        return r;
-    *ret_slice = table_cache_find(image->cache, image, place);
-    if (*ret_slice && (*ret_slice)->kind == TABLE_SLICE_REFCOUNT && (*ret_slice)->has_space)
-        return 0;
-    r = get_slice(self, image, cluster, ret_slice, ret_index);
-    if (is_unreadable(image, r)) {
-        avoid_slice(image, cluster);
-        return 1;
-    }
-    if (r < 0)
-        return r;
-    r = metadata_set_reserve_slice(self, &image->metadata, *ret_slice);
-    table_slice_release(*ret_slice);
-    return r < 0 ? r : 1;
-}
-
 // Takes from `c`, which was chosen. Clusters that are in use all the same (leaks past the end, left
 // by a crash; a free range that a scan found a second time) are stepped over: 1 when that left
 // nothing. Nothing suspends.
-static int take_chosen(Qcow2Image *image, ClusterRange c, bool from_free, TableSlice *slice,
-                       uint64_t index, ClusterRange *ret_range, bool *ret_zeroed)
+static int take_chosen(Qcow2Image *image, ClusterRange c, bool from_free, RefcountPlace place,
+                       Allocation *ret_allocation)
 {
     Allocator *a = &image->allocator;
+    const Qcow2Geometry *g = &image->geometry;
     uint64_t skip = 0, n = 0;
     if (from_free && c.first + c.n > a->tail) { // found twice; the tail took it
         take_free(image, c.n);
         return 1;
     }
-    while (skip < c.n && qcow2_refcount_get(&image->geometry, slice->data, index + skip))
+    while (skip < c.n && qcow2_refcount_get(g, place.slice->data, place.index + skip))
         skip++;
-    while (skip + n < c.n && !qcow2_refcount_get(&image->geometry, slice->data, index + skip + n))
+    place.index += skip;
+    while (skip + n < c.n && !qcow2_refcount_get(g, place.slice->data, place.index + n))
         n++;
     ClusterRange range = {c.first + skip, n};
-    bool zeroed = range.first >= a->fresh_from;
+    *ret_allocation = (Allocation){range, range.first >= a->fresh_from};
     if (from_free)
         take_free(image, skip + n);
     else
         move_tail(a, range.first + n);
     if (!n)
         return 1;
-    for (uint64_t i = 0; i < n; i++) {
+    for (uint64_t i = 0; i < n; i++)
         if (metadata_set_contains(&image->metadata, range.first + i))
             return image_mark_corrupt(
                 image, "cluster %" G_GUINT64_FORMAT " holds metadata but has refcount 0",
                 range.first + i);
-        qcow2_refcount_set(&image->geometry, slice->data, index + skip + i, 1);
-    }
-    table_slice_set_dirty(slice, &image->writeback.parts.dirty);
-    *ret_range = range;
-    *ret_zeroed = zeroed;
-    return 0;
+    return refcounts_raise(image, place, n);
 }
 
-int allocator_take(Fiber *self, Qcow2Image *image, uint64_t n_wanted, ClusterRange *ret_range,
-                   bool *ret_zeroed)
+int allocator_take(Fiber *self, Qcow2Image *image, uint64_t n_wanted, Allocation *ret_allocation)
 {
     bool tail_is_full = false;
     int r;
     assert(n_wanted > 0);
     do {
         ClusterRange c;
-        TableSlice *slice;
-        uint64_t index;
+        RefcountPlace place;
         int from = choose(self, image, n_wanted, tail_is_full, &c);
         if (from < 0)
             return from;
-        r = find_slice(self, image, c.first, &slice, &index);
+        r = refcounts_find(self, image, c.first, &place);
         if (r == 0) {
-            r = take_chosen(image, c, from, slice, index, ret_range, ret_zeroed);
+            r = take_chosen(image, c, from, place, ret_allocation);
+        } else if (is_unreadable(image, r)) {
+            avoid_slice(image, c.first);
+            r = 1;
         } else if (r == -ENOENT) {
             assert(!from); // where a free range was found there is a block
-            r = refcounts_cover(self, image, c.first);
+            r = refcounts_grow(self, image, c.first);
             if (r == -ENOSPC && !tail_is_full) {
                 tail_is_full = true;
                 r = 1;
@@ -445,68 +367,12 @@ int allocator_take(Fiber *self, Qcow2Image *image, uint64_t n_wanted, ClusterRan
     return r;
 }
 
-// The last reference to `n` clusters from `first` goes: punched while they still count as used,
-// then free. `index`: of the first one's refcount in `slice`, which is held. What was punched is
-// room for the slice.
-static void free_run(Fiber *self, Qcow2Image *image, TableSlice *slice, uint64_t index,
-                     uint64_t first, uint64_t n)
-{
-    HostOff off = image_cluster_off(image, first);
-    uint64_t bytes = n << image->geometry.cluster_bits;
-    if (!table_cache_forget(image->cache, image, off, bytes, image->geometry.slice_bytes,
-                            &image->writeback.parts.dirty))
-        return; // leaked rather than handed out
-    inflated_cache_forget(image->inflated, off, bytes);
-    for (uint64_t i = 0; i < n; i++)
-        metadata_set_remove(&image->metadata, first + i);
-    file_discard(self, image->file, off, bytes);
-    if (metadata_set_reserve_slice(self, &image->metadata, slice) < 0)
-        return; // leaked
-    for (uint64_t i = 0; i < n; i++)
-        qcow2_refcount_set(&image->geometry, slice->data, index + i, 0);
-    table_slice_set_dirty(slice, &image->writeback.parts.dirty);
-    make_free(image, first, n);
-}
-
-// Lowers the refcount of a shared cluster. 0 without having done so when it is shared no more.
-static int lower_shared(Fiber *self, Qcow2Image *image, TableSlice *slice, uint64_t index,
-                        uint64_t cluster)
-{
-    int r = metadata_set_reserve_slice(self, &image->metadata, slice);
-    uint64_t count = qcow2_refcount_get(&image->geometry, slice->data, index);
-    if (count == 1)
-        return 0;
-    if (!count)
-        return image_mark_corrupt(
-            image, "cluster %" G_GUINT64_FORMAT " was in use but has refcount 0", cluster);
-    if (r < 0)
-        return r; // leaked
-    qcow2_refcount_set(&image->geometry, slice->data, index, count - 1);
-    table_slice_set_dirty(slice, &image->writeback.parts.dirty);
-    return 1;
-}
-
 void allocator_release(Fiber *self, Qcow2Image *image, ClusterRange range)
 {
-    const Qcow2Geometry *g = &image->geometry;
-    for (uint64_t c = range.first, end = range.first + range.n; c < end;) {
-        TableSlice *slice;
-        uint64_t index;
-        if (get_slice(self, image, c, &slice, &index) < 0)
-            return;
-        uint64_t n = MIN(refcounts_per_slice(image) - index, end - c);
-        for (uint64_t i = 0; i < n;) {
-            uint64_t run = 0;
-            while (i + run < n && qcow2_refcount_get(g, slice->data, index + i + run) == 1)
-                run++;
-            if (run) {
-                free_run(self, image, slice, index + i, c + i, run);
-                i += run;
-            } else if (lower_shared(self, image, slice, index + i, c + i)) {
-                i++;
-            }
-        }
-        table_slice_release(slice);
-        c += n;
+    while (range.n) {
+        ClusterRange free;
+        refcounts_lower(self, image, &range, &free);
+        if (free.n)
+            make_free(image, free.first, free.n);
     }
 }

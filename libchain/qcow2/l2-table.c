@@ -27,40 +27,39 @@ static int copy_table(Fiber *self, Qcow2Image *image, HostOff from, HostOff to)
 static int make_table(Fiber *self, Qcow2View *view, uint64_t i1, Qcow2L1Entry old)
 {
     Qcow2Image *image = view->image;
-    ClusterRange range;
-    bool zeroed;
+    Allocation taken;
     HostOff entry = entry_table_place(&view->l1, i1);
     int r = metadata_set_reserve(self, &image->metadata, image_cluster_of(image, entry));
     if (r == 0)
-        r = allocator_take(self, image, 1, &range, &zeroed);
+        r = allocator_take(self, image, 1, &taken);
     if (r < 0)
         return r;
-    HostOff table = image_cluster_off(image, range.first);
+    HostOff table = image_cluster_off(image, taken.range.first);
     if (!table_cache_forget(image->cache, image, table, image->geometry.cluster_bytes,
                             image->geometry.slice_bytes, &image->writeback.parts.dirty))
         return image_mark_corrupt(
             image, "cluster at offset %#" G_GINT64_MODIFIER "x is a table but has refcount 0",
             table.v);
     // Metadata from now on, though nothing names it yet: no entry may lead a write here meanwhile.
-    metadata_set_add(&image->metadata, range.first);
+    metadata_set_add(&image->metadata, taken.range.first);
     if (old.l2.v)
         r = copy_table(self, image, old.l2, table);
-    else if (!zeroed)
+    else if (!taken.is_zeroed)
         r = file_zero(self, image->file, table, image->geometry.cluster_bytes, 0);
     if (r == 0)
-        r = metadata_set_reserve(self, &image->metadata, range.first);
+        r = metadata_set_reserve(self, &image->metadata, taken.range.first);
     // One slice is dirty from the start, so that the file reaches the table when L1 names it.
     TableSlice *slice;
     if (r == 0)
         r = image_get_slice(self, image, table, TABLE_SLICE_L2, &slice);
     if (r < 0) {
-        metadata_set_remove(&image->metadata, range.first);
-        allocator_release(self, image, range);
+        metadata_set_remove(&image->metadata, taken.range.first);
+        allocator_release(self, image, taken.range);
         return r;
     }
     table_slice_set_dirty(slice, &image->writeback.parts.dirty);
     table_slice_release(slice);
-    cluster_set_add(&image->metadata.new_tables, range.first);
+    cluster_set_add(&image->metadata.new_tables, taken.range.first);
     entry_table_set(&view->l1, i1, qcow2_l1_entry_encode(table, true));
     if (old.l2.v)
         freed_add(&image->freed, (ClusterRange){image_cluster_of(image, old.l2), 1}, entry);

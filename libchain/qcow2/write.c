@@ -286,8 +286,7 @@ static int allocate_and_write(Fiber *self, Qcow2View *view, TableSlice *slice, u
             image, "L2 entry for guest offset %#" G_GINT64_MODIFIER "x is damaged", off.v);
     if (!plan.n_clusters)
         return 0;
-    ClusterRange range = {0};
-    bool zeroed = false;
+    Allocation taken = {0};
     for (uint32_t i = 0; i < plan.n_clusters; i++) {
         Qcow2L2Entry old = qcow2_l2_entry_decode(g, slice->data, index + i);
         if (!view_old_is_sane(image, &old))
@@ -295,24 +294,24 @@ static int allocate_and_write(Fiber *self, Qcow2View *view, TableSlice *slice, u
                                         &old);
     }
     if (plan.needs_clusters) {
-        r = allocator_take(self, image, plan.n_clusters, &range, &zeroed);
+        r = allocator_take(self, image, plan.n_clusters, &taken);
         if (r < 0)
             return r;
-        if (range.n < plan.n_clusters) {
+        if (taken.range.n < plan.n_clusters) {
             // Fewer at one place than wanted: do those, the caller comes again for the rest.
             uint64_t start = off.v - qcow2_in_cluster(g, off);
-            len = MIN(len, start + (range.n << g->cluster_bits) - off.v);
+            len = MIN(len, start + (taken.range.n << g->cluster_bits) - off.v);
             r = plan_write(g, slice->data, index, off, len, &plan);
-            assert(r == 0 && plan.n_clusters == range.n);
+            assert(r == 0 && plan.n_clusters == taken.range.n);
         }
-        plan.host = image_cluster_off(image, range.first);
+        plan.host = image_cluster_off(image, taken.range.first);
     }
     uint64_t start = off.v - qcow2_in_cluster(g, off);
     len = MIN(len, start + ((uint64_t)plan.n_clusters << g->cluster_bits) - off.v);
-    r = write_host(self, view, &plan, zeroed, off, buf, len);
+    r = write_host(self, view, &plan, taken.is_zeroed, off, buf, len);
     if (r < 0) {
         if (plan.needs_clusters)
-            allocator_release(self, image, range);
+            allocator_release(self, image, taken.range);
         return r;
     }
     link_clusters(image, slice, index, off, &plan, plan.host);

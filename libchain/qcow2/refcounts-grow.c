@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// New refcount blocks and larger refcount tables. In a fiber, under the allocator's grow mutex.
+// New refcount blocks and larger refcount tables: the second chapter of refcounts.c. In a fiber,
+// under the grow mutex.
 //
 // A new block lies in the first cluster that it covers itself, so it needs no other block. Write
 // order: block, sync, table entry (docs/ordering.md §3): the entry is only changed in memory here,
@@ -7,12 +8,11 @@
 // durable → new table and the block that covers it written → sync → header (one sector) → sync →
 // the old table is freed (docs/ordering.md §5).
 
+#include "qcow2/refcounts.h"
+
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include "qcow2/allocator.h"
-#include "qcow2/writeback.h"
 
 static uint64_t clusters_per_block(const Qcow2Image *image)
 {
@@ -245,7 +245,7 @@ static int grow_table(Fiber *self, Qcow2Image *image, uint64_t first)
     return r;
 }
 
-int refcounts_cover(Fiber *self, Qcow2Image *image, uint64_t cluster)
+int refcounts_grow(Fiber *self, Qcow2Image *image, uint64_t cluster)
 {
     Allocator *a = &image->allocator;
     fiber_mutex_lock(self, &a->grow_mutex);
