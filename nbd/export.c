@@ -92,6 +92,13 @@ void nbds_export_count(NbdsExport *export, NbdsOperation operation, uint64_t byt
         nbds_export_add(&export->stats[operation].bytes, bytes);
 }
 
+void nbds_export_count_latency(NbdsExport *export, NbdsOperation operation, uint64_t ns)
+{
+    uint64_t us = ns / 1000;
+    unsigned i = us ? 64 - (unsigned)__builtin_clzll(us) : 0;
+    nbds_export_add(&export->stats[operation].latencies[MIN(i, NBDS_N_LATENCIES - 1)], 1);
+}
+
 void nbds_export_get_stats(const NbdsExport *export, NbdsExportStats *ret_stats)
 {
     NbdsExport *e = (NbdsExport *)export; // C17 loads atomics through non-const pointers
@@ -100,6 +107,9 @@ void nbds_export_get_stats(const NbdsExport *export, NbdsExportStats *ret_stats)
             atomic_load_explicit(&e->stats[i].n_requests, memory_order_relaxed);
         ret_stats->n_errors[i] = atomic_load_explicit(&e->stats[i].n_errors, memory_order_relaxed);
         ret_stats->bytes[i] = atomic_load_explicit(&e->stats[i].bytes, memory_order_relaxed);
+        for (unsigned l = 0; l < NBDS_N_LATENCIES; l++)
+            ret_stats->latencies[i][l] =
+                atomic_load_explicit(&e->stats[i].latencies[l], memory_order_relaxed);
     }
     ret_stats->n_in_flight = atomic_load_explicit(&e->n_in_flight, memory_order_relaxed);
     ret_stats->n_clients = atomic_load_explicit(&e->n_connections, memory_order_relaxed);

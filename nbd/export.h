@@ -24,7 +24,7 @@ struct NbdsExport {
 
     // Written by the loop, read by any thread.
     struct {
-        _Atomic uint64_t n_requests, n_errors, bytes;
+        _Atomic uint64_t n_requests, n_errors, bytes, latencies[NBDS_N_LATENCIES];
     } stats[NBDS_N_OPERATIONS];
     _Atomic uint64_t n_in_flight;
     atomic_uint n_connections;
@@ -47,6 +47,7 @@ void nbds_export_leave(NbdsExport *export);
 
 // Statistics of one answered request; on the export's loop.
 void nbds_export_count(NbdsExport *export, NbdsOperation operation, uint64_t bytes, bool failed);
+void nbds_export_count_latency(NbdsExport *export, NbdsOperation operation, uint64_t ns);
 
 static inline void nbds_export_add(_Atomic uint64_t *counter, uint64_t n)
 {

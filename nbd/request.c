@@ -55,7 +55,9 @@ static NbdsOperation operation_of(uint16_t type)
 void nbds_request_finish(NbdsRequest *request, NbdsBuffer *reply, bool failed)
 {
     NbdsConnection *c = request->connection;
-    nbds_export_count(c->export, operation_of(request->head.type), request->head.length, failed);
+    NbdsOperation operation = operation_of(request->head.type);
+    nbds_export_count(c->export, operation, request->head.length, failed);
+    nbds_export_count_latency(c->export, operation, loop_now_ns(c->home->loop) - request->start_ns);
     nbds_export_add(&c->export->n_in_flight, -1);
     c->home->n_executing--;
     nbds_flow_end(&c->flow, &request->head);
@@ -247,6 +249,7 @@ static bool may_have_fiber(const NbdsConnection *c)
 void nbds_request_start(Fiber *self, NbdsRequest *request)
 {
     NbdsConnection *c = request->connection;
+    request->start_ns = loop_now_ns(c->home->loop);
     c->n_executing++;
     c->home->n_executing++;
     nbds_flow_begin(&c->flow, &request->head, c->admission.n_requests);

@@ -12,6 +12,7 @@ struct NbdsRequest {
     GPtrArray *contexts; // BLOCK_STATUS: those to answer; NULL: all of the session's
     NbdsBuffer *input;   // a reference while `payload` is used
     const uint8_t *payload;
+    uint64_t start_ns; // of its execution
     NbdsCharge charge; // given back when the reply was sent
 };
 

@@ -488,6 +488,37 @@ static void statistics_count_what_was_answered(void **state)
     assert_int_equal(stats.n_clients, 1);
 }
 
+static uint64_t sum_of_latencies(const NbdsExportStats *stats, NbdsOperation o, unsigned from)
+{
+    uint64_t n = 0;
+    for (unsigned i = from; i < NBDS_N_LATENCIES; i++)
+        n += stats->latencies[o][i];
+    return n;
+}
+
+static void latencies_are_counted_from_start_to_reply(void **state)
+{
+    FixtureConfig config = {0};
+    g_autoptr(Fixture) f = fixture_new(&config);
+    g_autoptr(Client) c = connect_to(f, NBDS_STYLE_SIMPLE);
+    uint8_t data[4096];
+    client_do(c, NBDS_CMD_READ, 0, 0, 4096, data);
+    client_do(c, NBDS_CMD_READ, 0, SIZE, 512, data); // refused: has none
+    fixture_hold(f, 0);
+    client_request(c, NBDS_CMD_READ, 0, 1, 0, 512, NULL, 0);
+    wait_at_least(&f->nodes[0]->n_waiting, 1);
+    g_usleep(1024); // at least so long
+    fixture_release(f, 0);
+    ClientReply reply;
+    client_reply(c, NBDS_CMD_READ, 0, 512, data, &reply);
+    client_reply_clear(&reply);
+    NbdsExportStats stats;
+    nbds_export_get_stats(f->exports[0], &stats);
+    assert_int_equal(sum_of_latencies(&stats, NBDS_OPERATION_READ, 0), 2);
+    assert_in_range(sum_of_latencies(&stats, NBDS_OPERATION_READ, 11), 1, 2);
+    assert_int_equal(sum_of_latencies(&stats, NBDS_OPERATION_WRITE, 0), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -510,6 +541,7 @@ int main(void)
         cmocka_unit_test(status_with_a_payload_answers_only_those_contexts),
         cmocka_unit_test(status_without_contexts_is_refused),
         cmocka_unit_test(statistics_count_what_was_answered),
+        cmocka_unit_test(latencies_are_counted_from_start_to_reply),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -104,10 +104,17 @@ typedef enum NbdsOperation {
     NBDS_N_OPERATIONS
 } NbdsOperation;
 
+// Latencies are counted by their binary logarithm in microseconds: [0] below 1 us, [i] from 2^(i-1)
+// us to below 2^i, the last also above. In turns of the loop: what is answered in the turn in which
+// it came counts as 0.
+enum { NBDS_N_LATENCIES = 24 };
+
 typedef struct NbdsExportStats {
     uint64_t n_requests[NBDS_N_OPERATIONS]; // answered, errors included
     uint64_t n_errors[NBDS_N_OPERATIONS];
     uint64_t bytes[NBDS_N_OPERATIONS]; // of those answered without error
+    // Of those that were executed, from their start to their reply: query-blockstats will read it.
+    uint64_t latencies[NBDS_N_OPERATIONS][NBDS_N_LATENCIES];
     uint64_t n_in_flight;
     unsigned n_clients;
 } NbdsExportStats;
