@@ -12,6 +12,7 @@
 #include <sys/socket.h>
 
 #include "client.h"
+#include "connection.h"
 #include "export.h"
 #include "fixture.h"
 
@@ -252,6 +253,48 @@ static void who_rests_goes_on_when_the_one_that_waits_leaves(void **state)
     g_thread_join(thread);
 }
 
+static void replace_node(Fiber *self, void *arg)
+{
+    Fixture *f = arg;
+    MemoryNode *m = memory_node_new(fiber_loop(self), 1 << 20);
+    m->node.preferred_bytes = 64 << 10;
+    port_replace(self, nbds_export_port(f->exports[0]), &m->node);
+    node_unref_close(self, &m->node);
+    f->nodes[0] = m;
+}
+
+static void look_at_charge(Fiber *self, void *arg)
+{
+    Fixture *f = ((void **)arg)[0];
+    *(uint64_t *)((void **)arg)[1] = f->exports[0]->home->connections.first->admission.bytes;
+}
+
+static uint64_t charge_of_small_write(Fixture *f, Client *c)
+{
+    uint8_t data[512] = {0};
+    uint64_t bytes;
+    void *args[] = {f, &bytes};
+    fixture_hold(f, 0);
+    client_request(c, NBDS_CMD_WRITE, 0, 1, 512, sizeof data, data, sizeof data);
+    wait_at_least(&f->nodes[0]->n_waiting, 1);
+    fixture_run(f, look_at_charge, args);
+    fixture_release(f, 0);
+    ClientReply reply;
+    client_reply(c, NBDS_CMD_WRITE, 512, sizeof data, NULL, &reply);
+    client_reply_clear(&reply);
+    return bytes;
+}
+
+static void charges_follow_the_block_size_of_the_node_that_is_there_now(void **state)
+{
+    FixtureConfig config = {0};
+    g_autoptr(Fixture) f = fixture_new(&config);
+    g_autoptr(Client) c = client_new(f->socket_path, &simple);
+    uint64_t before = charge_of_small_write(f, c);
+    fixture_run(f, replace_node, f);
+    assert_int_equal(charge_of_small_write(f, c) - before, (64 << 10) - MEMORY_NODE_BLOCK);
+}
+
 static void who_stalls_with_what_others_wait_for_is_cut_off(void **state)
 {
     enum { N = 4 };
@@ -421,6 +464,7 @@ int main(void)
         cmocka_unit_test(a_stalled_write_does_not_hold_others_up),
         cmocka_unit_test(many_stalled_writes_hold_no_more_than_the_loop_may),
         cmocka_unit_test(who_rests_goes_on_when_the_one_that_waits_leaves),
+        cmocka_unit_test(charges_follow_the_block_size_of_the_node_that_is_there_now),
         cmocka_unit_test(who_stalls_with_what_others_wait_for_is_cut_off),
         cmocka_unit_test(who_stalls_is_cut_off_however_busy_others_are),
         cmocka_unit_test(who_waits_only_for_itself_is_left_alone),
