@@ -4,11 +4,14 @@
 //     state         leaves when                                             to
 //     HANDSHAKE     GO or EXPORT_NAME succeeded                             TRANSMISSION
 //                   ABORT, time out, stop, EOF, breach                      CLOSED
-//     TRANSMISSION  DISC, EOF, breach, stop, export removed, send failed    DRAINING
+//     TRANSMISSION  parked for another loop, and arrived there              TRANSMISSION
+//                   DISC, EOF, breach, stop, export removed, send failed    DRAINING
 //     DRAINING      nothing in flight, sender ended                         CLOSED
 //
-// The handshake reads exact sizes, so nothing is buffered when the socket is handed to the export's
-// loop. On the connection's loop.
+// Parking: the receiver ends at a request boundary, what is in flight is answered, the sender ends.
+// The connection then owns nothing of its loop, only the descriptor and the bytes that were received
+// and not parsed, and is posted to another. A handshake, which leaves no such bytes, ends the same
+// way. On the connection's loop.
 #include "connection.h"
 
 #include <assert.h>
@@ -30,7 +33,8 @@ static void set_state(NbdsConnection *c, NbdsState state)
 {
     static const unsigned allowed[] = {
         [NBDS_STATE_HANDSHAKE] = 1 << NBDS_STATE_TRANSMISSION | 1 << NBDS_STATE_CLOSED,
-        [NBDS_STATE_TRANSMISSION] = 1 << NBDS_STATE_DRAINING,
+        [NBDS_STATE_TRANSMISSION] = 1 << NBDS_STATE_TRANSMISSION | 1 << NBDS_STATE_DRAINING |
+                                    1 << NBDS_STATE_CLOSED, // not arrived
         [NBDS_STATE_DRAINING] = 1 << NBDS_STATE_CLOSED,
         [NBDS_STATE_CLOSED] = 0,
     };
@@ -61,7 +65,9 @@ static void close_connection(NbdsConnection *c)
     stream_shutdown(c->stream);
     stream_free(c->stream);
     nbds_session_done(&c->session);
+    nbds_receiver_done(&c->receiver);
     nbds_export_unref(c->export);
+    nbds_export_unref(c->destination);
     g_free(c);
     nbds_server_leave(server);
 }
@@ -112,10 +118,12 @@ void nbds_connection_finish_execution(NbdsConnection *c)
 
 // --- Transmission ---
 
+static void hand_over(NbdsConnection *c);
+
 static void transmit(Fiber *self, NbdsConnection *c)
 {
     nbds_receiver_run(self, &c->receiver);
-    if (c->state == NBDS_STATE_TRANSMISSION)
+    if (c->state == NBDS_STATE_TRANSMISSION && !c->destination)
         begin_draining(c, LEAVE_TIMEOUT_NS);
     while (c->admission.n_requests)
         fiber_queue_wait(self, &c->admission.quiet, false, "nbd: requests in flight");
@@ -125,7 +133,22 @@ static void transmit(Fiber *self, NbdsConnection *c)
     nbds_sender_stop(self, &c->sender, lingers);
     nbds_flow_done(&c->flow);
     nbds_export_leave(c->export);
-    close_connection(c);
+    if (c->state != NBDS_STATE_TRANSMISSION)
+        return close_connection(c);
+    loop_timer_stop(c->home->loop, &c->timer);
+    nbds_server_loop_remove(c->home, c);
+    nbds_export_unref(c->export);
+    c->export = g_steal_pointer(&c->destination);
+    hand_over(c);
+}
+
+void nbds_connection_move(NbdsConnection *c, NbdsExport *to, uint64_t timeout_ns)
+{
+    if (c->state != NBDS_STATE_TRANSMISSION || c->destination)
+        return;
+    c->destination = nbds_export_ref(to);
+    limit_time(c, timeout_ns);
+    fiber_cancel(c->fiber); // a new one continues
 }
 
 // Enters transmission on the export's loop; false when it must be closed instead.
@@ -133,7 +156,7 @@ static bool begin_transmission(NbdsConnection *c)
 {
     if (nbds_server_is_stopping(c->home->server) || !nbds_export_try_enter(c->export))
         return false;
-    nbds_receiver_init(&c->receiver, c);
+    c->receiver.connection = c;
     nbds_flow_init(&c->flow, &c->home->scheduler);
     if (nbds_sender_start(&c->sender, c) < 0) {
         nbds_server_report_full(c->home->server, NBDS_FULL_MEMORY, loop_now_ns(c->home->loop));
@@ -162,14 +185,15 @@ static void arrive(LoopCall *call)
         close_without_memory(c);
 }
 
-static void hand_over(NbdsConnection *c, NbdsServerLoop *home)
+// It is in no list. To its export's loop.
+static void hand_over(NbdsConnection *c)
 {
     c->fd = stream_steal_fd(c->stream);
     c->stream = NULL;
     c->fiber = NULL;
-    c->home = home;
+    c->home = c->export->home;
     c->call.fn = arrive;
-    loop_post(home->loop, &c->call); // c is the other loop's from here
+    loop_post(c->home->loop, &c->call); // c is the other loop's from here
 }
 
 // --- Handshake ---
@@ -179,7 +203,7 @@ static void begin_serving(Fiber *self, NbdsConnection *c)
 {
     nbds_server_loop_remove(c->home, c);
     if (c->export->home != c->home)
-        return hand_over(c, c->export->home);
+        return hand_over(c);
     nbds_server_loop_insert(c->home, c, false);
     transmit_fiber(self, c);
 }

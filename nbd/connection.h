@@ -25,12 +25,13 @@ struct NbdsConnection {
     bool in_handshake;           // which one
     uint64_t accepted_ns;        // loop_now_ns() of the accepting loop
     NbdsState state;
-    Stream *stream;     // NULL while handed over
-    int fd;             // then this
-    LoopCall call;      // the hand-over
-    bool is_stopped;    // by the server, not by its client
-    LoopTimer timer;    // limit of the handshake, later of draining: cuts the stream
-    NbdsExport *export; // a reference, from the end of HANDSHAKE
+    Stream *stream;          // NULL while handed over
+    int fd;                  // then this
+    LoopCall call;           // the hand-over
+    bool is_stopped;         // by the server, not by its client
+    LoopTimer timer;         // limit of the handshake, later of draining: cuts the stream
+    NbdsExport *export;      // a reference, from the end of HANDSHAKE
+    NbdsExport *destination; // a reference while it is being parked, to go there
     NbdsSession session;
     bool is_tcp;
     uint32_t n_executing; // requests whose reply is not queued yet
@@ -45,5 +46,10 @@ struct NbdsConnection {
 void nbds_connection_start(NbdsServerLoop *home, int fd);
 // Ends it once what is in flight was answered, and at the latest after `timeout_ns`.
 void nbds_connection_drain(NbdsConnection *c, uint64_t timeout_ns);
+// Parks it at a request boundary, once what is in flight was answered, and has it go on at `to`, an
+// export of the same content on any loop: no request is lost, done twice or overtaken. Nothing
+// happens unless it is in transmission. A client that does not take its replies within
+// `timeout_ns` is cut off; nothing is received from it meanwhile.
+void nbds_connection_move(NbdsConnection *c, NbdsExport *to, uint64_t timeout_ns);
 // A request is executing no more: the last one of a draining connection ends it.
 void nbds_connection_finish_execution(NbdsConnection *c);

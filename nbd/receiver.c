@@ -58,13 +58,13 @@ static Step refuse(Fiber *self, NbdsReceiver *r, const NbdsRequestHead *head,
                    const NbdsCheck *check)
 {
     NbdsConnection *c = r->connection;
-    r->pos += nbds_wire_request_head_bytes(c->session.style);
-    r->skip_bytes = check->payload_bytes;
     NbdsRequest *request = take_incoming(r);
     if (!request)
         request = admit(self, r, head, NBDS_ADMISSION_REFUSAL_BYTES);
     if (!request)
         return STEP_END;
+    r->pos += nbds_wire_request_head_bytes(c->session.style);
+    r->skip_bytes = check->payload_bytes;
     nbds_flow_refuse(&c->flow);
     nbds_request_refuse(request, check->error, check->message);
     return STEP_TAKEN;
@@ -234,7 +234,7 @@ static bool receive_more(Fiber *self, NbdsReceiver *r, size_t needed)
     nbds_admission_note_progress(c, (uint64_t)received);
     if (ask == room)
         adapt_capacity(r, received, room);
-    nbds_flow_received(self, &c->flow);
+    nbds_flow_received(&c->flow);
     return true;
 }
 
@@ -249,13 +249,46 @@ static bool skip_payload(NbdsReceiver *r)
     return r->skip_bytes;
 }
 
-void nbds_receiver_init(NbdsReceiver *r, NbdsConnection *c)
+// Takes up the bytes that were parked, if any. False when memory is out.
+static bool unpark(NbdsReceiver *r)
 {
-    *r = (NbdsReceiver){.connection = c, .input_capacity = SMALL_INPUT};
+    g_autoptr(GByteArray) parked = g_steal_pointer(&r->parked);
+    r->input_capacity = SMALL_INPUT;
+    if (!parked)
+        return true;
+    // A payload at most, a header in front of it and one behind.
+    size_t capacity = CLAMP(parked->len, SMALL_INPUT, NBDS_MAX_PAYLOAD);
+    r->input = nbds_buffer_take(&r->connection->home->pool, capacity);
+    if (!r->input)
+        return false;
+    r->pos =
+        nbds_buffer_bytes(r->input) - nbds_wire_request_head_bytes(r->connection->session.style);
+    r->end = r->pos + parked->len;
+    memcpy(r->pos, parked->data, parked->len);
+    return true;
+}
+
+// An incomplete request has not taken effect: it is received again, from here.
+static void park(NbdsReceiver *r)
+{
+    if (r->incoming)
+        nbds_request_abandon(take_incoming(r));
+    if (r->end != r->pos)
+        r->parked = g_byte_array_append(g_byte_array_new(), r->pos, r->end - r->pos);
+    nbds_buffer_unref(r->input);
+    r->input = NULL;
+    r->pos = r->end = NULL;
+}
+
+void nbds_receiver_done(NbdsReceiver *r)
+{
+    g_clear_pointer(&r->parked, g_byte_array_unref);
 }
 
 void nbds_receiver_run(Fiber *self, NbdsReceiver *r)
 {
+    if (!unpark(r))
+        return;
     for (;;) {
         size_t needed = 1;
         Step step = skip_payload(r) ? STEP_INCOMPLETE : take_request(self, r, &needed);
@@ -264,9 +297,5 @@ void nbds_receiver_run(Fiber *self, NbdsReceiver *r)
         if (step == STEP_INCOMPLETE && !receive_more(self, r, needed))
             break;
     }
-    // What is left is an incomplete request, which never takes effect.
-    if (r->incoming)
-        nbds_request_abandon(take_incoming(r));
-    nbds_buffer_unref(r->input);
-    r->input = NULL;
+    park(r);
 }

@@ -56,9 +56,7 @@ static void update_period(NbdsScheduler *s)
         return;
     bool is_next = now - s->period_end_ns < PERIOD_NS;
     s->n_active_before = is_next ? s->n_active : 0;
-    s->had_interactive = is_next && s->has_interactive;
     s->n_active = 0;
-    s->has_interactive = false;
     s->period++;
     s->period_end_ns = now + PERIOD_NS;
 }
@@ -174,7 +172,6 @@ void nbds_flow_charge(NbdsFlow *flow, uint64_t bytes)
         flow->period = s->period;
         s->n_active++;
     }
-    s->has_interactive |= nbds_flow_is_interactive(flow);
     flow->deficit_bytes -= (int64_t)bytes;
 }
 
@@ -276,7 +273,7 @@ int nbds_flow_wait_for_writes(Fiber *self, NbdsFlow *flow)
     return result;
 }
 
-void nbds_flow_received(Fiber *self, NbdsFlow *flow)
+void nbds_flow_received(NbdsFlow *flow)
 {
     NbdsScheduler *s = flow->scheduler;
     flow->n_requests = 0;
@@ -286,6 +283,4 @@ void nbds_flow_received(Fiber *self, NbdsFlow *flow)
         flow->turn_ns = loop_now_ns(s->loop);
         flow->deficit_bytes = MIN(flow->deficit_bytes, 0) + (int64_t)quantum(s);
     }
-    if (!nbds_flow_is_interactive(flow) && (s->has_interactive || s->had_interactive))
-        fiber_yield(self);
 }

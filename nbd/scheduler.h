@@ -22,8 +22,7 @@ typedef struct NbdsScheduler {
     // Connections that took something in this period, and in the one before.
     uint64_t period_end_ns;
     unsigned period, n_active, n_active_before;
-    bool has_interactive, had_interactive; // one of them was
-    unsigned n_woken;                      // flows whose turn has come, and that have not run yet
+    unsigned n_woken;  // flows whose turn has come, and that have not run yet
     NbdsFlow *waiting; // for their next turn: interactive ones first, each kind as it came
     bool is_planned;
     LoopCall next_turn; // a message to itself: comes after one look at every socket
@@ -91,5 +90,5 @@ typedef struct NbdsReceive {
 NbdsReceive nbds_flow_next_receive(NbdsFlow *flow, bool is_inside);
 // 0, or -ECANCELED.
 int nbds_flow_wait_for_writes(Fiber *self, NbdsFlow *flow);
-// Something was received: another turn of the flow, in which it lets interactive ones go first.
-void nbds_flow_received(Fiber *self, NbdsFlow *flow);
+// Something was received: the flow has another turn.
+void nbds_flow_received(NbdsFlow *flow);

@@ -85,7 +85,8 @@ Fixture *fixture_new(const FixtureConfig *config)
     f->n_exports = config->n_exports ? config->n_exports : 1;
     for (unsigned i = 0; i < f->n_exports; i++) {
         AddExport a = {f, config, i};
-        fixture_run(f, add_export, &a);
+        unsigned on = config->spreads_exports ? (i + 1) % f->n_loops : f->n_loops - 1;
+        assert_int_equal(remote_call(f->loops[on], add_export, &a), 0);
     }
     f->dir = g_dir_make_tmp("nbd-test-XXXXXX", NULL);
     assert_non_null(f->dir);
@@ -125,7 +126,8 @@ static void remove_export(Fiber *self, void *arg)
 
 void fixture_remove_export(Fixture *f, unsigned export_index)
 {
-    fixture_run(f, remove_export, f->exports[export_index]);
+    NbdsExport *export = f->exports[export_index];
+    assert_int_equal(remote_call(nbds_export_loop(export), remove_export, export), 0);
     f->exports[export_index] = NULL;
 }
 
@@ -164,13 +166,13 @@ static void release(Fiber *self, void *arg)
 
 void fixture_hold(Fixture *f, unsigned export_index)
 {
-    Loop *loop = f->loops[f->n_loops - 1];
+    Loop *loop = nbds_export_loop(f->exports[export_index]);
     assert_int_equal(remote_call_reserve(loop, hold, f->nodes[export_index]), 0);
 }
 
 void fixture_release(Fixture *f, unsigned export_index)
 {
-    Loop *loop = f->loops[f->n_loops - 1];
+    Loop *loop = nbds_export_loop(f->exports[export_index]);
     assert_int_equal(remote_call_reserve(loop, release, f->nodes[export_index]), 0);
 }
 

@@ -18,6 +18,7 @@ typedef struct FixtureConfig {
     unsigned max_fibers;   // per loop; 0: the loop's default
     uint64_t busy_wait_ns; // LoopConfig's
     bool two_loops;        // exports on a second loop, the listener on the first
+    bool spreads_exports;  // then the exports on both in turn, the second loop first
 } FixtureConfig;
 
 typedef struct Fixture {
@@ -39,7 +40,7 @@ Fixture *fixture_new(const FixtureConfig *config);
 void fixture_free(Fixture *f);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(Fixture, fixture_free)
 
-// Runs fn(arg) in a fiber of the loop that has the exports, and waits for its end.
+// Runs fn(arg) in a fiber of the loop that has the exports (the first one), and waits for its end.
 void fixture_run(Fixture *f, FiberFn *fn, void *arg);
 void fixture_hold(Fixture *f, unsigned export_index);
 void fixture_release(Fixture *f, unsigned export_index);

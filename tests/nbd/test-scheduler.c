@@ -191,12 +191,12 @@ static void a_debt_is_carried_and_what_was_not_used_is_not(Fiber *self, void *ar
     nbds_flow_charge(flow, LEAST + 1000);
     assert_int_equal(flow->deficit_bytes, -1000);
     fiber_sleep(self, 1000);
-    nbds_flow_received(self, flow);
+    nbds_flow_received(flow);
     assert_int_equal(flow->deficit_bytes, TURN / 2 - 1000);
     fiber_sleep(self, 1000);
-    nbds_flow_received(self, flow);
+    nbds_flow_received(flow);
     assert_int_equal(flow->deficit_bytes, TURN / 2);
-    nbds_flow_received(self, flow); // the same turn of the loop
+    nbds_flow_received(flow); // the same turn of the loop
     assert_int_equal(flow->deficit_bytes, TURN / 2);
     scene_end(&s);
 }
@@ -291,7 +291,7 @@ static void receives_coalesce_only_for_small_requests_that_are_done(Fiber *self,
     nbds_flow_begin(flow, &head, 2); // a disk is not kept waiting for requests
     assert_int_equal(nbds_flow_next_receive(flow, false).how, NBDS_RECEIVE_PLAIN);
     nbds_flow_end(flow, &head);
-    nbds_flow_received(self, flow);
+    nbds_flow_received(flow);
     take_read(flow, 65536, 2);
     assert_int_equal(nbds_flow_next_receive(flow, false).how, NBDS_RECEIVE_PLAIN);
     nbds_flow_charge(&s.flows[1], 1); // no busy polling for one beside others

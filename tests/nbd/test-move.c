@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// Connections that are parked and go on on another loop, back and forth, while their clients keep
+// many requests in flight: reads, writes of up to 256 KiB, and refused ones whose payload is
+// dropped. Two exports on two loops have the same content.
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+#include <string.h>
+
+#include "chain-core/remote-call.h"
+#include "connection.h"
+#include "fixture.h"
+
+enum { HEAD = 28, SIZE = 1 << 20, DEPTH = 16, N_MOVES = 300, MAX_BYTES = 256 << 10 };
+static const uint64_t SECOND_NS = 1000000000;
+static const ClientConfig simple = {.style = NBDS_STYLE_SIMPLE, .export_name = "a"};
+
+typedef struct Moves {
+    Fixture *f;
+    unsigned from;
+    atomic_uint n_moves;
+    atomic_bool is_done;
+} Moves;
+
+static void fill(uint8_t *data, uint64_t offset, size_t len)
+{
+    for (size_t i = 0; i < len; i++)
+        data[i] = (uint8_t)((offset + i) * 2654435761u >> 13);
+}
+
+static void fill_node(Fiber *self, void *arg)
+{
+    MemoryNode *m = arg;
+    fill(m->data, 0, SIZE);
+    memset(m->kinds, NODE_EXTENT_DATA, SIZE / MEMORY_NODE_BLOCK);
+}
+
+static void move_all(Fiber *self, void *arg)
+{
+    Moves *m = arg;
+    NbdsExport *to = m->f->exports[!m->from];
+    for (NbdsConnection *c = m->f->exports[m->from]->home->connections.first; c; c = c->next) {
+        if (c->state != NBDS_STATE_TRANSMISSION || c->destination)
+            continue;
+        nbds_connection_move(c, to, 100 * SECOND_NS);
+        m->n_moves++;
+    }
+}
+
+static void *mover(void *arg)
+{
+    Moves *m = arg;
+    for (; !m->is_done; m->from = !m->from)
+        assert_int_equal(remote_call(nbds_export_loop(m->f->exports[m->from]), move_all, m), 0);
+    return NULL;
+}
+
+typedef struct Asked {
+    uint16_t type;
+    uint64_t offset;
+    uint32_t length;
+    atomic_bool is_pending;
+} Asked;
+
+// A client that goes on taking replies while it sends.
+typedef struct Session {
+    Client *client;
+    Asked asked[DEPTH];
+    atomic_uint n_asked, n_answered;
+    atomic_bool has_asked_all;
+} Session;
+
+// The `n`th request in the place `cookie`, which is free.
+static void ask(Session *s, uint64_t cookie, unsigned n)
+{
+    static const uint32_t lengths[] = {512, 4096, 65536, MAX_BYTES};
+    static uint8_t payload[MAX_BYTES];
+    Asked *a = &s->asked[cookie];
+    a->type = n % 3 ? NBDS_CMD_READ : NBDS_CMD_WRITE;
+    a->length = lengths[n % 4];
+    a->offset = n * 7919 * 512 % (SIZE - MAX_BYTES);
+    if (n % 21 == 0) // past the end
+        a->offset = SIZE;
+    bool writes = a->type == NBDS_CMD_WRITE;
+    if (writes)
+        fill(payload, a->offset, a->length);
+    a->is_pending = true;
+    s->n_asked++;
+    client_request(s->client, a->type, 0, cookie, a->offset, a->length, payload,
+                   writes ? a->length : 0);
+}
+
+static void expect_one(Session *s)
+{
+    Client *c = s->client;
+    uint8_t head[NBDS_SIMPLE_REPLY_BYTES];
+    static uint8_t got[MAX_BYTES], expected[MAX_BYTES];
+    client_recv(c, head, sizeof head);
+    assert_int_equal(nbds_wire_get_u32(head), 0x67446698);
+    uint64_t cookie = nbds_wire_get_u64(head + 8);
+    assert_in_range(cookie, 0, DEPTH - 1);
+    Asked *a = &s->asked[cookie];
+    assert_true(a->is_pending);
+    bool is_inside = a->offset < SIZE;
+    assert_int_equal(nbds_wire_get_u32(head + 4) == 0, is_inside);
+    if (is_inside && a->type == NBDS_CMD_READ) {
+        client_recv(c, got, a->length);
+        fill(expected, a->offset, a->length);
+        assert_memory_equal(got, expected, a->length);
+    }
+    s->n_answered++;
+    a->is_pending = false;
+}
+
+static void *take_replies(void *arg)
+{
+    Session *s = arg;
+    while (!s->has_asked_all || s->n_answered < s->n_asked) {
+        if (s->n_answered < s->n_asked)
+            expect_one(s);
+    }
+    return NULL;
+}
+
+static void a_connection_moves_under_load_and_nothing_is_lost(void **state)
+{
+    FixtureConfig config = {
+        .two_loops = true, .spreads_exports = true, .n_exports = 2, .names = {"a", "b"}};
+    g_autoptr(Fixture) f = fixture_new(&config);
+    for (unsigned i = 0; i < 2; i++)
+        assert_int_equal(remote_call(nbds_export_loop(f->exports[i]), fill_node, f->nodes[i]), 0);
+    g_autoptr(Client) c = client_new(f->socket_path, &simple);
+    Moves moves = {.f = f};
+    GThread *thread = g_thread_new("mover", mover, &moves);
+    Session s = {.client = c};
+    GThread *taker = g_thread_new("replies", take_replies, &s);
+    while (moves.n_moves < N_MOVES || s.n_asked < 5000) {
+        for (unsigned i = 0; i < DEPTH; i++) {
+            if (!s.asked[i].is_pending)
+                ask(&s, i, s.n_asked);
+        }
+    }
+    s.has_asked_all = true;
+    g_thread_join(taker);
+    moves.is_done = true;
+    g_thread_join(thread);
+    uint8_t data[512];
+    assert_int_equal(client_do(c, NBDS_CMD_READ, 0, 0, sizeof data, data), 0);
+    NbdsExportStats stats[2];
+    for (unsigned i = 0; i < 2; i++) {
+        nbds_export_get_stats(f->exports[i], &stats[i]);
+        assert_int_equal(stats[i].n_in_flight, 0);
+        assert_true(stats[i].n_requests[NBDS_OPERATION_READ] > 0);
+        g_autofree uint8_t *expected = g_malloc(SIZE);
+        fill(expected, 0, SIZE);
+        assert_memory_equal(f->nodes[i]->data, expected, SIZE);
+    }
+    assert_int_equal(stats[0].n_clients + stats[1].n_clients, 1);
+}
+
+static void a_request_cut_in_two_by_a_move_is_done_once(void **state)
+{
+    FixtureConfig config = {
+        .two_loops = true, .spreads_exports = true, .n_exports = 2, .names = {"a", "b"}};
+    g_autoptr(Fixture) f = fixture_new(&config);
+    g_autoptr(Client) c = client_new(f->socket_path, &simple);
+    Moves moves = {.f = f};
+    uint8_t request[HEAD + 4096] = {0x25, 0x60, 0x95, 0x13, 0, 0, 0, NBDS_CMD_WRITE};
+    request[HEAD - 2] = 4096 >> 8;
+    memset(request + HEAD, 0xab, 4096);
+    for (size_t at = 1; at < sizeof request; at = at < 40 ? at + 1 : at + 500) {
+        client_send(c, request, at);
+        Loop *loop = nbds_export_loop(f->exports[moves.from]);
+        unsigned n = moves.n_moves;
+        while (moves.n_moves == n) // it may still be on its way here
+            assert_int_equal(remote_call(loop, move_all, &moves), 0);
+        moves.from = !moves.from;
+        client_send(c, request + at, sizeof request - at);
+        uint8_t head[NBDS_SIMPLE_REPLY_BYTES];
+        client_recv(c, head, sizeof head);
+        assert_int_equal(nbds_wire_get_u32(head + 4), 0);
+        assert_int_equal(f->nodes[0]->n_writes + f->nodes[1]->n_writes, moves.n_moves);
+    }
+}
+
+static void a_connection_under_way_is_closed_when_the_server_stops(void **state)
+{
+    for (unsigned i = 0; i < 20; i++) {
+        FixtureConfig config = {
+            .two_loops = true, .spreads_exports = true, .n_exports = 2, .names = {"a", "b"}};
+        g_autoptr(Fixture) f = fixture_new(&config);
+        g_autoptr(Client) c = client_new(f->socket_path, &simple);
+        uint8_t data[512];
+        assert_int_equal(client_do(c, NBDS_CMD_READ, 0, 0, sizeof data, data), 0);
+        Moves moves = {.f = f};
+        assert_int_equal(remote_call(nbds_export_loop(f->exports[0]), move_all, &moves), 0);
+        fixture_begin_stop(f);
+        assert_true(client_at_end(c));
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_connection_moves_under_load_and_nothing_is_lost),
+        cmocka_unit_test(a_request_cut_in_two_by_a_move_is_done_once),
+        cmocka_unit_test(a_connection_under_way_is_closed_when_the_server_stops),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
