@@ -2,8 +2,9 @@
 // The I/O of a handshake. Answers are sent before the next option is received, so what a client
 // can make the server hold is one option and its answer.
 //
-// Options are throttled: a client may send them without pause, and the answer to a small one can be
-// large. All handshakes of a loop together copy some bytes in a turn of it, one after the other.
+// A client may send options without pause, and the answer to a small one can be large: they are
+// charged as requests are. All handshakes of a loop are one flow of its scheduler, so that they
+// have no more of the loop together than one client in transmission.
 #include "handshake.h"
 
 #include <errno.h>
@@ -11,42 +12,34 @@
 #include "options.h"
 #include "server.h"
 
-enum {
-    OPTION_COST = 4096,    // of any option, besides its data and its answer; as a request's
-    TURN_BYTES = 32 << 10, // about 10 µs of a loop's time
-};
+enum { OPTION_BYTES = 4096 }; // of any option, besides its data and its answer; as of a request
 
 typedef struct Handshake {
     NbdsServerLoop *home;
     Stream *stream;
-    uint64_t charged_bytes; // since the last turn
     NbdsOptions options;
     NbdsExportTable *table;
     unsigned generation; // of the server's exports when `table` was taken
     GByteArray *data, *answer;
 } Handshake;
 
-// The loop looks at every socket before this returns, once per TURN_BYTES of all handshakes.
-static void charge(Fiber *self, Handshake *h, uint64_t bytes)
+// Of the handshakes that wait, the first goes on, and what it takes counts before the next one
+// looks.
+static void take(Fiber *self, Handshake *h, uint64_t bytes)
 {
-    h->charged_bytes += bytes;
-    if (h->charged_bytes < TURN_BYTES)
-        return;
-    h->charged_bytes = 0;
-    fiber_mutex_lock(self, &h->home->handshake_turn);
-    fiber_sleep(self, 0);
-    fiber_mutex_unlock(self, &h->home->handshake_turn);
+    nbds_flow_wait_turn(self, &h->home->handshake_flow);
+    nbds_flow_charge(&h->home->handshake_flow, bytes);
 }
 
 static int send_bytes(Fiber *self, Handshake *h, const uint8_t *data, size_t len)
 {
     for (size_t done = 0, n; done < len; done += n) {
-        n = MIN(len - done, TURN_BYTES);
+        n = MIN(len - done, nbds_flow_send_bytes(&h->home->handshake_flow));
+        take(self, h, n);
         struct iovec iov = {(void *)(data + done), n};
         int result = stream_send(self, h->stream, &iov, 1);
         if (result < 0)
             return result;
-        charge(self, h, n);
     }
     return 0;
 }
@@ -69,10 +62,10 @@ static int drop_bytes(Fiber *self, Handshake *h, size_t len)
     uint8_t dropped[4096];
     while (len) {
         size_t n = MIN(len, sizeof dropped);
+        take(self, h, n);
         int result = stream_recv_all(self, h->stream, dropped, n);
         if (result < 0)
             return result;
-        charge(self, h, n);
         len -= n;
     }
     return 0;
@@ -87,12 +80,12 @@ static int receive_option(Fiber *self, Handshake *h, uint32_t *ret_option, uint3
     if (!nbds_wire_get_option_head(head, ret_option, ret_len) ||
         *ret_len > NBDS_MAX_DROPPED_OPTION_BYTES)
         return -EPROTO;
-    if (*ret_len > NBDS_MAX_OPTION_BYTES)
+    bool is_too_big = *ret_len > NBDS_MAX_OPTION_BYTES;
+    take(self, h, OPTION_BYTES + (is_too_big ? 0 : *ret_len));
+    if (is_too_big)
         return drop_bytes(self, h, *ret_len);
     g_byte_array_set_size(h->data, *ret_len);
-    result = *ret_len ? stream_recv_all(self, h->stream, h->data->data, *ret_len) : 0;
-    charge(self, h, OPTION_COST + *ret_len);
-    return result;
+    return *ret_len ? stream_recv_all(self, h->stream, h->data->data, *ret_len) : 0;
 }
 
 // The exports as this client sees them, looked up again when they changed.

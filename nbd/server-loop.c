@@ -26,6 +26,7 @@ NbdsServerLoop *nbds_server_loop_new(NbdsServer *server, Loop *loop)
     home->budget_bytes = limits->max_loop_bytes;
     home->max_request_fibers = max_request_fibers(loop, limits->max_connections);
     nbds_scheduler_init(&home->scheduler, loop);
+    nbds_flow_init(&home->handshake_flow, &home->scheduler);
     return home;
 }
 
@@ -38,6 +39,8 @@ void nbds_server_loop_free(NbdsServerLoop *home)
         g_free(request);
     }
     nbds_buffer_pool_done(&home->pool);
+    nbds_flow_done(&home->handshake_flow);
+    nbds_scheduler_done(&home->scheduler);
     g_free(home);
 }
 

@@ -33,8 +33,8 @@ typedef struct NbdsServerLoop {
     LoopTimer stall_timer;
     unsigned n_executing; // requests
     NbdsScheduler scheduler;
-    FiberMutex handshake_turn; // held over a turn of the loop by the handshake whose turn it is
-    LoopCall drain_call;       // the server's stop
+    NbdsFlow handshake_flow; // of all handshakes together
+    LoopCall drain_call;     // the server's stop
 } NbdsServerLoop;
 
 NbdsServerLoop *nbds_server_loop_new(NbdsServer *server, Loop *loop);
