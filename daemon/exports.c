@@ -92,7 +92,7 @@ static int open_disk(Fiber *self, Disk *disk)
 {
     const Options *options = disk->options;
     ChainOpenOptions open = {
-        .format = options->format,
+        .format = disk->option->format ? disk->option->format : options->format,
         .snapshot = options->snapshot,
         .read_only = options->read_only,
         .direct = options->direct,

@@ -16,7 +16,7 @@ static const uint64_t DEFAULT_MAP_MEMORY = 32 << 20;
 enum { DEFAULT_BUSY_WAIT_US = 50, MAX_BUSY_WAIT_US = 1000 };
 
 static const char help_text[] =
-    "usage: chaind [OPTION]... [NAME=]FILE...\n"
+    "usage: chaind [OPTION]... [NAME=]FILE[,format=FORMAT]...\n"
     "\n"
     "Serves disk images, each with its whole backing chain, over NBD until it gets SIGTERM or\n"
     "SIGINT. One FILE without a NAME is the default export. Each export's URI goes to stdout.\n"
@@ -27,8 +27,8 @@ static const char help_text[] =
     "  --max-connections N  clients at a time; others wait (as many as there is memory for)\n"
     "\n"
     "What to serve\n"
-    "  --format FORMAT      qcow2 or raw, for every FILE. Needed for raw images, since their\n"
-    "                       content could pretend to be anything\n"
+    "  --format FORMAT      qcow2 or raw, for every FILE that does not say its own. Needed for\n"
+    "                       raw images, since their content could pretend to be anything\n"
     "  --snapshot NAME      an internal snapshot, by id or name, instead of the live disk\n"
     "  --read-only          accept no writes, and leave the files untouched\n"
     "  --force-share        read even while another program writes; implies --read-only\n"
@@ -45,7 +45,7 @@ static const char help_text[] =
     "Examples\n"
     "  chaind disk.qcow2\n"
     "  nbdcopy -- [ chaind disk.qcow2 ] disk.raw\n"
-    "  chaind --nbd /run/vm.sock --nbd localhost:10809 web=web.qcow2 db=db.qcow2\n"
+    "  chaind --nbd /run/vm.sock --nbd localhost:10809 web=web.qcow2 db=db.img,format=raw\n"
     "\n"
     "Exit status: 0 after a stop by signal or the last client of an activated socket, 1 after an\n"
     "error, 2 when the command line makes no sense. More in chaind(8).\n";
@@ -84,21 +84,6 @@ static bool parse_size(const char *text, uint64_t *ret_bytes)
     return true;
 }
 
-// Splits NAME=FILE. A file may itself contain '=': what exists under the whole name is that file.
-static DiskOption *disk_option_new(const char *argument)
-{
-    DiskOption *disk = g_new0(DiskOption, 1);
-    size_t len = strspn(argument, G_CSET_A_2_Z G_CSET_a_2_z G_CSET_DIGITS "._-");
-    if (len > 0 && argument[len] == '=' && access(argument, F_OK) != 0) {
-        disk->name = g_strndup(argument, len);
-        disk->file = g_strdup(argument + len + 1);
-    } else {
-        disk->name = g_strdup("");
-        disk->file = g_strdup(argument);
-    }
-    return disk;
-}
-
 static void disk_option_free(gpointer p)
 {
     DiskOption *disk = p;
@@ -107,12 +92,73 @@ static void disk_option_free(gpointer p)
     g_free(disk);
 }
 
+static bool exists(const char *path)
+{
+    return access(path, F_OK) == 0;
+}
+
+// "qcow2" or "raw" as a literal, or NULL.
+static const char *find_format(const char *text)
+{
+    static const char *const formats[] = {"qcow2", "raw"};
+    for (unsigned i = 0; i < G_N_ELEMENTS(formats); i++)
+        if (g_str_equal(text, formats[i]))
+            return formats[i];
+    return NULL;
+}
+
+// Takes ",format=FORMAT" off the end of the file.
+static int split_format(DiskOption *disk, GError **error)
+{
+    static const char key[] = ",format=";
+    char *comma = strrchr(disk->file, ',');
+    if (!comma || !g_str_has_prefix(comma, key))
+        return 0;
+    const char *format = comma + strlen(key);
+    if (format[strspn(format, G_CSET_A_2_Z G_CSET_a_2_z G_CSET_DIGITS)])
+        return 0; // the inside of a json: name
+    disk->format = find_format(format);
+    if (!disk->format)
+        return refuse(error, "'%s': the format is qcow2 or raw, not '%s'", disk->file, format);
+    *comma = '\0';
+    return 0;
+}
+
+// Takes "NAME=", `len` bytes and the sign, off the front of the file.
+static void split_name(DiskOption *disk, size_t len)
+{
+    char *file = g_strdup(disk->file + len + 1);
+    g_free(disk->name);
+    disk->name = g_strndup(disk->file, len);
+    g_free(disk->file);
+    disk->file = file;
+}
+
+// Splits [NAME=]FILE[,format=FORMAT]. A file's name may itself contain '=' and ',': what exists
+// under the longer name is that file.
+static int split_argument(const char *argument, DiskOption *disk, GError **error)
+{
+    size_t len = strspn(argument, G_CSET_A_2_Z G_CSET_a_2_z G_CSET_DIGITS "._-");
+    bool may_have_name = len > 0 && argument[len] == '=';
+    disk->name = g_strdup("");
+    disk->file = g_strdup(argument);
+    if (exists(argument))
+        return 0;
+    bool is_name_and_file = may_have_name && exists(argument + len + 1);
+    int r = is_name_and_file ? 0 : split_format(disk, error);
+    if (may_have_name && (is_name_and_file || !exists(disk->file)))
+        split_name(disk, len);
+    return r;
+}
+
 static int parse_disks(char **arguments, GPtrArray *disks, GError **error)
 {
     g_autoptr(GHashTable) names = g_hash_table_new(g_str_hash, g_str_equal);
     for (; *arguments; arguments++) {
-        DiskOption *disk = disk_option_new(*arguments);
+        DiskOption *disk = g_new0(DiskOption, 1);
         g_ptr_array_add(disks, disk);
+        if (split_argument(*arguments, disk, error) < 0)
+            return -EINVAL;
         if (strlen(disk->name) > OPTIONS_MAX_STRING)
             return refuse(error, "the name '%.32s…' is longer than the %d bytes that NBD allows",
                           disk->name, OPTIONS_MAX_STRING);
@@ -142,11 +188,8 @@ static int parse_value(int option, const char *name, const char *value, Options 
         g_strv_builder_add(addresses, value);
         return 0;
     case 'f':
-        if (strcmp(value, "qcow2") && strcmp(value, "raw"))
-            return refuse(error, "--format is qcow2 or raw, not '%s'", value);
-        g_free(options->format);
-        options->format = g_strdup(value);
-        return 0;
+        options->format = find_format(value);
+        return options->format ? 0 : refuse(error, "--format is qcow2 or raw, not '%s'", value);
     case 's':
         g_free(options->snapshot);
         options->snapshot = g_strdup(value);
@@ -266,7 +309,6 @@ int options_parse(int argc, char **argv, Options *ret_options, GError **error)
 void options_clear(Options *options)
 {
     g_strfreev(options->addresses);
-    g_free(options->format);
     g_free(options->snapshot);
     g_free(options->description);
     g_clear_pointer(&options->disks, g_ptr_array_unref);

@@ -15,11 +15,12 @@ enum { OPTIONS_MAX_STRING = 4096 };
 typedef struct DiskOption {
     char *name; // of the export; "" is the default export
     char *file;
+    const char *format; // its own, "qcow2" or "raw", or NULL
 } DiskOption;
 
 typedef struct Options {
-    char **addresses; // --nbd, NULL-terminated; empty: a private socket
-    char *format;     // "qcow2", "raw" or NULL
+    char **addresses;   // --nbd, NULL-terminated; empty: a private socket
+    const char *format; // of files without one of their own: "qcow2", "raw" or NULL
     char *snapshot;
     char *description;
     bool read_only, direct, force_share;

@@ -142,6 +142,52 @@ static void a_file_that_exists_is_not_split(void **state)
     g_rmdir(dir);
 }
 
+static void assert_disk(const char *argument, const char *name, const char *file,
+                        const char *format)
+{
+    Options o = parsed(argument);
+    assert_string_equal(disk(&o, 0)->name, name);
+    assert_string_equal(disk(&o, 0)->file, file);
+    if (format)
+        assert_string_equal(disk(&o, 0)->format, format);
+    else
+        assert_null(disk(&o, 0)->format);
+    options_clear(&o);
+}
+
+static void a_file_may_say_its_own_format(void **state)
+{
+    assert_disk("x=a.img,format=raw", "x", "a.img", "raw");
+    assert_disk("a.img,format=qcow2", "", "a.img", "qcow2");
+    assert_disk("a,b.img,format=raw", "", "a,b.img", "raw");
+    assert_disk("x=a,b=c.img,format=raw", "x", "a,b=c.img", "raw");
+    assert_disk("a,format=raw,format=qcow2", "", "a,format=raw", "qcow2");
+    assert_disk("a,b.img", "", "a,b.img", NULL);
+    assert_disk("a,format", "", "a,format", NULL);
+    assert_disk("json:{\"driver\":\"raw\",\"file.filename\":\"a,format=x\"}", "",
+                "json:{\"driver\":\"raw\",\"file.filename\":\"a,format=x\"}", NULL);
+    assert_refused("a,format=vdi", "vdi");
+    assert_refused("a,format=", "''");
+    assert_refused("x=,format=raw", "no file");
+}
+
+static void a_file_that_exists_is_not_split_at_its_comma(void **state)
+{
+    g_autofree char *dir = g_dir_make_tmp("chaind-options-XXXXXX", NULL);
+    g_autofree char *before = g_get_current_dir();
+    assert_int_equal(g_chdir(dir), 0);
+    assert_true(g_file_set_contents("a,format=raw", "", 0, NULL));
+    assert_true(g_file_set_contents("c=d", "", 0, NULL));
+    assert_disk("a,format=raw", "", "a,format=raw", NULL);
+    assert_disk("x=a,format=raw", "x", "a,format=raw", NULL);
+    assert_disk("a,format=raw,format=raw", "", "a,format=raw", "raw");
+    assert_disk("c=d,format=raw", "", "c=d", "raw");
+    g_unlink("a,format=raw");
+    g_unlink("c=d");
+    assert_int_equal(g_chdir(before), 0);
+    g_rmdir(dir);
+}
+
 static void after_two_dashes_everything_is_a_file(void **state)
 {
     Options o = parsed("--|--read-only");
@@ -212,6 +258,8 @@ int main(void)
         cmocka_unit_test(the_last_of_two_values_counts),
         cmocka_unit_test(names_are_split_off_only_where_they_are_names),
         cmocka_unit_test(a_file_that_exists_is_not_split),
+        cmocka_unit_test(a_file_may_say_its_own_format),
+        cmocka_unit_test(a_file_that_exists_is_not_split_at_its_comma),
         cmocka_unit_test(after_two_dashes_everything_is_a_file),
         cmocka_unit_test(sizes_are_checked),
         cmocka_unit_test(what_makes_no_sense_is_refused),

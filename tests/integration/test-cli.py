@@ -151,6 +151,25 @@ def test_raw_needs_format(tmp):
         assert out.read_bytes() == raw.read_bytes()
 
 
+def test_format_of_each_file(tmp):
+    """FILE,format=FORMAT says the format of one file, also of one with commas in its name."""
+    raw, odd = random_file(tmp / "a.raw", MIB), random_file(tmp / "b,c=d.raw", MIB, seed=2)
+    disk = image(tmp / "a.qcow2", "2M")
+    with Daemon(f"raw={raw},format=raw", f"odd={odd},format=raw", f"disk={disk}") as d:
+        assert connect(d.uri("raw")).pread(4096, 0) == raw.read_bytes()[:4096]
+        assert connect(d.uri("odd")).pread(4096, 0) == odd.read_bytes()[:4096]
+        assert connect(d.uri("disk")).get_size() == 2 * MIB
+    with Daemon("--format", "raw", f"raw={raw}", f"disk={disk},format=qcow2") as d:
+        assert connect(d.uri("raw")).get_size() == MIB
+        assert connect(d.uri("disk")).get_size() == 2 * MIB
+    named = tmp / "e,format=raw"
+    raw.rename(named)
+    says(fails(named), "e,format=raw", "not a qcow2 image")
+    with Daemon(f"{named},format=raw") as d:
+        assert connect(d.uri()).get_size() == MIB
+    says(fails(f"{disk},format=vmdk", status=2), "qcow2 or raw", "vmdk")
+
+
 def test_descriptor_limit(tmp):
     """A soft limit of 64 descriptors does not keep a chain of 200 layers from being served."""
     image(tmp / "0.qcow2")
