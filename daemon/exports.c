@@ -1,27 +1,21 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// From FILE arguments to exports and back. A disk is opened, served, flushed and closed on one
-// loop; the main thread makes remote calls and waits. What opening did to an image (repair,
-// bitmaps dropped) is logged here, once.
+// From FILE arguments to exports and back. Each disk is a named node (nodes.h) with an export on
+// it; both live on one loop, and the main thread makes remote calls and waits.
 #include "exports.h"
 
 #include <errno.h>
 #include <string.h>
 
-#include "chain-core/chain.h"
 #include "chain-core/remote-call.h"
+#include "chain-core/whole-sectors.h"
 #include "log.h"
 
 typedef struct Disk {
-    Qcow2Events events; // first
-    bool is_corrupt;    // one of its images turned out to be
     const DiskOption *option;
     const Options *options;
     NbdsServer *server;
-    MapMemory *memory;
-    Loop *loop;
-    Node *node; // our reference, for the last flush
-    NbdsExport *export;
-    char *summary;
+    NamedNode *named;
+    NbdsExport *export; // NULL: it could not be made
     RemoteCall closing;
     int result;
     GError *error;
@@ -32,143 +26,95 @@ struct Exports {
     Disk disks[];
 };
 
-// "20 GiB", "512 bytes", "1.5 TiB"
-static char *size_text(uint64_t bytes)
-{
-    static const char *const units[] = {"bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
-    unsigned unit = 0;
-    double value = (double)bytes;
-    for (; value >= 1024 && unit + 1 < G_N_ELEMENTS(units); unit++)
-        value /= 1024;
-    return g_strdup_printf("%.*f %s", value == (double)(uint64_t)value ? 0 : 1, value, units[unit]);
-}
-
-static char *summarize(const Disk *disk, const ChainInfo *info)
-{
-    const char *snapshot = disk->options->snapshot;
-    g_autofree char *size = size_text(disk->node->size_bytes);
-    g_autofree char *view = snapshot ? g_strdup_printf(", snapshot %s", snapshot)
-                            : g_str_equal(info->top_format, "qcow2") ? g_strdup(", head")
-                                                                     : g_strdup("");
-    return g_strdup_printf("%s %s, %u layer%s%s%s", size, info->top_format, info->n_layers,
-                           info->n_layers == 1 ? "" : "s", view,
-                           disk->node->read_only ? ", read-only" : "");
-}
-
 // What clients see beside the name: "web: 20 GiB qcow2, 4 layers, head". Owned.
 static char *describe(const Disk *disk)
 {
     if (disk->options->description)
         return g_strdup(disk->options->description);
-    const char *name = disk->option->name;
-    char *text = *name ? g_strdup_printf("%s: %s", name, disk->summary) : g_strdup(disk->summary);
+    const char *name = disk->option->name, *summary = named_node_summary(disk->named);
+    char *text = *name ? g_strdup_printf("%s: %s", name, summary) : g_strdup(summary);
     if (strlen(text) <= OPTIONS_MAX_STRING && g_utf8_validate(text, -1, NULL))
         return text;
     g_free(text); // a snapshot's name may be anything
     return g_strdup("");
 }
 
-static void log_notices(const Disk *disk, const ChainInfo *info)
+// Some clients can address sectors only (chaind(8), "SIZES"). A new reference.
+static Node *node_to_export(Fiber *self, Node *node)
 {
-    for (char **notice = info->notices; notice && *notice; notice++)
-        log_line(LOG_WARNING, "%s", *notice);
+    return node->size_bytes % SECTOR_BYTES ? whole_sectors_new(self, node) : node_ref(node);
 }
 
-static void found_corrupt(const Qcow2Events *events, const char *sentence)
+static void export_disk(Fiber *self, void *arg)
 {
-    ((Disk *)events)->is_corrupt = true;
-    log_line(LOG_ERROR, "%s", sentence);
-}
-
-// Once for each file: the failure sticks (docs/ordering.md §9).
-static void log_flush_failed(File *file, int error, void *arg)
-{
-    log_line(LOG_ERROR,
-             "%s: sync failed: %s; every flush answers an error until it is opened again",
-             file_path(file), g_strerror(-error));
-}
-
-static int open_disk(Fiber *self, Disk *disk)
-{
-    const Options *options = disk->options;
-    ChainOpenOptions open = {
-        .format = disk->option->format ? disk->option->format : options->format,
-        .snapshot = options->snapshot,
-        .read_only = options->read_only,
-        .direct = options->direct,
-        .force_share = options->force_share,
-        .memory = disk->memory,
-        .events = &disk->events,
-        .flush_failed = log_flush_failed,
-    };
-    ChainInfo info = {0};
-    int r = chain_open(self, disk->option->file, &open, &disk->node, &info, &disk->error);
-    if (r < 0)
-        return r;
-    disk->summary = summarize(disk, &info);
-    log_notices(disk, &info);
-    chain_info_clear(&info);
-
+    Disk *disk = arg;
+    Node *node = node_to_export(self, named_node_get(disk->named));
     g_autofree char *description = describe(disk);
     NbdsExportConfig config = {
         .name = disk->option->name,
         .description = description,
-        .node = disk->node,
-        .read_only = options->read_only,
+        .node = node,
+        .read_only = disk->options->read_only,
     };
-    r = nbds_server_add_export(disk->server, &config, &disk->export, &disk->error);
-    if (r < 0) {
-        node_unref_close(self, disk->node);
-        disk->node = NULL;
-    }
-    return r;
-}
-
-static void open_disk_fiber(Fiber *self, void *arg)
-{
-    Disk *disk = arg;
-    disk->result = open_disk(self, disk);
+    disk->result = nbds_server_add_export(disk->server, &config, &disk->export, &disk->error);
+    node_unref_close(self, node);
 }
 
 // Requests first: what they wrote is flushed too.
-static void close_disk_fiber(Fiber *self, void *arg)
+static void close_disk(Fiber *self, void *arg)
 {
     Disk *disk = arg;
-    nbds_server_remove_export(self, disk->export);
-    disk->result = disk->node->read_only ? 0 : node_flush(self, disk->node);
-    node_unref_close(self, disk->node);
-    disk->node = NULL;
+    if (disk->export)
+        nbds_server_remove_export(self, disk->export);
+    disk->result = named_node_close(self, disk->named);
 }
 
-Exports *exports_open(const Options *options, const Loops *loops, NbdsServer *server,
-                      MapMemory *memory, GError **error)
+// The node, and the export on it. When the second fails the first is there all the same.
+static int open_disk(Disk *disk, Nodes *nodes, GError **error)
+{
+    const DiskOption *option = disk->option;
+    const Options *options = disk->options;
+    NodeSpec spec = {
+        .name = *option->name ? option->name : NULL,
+        .label = *option->name ? option->name : option->file,
+        .file = option->file,
+        .format = option->format ? option->format : options->format,
+        .snapshot = options->snapshot,
+        .read_only = options->read_only,
+        .direct = options->direct,
+        .force_share = options->force_share,
+    };
+    disk->named = nodes_open(nodes, &spec, error);
+    if (!disk->named)
+        return -EIO;
+    int r = remote_call_reserve(named_node_loop(disk->named), export_disk, disk);
+    if (r < 0)
+        g_set_error(&disk->error, G_FILE_ERROR, G_FILE_ERROR_NOMEM,
+                    "'%s' cannot be exported: no memory for a fiber's stack", option->file);
+    if (disk->error)
+        g_propagate_error(error, disk->error);
+    return r < 0 ? r : disk->result;
+}
+
+Exports *exports_open(const Options *options, Nodes *nodes, NbdsServer *server, GError **error)
 {
     unsigned n = options->disks->len;
     Exports *exports = g_malloc0(sizeof(*exports) + n * sizeof(exports->disks[0]));
-    for (; exports->n < n; exports->n++) {
+    int r = 0;
+    while (r == 0 && exports->n < n) {
         Disk *disk = &exports->disks[exports->n];
         *disk = (Disk){
-            .events = {.corrupt = found_corrupt},
             .option = g_ptr_array_index(options->disks, exports->n),
             .options = options,
             .server = server,
-            .memory = memory,
-            .loop = loops_get(loops, exports->n),
         };
-        int r = remote_call_reserve(disk->loop, open_disk_fiber, disk);
-        if (r < 0)
-            g_set_error(&disk->error, G_FILE_ERROR, G_FILE_ERROR_NOMEM,
-                        "'%s' cannot be opened: no memory for a fiber's stack", disk->option->file);
-        else if (disk->result < 0 && !disk->error)
-            g_set_error(&disk->error, G_FILE_ERROR, g_file_error_from_errno(-disk->result),
-                        "'%s' cannot be opened: %s", disk->option->file, g_strerror(-disk->result));
-        if (disk->error) {
-            g_propagate_error(error, disk->error);
-            exports_close(exports, -1);
-            return NULL;
-        }
+        r = open_disk(disk, nodes, error);
+        exports->n += disk->named != NULL;
     }
-    return exports;
+    if (r == 0)
+        return exports;
+    exports_close(exports, -1);
+    return NULL;
 }
 
 static int log_end(const Disk *disk, int r)
@@ -183,7 +129,7 @@ static int log_end(const Disk *disk, int r)
                  "'%s' could not be flushed at the end: %s; what was written since the last "
                  "flush may be lost",
                  disk->option->file,
-                 disk->is_corrupt ? "it is corrupt" : g_strerror(-disk->result));
+                 named_node_is_corrupt(disk->named) ? "it is corrupt" : g_strerror(-disk->result));
         return -EIO;
     }
     return 0;
@@ -210,7 +156,7 @@ int exports_close(Exports *exports, gint64 patience_us)
         return 0;
     for (unsigned i = 0; i < exports->n; i++) {
         Disk *disk = &exports->disks[i];
-        remote_call_start_reserve(&disk->closing, disk->loop, close_disk_fiber, disk);
+        remote_call_start_reserve(&disk->closing, named_node_loop(disk->named), close_disk, disk);
     }
     g_autofree int *results = g_new0(int, exports->n + 1);
     wait_patiently(exports, results, patience_us);
@@ -223,7 +169,6 @@ int exports_close(Exports *exports, gint64 patience_us)
         int r = log_end(disk, results[i]);
         if (r == -ENOMEM || result == 0)
             result = r;
-        g_free(disk->summary);
     }
     g_free(exports);
     return result;
@@ -241,5 +186,5 @@ const char *exports_name(const Exports *exports, unsigned i)
 
 const char *exports_summary(const Exports *exports, unsigned i)
 {
-    return exports->disks[i].summary;
+    return named_node_summary(exports->disks[i].named);
 }

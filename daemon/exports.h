@@ -5,17 +5,15 @@
 
 #include <glib.h>
 
-#include "chain-core/map-memory.h"
-#include "loops.h"
 #include "nbd/server.h"
+#include "nodes.h"
 #include "options.h"
 
 typedef struct Exports Exports;
 
-// Opens every disk of `options` and exports it, spread over `loops`. All or nothing: NULL with one
+// Opens every disk of `options` as a node of `nodes` and exports it. All or nothing: NULL with one
 // sentence that names the file.
-Exports *exports_open(const Options *options, const Loops *loops, NbdsServer *server,
-                      MapMemory *memory, GError **error);
+Exports *exports_open(const Options *options, Nodes *nodes, NbdsServer *server, GError **error);
 
 // Takes all exports away, at the same time: each ends its requests, flushes its disk and closes it,
 // whatever the others do. A disk that is not done after `patience_us` is named in the log. 0; -EIO

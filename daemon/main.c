@@ -19,6 +19,7 @@
 #include "log.h"
 #include "loops.h"
 #include "nbd/server.h"
+#include "nodes.h"
 #include "options.h"
 #include "stop.h"
 
@@ -38,6 +39,7 @@ typedef struct Daemon {
     Listeners *listeners;
     Loops *loops;
     MapMemory *memory;
+    Nodes *nodes;
     NbdsServer *server;
     Exports *exports;
 } Daemon;
@@ -131,13 +133,14 @@ static int start(Daemon *daemon, GError **error)
     if (!daemon->loops)
         return -ENOSYS;
     daemon->memory = map_memory_new(options->map_memory_bytes);
+    daemon->nodes = nodes_new(daemon->loops, daemon->memory);
     daemon->server = nbds_server_new(&(NbdsServerConfig){
         .limits.max_connections = max_connections,
         .last_client_left = last_client_left,
         .full = full,
         .arg = daemon,
     });
-    daemon->exports = exports_open(options, daemon->loops, daemon->server, daemon->memory, error);
+    daemon->exports = exports_open(options, daemon->nodes, daemon->server, error);
     if (!daemon->exports)
         return -EIO;
     listeners_serve(daemon->listeners, daemon->server, daemon->loops);
@@ -202,6 +205,7 @@ static int finish(Daemon *daemon)
     }
     nbds_server_free(daemon->server);
     loops_stop(daemon->loops);
+    nodes_free(daemon->nodes);
     map_memory_free(daemon->memory);
     listeners_free(daemon->listeners);
     options_clear(&daemon->options);

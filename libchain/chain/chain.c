@@ -105,8 +105,8 @@ static int open_file(Fiber *self, const Opening *o, const char *path, bool writa
 {
     FileOpenFlags flags = (writable ? FILE_WRITABLE : 0) | (o->options->direct ? FILE_DIRECT : 0);
     int r = file_open(self, path, flags, ret_file, error);
-    if (r == 0 && writable)
-        file_set_flush_failed_fn(*ret_file, o->options->flush_failed, o->options->flush_failed_arg);
+    if (r == 0)
+        file_set_event_fn(*ret_file, o->options->file_event, o->options->file_event_arg);
     g_autofree char *remedy = r < 0 ? open_remedy(self, path, writable, r) : NULL;
     if (remedy)
         add_remedy(error, remedy);

@@ -88,14 +88,16 @@ struct File {
     uint64_t flush_started, flush_done;
     bool is_flushing;
     bool has_flush_failed;
-    FileFlushFailedFn *flush_failed_fn;
-    void *flush_failed_arg;
     FiberQueue flush_waiters;
 
     // Last answer of find_extent; invalid when empty.
     uint64_t extent_start, extent_end;
     bool extent_is_data;
-    uint64_t n_changes; // writes, zeroes, … begun or ended
+    uint64_t n_changes;  // writes, zeroes, … begun or ended
+    unsigned n_changing; // under way
+    uint64_t told_size;  // of the last RESIZED event
+    FileEventFn *event_fn;
+    void *event_arg;
 
     // Direct I/O: ranges being changed or waiting to be, in order of arrival.
     FileRange *first_range, *last_range;

@@ -113,6 +113,41 @@ static void note_end(File *file, uint64_t end)
         file->size = end;
 }
 
+void file_set_event_fn(File *file, FileEventFn *fn, void *arg)
+{
+    file->event_fn = fn;
+    file->event_arg = arg;
+}
+
+void file_tell(File *file, FileEventKind kind, uint64_t off, int error)
+{
+    if (file->event_fn)
+        file->event_fn(file, &(FileEvent){kind, off, error}, file->event_arg);
+}
+
+int file_check_size(Fiber *self, File *file)
+{
+    uint64_t size, n_changes = file->n_changes;
+    if (file->n_changing)
+        return 0;
+    int r = file->ops->get_size(self, file, &size);
+    if (r < 0)
+        return r;
+    if (file->n_changes != n_changes || size == file->size || size == file->told_size)
+        return 0;
+    file->told_size = size;
+    file_tell(file, FILE_EVENT_RESIZED, size, 0);
+    return 0;
+}
+
+// `r`, after a failure of the host was told.
+static int told(File *file, FileEventKind kind, uint64_t off, int r)
+{
+    if (unlikely(r < 0 && r != -ENOTSUP))
+        file_tell(file, kind, off, r);
+    return r;
+}
+
 static void batch_fail(IoBatch *batch, int error)
 {
     if (!batch->error)
@@ -159,6 +194,7 @@ FileTransfer *file_transfer_new(File *file, bool is_write, uint64_t off, const s
     x->next = NULL;
     x->backend_data = NULL;
     memcpy(x->iov, iov, n_iov * sizeof(*iov));
+    file->n_changing += is_write;
     if (batch)
         io_batch_begin(batch);
     return x;
@@ -186,6 +222,7 @@ static void transfer_free(FileTransfer *x)
 
 void file_transfer_drop(FileTransfer *x)
 {
+    x->file->n_changing -= x->is_write;
     file_bounce_free(x->bounce);
     transfer_free(x);
 }
@@ -193,7 +230,11 @@ void file_transfer_drop(FileTransfer *x)
 static void transfer_end(FileTransfer *x, int result)
 {
     File *file = x->file;
+    if (unlikely(result < 0))
+        file_tell(file, x->is_write ? FILE_EVENT_WRITE_FAILED : FILE_EVENT_READ_FAILED, x->off,
+                  result);
     if (x->is_write) {
+        file->n_changing--;
         note_end(file, x->off);
         file_note_change(file, 0, UINT64_MAX);
         if (x->range.end)
@@ -253,6 +294,7 @@ void file_transfer_done(FileTransfer *x, ssize_t result)
 static void read_rest(File *file, uint64_t off, uint8_t *buf, size_t len, ssize_t n, IoBatch *batch)
 {
     if (n < 0 && n != -EAGAIN) {
+        file_tell(file, FILE_EVENT_READ_FAILED, off, (int)n);
         batch_fail(batch, (int)n);
         return;
     }
@@ -298,6 +340,7 @@ void file_write_start(File *file, HostOff off, const struct iovec *iov, unsigned
     if (likely(n == (ssize_t)len))
         return;
     if (n < 0 && n != -EAGAIN) {
+        file_tell(file, FILE_EVENT_WRITE_FAILED, off.v, (int)n);
         batch_fail(batch, space_error((int)n));
         return;
     }
@@ -329,8 +372,7 @@ int file_write(Fiber *self, File *file, HostOff off, const void *buf, size_t len
 static void note_flush_failed(File *file, int error)
 {
     file->has_flush_failed = true; // for good, so this happens once
-    if (file->flush_failed_fn)
-        file->flush_failed_fn(file, error, file->flush_failed_arg);
+    file_tell(file, FILE_EVENT_FLUSH_FAILED, 0, error);
 }
 
 // A sync that was already under way when the caller came may have missed its last write, so the
@@ -356,12 +398,6 @@ int file_flush(Fiber *self, File *file)
             return r;
     }
     return file->flush_done >= needed ? 0 : -EIO;
-}
-
-void file_set_flush_failed_fn(File *file, FileFlushFailedFn *fn, void *arg)
-{
-    file->flush_failed_fn = fn;
-    file->flush_failed_arg = arg;
 }
 
 bool file_flush_failed(const File *file)
@@ -410,11 +446,13 @@ static int change(Fiber *self, File *file, ChangeFn *fn, uint64_t off, uint64_t 
 {
     FileRange range;
     file_note_change(file, off, len);
+    file->n_changing++;
     if (file->alignment > 1)
         file_range_lock(self, file, &range, off, len, false);
     int r = fn(self, file, off, len, flags);
     if (file->alignment > 1)
         file_range_unlock(file, &range);
+    file->n_changing--;
     file_note_change(file, off, len);
     return space_error(r);
 }
@@ -439,7 +477,7 @@ int file_zero(Fiber *self, File *file, HostOff off, uint64_t len, FileZeroFlags 
     if (r == -ENOTSUP)
         return write_zeroes(self, file, off.v, len);
     if (r < 0)
-        return r;
+        return told(file, FILE_EVENT_ZERO_FAILED, start, r);
     note_end(file, stop);
     if (start > off.v)
         r = write_zeroes(self, file, off.v, start - off.v);
@@ -460,6 +498,7 @@ int file_reserve(Fiber *self, File *file, HostOff off, uint64_t len)
     if (__builtin_add_overflow(off.v, len, &end) || end > INT64_MAX)
         return -EFBIG;
     int r = len ? change(self, file, reserve_op, off.v, len, 0) : 0;
+    told(file, FILE_EVENT_WRITE_FAILED, off.v, r);
     if (r == 0 && len)
         note_end(file, end);
     return r;
@@ -476,7 +515,7 @@ int file_discard(Fiber *self, File *file, HostOff off, uint64_t len)
     if (start >= stop)
         return 0;
     int r = change(self, file, discard_op, start, stop - start, 0);
-    return r == -ENOTSUP ? 0 : r;
+    return r == -ENOTSUP ? 0 : told(file, FILE_EVENT_DISCARD_FAILED, start, r);
 }
 
 int file_truncate(Fiber *self, File *file, uint64_t size)
@@ -486,6 +525,7 @@ int file_truncate(Fiber *self, File *file, uint64_t size)
     if (size > INT64_MAX)
         return -EFBIG;
     file_note_change(file, 0, UINT64_MAX);
+    file->n_changing++;
     if (file->alignment > 1)
         file_range_lock(self, file, &range, 0, UINT64_MAX, true);
     int r = file->ops->truncate(self, file, size);
@@ -493,8 +533,9 @@ int file_truncate(Fiber *self, File *file, uint64_t size)
         file->size = size;
     if (file->alignment > 1)
         file_range_unlock(file, &range);
+    file->n_changing--;
     file_note_change(file, 0, UINT64_MAX);
-    return space_error(r);
+    return told(file, FILE_EVENT_TRUNCATE_FAILED, size, space_error(r));
 }
 
 int file_find_extent(Fiber *self, File *file, HostOff off, uint64_t len, bool *ret_is_data,
@@ -514,7 +555,7 @@ int file_find_extent(Fiber *self, File *file, HostOff off, uint64_t len, bool *r
             is_data = true;
             n = to_end;
         } else if (r < 0) {
-            return r;
+            return told(file, FILE_EVENT_MAP_FAILED, off.v, r);
         }
         if (file->n_changes == n_changes) {
             file->extent_start = off.v;

@@ -118,14 +118,19 @@ static int load(Fiber *self, InflatedCache *cache, Entry *e, uint32_t compressed
     int r = image_see_end(self, image, image->file, e->host.v + compressed_bytes);
     if (r < 0)
         return r;
-    if (e->host.v >= file_size(image->file))
+    if (e->host.v >= file_size(image->file)) {
+        file_tell(image->file, FILE_EVENT_DECODE_FAILED, e->host.v, -EIO);
         return -EIO;
+    }
     r = file_read(self, image->file, e->host, in, compressed_bytes);
     if (r < 0)
         return r;
     InflateJob job = {image->header.compression, in, compressed_bytes, e->data,
                       image->geometry.cluster_bytes};
-    return loop_work(self, inflate_work, &job);
+    r = loop_work(self, inflate_work, &job);
+    if (r < 0)
+        file_tell(image->file, FILE_EVENT_DECODE_FAILED, e->host.v, r);
+    return r;
 }
 
 static Entry *find(InflatedCache *cache, HostOff host)

@@ -237,6 +237,12 @@ static File *view_file(Node *node)
     return image->data_file ? image->data_file : image->file;
 }
 
+static File *view_metadata_file(Node *node)
+{
+    const Qcow2Image *image = view_of(node)->image;
+    return image->data_file ? image->file : NULL;
+}
+
 static int view_map(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExtent *ret_extent)
 {
     static const NodeExtentKind kinds[] = {
@@ -322,6 +328,7 @@ static const NodeOps view_ops = {
     .flush = view_flush,
     .map = view_map,
     .file = view_file,
+    .metadata_file = view_metadata_file,
     .may_have = view_may_have,
     .data_may_be_hole = view_data_may_be_hole,
     .close = view_close,

@@ -83,6 +83,7 @@ typedef struct World {
     Options options;
     Loops *loops;
     MapMemory *memory;
+    Nodes *nodes;
     NbdsServer *server;
 } World;
 
@@ -99,6 +100,7 @@ static int make_world(void **state)
     w->options.disks = g_ptr_array_new_with_free_func(g_free);
     w->loops = loops_start(1, NULL, NULL);
     w->memory = map_memory_new(1 << 20);
+    w->nodes = nodes_new(w->loops, w->memory);
     w->server = nbds_server_new(&(NbdsServerConfig){0});
     n_flushed = n_closed = 0;
     on_late = NULL;
@@ -118,6 +120,7 @@ static int remove_world(void **state)
     remote_call_reserve(loops_get(w->loops, 0), stop_server, w->server);
     nbds_server_free(w->server);
     loops_stop(w->loops);
+    nodes_free(w->nodes);
     map_memory_free(w->memory);
     g_ptr_array_unref(w->options.disks);
     g_free(w);
@@ -129,7 +132,7 @@ static Exports *open_disks(World *w, const char *const names[N_DISKS])
 {
     for (unsigned i = 0; i < N_DISKS; i++)
         add_disk(w, names[i]);
-    Exports *exports = exports_open(&w->options, w->loops, w->server, w->memory, NULL);
+    Exports *exports = exports_open(&w->options, w->nodes, w->server, NULL);
     assert_non_null(exports);
     return exports;
 }
@@ -174,7 +177,7 @@ static void a_failure_without_a_sentence_is_a_failure(void **state)
     g_autoptr(GError) error = NULL;
     add_disk(w, "good");
     add_disk(w, "refused");
-    assert_null(exports_open(&w->options, w->loops, w->server, w->memory, &error));
+    assert_null(exports_open(&w->options, w->nodes, w->server, &error));
     assert_non_null(strstr(error->message, "'refused' cannot be opened: Permission denied"));
     assert_int_equal(n_closed, 1);
 }

@@ -9,12 +9,14 @@ import lzma
 import os
 import random
 import struct
+import time
 
 import nbd
 
 import harness
-from harness import (KIB, MIB, Daemon, Skip, check_image, connect, fails, main, qemu_img, qemu_io,
-                     run, says)
+from fuse_disk import write_script
+from harness import (KIB, MIB, Daemon, Skip, check_image, connect, fails, main, need_fuse_disk,
+                     qemu_img, qemu_io, run, says)
 
 
 def image(tmp, name="a.qcow2", size="4M", options="cluster_size=64k"):
@@ -387,6 +389,65 @@ def test_data_file_name(tmp):
         says(fails("--read-only", disk), "a.qcow2", "data file")
         says(fails(disk), "a.qcow2")
         disk.unlink()
+
+
+def failed(call):
+    """The error that `call` raises."""
+    try:
+        call()
+    except nbd.Error as e:
+        return e.errno
+    raise AssertionError("it succeeded")
+
+
+def test_host_errors_are_told(tmp):
+    """EIO of the backing storage is one line with disk, file, offset and reason, however often it fails."""
+    script = write_script(tmp / "storage",
+                          pread='if test "$4" -ge 524288; then echo "EIO no" >&2; exit 1; fi; '
+                                'head -c "$3" /dev/zero',
+                          pwrite='echo "ENOSPC full" >&2; exit 1')
+    with need_fuse_disk(tmp / "mnt", "sh", script) as base:
+        qemu_img("create", "-q", "-u", "-f", "qcow2", "-b", base, "-F", "raw", tmp / "top.qcow2", "1M")
+        with Daemon(f"web={tmp}/top.qcow2") as d:
+            h = connect(d.uri("web"))
+            assert h.pread(4096, 0) == bytes(4096)
+            for _ in range(20):
+                assert failed(lambda: h.pread(4096, 786432)) == "EIO"
+            assert len(notices(d)) == 1, d.log()
+            says(notices(d)[0], "disk 'web'", f"cannot read {base} at offset", "Input/output error")
+            h.shutdown()
+        says(d.log(), "disk 'web': 19 more failures of its files")
+
+
+def test_broken_compressed_cluster_is_told(tmp):
+    """A compressed cluster that cannot be decompressed is told with disk, file and offset."""
+    raw = tmp / "in.raw"
+    raw.write_bytes(b"text " * (256 * KIB))
+    qemu_img("convert", "-c", "-f", "raw", "-O", "qcow2", raw, tmp / "a.qcow2")
+    with open(tmp / "a.qcow2", "rb") as f:
+        f.seek(l2_of(tmp / "a.qcow2"))
+        offset = struct.unpack(">Q", f.read(8))[0] & ((1 << 54) - 1)
+    patch(tmp / "a.qcow2", offset, b"\xff" * 64)
+    with Daemon(tmp / "a.qcow2") as d:
+        assert failed(lambda: connect(d.uri()).pread(4096, 0)) == "EIO"
+        assert len(notices(d)) == 1, d.log()
+        says(notices(d)[0], f"disk '{tmp}/a.qcow2'", "cannot decompress a cluster of", "a.qcow2",
+             f"at offset {offset}")
+
+
+def test_resized_from_outside(tmp):
+    """An image file that another program makes longer or shorter is one line for each time."""
+    raw, disk = harness.random_file(tmp / "a.raw", MIB), image(tmp)
+    with Daemon(f"raw={raw},format=raw", f"disk={disk}") as d:
+        before = os.path.getsize(disk)
+        for path, size in ((raw, 2 * MIB), (raw, 512 * KIB), (disk, before + MIB)):
+            os.truncate(path, size)
+            while not any(f"to {size} bytes" in line for line in d.lines):
+                assert d.process.poll() is None, d.log()
+                time.sleep(0.05)
+        assert len(notices(d)) == 3, d.log()
+        says(notices(d)[0], "disk 'raw'", "a.raw", "from outside", f"from {MIB} to {2 * MIB} bytes")
+        says(notices(d)[2], "disk 'disk'", "a.qcow2", f"from {before} to {before + MIB} bytes")
 
 
 def tiny_file_system(tmp, size):

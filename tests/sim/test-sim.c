@@ -299,19 +299,20 @@ typedef struct FlushFailure {
     int error;
 } FlushFailure;
 
-static void note_failure(File *file, int error, void *arg)
+static void note_failure(File *file, const FileEvent *event, void *arg)
 {
     FlushFailure *f = arg;
+    assert_int_equal(event->kind, FILE_EVENT_FLUSH_FAILED);
     assert_true(file_flush_failed(file));
     f->n_calls++;
-    f->error = error;
+    f->error = event->error;
 }
 
 static void fails_to_flush(Fiber *self, void *arg)
 {
     File *file = NULL;
     assert_int_equal(file_open(self, "/new", FILE_WRITABLE | FILE_CREATE, &file, NULL), 0);
-    file_set_flush_failed_fn(file, note_failure, arg);
+    file_set_event_fn(file, note_failure, arg);
     assert_int_equal(file_flush(self, file), -ENOSPC);
     assert_int_equal(file_flush(self, file), -EIO);
     file_close(self, file);
@@ -327,6 +328,57 @@ static void the_first_flush_that_fails_is_told_once(void **state)
     assert_int_equal(failure.n_calls, 1);
     assert_int_equal(failure.error, -ENOSPC);
     sim_free(sim);
+}
+
+typedef struct Told {
+    FileEventKind kind;
+    uint64_t off;
+    int error;
+    unsigned n;
+} Told;
+
+static void note_event(File *file, const FileEvent *event, void *arg)
+{
+    Told *told = arg;
+    *told = (Told){event->kind, event->off, event->error, told->n + 1};
+}
+
+static void file_ops(Fiber *self, void *arg)
+{
+    char buf[100] = "data";
+    File *file = NULL;
+    assert_int_equal(file_open(self, "/new", FILE_WRITABLE | FILE_CREATE, &file, NULL), 0);
+    file_set_event_fn(file, note_event, arg);
+    file_write(self, file, host_off(0), buf, sizeof(buf));
+    file_read(self, file, host_off(50), buf, 50);
+    file_truncate(self, file, 65536);
+    file_zero(self, file, host_off(512), 4096, FILE_ZERO_UNMAP);
+    file_discard(self, file, host_off(8192), 4096);
+    file_close(self, file);
+}
+
+static void each_failure_of_the_host_is_told_with_its_offset(void **state)
+{
+    static const struct {
+        FileEventKind kind;
+        uint64_t off;
+    } want[] = {
+        {FILE_EVENT_WRITE_FAILED, 0},        {FILE_EVENT_READ_FAILED, 50},
+        {FILE_EVENT_TRUNCATE_FAILED, 65536}, {FILE_EVENT_ZERO_FAILED, 512},
+        {FILE_EVENT_DISCARD_FAILED, 8192},
+    };
+    for (unsigned i = 0; i < G_N_ELEMENTS(want); i++) {
+        Sim *sim = sim_new(&(SimConfig){.seed = 3});
+        Counter counter = {.hook.fn = count_op, .fail_at = 2 + i, .result = -EIO};
+        Told told = {0};
+        sim_set_hook(sim, &counter.hook);
+        assert_true(sim_run(sim, file_ops, &told));
+        assert_int_equal(told.n, 1);
+        assert_int_equal(told.kind, want[i].kind);
+        assert_int_equal(told.off, want[i].off);
+        assert_int_equal(told.error, -EIO);
+        sim_free(sim);
+    }
 }
 
 static void a_power_cut_ends_the_run_and_abandons_its_fibers(void **state)
@@ -506,6 +558,7 @@ int main(void)
         cmocka_unit_test(the_hook_sees_every_kind_of_operation),
         cmocka_unit_test(an_error_at_the_nth_operation_reaches_its_caller),
         cmocka_unit_test(the_first_flush_that_fails_is_told_once),
+        cmocka_unit_test(each_failure_of_the_host_is_told_with_its_offset),
         cmocka_unit_test(a_power_cut_ends_the_run_and_abandons_its_fibers),
         cmocka_unit_test(a_hook_can_run_another_simulation),
         cmocka_unit_test(a_file_of_terabytes_costs_its_pages_only),

@@ -21,9 +21,9 @@ typedef struct ChainOpenOptions {
     bool no_data_files;
     MapMemory *memory;         // borrowed, outlives the chain
     const Qcow2Events *events; // borrowed, outlives the chain; NULL: nobody is told
-    // Of each file that is written, when a sync of it fails: as file_set_flush_failed_fn() has it.
-    FileFlushFailedFn *flush_failed;
-    void *flush_failed_arg;
+    // Hears of the host's failures with each file, as file_set_event_fn() has it; may be NULL.
+    FileEventFn *file_event;
+    void *file_event_arg;
 } ChainOpenOptions;
 
 typedef struct ChainInfo {

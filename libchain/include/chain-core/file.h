@@ -64,10 +64,35 @@ unsigned file_n_buffered_writes(Loop *loop);
 // sticky: each later flush answers -EIO (file_flush_failed() tells) until the file is reopened.
 int file_flush(Fiber *self, File *file);
 bool file_flush_failed(const File *file);
-// `fn` is called once, when a flush fails for the first time, with its -errno; on the loop, in the
-// fiber that flushes. It must not suspend. NULL: nobody hears of it.
-typedef void FileFlushFailedFn(File *file, int error, void *arg);
-void file_set_flush_failed_fn(File *file, FileFlushFailedFn *fn, void *arg);
+
+// What the host does to a file that its user should hear of.
+typedef enum FileEventKind {
+    FILE_EVENT_READ_FAILED,
+    FILE_EVENT_WRITE_FAILED,
+    FILE_EVENT_ZERO_FAILED,
+    FILE_EVENT_DISCARD_FAILED,
+    FILE_EVENT_TRUNCATE_FAILED,
+    FILE_EVENT_MAP_FAILED,    // where its data and its holes are
+    FILE_EVENT_DECODE_FAILED, // a driver's: what was read is broken (file_tell())
+    FILE_EVENT_FLUSH_FAILED,  // for the first time; it sticks
+    FILE_EVENT_RESIZED,       // by somebody else (file_check_size())
+} FileEventKind;
+
+typedef struct FileEvent {
+    FileEventKind kind;
+    uint64_t off; // bytes; RESIZED: the new size; FLUSH_FAILED: 0
+    int error;    // -errno; RESIZED: 0
+} FileEvent;
+
+// `fn` is called for each event of `file`, on its loop, inside or outside a fiber. It must not
+// suspend, and is quick: a disk that fails does so for every request. NULL: nobody hears of it.
+typedef void FileEventFn(File *file, const FileEvent *event, void *arg);
+void file_set_event_fn(File *file, FileEventFn *fn, void *arg);
+// For the driver that reads `file`.
+void file_tell(File *file, FileEventKind kind, uint64_t off, int error);
+// Did another program change the file's size since it was opened? Then there is an event, one for
+// each new size. Says nothing while a write is under way, which may change it too. 0 or -errno.
+int file_check_size(Fiber *self, File *file);
 
 typedef enum FileZeroFlags {
     FILE_ZERO_UNMAP = 1 << 0, // may deallocate (punch hole)

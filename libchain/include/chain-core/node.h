@@ -59,6 +59,9 @@ struct NodeOps {
     // The file in which all that map() calls DATA lies; the same as long as the node is open. NULL,
     // or an operation that is NULL: there is no such file.
     File *(*file)(Node *node);
+    // Where the driver keeps its metadata, if that is not file(). NULL, or an operation that is
+    // NULL: there is no such file.
+    File *(*metadata_file)(Node *node);
     // May it have anything (not BELOW) in the range? Cheap, no I/O, no suspend, may say yes
     // wrongly. NULL means always yes.
     bool (*may_have)(Node *node, GuestOff off, uint64_t len);
@@ -134,6 +137,10 @@ int node_map(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExtent *re
 static inline File *node_file(Node *node)
 {
     return node->ops->file ? node->ops->file(node) : NULL;
+}
+static inline File *node_metadata_file(Node *node)
+{
+    return node->ops->metadata_file ? node->ops->metadata_file(node) : NULL;
 }
 // Like node_map() but follows BELOW and filters down the chain (filters do not count as layers):
 // never returns BELOW where a layer has something; BELOW then means "unallocated in every layer"
