@@ -55,6 +55,7 @@ static void export_disk(Fiber *self, void *arg)
         .description = description,
         .node = node,
         .read_only = disk->options->read_only,
+        .padding_bytes = node->size_bytes - named_node_get(disk->named)->size_bytes,
     };
     disk->result = nbds_server_add_export(disk->server, &config, &disk->export, &disk->error);
     node_unref_close(self, node);

@@ -15,6 +15,7 @@ typedef struct NbdsExportInfo {
     const char *name;
     const char *description; // never NULL
     uint64_t size_bytes;
+    uint32_t padding_bytes;   // of the size: not for clients that honour the minimum block size
     uint32_t preferred_bytes; // power of 2, 512 … NBDS_MAX_PAYLOAD
     bool read_only;
     const GPtrArray *contexts; // context.h

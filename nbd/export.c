@@ -42,6 +42,7 @@ NbdsExport *nbds_export_new(NbdsServerLoop *home, const NbdsExportConfig *config
         .name = g_strdup(config->name),
         .description = g_strdup(description),
         .size_bytes = config->node->size_bytes,
+        .padding_bytes = config->padding_bytes,
         .preferred_bytes = preferred_bytes(config->node),
         .read_only = config->read_only || config->node->read_only,
         .contexts = nbds_contexts_new(),
@@ -134,6 +135,8 @@ NbdsExportInfo nbds_export_info(const NbdsExport *export)
 {
     NbdsExportInfo info = export->info;
     info.size_bytes = nbds_export_size_bytes(export);
+    if (info.size_bytes != export->info.size_bytes)
+        info.padding_bytes = 0;
     return info;
 }
 

@@ -145,13 +145,13 @@ static void reply_info_string(const Option *o, NbdsInfo type, const char *s)
 }
 
 static void reply_info(const Option *o, const NbdsOptions *h, NbdsInfo type,
-                       const NbdsExportInfo *export)
+                       const NbdsExportInfo *export, uint64_t size_bytes)
 {
     uint8_t data[14];
     nbds_wire_put_u16(data, type);
     switch (type) {
     case NBDS_INFO_EXPORT:
-        nbds_wire_put_export_name_reply(data + 2, export->size_bytes,
+        nbds_wire_put_export_name_reply(data + 2, size_bytes,
                                         nbds_options_transmission_flags(h, export));
         reply(o, NBDS_REP_INFO, data, 2 + NBDS_EXPORT_NAME_REPLY_BYTES);
         break;
@@ -210,6 +210,7 @@ static NbdsVerdict option_info(const Option *o, NbdsOptions *h, const NbdsExport
         return refuse_unknown_export(o, table, name);
 
     bool wanted[NBDS_INFO_BLOCK_SIZE + 1] = {[NBDS_INFO_EXPORT] = true};
+    bool honours_block_sizes = false;
     // Volunteered: a client that asked for the default export learns its name, and every client
     // the block sizes.
     wanted[NBDS_INFO_NAME] = strlen(export->name) != name.len;
@@ -218,10 +219,12 @@ static NbdsVerdict option_info(const Option *o, NbdsOptions *h, const NbdsExport
         uint16_t type = take_u16(&c);
         if (type < G_N_ELEMENTS(wanted))
             wanted[type] = true;
+        honours_block_sizes |= type == NBDS_INFO_BLOCK_SIZE;
     }
+    uint64_t size = export->size_bytes - (honours_block_sizes ? export->padding_bytes : 0);
     for (unsigned i = 0; i < G_N_ELEMENTS(wanted); i++) {
         if (wanted[i])
-            reply_info(o, h, i, export);
+            reply_info(o, h, i, export, size);
     }
     acknowledge(o);
     if (o->type == NBDS_OPT_INFO)

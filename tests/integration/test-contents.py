@@ -282,6 +282,55 @@ def test_relative_backing(tmp):
         assert connect(d.uri()).pread(512, 0) == b"\t" * 512
 
 
+def sector_client(d):
+    """A client that says nothing of block sizes, and so may be able to address sectors only."""
+    h = nbd.NBD()
+    h.set_request_block_size(False)
+    h.set_strict_mode(0)
+    h.connect_uri(d.uri())
+    return h
+
+
+def test_last_sector_cut_short(tmp):
+    """A raw disk of an odd size: exact for who asks, whole sectors for others, and it never grows."""
+    size = 10000
+    for args in [], ["--direct"]:
+        raw = random_file(tmp / "odd.raw", size)
+        content = bytearray(raw.read_bytes())
+        with Daemon(*args, f"{raw},format=raw") as d:
+            out = tmp / "copy"
+            run("nbdcopy", d.uri(), out)
+            assert out.read_bytes() == content
+            h = sector_client(d)
+            assert h.get_size() == 10240
+            assert h.pread(512, 9728) == content[9728:] + bytes(240)
+            content[9728:] = b"x" * 272
+            h.pwrite(b"x" * 272 + bytes(240), 9728)
+            for data in (b"y" * 272 + bytes(239) + b"z", b"z" * 512):
+                try:
+                    h.pwrite(data, 9728)
+                except nbd.Error as e:
+                    assert e.errno == "ENOSPC", e
+                else:
+                    raise AssertionError("it kept what lies after the end")
+            assert h.pread(512, 9728) == content[9728:] + bytes(240)
+            h.flush()
+            h.shutdown()
+        assert raw.read_bytes() == content, args
+
+
+def test_last_sector_from_qemu(tmp):
+    """QEMU, which rounds the size up for its guest, reads and writes the last sector of an odd disk."""
+    raw = random_file(tmp / "odd.raw", 10000)
+    with Daemon(f"{raw},format=raw") as d:
+        qemu_io(d.uri(), "read -P 0 10000 240", "write -P 0 9728 512", "write -z 9216 1024",
+                "discard 9728 512", "write -P 3 9216 784", "read -P 3 9216 784", "flush", fmt="raw")
+        assert "virtual size: 10 KiB" in qemu_img("info", d.uri())
+        qemu_img("map", d.uri())
+        run("nbdinfo", "--map", d.uri())
+    assert raw.read_bytes()[9216:] == b"\3" * 784
+
+
 def test_json_name(tmp):
     """A json: name is a FILE."""
     qemu_img("create", "-q", "-f", "qcow2", tmp / "a.qcow2", "1M")

@@ -201,6 +201,19 @@ static void go_describes_and_chooses_the_export(void **state)
     assert_int_equal(t->replies[t->n_replies - 1].type, NBDS_REP_ACK);
 }
 
+static void only_who_asks_for_block_sizes_sees_a_size_without_padding(void **state)
+{
+    g_autoptr(Haggle) t = haggle_new(3);
+    t->infos[0].padding_bytes = 24;
+    info(t, NBDS_OPT_INFO, "web");
+    assert_int_equal(nbds_wire_get_u64(find_info(t, NBDS_INFO_EXPORT)->data + 2), 1 << 20);
+    put_string(t, "web");
+    put_u16(t, 1);
+    put_u16(t, NBDS_INFO_BLOCK_SIZE);
+    option(t, NBDS_OPT_GO);
+    assert_int_equal(nbds_wire_get_u64(find_info(t, NBDS_INFO_EXPORT)->data + 2), (1 << 20) - 24);
+}
+
 static void info_goes_on_haggling(void **state)
 {
     g_autoptr(Haggle) t = haggle_new(3);
@@ -641,6 +654,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(unknown_client_flags_end_the_handshake),
         cmocka_unit_test(go_describes_and_chooses_the_export),
+        cmocka_unit_test(only_who_asks_for_block_sizes_sees_a_size_without_padding),
         cmocka_unit_test(info_goes_on_haggling),
         cmocka_unit_test(flags_follow_what_was_negotiated),
         cmocka_unit_test(the_empty_name_is_the_export_of_that_name),

@@ -68,6 +68,9 @@ typedef struct NbdsExportConfig {
     const char *description; // NULL: none; same bound
     Node *node;              // takes its own reference
     bool read_only;          // also when the node is
+    // At the node's end, for clients that can address whole sectors only: a client that asks for
+    // the block sizes, and so will honour that the minimum is 1, is told a size without them.
+    uint32_t padding_bytes;
 } NbdsExportConfig;
 
 // On the node's loop, which becomes the export's. Visible to clients at once. -EINVAL or -EEXIST
@@ -79,7 +82,8 @@ int nbds_server_add_export(NbdsServer *server, const NbdsExportConfig *config,
 void nbds_server_remove_export(Fiber *self, NbdsExport *export);
 
 // The export's node was resized, or replaced by one of another size: clients that connect from now
-// on see the new size; those it has keep theirs, and requests past a new end fail. On its loop.
+// on see the new size, without padding; those it has keep theirs, and requests past a new end fail.
+// On its loop.
 void nbds_server_refresh_size(NbdsExport *export);
 
 // Accepts clients from the listening socket `fd` (taken) on `loop`. Any thread.
