@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Zeroing, discarding, truncating and mapping of host files: calls that block, each on a worker of
-// the file's device (inline on memory). In a fiber.
+// Zeroing, discarding, truncating and mapping of host files, and writes that direct I/O cannot
+// make: calls that block, each on a worker of the file's device (inline on memory). In a fiber.
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
+#include <stdio.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -12,6 +13,7 @@
 typedef struct RangeCall {
     HostFile *file;
     uint64_t off, len;
+    const void *buf;
     FileZeroFlags flags;
     bool is_data;
     uint64_t n;
@@ -26,6 +28,43 @@ static int allocate(const RangeCall *c, int mode)
     if (r == 0)
         return 0;
     return errno == EOPNOTSUPP || errno == ENOSYS ? -ENOTSUP : -errno;
+}
+
+static int write_all(int fd, const uint8_t *buf, size_t len, uint64_t off)
+{
+    while (len) {
+        ssize_t n = pwrite(fd, buf, len, (off_t)off);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            return n < 0 ? -errno : -EIO;
+        buf += n;
+        off += (size_t)n;
+        len -= (size_t)n;
+    }
+    return 0;
+}
+
+// Through the page cache, by a descriptor of its own. The kernel keeps that and direct I/O in step:
+// it writes pages back before a direct read or write of them, and a sync of either descriptor is
+// one of the file. (The byte locks belong to the other descriptor and stay when this one goes.)
+static int write_tail_call(void *arg)
+{
+    RangeCall *c = arg;
+    char path[64];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", c->file->fd);
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0)
+        return -errno;
+    int r = write_all(fd, c->buf, c->len, c->off);
+    close(fd);
+    return r;
+}
+
+int host_file_write_tail(Fiber *self, File *file, uint64_t off, const void *buf, size_t len)
+{
+    RangeCall c = {.file = (HostFile *)file, .off = off, .len = len, .buf = buf};
+    return host_file_call(self, c.file, write_tail_call, &c);
 }
 
 // Extends the file to the end of the range. ftruncate() could cut off what another write adds

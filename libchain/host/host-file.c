@@ -356,6 +356,7 @@ const FileOps host_file_ops = {
     .try_read = try_read,
     .try_write = try_write,
     .submit = submit,
+    .write_tail = host_file_write_tail,
     .flush = flush,
     .zero = host_file_zero,
     .reserve = host_file_reserve,

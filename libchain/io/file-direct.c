@@ -5,8 +5,9 @@
 // else may change it: each change of a direct file has a FileRange, and an exclusive one excludes
 // all that overlap. On the file's loop.
 //
-// A file whose size is not a multiple of the block is cut back to its size after a rewrite of its
-// last block; that rewrite excludes every change from its block on, so that nobody's growth is cut.
+// A block that would reach past the end of the file is not rewritten: the file would be longer for
+// a moment, and for good if we were killed in it. What such a write has for its last block goes
+// through the page cache instead (FileOps.write_tail), which takes any number of bytes.
 //
 // Only so many of a file's transfers bounce at a time, the rest wait in a queue, so that fibers and
 // buffers are bounded however much a guest asks for. Nobody waits in a circle:
@@ -14,8 +15,8 @@
 //   one range at a time.
 // - Ranges have one order, that of their arrival, and one waits only for ranges before it.
 // - Who holds a range holds one, and waits for nothing but I/O while it does: a transfer of the
-//   back end, a started bounce, or a call of the back end (zero, discard, truncate). In particular
-//   none waits for a queued bounce, and none for a second range.
+//   back end, a started bounce, or a call of the back end (zero, truncate, write_tail, …). In
+//   particular none waits for a queued bounce, and none for a second range.
 // So the first range in order always ends, and with it the bounces that are started, in turn.
 #include <assert.h>
 #include <stdlib.h>
@@ -29,6 +30,9 @@ enum {
     // At a time, of one file.
     BOUNCES_MAX = 32,
     BOUNCE_BYTES = 1024 * 1024, // of its buffer
+    // No page cache keeps track of larger pieces than this: it is a file system's block or a page,
+    // and Linux knows none above 64 KiB.
+    CACHE_UNIT_MAX = 64 * 1024,
     // Fibers above the loop's limit for bounced writes: those of all files, and what a file may
     // have beyond them when it has no bounce under way whose end would start the next one.
     RESERVE = 1024,
@@ -205,49 +209,73 @@ static int write_blocks(Fiber *self, Bounce *b, const Piece *p)
 {
     IoBatch batch;
     io_batch_init(&batch, self);
-    start_blocks(b, p, true, p->start, p->end - p->start, &batch);
+    if (p->end > p->start)
+        start_blocks(b, p, true, p->start, p->end - p->start, &batch);
     return io_batch_wait(self, &batch);
 }
 
-// Writing whole blocks makes the file longer than it should be.
-static bool must_cut(const File *file, const Piece *p)
+// Does the piece end within a block that reaches past the end of the file?
+static bool has_tail(const File *file, const Piece *p)
 {
     return p->last < p->end && p->end > file->size && !file->is_block_device;
 }
 
+// A tail dirties a whole unit of the page cache, whose other blocks no direct write may change
+// meanwhile: that would be undone when the unit is written back.
 static void lock_piece(Fiber *self, File *file, const Piece *p, FileRange *range)
 {
     bool is_partial = p->off != p->start || p->last != p->end;
     for (;;) {
-        bool cuts = must_cut(file, p);
-        file_range_lock(self, file, range, p->start, cuts ? UINT64_MAX : p->end - p->start,
-                        is_partial);
+        bool takes_unit = has_tail(file, p);
+        uint64_t start = p->start, end = p->end;
+        if (takes_unit) {
+            start = MIN(start, round_down(end - file->alignment, CACHE_UNIT_MAX));
+            end = round_up(end, CACHE_UNIT_MAX);
+        }
+        file_range_lock(self, file, range, start, end - start, is_partial);
         // The size can have changed while we waited.
-        if (cuts || !must_cut(file, p))
+        if (takes_unit || !has_tail(file, p))
             return;
         file_range_unlock(file, range);
     }
 }
 
+// Leaves whole blocks in `p`; the rest, maybe nothing, is what write_tail is for.
+static Piece split_tail(const File *file, Piece *p)
+{
+    if (!has_tail(file, p))
+        return (Piece){p->end, p->end, p->end, p->end};
+    uint64_t start = p->end - file->alignment;
+    Piece tail = {start, MAX(p->off, start), p->last, p->end};
+    p->last = p->end = start;
+    p->off = MIN(p->off, start);
+    return tail;
+}
+
+static int write_tail(Fiber *self, File *file, const Piece *tail, const uint8_t *data)
+{
+    if (tail->last == tail->off)
+        return 0;
+    int r = file->ops->write_tail(self, file, tail->off, data, tail->last - tail->off);
+    if (r == 0 && tail->last > file->size)
+        file->size = tail->last;
+    return r;
+}
+
 static int write_piece(Fiber *self, Bounce *b)
 {
     File *file = b->file;
-    Piece p = next_piece(b);
+    Piece p = next_piece(b), blocks = p;
     FileRange range;
     lock_piece(self, file, &p, &range);
-    uint64_t size = MAX(file->size, p.last);
-    int r = read_edges(self, b, &p);
+    Piece tail = split_tail(file, &blocks);
+    int r = read_edges(self, b, &blocks);
     if (r == 0) {
         copy_piece(b, &p);
-        r = write_blocks(self, b, &p);
+        r = write_blocks(self, b, &blocks);
     }
-    if (p.end > size && file->size > size && !file->is_block_device) {
-        int r2 = file->ops->truncate(self, file, size);
-        if (r2 == 0)
-            file->size = size;
-        else if (r == 0)
-            r = r2;
-    }
+    if (r == 0)
+        r = write_tail(self, file, &tail, b->buf + (tail.off - p.start));
     file_range_unlock(file, &range);
     end_piece(b, &p);
     return r;

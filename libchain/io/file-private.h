@@ -55,6 +55,9 @@ struct FileOps {
     // alignment > 1 offset and length are multiples of it, addresses of address_alignment (except
     // at a short read).
     void (*submit)(FileTransfer *x);
+    // Writes these bytes, of any alignment, all or -errno; the file does not end later than they do
+    // or than it did, at no moment. For Files with alignment > 1; may suspend.
+    int (*write_tail)(Fiber *self, File *file, uint64_t off, const void *buf, size_t len);
 
     // 0 or -errno each; may suspend.
     int (*flush)(Fiber *self, File *file);

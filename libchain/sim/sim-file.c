@@ -235,6 +235,20 @@ static int change_inode(Fiber *self, SimFile *f, SimOp op, SimChangeKind kind, u
     return r;
 }
 
+static int op_write_tail(Fiber *self, File *file, uint64_t off, const void *buf, size_t len)
+{
+    SimFile *f = sim_file(file);
+    struct iovec iov = {(void *)buf, len};
+    int r = begin_op(self, SIM_OP_WRITE, file->path, off, len);
+    SimChange *change = sim_inode_begin(f->inode, SIM_CHANGE_WRITE, off, len, &iov, 1, true);
+    sim_delay(self, "sim file operation");
+    if (r < 0)
+        sim_inode_fail(f->inode, change, &f->sim->random);
+    else
+        sim_inode_end(f->inode, change, len);
+    return r;
+}
+
 static int op_zero(Fiber *self, File *file, uint64_t off, uint64_t len, FileZeroFlags flags)
 {
     SimFile *f = sim_file(file);
@@ -334,6 +348,7 @@ static const FileOps file_ops = {
     .try_read = op_try_read,
     .try_write = op_try_write,
     .submit = op_submit,
+    .write_tail = op_write_tail,
     .flush = op_flush,
     .zero = op_zero,
     .reserve = op_reserve,

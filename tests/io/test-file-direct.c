@@ -9,9 +9,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "chain-core/sim.h"
 #include "host/host-file.h"
 
-enum { BLOCK = 512, FAKE_BYTES = 64 * BLOCK };
+enum { BLOCK = 512, FAKE_BYTES = 64 * BLOCK, UNIT = 64 * 1024 };
 
 typedef struct FakeFile {
     File file;
@@ -19,6 +20,9 @@ typedef struct FakeFile {
     FileTransfer *first; // under way, the latest first
     unsigned n_under_way, max_under_way;
     size_t max_bytes; // of one transfer
+    unsigned n_tails;
+    bool is_tail_held;
+    FiberQueue tail_waiters;
 } FakeFile;
 
 static ssize_t fake_try_read(File *file, uint64_t off, void *buf, size_t len)
@@ -35,6 +39,16 @@ static void fake_submit(FileTransfer *x)
     f->max_under_way = MAX(f->max_under_way, f->n_under_way);
 }
 
+static int fake_write_tail(Fiber *self, File *file, uint64_t off, const void *buf, size_t len)
+{
+    FakeFile *f = (FakeFile *)file;
+    while (f->is_tail_held)
+        fiber_queue_wait(self, &f->tail_waiters, false, "tail");
+    memcpy(f->data + off, buf, len);
+    f->n_tails++;
+    return 0;
+}
+
 static int fake_truncate(Fiber *self, File *file, uint64_t size)
 {
     FakeFile *f = (FakeFile *)file;
@@ -45,6 +59,7 @@ static int fake_truncate(Fiber *self, File *file, uint64_t size)
 static const FileOps fake_ops = {
     .try_read = fake_try_read,
     .submit = fake_submit,
+    .write_tail = fake_write_tail,
     .truncate = fake_truncate,
 };
 
@@ -170,7 +185,7 @@ FIBER_TEST(an_unaligned_write_that_ends_with_a_block_past_the_end_stops_no_other
     fiber_assert_equal(f.file.size, 5 * BLOCK);
 }
 
-FIBER_TEST(a_write_that_must_cut_the_file_keeps_others_from_growing_it)
+FIBER_TEST(a_write_that_ends_within_a_block_past_the_end_stops_none_further_on)
 {
     static const uint8_t data[BLOCK] = {7};
     FakeFile f;
@@ -178,11 +193,59 @@ FIBER_TEST(a_write_that_must_cut_the_file_keeps_others_from_growing_it)
     fake_init(self, &f, 0);
     io_batch_init(&batch, self);
     write_at(self, &f, 10, data, 10, &batch);
-    write_at(self, &f, 4 * BLOCK, data, BLOCK, &batch);
-    fiber_assert(!find(&f, true, 4 * BLOCK));
+    write_at(self, &f, UNIT, data, BLOCK, &batch);
+    fiber_assert(find(&f, true, UNIT));
     end_all(self, &f, &batch);
-    fiber_assert_equal(f.file.size, 5 * BLOCK);
-    fiber_assert(f.data[10] == 7 && f.data[4 * BLOCK] == 7);
+    fiber_assert_equal(f.file.size, UNIT + BLOCK);
+    fiber_assert(f.data[10] == 7);
+}
+
+// The page cache writes back the whole page, with what it held of the neighbour before.
+FIBER_TEST(no_direct_write_changes_a_page_while_the_last_block_is_written_through_it)
+{
+    static const uint8_t data[BLOCK] = {7};
+    FakeFile f;
+    IoBatch batch;
+    fake_init(self, &f, 3 * BLOCK + 100);
+    io_batch_init(&batch, self);
+    f.is_tail_held = true;
+    write_at(self, &f, 3 * BLOCK + 10, data, 10, &batch);
+    write_at(self, &f, 2 * BLOCK, data, BLOCK, &batch);
+    write_at(self, &f, UNIT, data, BLOCK, &batch);
+    fiber_assert(!find(&f, true, 2 * BLOCK) && find(&f, true, UNIT));
+    f.is_tail_held = false;
+    fiber_queue_wake_all(&f.tail_waiters);
+    let_others_run(self);
+    fiber_assert(find(&f, true, 2 * BLOCK));
+    end_all(self, &f, &batch);
+}
+
+FIBER_TEST(only_what_lies_in_the_last_block_past_the_end_goes_through_the_page_cache)
+{
+    uint8_t data[4 * BLOCK];
+    FakeFile f;
+    IoBatch batch;
+    memset(data, 9, sizeof data);
+    fake_init(self, &f, 3 * BLOCK + 100);
+    io_batch_init(&batch, self);
+    write_at(self, &f, BLOCK - 1, data, 2 * BLOCK + 51, &batch); // one byte, two blocks, 50 bytes
+    fiber_assert_equal(f.n_tails, 0);                            // reads the edges
+    while (f.first) {
+        fiber_assert(!f.first->is_write || f.first->off + f.first->iov[0].iov_len <= 3 * BLOCK);
+        end(self, &f, f.first);
+    }
+    fiber_assert_equal(f.n_tails, 1);
+    fiber_assert(!f.data[BLOCK - 2] && f.data[BLOCK - 1] == 9 && f.data[3 * BLOCK + 49] == 9);
+    fiber_assert(!f.data[3 * BLOCK + 50]);
+    fiber_assert_equal(f.file.size, 3 * BLOCK + 100);
+    write_at(self, &f, 3 * BLOCK + 20, data, 200, &batch); // within one block, past the end
+    fiber_assert_equal(f.n_tails, 2);
+    fiber_assert_equal(f.file.size, 3 * BLOCK + 220);
+    write_at(self, &f, 3 * BLOCK + 300, data, BLOCK - 300, &batch); // fills it
+    end_all(self, &f, &batch);
+    fiber_assert_equal(f.n_tails, 2);
+    fiber_assert_equal(f.file.size, 4 * BLOCK);
+    fiber_assert(!f.data[3 * BLOCK + 219 + 1] && f.data[3 * BLOCK + 219] == 9);
 }
 
 FIBER_TEST(so_many_unaligned_transfers_bounce_at_a_time_and_the_rest_wait)
@@ -305,18 +368,112 @@ FIBER_TEST(memory_that_is_aligned_enough_is_not_bounced)
     end_all(self, &f, &batch);
 }
 
+// --- files whose last block is not whole ---------------------------------------------------------------------------
+
+enum { ODD_BYTES = 3 * BLOCK + 100 };
+static const char odd_path[] = "/odd.raw";
+
+// Whoever kills us at an operation finds the file as it is then.
+typedef struct Watch {
+    SimHook hook;
+    Sim *sim;
+    unsigned n_looks;
+} Watch;
+
+static void assert_odd(Sim *sim)
+{
+    g_autofree void *data = NULL;
+    uint64_t len;
+    fiber_assert_equal(sim_read_file(sim, odd_path, &data, &len), 0);
+    fiber_assert_equal(len, ODD_BYTES);
+}
+
+static int look(SimHook *hook, uint64_t n, SimOp op, const char *path, uint64_t off, uint64_t len)
+{
+    Watch *w = (Watch *)hook;
+    assert_odd(w->sim);
+    for (uint64_t seed = 0; seed < 8; seed++) {
+        Sim *after = sim_clone_after_power_cut(w->sim, n * 8 + seed);
+        assert_odd(after);
+        sim_free(after);
+    }
+    w->n_looks++;
+    return 0;
+}
+
+static void write_at_the_end_of(Fiber *self, const char *path)
+{
+    static const struct {
+        unsigned off, len;
+    } writes[] = {{ODD_BYTES - 1, 1},
+                  {3 * BLOCK, 100},
+                  {2 * BLOCK, BLOCK + 100},
+                  {BLOCK, 2 * BLOCK},
+                  {BLOCK + 7, ODD_BYTES - BLOCK - 7},
+                  {0, ODD_BYTES}};
+    uint8_t out[ODD_BYTES], in[ODD_BYTES], expected[ODD_BYTES] = {0};
+    File *file;
+    GError *error = NULL;
+    if (file_open(self, path, FILE_WRITABLE | FILE_DIRECT, &file, &error) < 0)
+        g_error("%s", error->message);
+    for (unsigned i = 0; i < G_N_ELEMENTS(writes); i++) {
+        memset(out, (int)i + 1, sizeof out);
+        memset(expected + writes[i].off, (int)i + 1, writes[i].len);
+        HostOff off = host_off(writes[i].off);
+        fiber_assert_equal(file_write(self, file, off, out, writes[i].len), 0);
+        fiber_assert_equal(file_read(self, file, host_off(0), in, ODD_BYTES), 0);
+        fiber_assert(!memcmp(in, expected, ODD_BYTES));
+    }
+    fiber_assert_equal(file_flush(self, file), 0);
+    file_close(self, file);
+}
+
+static void write_at_the_end(Fiber *self, void *arg)
+{
+    write_at_the_end_of(self, odd_path);
+}
+
+FIBER_TEST(a_file_of_an_odd_size_keeps_it_on_the_host_too)
+{
+    static const char path[] = "test-file-direct-odd.tmp";
+    static const char data[ODD_BYTES];
+    struct stat st;
+    fiber_assert(g_file_set_contents(path, data, ODD_BYTES, NULL));
+    write_at_the_end_of(self, path);
+    fiber_assert_equal(stat(path, &st), 0);
+    fiber_assert_equal(st.st_size, ODD_BYTES);
+    unlink(path);
+}
+
+static void a_file_of_an_odd_size_is_never_longer_whoever_is_killed_when(void **state)
+{
+    static const uint8_t data[ODD_BYTES];
+    for (uint64_t seed = 1; seed <= 20; seed++) {
+        Watch w = {{look}, sim_new(&(SimConfig){.seed = seed, .short_transfers = true}), 0};
+        assert_int_equal(sim_write_file(w.sim, odd_path, data, ODD_BYTES), 0);
+        sim_set_hook(w.sim, &w.hook);
+        assert_true(sim_run(w.sim, write_at_the_end, NULL));
+        assert_true(w.n_looks > 12);
+        sim_free(w.sim);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(an_aligned_write_does_not_overtake_a_rewrite_of_its_block_that_waits),
         cmocka_unit_test(a_truncation_is_not_kept_waiting_by_writes_that_come_after_it),
         cmocka_unit_test(an_unaligned_write_that_ends_with_a_block_past_the_end_stops_no_other),
-        cmocka_unit_test(a_write_that_must_cut_the_file_keeps_others_from_growing_it),
+        cmocka_unit_test(a_write_that_ends_within_a_block_past_the_end_stops_none_further_on),
+        cmocka_unit_test(no_direct_write_changes_a_page_while_the_last_block_is_written_through_it),
+        cmocka_unit_test(only_what_lies_in_the_last_block_past_the_end_goes_through_the_page_cache),
         cmocka_unit_test(so_many_unaligned_transfers_bounce_at_a_time_and_the_rest_wait),
         cmocka_unit_test(a_large_unaligned_transfer_is_bounced_in_pieces),
         cmocka_unit_test(thousands_of_unaligned_transfers_at_once_find_enough_memory),
         cmocka_unit_test(offsets_and_memory_have_alignments_of_their_own),
         cmocka_unit_test(memory_that_is_aligned_enough_is_not_bounced),
+        cmocka_unit_test(a_file_of_an_odd_size_is_never_longer_whoever_is_killed_when),
+        cmocka_unit_test(a_file_of_an_odd_size_keeps_it_on_the_host_too),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
