@@ -105,10 +105,10 @@ static unsigned choose_n_loops(const Options *options)
                             : MIN(options->disks->len, (unsigned)g_get_num_processors());
 }
 
-// On the only processor a loop that looks out for a client keeps that client from running.
-static uint64_t choose_busy_wait_ns(const Options *options)
+// On the only processor a loop that polls for a client's request keeps that client from running.
+static uint64_t choose_busy_poll_ns(const Options *options)
 {
-    return g_get_num_processors() > 1 ? options->busy_wait_us * UINT64_C(1000) : 0;
+    return g_get_num_processors() > 1 ? options->busy_poll_us * UINT64_C(1000) : 0;
 }
 
 // Also on the way out in a hurry (stop.h).
@@ -126,7 +126,7 @@ static int start(Daemon *daemon, GError **error)
     stop_set_leave(daemon->stop, remove_sockets, daemon);
     unsigned max_connections = choose_max_connections(options);
     LoopConfig loop_config = {
-        .busy_wait_ns = choose_busy_wait_ns(options),
+        .busy_poll_ns = choose_busy_poll_ns(options),
         .max_fibers = REQUEST_FIBERS + 2 * max_connections, // any loop may have all of them
     };
     daemon->loops = loops_start(choose_n_loops(options), &loop_config, error);

@@ -13,7 +13,7 @@ enum { MAX_LOOPS = 256 };                       // far above any core count; a b
 enum { MAX_CONNECTIONS = 100000 };              // likewise
 static const uint64_t MIN_MAP_MEMORY = 1 << 20; // below, hardly one region fits
 static const uint64_t DEFAULT_MAP_MEMORY = 32 << 20;
-enum { DEFAULT_BUSY_WAIT_US = 50, MAX_BUSY_WAIT_US = 1000 };
+enum { DEFAULT_BUSY_POLL_US = 50, MAX_BUSY_POLL_US = 1000 };
 
 static const char help_text[] =
     "usage: chaind [OPTION]... [NAME=]FILE[,format=FORMAT]...\n"
@@ -38,7 +38,7 @@ static const char help_text[] =
     "  --direct             direct I/O: past the page cache of the host\n"
     "  --loops N            threads that serve (1 per disk, at most 1 per CPU)\n"
     "  --map-memory SIZE    bound on cached tables and maps, e.g. 64M (32M)\n"
-    "  --busy-wait USEC     how long an idle thread may look out before it sleeps; 0: never (50)\n"
+    "  --busy-poll USEC     how long an idle thread may poll before it sleeps; 0: never (50)\n"
     "  --log LEVEL          error, warning, info or debug (info)\n"
     "  --help, --version    this text, or the version\n"
     "\n"
@@ -218,10 +218,10 @@ static int parse_value(int option, const char *name, const char *value, Options 
         options->map_memory_bytes = n;
         return 0;
     case 'b':
-        if (!parse_size(value, &n) || n > MAX_BUSY_WAIT_US)
-            return refuse(error, "--busy-wait is a number of microseconds up to %d, not '%s'",
-                          MAX_BUSY_WAIT_US, value);
-        options->busy_wait_us = (unsigned)n;
+        if (!parse_size(value, &n) || n > MAX_BUSY_POLL_US)
+            return refuse(error, "--busy-poll is a number of microseconds up to %d, not '%s'",
+                          MAX_BUSY_POLL_US, value);
+        options->busy_poll_us = (unsigned)n;
         return 0;
     case 'g':
         if (!log_level_parse(value, &options->log_level))
@@ -243,7 +243,7 @@ static const struct option long_options[] = {
     {"description", required_argument, NULL, 't'},
     {"loops", required_argument, NULL, 'l'},
     {"map-memory", required_argument, NULL, 'm'},
-    {"busy-wait", required_argument, NULL, 'b'},
+    {"busy-poll", required_argument, NULL, 'b'},
     {"log", required_argument, NULL, 'g'},
     {"help", no_argument, NULL, 'h'},
     {"version", no_argument, NULL, 'V'},
@@ -292,7 +292,7 @@ int options_parse(int argc, char **argv, Options *ret_options, GError **error)
 {
     Options options = {
         .map_memory_bytes = DEFAULT_MAP_MEMORY,
-        .busy_wait_us = DEFAULT_BUSY_WAIT_US,
+        .busy_poll_us = DEFAULT_BUSY_POLL_US,
         .log_level = LOG_INFO,
         .disks = g_ptr_array_new_with_free_func(disk_option_free),
     };

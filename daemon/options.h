@@ -27,7 +27,7 @@ typedef struct Options {
     unsigned max_connections; // 0: as many as there is memory for
     unsigned n_loops;         // 0: as many as there are disks, at most one per CPU
     uint64_t map_memory_bytes;
-    unsigned busy_wait_us; // LoopConfig's, where there is more than one CPU
+    unsigned busy_poll_us; // LoopConfig's, where there is more than one CPU
     LogLevel log_level;
     GPtrArray *disks; // DiskOption *; at least one
 } Options;

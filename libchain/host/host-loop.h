@@ -3,7 +3,7 @@
 // workers. What host files and host streams need of it. Loop thread.
 #pragma once
 
-#include "host/busy-wait.h"
+#include "host/busy-poll.h"
 #include "host/fixed-buffers.h"
 #include "host/host-ring.h"
 #include "host/worker-pool.h"
@@ -25,14 +25,16 @@ struct HostLoop {
     LoopOp alarm_op;
     uint64_t alarm_ns; // when the kernel's timer ends the wait; UINT64_MAX: it is not armed
     struct __kernel_timespec alarm_time;
-    BusyWait busy_wait;
+    BusyPoll busy_poll;
+    int load_fd; // /proc/loadavg, for busy_poll_count(); -1 without
+    unsigned n_processors;
     uint64_t idle_since_ns; // while it sleeps and its idle time shall be learnt from
     HostDevice *devices;    // host-device.c
     HostFile *dirty_files;  // have writes to hand to a worker at the end of the turn
     FixedBuffers fixed_buffers;
 };
 
-// A moment of busy waiting.
+// A moment of busy polling.
 static inline void host_loop_relax(void)
 {
 #if defined(__x86_64__)

@@ -110,7 +110,7 @@ static ssize_t look_out_for_rest(HostStream *s, void *buf, size_t len)
 {
     enum { LOOK_NS = 15000, PAUSES = 16, FAILURES_BEARABLE = 4, RECEIVES_LEFT_ALONE = 256 };
     Loop *loop = s->stream.loop;
-    if (!s->recv.host->busy_wait.max_ns)
+    if (!busy_poll_is_allowed(&s->recv.host->busy_poll))
         return -EAGAIN;
     if (s->n_left_alone) {
         s->n_left_alone--;

@@ -12,9 +12,9 @@ typedef struct LoopBackend LoopBackend;
 struct LoopBackend {
     const char *name;
 
-    // Hands over what was submitted and may look out for events or messages for a moment, without
+    // Hands over what was submitted and may poll for events or messages for a moment, without
     // completing them. True when there are some: wait() shall not wait. NULL: does not look.
-    bool (*busy_wait)(Loop *loop, uint64_t deadline_ns);
+    bool (*busy_poll)(Loop *loop, uint64_t deadline_ns);
 
     // Hands over what was submitted, waits until an event comes, notify() is called or the clock
     // reaches `deadline_ns` (0: does not wait; UINT64_MAX: no limit), and completes what is

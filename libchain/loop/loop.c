@@ -162,8 +162,8 @@ void loop_run(Loop *loop)
         if (loop_is_finished(loop))
             break;
         bool is_ready = loop_is_ready(loop);
-        if (!is_ready && loop->backend->busy_wait)
-            is_ready = loop->backend->busy_wait(loop, loop_next_deadline_ns(loop));
+        if (!is_ready && loop->backend->busy_poll)
+            is_ready = loop->backend->busy_poll(loop, loop_next_deadline_ns(loop));
         // Announce the wait before looking for messages the last time; see take_inbox().
         atomic_store(&loop->is_waiting, true);
         is_ready = is_ready || loop_is_ready(loop) || loop_is_finished(loop);

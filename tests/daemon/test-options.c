@@ -63,7 +63,7 @@ static void defaults_are_those_of_the_manual(void **state)
     assert_false(o.read_only || o.direct || o.force_share);
     assert_int_equal(o.n_loops, 0);
     assert_int_equal(o.max_connections, 0);
-    assert_int_equal(o.busy_wait_us, 50);
+    assert_int_equal(o.busy_poll_us, 50);
     assert_int_equal(o.map_memory_bytes, 32 << 20);
     assert_int_equal(o.log_level, LOG_INFO);
     assert_int_equal(o.disks->len, 1);
@@ -218,8 +218,8 @@ static void what_makes_no_sense_is_refused(void **state)
     assert_refused("a|--format", "--format needs a value");
     assert_refused("--read-only=yes|a", "--read-only");
     assert_refused("--format|vdi|a", "vdi");
-    assert_refused("--busy-wait|1001|a", "--busy-wait");
-    assert_refused("--busy-wait|x|a", "--busy-wait");
+    assert_refused("--busy-poll|1001|a", "--busy-poll");
+    assert_refused("--busy-poll|x|a", "--busy-poll");
     assert_refused("--loops|0|a", "--loops");
     assert_refused("--loops|257|a", "--loops");
     assert_refused("--max-connections|0|a", "--max-connections");

@@ -69,7 +69,7 @@ Fixture *fixture_new(const FixtureConfig *config)
     for (unsigned i = 0; i < f->n_loops; i++) {
         g_autoptr(GError) error = NULL;
         f->loops[i] = loop_new(
-            &(LoopConfig){.max_fibers = config->max_fibers, .busy_wait_ns = config->busy_wait_ns},
+            &(LoopConfig){.max_fibers = config->max_fibers, .busy_poll_ns = config->busy_poll_ns},
             &error);
         if (!f->loops[i])
             fail_msg("%s", error->message);

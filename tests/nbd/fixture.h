@@ -16,7 +16,7 @@ typedef struct FixtureConfig {
     uint64_t size_bytes;                    // 0: 1 MiB
     bool read_only;
     unsigned max_fibers;   // per loop; 0: the loop's default
-    uint64_t busy_wait_ns; // LoopConfig's
+    uint64_t busy_poll_ns; // LoopConfig's
     bool two_loops;        // exports on a second loop, the listener on the first
     bool spreads_exports;  // then the exports on both in turn, the second loop first
 } FixtureConfig;

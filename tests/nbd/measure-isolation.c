@@ -128,7 +128,7 @@ static void measure(Fixture *f, const char *name, double seconds)
 
 static Fixture *new_server(void)
 {
-    FixtureConfig config = {.size_bytes = SIZE, .busy_wait_ns = 50000}; // the daemon's default
+    FixtureConfig config = {.size_bytes = SIZE, .busy_poll_ns = 50000}; // the daemon's default
     Fixture *f = fixture_new(&config);
     memset(f->nodes[0]->kinds, NODE_EXTENT_OPAQUE, SIZE / MEMORY_NODE_BLOCK);
     return f;

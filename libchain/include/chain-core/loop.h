@@ -12,9 +12,9 @@
 typedef struct LoopConfig {
     unsigned max_fibers;  // 0: 4096; the bound that keeps stacks below vm.max_map_count
     unsigned max_workers; // 0: 16; threads of the pool, started on demand; with many devices more
-    // How long an idle loop may look out for events before it sleeps, when its idle times keep
+    // How long an idle loop may poll for events before it sleeps, when its idle times keep
     // being that short: takes a processor, saves the latency of waking up. 0: never.
-    uint64_t busy_wait_ns;
+    uint64_t busy_poll_ns;
 } LoopConfig;
 
 // Creates an io_uring loop, owned by the calling thread until loop_run() is called (any one
