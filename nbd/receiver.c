@@ -210,7 +210,7 @@ static ssize_t receive(Fiber *self, NbdsReceiver *r, NbdsReceiveHow how, size_t 
     case NBDS_RECEIVE_REST:
         return stream_recv_rest(self, c->stream, r->end, len);
     case NBDS_RECEIVE_COALESCED:
-        return stream_recv_gathered(self, c->stream, r->end, len, c->admission.bytes);
+        return stream_recv_coalesced(self, c->stream, r->end, len, c->admission.bytes);
     case NBDS_RECEIVE_PLAIN:
         break;
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // When to let a peer read before more is received from it. A peer that has much unread of what it
 // was sent is not waiting; its next requests come one by one while it reads, and each would wake
-// the loop. So the loop waits until the peer has read half, and takes what has gathered in one
+// the loop. So the loop waits until the peer has read half, and takes what has come in one
 // piece, while the peer reads the other half. The kernel tells the moment: a unix socket turns
 // writable when what the peer has not read falls to a quarter of the send buffer (unix_writable()
 // in net/unix/af_unix.c), and the size of the send buffer is ours to choose. Pure; any thread.
@@ -20,7 +20,7 @@ enum {
     BACKLOG_LEAST_SENT = 1024, // with the kernel's own share
     BACKLOG_WINDOW = 64,       // looks
     BACKLOG_SAMPLE = 16,       // receives for one look, while no wait is likely
-    BACKLOG_LEFT_ALONE = 1024, // receives, after a wait in vain
+    BACKLOG_BACK_OFF = 1024,   // receives, after a wait that timed out
 };
 
 typedef struct Backlog {
@@ -31,7 +31,7 @@ typedef struct Backlog {
                            // at a time
     uint64_t highest;      // so far in this window
     unsigned n_looks;      // in this window
-    unsigned n_left_alone; // receives yet to pass without a look
+    unsigned n_backed_off; // receives yet to pass without a look
 } Backlog;
 
 static inline uint32_t backlog_low_water(const Backlog *b)
@@ -39,8 +39,8 @@ static inline uint32_t backlog_low_water(const Backlog *b)
     return b->buffer_bytes / BACKLOG_PER_WRITABLE;
 }
 
-// Is the low water well below what the peer asks for? Else waiting gathers next to nothing.
-static inline bool backlog_gathers(const Backlog *b)
+// Is the low water well below what the peer asks for? Else waiting coalesces next to nothing.
+static inline bool backlog_coalesces(const Backlog *b)
 {
     return backlog_low_water(b) <= b->peak / 8 * 5;
 }
@@ -55,8 +55,8 @@ static inline bool backlog_shall_look(Backlog *b)
 {
     if (b->most < BACKLOG_WORTH_A_LOOK || !b->buffer_bytes)
         return false;
-    if (b->n_left_alone) {
-        b->n_left_alone--;
+    if (b->n_backed_off) {
+        b->n_backed_off--;
         return false;
     }
     return true;
@@ -72,8 +72,8 @@ static inline bool backlog_learn(Backlog *b, uint32_t unread, size_t unsent)
         b->peak = b->highest;
         b->highest = b->n_looks = 0;
     }
-    if (!backlog_gathers(b)) {
-        b->n_left_alone = BACKLOG_SAMPLE;
+    if (!backlog_coalesces(b)) {
+        b->n_backed_off = BACKLOG_SAMPLE;
         return false;
     }
     return unread > backlog_low_water(b);
@@ -95,7 +95,7 @@ static inline uint32_t backlog_better_buffer(Backlog *b)
 }
 
 // The peer did not read within the time it was given.
-static inline void backlog_was_in_vain(Backlog *b)
+static inline void backlog_timed_out(Backlog *b)
 {
-    b->n_left_alone = BACKLOG_LEFT_ALONE;
+    b->n_backed_off = BACKLOG_BACK_OFF;
 }

@@ -125,7 +125,7 @@ static int find_holder_call(void *arg)
 // that lives ends the wait at once, and at the end. Between tries no worker is kept.
 static int lock_or_find_holder(Fiber *self, LockCall *c)
 {
-    enum { WAIT_NS = 10 * 1000 * 1000, PATIENCE_NS = 1000 * 1000 * 1000 };
+    enum { WAIT_NS = 10 * 1000 * 1000, TIMEOUT_NS = 1000 * 1000 * 1000 };
     HostDevice *device = c->file->device;
     Loop *loop = fiber_loop(self);
     uint64_t start = loop_now_ns(loop);
@@ -135,7 +135,7 @@ static int lock_or_find_holder(Fiber *self, LockCall *c)
         host_device_work(self, device, find_holder_call, c);
     if (r != -EAGAIN || c->holder)
         return r;
-    while (r == -EAGAIN && loop_now_ns(loop) - start < PATIENCE_NS &&
+    while (r == -EAGAIN && loop_now_ns(loop) - start < TIMEOUT_NS &&
            fiber_sleep(self, WAIT_NS) == 0)
         r = host_device_work(self, device, lock_call, c);
     if (r == -EAGAIN && c->conflict_byte >= 0)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // Sockets. A receive is a ring operation: handed over with whatever else the turn submitted, it
 // completes at once when data is there, and otherwise when some comes. What certainly is there
-// already (the rest of a payload, requests that gathered) is received at once. A send is a ring
+// already (the rest of a payload, what was coalesced) is received at once. A send is a ring
 // operation too (see docs/performance.md for what was measured). Cancelling asks the kernel to end
 // the operation and waits for its completion: until then the buffer is the kernel's. On the
 // stream's loop.
@@ -33,9 +33,9 @@ typedef struct HostStream {
     Stream stream;
     int fd;
     bool is_drained;                   // the last receive got less than it asked for
-    unsigned n_failures, n_left_alone; // look_out_for_rest()
+    unsigned n_failures, n_backed_off; // poll_for_rest()
     Backlog backlog;
-    LoopTimer patience; // of let_peer_read()
+    LoopTimer timeout; // of let_peer_read()
     SocketOp recv, send, writable;
 } HostStream;
 
@@ -104,19 +104,19 @@ static int set_blocking(int fd, bool is_blocking)
 // --- streams -------------------------------------------------------------------------------------
 
 // The peer is about to send the rest. On the same machine that is a matter of microseconds: shorter
-// than arming the ring's poll, a turn of the loop and a wake-up. Where it was not, it is left alone
-// for some time. Bytes, or -EAGAIN.
-static ssize_t look_out_for_rest(HostStream *s, void *buf, size_t len)
+// than arming the ring's poll, a turn of the loop and a wake-up. Where it was not, polling backs off
+// for some receives. Bytes, or -EAGAIN.
+static ssize_t poll_for_rest(HostStream *s, void *buf, size_t len)
 {
-    enum { LOOK_NS = 15000, PAUSES = 16, FAILURES_BEARABLE = 4, RECEIVES_LEFT_ALONE = 256 };
+    enum { POLL_NS = 15000, PAUSES = 16, FAILURES_BEARABLE = 4, BACK_OFF_RECEIVES = 256 };
     Loop *loop = s->stream.loop;
     if (!busy_poll_is_allowed(&s->recv.host->busy_poll))
         return -EAGAIN;
-    if (s->n_left_alone) {
-        s->n_left_alone--;
+    if (s->n_backed_off) {
+        s->n_backed_off--;
         return -EAGAIN;
     }
-    for (uint64_t end = loop->backend->now(loop) + LOOK_NS; loop->backend->now(loop) < end;) {
+    for (uint64_t end = loop->backend->now(loop) + POLL_NS; loop->backend->now(loop) < end;) {
         ssize_t n = recv(s->fd, buf, len, MSG_DONTWAIT);
         if (n > 0) {
             s->n_failures -= s->n_failures > 0;
@@ -129,7 +129,7 @@ static ssize_t look_out_for_rest(HostStream *s, void *buf, size_t len)
     }
     if (++s->n_failures > FAILURES_BEARABLE) {
         s->n_failures = 0;
-        s->n_left_alone = RECEIVES_LEFT_ALONE;
+        s->n_backed_off = BACK_OFF_RECEIVES;
     }
     return -EAGAIN;
 }
@@ -150,10 +150,10 @@ static void set_send_buffer(HostStream *s, uint32_t wanted_bytes)
         s->backlog.buffer_bytes = (uint32_t)bytes;
 }
 
-static void patience_ends(LoopTimer *timer)
+static void read_timed_out(LoopTimer *timer)
 {
-    HostStream *s = (HostStream *)((char *)timer - offsetof(HostStream, patience));
-    backlog_was_in_vain(&s->backlog);
+    HostStream *s = (HostStream *)((char *)timer - offsetof(HostStream, timeout));
+    backlog_timed_out(&s->backlog);
     op_cancel(&s->writable);
 }
 
@@ -161,7 +161,7 @@ static void patience_ends(LoopTimer *timer)
 // for long: a peer may send more than the sockets hold before it reads. True if it waited.
 static bool let_peer_read(Fiber *self, HostStream *s)
 {
-    enum { PATIENCE_NS = 5000000 };
+    enum { TIMEOUT_NS = 5000000 };
     int unread;
     if (!backlog_shall_look(&s->backlog) || ioctl(s->fd, SIOCOUTQ, &unread) < 0)
         return false;
@@ -173,19 +173,19 @@ static bool let_peer_read(Fiber *self, HostStream *s)
         return false;
     struct io_uring_sqe *sqe = op_start(&s->writable, self);
     io_uring_prep_poll_add(sqe, s->fd, POLLOUT);
-    loop_timer_start(s->stream.loop, &s->patience, PATIENCE_NS);
+    loop_timer_start(s->stream.loop, &s->timeout, TIMEOUT_NS);
     op_wait(&s->writable, self, "receive: lets the peer read first");
-    loop_timer_stop(s->stream.loop, &s->patience);
+    loop_timer_stop(s->stream.loop, &s->timeout);
     return true;
 }
 
 // What is there without waiting for it in the ring: bytes, 0 at the end, -EAGAIN or -ECANCELED.
 static ssize_t recv_here(Fiber *self, HostStream *s, void *buf, size_t len)
 {
-    switch (s->stream.recv_manner) {
+    switch (s->stream.recv_mode) {
     case RECV_REST:
-        return look_out_for_rest(s, buf, len);
-    case RECV_GATHERED:
+        return poll_for_rest(s, buf, len);
+    case RECV_COALESCED:
         if (!let_peer_read(self, s))
             return -EAGAIN;
         if (fiber_is_cancelled(self) || s->stream.is_shut_down)
@@ -209,7 +209,7 @@ static ssize_t host_recv(Fiber *self, Stream *stream, void *buf, size_t len)
     struct io_uring_sqe *sqe = op_start(&s->recv, self);
     io_uring_prep_recv(sqe, s->fd, buf, len, 0);
     if (s->is_drained)
-        sqe->ioprio |= IORING_RECVSEND_POLL_FIRST; // rather than to try in vain
+        sqe->ioprio |= IORING_RECVSEND_POLL_FIRST; // rather than to try first
     n = op_wait(&s->recv, self, "receive");
     s->is_drained = n > 0 && (size_t)n < len;
     if (n > 0)
@@ -293,7 +293,7 @@ Stream *stream_new_fd(Loop *loop, int fd)
     op_init(&s->recv, loop);
     op_init(&s->send, loop);
     op_init(&s->writable, loop);
-    s->patience.fn = patience_ends;
+    s->timeout.fn = read_timed_out;
     if (is_unix(fd)) { // others do not tell what the peer has read
         s->backlog.asked_bytes = BACKLOG_MAX_BUFFER;
         set_send_buffer(s, BACKLOG_MAX_BUFFER);

@@ -22,18 +22,18 @@ struct StreamOps {
     void (*free)(Stream *stream);
 };
 
-typedef enum RecvManner {
+typedef enum RecvMode {
     RECV_PLAIN,
-    RECV_REST,     // stream_recv_rest()
-    RECV_GATHERED, // stream_recv_gathered()
-} RecvManner;
+    RECV_REST,      // stream_recv_rest()
+    RECV_COALESCED, // stream_recv_coalesced()
+} RecvMode;
 
 struct Stream {
     const StreamOps *ops;
     Loop *loop;
     bool is_shut_down;
-    RecvManner recv_manner;   // of the receive under way
-    size_t unsent_bytes;      // RECV_GATHERED
+    RecvMode recv_mode;       // of the receive under way
+    size_t unsent_bytes;      // RECV_COALESCED
     Fiber *receiver, *sender; // waiting now
 };
 

@@ -57,19 +57,19 @@ ssize_t stream_recv(Fiber *self, Stream *stream, void *buf, size_t len)
 
 ssize_t stream_recv_rest(Fiber *self, Stream *stream, void *buf, size_t len)
 {
-    stream->recv_manner = RECV_REST;
+    stream->recv_mode = RECV_REST;
     ssize_t n = stream_recv(self, stream, buf, len);
-    stream->recv_manner = RECV_PLAIN;
+    stream->recv_mode = RECV_PLAIN;
     return n;
 }
 
-ssize_t stream_recv_gathered(Fiber *self, Stream *stream, void *buf, size_t len,
-                             size_t unsent_bytes)
+ssize_t stream_recv_coalesced(Fiber *self, Stream *stream, void *buf, size_t len,
+                              size_t unsent_bytes)
 {
-    stream->recv_manner = RECV_GATHERED;
+    stream->recv_mode = RECV_COALESCED;
     stream->unsent_bytes = unsent_bytes;
     ssize_t n = stream_recv(self, stream, buf, len);
-    stream->recv_manner = RECV_PLAIN;
+    stream->recv_mode = RECV_PLAIN;
     return n;
 }
 

@@ -23,7 +23,7 @@ static Backlog after_looks(uint32_t unread, uint32_t most_buffer)
         if (better)
             b.buffer_bytes = MIN(better, most_buffer);
     }
-    b.n_left_alone = 0;
+    b.n_backed_off = 0;
     return b;
 }
 
@@ -47,7 +47,7 @@ static void a_peer_with_little_to_read_is_not_and_the_buffer_stays_large(void **
     assert_int_equal(b.buffer_bytes, BACKLOG_MAX_BUFFER);
 }
 
-static void much_more_than_buffers_hold_still_gathers(void **state)
+static void much_more_than_buffers_hold_is_still_coalesced(void **state)
 {
     Backlog b = after_looks(8 * BACKLOG_MAX_BUFFER, BACKLOG_MAX_BUFFER);
     assert_int_equal(b.buffer_bytes, BACKLOG_MAX_BUFFER);
@@ -92,8 +92,8 @@ static void looks_are_rare_where_waiting_is_unlikely(void **state)
 static void a_wait_in_vain_is_not_repeated_soon(void **state)
 {
     Backlog b = after_looks(BACKLOG_MAX_BUFFER / 2, BACKLOG_MAX_BUFFER);
-    backlog_was_in_vain(&b);
-    for (unsigned i = 0; i < BACKLOG_LEFT_ALONE; i++) {
+    backlog_timed_out(&b);
+    for (unsigned i = 0; i < BACKLOG_BACK_OFF; i++) {
         backlog_sent(&b, BACKLOG_MAX_BUFFER);
         assert_false(backlog_shall_look(&b));
     }
@@ -105,7 +105,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_peer_with_much_to_read_is_left_to_read_half_of_it),
         cmocka_unit_test(a_peer_with_little_to_read_is_not_and_the_buffer_stays_large),
-        cmocka_unit_test(much_more_than_buffers_hold_still_gathers),
+        cmocka_unit_test(much_more_than_buffers_hold_is_still_coalesced),
         cmocka_unit_test(a_kernel_that_gives_less_than_was_asked_is_not_asked_again),
         cmocka_unit_test(what_is_about_to_be_sent_counts_as_the_peers_to_read),
         cmocka_unit_test(looks_are_rare_where_waiting_is_unlikely),

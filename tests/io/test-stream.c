@@ -187,7 +187,7 @@ FIBER_TEST(a_stolen_descriptor_still_works_on_a_new_stream)
 
 // --- A receive that lets the peer read first ---
 
-enum { ANSWERS = 200 << 10, GATHERED_ROUNDS = 1500 };
+enum { ANSWERS = 200 << 10, COALESCED_ROUNDS = 1500 };
 
 typedef struct Talk {
     Stream *stream;
@@ -224,12 +224,12 @@ static void talk_begin(Fiber *self, Talk *t)
     fiber_assert_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
     *t = (Talk){stream_new_fd(fiber_loop(self), fds[0]), fds[1], g_malloc0(ANSWERS)};
     uint8_t c = 0;
-    for (unsigned i = 0; i < GATHERED_ROUNDS; i++) {
+    for (unsigned i = 0; i < COALESCED_ROUNDS; i++) {
         peer_is_sent(self, t, ANSWERS);
         fiber_assert_equal(send(t->peer, &c, 1, 0), 1);
         // Read before or after the receive: it does not wait until it has learnt to.
         peer_reads(t, ANSWERS / 4 * 3);
-        fiber_assert_equal(stream_recv_gathered(self, t->stream, &c, 1, ANSWERS / 4 * 3), 1);
+        fiber_assert_equal(stream_recv_coalesced(self, t->stream, &c, 1, ANSWERS / 4 * 3), 1);
         peer_reads(t, ANSWERS / 4);
     }
     peer_is_sent(self, t, ANSWERS);
@@ -243,11 +243,11 @@ static void talk_end(Talk *t)
     g_free(t->data);
 }
 
-static void receives_gathered(Fiber *self, void *arg)
+static void receives_coalesced(Fiber *self, void *arg)
 {
     Talk *t = arg;
     uint8_t c[4];
-    t->result = stream_recv_gathered(self, t->stream, c, sizeof c, 0);
+    t->result = stream_recv_coalesced(self, t->stream, c, sizeof c, 0);
     t->is_done = true;
 }
 
@@ -268,7 +268,7 @@ static void talk_receive(Fiber *self, Talk *t)
 {
     Loop *loop = fiber_loop(self);
     t->start_ns = loop_now_ns(loop);
-    fiber_assert_equal(fiber_spawn(loop, "gathers", receives_gathered, t, &t->fiber), 0);
+    fiber_assert_equal(fiber_spawn(loop, "coalesces", receives_coalesced, t, &t->fiber), 0);
     fiber_assert_equal(fiber_sleep(self, 500000), 0);
     fiber_assert(!t->is_done || !talk_is_in_time(self, t));
 }
@@ -315,22 +315,22 @@ static void until_in_time(Fiber *self, bool (*test)(Fiber *self, Talk *t))
     }
 }
 
-FIBER_TEST(a_gathered_receive_waits_until_the_peer_has_read_half)
+FIBER_TEST(a_coalesced_receive_waits_until_the_peer_has_read_half)
 {
     until_in_time(self, reads_half_in_time);
 }
 
-FIBER_TEST(shutdown_ends_a_gathered_receive)
+FIBER_TEST(shutdown_ends_a_coalesced_receive)
 {
     until_in_time(self, shutdown_in_time);
 }
 
-FIBER_TEST(cancel_ends_a_gathered_receive)
+FIBER_TEST(cancel_ends_a_coalesced_receive)
 {
     until_in_time(self, cancel_in_time);
 }
 
-FIBER_TEST(a_gathered_receive_ends_although_its_peer_does_not_read)
+FIBER_TEST(a_coalesced_receive_ends_although_its_peer_does_not_read)
 {
     Talk t;
     talk_begin(self, &t);
@@ -341,7 +341,7 @@ FIBER_TEST(a_gathered_receive_ends_although_its_peer_does_not_read)
     talk_end(&t);
 }
 
-FIBER_TEST(a_gathered_receive_gives_the_end_of_a_peer_that_left)
+FIBER_TEST(a_coalesced_receive_gives_the_end_of_a_peer_that_left)
 {
     Talk t;
     talk_begin(self, &t);
@@ -424,11 +424,11 @@ int main(void)
         cmocka_unit_test(cancel_right_after_the_start_ends_a_recv),
         cmocka_unit_test(shutdown_ends_a_send_that_nobody_reads),
         cmocka_unit_test(cancel_ends_a_send_that_nobody_reads),
-        cmocka_unit_test(a_gathered_receive_waits_until_the_peer_has_read_half),
-        cmocka_unit_test(a_gathered_receive_ends_although_its_peer_does_not_read),
-        cmocka_unit_test(a_gathered_receive_gives_the_end_of_a_peer_that_left),
-        cmocka_unit_test(shutdown_ends_a_gathered_receive),
-        cmocka_unit_test(cancel_ends_a_gathered_receive),
+        cmocka_unit_test(a_coalesced_receive_waits_until_the_peer_has_read_half),
+        cmocka_unit_test(a_coalesced_receive_ends_although_its_peer_does_not_read),
+        cmocka_unit_test(a_coalesced_receive_gives_the_end_of_a_peer_that_left),
+        cmocka_unit_test(shutdown_ends_a_coalesced_receive),
+        cmocka_unit_test(cancel_ends_a_coalesced_receive),
         cmocka_unit_test(a_stolen_descriptor_still_works_on_a_new_stream),
         cmocka_unit_test(accept_gives_each_connection_and_ends_at_shutdown_or_cancel),
     };

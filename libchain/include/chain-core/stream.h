@@ -26,14 +26,15 @@ int stream_steal_fd(Stream *stream);
 // At least 1 byte, 0 at the end of the stream, -ECANCELED, or another -errno. One receiver at a
 // time.
 ssize_t stream_recv(Fiber *self, Stream *stream, void *buf, size_t len);
-// The same for the rest of something whose beginning has come: where the loop may wait busily, it
-// looks out for that for some microseconds, and for nothing else.
+// The same for the rest of something whose beginning has come: where the loop may busy-poll, the
+// socket is polled for some microseconds first, and nothing else runs meanwhile.
 ssize_t stream_recv_rest(Fiber *self, Stream *stream, void *buf, size_t len);
-// The same from a peer that sends many requests and reads many answers: while it has much to read
-// yet, what it sends gathers, for 5 ms at most. `unsent_bytes`: of answers that the caller has
-// ready. Unix sockets only.
-ssize_t stream_recv_gathered(Fiber *self, Stream *stream, void *buf, size_t len,
-                             size_t unsent_bytes);
+// The same, coalesced: while the peer has not read much of what it was sent, what it sends in the
+// meantime is left in the socket, for 5 ms at most, and then received in one piece. `unsent_bytes`:
+// what the caller is about to send. Sockets that do not tell what is unread (all but unix ones)
+// receive at once.
+ssize_t stream_recv_coalesced(Fiber *self, Stream *stream, void *buf, size_t len,
+                              size_t unsent_bytes);
 // Exactly `len` bytes: 0, -ECONNRESET when the stream ended before, or -errno. Never reads further.
 int stream_recv_all(Fiber *self, Stream *stream, void *buf, size_t len);
 // Sends all of it: 0 or -errno. `iov` entries may be modified. One sender at a time; a sender and a
