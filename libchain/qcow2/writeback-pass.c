@@ -13,6 +13,7 @@
 //                         counts, and the block's entry keeps what the disk says
 //     uncounted       ──▶ L2 slices that name such a cluster; new tables that lie in one
 //     new L2 table    ──▶ its L1 entry keeps what the disk says
+//     L1 entry        ──▶ what its table's slices freed stays in use
 //
 // All of this is looked at only after a failure. What failed is dirty again and part of the next
 // pass, so each pass judges anew. In a fiber on the image's loop.
@@ -379,6 +380,19 @@ static void end_pieces(WritebackPass *p, GArray *pieces, WritebackRest *rest)
     g_array_unref(pieces);
 }
 
+// The entry, and its table, of which the disk names no slice: what these freed, the disk may still
+// name in the table that it had before.
+static void fail_l1_entry(const WritebackPass *p, HostOff place, Be64 entry, GArray *places)
+{
+    HostOff table = qcow2_l1_entry_decode(entry).l2;
+    g_array_append_val(places, place.v);
+    for (uint64_t o = 0; o < p->parts->geometry->cluster_bytes;
+         o += p->parts->geometry->slice_bytes) {
+        uint64_t slice = table.v + o;
+        g_array_append_val(places, slice);
+    }
+}
+
 static void end_entries(WritebackPass *p, Entries *e, WritebackRest *rest)
 {
     const GArray *lost = rest->result < 0 ? e->changed : e->failed;
@@ -387,7 +401,7 @@ static void end_entries(WritebackPass *p, Entries *e, WritebackRest *rest)
         HostOff place = entry_table_place(e->table, change.index);
         entry_table_put_back(e->table, change);
         if (e == &p->l1)
-            g_array_append_val(rest->places, place.v);
+            fail_l1_entry(p, place, e->table->entries[change.index], rest->places);
     }
     g_array_unref(e->changed);
     g_array_unref(e->failed);

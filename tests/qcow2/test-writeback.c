@@ -68,13 +68,14 @@ static void run(Sim *sim, Bad *b, FiberFn *fn)
     assert_true(sim_run(sim, check_fiber, NULL));
 }
 
-static void with_image(FiberFn *fn)
+// An image of 64 MiB that `prepare` worked on, a shell command.
+static void with_image(const char *prepare, FiberFn *fn)
 {
     for (uint64_t seed = 1; seed <= 10; seed++) {
         g_autofree char *dir = host_make_dir(), *path = g_build_filename(dir, "i.qcow2", NULL);
         Bad b = {.hook.fn = bad_hook,
                  .sim = sim_new(&(SimConfig){.seed = seed, .short_transfers = seed % 2})};
-        host_shell(dir, "qemu-img create -q -f qcow2 -o cluster_size=4k i.qcow2 64M");
+        host_shell(dir, "qemu-img create -q -f qcow2 -o cluster_size=4k i.qcow2 64M; %s", prepare);
         assert_int_equal(sim_import_file(b.sim, PATH, path), 0);
         host_remove_dir(g_steal_pointer(&dir));
         sim_set_hook(b.sim, &b.hook);
@@ -97,13 +98,23 @@ static uint8_t byte_at(Fiber *self, Bad *b, uint64_t off)
     return byte;
 }
 
-// Entry `index` of the L1 table on disk: where the table lies.
-static uint64_t table_on_disk(Bad *b, unsigned index)
+static uint64_t on_disk64(Bad *b, uint64_t off)
 {
     g_autofree void *data = NULL;
     uint64_t len;
     assert_int_equal(sim_read_file(b->sim, PATH, &data, &len), 0);
-    return host_get64(data, host_get64(data, 40) + index * 8) & UINT64_C(0x00fffffffffffe00);
+    return host_get64(data, off);
+}
+
+static uint64_t l1_on_disk(Bad *b)
+{
+    return on_disk64(b, 40);
+}
+
+// Entry `index` of the L1 table on disk: where the table lies.
+static uint64_t table_on_disk(Bad *b, unsigned index)
+{
+    return on_disk64(b, l1_on_disk(b) + index * 8) & UINT64_C(0x00fffffffffffe00);
 }
 
 static uint64_t file_end(Bad *b)
@@ -123,11 +134,11 @@ static void look_after_cut(Fiber *self, void *arg)
     assert_int_equal(byte_at(self, b, TABLE_SPAN + 2 * CLUSTER), 0);
 }
 
-static void look_at_a_cut(Bad *b)
+static void look_at_a_cut(Bad *b, FiberFn *look)
 {
     for (uint64_t outcome = 1; outcome < 9; outcome++) {
         Bad after = {.sim = sim_clone_after_power_cut(b->sim, outcome)};
-        run(after.sim, &after, look_after_cut);
+        run(after.sim, &after, look);
         sim_free(after.sim);
     }
 }
@@ -152,7 +163,7 @@ static void beside_a_bad_slice(Fiber *self, void *arg)
     assert_int_equal(write_at(self, b, TABLE_SPAN, 5, NODE_IO_FUA), 0);
     assert_int_equal(write_at(self, b, 8 * TABLE_SPAN, 6, NODE_IO_FUA), 0);
     assert_in_range(sim_used_bytes(b->sim), 0, used + 2 * CLUSTER); // a table and its data
-    look_at_a_cut(b);
+    look_at_a_cut(b, look_after_cut);
     b->bad_end = 0;
     assert_int_equal(node_flush(self, b->node), 0);
     assert_int_equal(byte_at(self, b, CLUSTER), 3);
@@ -161,7 +172,7 @@ static void beside_a_bad_slice(Fiber *self, void *arg)
 
 static void a_slice_that_cannot_be_written_fails_what_it_maps_and_nothing_else(void **state)
 {
-    with_image(beside_a_bad_slice);
+    with_image("", beside_a_bad_slice);
 }
 
 static void beside_a_bad_new_table(Fiber *self, void *arg)
@@ -183,7 +194,40 @@ static void beside_a_bad_new_table(Fiber *self, void *arg)
 
 static void a_new_table_that_cannot_be_written_keeps_no_other_from_its_entry(void **state)
 {
-    with_image(beside_a_bad_new_table);
+    with_image("", beside_a_bad_new_table);
+}
+
+static void look_at_either_table(Fiber *self, void *arg)
+{
+    // What failed may be on the disk all the same.
+    bool is_entered = byte_at(self, arg, 0) == 1;
+    assert_int_equal(byte_at(self, arg, 0), is_entered ? 1 : 9);
+    assert_int_equal(byte_at(self, arg, CLUSTER), is_entered ? 0 : 9);
+}
+
+// The copy of a shared table is written, its entry is not: the disk still has the shared one, and
+// what that names keeps both of its references.
+static void beside_a_bad_l1(Fiber *self, void *arg)
+{
+    Bad *b = arg;
+    b->bad_off = l1_on_disk(b);
+    b->bad_end = b->bad_off + 512;
+    assert_int_equal(write_at(self, b, 0, 1, NODE_IO_FUA), -EIO);
+    assert_int_equal(node_discard(self, b->node, guest_off(CLUSTER), CLUSTER, NODE_IO_FUA), -EIO);
+    for (unsigned i = 0; i < 3; i++) // what was freed would be released, and counted less
+        assert_int_equal(node_flush(self, b->node), -EIO);
+    look_at_a_cut(b, look_at_either_table);
+    b->bad_end = 0;
+    assert_int_equal(node_flush(self, b->node), 0);
+    assert_int_equal(byte_at(self, b, 0), 1);
+    assert_int_equal(byte_at(self, b, CLUSTER), 0);
+}
+
+static void a_copied_table_that_is_not_entered_frees_nothing(void **state)
+{
+    with_image("qemu-io -f qcow2 -c 'write -P 9 0 64k' i.qcow2 >/dev/null; "
+               "qemu-img snapshot -c one i.qcow2",
+               beside_a_bad_l1);
 }
 
 int main(void)
@@ -191,6 +235,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_slice_that_cannot_be_written_fails_what_it_maps_and_nothing_else),
         cmocka_unit_test(a_new_table_that_cannot_be_written_keeps_no_other_from_its_entry),
+        cmocka_unit_test(a_copied_table_that_is_not_entered_frees_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
