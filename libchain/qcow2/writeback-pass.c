@@ -191,12 +191,41 @@ static int write_pieces(Fiber *self, WritebackPass *p, GArray *pieces)
 
 // --- what depends on a piece that failed ---------------------------------------------------------
 
+static int compare_ranges(const void *a, const void *b)
+{
+    const ClusterRange *x = a, *y = b;
+    return (x->first > y->first) - (x->first < y->first);
+}
+
+// All have been added: sorted and merged, for look-ups.
+static void settle_uncounted(WritebackPass *p)
+{
+    GArray *ranges = p->uncounted;
+    guint n = 0;
+    g_array_sort(ranges, compare_ranges);
+    for (guint i = 0; i < ranges->len; i++) {
+        ClusterRange next = g_array_index(ranges, ClusterRange, i);
+        ClusterRange *last = n ? &g_array_index(ranges, ClusterRange, n - 1) : NULL;
+        if (last && next.first <= last->first + last->n)
+            last->n = MAX(last->n, next.first + next.n - last->first);
+        else
+            g_array_index(ranges, ClusterRange, n++) = next;
+    }
+    g_array_set_size(ranges, n);
+}
+
+// With bsearch(): `key` may overlap one of the ranges, which do not overlap each other.
+static int compare_overlap(const void *key, const void *range)
+{
+    const ClusterRange *x = key, *y = range;
+    return cluster_range_overlaps(*x, *y) ? 0 : compare_ranges(x, y);
+}
+
 static bool is_uncounted(const WritebackPass *p, ClusterRange range)
 {
-    for (guint i = 0; i < p->uncounted->len; i++)
-        if (cluster_range_overlaps(g_array_index(p->uncounted, ClusterRange, i), range))
-            return true;
-    return false;
+    const GArray *ranges = p->uncounted;
+    return ranges->len &&
+           bsearch(&range, ranges->data, ranges->len, sizeof(ClusterRange), compare_overlap);
 }
 
 static bool names_uncounted(const WritebackPass *p, const Piece *piece)
@@ -237,11 +266,27 @@ static void add_uncounted(WritebackPass *p, uint64_t first, uint64_t n)
     g_array_append_val(p->uncounted, range);
 }
 
+// The first of `pieces`, which are sorted, at `off` or behind it.
+static guint find_piece(const GArray *pieces, HostOff off)
+{
+    guint low = 0, high = pieces->len;
+    while (low < high) {
+        guint middle = low + (high - low) / 2;
+        if (g_array_index(pieces, Piece, middle).off.v < off.v)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
 static bool has_failed_piece_in(const GArray *pieces, HostOff off, uint64_t bytes)
 {
-    for (guint i = 0; i < pieces->len; i++) {
+    for (guint i = find_piece(pieces, off); i < pieces->len; i++) {
         const Piece *piece = &g_array_index(pieces, Piece, i);
-        if (piece->has_failed && piece->off.v >= off.v && piece->off.v < off.v + bytes)
+        if (piece->off.v >= off.v + bytes)
+            break;
+        if (piece->has_failed)
             return true;
     }
     return false;
@@ -254,17 +299,18 @@ static void judge_blocks(WritebackPass *p)
     const Qcow2Geometry *g = p->parts->geometry;
     const EntryTable *table = p->parts->refcount_table;
     uint64_t per_slice = (uint64_t)g->slice_bytes * 8 >> g->refcount_order;
-    for (guint i = 0; i < p->early->len; i++) {
-        const Piece *piece = &g_array_index(p->early, Piece, i);
-        if (!piece->has_failed || piece->slice->kind != TABLE_SLICE_REFCOUNT)
-            continue;
-        HostOff block = host_off(piece->off.v & ~(uint64_t)(g->cluster_bytes - 1));
-        for (uint64_t k = 0; k < table->n; k++)
-            if (be64_get(table->entries[k]) == block.v)
+    for (uint64_t k = 0; k < table->n; k++) {
+        uint64_t block = be64_get(table->entries[k]);
+        for (guint i = find_piece(p->early, host_off(block)); block && i < p->early->len; i++) {
+            const Piece *piece = &g_array_index(p->early, Piece, i);
+            if (piece->off.v >= block + g->cluster_bytes)
+                break;
+            if (piece->has_failed && piece->slice->kind == TABLE_SLICE_REFCOUNT)
                 add_uncounted(p,
                               (k << g->refcounts_per_block_bits) +
-                                  (piece->off.v - block.v) / g->slice_bytes * per_slice,
+                                  (piece->off.v - block) / g->slice_bytes * per_slice,
                               per_slice);
+        }
     }
     for (guint i = 0; i < p->refcount_table.changed->len; i++) {
         ChangedEntry change = g_array_index(p->refcount_table.changed, ChangedEntry, i);
@@ -275,6 +321,7 @@ static void judge_blocks(WritebackPass *p)
         add_uncounted(p, change.index << g->refcounts_per_block_bits,
                       UINT64_C(1) << g->refcounts_per_block_bits);
     }
+    settle_uncounted(p);
 }
 
 // Entries whose sector could not be written.
@@ -295,6 +342,7 @@ static void judge_refcount_table(WritebackPass *p)
     for (guint i = 0; i < p->refcount_table.failed->len; i++)
         add_uncounted(p, g_array_index(p->refcount_table.failed, ChangedEntry, i).index << bits,
                       UINT64_C(1) << bits);
+    settle_uncounted(p);
 }
 
 // A new table is fit for its L1 entry once all of it, and what it names, is on disk. A slice that
