@@ -20,7 +20,7 @@ typedef struct Watch {
 } Watch;
 
 struct NamedNode {
-    Qcow2Events events; // first
+    NodeEvents events; // first
     Nodes *nodes;
     Loop *loop;
     Watch *watch;
@@ -147,7 +147,12 @@ static char *summarize(const Node *node, const NodeSpec *spec, const ChainInfo *
                            node->read_only ? ", read-only" : "");
 }
 
-static void found_corrupt(const Qcow2Events *events, const char *sentence)
+static void log_notice(const NodeEvents *events, const char *sentence)
+{
+    log_line(LOG_WARNING, "%s", sentence);
+}
+
+static void found_corrupt(const NodeEvents *events, const char *sentence)
 {
     ((NamedNode *)events)->is_corrupt = true;
     log_line(LOG_ERROR, "%s", sentence);
@@ -158,7 +163,7 @@ static void open_node(Fiber *self, void *arg)
     Opening *opening = arg;
     NamedNode *named = opening->named;
     const NodeSpec *spec = opening->spec;
-    ChainOpenOptions options = {
+    LayerOptions options = {
         .format = spec->format,
         .snapshot = spec->snapshot,
         .read_only = spec->read_only,
@@ -169,14 +174,11 @@ static void open_node(Fiber *self, void *arg)
         .file_event = file_log_event,
         .file_event_arg = &named->file_log,
     };
-    ChainInfo info = {0};
+    ChainInfo info;
     opening->result = chain_open(self, spec->file, &options, &named->node, &info, &opening->error);
     if (opening->result < 0)
         return;
     named->summary = summarize(named->node, spec, &info);
-    for (char **notice = info.notices; notice && *notice; notice++)
-        log_line(LOG_WARNING, "%s", *notice);
-    chain_info_clear(&info);
     if (!spec->force_share) // there another program writes the files
         begin_watching(named);
 }
@@ -185,7 +187,7 @@ static NamedNode *named_node_new(Nodes *nodes, const NodeSpec *spec)
 {
     NamedNode *named = g_new0(NamedNode, 1);
     unsigned number = nodes->n_opened++;
-    named->events.corrupt = found_corrupt;
+    named->events = (NodeEvents){.corrupt = found_corrupt, .notice = log_notice};
     named->nodes = nodes;
     named->loop = loops_get(nodes->loops, number);
     named->watch = &nodes->watches[number % nodes->n_watches];

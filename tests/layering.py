@@ -26,6 +26,7 @@ LIBCHAIN = {
     "node": {"node", "io", "loop", "base"},
     "bitmap": {"bitmap", "node", "io", "loop", "base"},
     "qcow2": {"qcow2", "format", "node", "io", "loop", "base"},
+    "raw": {"raw", "node", "io", "loop", "base"},
     "chain": {"chain", "node", "io", "loop", "base"},
 }
 # Which folder of libchain a header of include/chain-core/ belongs to.
@@ -34,12 +35,13 @@ CORE = {
     "fiber.h": "loop", "fiber-sync.h": "loop", "loop.h": "loop", "io-batch.h": "loop",
     "remote-call.h": "loop",
     "file.h": "io", "stream.h": "io", "sim.h": "sim",
-    "node.h": "node", "port.h": "node", "raw.h": "node",
+    "node.h": "node", "port.h": "node", "driver.h": "node",
+    "raw.h": "raw",
     "qcow2.h": "qcow2", "qcow2-check.h": "qcow2", "qcow2-create.h": "qcow2",
-    "chain.h": "chain",
+    "chain.h": "chain", "layer.h": "chain",
 }
 # The chain opens its layers by their drivers' headers, never by their insides.
-CORE_EXTRA = {"chain": {"qcow2.h", "qcow2-check.h", "qcow2-create.h"}}
+CORE_EXTRA = {"chain": {"raw.h", "qcow2.h", "qcow2-check.h", "qcow2-create.h"}}
 # Outside libchain: whose include folders may be seen.
 OUTSIDE = {
     "nbd": {"chain-core", "chain"},

@@ -3,6 +3,7 @@
 #include "chain/chain.h"
 
 #include <errno.h>
+#include <stddef.h>
 #include <string.h>
 
 #include "api/loop-thread.h"
@@ -19,14 +20,28 @@ struct LibChain {
     Port port;
     Node *node; // constant facts of it are read by any thread
     ChainInfo info;
+    NodeEvents events;
+    GPtrArray *notices; // char * of its opening, then NULL; unchanged once open
 };
 
 // -- opening ----------------------------------------------------------------------------------
 
+static LibChain *chain_of(const NodeEvents *events)
+{
+    return (LibChain *)((char *)events - offsetof(LibChain, events));
+}
+
+static void keep_notice(const NodeEvents *events, const char *sentence)
+{
+    LibChain *chain = chain_of(events);
+    if (!chain->node)
+        g_ptr_array_add(chain->notices, g_strdup(sentence));
+}
+
 typedef struct OpenCall {
     LibChain *chain;
     const char *path;
-    ChainOpenOptions options;
+    LayerOptions options;
     int result;
     GError *error;
 } OpenCall;
@@ -37,15 +52,17 @@ static void open_on_loop(Fiber *self, void *arg)
     LibChain *chain = call->chain;
     call->result =
         chain_open(self, call->path, &call->options, &chain->node, &chain->info, &call->error);
-    if (call->result == 0)
-        port_init(&chain->port, chain->node, "libchain");
+    if (call->result < 0)
+        return;
+    g_ptr_array_add(chain->notices, NULL);
+    port_init(&chain->port, chain->node, "libchain");
 }
 
 static void chain_free(LibChain *chain)
 {
     if (chain->thread.loop)
         loop_thread_stop(&chain->thread);
-    chain_info_clear(&chain->info);
+    g_ptr_array_unref(chain->notices);
     map_memory_free(chain->memory);
     g_free(chain);
 }
@@ -57,6 +74,8 @@ int libchain_open(const char *path, const LibChainOpenOptions *options, LibChain
     if (!options)
         options = &defaults;
     LibChain *chain = g_new0(LibChain, 1);
+    chain->events = (NodeEvents){.notice = keep_notice};
+    chain->notices = g_ptr_array_new_with_free_func(g_free);
     chain->memory = map_memory_new(options->map_memory_bytes ?: MAP_MEMORY_BYTES);
     OpenCall call = {.chain = chain,
                      .path = path,
@@ -67,7 +86,8 @@ int libchain_open(const char *path, const LibChainOpenOptions *options, LibChain
                                  .force_share = options->force_share,
                                  .allowed_dirs = options->allowed_dirs,
                                  .no_data_files = options->no_data_files,
-                                 .memory = chain->memory}};
+                                 .memory = chain->memory,
+                                 .events = &chain->events}};
     int r = loop_thread_start(&chain->thread, &call.error);
     if (r == 0)
         r = remote_call(chain->thread.loop, open_on_loop, &call);
@@ -115,7 +135,7 @@ void libchain_get_info(const LibChain *chain, LibChainInfo *ret_info)
         .n_layers = chain->info.n_layers,
         .read_only = chain->node->read_only,
         .format = chain->info.top_format,
-        .notices = (const char *const *)chain->info.notices,
+        .notices = (const char *const *)chain->notices->pdata,
     };
 }
 

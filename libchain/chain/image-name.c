@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "chain-core/driver.h"
 
 void image_name_clear(ImageName *name)
 {
@@ -16,19 +17,20 @@ void image_name_clear(ImageName *name)
     if (name->backing)
         image_name_clear(name->backing);
     g_free(name->backing);
+    g_strfreev(name->options);
     *name = (ImageName){0};
 }
 
 int image_format_parse(const char *format, const char **ret_format, GError **error)
 {
-    if (g_str_equal(format, "qcow2"))
-        *ret_format = "qcow2";
-    else if (g_str_equal(format, "raw") || g_str_equal(format, "file") ||
-             g_str_equal(format, "host_device"))
-        *ret_format = "raw";
-    else
-        return error_set(error, -ENOTSUP, "the format '%s' is not supported, only qcow2 and raw",
-                         format);
+    static const char *const of_files[] = {"file", "host_device", NULL};
+    const Driver *driver = driver_find(g_strv_contains(of_files, format) ? "raw" : format);
+    if (!driver) {
+        g_autofree char *names = drivers_names();
+        return error_set(error, -ENOTSUP, "the format '%s' is not supported, only %s", format,
+                         names);
+    }
+    *ret_format = driver->name;
     return 0;
 }
 
@@ -124,9 +126,18 @@ static int parse_read_only(json_t *value, ImageName *name, GError **error)
     return 0;
 }
 
-// Takes "read-only", passes what is harmless or in `understood`, refuses the rest.
-static int check_options(json_t *object, const char *const *understood, ImageName *image_name,
-                         GError **error)
+// Takes "read-only", passes what is harmless, in `understood` or in `own`, refuses the rest.
+static bool is_among(const char *const *names, const char *name, size_t len)
+{
+    for (; names && *names; names++) {
+        if (strlen(*names) == len && strncmp(*names, name, len) == 0)
+            return true;
+    }
+    return false;
+}
+
+static int check_options(json_t *object, const char *const *understood, const char *const *own,
+                         ImageName *image_name, GError **error)
 {
     const char *name;
     json_t *value;
@@ -139,10 +150,8 @@ static int check_options(json_t *object, const char *const *understood, ImageNam
                 return r;
             continue;
         }
-        bool is_known = is_harmless_option(name);
-        for (const char *const *u = understood; *u && !is_known; u++)
-            is_known = strlen(*u) == len && strncmp(*u, name, len) == 0;
-        if (!is_known)
+        if (!is_harmless_option(name) && !is_among(understood, name, len) &&
+            !is_among(own, name, len))
             return error_set(error, -ENOTSUP, "the option '%s' of a json: name is not supported",
                              name);
     }
@@ -157,7 +166,7 @@ static int parse_json_file(json_t *object, const char *driver, ImageName *name, 
                          "the driver '%s' of a json: name is not supported, only qcow2, raw, file "
                          "and host_device",
                          driver);
-    int r = check_options(object, understood, name, error);
+    int r = check_options(object, understood, NULL, name, error);
     if (r < 0)
         return r;
     const char *path = json_string_value(json_object_get(object, "filename"));
@@ -179,46 +188,35 @@ enum { MAX_DEPTH = 4 };    // formats over each other; one raw between format an
 
 static int parse_json_object(json_t *object, Place place, ImageName *name, GError **error);
 
-// Bytes as QEMU takes them: a number, or text with a unit.
-static int parse_bytes(json_t *object, const char *key, uint64_t *ret_bytes, GError **error)
+// Keeps the driver's own options as text, for the driver to understand.
+static int take_driver_options(json_t *object, const Driver *driver, ImageName *name,
+                               GError **error)
 {
-    json_t *value = json_object_get(object, key);
-    const char *text = json_string_value(value);
-    if (!value)
-        return 0;
-    if (json_is_integer(value) && json_integer_value(value) >= 0) {
-        *ret_bytes = (uint64_t)json_integer_value(value);
-        return 0;
+    g_autoptr(GPtrArray) pairs = g_ptr_array_new_with_free_func(g_free);
+    for (const char *const *option = driver->options; option && *option; option++) {
+        json_t *value = json_object_get(object, *option);
+        if (!value)
+            continue;
+        g_autofree char *number =
+            json_is_integer(value)
+                ? g_strdup_printf("%" JSON_INTEGER_FORMAT, json_integer_value(value))
+                : NULL;
+        const char *text = number ?: json_string_value(value);
+        if (!text)
+            return error_set(error, -EINVAL,
+                             "\"%s\" of a json: name is neither a number nor a string", *option);
+        g_ptr_array_add(pairs, g_strdup(*option));
+        g_ptr_array_add(pairs, g_strdup(text));
     }
-    if (text && g_ascii_isdigit(*text)) {
-        static const char units[] = "BKMGTPE";
-        char *end;
-        errno = 0;
-        uint64_t n = g_ascii_strtoull(text, &end, 10);
-        const char *unit = strchr(units, *end ? g_ascii_toupper(*end) : 'B');
-        unsigned shift = unit ? 10 * (unsigned)(unit - units) : 0;
-        if (errno == 0 && unit && (!*end || !end[1]) && n <= (uint64_t)INT64_MAX >> shift) {
-            *ret_bytes = n << shift;
-            return 0;
-        }
-    }
-    return error_set(error, -EINVAL, "\"%s\" of a json: name is not a number of bytes", key);
-}
-
-static int parse_part(json_t *object, ImageName *name, GError **error)
-{
-    name->part_bytes = UINT64_MAX;
-    name->is_part = json_object_get(object, "offset") || json_object_get(object, "size");
-    int r = parse_bytes(object, "offset", &name->part_offset, error);
-    if (r == 0)
-        r = parse_bytes(object, "size", &name->part_bytes, error);
-    if (r == 0 && name->part_bytes != UINT64_MAX && name->part_bytes % 512)
-        r = error_set(error, -EINVAL, "\"size\" of a json: name is not a multiple of 512");
-    return r;
+    if (!pairs->len)
+        return 0;
+    g_ptr_array_add(pairs, NULL);
+    name->options = (char **)g_ptr_array_steal(pairs, NULL);
+    return 0;
 }
 
 // "backing" replaces what the image's header says. Only the layer's own object can have one.
-static int parse_json_backing(json_t *object, const char *driver, Place place, ImageName *name,
+static int parse_json_backing(json_t *object, const Driver *driver, Place place, ImageName *name,
                               GError **error)
 {
     json_t *value = json_object_get(object, "backing");
@@ -233,8 +231,9 @@ static int parse_json_backing(json_t *object, const char *driver, Place place, I
     if (!child)
         return value ? error_set(error, -EINVAL, "\"backing\" of a json: name is no object") : 0;
     int r;
-    if (place.depth > 0 || g_strcmp0(driver, "raw") == 0) {
-        r = error_set(error, -EINVAL, "a json: name gives a backing file to a raw image");
+    if (place.depth > 0 || (driver && !driver->has_backing)) {
+        r = error_set(error, -EINVAL, "a json: name gives a backing file to a %s image",
+                      driver ? driver->name : "raw");
     } else if (place.layer == MAX_NESTING) {
         r = error_set(error, -EINVAL, "the json: name is nested too deeply");
     } else {
@@ -245,23 +244,23 @@ static int parse_json_backing(json_t *object, const char *driver, Place place, I
     return r;
 }
 
-static int parse_json_format(json_t *object, const char *driver, Place place, ImageName *name,
+static int parse_json_format(json_t *object, const Driver *driver, Place place, ImageName *name,
                              GError **error)
 {
-    static const char *const of_qcow2[] = {"driver", "file", "backing", NULL};
-    static const char *const of_raw[] = {"driver", "file", "backing", "offset", "size", NULL};
-    bool is_raw = place.depth == 0 && g_strcmp0(driver, "raw") == 0;
-    int r = check_options(object, is_raw ? of_raw : of_qcow2, name, error);
-    if (r == 0 && is_raw)
-        r = parse_part(object, name, error);
+    static const char *const of_all[] = {"driver", "file", "backing", NULL};
+    bool is_layer = driver && place.depth == 0; // not one that a format lies in
+    int r = check_options(object, of_all, is_layer ? driver->options : NULL, name, error);
+    if (r == 0 && is_layer)
+        r = take_driver_options(object, driver, name, error);
     if (r == 0)
         r = parse_json_backing(object, driver, place, name, error);
     if (r < 0)
         return r;
-    if (driver && place.depth == 0)
-        name->format = is_raw ? "raw" : "qcow2";
-    else if (driver && g_str_equal(driver, "qcow2"))
-        return error_set(error, -ENOTSUP, "a qcow2 image inside an image is not supported");
+    if (is_layer)
+        name->format = driver->name;
+    else if (driver && driver->probe) // only what is nothing of itself may lie under a format
+        return error_set(error, -ENOTSUP, "a %s image inside an image is not supported",
+                         driver->name);
     json_t *file = place.depth < MAX_DEPTH ? json_child(object, "file") : NULL;
     if (!file)
         return error_set(error, -EINVAL, "the json: name has no \"file\"");
@@ -277,9 +276,9 @@ static int parse_json_object(json_t *object, Place place, ImageName *name, GErro
     const char *driver = json_string_value(driver_value);
     if (driver_value && !driver)
         return error_set(error, -EINVAL, "the \"driver\" of a json: name is not a string");
-    bool is_format = driver ? g_str_equal(driver, "qcow2") || g_str_equal(driver, "raw")
-                            : json_object_get(object, "filename") == NULL;
-    return is_format ? parse_json_format(object, driver, place, name, error)
+    const Driver *format = driver ? driver_find(driver) : NULL;
+    bool is_format = format || (!driver && !json_object_get(object, "filename"));
+    return is_format ? parse_json_format(object, format, place, name, error)
                      : parse_json_file(object, driver, name, error);
 }
 

@@ -11,13 +11,11 @@
 typedef struct ImageName ImageName;
 struct ImageName {
     char *path;
-    const char *format;  // literal: "qcow2" or "raw" when the name says so, else NULL
+    const char *format;  // a driver's name, when the name says it; else NULL
     bool is_read_only;   // json "read-only": true at some level
     bool is_backing_cut; // json "backing": null: whatever the header says, there is nothing below
     ImageName *backing; // json "backing": what lies below, whatever the header says; owned, or NULL
-    bool is_part;       // json raw with "offset" or "size": only this part of the file
-    uint64_t part_offset; // bytes
-    uint64_t part_bytes;  // UINT64_MAX: up to the end
+    char **options;     // json: the driver's own: name, value, …, NULL; owned, or NULL
 };
 
 void image_name_clear(ImageName *name);
@@ -28,8 +26,8 @@ void image_name_clear(ImageName *name);
 // the sentence does not name the overlay.
 int image_name_parse(const char *text, const char *overlay, ImageName *ret_name, GError **error);
 
-// "qcow2" or "raw" as a literal for a recorded format, in which the names of QEMU's file drivers
-// mean raw. -ENOTSUP for others.
+// A driver's name for a recorded format, in which the names of QEMU's file drivers mean raw.
+// -ENOTSUP for others.
 int image_format_parse(const char *format, const char **ret_format, GError **error);
 
 // Path of `name` in the folder of the file at `beside`.

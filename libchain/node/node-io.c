@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // Requests to nodes: bounds, read-only nodes, write hooks, and what a driver that lacks an
 // operation gets instead. On the node's loop; everything may suspend.
+//
+// What a filter lacks goes on to the node it filters. A filter that has write() sees everything
+// that changes content: a zero that it lacks is written through it.
 #include "chain-core/node.h"
 
 #include <string.h>
@@ -10,18 +13,26 @@ static inline void assert_inside(const Node *node, GuestOff off, uint64_t len)
     g_assert(off.v <= node->size_bytes && len <= node->size_bytes - off.v);
 }
 
+// The node that a request goes on to where `node` lacks the operation.
+static Node *filtered(const Node *node)
+{
+    g_assert(node->ops->is_filter && node->backing);
+    return node->backing;
+}
+
 int node_read_start(Fiber *self, Node *node, GuestOff off, void *buf, size_t len, IoBatch *batch)
 {
+    while (G_UNLIKELY(!node->ops->read_start))
+        node = filtered(node);
     assert_inside(node, off, len);
     return node->ops->read_start(self, node, off, buf, len, batch);
 }
 
 int node_read(Fiber *self, Node *node, GuestOff off, void *buf, size_t len)
 {
-    assert_inside(node, off, len);
     IoBatch batch;
     io_batch_init(&batch, self);
-    int r = node->ops->read_start(self, node, off, buf, len, &batch);
+    int r = node_read_start(self, node, off, buf, len, &batch);
     if (batch.pending || batch.n_pins || batch.error) {
         int waited = io_batch_wait(self, &batch);
         r = r < 0 ? r : waited;
@@ -39,13 +50,19 @@ static void run_write_hooks(Node *node, GuestOff off, uint64_t len)
     }
 }
 
+static bool can_change(const Node *node)
+{
+    return !node->read_only && (node->ops->write || node->ops->is_filter);
+}
+
 int node_write(Fiber *self, Node *node, GuestOff off, const void *buf, size_t len,
                NodeIoFlags flags)
 {
     assert_inside(node, off, len);
-    if (node->read_only || !node->ops->write)
+    if (!can_change(node))
         return -EROFS;
-    int r = node->ops->write(self, node, off, buf, len, flags);
+    int r = node->ops->write ? node->ops->write(self, node, off, buf, len, flags)
+                             : node_write(self, filtered(node), off, buf, len, flags);
     if (node->write_hooks)
         run_write_hooks(node, off, len);
     return r;
@@ -71,10 +88,11 @@ static int zero_by_writing(Fiber *self, Node *node, GuestOff off, uint64_t len, 
 int node_zero(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags)
 {
     assert_inside(node, off, len);
-    if (node->read_only || !node->ops->write)
+    if (!can_change(node))
         return -EROFS;
-    int r = node->ops->zero ? node->ops->zero(self, node, off, len, flags)
-                            : zero_by_writing(self, node, off, len, flags);
+    int r = node->ops->zero    ? node->ops->zero(self, node, off, len, flags)
+            : node->ops->write ? zero_by_writing(self, node, off, len, flags)
+                               : node_zero(self, filtered(node), off, len, flags);
     if (node->write_hooks)
         run_write_hooks(node, off, len);
     return r;
@@ -83,11 +101,13 @@ int node_zero(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags f
 int node_discard(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags)
 {
     assert_inside(node, off, len);
-    if (node->read_only || !node->ops->write)
+    if (!can_change(node))
         return -EROFS;
     int r = 0;
     if (node->ops->discard)
         r = node->ops->discard(self, node, off, len, flags);
+    else if (!node->ops->write)
+        r = node_discard(self, filtered(node), off, len, flags);
     else if (flags & NODE_IO_FUA)
         r = node_flush(self, node);
     if (node->write_hooks)
@@ -97,6 +117,8 @@ int node_discard(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlag
 
 int node_flush(Fiber *self, Node *node)
 {
+    while (!node->ops->flush && node->ops->is_filter)
+        node = filtered(node);
     return node->ops->flush ? node->ops->flush(self, node) : 0;
 }
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // Opening and closing an image, and marking it corrupt. In a fiber on the file's loop.
 //
-// Open reads and checks everything first, and writes only to repair a dirty image. The first
+// Open reads the header and writes nothing; the tables are read and checked when the first view is
+// made (image_load), which then repairs a dirty image that is to be written. The first
 // writable view does the other writes, once its own tables are checked too: the in-use marks of
 // persistent bitmaps, then one synced header write that clears the autoclear bits whose data is not
 // maintained (docs/ordering.md §7: before the first guest write).
@@ -39,6 +40,20 @@ static int fail(GError **error, int r, const Qcow2Image *image, const char *form
     return r;
 }
 
+// A line for the owner's log.
+static void tell(const Qcow2Image *image, const char *format, ...) G_GNUC_PRINTF(2, 3);
+
+static void tell(const Qcow2Image *image, const char *format, ...)
+{
+    if (!image->events || !image->events->notice)
+        return;
+    va_list args;
+    va_start(args, format);
+    g_autofree char *sentence = g_strdup_vprintf(format, args);
+    va_end(args);
+    image->events->notice(image->events, sentence);
+}
+
 static int read_header(Fiber *self, Qcow2Image *image, GError **error)
 {
     uint64_t size = file_size(image->file);
@@ -57,9 +72,15 @@ static int read_header(Fiber *self, Qcow2Image *image, GError **error)
         return fail(error, r, image, "cannot read the header: %s", g_strerror(-r));
     GError *why = NULL;
     r = qcow2_header_decode(data, len, size, &image->header, &why);
-    if (r < 0)
+    if (r < 0) {
         g_propagate_prefixed_error(error, why, "%s: ", image->name);
-    return r;
+        return r;
+    }
+    const Qcow2Header *h = &image->header;
+    qcow2_geometry_init(&image->geometry, h->cluster_bits, h->refcount_order,
+                        h->incompatible & QCOW2_INCOMPAT_EXTENDED_L2,
+                        h->incompatible & QCOW2_INCOMPAT_DATA_FILE, h->size_bytes);
+    return 0;
 }
 
 _Static_assert((int)SNAPSHOT_WINDOW_BYTES >= (int)QCOW2_MAX_SNAPSHOT_ENTRY_BYTES, "too small");
@@ -254,10 +275,10 @@ static int repair_dirty(Fiber *self, Qcow2Image *image, GError **error)
                     "not closed cleanly, and the repair left %" G_GUINT64_FORMAT
                     " errors; open it with --read-only to rescue its data",
                     n_left);
-    g_ptr_array_add(image->notices,
-                    g_strdup_printf("%s: was not closed cleanly; repaired %" G_GUINT64_FORMAT
-                                    " errors and %" G_GUINT64_FORMAT " leaked clusters",
-                                    image->name, n_fixed, n_leaks));
+    tell(image,
+         "%s: was not closed cleanly; repaired %" G_GUINT64_FORMAT " errors and %" G_GUINT64_FORMAT
+         " leaked clusters",
+         image->name, n_fixed, n_leaks);
     qcow2_header_clear(&image->header);
     return read_header(self, image, error);
 }
@@ -323,18 +344,13 @@ int image_claim_for_writing(Fiber *self, Qcow2Image *image, GError **error)
         int r = mark_bitmaps_in_use(self, image, &n);
         if (r == 0) {
             keep |= QCOW2_AUTOCLEAR_BITMAPS;
-            g_ptr_array_add(
-                image->notices,
-                g_strdup_printf(
-                    "%s: its %u persistent dirty bitmap%s not maintained while it is written here; "
-                    "marked in use, so other programs will see %s as inconsistent",
-                    image->name, n, n == 1 ? " is" : "s are", n == 1 ? "it" : "them"));
+            tell(image,
+                 "%s: its %u persistent dirty bitmap%s not maintained while it is written "
+                 "here; marked in use, so other programs will see %s as inconsistent",
+                 image->name, n, n == 1 ? " is" : "s are", n == 1 ? "it" : "them");
         } else if (r == -EINVAL) {
-            g_ptr_array_add(
-                image->notices,
-                g_strdup_printf(
-                    "%s: its bitmap directory is damaged and will be ignored from now on",
-                    image->name));
+            tell(image, "%s: its bitmap directory is damaged and will be ignored from now on",
+                 image->name);
         } else {
             return fail(error, r, image, "cannot mark the persistent bitmaps as in use: %s",
                         g_strerror(-r));
@@ -350,8 +366,7 @@ int image_claim_for_writing(Fiber *self, Qcow2Image *image, GError **error)
     return 0;
 }
 
-static int open_checked(Fiber *self, Qcow2Image *image, const Qcow2OpenOptions *options,
-                        GError **error)
+static int open_header(Fiber *self, Qcow2Image *image, GError **error)
 {
     int r = read_header(self, image, error);
     if (r < 0)
@@ -364,27 +379,34 @@ static int open_checked(Fiber *self, Qcow2Image *image, const Qcow2OpenOptions *
         return fail(error, -EINVAL, image,
                     "its header says that an external data file is used, but does not name it: the "
                     "image is damaged");
+    return 0;
+}
+
+int image_load(Fiber *self, Qcow2Image *image, GError **error)
+{
+    if (image->is_loaded)
+        return 0;
     if (image->writable && (image->header.incompatible & QCOW2_INCOMPAT_DATA_FILE))
         return fail(error, -ENOTSUP, image,
                     "writing to images with an external data file is not supported; open it with "
                     "--read-only");
-    if (image->writable && (image->header.incompatible & QCOW2_INCOMPAT_DIRTY) &&
-        !options->no_repair) {
+    int r = 0;
+    if (image->writable && (image->header.incompatible & QCOW2_INCOMPAT_DIRTY))
         r = repair_dirty(self, image, error);
-        if (r < 0)
-            return r;
+    if (r == 0) {
+        metadata_set_init(&image->metadata, image->file, image->header.cluster_bits);
+        r = read_snapshots(self, image, error);
     }
-    const Qcow2Header *h = &image->header;
-    qcow2_geometry_init(&image->geometry, h->cluster_bits, h->refcount_order,
-                        h->incompatible & QCOW2_INCOMPAT_EXTENDED_L2,
-                        h->incompatible & QCOW2_INCOMPAT_DATA_FILE, h->size_bytes);
-    metadata_set_init(&image->metadata, image->file, h->cluster_bits);
-    r = read_snapshots(self, image, error);
     if (r == 0 && image->writable)
         r = read_refcount_table(self, image, error);
+    if (r < 0)
+        return r;
     allocator_init(image);
-    if (r == 0 && image->writable)
-        r = collect_metadata(image, error);
+    image->inflated = inflated_cache_new(image);
+    image->is_loaded = true;
+    r = image->writable ? collect_metadata(image, error) : 0;
+    if (r < 0)
+        image->writable = false; // nothing to write back
     return r;
 }
 
@@ -405,7 +427,6 @@ int qcow2_image_open(Fiber *self, File *file, const Qcow2OpenOptions *options,
     image->events = options->events;
     image->writable = !options->read_only;
     image->is_shared = options->shared && options->read_only;
-    image->notices = g_ptr_array_new_with_free_func(g_free);
     freed_init(&image->freed, image->loop, &image->fibers, release_clusters, image);
     image->writeback = (Writeback){
         .parts = {.file = file,
@@ -419,13 +440,11 @@ int qcow2_image_open(Fiber *self, File *file, const Qcow2OpenOptions *options,
     };
     writeback_init(&image->writeback);
     image->cache = table_cache_ref(image->loop, image->memory);
-    int r = open_checked(self, image, options, error);
+    int r = open_header(self, image, error);
     if (r < 0) {
-        image->writable = false; // nothing to write back
         qcow2_image_unref_close(self, image);
         return r;
     }
-    image->inflated = inflated_cache_new(image);
     *ret_image = image;
     return 0;
 }
@@ -455,7 +474,7 @@ void qcow2_image_unref_close(Fiber *self, Qcow2Image *image)
 {
     if (!image || --image->n_refs)
         return;
-    if (image->writable)
+    if (image->writable && image->is_loaded)
         finish_writing(self, image);
     fiber_wait_group_wait(self, &image->fibers);
     inflated_cache_free(image->inflated);
@@ -474,7 +493,6 @@ void qcow2_image_unref_close(Fiber *self, Qcow2Image *image)
     qcow2_header_clear(&image->header);
     file_close(self, image->data_file);
     file_close(self, image->file);
-    g_ptr_array_unref(image->notices);
     g_free(image->name);
     g_free(image);
 }
@@ -535,7 +553,7 @@ int image_mark_corrupt(Qcow2Image *image, const char *what, ...)
     g_autofree char *sentence = g_strdup_printf(
         "%s is corrupt: %s; %s, repair it with 'qemu-img check -r all'", image->name, found,
         image->writable ? "writes to it fail from now on" : "parts of it cannot be read");
-    if (image->events)
+    if (image->events && image->events->corrupt)
         image->events->corrupt(image->events, sentence);
     if (image->writable && image->header.version >= 3) {
         fiber_wait_group_add(&image->fibers, 1);
@@ -574,13 +592,6 @@ const char *qcow2_image_data_file_name(const Qcow2Image *image)
 void qcow2_image_set_data_file(Qcow2Image *image, File *file)
 {
     image->data_file = file;
-}
-
-const char *const *qcow2_image_notices(const Qcow2Image *image)
-{
-    if (!image->notices->len || image->notices->pdata[image->notices->len - 1])
-        g_ptr_array_add(image->notices, NULL);
-    return (const char *const *)image->notices->pdata;
 }
 
 File *qcow2_image_file(Qcow2Image *image)

@@ -58,11 +58,11 @@ struct Qcow2Image {
     Qcow2Header header;
     Qcow2Geometry geometry;
     bool writable;
+    bool is_loaded; // tables read and checked
     enum { PREALLOCATION_UNKNOWN, PREALLOCATION_NO, PREALLOCATION_YES } preallocation;
     bool is_shared; // another program may write it: what lies past the end may be new, not wrong
     bool corrupt;   // marked during this run: everything but reads answers -EIO
-    GPtrArray *notices;
-    const Qcow2Events *events;
+    const NodeEvents *events;
 
     EntryTable refcount_table; // writable images only
     Qcow2Snapshot *snapshots;
@@ -92,6 +92,10 @@ static inline int image_see_end(Fiber *self, Qcow2Image *image, File *file, uint
         return 0;
     return image_remeasure(self, image, file);
 }
+
+// Reads and checks what lies outside the views: snapshot table, refcount table; repairs a dirty
+// image that is to be written. Before the first view is made.
+int image_load(Fiber *self, Qcow2Image *image, GError **error);
 
 // The writes that come before the first guest write (image.c). For the view on the head.
 int image_claim_for_writing(Fiber *self, Qcow2Image *image, GError **error);

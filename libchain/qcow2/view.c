@@ -412,6 +412,9 @@ int qcow2_view_new(Fiber *self, Qcow2Image *image, const char *wanted, Node **re
 {
     const Qcow2Header *h = &image->header;
     const Qcow2Snapshot *snapshot = NULL;
+    int r = image_load(self, image, error);
+    if (r < 0)
+        return r;
     if (wanted) {
         snapshot = find_snapshot(image, wanted);
         if (!snapshot) {
@@ -440,8 +443,8 @@ int qcow2_view_new(Fiber *self, Qcow2Image *image, const char *wanted, Node **re
         file_identity(image->file, view->node.identity.file);
     if (!image->is_shared && snapshot)
         view->node.identity.view = 1 + (snapshot - image->snapshots);
-    int r = load_l1(self, image, snapshot ? snapshot->l1 : h->l1,
-                    snapshot ? snapshot->l1_entries : h->l1_entries, size, view, error);
+    r = load_l1(self, image, snapshot ? snapshot->l1 : h->l1,
+                snapshot ? snapshot->l1_entries : h->l1_entries, size, view, error);
     if (r == 0 && head_for_writing)
         r = collect_l2_tables(view, error);
     if (r == 0 && head_for_writing)

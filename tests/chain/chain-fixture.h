@@ -37,7 +37,7 @@ static inline char *in_dir(const char *name)
 
 typedef struct OpenTest {
     const char *path;
-    ChainOpenOptions options;
+    LayerOptions options;
     FiberFn *with; // called with the open chain in `node`
     Node *node;
     ChainInfo info;
@@ -70,7 +70,6 @@ static inline void open_and_close(Fiber *self, void *arg)
 
 static inline void open_test_clear(OpenTest *t)
 {
-    chain_info_clear(&t->info);
     g_clear_pointer(&t->message, g_free);
 }
 

@@ -38,7 +38,7 @@ static void open_chain(Fiber *self, void *arg)
     Race *race = arg;
     g_autoptr(GError) error = NULL;
     MapMemory *memory = map_memory_new(1 << 20);
-    ChainOpenOptions options = {.format = "raw", .read_only = true, .memory = memory};
+    LayerOptions options = {.format = "raw", .read_only = true, .memory = memory};
     Node *node;
     race->result = chain_open(self, PATH, &options, &node, NULL, &error);
     if (race->result == 0) {

@@ -258,7 +258,7 @@ static void while_open_twice(Fiber *self, void *arg)
     OpenTest *outer = arg;
     Node *node;
     GError *error = NULL;
-    ChainOpenOptions options = {.memory = outer->options.memory};
+    LayerOptions options = {.memory = outer->options.memory};
     assert_true(chain_open(self, outer->path, &options, &node, NULL, &error) < 0);
     assert_non_null(strstr(error->message, "base.qcow2"));
     g_clear_error(&error);

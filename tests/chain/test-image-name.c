@@ -138,14 +138,8 @@ static void json_names_that_are_not_understood_are_refused(void **state)
                    "\"file.filename\":\"x\"}}",
                    -ENOTSUP, "'size'");
     assert_refused("json:{\"offset\":512,\"file.filename\":\"x\"}", -ENOTSUP, "'offset'");
-    assert_refused("json:{\"driver\":\"raw\",\"offset\":-1,\"file.filename\":\"x\"}", -EINVAL,
+    assert_refused("json:{\"driver\":\"raw\",\"offset\":true,\"file.filename\":\"x\"}", -EINVAL,
                    "\"offset\"");
-    assert_refused("json:{\"driver\":\"raw\",\"offset\":\"1Q\",\"file.filename\":\"x\"}", -EINVAL,
-                   "\"offset\"");
-    assert_refused("json:{\"driver\":\"raw\",\"size\":\"8388608T\",\"file.filename\":\"x\"}",
-                   -EINVAL, "\"size\"");
-    assert_refused("json:{\"driver\":\"raw\",\"size\":1000,\"file.filename\":\"x\"}", -EINVAL,
-                   "multiple of 512");
     assert_refused("json:{\"driver\":\"qcow2\",\"file\":\"node0\"}", -EINVAL, "\"file\"");
     assert_refused("json:{\"driver\":\"qcow2\",\"file\":{\"driver\":\"file\"}}", -EINVAL,
                    "\"filename\"");
@@ -176,6 +170,12 @@ static void json_backing_null_cuts_the_chain(void **state)
     image_name_clear(&name);
 }
 
+static void assert_options(const ImageName *name, const char *expected)
+{
+    g_autofree char *options = g_strjoinv(" ", name->options);
+    assert_string_equal(options, expected);
+}
+
 static void json_raw_may_be_a_part_of_a_file(void **state)
 {
     static const char *const names[] = {
@@ -185,17 +185,14 @@ static void json_raw_may_be_a_part_of_a_file(void **state)
     ImageName name;
     for (size_t i = 0; i < G_N_ELEMENTS(names); i++) {
         assert_int_equal(image_name_parse(names[i], NULL, &name, NULL), 0);
-        assert_true(name.is_part);
-        assert_int_equal(name.part_offset, 1 << 20);
-        assert_int_equal(name.part_bytes, 2048);
+        assert_options(&name, i ? "offset 1M size 2k" : "offset 1048576 size 2048");
         image_name_clear(&name);
     }
     assert_int_equal(image_name_parse("json:{\"driver\":\"raw\",\"offset\":7,"
                                       "\"file.filename\":\"x\"}",
                                       NULL, &name, NULL),
                      0);
-    assert_int_equal(name.part_offset, 7);
-    assert_int_equal(name.part_bytes, UINT64_MAX);
+    assert_options(&name, "offset 7");
     image_name_clear(&name);
 }
 
@@ -217,7 +214,7 @@ static void json_backing_replaces_what_lies_below(void **state)
         assert_string_equal(name.backing->format, "qcow2");
         assert_string_equal(name.backing->backing->path, "z");
         assert_string_equal(name.backing->backing->format, "raw");
-        assert_int_equal(name.backing->backing->part_offset, 512);
+        assert_options(name.backing->backing, "offset 512");
         assert_null(name.backing->backing->backing);
         image_name_clear(&name);
     }

@@ -11,6 +11,7 @@
 #include <cmocka.h>
 
 #include "../node/on-loop.h"
+#include "../node/pass-filter.h"
 #include "chain-core/port.h"
 #include "chain-core/sim.h"
 #include "chain/merged-map.h"

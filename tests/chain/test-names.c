@@ -192,6 +192,21 @@ static void a_part_that_is_not_within_the_file_is_refused(void **state)
     }
 }
 
+static void parts_that_make_no_sense_are_refused(void **state)
+{
+    static const char *const parts[] = {
+        "\"offset\":-1",
+        "\"offset\":\"1Q\"",
+        "\"size\":\"8388608T\"",
+        "\"size\":1000",
+    };
+    make_disk();
+    for (size_t i = 0; i < G_N_ELEMENTS(parts); i++) {
+        g_autofree char *name = json_part("disk", parts[i]);
+        REFUSED(name, NULL, "disk", i < 2 ? "\"offset\"" : "\"size\"");
+    }
+}
+
 static void check_part_map(Fiber *self, void *arg)
 {
     Node *node = ((OpenTest *)arg)->node;
@@ -244,7 +259,7 @@ static void writes_to_a_part_stay_within_it(void **state)
 static void open_both(Fiber *self, void *arg)
 {
     MapMemory *memory = map_memory_new(8 << 20);
-    ChainOpenOptions options = {.read_only = true, .memory = memory};
+    LayerOptions options = {.read_only = true, .memory = memory};
     char *paths[] = {in_dir("a.qcow2"), in_dir("b.qcow2")};
     Node *nodes[2];
     for (size_t i = 0; i < 2; i++)
@@ -290,6 +305,7 @@ int main(void)
         TEST(a_part_of_a_raw_file_shows_what_qemu_shows),
         TEST(a_part_may_begin_within_a_sector),
         TEST(a_part_that_is_not_within_the_file_is_refused),
+        TEST(parts_that_make_no_sense_are_refused),
         TEST(the_map_of_a_part_names_places_in_the_file),
         TEST(writes_to_a_part_stay_within_it),
         TEST(two_parts_of_a_file_share_no_map),

@@ -51,10 +51,10 @@ static const NodeOps made_up_ops = {
     .close = made_up_close,
 };
 
-int __wrap_chain_open(Fiber *self, const char *path, const ChainOpenOptions *options,
-                      Node **ret_node, ChainInfo *ret_info, GError **error);
-int __wrap_chain_open(Fiber *self, const char *path, const ChainOpenOptions *options,
-                      Node **ret_node, ChainInfo *ret_info, GError **error)
+int __wrap_chain_open(Fiber *self, const char *path, const LayerOptions *options, Node **ret_node,
+                      ChainInfo *ret_info, GError **error);
+int __wrap_chain_open(Fiber *self, const char *path, const LayerOptions *options, Node **ret_node,
+                      ChainInfo *ret_info, GError **error)
 {
     if (g_str_equal(path, "refused"))
         return -EACCES;

@@ -12,6 +12,7 @@
 #include <cmocka.h>
 
 #include "chain-core/port.h"
+#include "pass-filter.h"
 
 enum {
     LOAD_BLOCK = 4096,

@@ -14,6 +14,7 @@
 #include "chain-core/raw.h"
 #include "memory-node.h"
 #include "on-loop.h"
+#include "pass-filter.h"
 
 enum { SIZE = 1 << 20 };
 

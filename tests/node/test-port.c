@@ -13,6 +13,7 @@
 #include "load.h"
 #include "memory-node.h"
 #include "on-loop.h"
+#include "pass-filter.h"
 
 static void filters_under_load(Fiber *self, Node *node, const char *what, unsigned times)
 {

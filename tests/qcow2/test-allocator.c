@@ -22,10 +22,10 @@ typedef struct Device {
     Node *node;
     uint64_t full_at; // guest bytes written until the device was full
     unsigned n_corrupt;
-    Qcow2Events events;
+    NodeEvents events;
 } Device;
 
-static void note_corrupt(const Qcow2Events *events, const char *sentence)
+static void note_corrupt(const NodeEvents *events, const char *sentence)
 {
     Device *d = (Device *)((const char *)events - G_STRUCT_OFFSET(Device, events));
     d->n_corrupt++;

@@ -21,10 +21,10 @@ typedef struct Test {
     FiberFn *fn;
     MapMemory *memory;
     unsigned n_corrupt;
-    Qcow2Events events;
+    NodeEvents events;
 } Test;
 
-static void note_corrupt(const Qcow2Events *events, const char *sentence)
+static void note_corrupt(const NodeEvents *events, const char *sentence)
 {
     Test *t = (Test *)((const char *)events - G_STRUCT_OFFSET(Test, events));
     t->n_corrupt++;
@@ -49,11 +49,11 @@ static Node *open_image(Fiber *self, Test *t, bool shared)
 static Node *open_chain(Fiber *self, Test *t, const char *path)
 {
     g_autoptr(GError) error = NULL;
-    ChainOpenOptions options = {.format = "qcow2",
-                                .read_only = true,
-                                .force_share = true,
-                                .memory = t->memory,
-                                .events = &t->events};
+    LayerOptions options = {.format = "qcow2",
+                            .read_only = true,
+                            .force_share = true,
+                            .memory = t->memory,
+                            .events = &t->events};
     Node *node;
     if (chain_open(self, path, &options, &node, NULL, &error) < 0)
         fail_msg("%s", error->message);

@@ -39,6 +39,8 @@ typedef struct NodeExtent {
     bool is_host_hole; // DATA: `file` has a hole there (node_status_of_host() only)
 } NodeExtent;
 
+// A filter may leave out what it does not change: that goes on to its backing child. Only a filter
+// that has write() is not passed by: zeros it lacks are written through it, discards end there.
 struct NodeOps {
     const char *driver; // "qcow2", "raw", …
     bool is_filter;     // shows its backing child's content; a barrier for the chain map

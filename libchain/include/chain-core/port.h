@@ -51,6 +51,3 @@ void node_insert_filter(Fiber *self, Node *node, Node *filter);
 void node_remove_filter(Fiber *self, Node *filter);
 // Moves one port to `node`, drained.
 void port_replace(Fiber *self, Port *port, Node *node);
-
-// The filter that passes everything through (proves insertion and removal; copies nothing).
-Node *pass_filter_new(Loop *loop, const char *name, uint64_t size_bytes);

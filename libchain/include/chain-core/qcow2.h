@@ -6,29 +6,21 @@
 
 #include <glib.h>
 
-#include "chain-core/map-memory.h"
-#include "chain-core/node.h"
+#include "chain-core/driver.h"
 
 typedef struct Qcow2Image Qcow2Image;
 
-// Tells the owner of an image what happened to it at run time. One object may serve many images.
-typedef struct Qcow2Events Qcow2Events;
-struct Qcow2Events {
-    // The image was found corrupt and answers -EIO to writes from now on. `sentence` says it all.
-    void (*corrupt)(const Qcow2Events *events, const char *sentence);
-};
-
 typedef struct Qcow2OpenOptions {
     bool read_only;
-    bool no_repair;            // leave a dirty image as it is (check)
-    bool shared;               // read-only, and another program may write it meanwhile
-    MapMemory *memory;         // borrowed
-    const Qcow2Events *events; // borrowed, outlives the image; NULL: nobody is told
+    bool shared;              // read-only, and another program may write it meanwhile
+    MapMemory *memory;        // borrowed
+    const NodeEvents *events; // borrowed, outlives the image; NULL: nobody is told
 } Qcow2OpenOptions;
 
-// Reads and checks header, L1, refcount table, snapshot table. Takes `file` (also on failure).
-// Repairs a dirty image when writable. Nothing is written before all checks passed. The file's
-// locks are the caller's business, before this call. Returned with one reference.
+extern const Driver qcow2_driver;
+
+// Reads and checks the header; writes nothing. Takes `file` (also on failure). The file's locks are
+// the caller's business, before this call. Returned with one reference.
 int qcow2_image_open(Fiber *self, File *file, const Qcow2OpenOptions *options,
                      Qcow2Image **ret_image, GError **error);
 Qcow2Image *qcow2_image_ref(Qcow2Image *image);
@@ -42,11 +34,11 @@ const char *qcow2_image_backing_format(const Qcow2Image *image);
 const char *qcow2_image_data_file_name(const Qcow2Image *image);
 // Must be called before a view is made when the name above is not NULL. Takes `file`.
 void qcow2_image_set_data_file(Qcow2Image *image, File *file);
-// Sentences for the log about what opening did (bitmaps, repair); NULL-terminated, borrowed.
-const char *const *qcow2_image_notices(const Qcow2Image *image);
 File *qcow2_image_file(Qcow2Image *image);
 
 // A view on the head (`snapshot` NULL), or on an internal snapshot by id, then by name. Takes a
-// reference on `image`. Only one writable head view at a time.
+// reference on `image`. Only one writable head view at a time. The first view reads and checks the
+// image's tables, and repairs a dirty image when writable; nothing is written before all checks
+// passed.
 int qcow2_view_new(Fiber *self, Qcow2Image *image, const char *snapshot, Node **ret_node,
                    GError **error);

@@ -3,7 +3,10 @@
 // loop.
 #pragma once
 
-#include "chain-core/node.h"
+#include "chain-core/driver.h"
+
+// Its options: "offset" and "size" of the part of the file that is the disk, in bytes.
+extern const Driver raw_driver;
 
 // Takes `file` (also on failure). `size_bytes` of the node is the file's size.
 int raw_node_new(Fiber *self, File *file, Node **ret_node, GError **error);
@@ -13,7 +16,3 @@ int raw_node_new(Fiber *self, File *file, Node **ret_node, GError **error);
 #define RAW_TO_END UINT64_MAX
 int raw_node_new_part(Fiber *self, File *file, uint64_t offset, uint64_t size_bytes,
                       Node **ret_node, GError **error);
-
-// Another program may write the file meanwhile: nothing about it may be remembered. The node gets
-// no identity, and map() calls everything data. Before the node is used.
-void raw_node_set_shared(Node *node);

@@ -4,6 +4,7 @@
 #include "chain-core/raw.h"
 
 #include <errno.h>
+#include <string.h>
 
 #include "base/error.h"
 
@@ -155,8 +156,91 @@ int raw_node_new(Fiber *self, File *file, Node **ret_node, GError **error)
     return raw_node_new_part(self, file, 0, RAW_TO_END, ret_node, error);
 }
 
-void raw_node_set_shared(Node *node)
+// Nothing about the file may be remembered: no identity, and map() calls everything data.
+static void set_shared(RawNode *raw)
 {
-    node->identity = (NodeIdentity){0};
-    ((RawNode *)node)->is_shared = true;
+    raw->node.identity = (NodeIdentity){0};
+    raw->is_shared = true;
 }
+
+// -- the driver -----------------------------------------------------------------------------------
+
+typedef struct RawDriverImage {
+    DriverImage head; // first
+    uint64_t offset, size_bytes;
+    bool is_shared;
+} RawDriverImage;
+
+// Bytes as QEMU takes them: a number, perhaps with a unit.
+static int parse_bytes(const char *name, const char *text, uint64_t *ret_bytes, GError **error)
+{
+    static const char units[] = "BKMGTPE";
+    if (g_ascii_isdigit(*text)) {
+        char *end;
+        errno = 0;
+        uint64_t n = g_ascii_strtoull(text, &end, 10);
+        const char *unit = strchr(units, *end ? g_ascii_toupper(*end) : 'B');
+        unsigned shift = unit ? 10 * (unsigned)(unit - units) : 0;
+        if (errno == 0 && unit && (!*end || !end[1]) && n <= (uint64_t)INT64_MAX >> shift) {
+            *ret_bytes = n << shift;
+            return 0;
+        }
+    }
+    return error_set(error, -EINVAL, "\"%s\" of a raw image is not a number of bytes", name);
+}
+
+static int parse_part(const char *const *named, RawDriverImage *image, GError **error)
+{
+    int r = 0;
+    for (; r == 0 && named && *named; named += 2) {
+        bool is_offset = g_str_equal(named[0], "offset");
+        r = parse_bytes(named[0], named[1], is_offset ? &image->offset : &image->size_bytes, error);
+    }
+    if (r == 0 && image->size_bytes != RAW_TO_END && image->size_bytes % 512)
+        r = error_set(error, -EINVAL, "\"size\" of a raw image is not a multiple of 512");
+    return r;
+}
+
+static void driver_drop(Fiber *self, DriverImage *image)
+{
+    file_close(self, image->file);
+    g_free(image);
+}
+
+static int driver_open(Fiber *self, File *file, const DriverOptions *options,
+                       DriverImage **ret_image, GError **error)
+{
+    RawDriverImage *image = g_new0(RawDriverImage, 1);
+    image->head = (DriverImage){.driver = &raw_driver, .file = file};
+    image->size_bytes = RAW_TO_END;
+    image->is_shared = options->is_shared;
+    int r = parse_part(options->named, image, error);
+    if (r < 0) {
+        g_prefix_error(error, "%s: ", file_path(file));
+        driver_drop(self, &image->head);
+        return r;
+    }
+    *ret_image = &image->head;
+    return 0;
+}
+
+static int driver_load(Fiber *self, DriverImage *image, File *data, Node **ret_node, GError **error)
+{
+    RawDriverImage *opened = (RawDriverImage *)image;
+    int r =
+        raw_node_new_part(self, image->file, opened->offset, opened->size_bytes, ret_node, error);
+    if (r == 0 && opened->is_shared)
+        set_shared((RawNode *)*ret_node);
+    g_free(image);
+    return r;
+}
+
+static const char *const option_names[] = {"offset", "size", NULL};
+
+const Driver raw_driver = {
+    .name = "raw",
+    .options = option_names,
+    .open = driver_open,
+    .load = driver_load,
+    .drop = driver_drop,
+};

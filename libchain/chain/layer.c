@@ -1,0 +1,431 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// One image of a chain, from its name to its node. The file is locked before its first byte is
+// read, and nothing is written before layer_load(). In a fiber, on the loop that the node will live
+// on.
+#include "chain-core/layer.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <string.h>
+#include <sys/resource.h>
+
+#include "base/error.h"
+#include "base/shell-word.h"
+#include "chain/allowed-dirs.h"
+#include "chain/foreign-image.h"
+#include "chain/image-name.h"
+
+// What other programs may do meanwhile; as QEMU's block drivers ask for it.
+enum {
+    HELD_READING = FILE_PERM_CONSISTENT_READ,
+    HELD_WRITING = FILE_PERM_CONSISTENT_READ | FILE_PERM_WRITE | FILE_PERM_RESIZE,
+    UNSHARED = FILE_PERM_WRITE | FILE_PERM_RESIZE,
+};
+
+struct Layer {
+    const LayerOptions *options;
+    const Layer *above; // the layer that named it, or NULL
+    ImageName name;
+    const char *recorded; // what the header of `above` calls it; NULL: a json: name did
+    const Driver *driver; // NULL until known
+    DriverOptions driver_options;
+    DriverImage *image; // NULL until opened, and once loaded
+    File *data;         // external data file; owned until loaded
+    uint64_t file_id[2];
+};
+
+static Layer *layer_new(const LayerOptions *options, const Layer *above)
+{
+    g_assert(options->memory);
+    Layer *layer = g_new0(Layer, 1);
+    layer->options = options;
+    layer->above = above;
+    return layer;
+}
+
+void layer_drop(Fiber *self, Layer *layer)
+{
+    if (!layer)
+        return;
+    if (layer->image)
+        layer->driver->drop(self, layer->image);
+    file_close(self, layer->data);
+    image_name_clear(&layer->name);
+    g_free(layer);
+}
+
+const char *layer_format(const Layer *layer)
+{
+    return layer->driver->name;
+}
+
+const char *layer_path(const Layer *layer)
+{
+    return layer->name.path;
+}
+
+bool layer_is_writable(const Layer *layer)
+{
+    const LayerOptions *o = layer->options;
+    return !layer->above && !layer->name.is_read_only && !o->read_only && !o->force_share &&
+           !o->snapshot;
+}
+
+// -- files ----------------------------------------------------------------------------------------
+
+static int lock_file(Fiber *self, const Layer *layer, File *file, GError **error)
+{
+    unsigned held = layer_is_writable(layer) ? HELD_WRITING : HELD_READING;
+    int r = layer->options->force_share ? 0 : file_lock(self, file, held, UNSHARED, error);
+    if (r < 0)
+        return r;
+    // Whoever held the file until now may have made it longer since it was opened.
+    r = file_refresh_size(self, file);
+    if (r < 0)
+        return error_set(error, r, "%s: cannot tell its size: %s", file_path(file), g_strerror(-r));
+    return 0;
+}
+
+static void add_remedy(GError **error, const char *remedy)
+{
+    if (!error || !*error)
+        return;
+    char *sentence = g_strconcat((*error)->message, "; ", remedy, NULL);
+    g_free((*error)->message);
+    (*error)->message = sentence;
+}
+
+// What to do about `r`, why `path` could not be opened; owned, or NULL. --read-only is advised only
+// where it works.
+static char *open_remedy(Fiber *self, const char *path, bool writable, int r)
+{
+    struct rlimit limit;
+    if (r == -EMFILE && getrlimit(RLIMIT_NOFILE, &limit) == 0)
+        return g_strdup_printf("each file takes a descriptor, and this process may have %" PRIu64
+                               ": raise the hard limit (ulimit -Hn, or LimitNOFILE= of the unit), "
+                               "or make the chain shorter",
+                               (uint64_t)limit.rlim_cur);
+    if (r == -ENFILE)
+        return g_strdup("the whole machine has no descriptor left: raise the sysctl fs.file-max");
+    if (!writable || (r != -EACCES && r != -EROFS && r != -EPERM))
+        return NULL;
+    File *file;
+    if (file_open(self, path, 0, &file, NULL) < 0)
+        return NULL;
+    file_close(self, file);
+    return g_strdup("--read-only opens it without writing");
+}
+
+static int open_file(Fiber *self, const Layer *layer, const char *path, File **ret_file,
+                     GError **error)
+{
+    const LayerOptions *o = layer->options;
+    bool writable = layer_is_writable(layer);
+    FileOpenFlags flags = (writable ? FILE_WRITABLE : 0) | (o->direct ? FILE_DIRECT : 0);
+    int r = file_open(self, path, flags, ret_file, error);
+    if (r == 0)
+        file_set_event_fn(*ret_file, o->file_event, o->file_event_arg);
+    g_autofree char *remedy = r < 0 ? open_remedy(self, path, writable, r) : NULL;
+    if (remedy)
+        add_remedy(error, remedy);
+    return r;
+}
+
+// For files that an image names: only where that is allowed.
+static int open_named_file(Fiber *self, const Layer *layer, const char *path, File **ret_file,
+                           GError **error)
+{
+    const char *const *dirs = layer->options->allowed_dirs;
+    AllowedFile allowed;
+    File *file = NULL;
+    int r = allowed_dirs_check(self, dirs, path, &allowed, error);
+    if (r == 0)
+        r = open_file(self, layer, path, &file, error);
+    if (r == 0)
+        r = allowed_dirs_confirm(dirs, file, &allowed, error);
+    allowed_file_release(&allowed);
+    if (r == 0)
+        *ret_file = file;
+    else
+        file_close(self, file);
+    return r;
+}
+
+static int refuse_loop(const Layer *layer, GError **error)
+{
+    for (const Layer *above = layer->above; above; above = above->above) {
+        if (memcmp(above->file_id, layer->file_id, sizeof layer->file_id) == 0)
+            return error_set(error, -ELOOP,
+                             "%s: its backing file %s is the same file as %s further up, so the "
+                             "chain is a loop; record the right one: qemu-img rebase -u -F FORMAT "
+                             "-b NAME IMAGE",
+                             layer_path(layer->above), layer_path(layer), layer_path(above));
+    }
+    return 0;
+}
+
+// -- format ---------------------------------------------------------------------------------------
+
+// qemu-img rebase, which records the format of this layer in its overlay. Owned.
+static char *record_command(const Layer *layer, const char *format)
+{
+    g_autofree char *name = shell_word(layer->recorded);
+    g_autofree char *overlay = shell_word(layer_path(layer->above));
+    return g_strdup_printf("qemu-img rebase -u -F %s -b %s %s", format, name, overlay);
+}
+
+// It is not of the format that was said (NULL: not of any).
+static int refuse_format(Fiber *self, const Layer *layer, File *file, GError **error)
+{
+    const char *path = layer_path(layer), *format = layer->driver ? layer_format(layer) : "qcow2";
+    int r = foreign_image_check(self, file, error);
+    if (r < 0)
+        return r;
+    if (layer->recorded) {
+        g_autofree char *command = record_command(layer, "raw");
+        return error_set(error, -EINVAL,
+                         "%s: not a %s image, though %s records it as one; if it is a raw one, "
+                         "record that: %s",
+                         path, format, layer_path(layer->above), command);
+    }
+    if (layer->driver)
+        return error_set(error, -EINVAL,
+                         "%s: not a %s image, though that is the format given; if it is a raw "
+                         "one, give raw",
+                         path, format);
+    return error_set(error, -EINVAL,
+                     "%s: not a %s image; if it is a raw one, say so with --format raw", path,
+                     format);
+}
+
+// A guest may have written it there, or the format is wrong: nobody but the user can tell.
+static void warn_of_magic(const Layer *layer, const Driver *looks_like)
+{
+    const NodeEvents *events = layer->options->events;
+    if (!events || !events->notice)
+        return;
+    g_autofree char *remedy = NULL;
+    if (layer->recorded) {
+        g_autofree char *command = record_command(layer, looks_like->name);
+        remedy = g_strdup_printf("%s records it as %s; if that is wrong: %s",
+                                 layer_path(layer->above), layer_format(layer), command);
+    } else {
+        remedy = g_strdup("that is the format given; if it is wrong, leave it out");
+    }
+    g_autofree char *sentence =
+        g_strdup_printf("%s: read as %s, though it begins like a %s image: %s", layer_path(layer),
+                        layer_format(layer), looks_like->name, remedy);
+    events->notice(events, sentence);
+}
+
+// Finds the format where it was not said, and checks the one that was. No content but a magic is
+// ever believed, and not on a device: a guest writes what it likes into a raw image (CVE-2008-2004).
+static int find_format(Fiber *self, Layer *layer, File *file, GError **error)
+{
+    const char *path = layer_path(layer);
+    if (!layer->driver && file_is_block_device(file))
+        return error_set(error, -EINVAL,
+                         "%s: a device's format is not guessed from its content; say it with "
+                         "--format raw (or qcow2)",
+                         path);
+    bool needs_magic = !layer->driver || layer->driver->probe;
+    uint8_t head[DRIVER_PROBE_BYTES] = {0};
+    int r = file_read(self, file, host_off(0), head, sizeof head);
+    if (r < 0 && needs_magic)
+        return error_set(error, r, "%s: cannot read its first bytes: %s", path, g_strerror(-r));
+    const Driver *looks_like = r < 0 ? NULL : driver_probe(head, sizeof head);
+    if (needs_magic && (!looks_like || (layer->driver && looks_like != layer->driver)))
+        return refuse_format(self, layer, file, error);
+    bool is_part = layer->name.options;
+    if (!needs_magic && looks_like && !is_part)
+        warn_of_magic(layer, looks_like);
+    if (!layer->driver)
+        layer->driver = looks_like;
+    return 0;
+}
+
+// -- external data files --------------------------------------------------------------------------
+
+static int find_data_path(const Layer *layer, char **ret_path, GError **error)
+{
+    const char *path = layer_path(layer), *name = layer->image->data_name;
+    if (layer->options->no_data_files)
+        return error_set(error, -EACCES,
+                         "%s: it keeps its data in another file ('%s'), which is not allowed here; "
+                         "qemu-img convert makes an image that does not",
+                         path, name);
+    if (!*name || strchr(name, '/') || g_str_equal(name, "..") || g_str_equal(name, "."))
+        return error_set(error, -EINVAL,
+                         "%s: its data file '%s' is not a plain name of a file in the same folder; "
+                         "move it there and record the name: qemu-img amend -o data_file=NAME "
+                         "IMAGE",
+                         path, name);
+    *ret_path = image_name_beside(path, name);
+    return 0;
+}
+
+static int open_data_file(Fiber *self, Layer *layer, GError **error)
+{
+    if (!layer->image->data_name)
+        return 0;
+    g_autofree char *data_path = NULL;
+    int r = find_data_path(layer, &data_path, error);
+    if (r < 0)
+        return r;
+    r = open_named_file(self, layer, data_path, &layer->data, error);
+    if (r == 0)
+        r = lock_file(self, layer, layer->data, error);
+    if (r < 0)
+        g_prefix_error(error, "%s: its data file: ", layer_path(layer));
+    return r;
+}
+
+// -- opening --------------------------------------------------------------------------------------
+
+// Takes `file`.
+static int open_image(Fiber *self, Layer *layer, File *file, GError **error)
+{
+    const LayerOptions *o = layer->options;
+    const char *snapshot = layer->above ? NULL : o->snapshot;
+    file_identity(file, layer->file_id);
+    int r = refuse_loop(layer, error); // before its locks, which our own would conflict with
+    if (r == 0)
+        r = lock_file(self, layer, file, error);
+    if (r == 0)
+        r = find_format(self, layer, file, error);
+    if (r == 0 && snapshot && !layer->driver->has_snapshots)
+        r = error_set(error, -EINVAL, "%s: a %s image has no internal snapshots", layer_path(layer),
+                      layer_format(layer));
+    if (r < 0) {
+        file_close(self, file);
+        return r;
+    }
+    layer->driver_options = (DriverOptions){
+        .is_writable = layer_is_writable(layer),
+        .is_shared = o->force_share,
+        .snapshot = snapshot,
+        .named = (const char *const *)layer->name.options,
+        .memory = o->memory,
+        .events = o->events,
+    };
+    r = layer->driver->open(self, file, &layer->driver_options, &layer->image, error);
+    return r < 0 ? r : open_data_file(self, layer, error);
+}
+
+static int open_layer(Fiber *self, Layer *layer, GError **error)
+{
+    const Layer *above = layer->above;
+    File *file;
+    int r = above ? open_named_file(self, layer, layer_path(layer), &file, error)
+                  : open_file(self, layer, layer_path(layer), &file, error);
+    if (r == 0)
+        return open_image(self, layer, file, error);
+    if (above)
+        g_prefix_error(error, "%s: its backing file: ", layer_path(above));
+    if (above && r == -ENOENT)
+        add_remedy(error, "if it was moved, record where to: qemu-img rebase -u -F FORMAT -b NAME "
+                          "IMAGE");
+    return r;
+}
+
+static int parse_name(Layer *layer, const char *name, GError **error)
+{
+    const char *wanted = layer->options->format, *format = NULL;
+    int r = image_name_parse(name, NULL, &layer->name, error);
+    if (r == 0 && wanted)
+        r = image_format_parse(wanted, &format, error);
+    const char *said = layer->name.format;
+    if (r == 0 && said && format && !g_str_equal(format, said))
+        r = error_set(error, -EINVAL, "the name says %s, and the format asked for is %s", said,
+                      format);
+    if (r < 0) {
+        g_prefix_error(error, "%s: ", name);
+        return r;
+    }
+    if (format || said)
+        layer->driver = driver_find(format ?: said);
+    return 0;
+}
+
+int layer_open(Fiber *self, const char *name, const LayerOptions *options, Layer **ret_layer,
+               GError **error)
+{
+    Layer *layer = layer_new(options, NULL);
+    int r = parse_name(layer, name, error);
+    if (r == 0)
+        r = open_layer(self, layer, error);
+    if (r < 0)
+        layer_drop(self, layer);
+    else
+        *ret_layer = layer;
+    return r;
+}
+
+// -- what lies below ------------------------------------------------------------------------------
+
+// A json: name that says itself what it is.
+static int take_replacement(Layer *layer, ImageName **replacement, GError **error)
+{
+    layer->name = **replacement;
+    g_clear_pointer(replacement, g_free);
+    if (!layer->name.format)
+        return error_set(error, -EINVAL,
+                         "%s: the json: name says that %s lies below it, but not its format; give "
+                         "its \"backing\" a \"driver\": qcow2 or raw",
+                         layer_path(layer->above), layer_path(layer));
+    layer->driver = driver_find(layer->name.format);
+    return 0;
+}
+
+static int parse_recorded(Layer *layer, const DriverImage *image, GError **error)
+{
+    const char *path = layer_path(layer->above), *format = NULL;
+    layer->recorded = image->backing_name;
+    int r = image_name_parse(image->backing_name, path, &layer->name, error);
+    if (r == 0 && image->backing_format)
+        r = image_format_parse(image->backing_format, &format, error);
+    const char *said = layer->name.format;
+    if (r == 0 && format && said && !g_str_equal(format, said))
+        r = error_set(error, -EINVAL, "it is recorded both as %s and as %s", format, said);
+    if (r < 0) {
+        g_prefix_error(error, "%s: its backing file '%s': ", path, image->backing_name);
+        return r;
+    }
+    // Without a recorded format it might be anything.
+    if (!format && !said) {
+        g_autofree char *quoted_name = shell_word(image->backing_name);
+        g_autofree char *quoted_path = shell_word(path);
+        return error_set(error, -EINVAL,
+                         "%s: the format of its backing file '%s' is not recorded; record it: "
+                         "qemu-img rebase -u -F qcow2 -b %s %s (or -F raw)",
+                         path, image->backing_name, quoted_name, quoted_path);
+    }
+    layer->driver = driver_find(format ?: said);
+    return 0;
+}
+
+int layer_open_next(Fiber *self, Layer *above, Layer **ret_layer, GError **error)
+{
+    ImageName *name = &above->name;
+    bool is_recorded = above->image->backing_name && *above->image->backing_name;
+    if (name->is_backing_cut || (!name->backing && !is_recorded)) {
+        *ret_layer = NULL;
+        return 0;
+    }
+    Layer *layer = layer_new(above->options, above);
+    int r = name->backing ? take_replacement(layer, &name->backing, error)
+                          : parse_recorded(layer, above->image, error);
+    if (r == 0)
+        r = open_layer(self, layer, error);
+    if (r < 0)
+        layer_drop(self, layer);
+    else
+        *ret_layer = layer;
+    return r;
+}
+
+int layer_load(Fiber *self, Layer *layer, Node **ret_node, GError **error)
+{
+    DriverImage *image = g_steal_pointer(&layer->image);
+    return layer->driver->load(self, image, g_steal_pointer(&layer->data), ret_node, error);
+}

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// Drivers: one for each format of image that can be opened by name. A driver turns a locked file
+// into a node in two steps, so that a chain is known to its end before anything of it is written:
+//
+//     open   reads the header only: which image lies below, where the data are. Writes nothing.
+//     load   reads the tables, and makes the node. Images that are read only can be loaded side by
+//            side; one that is written is loaded last, and may be repaired then.
+//
+// To add a format: a file with its Driver, a line in chain/drivers.c. A filter that can be made by
+// name is a driver too; one that only a job puts in needs NodeOps and nothing else (node.h).
+// Everything runs on the file's loop, in a fiber, unless said otherwise.
+#pragma once
+
+#include <glib.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "chain-core/file.h"
+#include "chain-core/map-memory.h"
+#include "chain-core/node.h"
+
+typedef struct Driver Driver;
+typedef struct DriverImage DriverImage;
+
+// Tells the owner of a node what happens to it at run time, in one sentence; on the node's loop,
+// must not suspend. One object may serve many nodes. Each function may be NULL.
+typedef struct NodeEvents NodeEvents;
+struct NodeEvents {
+    // Found corrupt: writes to it answer -EIO from now on.
+    void (*corrupt)(const NodeEvents *events, const char *sentence);
+    // Worth a line in the log, no failure: opening repaired it, bitmaps were dropped.
+    void (*notice)(const NodeEvents *events, const char *sentence);
+};
+
+typedef struct DriverOptions {
+    bool is_writable;
+    bool is_shared;       // another program may write the file meanwhile: remember nothing of it
+    const char *snapshot; // internal snapshot by id or name; NULL: the head
+    const char *const *named; // name, value, name, value, …, NULL: those in Driver.options
+    MapMemory *memory;        // borrowed, outlives the node
+    const NodeEvents *events; // borrowed, outlives the node; NULL: nobody is told
+} DriverOptions;
+
+// The head (first member) of a driver's own struct: an image that was opened and not yet loaded.
+// Strings are borrowed from it; NULL: none.
+struct DriverImage {
+    const Driver *driver;
+    File *file;
+    const char *backing_name;   // as recorded: relative to the image's folder, or json:
+    const char *backing_format; // as recorded
+    const char *data_name;      // of an external data file, as recorded
+};
+
+struct Driver {
+    const char *name; // QEMU's
+    // Does a file that begins with these `len` bytes say that it is of this format? Pure, any
+    // thread. NULL: no file does, it must be said.
+    bool (*probe)(const uint8_t *head, size_t len);
+    const char *const *options; // names that a json: name may give beside the common ones; NULL
+    bool has_backing;           // images may name one below them
+    bool has_snapshots;         // images may hold internal snapshots
+    // Takes `file`, locked, also on failure; `options` is borrowed until load() or drop().
+    int (*open)(Fiber *self, File *file, const DriverOptions *options, DriverImage **ret_image,
+                GError **error);
+    // Takes `image`, also on failure, and `data`, the file that data_name names (NULL without).
+    int (*load)(Fiber *self, DriverImage *image, File *data, Node **ret_node, GError **error);
+    // Closes an image that will not be loaded. Writes nothing.
+    void (*drop)(Fiber *self, DriverImage *image);
+};
+
+// The driver of that name, or of a file that begins so; NULL: there is none. Pure; any thread.
+const Driver *driver_find(const char *name);
+enum { DRIVER_PROBE_BYTES = 512 };
+const Driver *driver_probe(const uint8_t *head, size_t len);
+// "qcow2 and raw", for messages; owned.
+char *drivers_names(void);

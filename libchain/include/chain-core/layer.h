@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// The steps from a file's name to a node of a chain, one image at a time: open and lock the file,
+// see what lies below, load. chain_open() makes whole chains of them; who has the nodes below
+// already (blockdev-add) takes the steps by itself:
+//
+//     layer_open(name) → layer_load() → node; chain_set_backing(node, below)
+//
+// On the calling fiber's loop.
+#pragma once
+
+#include "chain-core/driver.h"
+
+typedef struct Layer Layer;
+
+typedef struct LayerOptions {
+    const char *format;   // a driver's name; NULL: as the name or the file itself says
+    const char *snapshot; // internal snapshot, by id or name; read-only then. NULL: the head
+    bool read_only;
+    bool direct;
+    bool force_share; // take no locks that exclude others; implies read_only
+    // For images that nobody vouches for: backing and data files only below these folders
+    // (NULL-terminated), with no links out of them; NULL: anywhere. And no data files at all.
+    const char *const *allowed_dirs;
+    bool no_data_files;
+    MapMemory *memory;        // borrowed, outlives the node
+    const NodeEvents *events; // borrowed, outlives the node; NULL: nobody is told
+    // Hears of the host's failures with each file, as file_set_event_fn() has it; may be NULL.
+    FileEventFn *file_event;
+    void *file_event_arg;
+} LayerOptions;
+
+// Opens and locks the file of `name` (a path or a json: name) and reads its header; nothing is
+// written. `options` is borrowed until layer_drop(). The error is one sentence: file, offset where
+// it applies, reason, remedy. Returned owned: layer_drop().
+int layer_open(Fiber *self, const char *name, const LayerOptions *options, Layer **ret_layer,
+               GError **error);
+// The same for the image that lies below `above`, with its options but read-only: as its json: name
+// replaces it, or as its header records it. 0 and NULL when there is none. Once for each layer,
+// before it is loaded; `above` outlives the new one.
+int layer_open_next(Fiber *self, Layer *above, Layer **ret_layer, GError **error);
+// Makes the node; once. Layers that are not writable may be loaded side by side.
+int layer_load(Fiber *self, Layer *layer, Node **ret_node, GError **error);
+// Frees the layer, and closes what was not loaded. Accepts NULL.
+void layer_drop(Fiber *self, Layer *layer);
+
+const char *layer_format(const Layer *layer); // the driver's name
+const char *layer_path(const Layer *layer);
+bool layer_is_writable(const Layer *layer);
