@@ -2,10 +2,10 @@
 // Opening and closing an image, and marking it corrupt. In a fiber on the file's loop.
 //
 // Open reads the header and writes nothing; the tables are read and checked when the first view is
-// made (image_load), which then repairs a dirty image that is to be written. The first
-// writable view does the other writes, once its own tables are checked too: the in-use marks of
-// persistent bitmaps, then one synced header write that clears the autoclear bits whose data is not
-// maintained (docs/ordering.md §7: before the first guest write).
+// made (image_load), which then repairs a dirty image that is to be written. The other writes wait
+// for the first guest write (image_claim, docs/ordering.md §7): the in-use marks of persistent
+// bitmaps, then one synced header write that clears the autoclear bits whose data is not
+// maintained.
 
 #include "qcow2/image.h"
 
@@ -16,13 +16,13 @@
 #include "base/error.h"
 #include "chain-core/qcow2-check.h"
 #include "qcow2/allocator.h"
+#include "qcow2/bitmap-directory.h"
 #include "qcow2/inflated-cache.h"
 #include "qcow2/view.h"
 #include "qcow2/writeback.h"
 
 enum {
     FIRST_READ_BYTES = 64 << 10,
-    MAX_BITMAP_DIRECTORY_BYTES = 64 << 20,
     MAX_SNAPSHOT_L1_BYTES = 1 << 30,
     SNAPSHOT_WINDOW_BYTES = 256 << 10,
 };
@@ -248,8 +248,9 @@ static int collect_metadata(Qcow2Image *image, GError **error)
     if (r == 0)
         r = collect_snapshot_tables(image, error);
     const Qcow2BitmapsExtension *b = &h->bitmaps;
-    if (r == 0 && h->has_bitmaps_extension && (h->autoclear & QCOW2_AUTOCLEAR_BITMAPS) &&
-        b->directory_bytes <= MAX_BITMAP_DIRECTORY_BYTES && b->directory.v < file_size(image->file))
+    if (r == 0 && bitmap_directory_is_valid(image) &&
+        b->directory_bytes <= QCOW2_MAX_BITMAP_DIRECTORY_BYTES &&
+        b->directory.v < file_size(image->file))
         r = add_metadata(image, b->directory, clusters_for(image, b->directory_bytes),
                          "the bitmap directory", error);
     return r;
@@ -298,72 +299,45 @@ static int write_features(Fiber *self, Qcow2Image *image, uint64_t incompatible,
     return r;
 }
 
-// Sets the in-use mark of each persistent bitmap, in place. -EINVAL when the directory is garbage.
-static int mark_bitmaps_in_use(Fiber *self, Qcow2Image *image, uint32_t *ret_n)
+// Says what is done about the bitmaps: which autoclear bits stay.
+static int claim_bitmaps(Fiber *self, Qcow2Image *image, uint64_t *ret_keep)
 {
-    const Qcow2BitmapsExtension *b = &image->header.bitmaps;
-    if (b->directory_bytes > MAX_BITMAP_DIRECTORY_BYTES ||
-        b->directory.v % image->geometry.cluster_bytes || b->directory.v > file_size(image->file) ||
-        b->directory_bytes > file_size(image->file) - b->directory.v)
-        return -EINVAL;
-    g_autofree uint8_t *dir = g_try_malloc(MAX(b->directory_bytes, 1));
-    if (!dir)
-        return -ENOMEM;
-    int r = file_read(self, image->file, b->directory, dir, b->directory_bytes);
+    *ret_keep = 0;
+    if (!bitmap_directory_is_valid(image))
+        return 0;
+    uint32_t n = 0;
+    int r = bitmap_directory_mark_in_use(self, image, &n);
+    if (r == -EINVAL) {
+        tell(image, "%s: its bitmap directory is damaged and will be ignored from now on",
+             image->name);
+        return 0;
+    }
     if (r < 0)
         return r;
-    uint64_t off = 0;
-    uint32_t n = 0;
-    while (off < b->directory_bytes && n < b->n_bitmaps) {
-        Qcow2BitmapEntry entry = {0};
-        r = qcow2_bitmap_entry_decode(dir + off, b->directory_bytes - off, &entry, NULL);
-        if (r < 0)
-            return -EINVAL;
-        // Flags: the 32 bits after table offset (8) and table size (4); spec "Bitmap directory".
-        Be32 flags = be32_make(entry.flags | QCOW2_BITMAP_IN_USE);
-        memcpy(dir + off + 12, &flags, sizeof(flags));
-        qcow2_bitmap_entry_clear(&entry);
-        off += r;
-        n++;
-    }
-    if (n != b->n_bitmaps)
-        return -EINVAL;
-    r = file_write(self, image->file, b->directory, dir, b->directory_bytes);
-    if (r == 0)
-        r = file_flush(self, image->file);
-    *ret_n = n;
-    return r;
+    *ret_keep = QCOW2_AUTOCLEAR_BITMAPS;
+    tell(image,
+         "%s: its %u persistent dirty bitmap%s not maintained while it is written here; marked in "
+         "use, so other programs will see %s as inconsistent",
+         image->name, n, n == 1 ? " is" : "s are", n == 1 ? "it" : "them");
+    return 0;
 }
 
-int image_claim_for_writing(Fiber *self, Qcow2Image *image, GError **error)
+int image_claim(Fiber *self, Qcow2Image *image)
 {
+    fiber_mutex_lock(self, &image->claim_mutex);
     uint64_t keep = 0;
-    if ((image->header.autoclear & QCOW2_AUTOCLEAR_BITMAPS) &&
-        image->header.has_bitmaps_extension) {
-        uint32_t n = 0;
-        int r = mark_bitmaps_in_use(self, image, &n);
-        if (r == 0) {
-            keep |= QCOW2_AUTOCLEAR_BITMAPS;
-            tell(image,
-                 "%s: its %u persistent dirty bitmap%s not maintained while it is written "
-                 "here; marked in use, so other programs will see %s as inconsistent",
-                 image->name, n, n == 1 ? " is" : "s are", n == 1 ? "it" : "them");
-        } else if (r == -EINVAL) {
-            tell(image, "%s: its bitmap directory is damaged and will be ignored from now on",
-                 image->name);
-        } else {
-            return fail(error, r, image, "cannot mark the persistent bitmaps as in use: %s",
-                        g_strerror(-r));
-        }
-    }
-    if (image->header.autoclear & ~keep) {
-        int r =
-            write_features(self, image, image->header.incompatible, image->header.autoclear & keep);
-        if (r < 0)
-            return fail(error, r, image, "cannot update the header: %s", g_strerror(-r));
+    int r = image->is_claimed ? 0 : claim_bitmaps(self, image, &keep);
+    if (r == 0 && !image->is_claimed && image->header.autoclear & ~keep)
+        r = write_features(self, image, image->header.incompatible, image->header.autoclear & keep);
+    if (r == 0 && !image->is_claimed)
         image->header.autoclear &= keep;
-    }
-    return 0;
+    image->is_claimed |= r == 0;
+    fiber_mutex_unlock(self, &image->claim_mutex);
+    if (r < 0 && !image->claim_failed)
+        tell(image, "%s: cannot be written: marking its dirty bitmaps as in use failed: %s",
+             image->name, g_strerror(-r));
+    image->claim_failed |= r < 0;
+    return r;
 }
 
 static int open_header(Fiber *self, Qcow2Image *image, GError **error)
@@ -404,6 +378,7 @@ int image_load(Fiber *self, Qcow2Image *image, GError **error)
     allocator_init(image);
     image->inflated = inflated_cache_new(image);
     image->is_loaded = true;
+    image->is_claimed = !image->header.autoclear;
     r = image->writable ? collect_metadata(image, error) : 0;
     if (r < 0)
         image->writable = false; // nothing to write back

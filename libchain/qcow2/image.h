@@ -9,6 +9,7 @@
 //                                        └─ metadata set (overlap checks, space on the host)
 //
 // Lock order (an earlier one may be held while taking a later one):
+//   0. claim_mutex, before anything else is held
 //   1. cluster ranges of a view (cluster-lock.h), ascending
 //   2. l2_mutex: creating or copying an L2 table
 //   3. grow_mutex: new refcount blocks and tables
@@ -17,6 +18,7 @@
 // Nothing is held while waiting for a limit, and a write-back takes none of 1 to 3.
 #pragma once
 
+#include <errno.h>
 #include <glib.h>
 
 #include "chain-core/fiber-sync.h"
@@ -58,7 +60,9 @@ struct Qcow2Image {
     Qcow2Header header;
     Qcow2Geometry geometry;
     bool writable;
-    bool is_loaded; // tables read and checked
+    bool is_loaded;    // tables read and checked
+    bool is_claimed;   // what must be on disk before the first guest write is there
+    bool claim_failed; // and the owner was told
     enum { PREALLOCATION_UNKNOWN, PREALLOCATION_NO, PREALLOCATION_YES } preallocation;
     bool is_shared; // another program may write it: what lies past the end may be new, not wrong
     bool corrupt;   // marked during this run: everything but reads answers -EIO
@@ -74,6 +78,7 @@ struct Qcow2Image {
     FreedClusters freed;
     FiberWaitGroup fibers; // of write-back, of releasing, and the one that marks it corrupt
     FiberMutex l2_mutex;
+    FiberMutex claim_mutex;
     FiberMutex header_mutex;              // read, change and write back the header's first sector
     void *cow_buffers[IMAGE_COW_BUFFERS]; // one cluster each, for copy-on-write; kept for reuse
     unsigned n_cow_buffers;
@@ -97,8 +102,16 @@ static inline int image_see_end(Fiber *self, Qcow2Image *image, File *file, uint
 // image that is to be written. Before the first view is made.
 int image_load(Fiber *self, Qcow2Image *image, GError **error);
 
-// The writes that come before the first guest write (image.c). For the view on the head.
-int image_claim_for_writing(Fiber *self, Qcow2Image *image, GError **error);
+// The writes that come before the first guest write (docs/ordering.md §7).
+int image_claim(Fiber *self, Qcow2Image *image);
+
+// To be called first by each request that changes what guests see: 0, or why it must not.
+static inline int image_begin_change(Fiber *self, Qcow2Image *image)
+{
+    if (G_UNLIKELY(image->corrupt))
+        return -EIO;
+    return G_LIKELY(image->is_claimed) ? 0 : image_claim(self, image);
+}
 
 // Marks the image corrupt, on disk too when writable (once), tells the owner in one sentence, and
 // returns -EIO. `what` says what was found, with offsets. May be called anywhere; the write happens

@@ -447,8 +447,6 @@ int qcow2_view_new(Fiber *self, Qcow2Image *image, const char *wanted, Node **re
                 snapshot ? snapshot->l1_entries : h->l1_entries, size, view, error);
     if (r == 0 && head_for_writing)
         r = collect_l2_tables(view, error);
-    if (r == 0 && head_for_writing)
-        r = image_claim_for_writing(self, image, error);
     qcow2_image_ref(image);
     if (r < 0) {
         node_unref_close(self, &view->node);

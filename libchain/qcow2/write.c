@@ -358,7 +358,7 @@ int view_write(Fiber *self, Node *node, GuestOff off, const void *buf, size_t le
     Qcow2Image *image = view->image;
     IoBatch batch;
     GuestOff start = off;
-    int r = image->corrupt ? -EIO : 0;
+    int r = image_begin_change(self, image);
     io_batch_init(&batch, self);
     image_pin(self, image, &batch);
     while (len && r == 0) {

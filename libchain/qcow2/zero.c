@@ -297,9 +297,9 @@ static int zero_parts(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len, 
 int view_zero(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags)
 {
     Qcow2View *view = view_of(node);
-    int r;
-    if (view->image->corrupt)
-        return -EIO;
+    int r = image_begin_change(self, view->image);
+    if (r < 0)
+        return r;
     if (view->image->header.version >= 3)
         r = zero_parts(self, view, off, len, flags);
     else
@@ -310,11 +310,11 @@ int view_zero(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags f
 int view_discard(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags)
 {
     Qcow2View *view = view_of(node);
-    if (view->image->corrupt)
-        return -EIO;
+    int r = image_begin_change(self, view->image);
+    if (r < 0)
+        return r;
     uint64_t from, to;
     whole_clusters(view, off, len, &from, &to);
-    int r = 0;
     if (from < to && !(view->image->header.version < 3 && node->backing))
         r = zero_whole(self, view, from, to, true);
     return r == 0 && (flags & NODE_IO_FUA) ? view_make_durable(self, view, off, len) : r;

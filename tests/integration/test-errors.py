@@ -320,7 +320,7 @@ def bitmap_flags(disk):
 
 
 def test_bitmaps(tmp):
-    """Persistent bitmaps are marked in use before the first write, in one sentence; QEMU distrusts them."""
+    """Persistent bitmaps are marked in use before the first write and not earlier; QEMU distrusts them."""
     disk = image(tmp)
     qemu_img("bitmap", "--add", disk, "one")
     qemu_img("bitmap", "--add", "--disable", disk, "two")
@@ -331,12 +331,21 @@ def test_bitmaps(tmp):
         assert notices(d) == [], d.log()
     assert disk.read_bytes() == before  # a read-only open changes nothing
     patch(disk, 88, struct.pack(">Q", BITMAPS | 1 << 5))
+    before = disk.read_bytes()
     with Daemon(disk) as d:
+        h = connect(d.uri())
+        h.pread(4096, 0)
+        h.flush()
+        assert notices(d) == [], d.log()
+    assert disk.read_bytes() == before  # nor does one for writing, while nothing is written
+    with Daemon(disk) as d:
+        connect(d.uri()).pwrite(b"x" * 4096, 0)
         assert len(notices(d)) == 1, d.log()
         says(notices(d)[0], "a.qcow2", "bitmap", "in use")
-        assert autoclear_bits(disk) == BITMAPS  # before any client came
+        assert autoclear_bits(disk) == BITMAPS
         assert bitmap_flags(disk) == {"one": ["in-use", "auto"], "two": ["in-use"]}
-        connect(d.uri()).pwrite(b"x" * 4096, 0)
+        connect(d.uri()).trim(65536, 0)
+        assert len(notices(d)) == 1, d.log()
     check_image(disk)
     done = run("qemu-img", "bitmap", "--merge", "two", disk, "one", check=False)
     assert done.returncode, "QEMU still uses the bitmap"
@@ -358,7 +367,7 @@ def test_ignored_bitmaps(tmp):
 
 
 def test_unknown_autoclear_bit(tmp):
-    """An unknown autoclear bit is 0 before the first write, and kept by a read-only open."""
+    """An unknown autoclear bit is 0 before the first write, and kept while nothing is written."""
     disk = image(tmp)
     patch(disk, 88, struct.pack(">Q", 1 << 40))
     before = disk.read_bytes()
@@ -366,8 +375,11 @@ def test_unknown_autoclear_bit(tmp):
         connect(d.uri()).pread(4096, 0)
     assert disk.read_bytes() == before
     with Daemon(disk) as d:
+        h = connect(d.uri())
+        assert h.pread(4096, 0) == bytes(4096)
+        assert autoclear_bits(disk) == 1 << 40
+        h.pwrite(b"x" * 4096, 0)
         assert autoclear_bits(disk) == 0
-        assert connect(d.uri()).pread(4096, 0) == bytes(4096)
     check_image(disk)
 
 
