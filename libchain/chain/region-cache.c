@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Two levels of locking, always taken in this order: the cache's mutex (which sets and tables there
-// are), a set's mutex (its regions). A region leaves its set when its last reference goes; that,
-// and finding it, happen under the set's mutex, so that a found region is never one that is being
+// Two levels of locking, always taken in this order: the cache's mutex (which sets there are), a
+// set's mutex (its regions). A region leaves its set when its last reference goes; that, and
+// finding it, happen under the set's mutex, so that a found region is never one that is being
 // freed. A set lives as long as a chain or a region points to it. Any thread; nothing here
 // suspends.
 #include "chain/region-cache.h"
@@ -9,14 +9,11 @@
 #include <pthread.h>
 #include <string.h>
 
-#include "chain/region-table.h"
-#include "node/map-memory-slot.h"
+#include "node/memory-user.h"
 
 struct RegionCache {
     pthread_mutex_t mutex;
-    GHashTable *sets;  // RegionSet → itself, by its layers
-    GPtrArray *tables; // RegionTable
-    guint next_asked;
+    GHashTable *sets; // RegionSet → itself, by its layers
 };
 
 struct RegionSet {
@@ -52,7 +49,6 @@ static void *cache_new(void)
     RegionCache *cache = g_new0(RegionCache, 1);
     pthread_mutex_init(&cache->mutex, NULL);
     cache->sets = g_hash_table_new(set_hash, set_equal);
-    cache->tables = g_ptr_array_new();
     return cache;
 }
 
@@ -60,7 +56,6 @@ static void cache_free(void *p)
 {
     RegionCache *cache = p;
     g_hash_table_unref(cache->sets);
-    g_ptr_array_unref(cache->tables);
     pthread_mutex_destroy(&cache->mutex);
     g_free(cache);
 }
@@ -168,31 +163,4 @@ void region_unref(Region *region)
         region_free(region);
         region_set_unref(set);
     }
-}
-
-void region_cache_add_table(RegionCache *cache, RegionTable *table)
-{
-    pthread_mutex_lock(&cache->mutex);
-    g_ptr_array_add(cache->tables, table);
-    pthread_mutex_unlock(&cache->mutex);
-}
-
-void region_cache_remove_table(RegionCache *cache, RegionTable *table)
-{
-    pthread_mutex_lock(&cache->mutex);
-    g_ptr_array_remove_fast(cache->tables, table);
-    pthread_mutex_unlock(&cache->mutex);
-}
-
-// A few at a time, in turn: there may be a thousand overlays of one base.
-void region_cache_ask_back(RegionCache *cache, const RegionTable *asking)
-{
-    enum { ASKED_AT_ONCE = 16 };
-    pthread_mutex_lock(&cache->mutex);
-    for (guint i = 0; i < MIN(cache->tables->len, ASKED_AT_ONCE); i++) {
-        RegionTable *table = cache->tables->pdata[cache->next_asked++ % cache->tables->len];
-        if (table != asking && !atomic_exchange(&table->is_asked, true))
-            loop_post(table->loop, &table->ask_back);
-    }
-    pthread_mutex_unlock(&cache->mutex);
 }

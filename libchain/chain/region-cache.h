@@ -8,7 +8,6 @@
 #include "chain/region.h"
 
 typedef struct RegionCache RegionCache;
-typedef struct RegionTable RegionTable;
 
 // The cache that goes with `memory`, made at first use; lives as long as `memory`.
 RegionCache *region_cache_get(MapMemory *memory);
@@ -22,9 +21,3 @@ Region *region_set_find(RegionSet *set, uint64_t number);
 // Takes the reference on `region`; returns one on it, or on the one that another loop added first.
 Region *region_set_add(RegionSet *set, Region *region);
 void region_unref(Region *region);
-
-// Tables of regions, so that memory held by one loop can be asked back for another.
-void region_cache_add_table(RegionCache *cache, RegionTable *table);
-void region_cache_remove_table(RegionCache *cache, RegionTable *table);
-// Asks the tables of other loops to drop what they have not used lately.
-void region_cache_ask_back(RegionCache *cache, const RegionTable *asking);

@@ -4,17 +4,22 @@
 #include "chain/region-table.h"
 
 #include <errno.h>
+#include <stddef.h>
+
+#include "chain/region-cache.h"
 
 enum { FIRST_SLOTS = 8, STEPS = 64, DROPS_WHEN_ASKED = 2 };
 
 static RegionSlot no_slots[1];
 
-static void answer_ask_back(LoopCall *call);
+static void give_back(MemoryUser *user);
 
 void region_table_init(RegionTable *table, Loop *loop, MapMemory *memory)
 {
-    *table = (RegionTable){
-        .slots = no_slots, .loop = loop, .memory = memory, .ask_back = {.fn = answer_ask_back}};
+    *table = (RegionTable){.slots = no_slots,
+                           .loop = loop,
+                           .memory = memory,
+                           .user = {.use = MAP_MEMORY_REGIONS, .give_back = give_back}};
 }
 
 static int64_t slots_bytes(const RegionTable *table)
@@ -39,11 +44,8 @@ void region_table_clear(RegionTable *table)
 
 void region_table_close(Fiber *self, RegionTable *table)
 {
-    if (table->cache)
-        region_cache_remove_table(table->cache, table);
-    table->closing = self;
-    while (atomic_load(&table->is_asked))
-        fiber_suspend(self, "chain map: close");
+    if (table->is_user)
+        memory_user_leave(self, &table->user);
     region_table_clear(table);
 }
 
@@ -108,13 +110,9 @@ static void sweep(RegionTable *table, uint32_t n_steps, uint32_t n_drops)
 
 // Gives something back even if the asking table has made room meanwhile: it did so by dropping what
 // it uses, and what lies idle here should go first.
-static void answer_ask_back(LoopCall *call)
+static void give_back(MemoryUser *user)
 {
-    RegionTable *table = (RegionTable *)((char *)call - offsetof(RegionTable, ask_back));
-    sweep(table, STEPS, DROPS_WHEN_ASKED);
-    atomic_store(&table->is_asked, false);
-    if (table->closing)
-        fiber_wake(table->closing);
+    sweep((RegionTable *)((char *)user - offsetof(RegionTable, user)), STEPS, DROPS_WHEN_ASKED);
 }
 
 // Room is made before the new region goes in, so that it cannot be the one that is dropped. While
@@ -124,7 +122,7 @@ static void make_room(RegionTable *table)
 {
     if (!map_memory_excess(table->memory, MAP_MEMORY_REGIONS))
         return;
-    region_cache_ask_back(table->cache, table);
+    memory_user_ask_others(&table->user);
     sweep(table, STEPS, 0);
     uint64_t excess = map_memory_excess(table->memory, MAP_MEMORY_REGIONS);
     if (excess > map_memory_limit(table->memory) / 16)
@@ -133,10 +131,9 @@ static void make_room(RegionTable *table)
 
 int region_table_insert(RegionTable *table, Region *region)
 {
-    if (!table->cache) {
-        table->cache = region_cache_get(table->memory);
-        region_cache_add_table(table->cache, table);
-    }
+    if (!table->is_user)
+        memory_user_join(&table->user, table->loop, table->memory);
+    table->is_user = true;
     make_room(table);
     if (2 * (table->n_used + 1) > table->mask + 1 && grow(table) < 0) {
         region_unref(region);

@@ -4,28 +4,25 @@
 // not marked is dropped first when memory runs short (the clock algorithm). On the node's loop.
 #pragma once
 
-#include <stdatomic.h>
-
 #include "chain-core/loop.h"
-#include "chain/region-cache.h"
+#include "chain/region.h"
+#include "node/memory-user.h"
 
 typedef struct RegionSlot {
     uint64_t key; // region number × 2 + 2, plus 1 when used since the hand passed; 0: empty
     Region *region;
 } RegionSlot;
 
-struct RegionTable {
+typedef struct RegionTable {
     RegionSlot *slots;
     uint32_t mask; // n_slots - 1
     uint32_t n_used;
     uint32_t hand;
     Loop *loop;
     MapMemory *memory;
-    RegionCache *cache; // NULL until the first insert
-    LoopCall ask_back;  // from another loop
-    atomic_bool is_asked;
-    Fiber *closing; // waits until `ask_back` has run
-};
+    MemoryUser user; // joined at the first insert
+    bool is_user;
+} RegionTable;
 
 void region_table_init(RegionTable *table, Loop *loop, MapMemory *memory);
 // Waits for a message that is on its way to the table.

@@ -402,19 +402,20 @@ int qcow2_image_open(Fiber *self, File *file, const Qcow2OpenOptions *options,
     image->events = options->events;
     image->writable = !options->read_only;
     image->is_shared = options->shared && options->read_only;
+    image->cache = table_cache_ref(image->loop, image->memory);
     freed_init(&image->freed, image->loop, &image->fibers, release_clusters, image);
     image->writeback = (Writeback){
         .parts = {.file = file,
                   .geometry = &image->geometry,
                   .metadata = &image->metadata,
                   .refcount_table = &image->refcount_table,
-                  .freed = &image->freed},
+                  .freed = &image->freed,
+                  .dirty = {.cache = image->cache}},
         .loop = image->loop,
         .memory = image->memory,
         .fibers = &image->fibers,
     };
     writeback_init(&image->writeback);
-    image->cache = table_cache_ref(image->loop, image->memory);
     int r = open_header(self, image, error);
     if (r < 0) {
         qcow2_image_unref_close(self, image);
@@ -454,7 +455,7 @@ void qcow2_image_unref_close(Fiber *self, Qcow2Image *image)
     fiber_wait_group_wait(self, &image->fibers);
     inflated_cache_free(image->inflated);
     table_cache_forget_image(image->cache, image, &image->writeback.parts.dirty);
-    table_cache_unref(image->cache);
+    table_cache_unref(self, image->cache);
     writeback_done(&image->writeback);
     freed_done(&image->freed);
     allocator_done(image);

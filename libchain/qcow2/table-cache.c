@@ -1,29 +1,54 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Chained hash for look-up, a circular list with a hand for eviction. A hit costs one hash, one
-// compare and one store (the referenced mark); nothing moves in a list. On the loop.
+// Chained hash for look-up; a ring of the clean slices with a hand for eviction (the clock
+// algorithm). A hit costs one hash, one compare and one store (its age); nothing moves in a list,
+// and nothing that another thread uses is touched.
+//
+// Age: the cache counts periods of a second or more; a slice remembers in which it was used last.
+// The hand spares a slice of this period once. A loop that is asked for memory gives what was not
+// used for a whole period, and while it has more than its part of the budget, what its hand would
+// take too: so memory follows use, and a loop that is busy elsewhere cannot empty the cache of one
+// with few requests.
 
 #include "qcow2/table-cache.h"
 
 #include <assert.h>
 #include <errno.h>
 #include <glib.h>
+#include <stddef.h>
 #include <stdlib.h>
 
 #include "loop/loop-slot.h"
+#include "node/memory-user.h"
 
-enum { MIN_BUCKETS = 256, SLICE_OVERHEAD = sizeof(TableSlice) + 32 };
+enum {
+    MIN_BUCKETS = 256,
+    SLICE_OVERHEAD = sizeof(TableSlice) + 32,
+    MAX_STEPS = 64,          // of the hand for one miss, or one message
+    MISSES_PER_MESSAGE = 16, // while memory is short: waking another loop costs more than a miss
+    DROPS_WHEN_ASKED = 2 * MISSES_PER_MESSAGE,
+    LISTS_PER_PRESS = 8,
+};
+#define PERIOD_NS UINT64_C(1000000000)
 
 struct TableCache {
+    MemoryUser user;
     Loop *loop;
     MapMemory *memory;
     unsigned n_refs;
     TableSlice **buckets;
     uint64_t mask;
-    uint64_t n_slices;
-    TableSlice *hand;
+    uint64_t n_slices, n_clean, bytes;
+    TableSlice *hand;      // on the ring of clean slices; NULL: it is empty
+    TableSliceList *lists; // some image on the ring of those with pinned slices
+    uint64_t writing_bytes;
+    uint8_t age;
+    uint64_t period_start_ns;
+    TableCacheStats stats;
 };
 
 static const char slot_key[] = "qcow2 table cache";
+
+static void give_back(MemoryUser *user);
 
 static uint64_t bucket_of(const TableCache *cache, const Qcow2Image *image, HostOff host)
 {
@@ -41,20 +66,31 @@ TableCache *table_cache_ref(Loop *loop, MapMemory *memory)
         cache->memory = memory;
         cache->mask = MIN_BUCKETS - 1;
         cache->buckets = g_new0(TableSlice *, MIN_BUCKETS);
+        cache->user = (MemoryUser){.use = MAP_MEMORY_SLICES, .give_back = give_back};
+        memory_user_join(&cache->user, loop, memory);
         *slot = cache;
     }
     cache->n_refs++;
     return cache;
 }
 
-void table_cache_unref(TableCache *cache)
+void table_cache_unref(Fiber *self, TableCache *cache)
 {
     if (!cache || --cache->n_refs)
         return;
-    assert(cache->n_slices == 0);
-    *loop_slot(cache->loop, slot_key) = NULL;
+    assert(cache->n_slices == 0 && !cache->lists);
+    *loop_slot(cache->loop, slot_key) = NULL; // who comes while we wait makes another
+    memory_user_leave(self, &cache->user);
     g_free(cache->buckets);
     g_free(cache);
+}
+
+TableCacheStats table_cache_stats(const TableCache *cache)
+{
+    TableCacheStats stats = cache->stats;
+    stats.n_slices = cache->n_slices;
+    stats.n_clean = cache->n_clean;
+    return stats;
 }
 
 static TableSlice *look_up(TableCache *cache, const Qcow2Image *image, HostOff host)
@@ -70,7 +106,7 @@ TableSlice *table_cache_find(TableCache *cache, const Qcow2Image *image, HostOff
     TableSlice *s = look_up(cache, image, host);
     if (!s || s->loading)
         return NULL;
-    s->referenced = true;
+    s->age = cache->age;
     return s;
 }
 
@@ -91,48 +127,141 @@ static void rehash(TableCache *cache)
     g_free(old);
 }
 
+// -- the ring of clean slices ---------------------------------------------------------------------
+
+// Behind the hand: it comes there last.
+static void ring_add(TableCache *cache, TableSlice *s)
+{
+    assert(!s->loading && !s->dirty && !s->writing);
+    if (cache->hand) {
+        s->next = cache->hand;
+        s->prev = cache->hand->prev;
+        s->prev->next = s->next->prev = s;
+    } else {
+        cache->hand = s->next = s->prev = s;
+    }
+    cache->n_clean++;
+}
+
+static void ring_remove(TableCache *cache, TableSlice *s)
+{
+    if (cache->hand == s)
+        cache->hand = s->next == s ? NULL : s->next;
+    s->prev->next = s->next;
+    s->next->prev = s->prev;
+    s->prev = s->next = NULL;
+    cache->n_clean--;
+}
+
+// `s` is on no ring and no list.
 static void unlink_and_free(TableCache *cache, TableSlice *s)
 {
-    assert(!s->n_holders && !s->dirty && fiber_queue_is_empty(&s->loaders));
+    assert(!s->n_holders && !s->dirty && !s->writing && fiber_queue_is_empty(&s->loaders));
     TableSlice **p = &cache->buckets[bucket_of(cache, s->image, s->host)];
     while (*p != s)
         p = &(*p)->hash_next;
     *p = s->hash_next;
-    if (cache->hand == s)
-        cache->hand = s->ring_next == s ? NULL : s->ring_next;
-    s->ring_prev->ring_next = s->ring_next;
-    s->ring_next->ring_prev = s->ring_prev;
     cache->n_slices--;
+    cache->bytes -= s->bytes + SLICE_OVERHEAD;
     map_memory_add(cache->memory, MAP_MEMORY_SLICES, -(int64_t)(s->bytes + SLICE_OVERHEAD));
     free(s->data);
     g_free(s);
 }
 
-// Gives back what exceeds the share, as far as clean slices without holders allow. The hand goes
-// round at most twice: once to clear marks, once to take.
-static void evict(TableCache *cache)
+static void drop_clean(TableCache *cache, TableSlice *s)
+{
+    ring_remove(cache, s);
+    unlink_and_free(cache, s);
+}
+
+static void count_period(TableCache *cache)
+{
+    uint64_t now_ns = loop_now_ns(cache->loop);
+    if (now_ns - cache->period_start_ns < PERIOD_NS)
+        return;
+    cache->period_start_ns = now_ns;
+    cache->age++;
+}
+
+static bool is_idle(const TableCache *cache, const TableSlice *s)
+{
+    return (uint8_t)(cache->age - s->age) >= 2;
+}
+
+static TableSlice *move_hand(TableCache *cache)
+{
+    TableSlice *s = cache->hand;
+    cache->hand = s->next;
+    cache->stats.n_steps++;
+    return s;
+}
+
+// While the budget is far exceeded (others hold it and have not answered yet) even what is in use
+// is dropped, so that the excess stays bounded.
+static void make_room(TableCache *cache)
 {
     uint64_t excess = map_memory_excess(cache->memory, MAP_MEMORY_SLICES);
-    for (uint64_t steps = cache->n_slices * 2; excess && steps && cache->hand; steps--) {
-        TableSlice *s = cache->hand;
-        cache->hand = s->ring_next;
-        if (s->n_holders || s->dirty || s->loading)
+    if (!excess)
+        return;
+    count_period(cache);
+    if (cache->stats.n_misses % MISSES_PER_MESSAGE == 0)
+        memory_user_ask_others(&cache->user);
+    bool is_far = excess > map_memory_limit(cache->memory) / 16;
+    unsigned step = 0;
+    for (; excess && step < MAX_STEPS && cache->hand; step++) {
+        TableSlice *s = move_hand(cache);
+        if (s->n_holders)
             continue;
-        if (s->referenced) {
-            s->referenced = false;
+        if (s->age == cache->age && !is_far) {
+            s->age--;
             continue;
         }
         uint64_t gain = s->bytes + SLICE_OVERHEAD;
-        unlink_and_free(cache, s);
+        drop_clean(cache, s);
         excess = excess > gain ? excess - gain : 0;
     }
+    cache->stats.most_steps = MAX(cache->stats.most_steps, step);
 }
+
+static uint64_t fair_bytes(const TableCache *cache)
+{
+    uint64_t limit = map_memory_limit(cache->memory);
+    uint64_t regions = map_memory_used(cache->memory, MAP_MEMORY_REGIONS);
+    return (limit - MIN(regions, limit / 2)) / memory_user_count(&cache->user);
+}
+
+static void press_lists(TableCache *cache);
+
+// Gives something even if the asking loop has made room meanwhile: it did so by dropping what it
+// uses, and what lies idle here should go first.
+static void give_back(MemoryUser *user)
+{
+    TableCache *cache = (TableCache *)((char *)user - offsetof(TableCache, user));
+    count_period(cache);
+    unsigned n_drops = DROPS_WHEN_ASKED;
+    for (unsigned step = 0; step < MAX_STEPS && n_drops && cache->hand; step++) {
+        TableSlice *s = move_hand(cache);
+        bool has_more = cache->bytes > fair_bytes(cache);
+        if (s->n_holders || !(is_idle(cache, s) || has_more))
+            continue;
+        if (s->age == cache->age) {
+            s->age--;
+            continue;
+        }
+        drop_clean(cache, s);
+        n_drops--;
+    }
+    press_lists(cache);
+}
+
+// -- loading --------------------------------------------------------------------------------------
 
 // Adds an empty slice in state loading, held once.
 static TableSlice *add(TableCache *cache, const Qcow2Image *image, HostOff host,
                        TableSliceKind kind, uint32_t bytes)
 {
-    evict(cache);
+    cache->stats.n_misses++;
+    make_room(cache);
     TableSlice *s = g_try_new0(TableSlice, 1);
     if (!s)
         return NULL;
@@ -151,17 +280,25 @@ static TableSlice *add(TableCache *cache, const Qcow2Image *image, HostOff host,
     uint64_t b = bucket_of(cache, image, host);
     s->hash_next = cache->buckets[b];
     cache->buckets[b] = s;
-    if (cache->hand) {
-        s->ring_next = cache->hand;
-        s->ring_prev = cache->hand->ring_prev;
-        s->ring_prev->ring_next = s->ring_next->ring_prev = s;
-    } else {
-        cache->hand = s->ring_next = s->ring_prev = s;
-    }
+    cache->bytes += bytes + SLICE_OVERHEAD;
     map_memory_add(cache->memory, MAP_MEMORY_SLICES, bytes + SLICE_OVERHEAD);
     if (++cache->n_slices > cache->mask)
         rehash(cache);
     return s;
+}
+
+// `r` is what became of it. Held still, if it is there.
+static void end_loading(TableCache *cache, TableSlice *s, int r)
+{
+    s->loading = false;
+    s->age = cache->age;
+    fiber_queue_wake_all(&s->loaders);
+    if (r < 0) {
+        s->n_holders--;
+        unlink_and_free(cache, s);
+    } else {
+        ring_add(cache, s);
+    }
 }
 
 int table_cache_get(Fiber *self, TableCache *cache, const Qcow2Image *image, File *file,
@@ -174,7 +311,7 @@ int table_cache_get(Fiber *self, TableCache *cache, const Qcow2Image *image, Fil
             if (s->kind != kind || s->bytes != bytes)
                 return -EUCLEAN;
             s->n_holders++;
-            s->referenced = true;
+            s->age = cache->age;
             *ret_slice = s;
             return 0;
         }
@@ -186,45 +323,189 @@ int table_cache_get(Fiber *self, TableCache *cache, const Qcow2Image *image, Fil
         if (!s)
             return -ENOMEM;
         int r = file_read(self, file, host, s->data, bytes);
-        s->loading = false;
-        fiber_queue_wake_all(&s->loaders);
-        if (r < 0) {
-            s->n_holders--;
-            unlink_and_free(cache, s);
+        end_loading(cache, s, r);
+        if (r < 0)
             return r;
-        }
-        s->referenced = true;
         *ret_slice = s;
         return 0;
     }
+}
+
+void table_fetch_begin(Fiber *self, TableFetch *fetch, TableCache *cache, const Qcow2Image *image,
+                       File *file, uint32_t bytes)
+{
+    *fetch = (TableFetch){.cache = cache, .image = image, .file = file, .bytes = bytes};
+    io_batch_init(&fetch->batch, self);
+}
+
+void table_fetch_add(TableFetch *fetch, HostOff host, TableSliceKind kind)
+{
+    if (look_up(fetch->cache, fetch->image, host))
+        return;
+    TableSlice *s = add(fetch->cache, fetch->image, host, kind, fetch->bytes);
+    if (!s)
+        return;
+    s->next = fetch->first;
+    fetch->first = s;
+    file_read_start(fetch->file, host, s->data, fetch->bytes, &fetch->batch);
+}
+
+void table_fetch_end(Fiber *self, TableFetch *fetch)
+{
+    int r = io_batch_wait(self, &fetch->batch);
+    while (fetch->first) {
+        TableSlice *s = fetch->first;
+        fetch->first = s->next;
+        s->next = NULL;
+        end_loading(fetch->cache, s, r);
+        if (r == 0)
+            table_slice_release(s);
+    }
+}
+
+// -- dirty slices ---------------------------------------------------------------------------------
+
+static void link_list(TableCache *cache, TableSliceList *list)
+{
+    if (cache->lists) {
+        list->next = cache->lists;
+        list->prev = cache->lists->prev;
+        list->prev->next = list->next->prev = list;
+    } else {
+        cache->lists = list->next = list->prev = list;
+    }
+}
+
+static void unlink_list(TableCache *cache, TableSliceList *list)
+{
+    if (cache->lists == list)
+        cache->lists = list->next == list ? NULL : list->next;
+    list->prev->next = list->next;
+    list->next->prev = list->prev;
+    list->prev = list->next = NULL;
+}
+
+// A slice is dirty or writing from now on, or no longer.
+static void pin(TableSliceList *list, const TableSlice *s)
+{
+    int n_images = list->pinned_bytes == 0;
+    if (n_images)
+        link_list(list->cache, list);
+    list->pinned_bytes += s->bytes;
+    map_memory_add_dirty(list->cache->memory, s->bytes, n_images);
+}
+
+static void unpin(TableSliceList *list, const TableSlice *s)
+{
+    list->pinned_bytes -= s->bytes;
+    int n_images = list->pinned_bytes == 0;
+    if (n_images)
+        unlink_list(list->cache, list);
+    map_memory_add_dirty(list->cache->memory, -(int64_t)s->bytes, -n_images);
+}
+
+static void dirty_add(TableSliceList *list, TableSlice *s)
+{
+    s->dirty = true;
+    s->prev = NULL;
+    s->next = list->first;
+    if (list->first)
+        list->first->prev = s;
+    list->first = s;
+    list->n++;
+}
+
+static void dirty_remove(TableSliceList *list, TableSlice *s)
+{
+    s->dirty = false;
+    if (s->prev)
+        s->prev->next = s->next;
+    else
+        list->first = s->next;
+    if (s->next)
+        s->next->prev = s->prev;
+    s->prev = s->next = NULL;
+    list->n--;
 }
 
 void table_slice_set_dirty(TableSlice *s, TableSliceList *list)
 {
     if (s->dirty)
         return;
-    s->dirty = true;
-    s->dirty_prev = NULL;
-    s->dirty_next = list->first;
-    if (list->first)
-        list->first->dirty_prev = s;
-    list->first = s;
-    list->n++;
+    if (!s->writing) {
+        ring_remove(list->cache, s);
+        pin(list, s);
+    }
+    dirty_add(list, s);
 }
 
-void table_slice_set_clean(TableSlice *s, TableSliceList *list)
+void table_slice_begin_write(TableSlice *s, TableSliceList *list)
 {
-    if (!s->dirty)
+    assert(s->dirty && !s->writing);
+    dirty_remove(list, s);
+    s->writing = true;
+    list->cache->writing_bytes += s->bytes;
+    map_memory_add(list->cache->memory, MAP_MEMORY_SLICES, s->bytes);
+}
+
+void table_slice_end_write(TableSlice *s, TableSliceList *list, bool durable)
+{
+    assert(s->writing);
+    s->writing = false;
+    list->cache->writing_bytes -= s->bytes;
+    map_memory_add(list->cache->memory, MAP_MEMORY_SLICES, -(int64_t)s->bytes);
+    if (s->dirty)
         return;
-    s->dirty = false;
-    if (s->dirty_prev)
-        s->dirty_prev->dirty_next = s->dirty_next;
-    else
-        list->first = s->dirty_next;
-    if (s->dirty_next)
-        s->dirty_next->dirty_prev = s->dirty_prev;
-    s->dirty_prev = s->dirty_next = NULL;
-    list->n--;
+    if (durable) {
+        unpin(list, s);
+        ring_add(list->cache, s);
+    } else {
+        dirty_add(list, s);
+    }
+}
+
+// A quarter of the budget: what is clean, and serves all reads, keeps at least as much.
+uint64_t table_cache_dirty_limit(const TableCache *cache)
+{
+    return map_memory_limit(cache->memory) / 4;
+}
+
+uint64_t table_cache_dirty_share(const TableCache *cache)
+{
+    return table_cache_dirty_limit(cache) / MAX(map_memory_n_dirty_images(cache->memory), 1);
+}
+
+static void press_lists(TableCache *cache)
+{
+    if (map_memory_dirty(cache->memory) < table_cache_dirty_limit(cache) / 2)
+        return;
+    uint64_t share = table_cache_dirty_share(cache);
+    for (unsigned i = 0; i < LISTS_PER_PRESS && cache->lists; i++) {
+        TableSliceList *list = cache->lists;
+        cache->lists = list->next;
+        if (list->pinned_bytes >= share / 2)
+            list->start_write(list);
+    }
+}
+
+void table_cache_press(TableCache *cache)
+{
+    press_lists(cache);
+    if (!cache->writing_bytes)
+        memory_user_ask_others(&cache->user);
+}
+
+// -- forgetting -----------------------------------------------------------------------------------
+
+static void forget(TableCache *cache, TableSlice *s, TableSliceList *list)
+{
+    if (s->dirty) {
+        dirty_remove(list, s);
+        unpin(list, s);
+    } else {
+        ring_remove(cache, s);
+    }
+    unlink_and_free(cache, s);
 }
 
 bool table_cache_forget(TableCache *cache, const Qcow2Image *image, HostOff host, uint64_t bytes,
@@ -234,10 +515,9 @@ bool table_cache_forget(TableCache *cache, const Qcow2Image *image, HostOff host
         TableSlice *s = look_up(cache, image, host_off(host.v + o));
         if (!s)
             continue;
-        if (s->loading || s->n_holders)
+        if (s->loading || s->writing || s->n_holders)
             return false;
-        table_slice_set_clean(s, dirty);
-        unlink_and_free(cache, s);
+        forget(cache, s, dirty);
     }
     return true;
 }
@@ -247,10 +527,8 @@ void table_cache_forget_image(TableCache *cache, const Qcow2Image *image, TableS
     for (uint64_t b = 0; b <= cache->mask; b++) {
         for (TableSlice *s = cache->buckets[b], *next; s; s = next) {
             next = s->hash_next;
-            if (s->image != image)
-                continue;
-            table_slice_set_clean(s, dirty);
-            unlink_and_free(cache, s);
+            if (s->image == image)
+                forget(cache, s, dirty);
         }
     }
 }

@@ -200,11 +200,41 @@ int view_decode_run(Qcow2View *view, const EntryPlace *place, GuestOff off, uint
     return 0;
 }
 
+// Loads the slices for [off, off+len) that are not there, at once instead of one after the other as
+// the caller comes to them. What fails to load is met again by who needs it.
+static void fetch_ahead(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len)
+{
+    enum { MAX_FETCH_BYTES = 128 << 10 }; // what one miss may add to the cache
+    Qcow2Image *image = view->image;
+    const Qcow2Geometry *g = &image->geometry;
+    unsigned n_looks = MAX_FETCH_BYTES / g->slice_bytes;
+    uint64_t end = MIN(off.v + len, view->node.size_bytes);
+    TableFetch fetch;
+    table_fetch_begin(self, &fetch, image->cache, image, image->file, g->slice_bytes);
+    while (off.v < end && n_looks-- > 0) {
+        HostOff host = {0};
+        EntryPlace place;
+        int r = slice_place(view, off, &host, &place);
+        if (r < 0)
+            break;
+        if (r == 0)
+            table_fetch_add(&fetch, host, TABLE_SLICE_L2);
+        off.v = ((off.v >> g->cluster_bits) + place.n_left) << g->cluster_bits;
+    }
+    table_fetch_end(self, &fetch);
+}
+
 static int find_and_decode(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len,
                            ViewRun *ret_run)
 {
     EntryPlace place;
-    int r = view_find_entry(self, view, off, &place);
+    int r = view_try_find_entry(view, off, &place);
+    if (G_UNLIKELY(r == -EAGAIN)) {
+        bool has_more = (uint64_t)place.n_left << view->image->geometry.cluster_bits < len;
+        if (has_more && !view->image->is_shared)
+            fetch_ahead(self, view, off, len);
+        r = view_find_entry(self, view, off, &place);
+    }
     return r < 0 ? r : view_decode_run(view, &place, off, len, ret_run);
 }
 

@@ -79,8 +79,7 @@ static void copy_slices(WritebackPass *p)
         bool is_early = slice->kind == TABLE_SLICE_REFCOUNT || is_of_new_table(p, slice);
         g_array_append_val(is_early ? p->early : p->late, piece);
         copy += slice_bytes;
-        slice->n_holders++; // stays in memory until it is on disk
-        table_slice_set_clean(slice, dirty);
+        table_slice_begin_write(slice, dirty);
     }
 }
 
@@ -418,11 +417,9 @@ static void end_pieces(WritebackPass *p, GArray *pieces, WritebackRest *rest)
         Piece *piece = &g_array_index(pieces, Piece, i);
         if (!piece->slice)
             continue;
-        piece->slice->n_holders--;
-        if (rest->result == 0 && !piece->has_failed)
-            continue;
-        table_slice_set_dirty(piece->slice, &p->parts->dirty);
-        if (piece->slice->kind == TABLE_SLICE_L2)
+        bool is_durable = rest->result == 0 && !piece->has_failed;
+        table_slice_end_write(piece->slice, &p->parts->dirty, is_durable);
+        if (!is_durable && piece->slice->kind == TABLE_SLICE_L2)
             g_array_append_val(rest->places, piece->off.v);
     }
     g_array_unref(pieces);

@@ -37,6 +37,7 @@
 #include "qcow2/writeback.h"
 
 #include <errno.h>
+#include <stddef.h>
 
 enum {
     // Write back once this much is dirty, even without a flush by the guest: bounds memory.
@@ -45,9 +46,12 @@ enum {
     BACKGROUND_FREED_BYTES = 64 << 20,
 };
 
+static void start_for_others(TableSliceList *list);
+
 void writeback_init(Writeback *w)
 {
     w->rest.places = g_array_new(false, false, sizeof(uint64_t));
+    w->parts.dirty.start_write = start_for_others;
 }
 
 void writeback_done(Writeback *w)
@@ -131,6 +135,15 @@ static void start_background(Writeback *w)
     }
 }
 
+// For others that need the memory. An image that cannot be written keeps its part of the budget; its
+// own writes and flushes meet the error.
+static void start_for_others(TableSliceList *list)
+{
+    Writeback *w = (Writeback *)((char *)list - offsetof(Writeback, parts.dirty));
+    if (last_result(w) == 0)
+        start_background(w);
+}
+
 bool writeback_reclaim(Fiber *self, Writeback *w, uint64_t n_released)
 {
     FreedClusters *f = w->parts.freed;
@@ -141,23 +154,32 @@ bool writeback_reclaim(Fiber *self, Writeback *w, uint64_t n_released)
     return f->n_released != n_released;
 }
 
-static uint64_t dirty_bytes(const Writeback *w)
+// More than this image may keep dirty, seeing what all images have.
+static bool has_too_much(const Writeback *w)
 {
-    return w->parts.dirty.n * w->parts.geometry->slice_bytes;
+    const TableSliceList *dirty = &w->parts.dirty;
+    uint64_t own = dirty->pinned_bytes;
+    return own >= MAX_DIRTY_BYTES ||
+           (map_memory_dirty(w->memory) >= table_cache_dirty_limit(dirty->cache) &&
+            own >= table_cache_dirty_share(dirty->cache));
 }
 
 int writeback_throttle(Fiber *self, Writeback *w)
 {
-    uint64_t limit = map_memory_limit(w->memory) / 4;
-    uint64_t max = MIN((uint64_t)MAX_DIRTY_BYTES, limit);
+    TableCache *cache = w->parts.dirty.cache;
+    uint64_t own = w->parts.dirty.pinned_bytes;
     uint64_t freed_bytes = w->parts.freed->n_unlinked << w->parts.geometry->cluster_bits;
-    if (G_LIKELY(dirty_bytes(w) < MIN((uint64_t)BACKGROUND_DIRTY_BYTES, limit / 2) &&
-                 freed_bytes < BACKGROUND_FREED_BYTES))
+    bool is_short = map_memory_dirty(w->memory) >= table_cache_dirty_limit(cache) / 2;
+    if (G_LIKELY(!is_short && own < BACKGROUND_DIRTY_BYTES && freed_bytes < BACKGROUND_FREED_BYTES))
         return 0;
-    if (dirty_bytes(w) >= max) {
+    if (has_too_much(w)) {
         int r = writeback_run(self, w);
-        return r < 0 && dirty_bytes(w) >= max ? r : 0;
+        return r < 0 && has_too_much(w) ? r : 0;
     }
-    start_background(w);
+    if (own >= BACKGROUND_DIRTY_BYTES || freed_bytes >= BACKGROUND_FREED_BYTES ||
+        (is_short && own >= table_cache_dirty_share(cache) / 2))
+        start_background(w);
+    if (is_short)
+        table_cache_press(cache);
     return 0;
 }

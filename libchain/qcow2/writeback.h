@@ -20,7 +20,7 @@ typedef struct Writeback {
     WritebackRest rest; // of the last pass
 } Writeback;
 
-// The caller fills `parts`, `loop`, `memory` and `fibers`, all borrowed.
+// The caller fills `parts` (of `dirty` only the cache), `loop`, `memory` and `fibers`, all borrowed.
 void writeback_init(Writeback *w);
 void writeback_done(Writeback *w);
 
@@ -42,6 +42,9 @@ void writeback_end(Writeback *w);
 // must hold no pin on the image. False when another try is hopeless.
 bool writeback_reclaim(Fiber *self, Writeback *w, uint64_t n_released);
 
-// To be called before dirtying more metadata: starts write-back when enough is dirty, waits for it
-// when far too much is, and returns its error if that does not help. May suspend.
+// To be called before dirtying more metadata, with nothing held: starts write-backs when enough is
+// dirty in all images, here or elsewhere. Waits for one of this image when far too much is and the
+// image has more than its share, and returns its error if that does not help. It never waits for
+// another image, and a write-back waits for no memory, so images cannot block each other. May
+// suspend.
 int writeback_throttle(Fiber *self, Writeback *w);

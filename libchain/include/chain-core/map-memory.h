@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// The bound on memory for metadata (--map-memory): cached slices of qcow2 tables (per loop) and
-// regions of merged chain maps (shared by all loops). One per process (or per simulation); any
-// thread.
+// The bound on memory for metadata (--map-memory), one for all images of a process (or of a
+// simulation): cached slices of qcow2 tables, clean and dirty, and regions of merged chain maps.
+// Any thread. The caches keep inside their share by themselves (node/memory-user.h).
 #pragma once
 
 #include <stdint.h>
@@ -10,7 +10,8 @@ typedef struct MapMemory MapMemory;
 
 MapMemory *map_memory_new(uint64_t limit_bytes);
 void map_memory_free(MapMemory *m);
-// Charges or gives back; the caches keep themselves inside their share and evict their own.
+// Charges or gives back. Slices: all of them, and the copies that are on their way to the disk.
+// Regions: also those in the making.
 typedef enum MapMemoryUse { MAP_MEMORY_SLICES, MAP_MEMORY_REGIONS, MAP_MEMORY_N_USES } MapMemoryUse;
 void map_memory_add(MapMemory *m, MapMemoryUse use, int64_t bytes);
 // Bytes that this use should give back now (0 when inside its share). Regions may use half of the
@@ -18,3 +19,9 @@ void map_memory_add(MapMemory *m, MapMemoryUse use, int64_t bytes);
 uint64_t map_memory_excess(const MapMemory *m, MapMemoryUse use);
 uint64_t map_memory_used(const MapMemory *m, MapMemoryUse use);
 uint64_t map_memory_limit(const MapMemory *m);
+
+// Of the slices, those that cannot be dropped because they are not on disk yet; and how many images
+// have some.
+void map_memory_add_dirty(MapMemory *m, int64_t bytes, int n_images);
+uint64_t map_memory_dirty(const MapMemory *m);
+unsigned map_memory_n_dirty_images(const MapMemory *m);
