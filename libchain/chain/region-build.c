@@ -4,9 +4,24 @@
 // that a cold region of a deep chain costs few disk latencies instead of one per layer. Results are
 // laid into the draft in the order of the layers. A helper that runs ahead may look at places that
 // a layer above turns out to decide; that costs a table read and nothing else.
+//
+// What a build holds counts as memory of regions, from the start: one entry for each granule of a
+// layer, twice (the layer's answer, and the draft). The builds of one loop together may hold a
+// quarter of the budget; one that finds no room waits for others to end. None of them waits for
+// anything but files, so they do end.
 #include "chain/region-build.h"
 
-enum { WINDOW = 16 };
+#include "chain-core/fiber-sync.h"
+#include "loop/loop-slot.h"
+
+enum { WINDOW = 16, PIECES_PER_COUNT = 512 };
+
+// The builds of one loop; there while some run or wait.
+typedef struct BuildGate {
+    unsigned n_running, n_waiting;
+    uint64_t bytes; // held by those that run
+    FiberQueue waiting;
+} BuildGate;
 
 typedef struct LayerTask {
     struct RegionBuild *build;
@@ -22,10 +37,74 @@ typedef struct RegionBuild {
     const MapLayer *layers;
     unsigned n_layers;
     uint64_t base; // guest offset of the region
+    MapMemory *memory;
+    BuildGate *gate;
+    uint64_t reserved, held; // bytes; what is charged is the larger
     RegionDraft draft;
     LayerTask tasks[WINDOW]; // a ring
     unsigned first, n_tasks;
 } RegionBuild;
+
+// -- memory ---------------------------------------------------------------------------------------
+
+static void set_held(RegionBuild *build, uint64_t bytes)
+{
+    int64_t more = (int64_t)MAX(bytes, build->reserved) - (int64_t)build->held;
+    build->held += more;
+    build->gate->bytes += more;
+    map_memory_add(build->memory, MAP_MEMORY_REGIONS, more);
+}
+
+static void count_held(RegionBuild *build)
+{
+    uint64_t n_spans = build->draft.open->len, n_pieces = build->draft.pieces->len;
+    for (unsigned i = 0; i < build->n_tasks; i++) {
+        const LayerTask *task = &build->tasks[(build->first + i) % WINDOW];
+        n_spans += task->spans->len;
+        n_pieces += task->pieces->len;
+    }
+    set_held(build, n_spans * sizeof(Span) + n_pieces * sizeof(Piece));
+}
+
+static const char gate_key[] = "chain map: builds";
+
+static void enter_gate(Fiber *self, RegionBuild *build)
+{
+    void **slot = loop_slot(fiber_loop(self), gate_key);
+    if (!*slot)
+        *slot = g_new0(BuildGate, 1);
+    BuildGate *gate = build->gate = *slot;
+    uint64_t most = map_memory_limit(build->memory) / 4;
+    gate->n_waiting++;
+    while (gate->n_running && gate->bytes + build->reserved > most)
+        fiber_queue_wait(self, &gate->waiting, false, "chain map: memory for a region");
+    gate->n_waiting--;
+    gate->n_running++;
+    set_held(build, 0);
+}
+
+static void leave_gate(Fiber *self, RegionBuild *build)
+{
+    BuildGate *gate = build->gate;
+    build->reserved = 0;
+    set_held(build, 0);
+    gate->n_running--;
+    fiber_queue_wake_all(&gate->waiting);
+    if (gate->n_running || gate->n_waiting)
+        return;
+    *loop_slot(fiber_loop(self), gate_key) = NULL;
+    g_free(gate);
+}
+
+static uint64_t bytes_for_a_layer(const RegionBuild *build)
+{
+    uint64_t granule = build->draft.len;
+    for (unsigned i = 0; i < build->n_layers; i++)
+        granule = MIN(granule, build->layers[i].node->preferred_bytes);
+    return build->draft.len / MAX(granule, 512) * 2 * sizeof(Piece);
+}
+
+// -- layers ---------------------------------------------------------------------------------------
 
 static void add_piece(LayerTask *task, uint32_t start, uint32_t end, NodeExtentKind kind,
                       uint64_t host)
@@ -33,6 +112,8 @@ static void add_piece(LayerTask *task, uint32_t start, uint32_t end, NodeExtentK
     Piece piece = {.span = {start, end},
                    .run = {.host = host, .layer = (uint16_t)task->layer, .kind = (uint8_t)kind}};
     g_array_append_val(task->pieces, piece);
+    if (task->pieces->len % PIECES_PER_COUNT == 0)
+        count_held(task->build);
 }
 
 // A run names its layer, and so the layer's one file: data elsewhere is read through the node.
@@ -133,6 +214,7 @@ static void finish_first_task(Fiber *self, RegionBuild *build)
     g_array_unref(task->pieces);
     build->first = (build->first + 1) % WINDOW;
     build->n_tasks--;
+    count_held(build);
 }
 
 static void map_layers(Fiber *self, RegionBuild *build)
@@ -156,11 +238,19 @@ int region_build(Fiber *self, const MapLayer *layers, unsigned n_layers, uint64_
                  uint32_t len, MapMemory *memory, Region **ret_region)
 {
     RegionBuild build = {
-        .fiber = self, .layers = layers, .n_layers = n_layers, .base = number << REGION_BITS};
+        .fiber = self,
+        .layers = layers,
+        .n_layers = n_layers,
+        .base = number << REGION_BITS,
+        .memory = memory,
+    };
     region_draft_init(&build.draft, len);
+    build.reserved = bytes_for_a_layer(&build);
+    enter_gate(self, &build);
     map_layers(self, &build);
     Region *region = region_draft_finish(&build.draft, number, memory);
     region_draft_done(&build.draft);
+    leave_gate(self, &build);
     if (!region)
         return -ENOMEM;
     *ret_region = region;

@@ -422,6 +422,46 @@ static void memory_stays_within_its_share_and_keeps_what_is_used(void **state)
     on_loop(little_memory, NULL);
 }
 
+// Many requests miss regions of a layer that is in pieces of 512 bytes: each region in the making
+// takes as much as three that are made.
+static void many_builds(Fiber *self, void *arg)
+{
+    enum { N = 16 };
+    uint64_t n_granules = N * (uint64_t)REGION_BYTES / 512;
+    FakeTable table = {.granule_bytes = 512, .size_bytes = N * (uint64_t)REGION_BYTES};
+    table.granules = g_new0(FakeGranule, n_granules);
+    for (uint64_t i = 0; i < n_granules; i++)
+        table.granules[i] =
+            (FakeGranule){i % 2 ? NODE_EXTENT_DATA : NODE_EXTENT_ZERO, i % 1000 * 512};
+    MapMemory *memory = map_memory_new(8 << 20);
+    FakeLayer *layer = fake_layer_new(self, &table, data_path);
+    unsigned n_mapping[2] = {0};
+    layer->n_mapping = n_mapping;
+    layer->node.preferred_bytes = 512;
+    Node *merged = merged_map_new(self, &layer->node, memory);
+    FiberWaitGroup running = {0};
+    OneRead reads[N];
+    for (unsigned i = 0; i < N; i++) {
+        reads[i] = (OneRead){merged, guest_off(i * (uint64_t)REGION_BYTES), &running};
+        fiber_wait_group_add(&running, 1);
+        assert_int_equal(fiber_spawn(fiber_loop(self), "read", read_once, &reads[i], NULL), 0);
+    }
+    uint64_t held = map_memory_used(memory, MAP_MEMORY_REGIONS);
+    assert_in_range(held, 700 << 10, 2 << 20); // of regions of which none is made yet
+    fiber_wait_group_wait(self, &running);
+    assert_in_range(n_mapping[1], 1, 3);
+    node_unref_close(self, merged);
+    node_unref_close(self, &layer->node);
+    assert_int_equal(map_memory_used(memory, MAP_MEMORY_REGIONS), 0);
+    map_memory_free(memory);
+    g_free(table.granules);
+}
+
+static void regions_in_the_making_stay_in_their_part_of_the_memory(void **state)
+{
+    on_loop(many_builds, NULL);
+}
+
 static void idle_gives_back(Fiber *self, void *arg)
 {
     FakeTable table;
@@ -531,6 +571,7 @@ int main(void)
         cmocka_unit_test(layers_are_mapped_16_at_a_time_and_a_hit_asks_none),
         cmocka_unit_test(chains_of_the_same_layers_share_regions),
         cmocka_unit_test(memory_stays_within_its_share_and_keeps_what_is_used),
+        cmocka_unit_test(regions_in_the_making_stay_in_their_part_of_the_memory),
         cmocka_unit_test(memory_of_an_idle_chain_is_given_back),
         cmocka_unit_test(loops_share_regions_and_ask_each_other_for_memory),
     };
