@@ -10,7 +10,7 @@
 enum { FIXTURE_MAX_EXPORTS = 4 };
 
 typedef struct FixtureConfig {
-    NbdsLimits limits;
+    NbdsLimits limits;                      // times that are 0: an hour
     unsigned n_exports;                     // 0: one
     const char *names[FIXTURE_MAX_EXPORTS]; // NULL: ""
     uint64_t size_bytes;                    // 0: 1 MiB
