@@ -295,8 +295,8 @@ static void charges_follow_the_block_size_of_the_node_that_is_there_now(void **s
     assert_int_equal(charge_of_small_write(f, c) - before, (64 << 10) - MEMORY_NODE_BLOCK);
 }
 
-// Does all that `c` does with its socket until `len` bytes went through; false when the server cut it
-// off. That may happen to everybody whom a slow machine makes seem to stall.
+// Does all that `c` does with its socket until `len` bytes went through; false when the server cut
+// it off. That may happen to everybody whom a slow machine makes seem to stall.
 static bool transfer(Client *c, bool is_send, uint8_t *data, size_t len)
 {
     for (size_t done = 0; done < len;) {
