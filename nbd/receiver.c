@@ -203,31 +203,19 @@ static size_t bytes_to_ask(const NbdsReceiver *r, size_t needed, size_t max)
     return MIN(ask, max);
 }
 
-static ssize_t receive(Fiber *self, NbdsReceiver *r, NbdsReceiveHow how, size_t len)
-{
-    NbdsConnection *c = r->connection;
-    switch (how) {
-    case NBDS_RECEIVE_REST:
-        return stream_recv_rest(self, c->stream, r->end, len);
-    case NBDS_RECEIVE_COALESCED:
-        return stream_recv_coalesced(self, c->stream, r->end, len, c->admission.bytes);
-    case NBDS_RECEIVE_PLAIN:
-        break;
-    }
-    return stream_recv(self, c->stream, r->end, len);
-}
-
 static bool receive_more(Fiber *self, NbdsReceiver *r, size_t needed)
 {
     NbdsConnection *c = r->connection;
     NbdsReceive next = nbds_flow_next_receive(&c->flow, r->incoming);
     // First, so that it is known whether the buffer is free.
-    if (next.waits_for_writes && nbds_flow_wait_for_writes(self, &c->flow) < 0)
+    if (next.wait == NBDS_WAIT_WRITES && nbds_flow_wait_for_writes(self, &c->flow) < 0)
         return false;
     if (!make_room(r, needed))
         return false;
     size_t room = input_limit(r) - r->end, ask = bytes_to_ask(r, needed, next.max_bytes);
-    ssize_t received = receive(self, r, next.how, ask);
+    ssize_t received = next.wait == NBDS_WAIT_READER
+                           ? stream_recv_coalesced(self, c->stream, r->end, ask, c->admission.bytes)
+                           : stream_recv(self, c->stream, r->end, ask);
     if (received <= 0)
         return false;
     r->end += received;

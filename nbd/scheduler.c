@@ -9,13 +9,16 @@
 
 // All that can be tuned, each with the reason that holds on any machine.
 enum {
-    // What one turn may copy: long enough that the turn's own system calls are a few per cent of
-    // it, short enough that whoever comes meanwhile waits for less than a context switch to an
-    // idle processor costs at worst (some 50 us).
+    // What one turn may copy while somebody waits for each answer: so long, about, as waking a
+    // processor that sleeps, which is what such a client waits for anyway.
     TURN_BYTES = 256 << 10,
+    // While nobody does. Large turns save system calls, for a latency that deep queues have anyway.
+    BULK_TURN_BYTES = 1 << 20,
     // However many share a turn: below this the system calls of receiving and sending cost more
     // than the copies.
     MIN_QUANTUM_BYTES = 64 << 10,
+    // However few: the first answers shall go out while the client still reads the last ones.
+    MAX_QUANTUM_BYTES = 256 << 10,
     // One piece of answers to a connection that has the loop for itself: a system call for each
     // MiB does not show.
     SEND_ALONE_BYTES = 1 << 20,
@@ -56,6 +59,8 @@ static void update_period(NbdsScheduler *s)
         return;
     bool is_next = now - s->period_end_ns < PERIOD_NS;
     s->n_active_before = is_next ? s->n_active : 0;
+    s->had_interactive = is_next && s->has_interactive;
+    s->has_interactive = false;
     s->n_active = 0;
     s->period++;
     s->period_end_ns = now + PERIOD_NS;
@@ -73,7 +78,8 @@ static bool has_others(const NbdsScheduler *s)
 
 static uint64_t quantum(const NbdsScheduler *s)
 {
-    return MAX(TURN_BYTES / n_active(s), MIN_QUANTUM_BYTES);
+    unsigned turn = s->has_interactive || s->had_interactive ? TURN_BYTES : BULK_TURN_BYTES;
+    return CLAMP(turn / n_active(s), MIN_QUANTUM_BYTES, MAX_QUANTUM_BYTES);
 }
 
 // Gives each that waits as many quanta as the one that needs the fewest. More than one, when the
@@ -172,6 +178,7 @@ void nbds_flow_charge(NbdsFlow *flow, uint64_t bytes)
         flow->period = s->period;
         s->n_active++;
     }
+    s->has_interactive |= nbds_flow_is_interactive(flow);
     flow->deficit_bytes -= (int64_t)bytes;
 }
 
@@ -242,17 +249,16 @@ static bool shall_wait_for_writes(NbdsFlow *flow)
 
 NbdsReceive nbds_flow_next_receive(NbdsFlow *flow, bool is_inside)
 {
-    NbdsReceive receive = {.how = NBDS_RECEIVE_PLAIN, .max_bytes = SIZE_MAX};
+    NbdsReceive receive = {.max_bytes = SIZE_MAX};
     bool is_small = flow->request_bytes <= (uint64_t)COALESCED_REQUEST_BYTES * flow->n_requests;
-    bool shares = has_others(flow->scheduler);
-    if (shares)
+    if (has_others(flow->scheduler))
         receive.max_bytes = quantum(flow->scheduler);
     if (is_inside)
-        receive.how = shares ? NBDS_RECEIVE_PLAIN : NBDS_RECEIVE_REST;
-    else if (shall_wait_for_writes(flow))
-        receive.waits_for_writes = true;
+        return receive;
+    if (shall_wait_for_writes(flow))
+        receive.wait = NBDS_WAIT_WRITES;
     else if (!flow->n_executing && is_small)
-        receive.how = NBDS_RECEIVE_COALESCED;
+        receive.wait = NBDS_WAIT_READER;
     return receive;
 }
 

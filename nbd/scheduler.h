@@ -22,7 +22,8 @@ typedef struct NbdsScheduler {
     // Connections that took something in this period, and in the one before.
     uint64_t period_end_ns;
     unsigned period, n_active, n_active_before;
-    unsigned n_woken;  // flows whose turn has come, and that have not run yet
+    bool has_interactive, had_interactive; // one of them was
+    unsigned n_woken;                      // flows whose turn has come, and that have not run yet
     NbdsFlow *waiting; // for their next turn: interactive ones first, each kind as it came
     bool is_planned;
     LoopCall next_turn; // a message to itself: comes after one look at every socket
@@ -73,17 +74,16 @@ void nbds_flow_begin(NbdsFlow *flow, const NbdsRequestHead *head, unsigned n_in_
 void nbds_flow_end(NbdsFlow *flow, const NbdsRequestHead *head);
 void nbds_flow_refuse(NbdsFlow *flow); // instead: answered without being executed
 
-// How to receive next.
-typedef enum NbdsReceiveHow {
-    NBDS_RECEIVE_PLAIN,
-    NBDS_RECEIVE_REST,      // of a payload: busy-polls the socket first
-    NBDS_RECEIVE_COALESCED, // lets the client read its answers first
-} NbdsReceiveHow;
+// How to receive next: how much, and what to wait for first.
+typedef enum NbdsReceiveWait {
+    NBDS_WAIT_NOTHING,
+    NBDS_WAIT_READER, // until the client has read most of its answers: stream_recv_coalesced()
+    NBDS_WAIT_WRITES, // until its small writes are done: nbds_flow_wait_for_writes()
+} NbdsReceiveWait;
 
 typedef struct NbdsReceive {
-    NbdsReceiveHow how;
     size_t max_bytes;
-    bool waits_for_writes; // first nbds_flow_wait_for_writes()
+    NbdsReceiveWait wait;
 } NbdsReceive;
 
 // The one question before each receive. `is_inside`: a request has begun and is incomplete.

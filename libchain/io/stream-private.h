@@ -22,18 +22,12 @@ struct StreamOps {
     void (*free)(Stream *stream);
 };
 
-typedef enum RecvMode {
-    RECV_PLAIN,
-    RECV_REST,      // stream_recv_rest()
-    RECV_COALESCED, // stream_recv_coalesced()
-} RecvMode;
-
 struct Stream {
     const StreamOps *ops;
     Loop *loop;
     bool is_shut_down;
-    RecvMode recv_mode;       // of the receive under way
-    size_t unsent_bytes;      // RECV_COALESCED
+    bool is_coalescing;       // stream_recv_coalesced() is under way
+    size_t unsent_bytes;      // then
     Fiber *receiver, *sender; // waiting now
 };
 

@@ -55,21 +55,13 @@ ssize_t stream_recv(Fiber *self, Stream *stream, void *buf, size_t len)
     return n;
 }
 
-ssize_t stream_recv_rest(Fiber *self, Stream *stream, void *buf, size_t len)
-{
-    stream->recv_mode = RECV_REST;
-    ssize_t n = stream_recv(self, stream, buf, len);
-    stream->recv_mode = RECV_PLAIN;
-    return n;
-}
-
 ssize_t stream_recv_coalesced(Fiber *self, Stream *stream, void *buf, size_t len,
                               size_t unsent_bytes)
 {
-    stream->recv_mode = RECV_COALESCED;
+    stream->is_coalescing = true;
     stream->unsent_bytes = unsent_bytes;
     ssize_t n = stream_recv(self, stream, buf, len);
-    stream->recv_mode = RECV_PLAIN;
+    stream->is_coalescing = false;
     return n;
 }
 

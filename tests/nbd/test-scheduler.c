@@ -11,7 +11,14 @@
 #include "chain-core/sim.h"
 #include "scheduler.h"
 
-enum { TURN = 256 << 10, LEAST = 64 << 10, PERIOD_NS = 1000000, SINGLE = 8 };
+enum {
+    TURN = 256 << 10,
+    BULK_TURN = 1 << 20,
+    LEAST = 64 << 10,
+    MOST = 256 << 10,
+    PERIOD_NS = 1000000,
+    SINGLE = 8
+};
 
 typedef struct Scene {
     NbdsScheduler scheduler;
@@ -192,12 +199,12 @@ static void a_debt_is_carried_and_what_was_not_used_is_not(Fiber *self, void *ar
     assert_int_equal(flow->deficit_bytes, -1000);
     fiber_sleep(self, 1000);
     nbds_flow_received(flow);
-    assert_int_equal(flow->deficit_bytes, TURN / 2 - 1000);
+    assert_int_equal(flow->deficit_bytes, MOST - 1000);
     fiber_sleep(self, 1000);
     nbds_flow_received(flow);
-    assert_int_equal(flow->deficit_bytes, TURN / 2);
+    assert_int_equal(flow->deficit_bytes, MOST);
     nbds_flow_received(flow); // the same turn of the loop
-    assert_int_equal(flow->deficit_bytes, TURN / 2);
+    assert_int_equal(flow->deficit_bytes, MOST);
     scene_end(&s);
 }
 
@@ -210,7 +217,7 @@ static void a_turn_is_divided_by_the_active_connections(Fiber *self, void *arg)
     assert_int_equal(nbds_flow_next_receive(flow, false).max_bytes, SIZE_MAX);
     static const struct {
         unsigned n_active, quantum;
-    } expected[] = {{2, TURN / 2}, {4, TURN / 4}, {40, LEAST}};
+    } expected[] = {{2, MOST}, {8, BULK_TURN / 8}, {40, LEAST}};
     for (unsigned i = 0; i < 3; i++) {
         for (unsigned f = 0; f < expected[i].n_active; f++)
             nbds_flow_charge(&s.flows[f], 1);
@@ -224,6 +231,22 @@ static void a_turn_is_divided_by_the_active_connections(Fiber *self, void *arg)
     fiber_sleep(self, PERIOD_NS);
     nbds_flow_charge(flow, 1);
     assert_int_equal(nbds_flow_next_receive(flow, false).max_bytes, SIZE_MAX);
+    scene_end(&s);
+}
+
+static void turns_are_short_while_somebody_waits_for_each_answer(Fiber *self, void *arg)
+{
+    Scene s;
+    scene_begin(self, &s, 2);
+    nbds_flow_charge(&s.flows[0], 1);
+    become_interactive(&s.flows[1]);
+    nbds_flow_charge(&s.flows[1], 1);
+    assert_int_equal(nbds_flow_send_bytes(&s.flows[0]), TURN / 2);
+    take_read(&s.flows[1], 4096, 2);
+    fiber_sleep(self, 2 * PERIOD_NS);
+    for (unsigned i = 0; i < 2; i++)
+        nbds_flow_charge(&s.flows[i], 1);
+    assert_int_equal(nbds_flow_send_bytes(&s.flows[0]), MOST);
     scene_end(&s);
 }
 
@@ -282,20 +305,18 @@ static void depth_tells_the_class(Fiber *self, void *arg)
 static void receives_coalesce_only_for_small_requests_that_are_done(Fiber *self, void *arg)
 {
     Scene s;
-    scene_begin(self, &s, 2);
+    scene_begin(self, &s, 1);
     NbdsFlow *flow = &s.flows[0];
     take_read(flow, 4096, 2);
-    assert_int_equal(nbds_flow_next_receive(flow, false).how, NBDS_RECEIVE_COALESCED);
-    assert_int_equal(nbds_flow_next_receive(flow, true).how, NBDS_RECEIVE_REST);
+    assert_int_equal(nbds_flow_next_receive(flow, false).wait, NBDS_WAIT_READER);
+    assert_int_equal(nbds_flow_next_receive(flow, true).wait, NBDS_WAIT_NOTHING);
     NbdsRequestHead head = {.type = NBDS_CMD_READ, .length = 4096};
     nbds_flow_begin(flow, &head, 2); // a disk is not kept waiting for requests
-    assert_int_equal(nbds_flow_next_receive(flow, false).how, NBDS_RECEIVE_PLAIN);
+    assert_int_equal(nbds_flow_next_receive(flow, false).wait, NBDS_WAIT_NOTHING);
     nbds_flow_end(flow, &head);
     nbds_flow_received(flow);
     take_read(flow, 65536, 2);
-    assert_int_equal(nbds_flow_next_receive(flow, false).how, NBDS_RECEIVE_PLAIN);
-    nbds_flow_charge(&s.flows[1], 1); // no busy polling for one beside others
-    assert_int_equal(nbds_flow_next_receive(flow, true).how, NBDS_RECEIVE_PLAIN);
+    assert_int_equal(nbds_flow_next_receive(flow, false).wait, NBDS_WAIT_NOTHING);
     scene_end(&s);
 }
 
@@ -316,6 +337,7 @@ static void run(FiberFn *fn)
     X(turns_in_which_nobody_could_go_are_skipped)                                                  \
     X(a_debt_is_carried_and_what_was_not_used_is_not)                                              \
     X(a_turn_is_divided_by_the_active_connections)                                                 \
+    X(turns_are_short_while_somebody_waits_for_each_answer)                                        \
     X(interactive_ones_go_first)                                                                   \
     X(an_answer_to_an_interactive_one_is_sent_at_once_beside_others)                               \
     X(depth_tells_the_class)                                                                       \

@@ -26,9 +26,6 @@ int stream_steal_fd(Stream *stream);
 // At least 1 byte, 0 at the end of the stream, -ECANCELED, or another -errno. One receiver at a
 // time.
 ssize_t stream_recv(Fiber *self, Stream *stream, void *buf, size_t len);
-// The same for the rest of something whose beginning has come: where the loop may busy-poll, the
-// socket is polled for some microseconds first, and nothing else runs meanwhile.
-ssize_t stream_recv_rest(Fiber *self, Stream *stream, void *buf, size_t len);
 // The same, coalesced: while the peer has not read much of what it was sent, what it sends in the
 // meantime is left in the socket, for 5 ms at most, and then received in one piece. `unsent_bytes`:
 // what the caller is about to send. Sockets that do not tell what is unread (all but unix ones)
@@ -42,8 +39,9 @@ int stream_recv_all(Fiber *self, Stream *stream, void *buf, size_t len);
 // send and the next receive cost one system call.
 int stream_send(Fiber *self, Stream *stream, struct iovec *iov, unsigned n_iov);
 
-// Sends what the socket takes at once, with a system call of its own: bytes (at least one), -EAGAIN
-// when that is nothing, or -errno. No send may be pending.
+// Sends what the socket takes at once, with a system call of its own, and offers the processor to
+// whom that wakes: bytes (at least one), -EAGAIN when that is nothing, or -errno. No send may be
+// pending. For a peer that waits for this.
 ssize_t stream_try_send(Stream *stream, const void *buf, size_t len);
 
 // Takes `fd`, a listening socket.
