@@ -9,11 +9,8 @@ int io_batch_wait(Fiber *self, IoBatch *batch)
     assert(batch->fiber == self);
     while (batch->pending)
         fiber_suspend(self, "I/O");
-    for (uint32_t i = 0; i < batch->n_pins; i++) {
-        IoPin *pin = batch->pins[i];
-        if (--pin->n_holders == 0 && pin->drained)
-            pin->drained(pin);
-    }
+    for (uint32_t i = 0; i < batch->n_pins; i++)
+        io_pin_release(batch->pins[i]);
     int error = batch->error;
     io_batch_init(batch, self);
     return error;
@@ -28,6 +25,6 @@ void io_batch_pin(Fiber *self, IoBatch *batch, IoPin *pin)
         int error = io_batch_wait(self, batch);
         batch->error = error;
     }
-    pin->n_holders++;
+    io_pin_hold(pin);
     batch->pins[batch->n_pins++] = pin;
 }

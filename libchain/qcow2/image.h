@@ -126,6 +126,26 @@ static inline void image_pin(Fiber *self, Qcow2Image *image, IoBatch *batch)
         io_batch_pin(self, batch, freed_pin(&image->freed));
 }
 
+// The same for a scope in which ranges are looked up and nothing is transferred:
+//     g_auto(PinGuard) pin = pin_guard_take(image);
+typedef struct PinGuard {
+    IoPin *pin;
+} PinGuard;
+static inline PinGuard pin_guard_take(Qcow2Image *image)
+{
+    PinGuard guard = {image->writable ? freed_pin(&image->freed) : NULL};
+    if (guard.pin)
+        io_pin_hold(guard.pin);
+    return guard;
+}
+static inline void pin_guard_release(PinGuard *guard)
+{
+    if (guard->pin)
+        io_pin_release(guard->pin);
+    guard->pin = NULL;
+}
+G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(PinGuard, pin_guard_release)
+
 static inline uint64_t image_cluster_of(const Qcow2Image *image, HostOff off)
 {
     return off.v >> image->geometry.cluster_bits;

@@ -26,8 +26,8 @@ int view_read_start(Fiber *self, Node *node, GuestOff off, void *buf, size_t len
     File *data = image->data_file ? image->data_file : image->file;
     image_pin(self, image, batch);
     while (len) {
-        ViewRun run;
-        int r = view_find_run(self, view, off, len, &run);
+        MappingRun run;
+        int r = mapping_find(self, view, off, len, &run);
         if (G_UNLIKELY(r < 0))
             return r;
         switch (run.kind) {
@@ -57,8 +57,8 @@ int view_reads_as_zeros(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len
 {
     *ret_zeros = false;
     while (len) {
-        ViewRun run;
-        int r = view_find_run(self, view, off, len, &run);
+        MappingRun run;
+        int r = mapping_find(self, view, off, len, &run);
         if (r < 0)
             return r;
         if (run.kind == QCOW2_CLUSTER_DATA || run.kind == QCOW2_CLUSTER_COMPRESSED)

@@ -2,14 +2,13 @@
 // Writing to the head. A cluster (or, with extended L2, a subcluster) that the image owns alone is
 // written in place; everything else is an allocating write:
 //
-//     lock the guest clusters → plan (pure, from the L2 entries) → take host clusters → read the
-//     edges that the write does not cover → one host write of edges and data → L2 entries in memory
-//     → unlock
+//     begin the change of the L2 entries → plan (pure, from the entries) → take host clusters →
+//     read the edges that the write does not cover → one host write of edges and data → set the
+//     entries → end
 //
-// Write order (docs/ordering.md §1): the L2 entry is made only after the host write has completed,
-// so every write-back that carries the entry syncs the data first. What the entry named before is
-// freed through freed_add(). If a step fails the clusters taken are given back and the guest
-// sees the old content. In fibers on the image's loop.
+// Write order (docs/ordering.md §1): an L2 entry is set only after the host write has completed, so
+// every write-back that carries the entry syncs the data first. If a step fails the clusters taken
+// are given back and the guest sees the old content. In fibers on the image's loop.
 
 #include <assert.h>
 #include <errno.h>
@@ -17,13 +16,20 @@
 
 #include "qcow2/allocator.h"
 #include "qcow2/view.h"
-#include "qcow2/writeback.h"
 
-// What an allocating write does to a run of clusters of one L2 slice.
+// A request's part in one L2 slice.
+typedef struct GuestWrite {
+    Qcow2View *view;
+    ClusterSpan span;
+    const uint8_t *buf;
+} GuestWrite;
+
+// What an allocating write does.
 typedef struct WritePlan {
-    uint32_t n_clusters;
-    bool needs_clusters; // else `host` is the cluster already owned (n_clusters is 1)
-    HostOff host;
+    ClusterSpan span;            // the head of the request's; no clusters: nothing is left to do
+    bool needs_clusters;         // else `host` is the cluster already owned, and the span has one
+    bool is_zeroed;              // the host reads as zeros there
+    HostOff host;                // of the span's first cluster
     uint64_t cow_start, cow_end; // guest bytes that the host write must make valid, ⊇ the data
 } WritePlan;
 
@@ -67,32 +73,30 @@ static uint64_t cow_border(const Qcow2Geometry *g, const Qcow2L2Entry *e, uint64
     return is_end ? at - at % unit + unit : at - at % unit;
 }
 
-// Plans for [off, off+len) from the entries at `index` of `slice`; the range lies inside the slice.
-// Pure.
-static int plan_write(const Qcow2Geometry *g, const void *slice, uint32_t index, GuestOff off,
-                      uint64_t len, WritePlan *plan)
+// Plans for `span` from its entries in `slice`. Pure.
+static int plan_write(const Qcow2Geometry *g, const void *slice, const ClusterSpan *span,
+                      WritePlan *plan)
 {
-    uint64_t end = off.v + len, start = off.v - qcow2_in_cluster(g, off);
-    uint32_t n_max = (end - start + g->cluster_bytes - 1) >> g->cluster_bits;
-    Qcow2L2Entry first = qcow2_l2_entry_decode(g, slice, index), last = first;
+    Qcow2L2Entry first = qcow2_l2_entry_decode(g, slice, span->index), last = first;
+    *plan = (WritePlan){.span = *span, .host = first.host};
     if (first.kind == QCOW2_CLUSTER_BAD)
         return -EIO;
     // Allocated meanwhile by another request: to be written in place, never copied over itself.
-    plan->n_clusters = 0;
-    if (first.kind == QCOW2_CLUSTER_DATA && first.copied && !g->extended_l2)
+    if (first.kind == QCOW2_CLUSTER_DATA && first.copied && !g->extended_l2) {
+        plan->span.n = 0;
         return 0;
+    }
     plan->needs_clusters = !has_own_host(&first);
-    plan->host = first.host;
-    plan->n_clusters = 1;
-    while (plan->needs_clusters && plan->n_clusters < n_max) {
-        Qcow2L2Entry next = qcow2_l2_entry_decode(g, slice, index + plan->n_clusters);
+    uint32_t n = 1;
+    for (; plan->needs_clusters && n < span->n; n++) {
+        Qcow2L2Entry next = qcow2_l2_entry_decode(g, slice, span->index + n);
         if (next.kind == QCOW2_CLUSTER_BAD || has_own_host(&next))
             break;
         last = next;
-        plan->n_clusters++;
     }
-    end = MIN(end, start + ((uint64_t)plan->n_clusters << g->cluster_bits));
-    plan->cow_start = cow_border(g, &first, off.v, false);
+    plan->span = cluster_span_head(g, *span, n);
+    uint64_t end = span->off.v + plan->span.len;
+    plan->cow_start = cow_border(g, &first, span->off.v, false);
     plan->cow_end = cow_border(g, &last, end, true);
     return 0;
 }
@@ -135,208 +139,203 @@ enum {
     READ_OVER_BYTES = 16 << 10,
 };
 
-// One cluster: edges and data are put together in one buffer, aligned for direct I/O.
-static int write_one_cluster(Fiber *self, Qcow2View *view, const Edge *head, const Edge *tail,
-                             HostOff host, GuestOff off, const void *buf, size_t len)
+// Edges and data as one host write.
+typedef struct HostWrite {
+    Qcow2View *view;
+    Edge head, tail;
+    HostOff host; // of the span's first cluster
+    uint64_t off, len;
+    const uint8_t *buf;
+} HostWrite;
+
+static uint64_t host_write_start(const HostWrite *w)
 {
-    uint8_t *whole = image_get_cow_buffer(view->image);
+    return w->head.is_needed ? w->head.off : w->off;
+}
+
+static int host_write_send(Fiber *self, const HostWrite *w, const struct iovec *iov, unsigned n)
+{
+    IoBatch batch;
+    uint64_t in_cluster = host_write_start(w) & (w->view->image->geometry.cluster_bytes - 1);
+    io_batch_init(&batch, self);
+    file_write_start(w->view->image->file, host_off(w->host.v + in_cluster), iov, n, &batch);
+    return io_batch_wait(self, &batch);
+}
+
+// One cluster: edges and data are put together in one buffer, aligned for direct I/O.
+static int write_one_cluster(Fiber *self, const HostWrite *w)
+{
+    const Edge *head = &w->head, *tail = &w->tail;
+    uint8_t *whole = image_get_cow_buffer(w->view->image);
     if (!whole)
         return -ENOMEM;
-    uint64_t from = head->is_needed ? head->off : off.v;
-    uint64_t to = off.v + len + (tail->is_needed ? tail->len : 0);
+    uint64_t from = host_write_start(w), end = w->off + w->len;
+    uint64_t to = end + (tail->is_needed ? tail->len : 0);
     IoBatch batch;
     io_batch_init(&batch, self);
     int r = 0;
     if (head->is_needed && tail->is_needed && !head->is_zero && !tail->is_zero &&
-        len < READ_OVER_BYTES) {
-        r = read_old(self, view, from, to, false, whole, &batch);
+        w->len < READ_OVER_BYTES) {
+        r = read_old(self, w->view, from, to, false, whole, &batch);
     } else {
         if (head->is_needed)
-            r = read_old(self, view, from, off.v, head->is_zero, whole, &batch);
+            r = read_old(self, w->view, from, w->off, head->is_zero, whole, &batch);
         if (r == 0 && tail->is_needed)
-            r = read_old(self, view, off.v + len, to, tail->is_zero, whole + (off.v + len - from),
-                         &batch);
+            r = read_old(self, w->view, end, to, tail->is_zero, whole + (end - from), &batch);
     }
     int r2 = io_batch_wait(self, &batch);
     r = r < 0 ? r : r2;
     if (r == 0) {
-        memcpy(whole + (off.v - from), buf, len);
+        memcpy(whole + (w->off - from), w->buf, w->len);
         struct iovec iov = {whole, to - from};
-        uint64_t in_cluster = from & (view->image->geometry.cluster_bytes - 1);
-        file_write_start(view->image->file, host_off(host.v + in_cluster), &iov, 1, &batch);
-        r = io_batch_wait(self, &batch);
+        r = host_write_send(self, w, &iov, 1);
     }
-    image_put_cow_buffer(view->image, whole);
+    image_put_cow_buffer(w->view->image, whole);
     return r;
 }
 
+// Reads an edge into a buffer of its own.
+static int read_edge(Fiber *self, Qcow2View *view, const Edge *edge, uint8_t **ret_buf,
+                     IoBatch *batch)
+{
+    *ret_buf = image_get_cow_buffer(view->image);
+    return *ret_buf ? read_old(self, view, edge->off, edge->off + edge->len, edge->is_zero,
+                               *ret_buf, batch)
+                    : -ENOMEM;
+}
+
 // Several clusters: the data goes from where it is, between the edges.
-static int write_clusters(Fiber *self, Qcow2View *view, const Edge *head, const Edge *tail,
-                          HostOff host, GuestOff off, const void *buf, size_t len)
+static int write_clusters(Fiber *self, const HostWrite *w)
 {
     uint8_t *edges[2] = {NULL, NULL};
     struct iovec iov[3];
     unsigned n = 0;
-    uint64_t from = head->is_needed ? head->off : off.v;
     IoBatch batch;
     io_batch_init(&batch, self);
     int r = 0;
-    if (head->is_needed) {
-        edges[0] = image_get_cow_buffer(view->image);
-        r = edges[0] ? read_old(self, view, head->off, off.v, head->is_zero, edges[0], &batch)
-                     : -ENOMEM;
-        iov[n++] = (struct iovec){edges[0], head->len};
+    if (w->head.is_needed) {
+        r = read_edge(self, w->view, &w->head, &edges[0], &batch);
+        iov[n++] = (struct iovec){edges[0], w->head.len};
     }
-    iov[n++] = (struct iovec){(void *)buf, len};
-    if (r == 0 && tail->is_needed) {
-        edges[1] = image_get_cow_buffer(view->image);
-        r = edges[1] ? read_old(self, view, tail->off, tail->off + tail->len, tail->is_zero,
-                                edges[1], &batch)
-                     : -ENOMEM;
-        iov[n++] = (struct iovec){edges[1], tail->len};
+    iov[n++] = (struct iovec){(void *)w->buf, w->len};
+    if (r == 0 && w->tail.is_needed) {
+        r = read_edge(self, w->view, &w->tail, &edges[1], &batch);
+        iov[n++] = (struct iovec){edges[1], w->tail.len};
     }
     int r2 = io_batch_wait(self, &batch);
     r = r < 0 ? r : r2;
-    if (r == 0) {
-        uint64_t in_cluster = from & (view->image->geometry.cluster_bytes - 1);
-        file_write_start(view->image->file, host_off(host.v + in_cluster), iov, n, &batch);
-        r = io_batch_wait(self, &batch);
-    }
-    image_put_cow_buffer(view->image, edges[0]);
-    image_put_cow_buffer(view->image, edges[1]);
+    if (r == 0)
+        r = host_write_send(self, w, iov, n);
+    image_put_cow_buffer(w->view->image, edges[0]);
+    image_put_cow_buffer(w->view->image, edges[1]);
     return r;
 }
 
-// Edges and data as one host write.
-static int write_host(Fiber *self, Qcow2View *view, const WritePlan *plan, bool host_zeroed,
-                      GuestOff off, const void *buf, size_t len)
+static int write_host(Fiber *self, Qcow2View *view, const WritePlan *plan, const uint8_t *buf)
 {
-    Edge head = {.off = plan->cow_start, .len = off.v - plan->cow_start};
-    Edge tail = {.off = off.v + len, .len = plan->cow_end - (off.v + len)};
-    int r = edge_init(self, view, &head, host_zeroed);
+    uint64_t off = plan->span.off.v, end = off + plan->span.len;
+    HostWrite w = {
+        .view = view,
+        .head = {.off = plan->cow_start, .len = off - plan->cow_start},
+        .tail = {.off = end, .len = plan->cow_end - end},
+        .host = plan->host,
+        .off = off,
+        .len = plan->span.len,
+        .buf = buf,
+    };
+    int r = edge_init(self, view, &w.head, plan->is_zeroed);
     if (r == 0)
-        r = edge_init(self, view, &tail, host_zeroed);
+        r = edge_init(self, view, &w.tail, plan->is_zeroed);
     if (r < 0)
         return r;
-    if (plan->n_clusters == 1 && (head.is_needed || tail.is_needed))
-        return write_one_cluster(self, view, &head, &tail, plan->host, off, buf, len);
-    return write_clusters(self, view, &head, &tail, plan->host, off, buf, len);
-}
-
-bool view_old_is_sane(const Qcow2Image *image, const Qcow2L2Entry *old)
-{
-    ClusterRange range;
-    return !cluster_range_of_entry(&image->geometry, old, &range) ||
-           image_range_is_sane(image, range);
-}
-
-int view_mark_bad_target(Qcow2Image *image, GuestOff off, const Qcow2L2Entry *old)
-{
-    return image_mark_corrupt(image,
-                              "guest offset %#" G_GINT64_MODIFIER
-                              "x maps to host offset %#" G_GINT64_MODIFIER
-                              "x, which is no data cluster",
-                              off.v, old->host.v);
-}
-
-void view_free_old(Qcow2Image *image, const TableSlice *slice, const Qcow2L2Entry *old)
-{
-    ClusterRange range;
-    if (cluster_range_of_entry(&image->geometry, old, &range))
-        freed_add(&image->freed, range, slice->host);
+    bool is_one = plan->span.n == 1 && (w.head.is_needed || w.tail.is_needed);
+    return is_one ? write_one_cluster(self, &w) : write_clusters(self, &w);
 }
 
 // Makes the entries name what was written. Nothing suspends.
-static void link_clusters(Qcow2Image *image, TableSlice *slice, uint32_t index, GuestOff off,
-                          const WritePlan *plan, HostOff host)
+static void link_clusters(MappingChange *change, const WritePlan *plan)
 {
-    const Qcow2Geometry *g = &image->geometry;
-    uint64_t start = off.v - qcow2_in_cluster(g, off);
-    for (uint32_t i = 0; i < plan->n_clusters; i++) {
-        Qcow2L2Entry old = qcow2_l2_entry_decode(g, slice->data, index + i), e = old;
+    const Qcow2Geometry *g = &change->view->image->geometry;
+    for (uint32_t i = 0; i < plan->span.n; i++) {
+        Qcow2L2Entry old = mapping_get(change, i), e = old;
         e.kind = QCOW2_CLUSTER_DATA;
         e.copied = true;
         e.compressed_bytes = 0;
-        e.host = host_off(host.v + ((uint64_t)i << g->cluster_bits));
+        e.host = host_off(plan->host.v + ((uint64_t)i << g->cluster_bits));
         if (g->extended_l2) {
-            uint64_t cluster_start = start + ((uint64_t)i << g->cluster_bits);
-            uint32_t valid = subcluster_mask(g, cluster_start, plan->cow_start, plan->cow_end);
+            uint32_t valid = subcluster_mask(g, cluster_span_cluster(g, &plan->span, i).v,
+                                             plan->cow_start, plan->cow_end);
             e.alloc_bitmap = plan->needs_clusters ? valid : old.alloc_bitmap | valid;
             e.zero_bitmap =
                 (old.kind == QCOW2_CLUSTER_COMPRESSED ? 0 : old.zero_bitmap) & ~e.alloc_bitmap;
         }
-        qcow2_l2_entry_encode(g, slice->data, index + i, &e);
-        table_slice_set_dirty(slice, &image->writeback.parts.dirty);
-        if (plan->needs_clusters)
-            view_free_old(image, slice, &old);
+        mapping_set(change, i, &e);
     }
 }
 
-// With the clusters locked and the slice held: plan, take, write, link. *ret_len: bytes done (≤
-// len).
-static int allocate_and_write(Fiber *self, Qcow2View *view, TableSlice *slice, uint32_t index,
-                              GuestOff off, const void *buf, size_t len, size_t *ret_len)
+// Takes clusters for the plan. Fewer at one place than wanted: it becomes one for those, and the
+// caller comes again for the rest.
+static int take_clusters(Fiber *self, const MappingChange *change, WritePlan *plan,
+                         ClusterRange *ret_range)
 {
-    Qcow2Image *image = view->image;
-    const Qcow2Geometry *g = &image->geometry;
-    WritePlan plan;
-    int r = plan_write(g, slice->data, index, off, len, &plan);
+    Qcow2Image *image = change->view->image;
+    Allocation taken;
+    int r = allocator_take(self, image, plan->span.n, &taken);
     if (r < 0)
-        return image_mark_corrupt(
-            image, "L2 entry for guest offset %#" G_GINT64_MODIFIER "x is damaged", off.v);
-    if (!plan.n_clusters)
-        return 0;
-    Allocation taken = {0};
-    for (uint32_t i = 0; i < plan.n_clusters; i++) {
-        Qcow2L2Entry old = qcow2_l2_entry_decode(g, slice->data, index + i);
-        if (!view_old_is_sane(image, &old))
-            return view_mark_bad_target(image, guest_off(off.v + ((uint64_t)i << g->cluster_bits)),
-                                        &old);
-    }
-    if (plan.needs_clusters) {
-        r = allocator_take(self, image, plan.n_clusters, &taken);
-        if (r < 0)
-            return r;
-        if (taken.range.n < plan.n_clusters) {
-            // Fewer at one place than wanted: do those, the caller comes again for the rest.
-            uint64_t start = off.v - qcow2_in_cluster(g, off);
-            len = MIN(len, start + (taken.range.n << g->cluster_bits) - off.v);
-            r = plan_write(g, slice->data, index, off, len, &plan);
-            assert(r == 0 && plan.n_clusters == taken.range.n);
-        }
-        plan.host = image_cluster_off(image, taken.range.first);
-    }
-    uint64_t start = off.v - qcow2_in_cluster(g, off);
-    len = MIN(len, start + ((uint64_t)plan.n_clusters << g->cluster_bits) - off.v);
-    r = write_host(self, view, &plan, taken.is_zeroed, off, buf, len);
-    if (r < 0) {
-        if (plan.needs_clusters)
-            allocator_release(self, image, taken.range);
         return r;
+    if (taken.range.n < plan->span.n) {
+        ClusterSpan fewer = cluster_span_head(&image->geometry, plan->span, taken.range.n);
+        r = plan_write(&image->geometry, change->slice->data, &fewer, plan);
+        assert(r == 0 && plan->span.n == taken.range.n);
     }
-    link_clusters(image, slice, index, off, &plan, plan.host);
-    *ret_len = len;
+    plan->host = image_cluster_off(image, taken.range.first);
+    plan->is_zeroed = taken.is_zeroed;
+    *ret_range = taken.range;
     return 0;
 }
 
-// An allocating write at `off`, at most up to the end of its L2 slice. *ret_len: bytes done; 0 when
-// the clusters turned out to be writable in place after all (another request allocated them).
-static int write_allocating(Fiber *self, Qcow2View *view, GuestOff off, const void *buf, size_t len,
-                            size_t *ret_len)
+// With the change begun: plan, take, write, link. *ret_len: bytes done.
+static int allocate_and_write(Fiber *self, const GuestWrite *w, MappingChange *change,
+                              size_t *ret_len)
 {
-    Qcow2Image *image = view->image;
-    const Qcow2Geometry *g = &image->geometry;
-    uint64_t first = off.v >> g->cluster_bits;
-    uint64_t slice_last = first | (g->slice_entries - 1);
-    uint64_t last = MIN((off.v + len - 1) >> g->cluster_bits, slice_last);
-    len = MIN(len, ((last + 1) << g->cluster_bits) - off.v);
-    *ret_len = 0;
-    EntryChange change;
-    int r = view_begin_change(self, view, first, last, &change);
+    Qcow2Image *image = w->view->image;
+    WritePlan plan;
+    ClusterRange taken = {0};
+    int r = plan_write(&image->geometry, change->slice->data, &w->span, &plan);
+    if (r < 0)
+        return image_mark_corrupt(
+            image, "L2 entry for guest offset %#" G_GINT64_MODIFIER "x is damaged", w->span.off.v);
+    for (uint32_t i = 0; i < plan.span.n && r == 0; i++)
+        r = mapping_check(change, i);
+    if (r < 0 || !plan.span.n)
+        return r;
+    if (plan.needs_clusters)
+        r = take_clusters(self, change, &plan, &taken);
     if (r < 0)
         return r;
-    r = allocate_and_write(self, view, change.slice, change.index, off, buf, len, ret_len);
-    view_end_change(view, &change);
+    r = write_host(self, w->view, &plan, w->buf);
+    if (r < 0) {
+        if (taken.n)
+            allocator_release(self, image, taken);
+        return r;
+    }
+    link_clusters(change, &plan);
+    *ret_len = plan.span.len;
+    return 0;
+}
+
+// An allocating write of the request's first part, at most up to the end of its L2 slice. *ret_len:
+// bytes done; 0 when the clusters turned out to be writable in place after all (another request
+// allocated them).
+static int write_allocating(Fiber *self, const GuestWrite *w, size_t *ret_len)
+{
+    *ret_len = 0;
+    MappingChange change;
+    int r = mapping_begin(self, w->view, &w->span, &change);
+    if (r < 0)
+        return r;
+    r = allocate_and_write(self, w, &change, ret_len);
+    mapping_end(&change);
     return r;
 }
 
@@ -362,9 +361,9 @@ int view_write(Fiber *self, Node *node, GuestOff off, const void *buf, size_t le
     io_batch_init(&batch, self);
     image_pin(self, image, &batch);
     while (len && r == 0) {
-        ViewRun run;
+        MappingRun run;
         size_t n = 0;
-        r = view_find_run(self, view, off, len, &run);
+        r = mapping_find(self, view, off, len, &run);
         if (r < 0)
             break;
         if (G_LIKELY(run.kind == QCOW2_CLUSTER_DATA && run.copied)) {
@@ -373,7 +372,8 @@ int view_write(Fiber *self, Node *node, GuestOff off, const void *buf, size_t le
             n = run.len;
         } else {
             uint64_t n_released = image->freed.n_released;
-            r = write_allocating(self, view, off, buf, len, &n);
+            GuestWrite w = {view, cluster_span_make(&image->geometry, off, len), buf};
+            r = write_allocating(self, &w, &n);
             if (r == -ENOSPC)
                 r = reclaim(self, image, n_released, &batch);
         }
@@ -384,7 +384,7 @@ int view_write(Fiber *self, Node *node, GuestOff off, const void *buf, size_t le
     int r2 = io_batch_wait(self, &batch);
     r = r < 0 ? r : r2;
     if (r == 0 && (flags & NODE_IO_FUA))
-        r = view_make_durable(self, view, start, off.v - start.v);
+        r = mapping_make_durable(self, view, start, off.v - start.v);
     return r;
 }
 

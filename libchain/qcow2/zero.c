@@ -11,7 +11,6 @@
 #include <string.h>
 
 #include "qcow2/view.h"
-#include "qcow2/writeback.h"
 
 enum { ZEROS_BYTES = 256 << 10 };
 static const uint8_t zeros[ZEROS_BYTES];
@@ -31,12 +30,8 @@ static int write_zeros(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len)
 // With a pin for the look. None is left when this returns: view_write() may have to wait for all.
 static int reads_as_zeros(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len, bool *ret_zeros)
 {
-    IoBatch batch;
-    io_batch_init(&batch, self);
-    image_pin(self, view->image, &batch);
-    int r = view_reads_as_zeros(self, view, off, len, ret_zeros);
-    io_batch_wait(self, &batch);
-    return r;
+    g_auto(PinGuard) pin = pin_guard_take(view->image);
+    return view_reads_as_zeros(self, view, off, len, ret_zeros);
 }
 
 // A piece too small for an entry of its own: nothing to do if it reads as zeros, else zeros are
@@ -87,48 +82,47 @@ static bool plan_whole(const Qcow2View *view, GuestOff off, const Qcow2L2Entry *
     return true;
 }
 
+// The entry of cluster `i` of the change becomes zeros.
+static int zero_entry(MappingChange *change, uint32_t i, bool unmap)
+{
+    Qcow2Image *image = change->view->image;
+    GuestOff at = cluster_span_cluster(&image->geometry, &change->span, i);
+    Qcow2L2Entry old = mapping_get(change, i), e;
+    bool frees;
+    if (old.kind == QCOW2_CLUSTER_BAD)
+        return image_mark_corrupt(
+            image, "L2 entry for guest offset %#" G_GINT64_MODIFIER "x is damaged", at.v);
+    if (!plan_whole(change->view, at, &old, unmap, &frees, &e))
+        return 0;
+    int r = frees ? mapping_check(change, i) : 0;
+    if (r == 0)
+        mapping_set(change, i, &e);
+    return r;
+}
+
 // Changes the entries of the whole clusters from `off` on, as far as the L2 slice reaches.
 // *ret_len: bytes done.
 static int zero_in_slice(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len, bool unmap,
                          uint64_t *ret_len)
 {
-    Qcow2Image *image = view->image;
-    const Qcow2Geometry *g = &image->geometry;
-    EntryPlace place;
-    int r = view_find_entry(self, view, off, &place);
+    const Qcow2Geometry *g = &view->image->geometry;
+    MappingPlace place;
+    int r = mapping_find_place(self, view, off, &place);
     if (r < 0)
         return r;
     if (!place.slice && !shows_below(view, off)) {
         *ret_len = MIN(len, (uint64_t)place.n_left << g->cluster_bits);
         return 0;
     }
-    uint64_t first = off.v >> g->cluster_bits;
-    uint64_t last = MIN((off.v + len - 1) >> g->cluster_bits, first | (g->slice_entries - 1));
-    *ret_len = MIN(len, ((last + 1) << g->cluster_bits) - off.v);
-    EntryChange change;
-    r = view_begin_change(self, view, first, last, &change);
+    ClusterSpan span = cluster_span_make(g, off, len);
+    MappingChange change;
+    *ret_len = span.len;
+    r = mapping_begin(self, view, &span, &change);
     if (r < 0)
         return r;
-    for (uint64_t c = first; c <= last && r == 0; c++) {
-        GuestOff at = guest_off(c << g->cluster_bits);
-        uint32_t index = change.index + (c - first);
-        Qcow2L2Entry old = qcow2_l2_entry_decode(g, change.slice->data, index), e;
-        bool frees;
-        if (old.kind == QCOW2_CLUSTER_BAD) {
-            r = image_mark_corrupt(
-                image, "L2 entry for guest offset %#" G_GINT64_MODIFIER "x is damaged", at.v);
-        } else if (plan_whole(view, at, &old, unmap, &frees, &e)) {
-            if (frees && !view_old_is_sane(image, &old)) {
-                r = view_mark_bad_target(image, at, &old);
-                break;
-            }
-            qcow2_l2_entry_encode(g, change.slice->data, index, &e);
-            table_slice_set_dirty(change.slice, &image->writeback.parts.dirty);
-            if (frees)
-                view_free_old(image, change.slice, &old);
-        }
-    }
-    view_end_change(view, &change);
+    for (uint32_t i = 0; i < span.n && r == 0; i++)
+        r = zero_entry(&change, i, unmap);
+    mapping_end(&change);
     return r;
 }
 
@@ -139,17 +133,13 @@ static int mark_subclusters(Fiber *self, Qcow2View *view, GuestOff off, uint64_t
 {
     Qcow2Image *image = view->image;
     const Qcow2Geometry *g = &image->geometry;
-    IoBatch batch; // only for the pin
-    io_batch_init(&batch, self);
-    image_pin(self, image, &batch);
-    EntryChange change;
-    uint64_t cluster = off.v >> g->cluster_bits;
-    int r = view_begin_change(self, view, cluster, cluster, &change);
-    if (r < 0) {
-        io_batch_wait(self, &batch);
+    g_auto(PinGuard) pin = pin_guard_take(image);
+    ClusterSpan span = cluster_span_make(g, off, len);
+    MappingChange change;
+    int r = mapping_begin(self, view, &span, &change);
+    if (r < 0)
         return r;
-    }
-    Qcow2L2Entry e = qcow2_l2_entry_decode(g, change.slice->data, change.index);
+    Qcow2L2Entry e = mapping_get(&change, 0);
     *ret_is_compressed = e.kind == QCOW2_CLUSTER_COMPRESSED;
     if (e.kind == QCOW2_CLUSTER_BAD) {
         r = image_mark_corrupt(
@@ -160,11 +150,9 @@ static int mark_subclusters(Fiber *self, Qcow2View *view, GuestOff off, uint64_t
         uint32_t mask = (uint32_t)(((UINT64_C(1) << n) - 1) << first);
         e.alloc_bitmap &= ~mask;
         e.zero_bitmap |= mask;
-        qcow2_l2_entry_encode(g, change.slice->data, change.index, &e);
-        table_slice_set_dirty(change.slice, &image->writeback.parts.dirty);
+        mapping_set(&change, 0, &e);
     }
-    view_end_change(view, &change);
-    io_batch_wait(self, &batch);
+    mapping_end(&change);
     return r;
 }
 
@@ -210,16 +198,15 @@ static void whole_clusters(const Qcow2View *view, GuestOff off, uint64_t len, ui
 
 static int zero_whole(Fiber *self, Qcow2View *view, uint64_t from, uint64_t to, bool unmap)
 {
+    Qcow2Image *image = view->image;
     int r = 0;
-    // Holds host ranges from reuse while slices are looked at; nothing is transferred.
     while (from < to && r == 0) {
-        IoBatch batch;
-        io_batch_init(&batch, self);
-        image_pin(self, view->image, &batch);
-        uint64_t n = 0, n_released = view->image->freed.n_released;
-        r = zero_in_slice(self, view, guest_off(from), to - from, unmap, &n);
-        io_batch_wait(self, &batch);
-        if (r == -ENOSPC && writeback_reclaim(self, &view->image->writeback, n_released)) {
+        uint64_t n = 0, n_released = image->freed.n_released;
+        {
+            g_auto(PinGuard) pin = pin_guard_take(image);
+            r = zero_in_slice(self, view, guest_off(from), to - from, unmap, &n);
+        }
+        if (r == -ENOSPC && writeback_reclaim(self, &image->writeback, n_released)) {
             n = 0; // a table of its own found no room: again
             r = 0;
         }
@@ -238,10 +225,10 @@ static int part_is_fast(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len
     const Qcow2Geometry *g = &view->image->geometry;
     uint64_t sub = UINT64_C(1) << g->subcluster_bits;
     while (len) {
-        ViewRun run;
+        MappingRun run;
         bool is_fast;
         uint64_t n = MIN(len, sub - off.v % sub);
-        int r = view_find_run(self, view, off, n, &run);
+        int r = mapping_find(self, view, off, n, &run);
         if (r < 0)
             return r;
         n = run.len;
@@ -264,13 +251,10 @@ static int refuse_unless_fast(Fiber *self, Qcow2View *view, GuestOff off, uint64
                               uint64_t tail, uint64_t end)
 {
     bool is_fast = true;
-    IoBatch batch; // only for the pin
-    io_batch_init(&batch, self);
-    image_pin(self, view->image, &batch);
+    g_auto(PinGuard) pin = pin_guard_take(view->image);
     int r = part_is_fast(self, view, off, head_end - off.v, &is_fast);
     if (r == 0 && is_fast)
         r = part_is_fast(self, view, guest_off(tail), end - tail, &is_fast);
-    io_batch_wait(self, &batch);
     return r < 0 || is_fast ? r : -ENOTSUP;
 }
 
@@ -304,7 +288,7 @@ int view_zero(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags f
         r = zero_parts(self, view, off, len, flags);
     else
         r = flags & NODE_IO_FAST_ZERO ? -ENOTSUP : write_zeros(self, view, off, len);
-    return r == 0 && (flags & NODE_IO_FUA) ? view_make_durable(self, view, off, len) : r;
+    return r == 0 && (flags & NODE_IO_FUA) ? mapping_make_durable(self, view, off, len) : r;
 }
 
 int view_discard(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags)
@@ -317,5 +301,5 @@ int view_discard(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlag
     whole_clusters(view, off, len, &from, &to);
     if (from < to && !(view->image->header.version < 3 && node->backing))
         r = zero_whole(self, view, from, to, true);
-    return r == 0 && (flags & NODE_IO_FUA) ? view_make_durable(self, view, off, len) : r;
+    return r == 0 && (flags & NODE_IO_FUA) ? mapping_make_durable(self, view, off, len) : r;
 }

@@ -18,6 +18,16 @@ struct IoPin {
     void (*drained)(IoPin *pin);
 };
 
+static inline void io_pin_hold(IoPin *pin)
+{
+    pin->n_holders++;
+}
+static inline void io_pin_release(IoPin *pin)
+{
+    if (--pin->n_holders == 0 && pin->drained)
+        pin->drained(pin);
+}
+
 enum { IO_BATCH_PINS = 4 };
 
 typedef struct IoBatch {

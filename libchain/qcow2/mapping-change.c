@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// The head's L2 tables: created at the first write to their range, copied when a snapshot shares
-// them. In a fiber on the image's loop, under the image's l2_mutex.
+// Changing L2 entries of the head. Its tables are created at the first write to their range, and
+// copied when a snapshot shares them, under the image's l2_mutex. In a fiber on the image's loop.
 //
 // Write order (docs/ordering.md §6): the table's content and its refcount are durable before the L1
 // entry that names it. A new table is in `new_tables` until then, which makes writeback.c write its
 // slices early.
 
+#include "qcow2/mapping.h"
+
 #include <assert.h>
 #include <errno.h>
 
 #include "qcow2/allocator.h"
-#include "qcow2/view.h"
-#include "qcow2/writeback.h"
 
 static int copy_table(Fiber *self, Qcow2Image *image, HostOff from, HostOff to)
 {
@@ -81,75 +81,100 @@ static int prepare_table(Fiber *self, Qcow2View *view, GuestOff off)
     return r;
 }
 
-// The slice with the L2 entry of `off`, held; prepare_table() came before.
-static int get_slice(Fiber *self, Qcow2View *view, GuestOff off, TableSlice **ret_slice,
-                     uint32_t *ret_index)
+// The slice of the span, held, with its space; prepare_table() came before.
+static int get_slice(Fiber *self, Qcow2View *view, const ClusterSpan *span, TableSlice **ret_slice)
 {
     Qcow2Image *image = view->image;
     const Qcow2Geometry *g = &image->geometry;
-    Qcow2L1Entry l1 = qcow2_l1_entry_decode(view->l1.entries[qcow2_l1_index(g, off)]);
+    Qcow2L1Entry l1 = qcow2_l1_entry_decode(view->l1.entries[qcow2_l1_index(g, span->off)]);
     assert(l1.l2.v && l1.copied);
-    uint32_t i2 = qcow2_l2_index(g, off), in_slice = i2 & (g->slice_entries - 1);
-    HostOff place = host_off(l1.l2.v + (uint64_t)(i2 - in_slice) * g->l2_entry_bytes);
-    *ret_index = in_slice;
+    HostOff place = cluster_span_slice(g, span, l1.l2);
     int r = image_get_slice(self, image, place, TABLE_SLICE_L2, ret_slice);
     if (r == -EUCLEAN)
         return image_mark_corrupt(
             image, "L2 table at offset %#" G_GINT64_MODIFIER "x overlaps a refcount block",
             place.v);
+    if (r < 0)
+        return r;
+    r = metadata_set_reserve_slice(self, &image->metadata, *ret_slice);
+    if (r < 0)
+        table_slice_release(*ret_slice);
     return r;
 }
 
-int view_begin_change(Fiber *self, Qcow2View *view, uint64_t first, uint64_t last,
-                      EntryChange *ret_change)
+int mapping_begin(Fiber *self, Qcow2View *view, const ClusterSpan *span, MappingChange *ret_change)
 {
     Qcow2Image *image = view->image;
-    GuestOff off = guest_off(first << image->geometry.cluster_bits);
     int r = writeback_throttle(self, &image->writeback);
     if (r < 0)
         return r;
-    cluster_lock(self, &image->locks, &ret_change->lock, first, last);
-    r = prepare_table(self, view, off);
+    ret_change->view = view;
+    ret_change->span = *span;
+    cluster_lock(self, &image->locks, &ret_change->lock, span->first, span->first + span->n - 1);
+    r = prepare_table(self, view, span->off);
     if (r == 0)
-        r = get_slice(self, view, off, &ret_change->slice, &ret_change->index);
-    if (r == 0) {
-        r = metadata_set_reserve_slice(self, &image->metadata, ret_change->slice);
-        if (r < 0)
-            table_slice_release(ret_change->slice);
-    }
+        r = get_slice(self, view, span, &ret_change->slice);
     if (r < 0)
         cluster_unlock(&image->locks, &ret_change->lock);
     return r;
 }
 
-void view_end_change(Qcow2View *view, EntryChange *change)
+void mapping_end(MappingChange *change)
 {
     table_slice_release(change->slice);
-    cluster_unlock(&view->image->locks, &change->lock);
+    cluster_unlock(&change->view->image->locks, &change->lock);
 }
 
-// Where its L1 entry and, when there is a table, its L2 slice lie.
-static bool is_unwritten(const Qcow2View *view, GuestOff off)
+int mapping_check(const MappingChange *change, uint32_t i)
 {
-    const Qcow2Geometry *g = &view->image->geometry;
-    uint64_t i1 = qcow2_l1_index(g, off);
-    Qcow2L1Entry l1 = qcow2_l1_entry_decode(view->l1.entries[i1]);
-    uint32_t i2 = qcow2_l2_index(g, off);
-    i2 -= i2 & (g->slice_entries - 1);
-    HostOff slice = host_off(l1.l2.v + (uint64_t)i2 * g->l2_entry_bytes);
-    return writeback_has_failed(&view->image->writeback, entry_table_place(&view->l1, i1)) ||
-           (l1.l2.v && writeback_has_failed(&view->image->writeback, slice));
-}
-
-int view_make_durable(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len)
-{
-    const Qcow2Geometry *g = &view->image->geometry;
-    uint64_t span = (uint64_t)g->slice_entries << g->cluster_bits, end = off.v + len;
-    int r = writeback_run(self, &view->image->writeback);
-    if (r == 0)
+    Qcow2Image *image = change->view->image;
+    Qcow2L2Entry old = mapping_get(change, i);
+    ClusterRange range;
+    GuestOff off = cluster_span_cluster(&image->geometry, &change->span, i);
+    if (!cluster_range_of_entry(&image->geometry, &old, &range) ||
+        image_range_is_sane(image, range))
         return 0;
-    for (uint64_t at = off.v & ~(span - 1); at < end; at += span)
-        if (is_unwritten(view, guest_off(at)))
+    return image_mark_corrupt(image,
+                              "guest offset %#" G_GINT64_MODIFIER
+                              "x maps to host offset %#" G_GINT64_MODIFIER
+                              "x, which is no data cluster",
+                              off.v, old.host.v);
+}
+
+void mapping_set(MappingChange *change, uint32_t i, const Qcow2L2Entry *entry)
+{
+    Qcow2Image *image = change->view->image;
+    const Qcow2Geometry *g = &image->geometry;
+    Qcow2L2Entry old = mapping_get(change, i);
+    ClusterRange range, kept;
+    qcow2_l2_entry_encode(g, change->slice->data, change->span.index + i, entry);
+    table_slice_set_dirty(change->slice, &image->writeback.parts.dirty);
+    bool is_kept = cluster_range_of_entry(g, entry, &kept) && entry->host.v == old.host.v;
+    if (!is_kept && cluster_range_of_entry(g, &old, &range))
+        freed_add(&image->freed, range, change->slice->host);
+}
+
+// What its L1 entry says, and when there is a table the slice.
+static bool is_unwritten(const Qcow2View *view, const ClusterSpan *span)
+{
+    const Qcow2Geometry *g = &view->image->geometry;
+    const Writeback *w = &view->image->writeback;
+    uint64_t i1 = qcow2_l1_index(g, span->off);
+    Qcow2L1Entry l1 = qcow2_l1_entry_decode(view->l1.entries[i1]);
+    return writeback_has_failed(w, entry_table_place(&view->l1, i1)) ||
+           (l1.l2.v && writeback_has_failed(w, cluster_span_slice(g, span, l1.l2)));
+}
+
+int mapping_make_durable(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len)
+{
+    const Qcow2Geometry *g = &view->image->geometry;
+    int r = writeback_run(self, &view->image->writeback);
+    while (r < 0 && len) {
+        ClusterSpan span = cluster_span_make(g, off, len);
+        if (is_unwritten(view, &span))
             return r;
+        off.v += span.len;
+        len -= span.len;
+    }
     return 0;
 }
