@@ -509,6 +509,32 @@ static void refcounts_of_zero_do_not_make_used_clusters_free(void **state)
     sim_free(sim);
 }
 
+static void write_a_cluster(Fiber *self, Session *s)
+{
+    uint8_t data[512] = {1};
+    s->io = node_write(self, s->node, guest_off(s->off), data, sizeof(data), 0);
+}
+
+// A new refcount block would offer the header, and all that is in use, as free.
+static void an_empty_refcount_table_fails_the_write(void **state)
+{
+    Fixture *f = *state;
+    const Image *image = &f->images[KIND_PLAIN];
+    g_autofree uint8_t *data = g_memdup2(image->data, image->len);
+    memset(data + image->h.refcount_table.v, 0, image->g.cluster_bytes);
+    Sim *sim = make_sim(data, image->len, 1);
+    Session s = {.fn = write_a_cluster, .off = image->h.size_bytes - 512};
+    assert_true(sim_run(sim, session_fiber, &s));
+    assert_int_equal(s.result, 0);
+    assert_int_equal(s.io, -EIO);
+    void *after;
+    uint64_t len;
+    assert_int_equal(sim_read_file(sim, PATH, &after, &len), 0);
+    assert_true(host_get64(after, QCOW2_HEADER_OFF_INCOMPATIBLE) & QCOW2_INCOMPAT_CORRUPT);
+    g_free(after);
+    sim_free(sim);
+}
+
 static void discard_range(Fiber *self, Session *s)
 {
     s->io = node_discard(self, s->node, guest_off(s->off), s->len, 0);
@@ -816,6 +842,7 @@ int main(void)
         cmocka_unit_test(bad_l1_entries_give_eio),
         cmocka_unit_test(bad_compressed_clusters_give_eio),
         cmocka_unit_test(a_write_never_lands_in_metadata),
+        cmocka_unit_test(an_empty_refcount_table_fails_the_write),
         cmocka_unit_test(refcounts_of_zero_do_not_make_used_clusters_free),
         cmocka_unit_test(refcount_0_under_a_used_data_cluster_marks_the_image_corrupt),
         cmocka_unit_test(shared_clusters_with_refcount_1_mark_the_image_corrupt),
