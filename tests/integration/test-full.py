@@ -88,4 +88,52 @@ def test_everything_acknowledged_survives_a_full_file_system(tmp):
             assert h.pread(64 * KIB, 8 * MIB) == b"\xcc" * 64 * KIB
 
 
+def test_what_fails_on_a_full_file_system_takes_nothing(tmp):
+    """Many requests in flight on a full file system keep what was acknowledged, and a TRIM empties it."""
+    with small_file_system(tmp, 24 * MIB) as full:
+        disk = small_image(full, "64M", "cluster_size=4k,refcount_bits=1")
+        size, n_refused, written = 256 * KIB, 0, {}
+        with Daemon(disk) as d:
+            h = connect(d.uri())
+            h.pwrite(b"x", 0, nbd.CMD_FLAG_FUA)
+            before = used_bytes(full)
+            for _ in range(3):
+                flying = {}
+                for i in random.Random(1).sample(range(256), 256):
+                    buf = nbd.Buffer.from_bytearray(bytearray([1 + i % 255]) * size)
+                    flying[h.aio_pwrite(buf, i * size)] = i, buf
+                    while len(flying) >= 32:
+                        n_refused += reap(h, flying, written)
+                while flying:
+                    n_refused += reap(h, flying, written)
+                h.flush()
+            assert n_refused > 256 and len(written) > 40, (n_refused, len(written))
+            for i in written:
+                assert h.pread(size, i * size) == bytes([1 + i % 255]) * size, i
+            assert os.stat(disk).st_size < 48 * MIB, "failed writes made the file longer"
+            for off in range(0, 64 * MIB, 8 * MIB):
+                h.trim(8 * MIB, off)
+            h.flush()
+            h.flush()
+            h.shutdown()
+        kept = used_bytes(full) - before  # it has stopped: whatever was freed has been given back
+        assert kept <= 24 * MIB // 50, f"{kept} bytes stay in use"
+        check_image(disk)
+
+
+def reap(h, flying, written):
+    """Waits for at least one request; how many were refused for lack of space."""
+    h.poll(-1)
+    n_refused = 0
+    for cookie in list(flying):
+        try:
+            if h.aio_command_completed(cookie):
+                written[flying.pop(cookie)[0]] = True
+        except nbd.Error as e:
+            assert e.errnum == errno.ENOSPC, e
+            flying.pop(cookie)
+            n_refused += 1
+    return n_refused
+
+
 main(globals())
