@@ -14,7 +14,8 @@
 //   2. l2_mutex: creating or copying an L2 table
 //   3. grow_mutex: new refcount blocks and tables
 //   4. header_mutex
-//   5. the write-back in progress (writeback.h)
+//   5. the metadata set's space_mutex: taken with any of these held, takes none
+//   6. the write-back in progress (writeback.h)
 // Nothing is held while waiting for a limit, and a write-back takes none of 1 to 3.
 #pragma once
 
