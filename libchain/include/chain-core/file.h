@@ -105,11 +105,6 @@ int file_zero(Fiber *self, File *file, HostOff off, uint64_t len, FileZeroFlags 
 // end. -ENOTSUP: the host has no such call, only writing takes space. Nothing can be promised for
 // copy-on-write file systems (btrfs, ZFS; extents shared by a reflink) and thin volumes.
 int file_reserve(Fiber *self, File *file, HostOff off, uint64_t len);
-// Takes the host's space for the range, so that later writes into it need none: -ENOSPC comes from
-// here or never. What the range shows stays as it is; the file grows when the range ends past its
-// end. -ENOTSUP: the host has no such call, only writing takes space. Nothing can be promised for
-// copy-on-write file systems (btrfs, ZFS; extents shared by a reflink) and thin volumes.
-int file_reserve(Fiber *self, File *file, HostOff off, uint64_t len);
 // Gives space back as a hint; contents afterwards are zeros or as before. 0 where unsupported.
 int file_discard(Fiber *self, File *file, HostOff off, uint64_t len);
 int file_truncate(Fiber *self, File *file, uint64_t size);
