@@ -16,7 +16,8 @@ static inline bool cluster_range_overlaps(ClusterRange a, ClusterRange b)
     return a.first < b.first + b.n && b.first < a.first + a.n;
 }
 
-// The host clusters that an L2 entry names. False: none.
+// The clusters of the image's file that an L2 entry names. False: none; data in a file of its own
+// has no refcounts.
 static inline bool cluster_range_of_entry(const Qcow2Geometry *g, const Qcow2L2Entry *e,
                                           ClusterRange *ret_range)
 {
@@ -25,5 +26,5 @@ static inline bool cluster_range_of_entry(const Qcow2Geometry *g, const Qcow2L2E
     uint64_t last = is_compressed ? e->host.v + e->compressed_bytes - 1 : e->host.v;
     ret_range->first = e->host.v >> g->cluster_bits;
     ret_range->n = (last >> g->cluster_bits) - ret_range->first + 1;
-    return has_host || is_compressed;
+    return (has_host || is_compressed) && !g->external_data;
 }

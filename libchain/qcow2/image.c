@@ -327,6 +327,9 @@ int image_claim(Fiber *self, Qcow2Image *image)
     fiber_mutex_lock(self, &image->claim_mutex);
     uint64_t keep = 0;
     int r = image->is_claimed ? 0 : claim_bitmaps(self, image, &keep);
+    // The data file stays raw: data lies where the guest has it, and zeros are written to it.
+    if (image->geometry.external_data)
+        keep |= QCOW2_AUTOCLEAR_RAW_DATA;
     if (r == 0 && !image->is_claimed && image->header.autoclear & ~keep)
         r = write_features(self, image, image->header.incompatible, image->header.autoclear & keep);
     if (r == 0 && !image->is_claimed)
@@ -360,10 +363,6 @@ int image_load(Fiber *self, Qcow2Image *image, GError **error)
 {
     if (image->is_loaded)
         return 0;
-    if (image->writable && (image->header.incompatible & QCOW2_INCOMPAT_DATA_FILE))
-        return fail(error, -ENOTSUP, image,
-                    "writing to images with an external data file is not supported; open it with "
-                    "--read-only");
     int r = 0;
     if (image->writable && (image->header.incompatible & QCOW2_INCOMPAT_DIRTY))
         r = repair_dirty(self, image, error);
@@ -568,6 +567,7 @@ const char *qcow2_image_data_file_name(const Qcow2Image *image)
 void qcow2_image_set_data_file(Qcow2Image *image, File *file)
 {
     image->data_file = file;
+    image->writeback.parts.data_file = file;
 }
 
 File *qcow2_image_file(Qcow2Image *image)

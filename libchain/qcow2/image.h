@@ -147,6 +147,18 @@ static inline void pin_guard_release(PinGuard *guard)
 }
 G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(PinGuard, pin_guard_release)
 
+// Where data clusters lie.
+static inline File *image_data_file(const Qcow2Image *image)
+{
+    return image->data_file ? image->data_file : image->file;
+}
+
+// Must the data file by itself be what the guest sees? (data_file_raw)
+static inline bool image_has_raw_data(const Qcow2Image *image)
+{
+    return image->data_file && (image->header.autoclear & QCOW2_AUTOCLEAR_RAW_DATA);
+}
+
 static inline uint64_t image_cluster_of(const Qcow2Image *image, HostOff off)
 {
     return off.v >> image->geometry.cluster_bits;

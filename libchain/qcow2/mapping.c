@@ -106,11 +106,14 @@ static Qcow2ClusterKind subcluster_kind(const Qcow2L2Entry *e, uint32_t s)
     return QCOW2_CLUSTER_UNALLOCATED;
 }
 
-static bool data_is_sane(Qcow2Image *image, HostOff cluster)
+static bool data_is_sane(Qcow2Image *image, GuestOff off, HostOff cluster)
 {
-    return image->geometry.external_data
-               ? image->data_file && !(cluster.v & (image->geometry.cluster_bytes - 1))
-               : image_host_is_sane(image, cluster);
+    const Qcow2Geometry *g = &image->geometry;
+    if (!g->external_data)
+        return image_host_is_sane(image, cluster);
+    if (image_has_raw_data(image))
+        return cluster.v == off.v - qcow2_in_cluster(g, off);
+    return image->data_file && !(cluster.v & (g->cluster_bytes - 1));
 }
 
 // The general decoder: any entry kind, extended L2, external data file.
@@ -127,19 +130,21 @@ static int decode_run_slow(Qcow2View *view, const MappingPlace *place, GuestOff 
         if (e.kind == QCOW2_CLUSTER_BAD)
             return done ? 0 : bad_entry(view, off);
         bool has_host = e.kind == QCOW2_CLUSTER_DATA || e.kind == QCOW2_CLUSTER_ZERO_ALLOCATED;
-        bool is_sane = !has_host || data_is_sane(image, e.host);
+        bool is_sane = !has_host || data_is_sane(image, guest_off(off.v + done), e.host);
         if (!is_sane && !done && image->is_shared && !g->external_data)
             return -ESTALE;
         if (!is_sane)
-            return done ? 0
-                        : image_mark_corrupt(image,
-                                             "guest offset %#" G_GINT64_MODIFIER
-                                             "x maps to host offset %#" G_GINT64_MODIFIER "x, %s",
-                                             off.v + done, e.host.v,
-                                             metadata_set_contains(&image->metadata,
-                                                                   image_cluster_of(image, e.host))
-                                                 ? "which holds metadata"
-                                                 : "outside the file");
+            return done
+                       ? 0
+                       : image_mark_corrupt(image,
+                                            "guest offset %#" G_GINT64_MODIFIER
+                                            "x maps to host offset %#" G_GINT64_MODIFIER "x, %s",
+                                            off.v + done, e.host.v,
+                                            g->external_data ? "where its data cannot be"
+                                            : metadata_set_contains(&image->metadata,
+                                                                    image_cluster_of(image, e.host))
+                                                ? "which holds metadata"
+                                                : "outside the file");
         uint32_t in_cluster = i ? 0 : qcow2_in_cluster(g, off);
         if (e.kind == QCOW2_CLUSTER_COMPRESSED) {
             if (done)
@@ -241,7 +246,7 @@ static int find_shared_run(Fiber *self, Qcow2View *view, GuestOff off, uint64_t 
                            MappingRun *ret_run)
 {
     Qcow2Image *image = view->image;
-    File *data = image->data_file ? image->data_file : image->file;
+    File *data = image_data_file(image);
     int r = find_and_decode(self, view, off, len, ret_run);
     if (r == -ESTALE) {
         r = image_remeasure(self, image, image->file);

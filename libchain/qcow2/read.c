@@ -23,7 +23,7 @@ int view_read_start(Fiber *self, Node *node, GuestOff off, void *buf, size_t len
 {
     Qcow2View *view = view_of(node);
     Qcow2Image *image = view->image;
-    File *data = image->data_file ? image->data_file : image->file;
+    File *data = image_data_file(image);
     image_pin(self, image, batch);
     while (len) {
         MappingRun run;

@@ -11,8 +11,7 @@
 
 static File *view_file(Node *node)
 {
-    const Qcow2Image *image = view_of(node)->image;
-    return image->data_file ? image->data_file : image->file;
+    return image_data_file(view_of(node)->image);
 }
 
 static File *view_metadata_file(Node *node)

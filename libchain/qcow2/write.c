@@ -8,7 +8,10 @@
 //
 // Write order (docs/ordering.md §1): an L2 entry is set only after the host write has completed, so
 // every write-back that carries the entry syncs the data first. If a step fails the clusters taken
-// are given back and the guest sees the old content. In fibers on the image's loop.
+// are given back and the guest sees the old content.
+//
+// With an external data file no host clusters are taken: data lies in that file where the guest has
+// it, as QEMU places it, and nothing counts it. In fibers on the image's loop.
 
 #include <assert.h>
 #include <errno.h>
@@ -158,7 +161,8 @@ static int host_write_send(Fiber *self, const HostWrite *w, const struct iovec *
     IoBatch batch;
     uint64_t in_cluster = host_write_start(w) & (w->view->image->geometry.cluster_bytes - 1);
     io_batch_init(&batch, self);
-    file_write_start(w->view->image->file, host_off(w->host.v + in_cluster), iov, n, &batch);
+    file_write_start(image_data_file(w->view->image), host_off(w->host.v + in_cluster), iov, n,
+                     &batch);
     return io_batch_wait(self, &batch);
 }
 
@@ -309,7 +313,9 @@ static int allocate_and_write(Fiber *self, const GuestWrite *w, MappingChange *c
         r = mapping_check(change, i);
     if (r < 0 || !plan.span.n)
         return r;
-    if (plan.needs_clusters)
+    if (plan.needs_clusters && image->geometry.external_data)
+        plan.host = host_off(plan.span.first << image->geometry.cluster_bits);
+    else if (plan.needs_clusters)
         r = take_clusters(self, change, &plan, &taken);
     if (r < 0)
         return r;
@@ -368,7 +374,7 @@ int view_write(Fiber *self, Node *node, GuestOff off, const void *buf, size_t le
             break;
         if (G_LIKELY(run.kind == QCOW2_CLUSTER_DATA && run.copied)) {
             struct iovec iov = {(void *)buf, run.len};
-            file_write_start(image->file, run.host, &iov, 1, &batch);
+            file_write_start(image_data_file(image), run.host, &iov, 1, &batch);
             n = run.len;
         } else {
             uint64_t n_released = image->freed.n_released;

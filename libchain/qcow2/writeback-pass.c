@@ -387,8 +387,11 @@ static void hold_back(WritebackPass *p)
 int writeback_pass_write(Fiber *self, WritebackPass *p)
 {
     // §2: data and copied edges were complete when their L2 entries were made, so this sync covers
-    // them.
-    int r = write_pieces(self, p, p->early);
+    // them; in a file of its own they have a sync of their own, before anything is written (§1).
+    int r = p->parts->data_file ? file_flush(self, p->parts->data_file) : 0;
+    if (r < 0)
+        return r;
+    r = write_pieces(self, p, p->early);
     if (r == 0 && p->error)
         judge_blocks(p);
     // §3: a table entry only after the block it names.

@@ -15,6 +15,7 @@ typedef struct WritebackPass WritebackPass;
 // What of an image is written back.
 typedef struct WritebackParts {
     File *file;
+    File *data_file; // of its data, if that is another one; else NULL
     const Qcow2Geometry *geometry;
     MetadataSet *metadata;
     EntryTable *refcount_table;

@@ -5,7 +5,9 @@
 // does nothing.
 //
 // Write order (docs/ordering.md §4): the entry changes in memory and reaches the disk with the next
-// write-back; the clusters it named are freed only after that. In fibers on the image's loop.
+// write-back; the clusters it named are freed only after that. A data file of its own is punched at
+// once: its bytes are where the guest has them, and zeros there are right with the old entry, too.
+// One that must stay raw is zeroed, whatever the entries say. In fibers on the image's loop.
 
 #include <errno.h>
 #include <string.h>
@@ -82,8 +84,37 @@ static bool plan_whole(const Qcow2View *view, GuestOff off, const Qcow2L2Entry *
     return true;
 }
 
+// With the clusters locked: zeros in a data file that must stay raw.
+static int zero_raw_data(Fiber *self, Qcow2Image *image, GuestOff off, uint64_t len, bool unmap)
+{
+    if (!image_has_raw_data(image))
+        return 0;
+    return file_zero(self, image->data_file, host_off(off.v), len, unmap ? FILE_ZERO_UNMAP : 0);
+}
+
+// The same, for clusters without an entry.
+static int zero_raw_hole(Fiber *self, Qcow2Image *image, GuestOff off, uint64_t len, bool unmap)
+{
+    const Qcow2Geometry *g = &image->geometry;
+    if (!image_has_raw_data(image))
+        return 0;
+    ClusterLock lock;
+    cluster_lock(self, &image->locks, &lock, off.v >> g->cluster_bits,
+                 (off.v + len - 1) >> g->cluster_bits);
+    int r = zero_raw_data(self, image, off, len, unmap);
+    cluster_unlock(&image->locks, &lock);
+    return r;
+}
+
+// With the clusters locked: gives back what entry `old` named in a data file.
+static void punch_data(Fiber *self, Qcow2Image *image, const Qcow2L2Entry *old)
+{
+    if (image->data_file && !image_has_raw_data(image))
+        file_discard(self, image->data_file, old->host, image->geometry.cluster_bytes);
+}
+
 // The entry of cluster `i` of the change becomes zeros.
-static int zero_entry(MappingChange *change, uint32_t i, bool unmap)
+static int zero_entry(Fiber *self, MappingChange *change, uint32_t i, bool unmap)
 {
     Qcow2Image *image = change->view->image;
     GuestOff at = cluster_span_cluster(&image->geometry, &change->span, i);
@@ -97,6 +128,8 @@ static int zero_entry(MappingChange *change, uint32_t i, bool unmap)
     int r = frees ? mapping_check(change, i) : 0;
     if (r == 0)
         mapping_set(change, i, &e);
+    if (r == 0 && frees)
+        punch_data(self, image, &old);
     return r;
 }
 
@@ -112,7 +145,7 @@ static int zero_in_slice(Fiber *self, Qcow2View *view, GuestOff off, uint64_t le
         return r;
     if (!place.slice && !shows_below(view, off)) {
         *ret_len = MIN(len, (uint64_t)place.n_left << g->cluster_bits);
-        return 0;
+        return zero_raw_hole(self, view->image, off, *ret_len, unmap);
     }
     ClusterSpan span = cluster_span_make(g, off, len);
     MappingChange change;
@@ -120,8 +153,9 @@ static int zero_in_slice(Fiber *self, Qcow2View *view, GuestOff off, uint64_t le
     r = mapping_begin(self, view, &span, &change);
     if (r < 0)
         return r;
+    r = zero_raw_data(self, view->image, off, span.len, unmap);
     for (uint32_t i = 0; i < span.n && r == 0; i++)
-        r = zero_entry(&change, i, unmap);
+        r = zero_entry(self, &change, i, unmap);
     mapping_end(&change);
     return r;
 }
@@ -139,12 +173,13 @@ static int mark_subclusters(Fiber *self, Qcow2View *view, GuestOff off, uint64_t
     int r = mapping_begin(self, view, &span, &change);
     if (r < 0)
         return r;
+    r = zero_raw_data(self, image, off, len, true);
     Qcow2L2Entry e = mapping_get(&change, 0);
     *ret_is_compressed = e.kind == QCOW2_CLUSTER_COMPRESSED;
     if (e.kind == QCOW2_CLUSTER_BAD) {
         r = image_mark_corrupt(
             image, "L2 entry for guest offset %#" G_GINT64_MODIFIER "x is damaged", off.v);
-    } else if (!*ret_is_compressed) {
+    } else if (r == 0 && !*ret_is_compressed) {
         uint32_t first = qcow2_in_cluster(g, off) >> g->subcluster_bits;
         uint32_t n = len >> g->subcluster_bits;
         uint32_t mask = (uint32_t)(((UINT64_C(1) << n) - 1) << first);
@@ -284,7 +319,9 @@ int view_zero(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags f
     int r = image_begin_change(self, view->image);
     if (r < 0)
         return r;
-    if (view->image->header.version >= 3)
+    if (image_has_raw_data(view->image) && (flags & NODE_IO_FAST_ZERO))
+        r = -ENOTSUP; // the file system may have to write them out
+    else if (view->image->header.version >= 3)
         r = zero_parts(self, view, off, len, flags);
     else
         r = flags & NODE_IO_FAST_ZERO ? -ENOTSUP : write_zeros(self, view, off, len);

@@ -1,0 +1,105 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Images whose data lies in a file of its own are written as QEMU writes them: random requests
+against a shadow, with qemu-img as the oracle and QEMU as another writer in between."""
+import random
+
+import nbd
+
+from harness import KIB, MIB, Daemon, connect, main, run
+
+
+class Disk:
+    """An image with a data file, and what it should show. QEMU looks for the data file in the
+    current directory, so its programs run there."""
+
+    def __init__(self, tmp, seed):
+        self.tmp, self.rng = tmp, random.Random(seed)
+        self.is_raw, extended = seed % 2 == 1, seed // 2 % 2 == 1
+        self.cluster = self.rng.choice([16 * KIB, 64 * KIB] if extended else [512, 4 * KIB, 64 * KIB])
+        self.size = self.rng.choice([MIB, 3 * MIB, MIB + 512])
+        options = (f"data_file=data.raw,data_file_raw={'on' if self.is_raw else 'off'},"
+                   f"cluster_size={self.cluster},extended_l2={'on' if extended else 'off'}")
+        self.path, self.shadow = tmp / "a.qcow2", bytearray(self.size)
+        run("qemu-img", "create", "-q", "-f", "qcow2", "-o", options, self.path, self.size, cwd=tmp)
+
+    def random_request(self, h):
+        rng, kind = self.rng, self.rng.random()
+        start = rng.randrange(self.size)
+        if kind >= 0.7 or rng.random() < 0.6:
+            start -= start % self.cluster
+        n = min(rng.choice((1, 512, 4096, self.cluster, 3 * self.cluster, 100000)), self.size - start)
+        if kind < 0.5:
+            data = rng.randbytes(n)
+            h.pwrite(data, start)
+            self.shadow[start:start + n] = data
+        elif kind < 0.7:
+            h.zero(n, start, nbd.CMD_FLAG_NO_HOLE if rng.random() < 0.4 else 0)
+            self.shadow[start:start + n] = bytes(n)
+        elif kind < 0.85:
+            n = min(self.size - start, self.cluster * rng.randrange(1, 4))
+            h.trim(n, start)
+            self.shadow[start:start + n] = bytes(n)
+        else:
+            assert h.pread(n, start) == self.shadow[start:start + n], (start, n)
+
+    def random_requests(self, h, n):
+        for _ in range(n):
+            self.random_request(h)
+        assert h.pread(self.size, 0) == self.shadow
+
+    def check(self):
+        run("qemu-img", "check", self.path, cwd=self.tmp)
+        (self.tmp / "want.raw").write_bytes(self.shadow)
+        run("qemu-img", "compare", "-f", "qcow2", "-F", "raw", self.path, "want.raw", cwd=self.tmp)
+        info = run("qemu-img", "info", self.path, cwd=self.tmp).stdout
+        assert ("data file raw: true" in info) == self.is_raw, info
+        if self.is_raw:
+            data = (self.tmp / "data.raw").read_bytes()
+            assert data[:self.size].ljust(self.size, b"\0") == self.shadow
+            assert not any(data[self.size:])
+
+    def written_by_qemu(self):
+        run("qemu-io", "-f", "qcow2", "-c", "write -P 7 8k 100k", self.path, cwd=self.tmp)
+        self.shadow[8 * KIB:108 * KIB] = b"\7" * (100 * KIB)
+
+
+def test_random_requests(tmp):
+    """What clients wrote is what QEMU reads, raw data files are raw, and QEMU writes in between."""
+    for seed in range(16):
+        (tmp / str(seed)).mkdir()
+        disk = Disk(tmp / str(seed), seed)
+        for _ in range(2):
+            with Daemon(disk.path) as d:
+                h = connect(d.uri())
+                h.set_strict_mode(0)
+                disk.random_requests(h, 250)
+                h.shutdown()
+            disk.check()
+            disk.written_by_qemu()
+
+
+def test_killed(tmp):
+    """What a flush confirmed is there after a kill, in the data file and in the image."""
+    for seed in range(4):
+        (tmp / str(seed)).mkdir()
+        disk = Disk(tmp / str(seed), seed)
+        d = Daemon(disk.path)
+        h = connect(d.uri())
+        h.set_strict_mode(0)
+        disk.random_requests(h, 150)
+        h.flush()
+        d.kill()
+        disk.check()
+
+
+def test_locked(tmp):
+    """The data file of an image that is served is locked against other writers."""
+    disk = Disk(tmp, 1)
+    with Daemon(disk.path) as d:
+        connect(d.uri()).pwrite(b"x" * 512, 0)
+        done = run("qemu-io", "-f", "raw", "-c", "write 0 512", tmp / "data.raw", check=False)
+        assert "lock" in done.stderr + done.stdout, done
+
+
+main(globals())
