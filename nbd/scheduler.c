@@ -205,7 +205,8 @@ static bool is_small_write(const NbdsRequestHead *head)
 void nbds_flow_begin(NbdsFlow *flow, const NbdsRequestHead *head, unsigned n_in_flight)
 {
     uint64_t bytes = cost(head);
-    bool is_single = n_in_flight == 1 && bytes <= MIN_QUANTUM_BYTES;
+    // Not the second one of a receive either: the answer to the first may have been sent already.
+    bool is_single = n_in_flight == 1 && !flow->n_requests && bytes <= MIN_QUANTUM_BYTES;
     flow->n_single = is_single ? flow->n_single + 1 : 0;
     flow->n_requests++;
     flow->request_bytes += bytes;

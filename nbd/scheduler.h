@@ -37,7 +37,7 @@ struct NbdsFlow {
     int64_t deficit_bytes; // what it may yet take in this turn; negative: debt
     uint64_t turn_ns;      // loop_now_ns() of its last turn
     unsigned period;       // in which it last took something
-    unsigned n_single;     // requests in a row with no other in flight
+    unsigned n_single;     // requests in a row that came one at a time, with no other in flight
     FiberQueue turn;       // its fibers that wait for the next one
     // Since the last receive.
     uint32_t n_requests;

@@ -51,8 +51,10 @@ static void take_read(NbdsFlow *flow, uint64_t bytes, unsigned n_in_flight)
 
 static void become_interactive(NbdsFlow *flow)
 {
-    for (unsigned i = 0; i < SINGLE; i++)
+    for (unsigned i = 0; i < SINGLE; i++) {
+        nbds_flow_received(flow);
         take_read(flow, 0, 1);
+    }
     assert_true(nbds_flow_is_interactive(flow));
     flow->deficit_bytes = LEAST;
 }
@@ -291,13 +293,32 @@ static void depth_tells_the_class(Fiber *self, void *arg)
     assert_false(nbds_flow_is_interactive(flow));
     for (unsigned i = 0; i < SINGLE; i++) { // one now and then proves nothing
         assert_false(nbds_flow_is_interactive(flow));
+        nbds_flow_received(flow);
         take_read(flow, 4096, 1);
     }
     assert_true(nbds_flow_is_interactive(flow));
+    nbds_flow_received(flow);
     take_read(flow, 1 << 20, 1); // takes more than one turn: bulk at any depth
     assert_false(nbds_flow_is_interactive(flow));
     become_interactive(flow);
     nbds_flow_refuse(flow);
+    assert_false(nbds_flow_is_interactive(flow));
+    scene_end(&s);
+}
+
+// With its answers sent at once, a deep queue that is received in one piece looked like single
+// requests.
+static void many_requests_of_one_receive_are_bulk_however_soon_they_are_answered(Fiber *self,
+                                                                                 void *arg)
+{
+    Scene s;
+    scene_begin(self, &s, 1);
+    NbdsFlow *flow = &s.flows[0];
+    become_interactive(flow);
+    nbds_flow_received(flow);
+    take_read(flow, 4096, 1);
+    assert_true(nbds_flow_is_interactive(flow));
+    take_read(flow, 4096, 1);
     assert_false(nbds_flow_is_interactive(flow));
     scene_end(&s);
 }
@@ -341,6 +362,7 @@ static void run(FiberFn *fn)
     X(interactive_ones_go_first)                                                                   \
     X(an_answer_to_an_interactive_one_is_sent_at_once_beside_others)                               \
     X(depth_tells_the_class)                                                                       \
+    X(many_requests_of_one_receive_are_bulk_however_soon_they_are_answered)                        \
     X(receives_coalesce_only_for_small_requests_that_are_done)
 
 #define DEFINE(name)                                                                               \
