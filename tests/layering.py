@@ -35,7 +35,7 @@ CORE = {
     "fiber.h": "loop", "fiber-sync.h": "loop", "loop.h": "loop", "io-batch.h": "loop",
     "remote-call.h": "loop",
     "file.h": "io", "stream.h": "io", "sim.h": "sim",
-    "node.h": "node", "port.h": "node", "driver.h": "node",
+    "node.h": "node", "port.h": "node", "driver.h": "node", "whole-sectors.h": "node",
     "raw.h": "raw",
     "qcow2.h": "qcow2", "qcow2-check.h": "qcow2", "qcow2-create.h": "qcow2",
     "chain.h": "chain", "layer.h": "chain",
