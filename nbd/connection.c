@@ -9,9 +9,9 @@
 //     DRAINING      nothing in flight, sender ended                         CLOSED
 //
 // Parking: the receiver ends at a request boundary, what is in flight is answered, the sender ends.
-// The connection then owns nothing of its loop, only the descriptor and the bytes that were received
-// and not parsed, and is posted to another. A handshake, which leaves no such bytes, ends the same
-// way. On the connection's loop.
+// The connection then owns nothing of its loop, only the descriptor and the bytes that were
+// received and not parsed, and is posted to another. A handshake, which leaves no such bytes, ends
+// the same way. On the connection's loop.
 #include "connection.h"
 
 #include <assert.h>

@@ -2,5 +2,6 @@
 // Names of files in commands that a message advises. Pure; any thread.
 #pragma once
 
-// `text` as one word of a POSIX shell: as it is where that is safe, else in quotes. Owned: g_free().
+// `text` as one word of a POSIX shell: as it is where that is safe, else in quotes. Owned:
+// g_free().
 char *shell_word(const char *text);

@@ -14,8 +14,9 @@ typedef struct Allocation {
 void allocator_init(Qcow2Image *image);
 void allocator_done(Qcow2Image *image);
 
-// Takes up to `n_wanted` contiguous clusters, at least one, and sets their refcount to 1, in memory.
-// -ENOSPC at the format's limit and where the host has no space for refcounts, -EIO, -ENOMEM.
+// Takes up to `n_wanted` contiguous clusters, at least one, and sets their refcount to 1, in
+// memory. -ENOSPC at the format's limit and where the host has no space for refcounts, -EIO,
+// -ENOMEM.
 int allocator_take(Fiber *self, Qcow2Image *image, uint64_t n_wanted, Allocation *ret_allocation);
 
 // Takes one reference from the clusters of `range`; what has none left is free. Only for ranges
