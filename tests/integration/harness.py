@@ -269,7 +269,7 @@ def main(module, limit=300):
     ap.add_argument("--chaind", default=chaind_path)
     ap.add_argument("words", nargs="*")
     args = ap.parse_args()
-    chaind_path = args.chaind
+    chaind_path = os.path.abspath(args.chaind)  # tests may start it elsewhere
     tests = [f for name, f in module.items() if name.startswith("test_") and
              (not args.words or any(w in (f.__doc__ or "") + name for w in args.words))]
     results = [run_one(i, test, limit) for i, test in enumerate(tests, 1)]
