@@ -137,9 +137,9 @@ static int log_end(const Disk *disk, int r)
 }
 
 // Says which disks are late before it waits for any of them without limit.
-static void wait_patiently(Exports *exports, int *results, gint64 patience_us)
+static void wait_for_all(Exports *exports, int *results, gint64 timeout_us)
 {
-    gint64 deadline_us = patience_us < 0 ? -1 : g_get_monotonic_time() + patience_us;
+    gint64 deadline_us = timeout_us < 0 ? -1 : g_get_monotonic_time() + timeout_us;
     for (unsigned i = 0; i < exports->n; i++) {
         Disk *disk = &exports->disks[i];
         results[i] = remote_call_wait(&disk->closing, deadline_us);
@@ -151,7 +151,7 @@ static void wait_patiently(Exports *exports, int *results, gint64 patience_us)
     }
 }
 
-int exports_close(Exports *exports, gint64 patience_us)
+int exports_close(Exports *exports, gint64 timeout_us)
 {
     if (!exports)
         return 0;
@@ -160,7 +160,7 @@ int exports_close(Exports *exports, gint64 patience_us)
         remote_call_start_reserve(&disk->closing, named_node_loop(disk->named), close_disk, disk);
     }
     g_autofree int *results = g_new0(int, exports->n + 1);
-    wait_patiently(exports, results, patience_us);
+    wait_for_all(exports, results, timeout_us);
 
     int result = 0;
     for (unsigned i = 0; i < exports->n; i++) {

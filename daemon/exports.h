@@ -16,10 +16,10 @@ typedef struct Exports Exports;
 Exports *exports_open(const Options *options, Nodes *nodes, NbdsServer *server, GError **error);
 
 // Takes all exports away, at the same time: each ends its requests, flushes its disk and closes it,
-// whatever the others do. A disk that is not done after `patience_us` is named in the log. 0; -EIO
+// whatever the others do. A disk that is not done after `timeout_us` is named in the log. 0; -EIO
 // when a flush failed, which was logged with the disk's name; -ENOMEM when a disk could not even be
 // asked to close: then its export is still there. Accepts NULL.
-int exports_close(Exports *exports, gint64 patience_us);
+int exports_close(Exports *exports, gint64 timeout_us);
 
 unsigned exports_count(const Exports *exports);
 const char *exports_name(const Exports *exports, unsigned i);

@@ -51,8 +51,8 @@ static void last_client_left(void *arg)
         stop_request(daemon->stop, "the last client left");
 }
 
-// An eighth of the machine's memory, by what an idle client takes (stacks and a receive buffer), but
-// no more than have stacks when vm.max_map_count is the kernel's default.
+// An eighth of the machine's memory, by what an idle client takes (stacks and a receive buffer),
+// but no more than have stacks when vm.max_map_count is the kernel's default.
 static unsigned choose_max_connections(const Options *options)
 {
     enum { CLIENT_BYTES = 64 << 10, MIN_CLIENTS = 256, MAX_CLIENTS = 6000 };

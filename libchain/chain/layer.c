@@ -219,7 +219,8 @@ static void warn_of_magic(const Layer *layer, const Driver *looks_like)
 }
 
 // Finds the format where it was not said, and checks the one that was. No content but a magic is
-// ever believed, and not on a device: a guest writes what it likes into a raw image (CVE-2008-2004).
+// ever believed, and not on a device: a guest writes what it likes into a raw image
+// (CVE-2008-2004).
 static int find_format(Fiber *self, Layer *layer, File *file, GError **error)
 {
     const char *path = layer_path(layer);

@@ -37,7 +37,8 @@ struct HostFile {
     HostFile *next_dirty;
 };
 
-// host-file-range.c: FileOps.write_tail, zero, discard, truncate, find_extent, get_size, get_allocated
+// host-file-range.c: FileOps.write_tail, zero, discard, truncate, find_extent, get_size,
+// get_allocated
 int host_file_write_tail(Fiber *self, File *file, uint64_t off, const void *buf, size_t len);
 int host_file_zero(Fiber *self, File *file, uint64_t off, uint64_t len, FileZeroFlags flags);
 int host_file_reserve(Fiber *self, File *file, uint64_t off, uint64_t len);

@@ -54,8 +54,8 @@ static void alarm_came(LoopOp *op, int result)
 
 // Arming a timer of the kernel is expensive, above all in a virtual machine. It is left armed when
 // the timer of the loop that it was for is stopped: where timers are started and stopped all the
-// time, it comes once for many of them, in vain. Relative times: absolute ones are those of the
-// host, which a time namespace has others than.
+// time, it comes once for many of them, with nothing to do. Relative times: absolute ones are those
+// of the host, which a time namespace has others than.
 static void set_alarm(HostLoop *host, uint64_t deadline_ns)
 {
     if (deadline_ns >= host->alarm_ns)

@@ -102,7 +102,7 @@ static void the_kernel_is_asked_now_and_then_and_not_for_a_loop_that_never_polls
 enum { N_ROUNDS = 20000 };
 
 // One message at a time to and fro, the next as soon as the last came: the loop keeps being idle
-// for a short time, looks out, and must see each message whether it looks, is about to sleep, or
+// for a short time, polls, and must see each message whether it polls, is about to sleep, or
 // sleeps.
 typedef struct Pinger {
     pthread_t thread;

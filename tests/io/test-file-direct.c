@@ -368,7 +368,8 @@ FIBER_TEST(memory_that_is_aligned_enough_is_not_bounced)
     end_all(self, &f, &batch);
 }
 
-// --- files whose last block is not whole ---------------------------------------------------------------------------
+// --- files whose last block is not whole
+// ---------------------------------------------------------------------------
 
 enum { ODD_BYTES = 3 * BLOCK + 100 };
 static const char odd_path[] = "/odd.raw";

@@ -27,7 +27,7 @@ typedef struct Nuisance {
     bool sends_partly; // stops in the middle of a request
     Fixture *f;
     atomic_bool is_over;
-    atomic_bool is_settled;
+    atomic_bool has_begun;
 } Nuisance;
 
 static bool can(int fd, short events)
@@ -61,7 +61,7 @@ static void *annoy(void *arg)
     while (!n->is_over) {
         short events = (batch_bytes ? POLLOUT : 0) | (n->reads_replies ? POLLIN : 0);
         if (!events || !can(c->fd, events)) {
-            n->is_settled = true;
+            n->has_begun = true;
             if (!events)
                 g_usleep(2000);
             continue;
@@ -73,7 +73,7 @@ static void *annoy(void *arg)
         }
         if (n->reads_replies) {
             recv(c->fd, data, 1 << 20, MSG_DONTWAIT);
-            n->is_settled = true;
+            n->has_begun = true;
         }
     }
     return NULL;
@@ -143,9 +143,9 @@ static void measure_beside(Nuisance *n, bool at_another_server, double seconds)
     }
     g_autoptr(Fixture) other = new_server();
     n->f = at_another_server ? other : f;
-    n->is_over = n->is_settled = false;
+    n->is_over = n->has_begun = false;
     GThread *thread = g_thread_new("nuisance", annoy, n);
-    while (!n->is_settled)
+    while (!n->has_begun)
         g_usleep(1000);
     measure(f, at_another_server ? "(the next one, elsewhere)" : n->name, seconds);
     n->is_over = true;

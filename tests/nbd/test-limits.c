@@ -394,7 +394,7 @@ static void who_stalls_is_cut_off_however_active_others_are(void **state)
         client_free(stalled[i]);
 }
 
-static void who_waits_only_for_itself_is_left_alone(void **state)
+static void who_waits_only_for_itself_is_not_cut_off(void **state)
 {
     enum { EACH = 256 << 10 };
     FixtureConfig config = {.limits.stall_timeout_ns = 20000000};
@@ -407,7 +407,7 @@ static void who_waits_only_for_itself_is_left_alone(void **state)
     take_replies(c, NBDS_CMD_READ, EACH, n, 0);
 }
 
-static void who_stalls_while_nobody_waits_is_left_alone(void **state)
+static void who_stalls_while_nobody_waits_is_not_cut_off(void **state)
 {
     FixtureConfig config = {.size_bytes = HUGE_WRITE, .limits.stall_timeout_ns = 20000000};
     g_autoptr(Fixture) f = fixture_new(&config);
@@ -499,8 +499,8 @@ int main(void)
         cmocka_unit_test(charges_follow_the_block_size_of_the_node_that_is_there_now),
         cmocka_unit_test(who_stalls_with_what_others_wait_for_is_cut_off),
         cmocka_unit_test(who_stalls_is_cut_off_however_active_others_are),
-        cmocka_unit_test(who_waits_only_for_itself_is_left_alone),
-        cmocka_unit_test(who_stalls_while_nobody_waits_is_left_alone),
+        cmocka_unit_test(who_waits_only_for_itself_is_not_cut_off),
+        cmocka_unit_test(who_stalls_while_nobody_waits_is_not_cut_off),
         cmocka_unit_test(a_client_that_became_quiet_keeps_no_large_buffer),
         cmocka_unit_test(what_hangs_on_one_export_leaves_fibers_for_the_others),
         cmocka_unit_test(without_fibers_requests_are_still_answered),

@@ -234,7 +234,7 @@ static void impossible_options_are_refused_without_a_file(void **state)
         "does not fit");
 }
 
-static void an_existing_file_is_left_alone(void **state)
+static void an_existing_file_stays_as_it_is(void **state)
 {
     char *dir = *state;
     host_shell(dir, "echo precious > new.qcow2");
@@ -257,7 +257,7 @@ int main(void)
         TEST(an_overlay_records_its_backing_file),
         TEST(the_longest_backing_name_fits),
         TEST(impossible_options_are_refused_without_a_file),
-        TEST(an_existing_file_is_left_alone),
+        TEST(an_existing_file_stays_as_it_is),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
