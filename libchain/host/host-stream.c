@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // Sockets. A receive is a ring operation: handed over with whatever else the turn submitted, it
-// completes at once when data is there, and otherwise when some comes. What certainly is there
-// already (the rest of a payload, what was coalesced) is received at once. A send is a ring
-// operation too (see docs/performance.md for what was measured). Cancelling asks the kernel to end
-// the operation and waits for its completion: until then the buffer is the kernel's. On the
-// stream's loop.
+// completes at once when data is there, and otherwise when some comes. What was coalesced is
+// received at once. A send is a ring operation too (see docs/performance.md for what was measured),
+// unless somebody waits for it (docs/scheduling.md). Cancelling asks the kernel to end the
+// operation and waits for its completion: until then the buffer is the kernel's. On the stream's
+// loop.
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/sockios.h>
 #include <poll.h>
+#include <sched.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -32,8 +33,7 @@ typedef struct SocketOp {
 typedef struct HostStream {
     Stream stream;
     int fd;
-    bool is_drained;                   // the last receive got less than it asked for
-    unsigned n_failures, n_backed_off; // poll_for_rest()
+    bool is_drained; // the last receive got less than it asked for
     Backlog backlog;
     LoopTimer timeout; // of let_peer_read()
     SocketOp recv, send, writable;
@@ -103,37 +103,6 @@ static int set_blocking(int fd, bool is_blocking)
 
 // --- streams -------------------------------------------------------------------------------------
 
-// The peer is about to send the rest. On the same machine that is a matter of microseconds: shorter
-// than arming the ring's poll, a turn of the loop and a wake-up. Where it was not, polling backs
-// off for some receives. Bytes, or -EAGAIN.
-static ssize_t poll_for_rest(HostStream *s, void *buf, size_t len)
-{
-    enum { POLL_NS = 15000, PAUSES = 16, FAILURES_BEARABLE = 4, BACK_OFF_RECEIVES = 256 };
-    Loop *loop = s->stream.loop;
-    if (!busy_poll_is_allowed(&s->recv.host->busy_poll))
-        return -EAGAIN;
-    if (s->n_backed_off) {
-        s->n_backed_off--;
-        return -EAGAIN;
-    }
-    for (uint64_t end = loop->backend->now(loop) + POLL_NS; loop->backend->now(loop) < end;) {
-        ssize_t n = recv(s->fd, buf, len, MSG_DONTWAIT);
-        if (n > 0) {
-            s->n_failures -= s->n_failures > 0;
-            return n;
-        }
-        if (n == 0 || errno != EAGAIN) // the ring will find out
-            return -EAGAIN;
-        for (unsigned i = 0; i < PAUSES; i++)
-            host_loop_relax();
-    }
-    if (++s->n_failures > FAILURES_BEARABLE) {
-        s->n_failures = 0;
-        s->n_backed_off = BACK_OFF_RECEIVES;
-    }
-    return -EAGAIN;
-}
-
 static bool is_unix(int fd)
 {
     int domain = 0;
@@ -179,31 +148,23 @@ static bool let_peer_read(Fiber *self, HostStream *s)
     return true;
 }
 
-// What is there without waiting for it in the ring: bytes, 0 at the end, -EAGAIN or -ECANCELED.
-static ssize_t recv_here(Fiber *self, HostStream *s, void *buf, size_t len)
+// What has come while the peer was left to read: bytes, 0 at the end, -EAGAIN or -ECANCELED.
+static ssize_t recv_coalesced(Fiber *self, HostStream *s, void *buf, size_t len)
 {
-    switch (s->stream.recv_mode) {
-    case RECV_REST:
-        return poll_for_rest(s, buf, len);
-    case RECV_COALESCED:
-        if (!let_peer_read(self, s))
-            return -EAGAIN;
-        if (fiber_is_cancelled(self) || s->stream.is_shut_down)
-            return -ECANCELED;
-        ssize_t n = recv(s->fd, buf, len, MSG_DONTWAIT);
-        s->is_drained = n < (ssize_t)len;
-        return n < 0 ? -EAGAIN : n; // the ring will find out
-    case RECV_PLAIN:
-        break;
-    }
-    return -EAGAIN;
+    if (!let_peer_read(self, s))
+        return -EAGAIN;
+    if (fiber_is_cancelled(self) || s->stream.is_shut_down)
+        return -ECANCELED;
+    ssize_t n = recv(s->fd, buf, len, MSG_DONTWAIT);
+    s->is_drained = n < (ssize_t)len;
+    return n < 0 ? -EAGAIN : n; // the ring will find out
 }
 
 static ssize_t host_recv(Fiber *self, Stream *stream, void *buf, size_t len)
 {
     HostStream *s = (HostStream *)stream;
     len = MIN(len, INT_MAX);
-    ssize_t n = recv_here(self, s, buf, len);
+    ssize_t n = stream->is_coalescing ? recv_coalesced(self, s, buf, len) : -EAGAIN;
     if (n != -EAGAIN)
         return n;
     struct io_uring_sqe *sqe = op_start(&s->recv, self);
@@ -239,9 +200,13 @@ static ssize_t host_try_send(Stream *stream, const void *buf, size_t len)
 {
     HostStream *s = (HostStream *)stream;
     ssize_t n = send(s->fd, buf, len, MSG_NOSIGNAL | MSG_DONTWAIT);
-    if (n > 0)
-        backlog_sent(&s->backlog, (size_t)n);
-    return n < 0 ? -errno : n;
+    if (n < 0)
+        return -errno;
+    backlog_sent(&s->backlog, (size_t)n);
+    // The kernel likes to wake the peer on the sender's processor, where it would wait until this
+    // thread sleeps or the timer ticks.
+    sched_yield();
+    return n;
 }
 
 static void host_shutdown(Stream *stream)
