@@ -284,10 +284,15 @@ static int repair_dirty(Fiber *self, Qcow2Image *image, GError **error)
     return read_header(self, image, error);
 }
 
-static int write_features(Fiber *self, Qcow2Image *image, uint64_t incompatible, uint64_t autoclear)
+// Sets incompatible bits and clears autoclear bits, on disk, synced, then in memory. What the bits
+// are is only looked at under the lock: a first write and finding damage may come together.
+static int change_features(Fiber *self, Qcow2Image *image, uint64_t incompatible_set,
+                           uint64_t autoclear_cleared)
 {
     uint8_t sector[512];
     fiber_mutex_lock(self, &image->header_mutex);
+    uint64_t incompatible = image->header.incompatible | incompatible_set;
+    uint64_t autoclear = image->header.autoclear & ~autoclear_cleared;
     int r = file_read(self, image->file, host_off(0), sector, sizeof(sector));
     if (r == 0) {
         qcow2_header_patch_features(sector, incompatible, autoclear);
@@ -295,6 +300,10 @@ static int write_features(Fiber *self, Qcow2Image *image, uint64_t incompatible,
     }
     if (r == 0)
         r = file_flush(self, image->file);
+    if (r == 0) {
+        image->header.incompatible = incompatible;
+        image->header.autoclear = autoclear;
+    }
     fiber_mutex_unlock(self, &image->header_mutex);
     return r;
 }
@@ -331,16 +340,14 @@ int image_claim(Fiber *self, Qcow2Image *image)
     if (image->geometry.external_data)
         keep |= QCOW2_AUTOCLEAR_RAW_DATA;
     if (r == 0 && !image->is_claimed && image->header.autoclear & ~keep)
-        r = write_features(self, image, image->header.incompatible, image->header.autoclear & keep);
-    if (r == 0 && !image->is_claimed)
-        image->header.autoclear &= keep;
+        r = change_features(self, image, 0, ~keep);
     image->is_claimed |= r == 0;
     fiber_mutex_unlock(self, &image->claim_mutex);
     if (r < 0 && !image->claim_failed)
         tell(image, "%s: cannot be written: marking its dirty bitmaps as in use failed: %s",
              image->name, g_strerror(-r));
     image->claim_failed |= r < 0;
-    return r;
+    return r == 0 && image->corrupt ? -EIO : r; // found while we waited
 }
 
 static int open_header(Fiber *self, Qcow2Image *image, GError **error)
@@ -510,8 +517,7 @@ static void mark_fiber(Fiber *self, void *arg)
 {
     Qcow2Image *image = arg;
     // A failure leaves the image unmarked on disk; it still answers -EIO here.
-    write_features(self, image, image->header.incompatible | QCOW2_INCOMPAT_CORRUPT,
-                   image->header.autoclear);
+    change_features(self, image, QCOW2_INCOMPAT_CORRUPT, 0);
     fiber_wait_group_done(&image->fibers);
 }
 

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "chain-core/fiber-sync.h"
 #include "chain-core/map-memory.h"
 #include "chain-core/qcow2-check.h"
 #include "chain-core/qcow2.h"
@@ -592,6 +593,64 @@ static void shared_clusters_with_refcount_1_mark_the_image_corrupt(void **state)
     assert_marked_corrupt("shared with refcount 1", image, data, ALONE, 2 * 4096);
 }
 
+// --- Two fibers that change the header
+
+enum { BAD = 40 << 10, UNKNOWN_AUTOCLEAR = 1 << 5, CLAIM_STEPS = 60 };
+
+typedef struct Late {
+    Session *s;
+    FiberWaitGroup done;
+} Late;
+
+static void read_bad(Fiber *self, void *arg)
+{
+    Late *late = arg;
+    uint8_t data[512];
+    assert_int_equal(fiber_sleep(self, late->s->len), 0);
+    assert_int_equal(node_read(self, late->s->node, guest_off(BAD), data, sizeof data), -EIO);
+    fiber_wait_group_done(&late->done);
+}
+
+// The first write, and `len` ns later a read that finds the damage.
+static void write_while_damage_is_found(Fiber *self, Session *s)
+{
+    Late late = {.s = s};
+    uint8_t data[512] = {7};
+    fiber_wait_group_add(&late.done, 1);
+    assert_int_equal(fiber_spawn(fiber_loop(self), "reader", read_bad, &late, NULL), 0);
+    s->io = node_write(self, s->node, guest_off(ALONE), data, sizeof data, 0);
+    fiber_wait_group_wait(self, &late.done);
+}
+
+static void the_marks_of_a_first_write_and_of_a_corrupt_image_both_stay(void **state)
+{
+    Fixture *f = *state;
+    const Image *image = &f->images[KIND_PLAIN];
+    g_autofree uint8_t *data = g_memdup2(image->data, image->len);
+    host_put64(data, image->l2 + BAD / 4096 * 8, UINT64_C(1) << 55);
+    uint64_t autoclear = host_get64(data, QCOW2_HEADER_OFF_AUTOCLEAR);
+    assert_int_equal(autoclear, QCOW2_AUTOCLEAR_BITMAPS);
+    host_put64(data, QCOW2_HEADER_OFF_AUTOCLEAR, autoclear | UNKNOWN_AUTOCLEAR);
+    unsigned n_written = 0;
+    for (unsigned i = 0; i < CLAIM_STEPS; i++) {
+        Sim *sim = make_sim(data, image->len, i + 1);
+        Session s = {.fn = write_while_damage_is_found, .len = i * UINT64_C(10000)};
+        assert_true(sim_run(sim, session_fiber, &s));
+        assert_int_equal(s.result, 0);
+        void *after;
+        uint64_t after_len;
+        assert_int_equal(sim_read_file(sim, PATH, &after, &after_len), 0);
+        if (!(host_get64(after, QCOW2_HEADER_OFF_INCOMPATIBLE) & QCOW2_INCOMPAT_CORRUPT))
+            fail_msg("step %u: not marked corrupt", i);
+        if (s.io == 0 && host_get64(after, QCOW2_HEADER_OFF_AUTOCLEAR) & UNKNOWN_AUTOCLEAR)
+            fail_msg("step %u: written, but an unknown autoclear bit is set", i);
+        n_written += s.io == 0;
+        g_free(after);
+        sim_free(sim);
+    }
+    assert_in_range(n_written, 1, CLAIM_STEPS - 1);
+}
+
 static void two_l1_entries_naming_one_l2_are_not_opened_for_writing(void **state)
 {
     Fixture *f = *state;
@@ -846,6 +905,7 @@ int main(void)
         cmocka_unit_test(refcounts_of_zero_do_not_make_used_clusters_free),
         cmocka_unit_test(refcount_0_under_a_used_data_cluster_marks_the_image_corrupt),
         cmocka_unit_test(shared_clusters_with_refcount_1_mark_the_image_corrupt),
+        cmocka_unit_test(the_marks_of_a_first_write_and_of_a_corrupt_image_both_stay),
         cmocka_unit_test(two_l1_entries_naming_one_l2_are_not_opened_for_writing),
         cmocka_unit_test(garbage_in_the_bitmap_directory_does_no_harm),
         cmocka_unit_test(a_bitmap_directory_with_fewer_entries_than_said_ends_the_check),
