@@ -256,10 +256,13 @@ static int write_tail(Fiber *self, File *file, const Piece *tail, const uint8_t 
 {
     if (tail->last == tail->off)
         return 0;
+    file->n_changing++;
     int r = file->ops->write_tail(self, file, tail->off, data, tail->last - tail->off);
-    if (r == 0 && tail->last > file->size)
-        file->size = tail->last;
-    return r;
+    file->n_changing--;
+    if (r == 0)
+        file_note_end(file, tail->last);
+    file_note_change(file, tail->off, tail->last - tail->off);
+    return file_write_result(file, tail->off, r);
 }
 
 static int write_piece(Fiber *self, Bounce *b)

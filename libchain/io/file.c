@@ -106,8 +106,7 @@ void file_note_change(File *file, uint64_t off, uint64_t len)
         file->extent_start = file->extent_end = 0;
 }
 
-// A write, zeroing or growth reached `end`.
-static void note_end(File *file, uint64_t end)
+void file_note_end(File *file, uint64_t end)
 {
     if (end > file->size && !file->is_block_device)
         file->size = end;
@@ -158,6 +157,11 @@ static void batch_fail(IoBatch *batch, int error)
 static int space_error(int r)
 {
     return r == -EDQUOT ? -ENOSPC : r;
+}
+
+int file_write_result(File *file, uint64_t off, int r)
+{
+    return told(file, FILE_EVENT_WRITE_FAILED, off, space_error(r));
 }
 
 // --- transfers -----------------------------------------------------------------------------------
@@ -235,7 +239,7 @@ static void transfer_end(FileTransfer *x, int result)
                   result);
     if (x->is_write) {
         file->n_changing--;
-        note_end(file, x->off);
+        file_note_end(file, x->off);
         file_note_change(file, 0, UINT64_MAX);
         if (x->range.end)
             file_range_unlock(file, &x->range);
@@ -336,7 +340,7 @@ void file_write_start(File *file, HostOff off, const struct iovec *iov, unsigned
     file_note_change(file, off.v, len);
     ssize_t n = file->ops->try_write(file, off.v, iov, n_iov);
     if (n > 0)
-        note_end(file, off.v + (size_t)n);
+        file_note_end(file, off.v + (size_t)n);
     if (likely(n == (ssize_t)len))
         return;
     if (n < 0 && n != -EAGAIN) {
@@ -478,7 +482,7 @@ int file_zero(Fiber *self, File *file, HostOff off, uint64_t len, FileZeroFlags 
         return write_zeroes(self, file, off.v, len);
     if (r < 0)
         return told(file, FILE_EVENT_ZERO_FAILED, start, r);
-    note_end(file, stop);
+    file_note_end(file, stop);
     if (start > off.v)
         r = write_zeroes(self, file, off.v, start - off.v);
     if (r == 0 && end > stop)
@@ -500,7 +504,7 @@ int file_reserve(Fiber *self, File *file, HostOff off, uint64_t len)
     int r = len ? change(self, file, reserve_op, off.v, len, 0) : 0;
     told(file, FILE_EVENT_WRITE_FAILED, off.v, r);
     if (r == 0 && len)
-        note_end(file, end);
+        file_note_end(file, end);
     return r;
 }
 

@@ -22,7 +22,11 @@ typedef struct FakeFile {
     size_t max_bytes; // of one transfer
     unsigned n_tails;
     bool is_tail_held;
+    int tail_error;
     FiberQueue tail_waiters;
+    uint64_t host_size;
+    unsigned n_events;
+    FileEvent event; // the last
 } FakeFile;
 
 static ssize_t fake_try_read(File *file, uint64_t off, void *buf, size_t len)
@@ -42,11 +46,40 @@ static void fake_submit(FileTransfer *x)
 static int fake_write_tail(Fiber *self, File *file, uint64_t off, const void *buf, size_t len)
 {
     FakeFile *f = (FakeFile *)file;
+    f->host_size = MAX(f->host_size, off + len);
     while (f->is_tail_held)
         fiber_queue_wait(self, &f->tail_waiters, false, "tail");
     memcpy(f->data + off, buf, len);
     f->n_tails++;
+    return f->tail_error;
+}
+
+static void let_tail_go(FakeFile *f)
+{
+    f->is_tail_held = false;
+    fiber_queue_wake_all(&f->tail_waiters);
+}
+
+static int fake_get_size(Fiber *self, File *file, uint64_t *ret_size)
+{
+    *ret_size = ((FakeFile *)file)->host_size;
     return 0;
+}
+
+// A hole until a tail is written.
+static int fake_find_extent(Fiber *self, File *file, uint64_t off, uint64_t len, bool *ret_is_data,
+                            uint64_t *ret_len)
+{
+    *ret_is_data = ((FakeFile *)file)->n_tails;
+    *ret_len = len;
+    return 0;
+}
+
+static void note_event(File *file, const FileEvent *event, void *arg)
+{
+    FakeFile *f = arg;
+    f->n_events++;
+    f->event = *event;
 }
 
 static int fake_truncate(Fiber *self, File *file, uint64_t size)
@@ -61,6 +94,8 @@ static const FileOps fake_ops = {
     .submit = fake_submit,
     .write_tail = fake_write_tail,
     .truncate = fake_truncate,
+    .get_size = fake_get_size,
+    .find_extent = fake_find_extent,
 };
 
 static void fake_init(Fiber *self, FakeFile *f, uint64_t size)
@@ -68,7 +103,8 @@ static void fake_init(Fiber *self, FakeFile *f, uint64_t size)
     memset(f, 0, sizeof(*f));
     file_init(&f->file, &fake_ops, fiber_loop(self), "fake", FILE_WRITABLE);
     f->file.alignment = BLOCK;
-    f->file.size = size;
+    f->file.size = f->host_size = size;
+    file_set_event_fn(&f->file, note_event, f);
 }
 
 // The transfer under way at `off`, NULL without one.
@@ -213,8 +249,7 @@ FIBER_TEST(no_direct_write_changes_a_page_while_the_last_block_is_written_throug
     write_at(self, &f, 2 * BLOCK, data, BLOCK, &batch);
     write_at(self, &f, UNIT, data, BLOCK, &batch);
     fiber_assert(!find(&f, true, 2 * BLOCK) && find(&f, true, UNIT));
-    f.is_tail_held = false;
-    fiber_queue_wake_all(&f.tail_waiters);
+    let_tail_go(&f);
     let_others_run(self);
     fiber_assert(find(&f, true, 2 * BLOCK));
     end_all(self, &f, &batch);
@@ -246,6 +281,61 @@ FIBER_TEST(only_what_lies_in_the_last_block_past_the_end_goes_through_the_page_c
     fiber_assert_equal(f.n_tails, 2);
     fiber_assert_equal(f.file.size, 4 * BLOCK);
     fiber_assert(!f.data[3 * BLOCK + 219 + 1] && f.data[3 * BLOCK + 219] == 9);
+}
+
+FIBER_TEST(a_file_that_its_own_last_block_makes_longer_was_not_resized_from_outside)
+{
+    static const uint8_t data[BLOCK] = {7};
+    FakeFile f;
+    IoBatch batch;
+    fake_init(self, &f, BLOCK + 100);
+    io_batch_init(&batch, self);
+    f.is_tail_held = true;
+    write_at(self, &f, BLOCK + 100, data, 20, &batch);
+    fiber_assert_equal(file_check_size(self, &f.file), 0);
+    fiber_assert_equal(f.n_events, 0);
+    let_tail_go(&f);
+    let_others_run(self);
+    fiber_assert_equal(f.file.size, BLOCK + 120);
+    fiber_assert_equal(file_check_size(self, &f.file), 0);
+    fiber_assert_equal(f.n_events, 0);
+    end_all(self, &f, &batch);
+}
+
+FIBER_TEST(a_hole_seen_while_the_last_block_was_written_is_not_remembered)
+{
+    static const uint8_t data[BLOCK] = {7};
+    FakeFile f;
+    IoBatch batch;
+    bool is_data;
+    uint64_t len;
+    fake_init(self, &f, BLOCK + 100);
+    io_batch_init(&batch, self);
+    f.is_tail_held = true;
+    write_at(self, &f, BLOCK + 10, data, 20, &batch);
+    fiber_assert_equal(file_find_extent(self, &f.file, host_off(0), 50, &is_data, &len), 0);
+    fiber_assert(!is_data);
+    let_tail_go(&f);
+    let_others_run(self);
+    fiber_assert_equal(file_find_extent(self, &f.file, host_off(BLOCK), 50, &is_data, &len), 0);
+    fiber_assert(is_data);
+    end_all(self, &f, &batch);
+}
+
+FIBER_TEST(a_last_block_that_cannot_be_written_is_told_as_any_write)
+{
+    static const uint8_t data[BLOCK] = {7};
+    FakeFile f;
+    IoBatch batch;
+    fake_init(self, &f, BLOCK + 100);
+    io_batch_init(&batch, self);
+    f.tail_error = -EDQUOT;
+    write_at(self, &f, BLOCK + 100, data, 20, &batch);
+    fiber_assert_equal(io_batch_wait(self, &batch), -ENOSPC);
+    fiber_assert_equal(f.n_events, 1);
+    fiber_assert(f.event.kind == FILE_EVENT_WRITE_FAILED && f.event.off == BLOCK + 100);
+    fiber_assert_equal(f.file.size, BLOCK + 100);
+    file_done(&f.file);
 }
 
 FIBER_TEST(so_many_unaligned_transfers_bounce_at_a_time_and_the_rest_wait)
@@ -468,6 +558,9 @@ int main(void)
         cmocka_unit_test(a_write_that_ends_within_a_block_past_the_end_stops_none_further_on),
         cmocka_unit_test(no_direct_write_changes_a_page_while_the_last_block_is_written_through_it),
         cmocka_unit_test(only_what_lies_in_the_last_block_past_the_end_goes_through_the_page_cache),
+        cmocka_unit_test(a_file_that_its_own_last_block_makes_longer_was_not_resized_from_outside),
+        cmocka_unit_test(a_hole_seen_while_the_last_block_was_written_is_not_remembered),
+        cmocka_unit_test(a_last_block_that_cannot_be_written_is_told_as_any_write),
         cmocka_unit_test(so_many_unaligned_transfers_bounce_at_a_time_and_the_rest_wait),
         cmocka_unit_test(a_large_unaligned_transfer_is_bounced_in_pieces),
         cmocka_unit_test(thousands_of_unaligned_transfers_at_once_find_enough_memory),
