@@ -36,9 +36,25 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (!contexts)
         contexts = nbds_contexts_new();
     const NbdsExportInfo infos[] = {
-        {1, "web", "web: 20 GiB qcow2", 20ull << 30, 65536, false, contexts},
-        {2, "", "", 0, 512, true, contexts},
-        {3, "\xc3\xbc", "", 1, 4096, false, contexts},
+        {.serial = 1,
+         .name = "web",
+         .description = "web: 20 GiB qcow2",
+         .size_bytes = 20ull << 30,
+         .preferred_bytes = 65536,
+         .contexts = contexts},
+        {.serial = 2,
+         .name = "",
+         .description = "",
+         .preferred_bytes = 512,
+         .read_only = true,
+         .contexts = contexts},
+        {.serial = 3,
+         .name = "\xc3\xbc",
+         .description = "",
+         .size_bytes = 512,
+         .padding_bytes = 511,
+         .preferred_bytes = 4096,
+         .contexts = contexts},
     };
     if (!size)
         return 0;

@@ -104,12 +104,12 @@ def test_qcow2_served_as_raw(tmp):
     """A file with a qcow2 magic that is to be read as raw is, with one warning that says how to change it."""
     disk = image(tmp)
     with Daemon("--format", "raw", disk) as d:
-        assert len(notices(d)) == 1, d.log()
+        assert len(notices(d, 1)) == 1, d.log()
         says(notices(d)[0], "a.qcow2", "begins like a qcow2 image", "leave it out")
         assert connect(d.uri()).pread(4, 0) == b"QFI\xfb"
     qemu_img("create", "-q", "-u", "-f", "qcow2", "-b", "a.qcow2", "-F", "raw", tmp / "top.qcow2", "4M")
     with Daemon(tmp / "top.qcow2") as d:
-        assert len(notices(d)) == 1, d.log()
+        assert len(notices(d, 1)) == 1, d.log()
         says(notices(d)[0], "a.qcow2", "top.qcow2 records it as raw",
              f"qemu-img rebase -u -F qcow2 -b a.qcow2 {tmp}/top.qcow2")
         assert connect(d.uri()).pread(4, 0) == b"QFI\xfb"
@@ -243,10 +243,15 @@ DIRTY, CORRUPT = 1, 2  # incompatible
 BITMAPS = 1            # autoclear
 
 
-def notices(daemon):
-    """What the log says beside the usual."""
+def notices(daemon, n=0):
+    """What the log says beside the usual. At least `n` lines are waited for: they are read aside."""
     usual = ("chaind: ready", "chaind: serving", "chaind: stopping", "chaind: stopped")
-    return [line for line in daemon.lines if not line.startswith(usual)]
+    end = time.monotonic() + harness.HANG
+    while True:
+        lines = [line for line in daemon.lines if not line.startswith(usual)]
+        if len(lines) >= n or time.monotonic() > end:
+            return lines
+        time.sleep(0.01)
 
 
 def test_damage_at_run_time(tmp):
@@ -300,7 +305,7 @@ def test_dirty_bit(tmp):
         assert notices(d) == [], d.log()
     assert disk.read_bytes() == before  # a read-only open repairs nothing
     with Daemon(disk) as d:
-        assert len(notices(d)) == 1, d.log()
+        assert len(notices(d, 1)) == 1, d.log()
         says(notices(d)[0], "a.qcow2", "not closed cleanly", "repaired")
         assert not incompatible_bits(disk) & DIRTY
         h = connect(d.uri())
@@ -340,12 +345,12 @@ def test_bitmaps(tmp):
     assert disk.read_bytes() == before  # nor does one for writing, while nothing is written
     with Daemon(disk) as d:
         connect(d.uri()).pwrite(b"x" * 4096, 0)
-        assert len(notices(d)) == 1, d.log()
+        assert len(notices(d, 1)) == 1, d.log()
         says(notices(d)[0], "a.qcow2", "bitmap", "in use")
         assert autoclear_bits(disk) == BITMAPS
         assert bitmap_flags(disk) == {"one": ["in-use", "auto"], "two": ["in-use"]}
         connect(d.uri()).trim(65536, 0)
-        assert len(notices(d)) == 1, d.log()
+        assert len(notices(d, 1)) == 1, d.log()
     check_image(disk)
     done = run("qemu-img", "bitmap", "--merge", "two", disk, "one", check=False)
     assert done.returncode, "QEMU still uses the bitmap"
@@ -425,7 +430,7 @@ def test_host_errors_are_told(tmp):
             assert h.pread(4096, 0) == bytes(4096)
             for _ in range(20):
                 assert failed(lambda: h.pread(4096, 786432)) == "EIO"
-            assert len(notices(d)) == 1, d.log()
+            assert len(notices(d, 1)) == 1, d.log()
             says(notices(d)[0], "disk 'web'", f"cannot read {base} at offset", "Input/output error")
             h.shutdown()
         says(d.log(), "disk 'web': 19 more failures of its files")
@@ -442,7 +447,7 @@ def test_broken_compressed_cluster_is_told(tmp):
     patch(tmp / "a.qcow2", offset, b"\xff" * 64)
     with Daemon(tmp / "a.qcow2") as d:
         assert failed(lambda: connect(d.uri()).pread(4096, 0)) == "EIO"
-        assert len(notices(d)) == 1, d.log()
+        assert len(notices(d, 1)) == 1, d.log()
         says(notices(d)[0], f"disk '{tmp}/a.qcow2'", "cannot decompress a cluster of", "a.qcow2",
              f"at offset {offset}")
 
@@ -457,7 +462,7 @@ def test_resized_from_outside(tmp):
             while not any(f"to {size} bytes" in line for line in d.lines):
                 assert d.process.poll() is None, d.log()
                 time.sleep(0.05)
-        assert len(notices(d)) == 3, d.log()
+        assert len(notices(d, 3)) == 3, d.log()
         says(notices(d)[0], "disk 'raw'", "a.raw", "from outside", f"from {MIB} to {2 * MIB} bytes")
         says(notices(d)[2], "disk 'disk'", "a.qcow2", f"from {before} to {before + MIB} bytes")
 

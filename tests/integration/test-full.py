@@ -3,7 +3,9 @@
 """A host file system that is full: a write without room fails itself, nothing that was acknowledged
 is lost, and a discard makes room. On ext4 in a loop device, which is as small as it has to be."""
 import contextlib
+import errno
 import os
+import random
 import time
 
 import nbd
