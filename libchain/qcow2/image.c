@@ -1,557 +1,12 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Opening and closing an image, and marking it corrupt. In a fiber on the file's loop.
-//
-// Open reads the header and writes nothing; the tables are read and checked when the first view is
-// made (image_load), which then repairs a dirty image that is to be written. The other writes wait
-// for the first guest write (image_claim, docs/ordering.md §7): the in-use marks of persistent
-// bitmaps, then one synced header write that clears the autoclear bits whose data is not
-// maintained.
+// What all parts of an image need of it: its names, its size, which clusters may be data, the
+// header's feature bits, and marking it corrupt. Opening and closing it is open.c. On the file's
+// loop.
 
 #include "qcow2/image.h"
 
 #include <errno.h>
 #include <stdlib.h>
-#include <string.h>
-
-#include "base/error.h"
-#include "chain-core/qcow2-check.h"
-#include "qcow2/allocator.h"
-#include "qcow2/bitmap-directory.h"
-#include "qcow2/inflated-cache.h"
-#include "qcow2/view.h"
-#include "qcow2/writeback.h"
-
-enum {
-    FIRST_READ_BYTES = 64 << 10,
-    MAX_SNAPSHOT_L1_BYTES = 1 << 30,
-    SNAPSHOT_WINDOW_BYTES = 256 << 10,
-};
-
-static int fail(GError **error, int r, const Qcow2Image *image, const char *format, ...)
-    G_GNUC_PRINTF(4, 5);
-
-static int fail(GError **error, int r, const Qcow2Image *image, const char *format, ...)
-{
-    va_list args;
-    va_start(args, format);
-    g_autofree char *what = g_strdup_vprintf(format, args);
-    va_end(args);
-    g_set_error(error, G_FILE_ERROR, g_file_error_from_errno(-r), "%s: %s", image->name, what);
-    return r;
-}
-
-// A line for the owner's log.
-static void tell(const Qcow2Image *image, const char *format, ...) G_GNUC_PRINTF(2, 3);
-
-static void tell(const Qcow2Image *image, const char *format, ...)
-{
-    if (!image->events || !image->events->notice)
-        return;
-    va_list args;
-    va_start(args, format);
-    g_autofree char *sentence = g_strdup_vprintf(format, args);
-    va_end(args);
-    image->events->notice(image->events, sentence);
-}
-
-static int read_header(Fiber *self, Qcow2Image *image, GError **error)
-{
-    uint64_t size = file_size(image->file);
-    size_t len = MIN(size, FIRST_READ_BYTES);
-    g_autofree uint8_t *data = g_malloc0(MAX(len, 512));
-    int r = file_read(self, image->file, host_off(0), data, len);
-    if (r == 0) {
-        size_t needed = MIN(qcow2_header_needed_bytes(data, len), size);
-        if (needed > len) {
-            data = g_realloc(data, needed);
-            len = needed;
-            r = file_read(self, image->file, host_off(0), data, len);
-        }
-    }
-    if (r < 0)
-        return fail(error, r, image, "cannot read the header: %s", g_strerror(-r));
-    GError *why = NULL;
-    r = qcow2_header_decode(data, len, size, &image->header, &why);
-    if (r < 0) {
-        g_propagate_prefixed_error(error, why, "%s: ", image->name);
-        return r;
-    }
-    const Qcow2Header *h = &image->header;
-    qcow2_geometry_init(&image->geometry, h->cluster_bits, h->refcount_order,
-                        h->incompatible & QCOW2_INCOMPAT_EXTENDED_L2,
-                        h->incompatible & QCOW2_INCOMPAT_DATA_FILE, h->size_bytes);
-    return 0;
-}
-
-_Static_assert((int)SNAPSHOT_WINDOW_BYTES >= (int)QCOW2_MAX_SNAPSHOT_ENTRY_BYTES, "too small");
-
-static bool snapshot_l1_is_sane(const Qcow2Image *image, const Qcow2Snapshot *s)
-{
-    uint64_t file_end = file_size(image->file), bytes = (uint64_t)s->l1_entries * sizeof(Be64);
-    return !bytes || (s->l1.v && s->l1.v % image->geometry.cluster_bytes == 0 &&
-                      s->l1.v <= file_end && bytes <= file_end - s->l1.v);
-}
-
-// What has been read of the snapshot table. Larger than any entry, so that no allocation follows an
-// unchecked number.
-typedef struct SnapshotWindow {
-    uint64_t off; // of data[0] in the file
-    size_t len;
-    uint8_t data[SNAPSHOT_WINDOW_BYTES];
-} SnapshotWindow;
-
-// Decodes the entry at `off` of the file. Its length, or -EAGAIN (no `error`) when the file ends
-// before it does.
-static int read_snapshot(Fiber *self, Qcow2Image *image, SnapshotWindow *w, uint64_t off,
-                         Qcow2Snapshot *ret_snapshot, GError **error)
-{
-    for (bool is_fresh = false;; is_fresh = true) {
-        uint64_t in_window = off - w->off;
-        int r = -EAGAIN;
-        if (in_window < w->len)
-            r = qcow2_snapshot_decode(w->data + in_window, w->len - in_window,
-                                      image->header.size_bytes, ret_snapshot, error);
-        if (r != -EAGAIN || is_fresh)
-            return r;
-        // The last entry's padding to 8 bytes may lie past the end of the file.
-        w->off = off;
-        w->len = MIN(SNAPSHOT_WINDOW_BYTES, file_size(image->file) - off + 7);
-        r = file_read(self, image->file, host_off(off), w->data, w->len);
-        if (r < 0)
-            return error_set(error, r, "cannot read its entry at offset %" G_GUINT64_FORMAT ": %s",
-                             off, g_strerror(-r));
-    }
-}
-
-static int read_snapshots(Fiber *self, Qcow2Image *image, GError **error)
-{
-    const Qcow2Header *h = &image->header;
-    if (!h->n_snapshots)
-        return 0;
-    g_autofree SnapshotWindow *window = g_try_new(SnapshotWindow, 1);
-    image->snapshots = g_try_new0(Qcow2Snapshot, h->n_snapshots);
-    if (!image->snapshots || !window)
-        return fail(error, -ENOMEM, image, "no memory for %u snapshots", h->n_snapshots);
-    window->off = window->len = 0;
-    uint64_t off = h->snapshot_table.v, file_end = file_size(image->file);
-    for (uint32_t i = 0; i < h->n_snapshots; i++) {
-        if (off >= file_end || off - h->snapshot_table.v > QCOW2_MAX_SNAPSHOT_TABLE_BYTES)
-            return fail(error, -EINVAL, image, "the snapshot table ends before its entry %u of %u",
-                        i, h->n_snapshots);
-        GError *why = NULL;
-        int r = read_snapshot(self, image, window, off, &image->snapshots[i], &why);
-        if (r == -EAGAIN)
-            return fail(error, -EINVAL, image,
-                        "the snapshot table is cut off in its entry %u of %u", i, h->n_snapshots);
-        if (r < 0) {
-            g_propagate_prefixed_error(error, why, "%s: snapshot %u: ", image->name, i);
-            return r;
-        }
-        off += r;
-        if (!snapshot_l1_is_sane(image, &image->snapshots[i]))
-            return fail(error, -EINVAL, image,
-                        "the L1 table of snapshot %u (%u entries at offset %#" G_GINT64_MODIFIER
-                        "x) does not lie inside the file: the image is damaged; try 'qemu-img "
-                        "check'",
-                        i, image->snapshots[i].l1_entries, image->snapshots[i].l1.v);
-    }
-    image->snapshot_table_bytes = off - h->snapshot_table.v;
-    return 0;
-}
-
-static int read_refcount_table(Fiber *self, Qcow2Image *image, GError **error)
-{
-    uint64_t bytes = (uint64_t)image->header.refcount_table_clusters
-                     << image->geometry.cluster_bits;
-    int r = entry_table_load(self, &image->refcount_table, image->file,
-                             image->header.refcount_table, bytes / sizeof(Be64));
-    if (r == -ENOMEM)
-        return fail(error, -ENOMEM, image,
-                    "no memory for the refcount table (%" G_GUINT64_FORMAT " bytes)", bytes);
-    if (r < 0)
-        return fail(error, r, image, "cannot read the refcount table: %s", g_strerror(-r));
-    return 0;
-}
-
-static uint64_t clusters_for(const Qcow2Image *image, uint64_t bytes)
-{
-    return (bytes + image->geometry.cluster_bytes - 1) >> image->geometry.cluster_bits;
-}
-
-static int add_metadata(Qcow2Image *image, HostOff off, uint64_t n_clusters, const char *what,
-                        GError **error)
-{
-    for (uint64_t i = 0, c = image_cluster_of(image, off); i < n_clusters; i++)
-        if (!metadata_set_add(&image->metadata, c + i))
-            return fail(error, -EUCLEAN, image,
-                        "%s at offset %#" G_GINT64_MODIFIER
-                        "x overlaps other metadata: the image is corrupt; "
-                        "try 'qemu-img check -r all', or open it with --read-only",
-                        what, off.v);
-    return 0;
-}
-
-// Snapshot L1 tables are not all loaded; their places are enough. Few images have more than a few:
-// the bound keeps a crafted one from filling memory.
-static int collect_snapshot_tables(Qcow2Image *image, GError **error)
-{
-    const Qcow2Header *h = &image->header;
-    if (!h->n_snapshots)
-        return 0;
-    int r = add_metadata(image, h->snapshot_table, clusters_for(image, image->snapshot_table_bytes),
-                         "the snapshot table", error);
-    uint64_t total = 0;
-    for (uint32_t i = 0; r == 0 && i < h->n_snapshots; i++) {
-        const Qcow2Snapshot *s = &image->snapshots[i];
-        uint64_t bytes = (uint64_t)s->l1_entries * 8;
-        total += bytes;
-        if (bytes > QCOW2_MAX_L1_BYTES || total > MAX_SNAPSHOT_L1_BYTES ||
-            s->l1.v % image->geometry.cluster_bytes || s->l1.v > file_size(image->file) ||
-            bytes > file_size(image->file) - s->l1.v)
-            return fail(
-                error, -EUCLEAN, image,
-                "the L1 table of its snapshot '%s' (%u entries at offset %#" G_GINT64_MODIFIER
-                "x) is out of bounds: the image is corrupt; try 'qemu-img check -r all', "
-                "or open it with --read-only",
-                s->id, s->l1_entries, s->l1.v);
-        if (bytes)
-            r = add_metadata(image, s->l1, clusters_for(image, bytes), "a snapshot's L1 table",
-                             error);
-    }
-    return r;
-}
-
-// Enters all fixed tables into the metadata set and so finds those that overlap.
-static int collect_metadata(Qcow2Image *image, GError **error)
-{
-    const Qcow2Header *h = &image->header;
-    int r = add_metadata(image, host_off(0), 1, "the header", error);
-    if (r == 0)
-        r = add_metadata(image, h->refcount_table, h->refcount_table_clusters, "the refcount table",
-                         error);
-    for (uint64_t i = 0; r == 0 && i < image->refcount_table.n; i++) {
-        HostOff block;
-        if (!qcow2_refcount_table_entry_decode(&image->geometry, image->refcount_table.entries[i],
-                                               &block) ||
-            block.v >= file_size(image->file))
-            return fail(error, -EUCLEAN, image,
-                        "entry %" G_GUINT64_FORMAT
-                        " of the refcount table is damaged: the image is corrupt; try "
-                        "'qemu-img check -r all', or open it with --read-only",
-                        i);
-        if (block.v)
-            r = add_metadata(image, block, 1, "a refcount block", error);
-    }
-    if (r == 0 && h->l1_entries)
-        r = add_metadata(image, h->l1, clusters_for(image, (uint64_t)h->l1_entries * 8),
-                         "the L1 table", error);
-    if (r == 0)
-        r = collect_snapshot_tables(image, error);
-    const Qcow2BitmapsExtension *b = &h->bitmaps;
-    if (r == 0 && bitmap_directory_is_valid(image) &&
-        b->directory_bytes <= QCOW2_MAX_BITMAP_DIRECTORY_BYTES &&
-        b->directory.v < file_size(image->file))
-        r = add_metadata(image, b->directory, clusters_for(image, b->directory_bytes),
-                         "the bitmap directory", error);
-    return r;
-}
-
-static int repair_dirty(Fiber *self, Qcow2Image *image, GError **error)
-{
-    Qcow2CheckResult result = {0};
-    GError *why = NULL;
-    int r = qcow2_check(self, image->file, QCOW2_CHECK_FIX_LEAKS | QCOW2_CHECK_FIX_ERRORS, &result,
-                        &why);
-    if (r < 0) {
-        g_propagate_prefixed_error(error, why,
-                                   "%s: not closed cleanly, and the repair failed: ", image->name);
-        return r;
-    }
-    uint64_t n_fixed = result.n_corruptions_fixed;
-    uint64_t n_left = result.n_corruptions + result.n_check_errors;
-    uint64_t n_leaks = result.n_leaks_fixed;
-    qcow2_check_result_clear(&result);
-    if (n_left)
-        return fail(error, -EUCLEAN, image,
-                    "not closed cleanly, and the repair left %" G_GUINT64_FORMAT
-                    " errors; open it with --read-only to rescue its data",
-                    n_left);
-    tell(image,
-         "%s: was not closed cleanly; repaired %" G_GUINT64_FORMAT " errors and %" G_GUINT64_FORMAT
-         " leaked clusters",
-         image->name, n_fixed, n_leaks);
-    qcow2_header_clear(&image->header);
-    return read_header(self, image, error);
-}
-
-// Sets incompatible bits and clears autoclear bits, on disk, synced, then in memory. What the bits
-// are is only looked at under the lock: a first write and finding damage may come together.
-static int change_features(Fiber *self, Qcow2Image *image, uint64_t incompatible_set,
-                           uint64_t autoclear_cleared)
-{
-    uint8_t sector[512];
-    fiber_mutex_lock(self, &image->header_mutex);
-    uint64_t incompatible = image->header.incompatible | incompatible_set;
-    uint64_t autoclear = image->header.autoclear & ~autoclear_cleared;
-    int r = file_read(self, image->file, host_off(0), sector, sizeof(sector));
-    if (r == 0) {
-        qcow2_header_patch_features(sector, incompatible, autoclear);
-        r = file_write(self, image->file, host_off(0), sector, sizeof(sector));
-    }
-    if (r == 0)
-        r = file_flush(self, image->file);
-    if (r == 0) {
-        image->header.incompatible = incompatible;
-        image->header.autoclear = autoclear;
-    }
-    fiber_mutex_unlock(self, &image->header_mutex);
-    return r;
-}
-
-// Says what is done about the bitmaps: which autoclear bits stay.
-static int claim_bitmaps(Fiber *self, Qcow2Image *image, uint64_t *ret_keep)
-{
-    *ret_keep = 0;
-    if (!bitmap_directory_is_valid(image))
-        return 0;
-    uint32_t n = 0;
-    int r = bitmap_directory_mark_in_use(self, image, &n);
-    if (r == -EINVAL) {
-        tell(image, "%s: its bitmap directory is damaged and will be ignored from now on",
-             image->name);
-        return 0;
-    }
-    if (r < 0)
-        return r;
-    *ret_keep = QCOW2_AUTOCLEAR_BITMAPS;
-    tell(image,
-         "%s: its %u persistent dirty bitmap%s not maintained while it is written here; marked in "
-         "use, so other programs will see %s as inconsistent",
-         image->name, n, n == 1 ? " is" : "s are", n == 1 ? "it" : "them");
-    return 0;
-}
-
-int image_claim(Fiber *self, Qcow2Image *image)
-{
-    fiber_mutex_lock(self, &image->claim_mutex);
-    uint64_t keep = 0;
-    int r = image->is_claimed ? 0 : claim_bitmaps(self, image, &keep);
-    // The data file stays raw: data lies where the guest has it, and zeros are written to it.
-    if (image->geometry.external_data)
-        keep |= QCOW2_AUTOCLEAR_RAW_DATA;
-    if (r == 0 && !image->is_claimed && image->header.autoclear & ~keep)
-        r = change_features(self, image, 0, ~keep);
-    image->is_claimed |= r == 0;
-    fiber_mutex_unlock(self, &image->claim_mutex);
-    if (r < 0 && !image->claim_failed)
-        tell(image, "%s: cannot be written: marking its dirty bitmaps as in use failed: %s",
-             image->name, g_strerror(-r));
-    image->claim_failed |= r < 0;
-    return r == 0 && image->corrupt ? -EIO : r; // found while we waited
-}
-
-static int open_header(Fiber *self, Qcow2Image *image, GError **error)
-{
-    int r = read_header(self, image, error);
-    if (r < 0)
-        return r;
-    if (image->writable && (image->header.incompatible & QCOW2_INCOMPAT_CORRUPT))
-        return fail(error, -EUCLEAN, image,
-                    "marked corrupt by an earlier user; repair it with 'qemu-img check -r all', "
-                    "or open it with --read-only");
-    if ((image->header.incompatible & QCOW2_INCOMPAT_DATA_FILE) && !image->header.data_file_name)
-        return fail(error, -EINVAL, image,
-                    "its header says that an external data file is used, but does not name it: the "
-                    "image is damaged");
-    return 0;
-}
-
-int image_load(Fiber *self, Qcow2Image *image, GError **error)
-{
-    if (image->is_loaded)
-        return 0;
-    int r = 0;
-    if (image->writable && (image->header.incompatible & QCOW2_INCOMPAT_DIRTY))
-        r = repair_dirty(self, image, error);
-    if (r == 0) {
-        metadata_set_init(&image->metadata, image->file, image->header.cluster_bits);
-        r = read_snapshots(self, image, error);
-    }
-    if (r == 0 && image->writable)
-        r = read_refcount_table(self, image, error);
-    if (r < 0)
-        return r;
-    allocator_init(image);
-    image->inflated = inflated_cache_new(image);
-    image->is_loaded = true;
-    image->is_claimed = !image->header.autoclear;
-    r = image->writable ? collect_metadata(image, error) : 0;
-    if (r < 0)
-        image->writable = false; // nothing to write back
-    return r;
-}
-
-static void release_clusters(Fiber *self, void *arg, ClusterRange range)
-{
-    allocator_release(self, arg, range);
-}
-
-int qcow2_image_open(Fiber *self, File *file, const Qcow2OpenOptions *options,
-                     Qcow2Image **ret_image, GError **error)
-{
-    Qcow2Image *image = g_new0(Qcow2Image, 1);
-    image->n_refs = 1;
-    image->loop = fiber_loop(self);
-    image->file = file;
-    image->name = g_strdup(file_path(file));
-    image->memory = options->memory;
-    image->events = options->events;
-    image->writable = !options->read_only;
-    image->is_shared = options->shared && options->read_only;
-    image->cache = table_cache_ref(image->loop, image->memory);
-    freed_init(&image->freed, image->loop, &image->fibers, release_clusters, image);
-    image->writeback = (Writeback){
-        .parts = {.file = file,
-                  .geometry = &image->geometry,
-                  .metadata = &image->metadata,
-                  .refcount_table = &image->refcount_table,
-                  .freed = &image->freed,
-                  .dirty = {.cache = image->cache}},
-        .loop = image->loop,
-        .memory = image->memory,
-        .fibers = &image->fibers,
-    };
-    writeback_init(&image->writeback);
-    int r = open_header(self, image, error);
-    if (r < 0) {
-        qcow2_image_unref_close(self, image);
-        return r;
-    }
-    *ret_image = image;
-    return 0;
-}
-
-Qcow2Image *qcow2_image_ref(Qcow2Image *image)
-{
-    image->n_refs++;
-    return image;
-}
-
-// Writes back what is dirty and releases what was freed, as far as that goes.
-static void finish_writing(Fiber *self, Qcow2Image *image)
-{
-    fiber_wait_group_wait(self, &image->fibers);
-    // The first write-back makes frees durable and releases them, the second writes their
-    // refcounts.
-    for (int i = 0; i < 2; i++) {
-        if (writeback_run(self, &image->writeback) < 0)
-            return;
-        fiber_wait_group_wait(self, &image->fibers);
-    }
-    if (image->writeback.parts.dirty.n || image->freed.durable->len)
-        writeback_run(self, &image->writeback);
-}
-
-void qcow2_image_unref_close(Fiber *self, Qcow2Image *image)
-{
-    if (!image || --image->n_refs)
-        return;
-    if (image->writable && image->is_loaded)
-        finish_writing(self, image);
-    fiber_wait_group_wait(self, &image->fibers);
-    inflated_cache_free(image->inflated);
-    table_cache_forget_image(image->cache, image, &image->writeback.parts.dirty);
-    table_cache_unref(self, image->cache);
-    writeback_done(&image->writeback);
-    freed_done(&image->freed);
-    allocator_done(image);
-    metadata_set_done(&image->metadata);
-    while (image->n_cow_buffers)
-        free(image->cow_buffers[--image->n_cow_buffers]);
-    for (uint32_t i = 0; image->snapshots && i < image->header.n_snapshots; i++)
-        qcow2_snapshot_clear(&image->snapshots[i]);
-    g_free(image->snapshots);
-    entry_table_done(&image->refcount_table);
-    qcow2_header_clear(&image->header);
-    file_close(self, image->data_file);
-    file_close(self, image->file);
-    g_free(image->name);
-    g_free(image);
-}
-
-void *image_get_cow_buffer(Qcow2Image *image)
-{
-    if (image->n_cow_buffers)
-        return image->cow_buffers[--image->n_cow_buffers];
-    return aligned_alloc(4096, MAX(image->geometry.cluster_bytes, 4096));
-}
-
-void image_put_cow_buffer(Qcow2Image *image, void *buffer)
-{
-    if (buffer && image->n_cow_buffers < IMAGE_COW_BUFFERS)
-        image->cow_buffers[image->n_cow_buffers++] = buffer;
-    else
-        free(buffer);
-}
-
-int image_remeasure(Fiber *self, Qcow2Image *image, File *file)
-{
-    int r = file_refresh_size(self, file);
-    if (r == 0 && file == image->file)
-        image->allocator.tail =
-            MAX(image->allocator.tail, clusters_for(image, file_size(image->file)));
-    return r;
-}
-
-bool image_range_is_sane(const Qcow2Image *image, ClusterRange range)
-{
-    if (range.first >= image->allocator.tail || range.n > image->allocator.tail - range.first)
-        return false;
-    for (uint64_t i = 0; i < range.n; i++)
-        if (metadata_set_contains(&image->metadata, range.first + i))
-            return false;
-    return true;
-}
-
-static void mark_fiber(Fiber *self, void *arg)
-{
-    Qcow2Image *image = arg;
-    // A failure leaves the image unmarked on disk; it still answers -EIO here.
-    change_features(self, image, QCOW2_INCOMPAT_CORRUPT, 0);
-    fiber_wait_group_done(&image->fibers);
-}
-
-int image_mark_corrupt(Qcow2Image *image, const char *what, ...)
-{
-    if (image->corrupt || image->is_shared)
-        return -EIO;
-    image->corrupt = true;
-    writeback_end(&image->writeback);
-    va_list args;
-    va_start(args, what);
-    g_autofree char *found = g_strdup_vprintf(what, args);
-    va_end(args);
-    g_autofree char *sentence = g_strdup_printf(
-        "%s is corrupt: %s; %s, repair it with 'qemu-img check -r all'", image->name, found,
-        image->writable ? "writes to it fail from now on" : "parts of it cannot be read");
-    if (image->events && image->events->corrupt)
-        image->events->corrupt(image->events, sentence);
-    if (image->writable && image->header.version >= 3) {
-        fiber_wait_group_add(&image->fibers, 1);
-        if (fiber_spawn(image->loop, "mark corrupt", mark_fiber, image, NULL) < 0)
-            fiber_wait_group_done(&image->fibers);
-    }
-    return -EIO;
-}
-
-bool image_host_is_sane(Qcow2Image *image, HostOff cluster)
-{
-    uint64_t c = image_cluster_of(image, cluster);
-    if (cluster.v & (image->geometry.cluster_bytes - 1))
-        return false;
-    return c < image->allocator.tail &&
-           !(image->writable && metadata_set_contains(&image->metadata, c));
-}
 
 const char *qcow2_image_backing_name(const Qcow2Image *image)
 {
@@ -579,4 +34,102 @@ void qcow2_image_set_data_file(Qcow2Image *image, File *file)
 File *qcow2_image_file(Qcow2Image *image)
 {
     return image->file;
+}
+
+void *image_get_cow_buffer(Qcow2Image *image)
+{
+    if (image->n_cow_buffers)
+        return image->cow_buffers[--image->n_cow_buffers];
+    return aligned_alloc(4096, MAX(image->geometry.cluster_bytes, 4096));
+}
+
+void image_put_cow_buffer(Qcow2Image *image, void *buffer)
+{
+    if (buffer && image->n_cow_buffers < IMAGE_COW_BUFFERS)
+        image->cow_buffers[image->n_cow_buffers++] = buffer;
+    else
+        free(buffer);
+}
+
+int image_remeasure(Fiber *self, Qcow2Image *image, File *file)
+{
+    int r = file_refresh_size(self, file);
+    if (r == 0 && file == image->file)
+        image->allocator.tail =
+            MAX(image->allocator.tail, image_clusters_for(image, file_size(image->file)));
+    return r;
+}
+
+bool image_range_is_sane(const Qcow2Image *image, ClusterRange range)
+{
+    if (range.first >= image->allocator.tail || range.n > image->allocator.tail - range.first)
+        return false;
+    for (uint64_t i = 0; i < range.n; i++)
+        if (metadata_set_contains(&image->metadata, range.first + i))
+            return false;
+    return true;
+}
+
+bool image_host_is_sane(Qcow2Image *image, HostOff cluster)
+{
+    uint64_t c = image_cluster_of(image, cluster);
+    if (cluster.v & (image->geometry.cluster_bytes - 1))
+        return false;
+    return c < image->allocator.tail &&
+           !(image->writable && metadata_set_contains(&image->metadata, c));
+}
+
+// What the bits are is only looked at under the lock: a first write and finding damage may come
+// together.
+int image_change_features(Fiber *self, Qcow2Image *image, uint64_t incompatible_set,
+                          uint64_t autoclear_cleared)
+{
+    uint8_t sector[512];
+    fiber_mutex_lock(self, &image->header_mutex);
+    uint64_t incompatible = image->header.incompatible | incompatible_set;
+    uint64_t autoclear = image->header.autoclear & ~autoclear_cleared;
+    int r = file_read(self, image->file, host_off(0), sector, sizeof(sector));
+    if (r == 0) {
+        qcow2_header_patch_features(sector, incompatible, autoclear);
+        r = file_write(self, image->file, host_off(0), sector, sizeof(sector));
+    }
+    if (r == 0)
+        r = file_flush(self, image->file);
+    if (r == 0) {
+        image->header.incompatible = incompatible;
+        image->header.autoclear = autoclear;
+    }
+    fiber_mutex_unlock(self, &image->header_mutex);
+    return r;
+}
+
+static void mark_fiber(Fiber *self, void *arg)
+{
+    Qcow2Image *image = arg;
+    // A failure leaves the image unmarked on disk; it still answers -EIO here.
+    image_change_features(self, image, QCOW2_INCOMPAT_CORRUPT, 0);
+    fiber_wait_group_done(&image->fibers);
+}
+
+int image_mark_corrupt(Qcow2Image *image, const char *what, ...)
+{
+    if (image->corrupt || image->is_shared)
+        return -EIO;
+    image->corrupt = true;
+    writeback_end(&image->writeback);
+    va_list args;
+    va_start(args, what);
+    g_autofree char *found = g_strdup_vprintf(what, args);
+    va_end(args);
+    g_autofree char *sentence = g_strdup_printf(
+        "%s is corrupt: %s; %s, repair it with 'qemu-img check -r all'", image->name, found,
+        image->writable ? "writes to it fail from now on" : "parts of it cannot be read");
+    if (image->events && image->events->corrupt)
+        image->events->corrupt(image->events, sentence);
+    if (image->writable && image->header.version >= 3) {
+        fiber_wait_group_add(&image->fibers, 1);
+        if (fiber_spawn(image->loop, "mark corrupt", mark_fiber, image, NULL) < 0)
+            fiber_wait_group_done(&image->fibers);
+    }
+    return -EIO;
 }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // The insides of a Qcow2Image, for this folder only: one file, its decoded header, caches,
-// allocator state and write-back state. Views (view.h) hang on it. On the file's loop.
+// allocator state and write-back state, and what all who work on them call. The allocator,
+// refcounts and the mapping stand above it, then opening and closing (open.h), then the views
+// (view.h) that hang on it. On the file's loop.
 //
 //   view (L1) ──┐                        ┌─ table cache (slices of L2 tables and refcount blocks)
 //   view (L1) ──┴─ Qcow2Image ── File    ├─ allocator (free ranges, tail)
@@ -19,7 +21,6 @@
 // Nothing is held while waiting for a limit, and a write-back takes none of 1 to 3.
 #pragma once
 
-#include <errno.h>
 #include <glib.h>
 
 #include "chain-core/fiber-sync.h"
@@ -99,25 +100,14 @@ static inline int image_see_end(Fiber *self, Qcow2Image *image, File *file, uint
     return image_remeasure(self, image, file);
 }
 
-// Reads and checks what lies outside the views: snapshot table, refcount table; repairs a dirty
-// image that is to be written. Before the first view is made.
-int image_load(Fiber *self, Qcow2Image *image, GError **error);
-
-// The writes that come before the first guest write (docs/ordering.md §7).
-int image_claim(Fiber *self, Qcow2Image *image);
-
-// To be called first by each request that changes what guests see: 0, or why it must not.
-static inline int image_begin_change(Fiber *self, Qcow2Image *image)
-{
-    if (G_UNLIKELY(image->corrupt))
-        return -EIO;
-    return G_LIKELY(image->is_claimed) ? 0 : image_claim(self, image);
-}
-
 // Marks the image corrupt, on disk too when writable (once), tells the owner in one sentence, and
 // returns -EIO. `what` says what was found, with offsets. May be called anywhere; the write happens
 // in a fiber. A shared image may only look corrupt, while another program writes it: -EIO, no more.
 G_GNUC_PRINTF(2, 3) int image_mark_corrupt(Qcow2Image *image, const char *what, ...);
+
+// Sets incompatible bits and clears autoclear bits: on disk, synced, then in memory.
+int image_change_features(Fiber *self, Qcow2Image *image, uint64_t incompatible_set,
+                          uint64_t autoclear_cleared);
 
 // Keeps freed host ranges from reuse until the batch has been waited for. To be called before the
 // look-up.
@@ -166,6 +156,12 @@ static inline uint64_t image_cluster_of(const Qcow2Image *image, HostOff off)
 static inline HostOff image_cluster_off(const Qcow2Image *image, uint64_t cluster)
 {
     return host_off(cluster << image->geometry.cluster_bits);
+}
+
+// Clusters that `bytes` fill or begin.
+static inline uint64_t image_clusters_for(const Qcow2Image *image, uint64_t bytes)
+{
+    return (bytes + image->geometry.cluster_bytes - 1) >> image->geometry.cluster_bits;
 }
 
 // The slice of a table that holds byte `off` of the file.

@@ -50,8 +50,7 @@ static bool find_out(Fiber *self, Qcow2Image *image)
         return false;
     uint64_t n_stored = allocated >> image->geometry.cluster_bits;
     uint64_t cutoff = MAX(n_stored * 10 / 9, n_stored + 2);
-    uint64_t n_clusters = (file_size(image->file) + image->geometry.cluster_bytes - 1) >>
-                          image->geometry.cluster_bits;
+    uint64_t n_clusters = image_clusters_for(image, file_size(image->file));
     return cutoff <= n_clusters && has_so_many(self, image, n_clusters, cutoff);
 }
 

@@ -7,7 +7,7 @@
 #include <string.h>
 
 #include "base/error.h"
-#include "qcow2/writeback.h"
+#include "qcow2/open.h"
 
 static File *view_file(Node *node)
 {

@@ -18,6 +18,7 @@
 #include <string.h>
 
 #include "qcow2/allocator.h"
+#include "qcow2/open.h"
 #include "qcow2/view.h"
 
 // A request's part in one L2 slice.

@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "qcow2/open.h"
 #include "qcow2/view.h"
 
 enum { ZEROS_BYTES = 256 << 10 };

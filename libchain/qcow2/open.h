@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// The later steps of opening an image, after qcow2_image_open(): its tables before the first view,
+// its marks before the first guest write. For this folder. In a fiber on the image's loop.
+#pragma once
+
+#include <errno.h>
+
+#include "qcow2/image.h"
+
+// Reads and checks what lies outside the views: snapshot table, refcount table; repairs a dirty
+// image that is to be written. Before the first view is made.
+int image_load(Fiber *self, Qcow2Image *image, GError **error);
+
+// The writes that come before the first guest write (docs/ordering.md §7).
+int image_claim(Fiber *self, Qcow2Image *image);
+
+// To be called first by each request that changes what guests see: 0, or why it must not.
+static inline int image_begin_change(Fiber *self, Qcow2Image *image)
+{
+    if (G_UNLIKELY(image->corrupt))
+        return -EIO;
+    return G_LIKELY(image->is_claimed) ? 0 : image_claim(self, image);
+}
