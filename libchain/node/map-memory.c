@@ -76,15 +76,25 @@ uint64_t map_memory_limit(const MapMemory *m)
     return m->limit_bytes;
 }
 
-uint64_t map_memory_excess(const MapMemory *m, MapMemoryUse use)
+static uint64_t share_of(const MapMemory *m, MapMemoryUse use)
 {
     uint64_t share = m->limit_bytes / 2;
     if (use == MAP_MEMORY_SLICES) {
         uint64_t regions = map_memory_used(m, MAP_MEMORY_REGIONS);
         share = MAX(share, m->limit_bytes - MIN(regions, m->limit_bytes));
     }
-    uint64_t used = map_memory_used(m, use);
+    return share;
+}
+
+uint64_t map_memory_excess(const MapMemory *m, MapMemoryUse use)
+{
+    uint64_t used = map_memory_used(m, use), share = share_of(m, use);
     return used > share ? used - share : 0;
+}
+
+bool map_memory_is_short(const MapMemory *m, MapMemoryUse use)
+{
+    return map_memory_used(m, use) + m->limit_bytes / 16 > share_of(m, use);
 }
 
 void map_memory_add_dirty(MapMemory *m, int64_t bytes, int n_images)

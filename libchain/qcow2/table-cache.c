@@ -233,12 +233,12 @@ static uint64_t fair_bytes(const TableCache *cache)
 static void press_lists(TableCache *cache);
 
 // Gives something even if the asking loop has made room meanwhile: it did so by dropping what it
-// uses, and what lies idle here should go first.
+// uses, and what lies idle here should go first. One that only has too much dirty has memory enough.
 static void give_back(MemoryUser *user)
 {
     TableCache *cache = (TableCache *)((char *)user - offsetof(TableCache, user));
     count_period(cache);
-    unsigned n_drops = DROPS_WHEN_ASKED;
+    unsigned n_drops = map_memory_is_short(cache->memory, MAP_MEMORY_SLICES) ? DROPS_WHEN_ASKED : 0;
     for (unsigned step = 0; step < MAX_STEPS && n_drops && cache->hand; step++) {
         TableSlice *s = move_hand(cache);
         bool has_more = cache->bytes > fair_bytes(cache);

@@ -297,6 +297,37 @@ static void greedy_reader(Fiber *self, void *arg)
     node_unref_close(self, node);
 }
 
+// Changes slices until an eighth of the budget is dirty, where write-backs begin.
+static void writer_beside(Fiber *self, void *arg)
+{
+    Reader *own = arg;
+    Node *node = engine_open(self, &own->t->f, own->name, NULL, false, NULL);
+    await(self, &own->other->is_ready);
+    for (unsigned i = 0; i < 400; i++) {
+        GuestOff off = guest_off((uint64_t)i * SLICE_RANGE);
+        assert_int_equal(node_discard(self, node, off, 512, 0), 0);
+        own->t->most_dirty = MAX(own->t->most_dirty, map_memory_dirty(own->t->f.memory));
+        assert_int_equal(fiber_sleep(self, 10000000), 0);
+    }
+    assert_true(own->t->most_dirty >= map_memory_limit(own->t->f.memory) / 8);
+    own->is_over = true;
+    node_unref_close(self, node);
+}
+
+// Has most of what is used, and still fits.
+static void large_reader(Fiber *self, void *arg)
+{
+    Reader *own = arg;
+    Node *node = engine_open(self, &own->t->f, own->name, NULL, true, NULL);
+    read_slices(self, node, SMALL_DISK / SLICE_RANGE);
+    uint64_t n_misses = cache_stats(self, own->t).n_misses;
+    own->is_ready = true;
+    await(self, &own->other->is_over);
+    read_slices(self, node, SMALL_DISK / SLICE_RANGE);
+    assert_int_equal(cache_stats(self, own->t).n_misses, n_misses);
+    node_unref_close(self, node);
+}
+
 static void start_both(Fiber *self, void *arg)
 {
     Reader *readers = arg;
@@ -332,6 +363,11 @@ static void an_idle_loop_gives_its_slices_to_a_busy_one(void **state)
 static void a_busy_loop_does_not_empty_the_cache_of_one_that_uses_little(void **state)
 {
     read_on_two_loops(128 << 10, modest_reader, greedy_reader);
+}
+
+static void what_is_dirty_on_one_loop_takes_no_slices_from_another(void **state)
+{
+    read_on_two_loops(768 << 10, large_reader, writer_beside);
 }
 
 // -- fetching ahead -------------------------------------------------------------------------------
@@ -384,6 +420,7 @@ int main(void)
         cmocka_unit_test(an_image_that_cannot_be_written_does_not_stop_others),
         cmocka_unit_test(an_idle_loop_gives_its_slices_to_a_busy_one),
         cmocka_unit_test(a_busy_loop_does_not_empty_the_cache_of_one_that_uses_little),
+        cmocka_unit_test(what_is_dirty_on_one_loop_takes_no_slices_from_another),
         cmocka_unit_test(the_tables_of_a_cold_region_are_read_at_once),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -4,6 +4,7 @@
 // Any thread. The caches keep inside their share by themselves (node/memory-user.h).
 #pragma once
 
+#include <stdbool.h>
 #include <stdint.h>
 
 typedef struct MapMemory MapMemory;
@@ -17,6 +18,8 @@ void map_memory_add(MapMemory *m, MapMemoryUse use, int64_t bytes);
 // Bytes that this use should give back now (0 when inside its share). Regions may use half of the
 // limit; slices what regions do not use, and never less than half.
 uint64_t map_memory_excess(const MapMemory *m, MapMemoryUse use);
+// Has this use less than a sixteenth of the limit left?
+bool map_memory_is_short(const MapMemory *m, MapMemoryUse use);
 uint64_t map_memory_used(const MapMemory *m, MapMemoryUse use);
 uint64_t map_memory_limit(const MapMemory *m);
 
