@@ -125,17 +125,15 @@ static int edge_init(Fiber *self, Qcow2View *view, Edge *edge, bool host_zeroed)
     return r;
 }
 
-// Present content of [from, to), which may reach past the view's end; `known_zero`: no need to
-// look.
-static int read_old(Fiber *self, Qcow2View *view, uint64_t from, uint64_t to, bool known_zero,
-                    uint8_t *buf, IoBatch *batch)
+// Its present content, which may reach past the view's end.
+static int edge_read(Fiber *self, Qcow2View *view, const Edge *edge, uint8_t *buf, IoBatch *batch)
 {
-    uint64_t inside = from < view->node.size_bytes ? MIN(to, view->node.size_bytes) - from : 0;
-    if (known_zero)
-        inside = 0;
-    if (inside < to - from)
-        memset(buf + inside, 0, to - from - inside);
-    return inside ? view_read_start(self, &view->node, guest_off(from), buf, inside, batch) : 0;
+    uint64_t size = view->node.size_bytes;
+    uint64_t inside = edge->off < size && !edge->is_zero ? MIN(edge->len, size - edge->off) : 0;
+    if (inside < edge->len)
+        memset(buf + inside, 0, edge->len - inside);
+    return inside ? view_read_start(self, &view->node, guest_off(edge->off), buf, inside, batch)
+                  : 0;
 }
 
 enum {
@@ -181,12 +179,13 @@ static int write_one_cluster(Fiber *self, const HostWrite *w)
     int r = 0;
     if (head->is_needed && tail->is_needed && !head->is_zero && !tail->is_zero &&
         w->len < READ_OVER_BYTES) {
-        r = read_old(self, w->view, from, to, false, whole, &batch);
+        Edge all = {.off = from, .len = to - from};
+        r = edge_read(self, w->view, &all, whole, &batch);
     } else {
         if (head->is_needed)
-            r = read_old(self, w->view, from, w->off, head->is_zero, whole, &batch);
+            r = edge_read(self, w->view, head, whole, &batch);
         if (r == 0 && tail->is_needed)
-            r = read_old(self, w->view, end, to, tail->is_zero, whole + (end - from), &batch);
+            r = edge_read(self, w->view, tail, whole + (end - from), &batch);
     }
     int r2 = io_batch_wait(self, &batch);
     r = r < 0 ? r : r2;
@@ -200,13 +199,11 @@ static int write_one_cluster(Fiber *self, const HostWrite *w)
 }
 
 // Reads an edge into a buffer of its own.
-static int read_edge(Fiber *self, Qcow2View *view, const Edge *edge, uint8_t **ret_buf,
-                     IoBatch *batch)
+static int edge_read_new(Fiber *self, Qcow2View *view, const Edge *edge, uint8_t **ret_buf,
+                         IoBatch *batch)
 {
     *ret_buf = image_get_cow_buffer(view->image);
-    return *ret_buf ? read_old(self, view, edge->off, edge->off + edge->len, edge->is_zero,
-                               *ret_buf, batch)
-                    : -ENOMEM;
+    return *ret_buf ? edge_read(self, view, edge, *ret_buf, batch) : -ENOMEM;
 }
 
 // Several clusters: the data goes from where it is, between the edges.
@@ -219,12 +216,12 @@ static int write_clusters(Fiber *self, const HostWrite *w)
     io_batch_init(&batch, self);
     int r = 0;
     if (w->head.is_needed) {
-        r = read_edge(self, w->view, &w->head, &edges[0], &batch);
+        r = edge_read_new(self, w->view, &w->head, &edges[0], &batch);
         iov[n++] = (struct iovec){edges[0], w->head.len};
     }
     iov[n++] = (struct iovec){(void *)w->buf, w->len};
     if (r == 0 && w->tail.is_needed) {
-        r = read_edge(self, w->view, &w->tail, &edges[1], &batch);
+        r = edge_read_new(self, w->view, &w->tail, &edges[1], &batch);
         iov[n++] = (struct iovec){edges[1], w->tail.len};
     }
     int r2 = io_batch_wait(self, &batch);
