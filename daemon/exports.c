@@ -130,7 +130,7 @@ static int log_end(const Disk *disk, int r)
                  "'%s' could not be flushed at the end: %s; what was written since the last "
                  "flush may be lost",
                  disk->option->file,
-                 named_node_is_corrupt(disk->named) ? "it is corrupt" : g_strerror(-disk->result));
+                 named_node_is_corrupt(disk->named) ? "it is damaged" : g_strerror(-disk->result));
         return -EIO;
     }
     return 0;

@@ -85,7 +85,7 @@ static int decode_identity(Decoder *d)
     Qcow2Header *h = d->h;
     if (d->len < QCOW2_HEADER_V2_BYTES)
         return error_set(d->error, -EINVAL,
-                         "the file is too short for a qcow2 header (%zu of %d bytes); it was cut "
+                         "the file is too short for a qcow2 header (%zu of %d bytes); it is cut "
                          "off, restore it from a copy",
                          d->len, QCOW2_HEADER_V2_BYTES);
     if (!qcow2_header_has_magic(d->data, d->len))
@@ -122,7 +122,7 @@ static int decode_version3(Decoder *d)
         return 0;
     if (d->len < QCOW2_HEADER_V3_MIN_BYTES)
         return error_set(d->error, -EINVAL,
-                         "the file is too short for a version 3 header (%zu of %d bytes); it was "
+                         "the file is too short for a version 3 header (%zu of %d bytes); it is "
                          "cut off, restore it from a copy",
                          d->len, QCOW2_HEADER_V3_MIN_BYTES);
     h->header_bytes = be32_get(raw->header_bytes);
@@ -193,7 +193,7 @@ static int decode_compression(Decoder *d)
 
 // --- Tables
 
-// One sentence for every position that cannot be right.
+// One sentence for every position that cannot be right, and one for what is not there.
 static int check_table(Decoder *d, const char *what, uint64_t off, uint64_t bytes)
 {
     uint32_t cluster_bytes = UINT32_C(1) << d->h->cluster_bits;
@@ -202,14 +202,20 @@ static int check_table(Decoder *d, const char *what, uint64_t off, uint64_t byte
         why = "is not aligned to a cluster";
     else if (off == 0)
         why = "is the header's own";
-    else if (off > d->file_bytes || bytes > d->file_bytes - off)
-        why = "ends past the end of the file";
-    if (!why)
-        return 0;
-    return error_set(d->error, -EINVAL,
-                     "the position of the %s (offset %#" PRIx64 ", %" PRIu64 " bytes) %s; the "
-                     "file is cut off or its header broken, restore it from a copy",
-                     what, off, bytes, why);
+    else if (off > INT64_MAX)
+        why = "is in no file";
+    if (why)
+        return error_set(d->error, -EINVAL,
+                         "the position of the %s (offset %#" PRIx64 ", %" PRIu64 " bytes) %s; the "
+                         "header is broken, restore it from a copy",
+                         what, off, bytes, why);
+    uint64_t missing = qcow2_missing_bytes(d->file_bytes, off, bytes);
+    if (missing)
+        return error_set(d->error, -EINVAL,
+                         "the %s (offset %#" PRIx64 ", %" PRIu64
+                         " bytes) does not lie inside the file: " QCOW2_CUT_OFF,
+                         what, off, bytes, missing);
+    return 0;
 }
 
 static int decode_refcount_table(Decoder *d)

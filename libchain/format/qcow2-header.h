@@ -4,6 +4,7 @@
 #pragma once
 
 #include <glib.h>
+#include <inttypes.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -39,6 +40,19 @@ typedef enum Qcow2Compression {
     QCOW2_COMPRESSION_ZLIB = 0,
     QCOW2_COMPRESSION_ZSTD = 1
 } Qcow2Compression;
+
+// How far [off, off+bytes) reaches past the end of a file of `file_bytes`: so much of the file is
+// missing at least. 0: it lies inside.
+static inline uint64_t qcow2_missing_bytes(uint64_t file_bytes, uint64_t off, uint64_t bytes)
+{
+    uint64_t end = bytes > UINT64_MAX - off ? UINT64_MAX : off + bytes;
+    return end > file_bytes ? end - file_bytes : 0;
+}
+
+// The end of a sentence about a file of which something is missing; takes those bytes (PRIu64).
+#define QCOW2_CUT_OFF                                                                              \
+    "the file is cut off, at least %" PRIu64 " bytes are missing at its end; restore it from a "   \
+    "copy, 'qemu-img check -r all' cannot bring them back"
 
 // One header extension that this code does not interpret, kept byte for byte on rewrite.
 typedef struct Qcow2Extension {
@@ -81,6 +95,14 @@ typedef struct Qcow2Header {
     uint8_t *unknown_fields; // header bytes past the known ones (v3, header_bytes > 112), or NULL
     uint32_t unknown_fields_bytes;
 } Qcow2Header;
+
+// Can the refcount table, as large as it is, count the cluster at `off`? What it cannot count was
+// never a part of the image: who names it is damaged.
+static inline bool qcow2_header_could_hold(const Qcow2Header *h, uint64_t off)
+{
+    uint64_t n_blocks = (uint64_t)h->refcount_table_clusters << (h->cluster_bits - 3);
+    return off >> h->cluster_bits >> (h->cluster_bits + 3 - h->refcount_order) < n_blocks;
+}
 
 void qcow2_header_clear(Qcow2Header *header); // frees what decode allocated; zeroes
 

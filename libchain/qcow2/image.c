@@ -6,6 +6,7 @@
 #include "qcow2/image.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <stdlib.h>
 
 const char *qcow2_image_backing_name(const Qcow2Image *image)
@@ -111,25 +112,52 @@ static void mark_fiber(Fiber *self, void *arg)
     fiber_wait_group_done(&image->fibers);
 }
 
-int image_mark_corrupt(Qcow2Image *image, const char *what, ...)
+// `sentence`: of what was found. Takes it.
+static int mark(Qcow2Image *image, char *sentence)
 {
-    if (image->corrupt || image->is_shared)
-        return -EIO;
     image->corrupt = true;
     writeback_end(&image->writeback);
-    va_list args;
-    va_start(args, what);
-    g_autofree char *found = g_strdup_vprintf(what, args);
-    va_end(args);
-    g_autofree char *sentence = g_strdup_printf(
-        "%s is corrupt: %s; %s, repair it with 'qemu-img check -r all'", image->name, found,
-        image->writable ? "writes to it fail from now on" : "parts of it cannot be read");
     if (image->events && image->events->corrupt)
         image->events->corrupt(image->events, sentence);
+    g_free(sentence);
     if (image->writable && image->header.version >= 3) {
         fiber_wait_group_add(&image->fibers, 1);
         if (fiber_spawn(image->loop, "mark corrupt", mark_fiber, image, NULL) < 0)
             fiber_wait_group_done(&image->fibers);
     }
     return -EIO;
+}
+
+static const char *consequence(const Qcow2Image *image)
+{
+    return image->writable ? "writes to it fail from now on" : "parts of it cannot be read";
+}
+
+int image_mark_corrupt(Qcow2Image *image, const char *what, ...)
+{
+    if (image->corrupt || image->is_shared)
+        return -EIO;
+    va_list args;
+    va_start(args, what);
+    g_autofree char *found = g_strdup_vprintf(what, args);
+    va_end(args);
+    return mark(image,
+                g_strdup_printf("%s is corrupt: %s; %s, repair it with 'qemu-img check -r all'",
+                                image->name, found, consequence(image)));
+}
+
+int image_mark_cut_off(Qcow2Image *image, HostOff off, uint64_t bytes, const char *what, ...)
+{
+    if (image->corrupt || image->is_shared)
+        return -EIO;
+    va_list args;
+    va_start(args, what);
+    g_autofree char *found = g_strdup_vprintf(what, args);
+    va_end(args);
+    if (!qcow2_header_could_hold(&image->header, off.v))
+        return image_mark_corrupt(image, "%s at host offset %#" PRIx64 ", outside the file", found,
+                                  off.v);
+    uint64_t missing = qcow2_missing_bytes(file_size(image->file), off.v, bytes);
+    return mark(image, g_strdup_printf("%s: %s at host offset %#" PRIx64 ": " QCOW2_CUT_OFF "; %s",
+                                       image->name, found, off.v, missing, consequence(image)));
 }

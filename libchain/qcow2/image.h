@@ -105,6 +105,12 @@ static inline int image_see_end(Fiber *self, Qcow2Image *image, File *file, uint
 // in a fiber. A shared image may only look corrupt, while another program writes it: -EIO, no more.
 G_GNUC_PRINTF(2, 3) int image_mark_corrupt(Qcow2Image *image, const char *what, ...);
 
+// The same for [off, off+bytes) of the file, which `what` names (a table, what a guest offset maps
+// to) and which does not lie inside it: says that the file is cut off, and by how much. Where no
+// refcount could ever have counted the place, it is no place and what named it is damaged.
+G_GNUC_PRINTF(4, 5)
+int image_mark_cut_off(Qcow2Image *image, HostOff off, uint64_t bytes, const char *what, ...);
+
 // Sets incompatible bits and clears autoclear bits: on disk, synced, then in memory.
 int image_change_features(Fiber *self, Qcow2Image *image, uint64_t incompatible_set,
                           uint64_t autoclear_cleared);

@@ -118,10 +118,8 @@ static int load(Fiber *self, InflatedCache *cache, Entry *e, uint32_t compressed
     int r = image_see_end(self, image, image->file, e->host.v + compressed_bytes);
     if (r < 0)
         return r;
-    if (e->host.v >= file_size(image->file)) {
-        file_tell(image->file, FILE_EVENT_DECODE_FAILED, e->host.v, -EIO);
-        return -EIO;
-    }
+    if (e->host.v >= file_size(image->file))
+        return image_mark_cut_off(image, e->host, 1, "a compressed cluster lies");
     r = file_read(self, image->file, e->host, in, compressed_bytes);
     if (r < 0)
         return r;

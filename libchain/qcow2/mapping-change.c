@@ -134,6 +134,10 @@ int mapping_check(const MappingChange *change, uint32_t i)
     if (!cluster_range_of_entry(&image->geometry, &old, &range) ||
         image_range_is_sane(image, range))
         return 0;
+    if (range.first + range.n > image->allocator.tail)
+        return image_mark_cut_off(image, image_cluster_off(image, range.first),
+                                  (range.n - 1) * image->geometry.cluster_bytes + 1,
+                                  "the data of guest offset %#" G_GINT64_MODIFIER "x lies", off.v);
     return image_mark_corrupt(image,
                               "guest offset %#" G_GINT64_MODIFIER
                               "x maps to host offset %#" G_GINT64_MODIFIER

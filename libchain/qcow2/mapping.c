@@ -6,6 +6,7 @@
 #include "qcow2/mapping.h"
 
 #include <errno.h>
+#include <inttypes.h>
 
 // Entries from `index` that lie in the same slice and below the view's end.
 static uint32_t entries_left(const Qcow2View *view, GuestOff off, uint32_t index_in_slice)
@@ -37,7 +38,10 @@ static inline int slice_place(Qcow2View *view, GuestOff off, HostOff *ret_slice,
     bool is_broken = l1.reserved_set || l1.l2.v & (g->cluster_bytes - 1);
     if (G_UNLIKELY(is_outside && !is_broken && image->is_shared))
         return -ESTALE;
-    if (G_UNLIKELY(is_broken || is_outside))
+    if (G_UNLIKELY(is_outside && !is_broken))
+        return image_mark_cut_off(image, l1.l2, 1, "the L2 table of guest offset %#" PRIx64 " lies",
+                                  off.v);
+    if (G_UNLIKELY(is_broken))
         return image_mark_corrupt(
             image, "L1 entry %" G_GUINT64_FORMAT " (%#" G_GINT64_MODIFIER "x) is damaged", i1,
             be64_get(view->l1.entries[i1]));
@@ -116,6 +120,21 @@ static bool data_is_sane(Qcow2Image *image, GuestOff off, HostOff cluster)
     return image->data_file && !(cluster.v & (g->cluster_bytes - 1));
 }
 
+// The entry names a place where no data can be.
+static int mark_bad_place(Qcow2Image *image, GuestOff off, const Qcow2L2Entry *e)
+{
+    bool is_aligned = !(e->host.v & (image->geometry.cluster_bytes - 1));
+    if (!image->geometry.external_data && is_aligned &&
+        image_cluster_of(image, e->host) >= image->allocator.tail)
+        return image_mark_cut_off(image, e->host, 1, "the data of guest offset %#" PRIx64 " lies",
+                                  off.v);
+    return image_mark_corrupt(
+        image, "guest offset %#" PRIx64 " maps to host offset %#" PRIx64 ", %s", off.v, e->host.v,
+        image->geometry.external_data ? "where its data cannot be"
+        : is_aligned                  ? "which holds metadata"
+                                      : "inside a cluster");
+}
+
 // The general decoder: any entry kind, extended L2, external data file.
 static int decode_run_slow(Qcow2View *view, const MappingPlace *place, GuestOff off, uint64_t len,
                            MappingRun *run)
@@ -134,17 +153,7 @@ static int decode_run_slow(Qcow2View *view, const MappingPlace *place, GuestOff 
         if (!is_sane && !done && image->is_shared && !g->external_data)
             return -ESTALE;
         if (!is_sane)
-            return done
-                       ? 0
-                       : image_mark_corrupt(image,
-                                            "guest offset %#" G_GINT64_MODIFIER
-                                            "x maps to host offset %#" G_GINT64_MODIFIER "x, %s",
-                                            off.v + done, e.host.v,
-                                            g->external_data ? "where its data cannot be"
-                                            : metadata_set_contains(&image->metadata,
-                                                                    image_cluster_of(image, e.host))
-                                                ? "which holds metadata"
-                                                : "outside the file");
+            return done ? 0 : mark_bad_place(image, guest_off(off.v + done), &e);
         uint32_t in_cluster = i ? 0 : qcow2_in_cluster(g, off);
         if (e.kind == QCOW2_CLUSTER_COMPRESSED) {
             if (done)

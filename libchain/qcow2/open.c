@@ -10,6 +10,7 @@
 #include "qcow2/open.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <stdlib.h>
 
 #include "base/error.h"
@@ -82,11 +83,22 @@ static int read_header(Fiber *self, Qcow2Image *image, GError **error)
 
 _Static_assert((int)SNAPSHOT_WINDOW_BYTES >= (int)QCOW2_MAX_SNAPSHOT_ENTRY_BYTES, "too small");
 
-static bool snapshot_l1_is_sane(const Qcow2Image *image, const Qcow2Snapshot *s)
+static int check_snapshot_l1(const Qcow2Image *image, uint32_t i, const Qcow2Snapshot *s,
+                             GError **error)
 {
-    uint64_t file_end = file_size(image->file), bytes = (uint64_t)s->l1_entries * sizeof(Be64);
-    return !bytes || (s->l1.v && s->l1.v % image->geometry.cluster_bytes == 0 &&
-                      s->l1.v <= file_end && bytes <= file_end - s->l1.v);
+    uint64_t bytes = (uint64_t)s->l1_entries * sizeof(Be64);
+    if (bytes && (!s->l1.v || s->l1.v % image->geometry.cluster_bytes))
+        return fail(error, -EINVAL, image,
+                    "the L1 table of snapshot %u (%u entries) cannot lie at offset %#" PRIx64
+                    ": the image is damaged; try 'qemu-img check'",
+                    i, s->l1_entries, s->l1.v);
+    uint64_t missing = bytes ? qcow2_missing_bytes(file_size(image->file), s->l1.v, bytes) : 0;
+    if (missing)
+        return fail(error, -EINVAL, image,
+                    "the L1 table of snapshot %u (%u entries at offset %#" PRIx64
+                    ") does not lie inside the file: " QCOW2_CUT_OFF,
+                    i, s->l1_entries, s->l1.v, missing);
+    return 0;
 }
 
 // What has been read of the snapshot table. Larger than any entry, so that no allocation follows an
@@ -132,25 +144,30 @@ static int read_snapshots(Fiber *self, Qcow2Image *image, GError **error)
     window->off = window->len = 0;
     uint64_t off = h->snapshot_table.v, file_end = file_size(image->file);
     for (uint32_t i = 0; i < h->n_snapshots; i++) {
-        if (off >= file_end || off - h->snapshot_table.v > QCOW2_MAX_SNAPSHOT_TABLE_BYTES)
-            return fail(error, -EINVAL, image, "the snapshot table ends before its entry %u of %u",
-                        i, h->n_snapshots);
-        GError *why = NULL;
-        int r = read_snapshot(self, image, window, off, &image->snapshots[i], &why);
-        if (r == -EAGAIN)
+        if (off - h->snapshot_table.v > QCOW2_MAX_SNAPSHOT_TABLE_BYTES)
             return fail(error, -EINVAL, image,
-                        "the snapshot table is cut off in its entry %u of %u", i, h->n_snapshots);
+                        "the snapshot table is larger than %d bytes at its entry %u of %u: the "
+                        "image is damaged, restore it from a copy",
+                        QCOW2_MAX_SNAPSHOT_TABLE_BYTES, i, h->n_snapshots);
+        GError *why = NULL;
+        int r = -EAGAIN;
+        if (off < file_end)
+            r = read_snapshot(self, image, window, off, &image->snapshots[i], &why);
+        if (r == -EAGAIN) {
+            uint64_t least = (uint64_t)(h->n_snapshots - i) * QCOW2_MIN_SNAPSHOT_ENTRY_BYTES;
+            uint64_t missing = qcow2_missing_bytes(file_end, off, least);
+            return fail(error, -EINVAL, image,
+                        "the snapshot table ends in its entry %u of %u: " QCOW2_CUT_OFF, i,
+                        h->n_snapshots, MAX(missing, 1));
+        }
         if (r < 0) {
             g_propagate_prefixed_error(error, why, "%s: snapshot %u: ", image->name, i);
             return r;
         }
         off += r;
-        if (!snapshot_l1_is_sane(image, &image->snapshots[i]))
-            return fail(error, -EINVAL, image,
-                        "the L1 table of snapshot %u (%u entries at offset %#" G_GINT64_MODIFIER
-                        "x) does not lie inside the file: the image is damaged; try 'qemu-img "
-                        "check'",
-                        i, image->snapshots[i].l1_entries, image->snapshots[i].l1.v);
+        r = check_snapshot_l1(image, i, &image->snapshots[i], error);
+        if (r < 0)
+            return r;
     }
     image->snapshot_table_bytes = off - h->snapshot_table.v;
     return 0;
@@ -183,8 +200,8 @@ static int add_metadata(Qcow2Image *image, HostOff off, uint64_t n_clusters, con
     return 0;
 }
 
-// Snapshot L1 tables are not all loaded; their places are enough. Few images have more than a few:
-// the bound keeps a crafted one from filling memory.
+// Snapshot L1 tables are not all loaded; their places, checked when the snapshots were read, are
+// enough. Few images have more than a few: the bound keeps a crafted one from filling memory.
 static int collect_snapshot_tables(Qcow2Image *image, GError **error)
 {
     const Qcow2Header *h = &image->header;
@@ -198,20 +215,26 @@ static int collect_snapshot_tables(Qcow2Image *image, GError **error)
         const Qcow2Snapshot *s = &image->snapshots[i];
         uint64_t bytes = (uint64_t)s->l1_entries * 8;
         total += bytes;
-        if (bytes > QCOW2_MAX_L1_BYTES || total > MAX_SNAPSHOT_L1_BYTES ||
-            s->l1.v % image->geometry.cluster_bytes || s->l1.v > file_size(image->file) ||
-            bytes > file_size(image->file) - s->l1.v)
-            return fail(
-                error, -EUCLEAN, image,
-                "the L1 table of its snapshot '%s' (%u entries at offset %#" G_GINT64_MODIFIER
-                "x) is out of bounds: the image is corrupt; try 'qemu-img check -r all', "
-                "or open it with --read-only",
-                s->id, s->l1_entries, s->l1.v);
+        if (total > MAX_SNAPSHOT_L1_BYTES)
+            return fail(error, -EUCLEAN, image,
+                        "the L1 tables of its snapshots are larger than %d bytes together: open it "
+                        "with --read-only",
+                        MAX_SNAPSHOT_L1_BYTES);
         if (bytes)
             r = add_metadata(image, s->l1, image_clusters_for(image, bytes),
                              "a snapshot's L1 table", error);
     }
     return r;
+}
+
+int image_fail_cut_off(const Qcow2Image *image, GError **error, HostOff cluster, const char *what)
+{
+    // Of the last cluster nobody can say how much of it was written.
+    uint64_t missing = qcow2_missing_bytes(file_size(image->file), cluster.v, 1);
+    return fail(error, -EUCLEAN, image,
+                "%s lies at offset %#" PRIx64 ": " QCOW2_CUT_OFF
+                "; --read-only serves what is there",
+                what, cluster.v, missing);
 }
 
 // Enters all fixed tables into the metadata set and so finds those that overlap.
@@ -224,9 +247,12 @@ static int collect_metadata(Qcow2Image *image, GError **error)
                          error);
     for (uint64_t i = 0; r == 0 && i < image->refcount_table.n; i++) {
         HostOff block;
-        if (!qcow2_refcount_table_entry_decode(&image->geometry, image->refcount_table.entries[i],
-                                               &block) ||
+        bool is_place = qcow2_refcount_table_entry_decode(&image->geometry,
+                                                          image->refcount_table.entries[i], &block);
+        if (is_place && qcow2_header_could_hold(&image->header, block.v) &&
             block.v >= file_size(image->file))
+            return image_fail_cut_off(image, error, block, "a refcount block");
+        if (!is_place || block.v >= file_size(image->file))
             return fail(error, -EUCLEAN, image,
                         "entry %" G_GUINT64_FORMAT
                         " of the refcount table is damaged: the image is corrupt; try "
@@ -253,11 +279,11 @@ static int repair_dirty(Fiber *self, Qcow2Image *image, GError **error)
 {
     Qcow2CheckResult result = {0};
     GError *why = NULL;
-    int r = qcow2_check(self, image->file, QCOW2_CHECK_FIX_LEAKS | QCOW2_CHECK_FIX_ERRORS, &result,
-                        &why);
+    unsigned fix = QCOW2_CHECK_FIX_LEAKS | QCOW2_CHECK_FIX_ERRORS | QCOW2_CHECK_REFUSE_CUT_OFF;
+    int r = qcow2_check(self, image->file, fix, &result, &why);
     if (r < 0) {
-        g_propagate_prefixed_error(error, why,
-                                   "%s: not closed cleanly, and the repair failed: ", image->name);
+        g_propagate_prefixed_error(
+            error, why, "%s: not closed cleanly, and it cannot be repaired: ", image->name);
         return r;
     }
     uint64_t n_fixed = result.n_corruptions_fixed;
@@ -326,8 +352,8 @@ static int open_header(Fiber *self, Qcow2Image *image, GError **error)
         return r;
     if (image->writable && (image->header.incompatible & QCOW2_INCOMPAT_CORRUPT))
         return fail(error, -EUCLEAN, image,
-                    "marked corrupt by an earlier user; repair it with 'qemu-img check -r all', "
-                    "or open it with --read-only");
+                    "marked corrupt by an earlier user; repair it with 'qemu-img check -r all' "
+                    "unless the file is cut off, or open it with --read-only");
     if ((image->header.incompatible & QCOW2_INCOMPAT_DATA_FILE) && !image->header.data_file_name)
         return fail(error, -EINVAL, image,
                     "its header says that an external data file is used, but does not name it: the "

@@ -11,6 +11,10 @@
 // image that is to be written. Before the first view is made.
 int image_load(Fiber *self, Qcow2Image *image, GError **error);
 
+// Why the image cannot be opened for writing: the cluster, `what` it is, lies past the end of the
+// file. Returns -EUCLEAN.
+int image_fail_cut_off(const Qcow2Image *image, GError **error, HostOff cluster, const char *what);
+
 // The writes that come before the first guest write (docs/ordering.md §7).
 int image_claim(Fiber *self, Qcow2Image *image);
 

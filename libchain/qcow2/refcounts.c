@@ -19,10 +19,12 @@ int refcounts_block_of(Qcow2Image *image, uint64_t cluster, HostOff *ret_block)
     if (i >= image->refcount_table.n)
         return 0;
     if (!qcow2_refcount_table_entry_decode(&image->geometry, image->refcount_table.entries[i],
-                                           ret_block) ||
-        (ret_block->v && image_cluster_of(image, *ret_block) >= image->allocator.tail))
+                                           ret_block))
         return image_mark_corrupt(
             image, "entry %" G_GUINT64_FORMAT " of the refcount table is damaged", i);
+    if (ret_block->v && image_cluster_of(image, *ret_block) >= image->allocator.tail)
+        return image_mark_cut_off(image, *ret_block, 1, "refcount block %" G_GUINT64_FORMAT " lies",
+                                  i);
     return 0;
 }
 

@@ -137,13 +137,13 @@ static int load_l1(Fiber *self, Qcow2Image *image, HostOff l1, uint64_t n_l1, ui
     const Qcow2Geometry *g = &image->geometry;
     uint64_t bytes = n_l1 * sizeof(Be64);
     const char *problem = NULL;
+    // That it lies inside the file was checked with the header or the snapshot table.
     if (n_l1 < qcow2_l1_entries_for(g, size_bytes))
         problem = "is too small for its virtual size";
     else if (bytes > QCOW2_MAX_L1_BYTES)
         problem = "is larger than 32 MiB";
-    else if (n_l1 && (l1.v & (g->cluster_bytes - 1) || l1.v > file_size(image->file) ||
-                      bytes > file_size(image->file) - l1.v))
-        problem = "does not lie inside the file";
+    else if (n_l1 && l1.v & (g->cluster_bytes - 1))
+        problem = "is not aligned to a cluster";
     if (problem) {
         g_set_error(error, G_FILE_ERROR, G_FILE_ERROR_INVAL,
                     "%s: its L1 table (%" G_GUINT64_FORMAT " entries at offset %#" G_GINT64_MODIFIER
@@ -168,8 +168,11 @@ static int collect_l2_tables(Qcow2View *view, GError **error)
         if (!e.l2.v && !e.reserved_set)
             continue;
         const char *problem = NULL;
-        if (e.reserved_set || e.l2.v & (image->geometry.cluster_bytes - 1) ||
-            image_cluster_of(image, e.l2) >= image->allocator.tail)
+        bool is_place = !e.reserved_set && !(e.l2.v & (image->geometry.cluster_bytes - 1));
+        bool is_inside = image_cluster_of(image, e.l2) < image->allocator.tail;
+        if (is_place && !is_inside && qcow2_header_could_hold(&image->header, e.l2.v))
+            return image_fail_cut_off(image, error, e.l2, "an L2 table");
+        if (!is_place || !is_inside)
             problem = "is damaged";
         else if (!metadata_set_add(&image->metadata, image_cluster_of(image, e.l2)))
             problem = "names a cluster that holds other metadata";

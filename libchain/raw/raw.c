@@ -121,13 +121,16 @@ static int check_part(const File *file, uint64_t offset, uint64_t size_bytes, GE
     if (size_bytes == RAW_TO_END)
         return error_set(error, -EINVAL,
                          "%s: the part asked for begins at offset %" G_GUINT64_FORMAT
-                         ", after the file's %" G_GUINT64_FORMAT " bytes",
-                         file_path(file), offset, file_bytes);
-    return error_set(error, -EINVAL,
-                     "%s: the part asked for, %" G_GUINT64_FORMAT
-                     " bytes from offset %" G_GUINT64_FORMAT
-                     " on, does not lie within the file's %" G_GUINT64_FORMAT " bytes",
-                     file_path(file), size_bytes, offset, file_bytes);
+                         ", after the file's %" G_GUINT64_FORMAT " bytes: %" G_GUINT64_FORMAT
+                         " are missing at least; the file is cut off, or it is not the one",
+                         file_path(file), offset, file_bytes, offset - file_bytes);
+    return error_set(
+        error, -EINVAL,
+        "%s: the part asked for, %" G_GUINT64_FORMAT " bytes from offset %" G_GUINT64_FORMAT
+        " on, does not lie within the file's %" G_GUINT64_FORMAT " bytes: %" G_GUINT64_FORMAT
+        " of them are missing; the file is cut off, or it is not the one",
+        file_path(file), size_bytes, offset, file_bytes,
+        size_bytes - (file_bytes - MIN(offset, file_bytes)));
 }
 
 int raw_node_new_part(Fiber *self, File *file, uint64_t offset, uint64_t size_bytes,

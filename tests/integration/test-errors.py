@@ -209,6 +209,86 @@ def test_truncated(tmp):
             assert d.wait() == 1, f"{n}: {d.log()}"
 
 
+def is_cut_off(text, missing):
+    """The sentence about a file that is too short by `missing` bytes or more, and what helps."""
+    says(text, f"cut off, at least {missing} bytes are missing", "restore it from a copy",
+         "'qemu-img check -r all' cannot")
+    assert "repair it" not in text and "try 'qemu-img" not in text, text
+
+
+def cut(disk, n):
+    """A copy of the first `n` bytes."""
+    path = disk.with_name("cut.qcow2")
+    path.write_bytes(disk.read_bytes()[:n])
+    return path
+
+
+def test_cut_off_at_open(tmp):
+    """Where a table is missing at the file's end: that it is cut off, and by how much."""
+    disk = image(tmp)
+    qemu_io(disk, "write -P 1 0 1M")
+    assert l2_of(disk) == 4 * 64 * KIB  # header, refcount table and block, L1 table, L2 table
+    for n, missing in ((65536, 8), (65539, 5), (131072, 65544), (196610, 6)):
+        is_cut_off(fails(cut(disk, n)), missing)
+        is_cut_off(fails("--read-only", cut(disk, n)), missing)
+    for n in 200000, 262144:
+        is_cut_off(fails(cut(disk, n)), 262145 - n)
+    says(fails(cut(disk, 71)), "cut off", "71 of 72 bytes", "copy")
+
+
+def test_cut_off_snapshot_table(tmp):
+    """A snapshot table of which the end is missing."""
+    disk = image(tmp)
+    qemu_img("snapshot", "-c", "a-name", disk)
+    at = feature_bits(disk, 64)
+    for n, missing in ((at + 8, 32), (at + 44, 1)):
+        is_cut_off(fails(cut(disk, n)), missing)
+
+
+def test_cut_off_while_served(tmp):
+    """Data or L2 tables that are missing: EIO for them, one line in the log, the rest is served."""
+    disk = image(tmp)
+    qemu_io(disk, "write -P 1 0 1M")
+    data = 5 * 64 * KIB
+    for args, n, at, missing in (("--read-only",), 200000, 0, 262145 - 200000), \
+            (("--read-only",), data, 0, 1), (("--read-only",), data + 100000, 512 * KIB, 424289), \
+            ((), data + 2 * 64 * KIB, 128 * KIB, 1), ((), data + 2 * 64 * KIB, MIB - 1, 851969):
+        d = Daemon(*args, cut(disk, n))
+        h = connect(d.uri())
+        fails_with_eio(lambda: h.pread(1, at))
+        if not args:
+            assert h.pread(128 * KIB, 0) == b"\1" * (128 * KIB)
+            fails_with_eio(lambda: h.pwrite(b"x", at))
+        h.shutdown()
+        d.stop(expect=0 if args else 1)
+        is_cut_off(d.log(), missing)
+        assert d.log().count("cut off") == 1, d.log()
+
+
+def test_cut_off_compressed(tmp):
+    """A compressed cluster that is missing."""
+    raw = harness.random_file(tmp / "a.raw", 32 * KIB)
+    raw.write_bytes((raw.read_bytes() + bytes(32 * KIB)) * 4)
+    qemu_img("convert", "-c", "-f", "raw", "-O", "qcow2", raw, tmp / "a.qcow2")
+    n = (tmp / "a.qcow2").stat().st_size - 80000
+    with Daemon("--read-only", cut(tmp / "a.qcow2", n)) as d:
+        fails_with_eio(lambda: connect(d.uri()).pread(1, 192 * KIB))
+    says(d.log(), "cut off, at least", "restore it from a copy")
+
+
+def test_cut_off_and_dirty(tmp):
+    """What is missing is not made zeros by the repair of an image that was not closed cleanly."""
+    disk = image(tmp)
+    qemu_io(disk, "write -P 1 0 1M")
+    patch(disk, 72, struct.pack(">Q", DIRTY))
+    path = cut(disk, 7 * 64 * KIB)
+    before = path.read_bytes()
+    is_cut_off(fails(path), 14 * 64 * KIB - 65535)
+    assert path.read_bytes() == before
+    with Daemon("--read-only", path) as d:
+        assert connect(d.uri()).pread(128 * KIB, 0) == b"\1" * (128 * KIB)
+
+
 def test_unknown_feature_is_named(tmp):
     """An unknown incompatible feature is named from the image's own table."""
     disk = image(tmp)
@@ -254,6 +334,15 @@ def notices(daemon, n=0):
         time.sleep(0.01)
 
 
+def fails_with_eio(request):
+    try:
+        request()
+    except nbd.Error as e:
+        assert e.errno == "EIO", e
+    else:
+        raise AssertionError("no error")
+
+
 def test_damage_at_run_time(tmp):
     """A damaged table gives EIO to its readers and a line in the log; other disks do not notice."""
     bad, good = image(tmp, "bad.qcow2"), image(tmp, "good.qcow2")
@@ -262,12 +351,7 @@ def test_damage_at_run_time(tmp):
     patch(bad, l2_of(bad), struct.pack(">Q", 1 << 63 | 0x123456789 << 9 | 0x200))
     d = Daemon(f"bad={bad}", f"good={good}")
     h, other = connect(d.uri("bad")), connect(d.uri("good"))
-    try:
-        h.pread(4096, 0)
-    except nbd.Error as e:
-        assert e.errno == "EIO", e
-    else:
-        raise AssertionError("data from a damaged entry")
+    fails_with_eio(lambda: h.pread(4096, 0))
     assert other.pread(4096, 0) == b"\2" * 4096
     other.pwrite(b"\3" * 4096, 0)
     other.shutdown()

@@ -238,7 +238,7 @@ def test_corrupt_at_the_end(tmp):
     d.stop(expect=1)
     last = [line for line in d.lines if "at the end" in line]
     assert len(last) == 1, d.log()
-    says(last[0], "a.qcow2", "could not be flushed at the end: it is corrupt", "may be lost")
+    says(last[0], "a.qcow2", "could not be flushed at the end: it is damaged", "may be lost")
 
 
 def on_fuse(tmp, test, **methods):

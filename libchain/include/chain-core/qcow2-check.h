@@ -10,6 +10,10 @@ typedef enum Qcow2CheckFix {
     QCOW2_CHECK_FIX_LEAKS = 1 << 0,
     QCOW2_CHECK_FIX_ERRORS =
         1 << 1, // refcounts too low, bad entries, COPIED flags, dirty/corrupt bit
+    // Where entries name places that could be the image's but lie past the end of the file, repairs
+    // nothing: the repair would make zeros of what a copy may still have. Then qcow2_check() fails
+    // with -EUCLEAN.
+    QCOW2_CHECK_REFUSE_CUT_OFF = 1 << 2,
 } Qcow2CheckFix;
 
 // Counts as in `qemu-img check`: what is left when the check ends, and beside it what it cured.

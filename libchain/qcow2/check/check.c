@@ -48,11 +48,12 @@ static int load_header(Check *c, GError **error)
     qcow2_geometry_init(&c->g, c->h.cluster_bits, c->h.refcount_order,
                         c->h.incompatible & QCOW2_INCOMPAT_EXTENDED_L2,
                         c->h.incompatible & QCOW2_INCOMPAT_DATA_FILE, c->h.size_bytes);
-    if (!check_in_file(c, c->h.l1.v, (uint64_t)c->h.l1_entries * sizeof(Be64)))
+    uint64_t l1_bytes = (uint64_t)c->h.l1_entries * sizeof(Be64);
+    if (!check_in_file(c, c->h.l1.v, l1_bytes))
         return error_set(error, -EINVAL,
-                         "the L1 table at offset %#" PRIx64 " lies outside the file; the file is "
-                         "cut off, restore it from a copy",
-                         c->h.l1.v);
+                         "the L1 table at offset %#" PRIx64
+                         " does not lie inside the file: " QCOW2_CUT_OFF,
+                         c->h.l1.v, qcow2_missing_bytes(c->file_bytes, c->h.l1.v, l1_bytes));
     c->header_sector = g_memdup2(buf, CHECK_SECTOR_BYTES);
     c->buf_bytes = MAX(MIN(c->file_bytes, BUF_BYTES) >> c->g.cluster_bits, 1) << c->g.cluster_bits;
     c->buf = g_try_malloc(c->buf_bytes);
@@ -165,6 +166,8 @@ static int check_and_repair(Check *c)
     int r = scan_and_compare(c);
     if (r < 0 || !c->fix)
         return r;
+    if ((c->fix & QCOW2_CHECK_REFUSE_CUT_OFF) && c->missing_bytes)
+        return -EUCLEAN;
     Qcow2CheckResult *result = c->result;
     if (result->n_corruptions || result->n_leaks) {
         // What the caller reads is what was found, beside the counts of what is left.
@@ -200,6 +203,8 @@ int qcow2_check(Fiber *self, File *file, unsigned fix, Qcow2CheckResult *ret_res
             error_set(error, r,
                       "its tables refer to more of the file than a check can hold; the image is "
                       "broken, restore it from a copy");
+        else if (r == -EUCLEAN)
+            error_set(error, r, QCOW2_CUT_OFF, c.missing_bytes);
         else if (r < 0)
             error_set(error, r, "the check failed: %s", g_strerror(-r));
     }

@@ -8,7 +8,7 @@
 
 #include "qcow2/check/state.h"
 
-const char *check_l1_entry(const Check *c, Be64 *entry)
+const char *check_l1_entry(Check *c, Be64 *entry)
 {
     Qcow2L1Entry e = qcow2_l1_entry_decode(*entry);
     if (!e.reserved_set && !e.copied && !e.l2.v)
@@ -57,7 +57,7 @@ static bool has_cluster(const Qcow2L2Entry *e)
     return e->kind == QCOW2_CLUSTER_DATA || e->kind == QCOW2_CLUSTER_ZERO_ALLOCATED;
 }
 
-const char *check_l2_entry(const Check *c, const CheckL2 *table, void *words, uint32_t index,
+const char *check_l2_entry(Check *c, const CheckL2 *table, void *words, uint32_t index,
                            Qcow2L2Entry *ret_entry, bool *ret_mendable)
 {
     *ret_mendable = true;
@@ -98,7 +98,7 @@ static bool should_be_copied(const Check *c, uint64_t host)
     return word && (*word & CHECK_REFS_COPIED);
 }
 
-static void mend_l1_entries(const Check *c, const CheckL1 *table, Be64 *entries, uint32_t n)
+static void mend_l1_entries(Check *c, const CheckL1 *table, Be64 *entries, uint32_t n)
 {
     for (uint32_t i = 0; i < n; i++) {
         check_l1_entry(c, &entries[i]);
@@ -108,7 +108,7 @@ static void mend_l1_entries(const Check *c, const CheckL1 *table, Be64 *entries,
     }
 }
 
-static void mend_l2_entries(const Check *c, const CheckL2 *table, void *words)
+static void mend_l2_entries(Check *c, const CheckL2 *table, void *words)
 {
     for (uint32_t i = 0; i < c->g.l2_entries; i++) {
         Qcow2L2Entry e;

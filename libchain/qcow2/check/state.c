@@ -19,12 +19,16 @@ void check_message(Check *c, const char *format, ...)
     va_end(args);
 }
 
-bool check_in_file(const Check *c, uint64_t off, uint64_t len)
+bool check_in_file(Check *c, uint64_t off, uint64_t len)
 {
     if (off > INT64_MAX || len > INT64_MAX)
         return false;
-    uint64_t end = off + len;
-    return end <= c->file_bytes || end - c->file_bytes < c->g.cluster_bytes;
+    uint64_t missing = qcow2_missing_bytes(c->file_bytes, off, len);
+    if (missing < c->g.cluster_bytes) // the last cluster may have been written in part
+        return true;
+    if (qcow2_header_could_hold(&c->h, off))
+        c->missing_bytes = MAX(c->missing_bytes, missing - c->g.cluster_bytes + 1);
+    return false;
 }
 
 // Large reads of holes are not worth their copying: hostile images name terabytes of them.

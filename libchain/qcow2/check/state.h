@@ -53,16 +53,17 @@ typedef struct Check {
 
     // The scan's.
     CheckRefs refs;
-    GArray *l1s;          // of CheckL1
-    GArray *l2s;          // of CheckL2, by offset
-    GHashTable *rejected; // offsets of L2 tables that turned out to be something else
-    bool bitmaps_lost;    // a fault in their directory or tables
-    bool drop_bitmaps;    // the bitmap directory is broken, and repair forgets it
-    bool incomplete;      // some references could not be found: what looks unused may be in use
-    uint64_t n_fixable;   // faults of entries that a repair mends or clears
-    uint64_t n_lasting;   // faults that no repair here cures
-    uint64_t *blocks;     // refcount blocks: offset, 0 none, or not usable
-    uint64_t n_blocks;    // entries up to the last that is not 0
+    GArray *l1s;            // of CheckL1
+    GArray *l2s;            // of CheckL2, by offset
+    GHashTable *rejected;   // offsets of L2 tables that turned out to be something else
+    bool bitmaps_lost;      // a fault in their directory or tables
+    bool drop_bitmaps;      // the bitmap directory is broken, and repair forgets it
+    bool incomplete;        // some references could not be found: what looks unused may be in use
+    uint64_t missing_bytes; // at the end of the file, at least: references name places there
+    uint64_t n_fixable;     // faults of entries that a repair mends or clears
+    uint64_t n_lasting;     // faults that no repair here cures
+    uint64_t *blocks;       // refcount blocks: offset, 0 none, or not usable
+    uint64_t n_blocks;      // entries up to the last that is not 0
 
     // The comparison's.
     bool may_lower;       // leaks will be given back
@@ -82,8 +83,8 @@ void check_message(Check *c, const char *format, ...) G_GNUC_PRINTF(2, 3);
 // Reads into a buffer; a failure is noted as a check error with what `what` says.
 int check_read(Check *c, uint64_t off, void *buf, size_t len, const char *what);
 // Does the file, the tail of its last cluster included, hold the range? (As views and qemu-img see
-// it: a table or cluster that starts at the very end is outside.)
-bool check_in_file(const Check *c, uint64_t off, uint64_t len);
+// it: a table or cluster that starts at the very end is outside.) Notes how much is missing at least.
+bool check_in_file(Check *c, uint64_t off, uint64_t len);
 // Counts `weight` references to each cluster of the range.
 int check_add(Check *c, uint64_t off, uint64_t len, uint32_t weight);
 // Writes the kept first sector and makes it durable.
@@ -93,8 +94,8 @@ int check_write_header(Check *c);
 int check_scan(Check *c);
 // entries.c: what entry `index` of a table should be, COPIED apart. `words` is changed
 // to it. Returns what is wrong with it, or NULL. *ret_mendable is false when it must stay as it is.
-const char *check_l1_entry(const Check *c, Be64 *entry);
-const char *check_l2_entry(const Check *c, const CheckL2 *table, void *words, uint32_t index,
+const char *check_l1_entry(Check *c, Be64 *entry);
+const char *check_l2_entry(Check *c, const CheckL2 *table, void *words, uint32_t index,
                            Qcow2L2Entry *ret_entry, bool *ret_mendable);
 // Mends all entries that the scan found faulty, and COPIED flags.
 int check_mend_entries(Check *c);
