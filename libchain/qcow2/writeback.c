@@ -20,7 +20,9 @@
 //      durable and no pin from before is left.
 //   5. What a pass could not write is dirty again, together with what must not be written before
 //      it; all else of the pass is durable. `rest` names it until the next pass ends.
-//   6. Once a sync has failed, nothing is written any more (docs/ordering.md §9).
+//   6. What a failed pass left does not call for another one in the background: as much again must
+//      have become dirty or unlinked. Flushes, and writes that find no memory left, always try anew.
+//   7. Once a sync has failed, nothing is written any more (docs/ordering.md §9).
 //
 // States of an image's write-back, and what changes them
 //
@@ -97,6 +99,9 @@ int writeback_run(Fiber *self, Writeback *w)
     w->running = true;
     w->n_started++;
     run_pass(self, w);
+    bool has_failed = last_result(w) < 0;
+    w->left_bytes = has_failed ? w->parts.dirty.pinned_bytes : 0;
+    w->left_unlinked = has_failed ? w->parts.freed->n_unlinked : 0;
     w->n_done = w->n_started;
     w->running = false;
     fiber_queue_wake_all(&w->next);
@@ -165,20 +170,27 @@ static bool has_too_much(const Writeback *w)
             own >= table_cache_dirty_share(dirty->cache));
 }
 
+static uint64_t beyond(uint64_t now, uint64_t left)
+{
+    return now > left ? now - left : 0;
+}
+
 int writeback_throttle(Fiber *self, Writeback *w)
 {
     TableCache *cache = w->parts.dirty.cache;
-    uint64_t own = w->parts.dirty.pinned_bytes;
-    uint64_t freed_bytes = w->parts.freed->n_unlinked << w->parts.geometry->cluster_bits;
+    uint64_t own = w->parts.dirty.pinned_bytes, new_bytes = beyond(own, w->left_bytes);
+    uint64_t freed_bytes = beyond(w->parts.freed->n_unlinked, w->left_unlinked)
+                           << w->parts.geometry->cluster_bits;
     bool is_short = map_memory_dirty(w->memory) >= table_cache_dirty_limit(cache) / 2;
-    if (G_LIKELY(!is_short && own < BACKGROUND_DIRTY_BYTES && freed_bytes < BACKGROUND_FREED_BYTES))
+    if (G_LIKELY(!is_short && own < MAX_DIRTY_BYTES && new_bytes < BACKGROUND_DIRTY_BYTES &&
+                 freed_bytes < BACKGROUND_FREED_BYTES))
         return 0;
     if (has_too_much(w)) {
         int r = writeback_run(self, w);
         return r < 0 && has_too_much(w) ? r : 0;
     }
-    if (own >= BACKGROUND_DIRTY_BYTES || freed_bytes >= BACKGROUND_FREED_BYTES ||
-        (is_short && own >= table_cache_dirty_share(cache) / 2))
+    if (new_bytes >= BACKGROUND_DIRTY_BYTES || freed_bytes >= BACKGROUND_FREED_BYTES ||
+        (is_short && new_bytes >= table_cache_dirty_share(cache) / 2))
         start_background(w);
     if (is_short)
         table_cache_press(cache);

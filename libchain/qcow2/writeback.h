@@ -17,7 +17,8 @@ typedef struct Writeback {
     bool running;
     FiberQueue next; // waiters of the pass after the running one
     uint64_t n_started, n_done;
-    WritebackRest rest; // of the last pass
+    WritebackRest rest;                 // of the last pass
+    uint64_t left_bytes, left_unlinked; // what was dirty, and unlinked, when it failed; else 0
 } Writeback;
 
 // The caller fills `parts` (of `dirty` only the cache), `loop`, `memory` and `fibers`, all borrowed.

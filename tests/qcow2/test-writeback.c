@@ -13,7 +13,7 @@
 
 #define PATH "/image"
 // An L2 table of one cluster maps 2 MiB, and is one slice.
-enum { CLUSTER = 4096, TABLE_SPAN = CLUSTER / 8 * CLUSTER };
+enum { CLUSTER = 4096, TABLE_SPAN = CLUSTER / 8 * CLUSTER, MEMORY = 128 << 20 };
 
 typedef struct Bad {
     SimHook hook;
@@ -21,20 +21,24 @@ typedef struct Bad {
     FiberFn *fn;
     Node *node;
     uint64_t bad_off, bad_end; // writes there fail
+    bool no_slices;            // writes of a slice fail, shorter ones do not
+    uint64_t n_flushes;        // of the file, which each pass makes
 } Bad;
 
 static int bad_hook(SimHook *hook, uint64_t n, SimOp op, const char *path, uint64_t off,
                     uint64_t len)
 {
-    const Bad *b = (const Bad *)hook;
-    return op == SIM_OP_WRITE && off < b->bad_end && off + len > b->bad_off ? -EIO : 0;
+    Bad *b = (Bad *)hook;
+    b->n_flushes += op == SIM_OP_FLUSH;
+    bool is_bad = (off < b->bad_end && off + len > b->bad_off) || (b->no_slices && len >= CLUSTER);
+    return op == SIM_OP_WRITE && is_bad ? -EIO : 0;
 }
 
 static void open_fiber(Fiber *self, void *arg)
 {
     Bad *b = arg;
     g_autoptr(GError) error = NULL;
-    MapMemory *memory = map_memory_new(1 << 20);
+    MapMemory *memory = map_memory_new(MEMORY);
     Qcow2OpenOptions options = {.memory = memory};
     File *file;
     Qcow2Image *image;
@@ -230,12 +234,56 @@ static void a_copied_table_that_is_not_entered_frees_nothing(void **state)
                beside_a_bad_l1);
 }
 
+// --- how often it is tried -----------------------------------------------------------------------
+
+static const char large_image[] = "qemu-img create -q -f qcow2 -o cluster_size=4k i.qcow2 8G";
+enum { SECTOR = 512 };
+
+static void write_sectors(Fiber *self, Bad *b, uint64_t first, uint64_t n, uint64_t stride)
+{
+    uint8_t buf[SECTOR] = {1};
+    for (uint64_t i = first; i < first + n; i++)
+        assert_int_equal(node_write(self, b->node, guest_off(i * stride), buf, SECTOR, 0), 0);
+}
+
+// Fails, and not without having tried. The second one ends after any pass that was wanted before.
+static void flush_in_vain(Fiber *self, Bad *b)
+{
+    for (unsigned i = 0; i < 2; i++) {
+        uint64_t n = b->n_flushes;
+        assert_int_equal(node_flush(self, b->node), -EIO);
+        assert_in_range(b->n_flushes, n + 1, UINT64_MAX);
+    }
+}
+
+static void with_much_dirty(Fiber *self, void *arg)
+{
+    Bad *b = arg;
+    write_sectors(self, b, 0, 1, TABLE_SPAN);
+    assert_int_equal(node_flush(self, b->node), 0);
+    b->no_slices = true;
+    write_sectors(self, b, 1, 1100, TABLE_SPAN); // a table each: more than 4 MiB of them
+    flush_in_vain(self, b);
+    uint64_t n = b->n_flushes;
+    write_sectors(self, b, 1101, 256, TABLE_SPAN);
+    assert_int_equal(b->n_flushes, n);
+    flush_in_vain(self, b);
+    b->no_slices = false;
+    assert_int_equal(node_flush(self, b->node), 0);
+}
+
+static void much_that_cannot_be_written_is_not_tried_again_with_each_write(void **state)
+{
+    with_image(large_image, with_much_dirty);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_slice_that_cannot_be_written_fails_what_it_maps_and_nothing_else),
         cmocka_unit_test(a_new_table_that_cannot_be_written_keeps_no_other_from_its_entry),
         cmocka_unit_test(a_copied_table_that_is_not_entered_frees_nothing),
+        cmocka_unit_test(much_that_cannot_be_written_is_not_tried_again_with_each_write),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
