@@ -6,9 +6,6 @@
 
 #include <assert.h>
 
-#include "connection.h"
-#include "server.h"
-
 enum {
     CONNECTION_FREE_BYTES = 1 << 20, // not taken from the loop's budget
     SMALL_BYTES = 1 << 10,           // what a request without data holds
@@ -50,125 +47,152 @@ typedef enum Entry {
     ENTRY_NO_BUDGET,    // waits for what others hold
 } Entry;
 
-static Entry try_enter(NbdsConnection *c, uint64_t bytes, NbdsCharge *ret_charge)
+static Entry try_enter(NbdsAdmission *a, uint64_t bytes, NbdsCharge *ret_charge)
 {
-    NbdsServerLoop *home = c->home;
-    const NbdsLimits *limits = nbds_server_limits(home->server);
-    bool is_first = !c->admission.n_requests;
-    if (!is_first && (c->admission.n_requests >= limits->max_requests ||
-                      c->admission.bytes + bytes > limits->max_bytes))
+    NbdsBudget *budget = a->budget;
+    bool is_first = !a->n_requests;
+    if (!is_first && (a->n_requests >= budget->limits->max_requests ||
+                      a->bytes + bytes > budget->limits->max_bytes))
         return ENTRY_AT_OWN_LIMIT;
     *ret_charge = (NbdsCharge){.bytes = bytes};
-    if (c->admission.bytes + bytes <= CONNECTION_FREE_BYTES)
+    if (a->bytes + bytes <= CONNECTION_FREE_BYTES)
         return ENTRY_GRANTED;
-    if (home->budget_bytes >= bytes) {
-        home->budget_bytes -= bytes;
+    if (budget->bytes >= bytes) {
+        budget->bytes -= bytes;
         ret_charge->loop_bytes = bytes;
         // Next time the others that wait go first.
-        nbds_server_loop_remove(home, c);
-        nbds_server_loop_insert(home, c, false);
+        g_queue_unlink(&budget->members, &a->link);
+        g_queue_push_head_link(&budget->members, &a->link);
         return ENTRY_GRANTED;
     }
-    if (!is_first || c->export->has_privileged)
+    if (!is_first || *a->has_privileged)
         return ENTRY_NO_BUDGET;
-    c->export->has_privileged = ret_charge->is_privileged = true;
+    *a->has_privileged = ret_charge->is_privileged = true;
     return ENTRY_GRANTED;
 }
 
 // --- clients that stall ---
 
-static uint64_t stall_ns(const NbdsServerLoop *home)
+// None of its requests is executing: each is incomplete, or its reply waits for the socket.
+static bool is_stalled(const NbdsAdmission *a)
 {
-    return nbds_server_limits(home->server)->stall_timeout_ns;
-}
-
-static bool is_stalled(const NbdsConnection *c)
-{
-    return (c->admission.loop_bytes || c->admission.is_privileged) && !c->n_executing &&
-           (c->receiver.incoming || c->sender.replies) &&
-           loop_now_ns(c->home->loop) - c->admission.progress_ns > stall_ns(c->home);
+    const NbdsBudget *budget = a->budget;
+    return (a->loop_bytes || a->is_privileged) && !a->flow->n_executing &&
+           loop_now_ns(budget->loop) - a->progress_ns > budget->limits->stall_timeout_ns;
 }
 
 // Goes on as long as somebody waited since it last ran.
 static void check_stalls(LoopTimer *timer)
 {
-    NbdsServerLoop *home =
-        (NbdsServerLoop *)((char *)timer - offsetof(NbdsServerLoop, stall_timer));
-    if (!home->has_waited && !home->n_waiting)
+    NbdsBudget *budget = (NbdsBudget *)((char *)timer - offsetof(NbdsBudget, stall_timer));
+    if (!budget->has_waited && !budget->n_waiting)
         return;
-    for (NbdsConnection *c = home->connections.first; c; c = c->next)
-        if (c->stream && is_stalled(c))
-            stream_shutdown(c->stream);
-    home->has_waited = false;
-    loop_timer_start(home->loop, timer, stall_ns(home) / 8);
+    for (const GList *l = budget->members.head; l; l = l->next) {
+        const NbdsAdmission *a = l->data;
+        if (is_stalled(a))
+            stream_shutdown(a->stream);
+    }
+    budget->has_waited = false;
+    loop_timer_start(budget->loop, timer, budget->limits->stall_timeout_ns / 8);
 }
 
-static int wait_for_budget(Fiber *self, NbdsConnection *c)
+static int wait_for_budget(Fiber *self, NbdsAdmission *a)
 {
-    NbdsServerLoop *home = c->home;
-    home->n_waiting++;
-    home->has_waited = true;
-    if (!home->stall_timer.heap_index) {
-        home->stall_timer.fn = check_stalls;
-        loop_timer_start(home->loop, &home->stall_timer, stall_ns(home) / 8);
-    }
-    int result = fiber_queue_wait(self, &c->admission.room, true, "nbd: the loop's limit of bytes");
-    home->n_waiting--;
+    NbdsBudget *budget = a->budget;
+    budget->n_waiting++;
+    budget->has_waited = true;
+    if (!budget->stall_timer.heap_index)
+        loop_timer_start(budget->loop, &budget->stall_timer, budget->limits->stall_timeout_ns / 8);
+    int result = fiber_queue_wait(self, &a->room, true, "nbd: the loop's limit of bytes");
+    budget->n_waiting--;
     return result;
 }
 
 // --- entering and leaving ---
 
-int nbds_admission_enter(Fiber *self, NbdsConnection *c, uint64_t bytes, NbdsCharge *ret_charge)
+void nbds_budget_init(NbdsBudget *budget, Loop *loop, const NbdsLimits *limits)
+{
+    *budget = (NbdsBudget){
+        .loop = loop,
+        .limits = limits,
+        .bytes = limits->max_loop_bytes,
+        .members = G_QUEUE_INIT,
+        .stall_timer.fn = check_stalls,
+    };
+}
+
+void nbds_admission_init(NbdsAdmission *a, NbdsBudget *budget, bool *has_privileged,
+                         const NbdsFlow *flow, Stream *stream)
+{
+    *a = (NbdsAdmission){
+        .budget = budget,
+        .link.data = a,
+        .has_privileged = has_privileged,
+        .flow = flow,
+        .stream = stream,
+    };
+    g_queue_push_head_link(&budget->members, &a->link);
+}
+
+void nbds_admission_done(NbdsAdmission *a)
+{
+    NbdsBudget *budget = a->budget;
+    assert(!a->n_requests);
+    g_queue_unlink(&budget->members, &a->link);
+    if (!budget->members.head)
+        loop_timer_stop(budget->loop, &budget->stall_timer);
+}
+
+int nbds_admission_enter(Fiber *self, NbdsAdmission *a, uint64_t bytes, NbdsCharge *ret_charge)
 {
     Entry entry;
-    while ((entry = try_enter(c, bytes, ret_charge)) != ENTRY_GRANTED) {
-        int result = entry == ENTRY_NO_BUDGET ? wait_for_budget(self, c)
-                                              : fiber_queue_wait(self, &c->admission.room, true,
-                                                                 "nbd: own limit of requests");
+    while ((entry = try_enter(a, bytes, ret_charge)) != ENTRY_GRANTED) {
+        int result = entry == ENTRY_NO_BUDGET
+                         ? wait_for_budget(self, a)
+                         : fiber_queue_wait(self, &a->room, true, "nbd: own limit of requests");
         if (result < 0)
             return result;
     }
-    c->admission.n_requests++;
-    c->admission.bytes += bytes;
-    c->admission.loop_bytes += ret_charge->loop_bytes;
-    c->admission.is_privileged |= ret_charge->is_privileged;
-    c->admission.progress_ns = loop_now_ns(c->home->loop);
-    c->admission.progress_bytes = 0;
+    a->n_requests++;
+    a->bytes += bytes;
+    a->loop_bytes += ret_charge->loop_bytes;
+    a->is_privileged |= ret_charge->is_privileged;
+    a->progress_ns = loop_now_ns(a->budget->loop);
+    a->progress_bytes = 0;
     return 0;
 }
 
 // In the order in which they last got something of the budget.
-static void wake_waiters(NbdsServerLoop *home)
+static void wake_waiters(NbdsBudget *budget)
 {
-    if (!home->n_waiting)
+    if (!budget->n_waiting)
         return;
-    for (NbdsConnection *c = home->connections.last; c; c = c->prev)
-        fiber_queue_wake_all(&c->admission.room);
+    for (GList *l = budget->members.tail; l; l = l->prev)
+        fiber_queue_wake_all(&((NbdsAdmission *)l->data)->room);
 }
 
 // Bytes that come a few at a time are no progress.
-void nbds_admission_note_progress(NbdsConnection *c, uint64_t bytes)
+void nbds_admission_note_progress(NbdsAdmission *a, uint64_t bytes)
 {
-    c->admission.progress_bytes += bytes;
-    if (c->admission.progress_bytes < PROGRESS_BYTES)
+    a->progress_bytes += bytes;
+    if (a->progress_bytes < PROGRESS_BYTES)
         return;
-    c->admission.progress_bytes = 0;
-    c->admission.progress_ns = loop_now_ns(c->home->loop);
+    a->progress_bytes = 0;
+    a->progress_ns = loop_now_ns(a->budget->loop);
 }
 
-void nbds_admission_leave(NbdsConnection *c, const NbdsCharge *charge)
+void nbds_admission_leave(NbdsAdmission *a, const NbdsCharge *charge)
 {
-    assert(c->admission.n_requests > 0 && c->admission.bytes >= charge->bytes);
-    c->admission.n_requests--;
-    c->admission.bytes -= charge->bytes;
-    c->admission.loop_bytes -= charge->loop_bytes;
-    c->home->budget_bytes += charge->loop_bytes;
+    assert(a->n_requests > 0 && a->bytes >= charge->bytes);
+    a->n_requests--;
+    a->bytes -= charge->bytes;
+    a->loop_bytes -= charge->loop_bytes;
+    a->budget->bytes += charge->loop_bytes;
     if (charge->is_privileged)
-        c->export->has_privileged = c->admission.is_privileged = false;
+        *a->has_privileged = a->is_privileged = false;
     if (charge->loop_bytes || charge->is_privileged)
-        wake_waiters(c->home);
-    fiber_queue_wake_all(&c->admission.room);
-    if (!c->admission.n_requests)
-        fiber_queue_wake_all(&c->admission.quiet);
+        wake_waiters(a->budget);
+    fiber_queue_wake_all(&a->room);
+    if (!a->n_requests)
+        fiber_queue_wake_all(&a->quiet);
 }

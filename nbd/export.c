@@ -116,16 +116,6 @@ void nbds_export_get_stats(const NbdsExport *export, NbdsExportStats *ret_stats)
     ret_stats->n_clients = atomic_load_explicit(&e->n_connections, memory_order_relaxed);
 }
 
-const char *nbds_export_name(const NbdsExport *export)
-{
-    return export->info.name;
-}
-
-const char *nbds_export_description(const NbdsExport *export)
-{
-    return export->info.description;
-}
-
 uint64_t nbds_export_size_bytes(const NbdsExport *export)
 {
     return atomic_load_explicit(&((NbdsExport *)export)->size_bytes, memory_order_relaxed);
@@ -138,11 +128,6 @@ NbdsExportInfo nbds_export_info(const NbdsExport *export)
     if (info.size_bytes != export->info.size_bytes)
         info.padding_bytes = 0;
     return info;
-}
-
-bool nbds_export_is_read_only(const NbdsExport *export)
-{
-    return export->info.read_only;
 }
 
 Loop *nbds_export_loop(const NbdsExport *export)

@@ -10,7 +10,7 @@
 #include <errno.h>
 
 #include "options.h"
-#include "server.h"
+#include "server-state.h"
 
 enum { OPTION_BYTES = 4096 }; // of any option, besides its data and its answer; as of a request
 
@@ -92,7 +92,7 @@ static int receive_option(Fiber *self, Handshake *h, uint32_t *ret_option, uint3
 static void refresh_table(Handshake *h)
 {
     NbdsServer *server = h->home->server;
-    unsigned generation = nbds_server_generation(server);
+    unsigned generation = server->generation;
     if (h->table && h->generation == generation)
         return;
     nbds_export_table_unref(h->table);
@@ -124,9 +124,8 @@ static int haggle(Fiber *self, Handshake *h, NbdsAgreement *ret_agreement)
     refresh_table(h);
     const NbdsExportInfo *info = NULL;
     g_byte_array_set_size(h->answer, 0);
-    NbdsVerdict verdict =
-        nbds_options_execute(&h->options, h->table, nbds_server_is_stopping(h->home->server),
-                             option, h->data->data, len, h->answer, &info);
+    NbdsVerdict verdict = nbds_options_execute(&h->options, h->table, h->home->server->is_stopping,
+                                               option, h->data->data, len, h->answer, &info);
     const GByteArray *answer = verdict == NBDS_VERDICT_LIST ? h->table->list : h->answer;
     result = send_bytes(self, h, answer->data, answer->len);
     if (result < 0)

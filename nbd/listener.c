@@ -1,40 +1,28 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // Accepting clients, and what happens when there is no room for one.
-//
-// A listener that waits is woken by what happens on its loop (a handshake ends, the oldest one's
-// grace ends) and, through a message, by clients that leave on any loop:
-//
-//     room_state    leaves when                                  to
-//     IDLE          the listener found no room                   WANTED (it looks once more)
-//     WANTED        a client left: the message is posted         POSTED
-//     POSTED        the message has come; the listener is woken  IDLE
 #include "listener.h"
 
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <stdatomic.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
 #include "chain-core/stream.h"
-#include "connection.h"
-#include "server.h"
+#include "connection-life.h"
+#include "server-state.h"
 
 // When the host has no descriptor or memory left.
 static const uint64_t ACCEPT_RETRY_NS = 50000000;
 // Descriptors may become free without a client that leaves.
 static const uint64_t RETRY_NS = 1000000000;
 
-typedef enum RoomState { ROOM_IDLE, ROOM_WANTED, ROOM_POSTED } RoomState;
-
 struct NbdsListener {
     NbdsServerLoop *home;
     int fd;                 // before it started
     StreamListener *stream; // while it runs
     Fiber *fiber;           // likewise
-    LoopCall start_call, stop_call, room_call;
-    atomic_int room_state;
+    LoopCall start_call, stop_call;
     LoopTimer retry_timer;
 };
 
@@ -70,7 +58,7 @@ static bool has_descriptor(int *fd)
 static NbdsFull try_admit(NbdsListener *l, int *fd)
 {
     NbdsServer *server = l->home->server;
-    if (l->home->n_handshakes >= nbds_server_limits(server)->max_handshakes)
+    if (l->home->handshakes.length >= server->limits.max_handshakes)
         return NBDS_FULL_HANDSHAKES;
     if (!has_descriptor(fd))
         return NBDS_FULL_DESCRIPTORS;
@@ -83,11 +71,11 @@ static void retry(LoopTimer *timer)
     fiber_queue_wake_all(&l->home->room);
 }
 
-// How long the loop's oldest handshake may yet go on when others want its place.
-static uint64_t grace_left_ns(const NbdsServerLoop *home)
+// How long a handshake may yet go on when others want its place.
+static uint64_t grace_left_ns(const NbdsConnection *c)
 {
-    uint64_t grace = nbds_server_limits(home->server)->handshake_grace_ns;
-    uint64_t age = loop_now_ns(home->loop) - home->handshakes.last->accepted_ns;
+    uint64_t grace = c->home->server->limits.handshake_grace_ns;
+    uint64_t age = loop_now_ns(c->home->loop) - c->accepted_ns;
     return grace - MIN(age, grace);
 }
 
@@ -96,10 +84,11 @@ static void meet_full(NbdsListener *l, NbdsFull full)
 {
     NbdsServerLoop *home = l->home;
     uint64_t retry_ns = RETRY_NS;
-    if (home->handshakes.last) {
-        uint64_t grace_ns = grace_left_ns(home);
+    const NbdsConnection *oldest = g_queue_peek_tail(&home->handshakes);
+    if (oldest) {
+        uint64_t grace_ns = grace_left_ns(oldest);
         if (!grace_ns) {
-            stream_shutdown(home->handshakes.last->stream); // its end wakes the listener
+            stream_shutdown(oldest->stream); // its end wakes the listener
             nbds_server_report_full(home->server, NBDS_FULL_HANDSHAKES, loop_now_ns(home->loop));
         } else {
             retry_ns = MIN(retry_ns, grace_ns);
@@ -116,34 +105,14 @@ static int wait_for_room(Fiber *self, NbdsListener *l, int *fd)
 {
     NbdsFull full;
     while ((full = try_admit(l, fd)) != NBDS_FULL_NOT) {
-        int idle = ROOM_IDLE;
-        if (atomic_compare_exchange_strong(&l->room_state, &idle, ROOM_WANTED)) {
-            nbds_server_want_room(l->home->server);
+        if (nbds_server_want_room(l->home))
             continue;
-        }
         meet_full(l, full);
         int result = fiber_queue_wait(self, &l->home->room, true, "nbd: no room for a client");
         if (result < 0)
             return result;
     }
     return 0;
-}
-
-static void room_offered(LoopCall *call)
-{
-    NbdsListener *l = (NbdsListener *)((char *)call - offsetof(NbdsListener, room_call));
-    l->room_state = ROOM_IDLE;
-    fiber_queue_wake_all(&l->home->room);
-    nbds_server_release(l->home->server);
-}
-
-void nbds_listener_offer_room(NbdsListener *l)
-{
-    int wanted = ROOM_WANTED;
-    if (!atomic_compare_exchange_strong(&l->room_state, &wanted, ROOM_POSTED))
-        return;
-    nbds_server_hold(l->home->server);
-    loop_post(l->home->loop, &l->room_call);
 }
 
 // --- Accepting ---
@@ -192,7 +161,7 @@ static void start(LoopCall *call)
 {
     NbdsListener *l = (NbdsListener *)((char *)call - offsetof(NbdsListener, start_call));
     NbdsServer *server = l->home->server;
-    if (nbds_server_is_stopping(server)) {
+    if (server->is_stopping) {
         close(l->fd);
         nbds_server_release(server);
         return;
@@ -218,7 +187,6 @@ NbdsListener *nbds_listener_new(NbdsServerLoop *home, int fd)
     l->fd = fd;
     l->start_call.fn = start;
     l->stop_call.fn = stop;
-    l->room_call.fn = room_offered;
     l->retry_timer.fn = retry;
     return l;
 }

@@ -20,6 +20,3 @@ void nbds_listener_free(NbdsListener *listener);
 void nbds_listener_start(NbdsListener *listener);
 // With the server's lock held: it is not freed meanwhile.
 void nbds_listener_stop(NbdsListener *listener);
-// A client left: a listener that waits for room looks again. Any thread, with the server's lock
-// held.
-void nbds_listener_offer_room(NbdsListener *listener);

@@ -11,13 +11,11 @@
 // - A fresh buffer's first header goes into the headroom, its payload starts aligned.
 //
 // On the connection's loop, in its receiver fiber.
-#include <assert.h>
-#include <errno.h>
+#include "receiver.h"
+
 #include <string.h>
 
-#include "connection.h"
 #include "request.h"
-#include "server.h"
 
 enum {
     SMALL_INPUT = 32 << 10, // capacity of an input buffer, before and after it proves too small
@@ -29,6 +27,17 @@ enum {
     SHRINK_AFTER = 1024,        // receives in a row that fit in MIN_ROOM
 };
 
+struct NbdsReceiver {
+    NbdsConnection *connection;
+    NbdsBuffer *input; // unparsed bytes: [pos, end)
+    uint8_t *pos, *end;
+    uint64_t skip_bytes;     // payload of a refused request still to be dropped
+    uint32_t input_capacity; // of the next small-request buffer
+    uint32_t n_small_receives;
+    GByteArray *parked;    // while it does not run: the unparsed bytes; or NULL
+    NbdsRequest *incoming; // the request at `pos`, admitted, its payload incomplete; or NULL
+};
+
 typedef enum Step { STEP_TAKEN, STEP_INCOMPLETE, STEP_END } Step;
 
 // Admits a request; NULL when the receiver shall end.
@@ -36,7 +45,7 @@ static NbdsRequest *admit(Fiber *self, NbdsReceiver *r, const NbdsRequestHead *h
 {
     NbdsConnection *c = r->connection;
     NbdsCharge charge;
-    if (nbds_admission_enter(self, c, bytes, &charge) < 0)
+    if (nbds_admission_enter(self, &c->admission, bytes, &charge) < 0)
         return NULL;
     NbdsRequest *request = nbds_request_take(c, head);
     if (!request) {
@@ -219,7 +228,7 @@ static bool receive_more(Fiber *self, NbdsReceiver *r, size_t needed)
     if (received <= 0)
         return false;
     r->end += received;
-    nbds_admission_note_progress(c, (uint64_t)received);
+    nbds_admission_note_progress(&c->admission, (uint64_t)received);
     if (ask == room)
         adapt_capacity(r, received, room);
     nbds_flow_received(&c->flow);
@@ -268,9 +277,17 @@ static void park(NbdsReceiver *r)
     r->pos = r->end = NULL;
 }
 
-void nbds_receiver_done(NbdsReceiver *r)
+NbdsReceiver *nbds_receiver_new(NbdsConnection *c)
+{
+    NbdsReceiver *r = g_new0(NbdsReceiver, 1);
+    r->connection = c;
+    return r;
+}
+
+void nbds_receiver_free(NbdsReceiver *r)
 {
     g_clear_pointer(&r->parked, g_byte_array_unref);
+    g_free(r);
 }
 
 void nbds_receiver_run(Fiber *self, NbdsReceiver *r)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // Requests: their life, and the commands that are one call on the node. The order of each is: enter
 // the port, the node's operation, leave the port, queue the reply. The port is never held while
-// waiting for a socket.
+// waiting for a socket. One thing with request-read.c and request-status.c, for longer commands.
 #include "request.h"
 
 #include <assert.h>
@@ -29,12 +29,26 @@ static void free_request(NbdsRequest *request)
     home->free_requests = request;
 }
 
-// The stages count differently: executing ends here, in flight when the reply was sent.
-static void queue_last(NbdsRequest *request, NbdsBuffer *reply)
+void nbds_requests_free(NbdsServerLoop *home)
 {
-    reply->charge = request->charge;
-    reply->ends_request = true;
-    nbds_sender_queue(&request->connection->sender, reply);
+    for (NbdsRequest *request; (request = home->free_requests);) {
+        home->free_requests = request->next;
+        g_free(request);
+    }
+}
+
+// The stages count differently: executing ended before, in flight ends when the reply was sent.
+static void end(NbdsRequest *request, NbdsBuffer *reply)
+{
+    NbdsSender *sender = &request->connection->sender;
+    if (reply) {
+        reply->charge = request->charge;
+        reply->ends_request = true;
+        nbds_sender_queue(sender, reply);
+    } else {
+        nbds_sender_drop(sender, &request->charge);
+    }
+    free_request(request);
 }
 
 // Command numbers and operations differ: there is no statistic of DISC.
@@ -62,16 +76,12 @@ void nbds_request_finish(NbdsRequest *request, NbdsBuffer *reply, bool failed)
     c->home->n_executing--;
     nbds_flow_end(&c->flow, &request->head);
     nbds_connection_finish_execution(c);
-    if (reply)
-        queue_last(request, reply);
-    else
-        nbds_sender_drop(&c->sender, &request->charge);
-    free_request(request);
+    end(request, reply);
 }
 
 void nbds_request_abandon(NbdsRequest *request)
 {
-    nbds_admission_leave(request->connection, &request->charge);
+    nbds_admission_leave(&request->connection->admission, &request->charge);
     free_request(request);
 }
 
@@ -94,11 +104,7 @@ void nbds_request_refuse(NbdsRequest *request, NbdsErrorCode error, const char *
         nbds_reply_error(&c->home->pool, c->session.style, &request->head, error, message);
     if (request->head.type <= NBDS_CMD_BLOCK_STATUS && request->head.type != NBDS_CMD_DISC)
         nbds_export_count(c->export, operation_of(request->head.type), 0, true);
-    if (reply)
-        queue_last(request, reply);
-    else
-        nbds_sender_drop(&c->sender, &request->charge);
-    free_request(request);
+    end(request, reply);
 }
 
 int nbds_request_enter(Fiber *self, const NbdsRequest *request, Node **ret_node)
@@ -250,7 +256,6 @@ void nbds_request_start(Fiber *self, NbdsRequest *request)
 {
     NbdsConnection *c = request->connection;
     request->start_ns = loop_now_ns(c->home->loop);
-    c->n_executing++;
     c->home->n_executing++;
     nbds_flow_begin(&c->flow, &request->head, c->admission.n_requests);
     nbds_export_add(&c->export->n_in_flight, 1);

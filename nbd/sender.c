@@ -7,8 +7,6 @@
 #include <errno.h>
 #include <sys/uio.h>
 
-#include "connection.h"
-
 enum { MAX_BATCH = 64 };
 
 static void fail(NbdsSender *sender, int error)
@@ -16,18 +14,18 @@ static void fail(NbdsSender *sender, int error)
     if (sender->error)
         return;
     sender->error = error;
-    stream_shutdown(sender->connection->stream); // the receiver ends too
+    stream_shutdown(sender->stream); // the receiver ends too
 }
 
 void nbds_sender_drop(NbdsSender *sender, const NbdsCharge *charge)
 {
     fail(sender, -ENOMEM);
-    nbds_admission_leave(sender->connection, charge);
+    nbds_admission_leave(sender->admission, charge);
 }
 
 static unsigned gather(NbdsSender *sender, struct iovec iov[static MAX_BATCH], size_t *ret_bytes)
 {
-    size_t room = nbds_flow_send_bytes(&sender->connection->flow), bytes = 0;
+    size_t room = nbds_flow_send_bytes(sender->flow), bytes = 0;
     unsigned n = 0;
     for (NbdsBuffer *reply = sender->replies; reply && n < MAX_BATCH && bytes < room;
          reply = reply->next) {
@@ -41,7 +39,7 @@ static unsigned gather(NbdsSender *sender, struct iovec iov[static MAX_BATCH], s
 // Takes `bytes` that were sent off the queue, and gives back what whole replies held.
 static void retire(NbdsSender *sender, size_t bytes)
 {
-    nbds_admission_note_progress(sender->connection, bytes);
+    nbds_admission_note_progress(sender->admission, bytes);
     while (bytes) {
         NbdsBuffer *reply = sender->replies;
         if (bytes < reply->length) {
@@ -54,7 +52,7 @@ static void retire(NbdsSender *sender, size_t bytes)
         if (!sender->replies)
             sender->replies_tail = &sender->replies;
         if (reply->ends_request)
-            nbds_admission_leave(sender->connection, &reply->charge);
+            nbds_admission_leave(sender->admission, &reply->charge);
         nbds_buffer_unref(reply);
     }
 }
@@ -65,7 +63,7 @@ static void send_batch(Fiber *self, NbdsSender *sender)
     size_t bytes;
     unsigned n = gather(sender, iov, &bytes);
     if (!sender->error) {
-        int result = stream_send(self, sender->connection->stream, iov, n);
+        int result = stream_send(self, sender->stream, iov, n);
         if (result < 0)
             fail(sender, result);
     }
@@ -74,14 +72,13 @@ static void send_batch(Fiber *self, NbdsSender *sender)
 
 void nbds_sender_queue(NbdsSender *sender, NbdsBuffer *reply)
 {
-    NbdsConnection *c = sender->connection;
     reply->next = NULL;
     *sender->replies_tail = reply;
     sender->replies_tail = &reply->next;
     if (!sender->waits) // for this first reply
         return;
-    if (nbds_flow_sends_at_once(&c->flow)) {
-        ssize_t n = stream_try_send(c->stream, reply->start, reply->length);
+    if (nbds_flow_sends_at_once(sender->flow)) {
+        ssize_t n = stream_try_send(sender->stream, reply->start, reply->length);
         if (n > 0)
             retire(sender, (size_t)n);
     }
@@ -96,8 +93,8 @@ void nbds_sender_queue(NbdsSender *sender, NbdsBuffer *reply)
 static void linger(Fiber *self, NbdsSender *sender)
 {
     uint8_t dropped[4096];
-    stream_end_sending(sender->connection->stream);
-    while (stream_recv(self, sender->connection->stream, dropped, sizeof dropped) > 0)
+    stream_end_sending(sender->stream);
+    while (stream_recv(self, sender->stream, dropped, sizeof dropped) > 0)
         continue;
 }
 
@@ -121,12 +118,12 @@ static void sender_fiber(Fiber *self, void *arg)
     fiber_queue_wake_all(&sender->gone);
 }
 
-int nbds_sender_start(NbdsSender *sender, NbdsConnection *c)
+int nbds_sender_start(NbdsSender *sender, Stream *stream, NbdsAdmission *admission, NbdsFlow *flow)
 {
-    *sender = (NbdsSender){.connection = c};
+    *sender = (NbdsSender){.stream = stream, .admission = admission, .flow = flow};
     sender->replies_tail = &sender->replies;
     // The fiber may run before this returns; fiber_spawn() sets sender->fiber first.
-    return fiber_spawn(c->home->loop, "nbd sender", sender_fiber, sender, &sender->fiber);
+    return fiber_spawn(flow->scheduler->loop, "nbd sender", sender_fiber, sender, &sender->fiber);
 }
 
 void nbds_sender_stop(Fiber *self, NbdsSender *sender, bool lingers)

@@ -4,10 +4,11 @@
 #pragma once
 
 #include "buffer.h"
-#include "chain-core/fiber-sync.h"
 
 typedef struct NbdsSender {
-    NbdsConnection *connection;
+    Stream *stream;
+    NbdsAdmission *admission;
+    NbdsFlow *flow;
     Fiber *fiber; // NULL once ended
     NbdsBuffer *replies, **replies_tail;
     bool waits, ends, lingers;
@@ -15,7 +16,8 @@ typedef struct NbdsSender {
     FiberQueue gone;
 } NbdsSender;
 
-int nbds_sender_start(NbdsSender *sender, NbdsConnection *c);
+// What it is given outlives it.
+int nbds_sender_start(NbdsSender *sender, Stream *stream, NbdsAdmission *admission, NbdsFlow *flow);
 void nbds_sender_queue(NbdsSender *sender, NbdsBuffer *reply); // takes `reply`
 // Instead of a reply for which there is no memory: cuts the client off.
 void nbds_sender_drop(NbdsSender *sender, const NbdsCharge *charge);

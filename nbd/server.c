@@ -1,52 +1,19 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// The server: its exports, listeners and loops, and how it stops. The lock protects the lists only
-// and is never held over a call that waits; connections take it when the exports changed since the
-// last handshake, and when they leave a full server.
-//
-// Everything that must be gone before a stop returns (listeners, connections, the server's own
-// running state) holds one of `n_alive`; whoever releases the last one wakes the stopping fiber.
-#include "server.h"
+// The server: how exports and listeners come and go, and how it stops.
+#include "nbd/server.h"
 
 #include <assert.h>
 #include <errno.h>
 #include <limits.h>
-#include <pthread.h>
-#include <stdatomic.h>
 #include <string.h>
 
 #include "connection.h"
 #include "contexts.h"
 #include "listener.h"
-#include "server-loop.h"
+#include "request.h"
+#include "server-state.h"
 
 static const uint64_t SECOND_NS = 1000000000;
-// An episode of being full ends when for so long nobody had to wait.
-static const uint64_t FULL_EPISODE_NS = 60 * SECOND_NS;
-
-struct NbdsServer {
-    NbdsLimits limits;
-    void (*last_client_left)(void *arg);
-    void (*full)(void *arg, NbdsFull why);
-    void *arg;
-
-    pthread_mutex_t lock; // sanitizers do not see GLib's
-    GPtrArray *exports;   // of NbdsExport, one reference each
-    GPtrArray *loops;     // of NbdsServerLoop, owned
-    GPtrArray *listeners; // of NbdsListener, owned
-    uint64_t next_serial;
-    NbdsExportTable *table; // as of `table_generation`, or NULL
-    unsigned table_generation;
-
-    atomic_uint generation;
-    atomic_bool is_stopping;
-    atomic_uint n_clients;
-    atomic_uint n_alive;
-    atomic_bool wants_room;                        // some listener does
-    _Atomic uint64_t full_ns[NBDS_FULL_N_REASONS]; // when it last was; 0: never
-    Fiber *stopper;
-    LoopCall stopped_call;
-    bool is_stopped; // on the stopper's loop
-};
 
 static unsigned default_to(unsigned value, unsigned other)
 {
@@ -56,6 +23,12 @@ static unsigned default_to(unsigned value, unsigned other)
 static uint64_t default_to_u64(uint64_t value, uint64_t other)
 {
     return value ? value : other;
+}
+
+static void free_loop(gpointer data)
+{
+    nbds_requests_free(data);
+    nbds_server_loop_free(data);
 }
 
 NbdsServer *nbds_server_new(const NbdsServerConfig *config)
@@ -80,7 +53,7 @@ NbdsServer *nbds_server_new(const NbdsServerConfig *config)
     server->arg = config->arg;
     pthread_mutex_init(&server->lock, NULL);
     server->exports = g_ptr_array_new();
-    server->loops = g_ptr_array_new_with_free_func((GDestroyNotify)nbds_server_loop_free);
+    server->loops = g_ptr_array_new_with_free_func(free_loop);
     server->listeners = g_ptr_array_new_with_free_func((GDestroyNotify)nbds_listener_free);
     atomic_init(&server->n_alive, 1);
     return server;
@@ -99,21 +72,6 @@ void nbds_server_free(NbdsServer *server)
     g_free(server);
 }
 
-const NbdsLimits *nbds_server_limits(const NbdsServer *server)
-{
-    return &server->limits;
-}
-
-bool nbds_server_is_stopping(const NbdsServer *server)
-{
-    return server->is_stopping;
-}
-
-unsigned nbds_server_generation(const NbdsServer *server)
-{
-    return server->generation;
-}
-
 unsigned nbds_server_n_clients(const NbdsServer *server)
 {
     return server->n_clients;
@@ -127,63 +85,9 @@ static NbdsServerLoop *get_loop(NbdsServer *server, Loop *loop)
         if (home->loop == loop)
             return home;
     }
-    NbdsServerLoop *home = nbds_server_loop_new(server, loop);
+    NbdsServerLoop *home = nbds_server_loop_new(server, &server->limits, loop);
     g_ptr_array_add(server->loops, home);
     return home;
-}
-
-void nbds_server_hold(NbdsServer *server)
-{
-    server->n_alive++;
-}
-
-void nbds_server_release(NbdsServer *server)
-{
-    if (atomic_fetch_sub(&server->n_alive, 1) == 1)
-        loop_post(fiber_loop(server->stopper), &server->stopped_call);
-}
-
-// --- Clients ---
-
-bool nbds_server_try_enter(NbdsServer *server)
-{
-    if (atomic_fetch_add(&server->n_clients, 1) >= server->limits.max_connections) {
-        server->n_clients--;
-        return false;
-    }
-    nbds_server_hold(server);
-    return true;
-}
-
-static void offer_room(NbdsServer *server)
-{
-    pthread_mutex_lock(&server->lock);
-    for (unsigned i = 0; i < server->listeners->len; i++)
-        nbds_listener_offer_room(server->listeners->pdata[i]);
-    pthread_mutex_unlock(&server->lock);
-}
-
-void nbds_server_leave(NbdsServer *server)
-{
-    unsigned n_before = atomic_fetch_sub(&server->n_clients, 1);
-    if (atomic_exchange(&server->wants_room, false))
-        offer_room(server);
-    if (n_before == 1 && server->last_client_left)
-        server->last_client_left(server->arg);
-    nbds_server_release(server);
-}
-
-void nbds_server_want_room(NbdsServer *server)
-{
-    server->wants_room = true;
-}
-
-void nbds_server_report_full(NbdsServer *server, NbdsFull why, uint64_t now_ns)
-{
-    uint64_t before = atomic_exchange(&server->full_ns[why], now_ns);
-    bool is_new = !before || now_ns > before + FULL_EPISODE_NS;
-    if (is_new && server->full)
-        server->full(server->arg, why);
 }
 
 // --- Exports ---
@@ -232,42 +136,16 @@ void nbds_server_refresh_size(NbdsExport *export)
     export->home->server->generation++;
 }
 
-// With the lock held.
-static NbdsExportTable *make_table(const NbdsServer *server)
-{
-    unsigned n = server->exports->len;
-    NbdsExportInfo *infos = g_new(NbdsExportInfo, n);
-    GPtrArray *owners = g_ptr_array_new_full(n, (GDestroyNotify)nbds_export_unref);
-    for (unsigned i = 0; i < n; i++) {
-        infos[i] = nbds_export_info(server->exports->pdata[i]);
-        g_ptr_array_add(owners, nbds_export_ref(server->exports->pdata[i]));
-    }
-    return nbds_export_table_new(infos, n, owners);
-}
-
-NbdsExportTable *nbds_server_export_table(NbdsServer *server)
-{
-    pthread_mutex_lock(&server->lock);
-    unsigned generation = server->generation;
-    if (!server->table || server->table_generation != generation) {
-        nbds_export_table_unref(server->table);
-        server->table = make_table(server);
-        server->table_generation = generation;
-    }
-    NbdsExportTable *table = nbds_export_table_ref(server->table);
-    pthread_mutex_unlock(&server->lock);
-    return table;
-}
-
 static void drain_connections(NbdsServerLoop *home, const NbdsExport *export)
 {
-    uint64_t timeout_ns = nbds_server_limits(home->server)->stop_timeout_ns;
-    for (NbdsConnection *c = home->connections.first; c; c = c->next) {
+    uint64_t timeout_ns = home->server->limits.stop_timeout_ns;
+    for (const GList *l = home->connections.head; l; l = l->next) {
+        NbdsConnection *c = l->data;
         if (!export || c->export == export)
             nbds_connection_drain(c, timeout_ns);
     }
-    for (NbdsConnection *c = export ? NULL : home->handshakes.first; c; c = c->next)
-        nbds_connection_drain(c, timeout_ns);
+    for (const GList *l = export ? NULL : home->handshakes.head; l; l = l->next)
+        nbds_connection_drain(l->data, timeout_ns);
 }
 
 void nbds_server_remove_export(Fiber *self, NbdsExport *export)

@@ -13,7 +13,7 @@
 
 #include "chain-core/remote-call.h"
 #include "nbd/listen.h"
-#include "server.h"
+#include "server-state.h"
 
 void fixture_run(Fixture *f, FiberFn *fn, void *arg)
 {
@@ -128,7 +128,7 @@ void fixture_begin_stop(Fixture *f)
 {
     if (!f->stopper)
         f->stopper = g_thread_new("stop", stop_thread, f);
-    while (!nbds_server_is_stopping(f->server))
+    while (!f->server->is_stopping)
         g_usleep(200);
 }
 

@@ -266,7 +266,8 @@ static void replace_node(Fiber *self, void *arg)
 static void look_at_charge(Fiber *self, void *arg)
 {
     Fixture *f = ((void **)arg)[0];
-    *(uint64_t *)((void **)arg)[1] = f->exports[0]->home->connections.first->admission.bytes;
+    NbdsConnection *c = g_queue_peek_head(&f->exports[0]->home->connections);
+    *(uint64_t *)((void **)arg)[1] = c->admission.bytes;
 }
 
 static uint64_t charge_of_small_write(Fixture *f, Client *c)

@@ -10,7 +10,7 @@
 #include <string.h>
 
 #include "chain-core/remote-call.h"
-#include "connection.h"
+#include "connection-life.h"
 #include "fixture.h"
 
 enum { HEAD = 28, SIZE = 1 << 20, DEPTH = 16, N_MOVES = 300, MAX_BYTES = 256 << 10 };
@@ -41,7 +41,8 @@ static void move_all(Fiber *self, void *arg)
 {
     Moves *m = arg;
     NbdsExport *to = m->f->exports[!m->from];
-    for (NbdsConnection *c = m->f->exports[m->from]->home->connections.first; c; c = c->next) {
+    for (GList *l = m->f->exports[m->from]->home->connections.head; l; l = l->next) {
+        NbdsConnection *c = l->data;
         if (c->state != NBDS_STATE_TRANSMISSION || c->destination)
             continue;
         nbds_connection_move(c, to, 100 * SECOND_NS);

@@ -125,10 +125,7 @@ typedef struct NbdsExportStats {
 // A snapshot; any thread, never waits for a loop.
 void nbds_export_get_stats(const NbdsExport *export, NbdsExportStats *ret_stats);
 
-const char *nbds_export_name(const NbdsExport *export);
-const char *nbds_export_description(const NbdsExport *export); // "" when there is none
 uint64_t nbds_export_size_bytes(const NbdsExport *export);
-bool nbds_export_is_read_only(const NbdsExport *export);
 Loop *nbds_export_loop(const NbdsExport *export);
 // Where this export's requests enter the graph (port_replace(), drain). On the export's loop.
 Port *nbds_export_port(NbdsExport *export);
