@@ -124,7 +124,7 @@ static inline void image_pin(Fiber *self, Qcow2Image *image, IoBatch *batch)
 }
 
 // The same for a scope in which ranges are looked up and nothing is transferred:
-//     g_auto(PinGuard) pin = pin_guard_take(image);
+//     G_GNUC_UNUSED g_auto(PinGuard) pin = pin_guard_take(image);
 typedef struct PinGuard {
     IoPin *pin;
 } PinGuard;

@@ -33,7 +33,7 @@ static int view_map(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExt
     MappingRun run;
     int r;
     {
-        g_auto(PinGuard) pin = pin_guard_take(view->image);
+        G_GNUC_UNUSED g_auto(PinGuard) pin = pin_guard_take(view->image);
         r = mapping_find(self, view, off, len, &run);
     }
     if (r < 0)

@@ -33,7 +33,7 @@ static int write_zeros(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len)
 // With a pin for the look. None is left when this returns: view_write() may have to wait for all.
 static int reads_as_zeros(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len, bool *ret_zeros)
 {
-    g_auto(PinGuard) pin = pin_guard_take(view->image);
+    G_GNUC_UNUSED g_auto(PinGuard) pin = pin_guard_take(view->image);
     return view_reads_as_zeros(self, view, off, len, ret_zeros);
 }
 
@@ -168,7 +168,7 @@ static int mark_subclusters(Fiber *self, Qcow2View *view, GuestOff off, uint64_t
 {
     Qcow2Image *image = view->image;
     const Qcow2Geometry *g = &image->geometry;
-    g_auto(PinGuard) pin = pin_guard_take(image);
+    G_GNUC_UNUSED g_auto(PinGuard) pin = pin_guard_take(image);
     ClusterSpan span = cluster_span_make(g, off, len);
     MappingChange change;
     int r = mapping_begin(self, view, &span, &change);
@@ -239,7 +239,7 @@ static int zero_whole(Fiber *self, Qcow2View *view, uint64_t from, uint64_t to, 
     while (from < to && r == 0) {
         uint64_t n = 0, n_released = image->freed.n_released;
         {
-            g_auto(PinGuard) pin = pin_guard_take(image);
+            G_GNUC_UNUSED g_auto(PinGuard) pin = pin_guard_take(image);
             r = zero_in_slice(self, view, guest_off(from), to - from, unmap, &n);
         }
         if (r == -ENOSPC && writeback_reclaim(self, &image->writeback, n_released)) {
@@ -287,7 +287,7 @@ static int refuse_unless_fast(Fiber *self, Qcow2View *view, GuestOff off, uint64
                               uint64_t tail, uint64_t end)
 {
     bool is_fast = true;
-    g_auto(PinGuard) pin = pin_guard_take(view->image);
+    G_GNUC_UNUSED g_auto(PinGuard) pin = pin_guard_take(view->image);
     int r = part_is_fast(self, view, off, head_end - off.v, &is_fast);
     if (r == 0 && is_fast)
         r = part_is_fast(self, view, guest_off(tail), end - tail, &is_fast);

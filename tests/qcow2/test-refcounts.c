@@ -62,7 +62,7 @@ static void open_fiber(Fiber *self, void *arg)
     Qcow2OpenOptions options = {.memory = memory};
     File *file;
     Qcow2Image *image;
-    Node *node;
+    Node *node = NULL;
     assert_int_equal(file_open(self, PATH, FILE_WRITABLE, &file, NULL), 0);
     if (qcow2_image_open(self, file, &options, &image, &error) < 0 ||
         qcow2_view_new(self, image, NULL, &node, &error) < 0)
