@@ -47,18 +47,6 @@ bool qcow2_header_has_magic(const void *data, size_t len)
     return len >= sizeof(raw->magic) && be32_get(raw->magic) == QCOW2_MAGIC;
 }
 
-size_t qcow2_header_needed_bytes(const void *data, size_t len)
-{
-    const HeaderLayout *raw = data;
-    if (len < QCOW2_HEADER_V2_BYTES || !qcow2_header_has_magic(data, len))
-        return PROBE_BYTES;
-    uint32_t version = be32_get(raw->version), bits = be32_get(raw->cluster_bits);
-    if (version < 2 || version > 3 || bits < QCOW2_MIN_CLUSTER_BITS ||
-        bits > QCOW2_MAX_CLUSTER_BITS)
-        return PROBE_BYTES;
-    return (size_t)1 << bits;
-}
-
 // A copy of a string of the image, which must hold no NUL, except that some writers count the NULs
 // behind it. Nothing but NULs is what a lost write leaves, and must not pass for "no name".
 static int take_string(const uint8_t *bytes, size_t len, const char *what, char **ret_string,
@@ -408,6 +396,41 @@ static bool next_extension(const Decoder *d, size_t *pos, uint32_t *ret_type, ui
     *ret_body = d->data + *pos;
     *pos += ((size_t)*ret_len + 7) & ~(size_t)7;
     return true;
+}
+
+// Does all that qcow2_header_decode() looks at lie in the first `len` bytes? The fixed fields do up
+// to header_bytes; then come the extensions, up to their end mark or the backing file's name.
+static bool is_header_within(const void *data, size_t len)
+{
+    const HeaderLayout *raw = data;
+    bool is_v2 = be32_get(raw->version) == 2;
+    if (!is_v2 && len < QCOW2_HEADER_V3_MIN_BYTES)
+        return false;
+    size_t pos = is_v2 ? QCOW2_HEADER_V2_BYTES : be32_get(raw->header_bytes);
+    uint64_t name = be64_get(raw->backing_offset);
+    if (pos > len || name > len || be32_get(raw->backing_bytes) > len - name)
+        return false;
+    Decoder d = {.data = data, .extensions_end = name ? (size_t)name : len};
+    uint32_t type = EXTENSION_BITMAPS, bytes; // any but the end mark
+    const uint8_t *body;
+    bool broken;
+    while (next_extension(&d, &pos, &type, &bytes, &body, &broken)) {
+    }
+    return type == EXTENSION_END || name;
+}
+
+size_t qcow2_header_needed_bytes(const void *data, size_t len)
+{
+    const HeaderLayout *raw = data;
+    if (len < QCOW2_HEADER_V2_BYTES || !qcow2_header_has_magic(data, len))
+        return PROBE_BYTES;
+    uint32_t version = be32_get(raw->version), bits = be32_get(raw->cluster_bits);
+    if (version < 2 || version > 3 || bits < QCOW2_MIN_CLUSTER_BITS ||
+        bits > QCOW2_MAX_CLUSTER_BITS)
+        return PROBE_BYTES;
+    size_t cluster_bytes = (size_t)1 << bits;
+    return is_header_within(data, MIN(len, cluster_bytes)) ? MIN(len, cluster_bytes)
+                                                           : cluster_bytes;
 }
 
 static int decode_extensions(Decoder *d)

@@ -109,16 +109,16 @@ void qcow2_header_clear(Qcow2Header *header); // frees what decode allocated; ze
 // Does `data` begin with the qcow2 magic?
 bool qcow2_header_has_magic(const void *data, size_t len);
 
-// Decodes the first cluster of a file. `data` holds its first `len` bytes (as much of the first
-// cluster as the file has: callers read 64 KiB first, and 2 MiB if qcow2_header_needed_bytes() says
-// so). `file_bytes` bounds table positions. Every number is held against its bound before
-// arithmetic. Returns 0; -EINVAL for a broken header; -ENOTSUP for unknown incompatible features
+// Decodes the first cluster of a file. `data` holds its first `len` bytes: as much of what
+// qcow2_header_needed_bytes() says as the file has. `file_bytes` bounds table positions. Every
+// number is held against its bound before arithmetic. Returns 0; -EINVAL for a broken header; -ENOTSUP for unknown incompatible features
 // (named from the image's own table), encryption or a higher version. Errors are one sentence
 // without the file's name. On failure `ret_header` is cleared.
 int qcow2_header_decode(const void *data, size_t len, uint64_t file_bytes, Qcow2Header *ret_header,
                         GError **error);
-// Cluster size if the magic, version and cluster_bits are sane, else `len` needed for a decode
-// (512).
+// How many of a file's first bytes a decode needs, by its first `len`: not more than those where
+// the header, its extensions and the backing file's name end in them, else the first cluster; 512
+// where the magic, version or cluster_bits make no sense.
 size_t qcow2_header_needed_bytes(const void *data, size_t len);
 
 // Encodes header, extensions (known, then kept unknown ones, feature names always present for v3)

@@ -20,7 +20,9 @@
 #include "qcow2/inflated-cache.h"
 
 enum {
-    FIRST_READ_BYTES = 64 << 10,
+    // The headers of a chain are read one after the other, often from a cold disk: no more than
+    // nearly all of them take.
+    FIRST_READ_BYTES = 4 << 10,
     MAX_SNAPSHOT_L1_BYTES = 1 << 30,
     SNAPSHOT_WINDOW_BYTES = 256 << 10,
 };

@@ -303,11 +303,34 @@ static void other_formats_and_versions_are_refused(void **state)
     refuse(f, -EINVAL, "magic");
 }
 
-static void needed_bytes_is_a_cluster_once_it_can_be_known(void **state)
+static void needed_bytes_is_a_cluster_unless_the_header_ends_before(void **state)
 {
     Fixture *f = *state;
+    put32(f->data, 100, 104);
+    memset(f->data + 104, 0, 65536 - 104); // no extensions, and their end mark
+    put64(f->data, 8, 0);
+    put32(f->data, 16, 0);
     assert_int_equal(qcow2_header_needed_bytes(f->data, 10), 512);
+    assert_int_equal(qcow2_header_needed_bytes(f->data, 103), 65536);
+    assert_int_equal(qcow2_header_needed_bytes(f->data, 111), 65536);
+    assert_int_equal(qcow2_header_needed_bytes(f->data, 112), 112);
+    assert_int_equal(qcow2_header_needed_bytes(f->data, 512), 512);
+    assert_int_equal(qcow2_header_needed_bytes(f->data, 196616), 65536);
+
+    put32(f->data, 104, 0x12345678); // an extension that reaches past what was read
+    put32(f->data, 108, 408);
     assert_int_equal(qcow2_header_needed_bytes(f->data, 512), 65536);
+    assert_int_equal(qcow2_header_needed_bytes(f->data, 520), 65536);
+    assert_int_equal(qcow2_header_needed_bytes(f->data, 528), 528);
+
+    put64(f->data, 8, 520); // a backing file's name, which ends the extensions, too
+    put32(f->data, 16, 20);
+    assert_int_equal(qcow2_header_needed_bytes(f->data, 519), 65536);
+    assert_int_equal(qcow2_header_needed_bytes(f->data, 539), 65536);
+    assert_int_equal(qcow2_header_needed_bytes(f->data, 540), 540);
+    put64(f->data, 8, UINT64_MAX);
+    assert_int_equal(qcow2_header_needed_bytes(f->data, 540), 65536);
+
     put32(f->data, 20, 64);
     assert_int_equal(qcow2_header_needed_bytes(f->data, 512), 512);
 }
@@ -483,7 +506,7 @@ int main(void)
         TEST(single_fields_are_patched_where_they_lie),
         TEST(too_short_files_are_refused),
         TEST(other_formats_and_versions_are_refused),
-        TEST(needed_bytes_is_a_cluster_once_it_can_be_known),
+        TEST(needed_bytes_is_a_cluster_unless_the_header_ends_before),
         TEST(absurd_fields_are_refused),
         TEST(extended_l2_needs_large_clusters),
         TEST(unknown_features_are_named_by_the_image),
