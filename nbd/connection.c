@@ -59,6 +59,7 @@ void nbds_connection_drain(NbdsConnection *c, uint64_t timeout_ns)
             fiber_cancel(c->fiber);
         break;
     case NBDS_STATE_DRAINING: // the client is leaving already
+        c->is_stopped = true; // nor is what it began gone on with
         if (c->timer.deadline_ns > loop_now_ns(c->home->loop) + timeout_ns)
             nbds_connection_limit_time(c, timeout_ns);
         break;

@@ -27,7 +27,7 @@ typedef struct NbdsConnection {
     Stream *stream;          // NULL while handed over
     int fd;                  // then this
     LoopCall call;           // the hand-over
-    bool is_stopped;         // by the server, not by its client
+    bool is_stopped;         // by the server, whether or not its client left before
     LoopTimer timer;         // limit of the handshake, later of draining: cuts the stream
     NbdsExport *export;      // a reference, from the end of HANDSHAKE
     NbdsExport *destination; // a reference while it is being parked, to go there

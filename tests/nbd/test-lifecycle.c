@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "client.h"
+#include "connection.h"
 #include "fixture.h"
 
 enum { SIZE = 1 << 20 };
@@ -258,6 +259,50 @@ static void a_stop_does_not_wait_for_the_end_of_a_huge_trim(void **state)
     assert_true(client_at_end(c));
 }
 
+typedef struct LookForState {
+    Fixture *f;
+    NbdsState state;
+    bool is_found;
+} LookForState;
+
+static void look_for_state(Fiber *self, void *arg)
+{
+    LookForState *l = arg;
+    const GList *i = l->f->exports[0]->home->connections.head;
+    for (l->is_found = false; i && !l->is_found; i = i->next)
+        l->is_found = ((const NbdsConnection *)i->data)->state == l->state;
+}
+
+static void wait_for_state(Fixture *f, NbdsState state)
+{
+    LookForState l = {f, state, false};
+    for (int64_t end = g_get_monotonic_time() + HANG_S * G_USEC_PER_SEC; !l.is_found;) {
+        assert_true(g_get_monotonic_time() < end);
+        fixture_run(f, look_for_state, &l);
+    }
+}
+
+static void a_stop_does_not_wait_for_the_huge_trim_of_a_client_that_left(void **state)
+{
+    enum { LEN = 600 << 20 };
+    FixtureConfig config = {.size_bytes = LEN};
+    g_autoptr(Fixture) f = fixture_new(&config);
+    g_autoptr(Client) idle = client_new(f->socket_path, &simple);
+    g_autoptr(Client) c = client_new(f->socket_path, &simple);
+    fixture_hold(f, 0);
+    client_request(c, NBDS_CMD_TRIM, 0, 1, 0, LEN, NULL, 0);
+    client_request(c, NBDS_CMD_DISC, 0, 2, 0, 0, NULL, 0);
+    wait_for_state(f, NBDS_STATE_DRAINING);
+    fixture_begin_stop(f);
+    assert_true(client_at_end(idle)); // all were told
+    fixture_release(f, 0);
+    ClientReply reply;
+    client_reply(c, NBDS_CMD_TRIM, 0, LEN, NULL, &reply);
+    assert_int_equal(reply.error, NBDS_ESHUTDOWN);
+    assert_int_equal(f->nodes[0]->n_discards, 1);
+    assert_true(client_at_end(c));
+}
+
 static void a_huge_trim_is_finished_although_its_client_leaves(void **state)
 {
     enum { LEN = 600 << 20 };
@@ -456,6 +501,7 @@ int main(void)
         cmocka_unit_test(stopping_ends_idle_clients_and_handshakes),
         cmocka_unit_test(stopping_answers_what_is_in_flight_and_refuses_the_rest),
         cmocka_unit_test(a_stop_does_not_wait_for_the_end_of_a_huge_trim),
+        cmocka_unit_test(a_stop_does_not_wait_for_the_huge_trim_of_a_client_that_left),
         cmocka_unit_test(a_huge_trim_is_finished_although_its_client_leaves),
         cmocka_unit_test(a_resize_shows_to_new_connections),
         cmocka_unit_test(writes_past_a_shrunk_end_find_no_space),
