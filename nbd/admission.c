@@ -60,24 +60,29 @@ static Entry try_enter(NbdsAdmission *a, uint64_t bytes, NbdsCharge *ret_charge)
     if (budget->bytes >= bytes) {
         budget->bytes -= bytes;
         ret_charge->loop_bytes = bytes;
-        // Next time the others that wait go first.
-        g_queue_unlink(&budget->members, &a->link);
-        g_queue_push_head_link(&budget->members, &a->link);
-        return ENTRY_GRANTED;
-    }
-    if (!is_first || *a->has_privileged)
+    } else if (is_first && !*a->has_privileged) {
+        *a->has_privileged = ret_charge->is_privileged = true;
+    } else {
         return ENTRY_NO_BUDGET;
-    *a->has_privileged = ret_charge->is_privileged = true;
+    }
+    // Next time the others that wait go first.
+    g_queue_unlink(&budget->members, &a->link);
+    g_queue_push_head_link(&budget->members, &a->link);
     return ENTRY_GRANTED;
 }
 
 // --- clients that stall ---
 
+static bool holds_budget(const NbdsAdmission *a)
+{
+    return a->loop_bytes || a->is_privileged;
+}
+
 // None of its requests is executing: each is incomplete, or its reply waits for the socket.
 static bool is_stalled(const NbdsAdmission *a)
 {
     const NbdsBudget *budget = a->budget;
-    return (a->loop_bytes || a->is_privileged) && !a->flow->n_executing &&
+    return holds_budget(a) && !a->flow->n_executing &&
            loop_now_ns(budget->loop) - a->progress_ns > budget->limits->stall_timeout_ns;
 }
 
@@ -153,12 +158,14 @@ int nbds_admission_enter(Fiber *self, NbdsAdmission *a, uint64_t bytes, NbdsChar
         if (result < 0)
             return result;
     }
+    if (!holds_budget(a)) { // so far
+        a->progress_ns = loop_now_ns(a->budget->loop);
+        a->progress_bytes = 0;
+    }
     a->n_requests++;
     a->bytes += bytes;
     a->loop_bytes += ret_charge->loop_bytes;
     a->is_privileged |= ret_charge->is_privileged;
-    a->progress_ns = loop_now_ns(a->budget->loop);
-    a->progress_bytes = 0;
     return 0;
 }
 
@@ -179,6 +186,12 @@ void nbds_admission_note_progress(NbdsAdmission *a, uint64_t bytes)
         return;
     a->progress_bytes = 0;
     a->progress_ns = loop_now_ns(a->budget->loop);
+}
+
+void nbds_admission_excuse_execution(NbdsAdmission *a)
+{
+    uint64_t since_ns = MAX(a->flow->executing_since_ns, a->progress_ns);
+    a->progress_ns += loop_now_ns(a->budget->loop) - since_ns;
 }
 
 void nbds_admission_leave(NbdsAdmission *a, const NbdsCharge *charge)

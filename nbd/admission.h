@@ -43,7 +43,8 @@ typedef struct NbdsAdmission {
     uint32_t n_requests; // in flight
     uint64_t bytes, loop_bytes;
     bool is_privileged;
-    uint64_t progress_ns;    // when the socket last took or gave enough to count
+    uint64_t progress_ns;    // when the socket last took or gave enough to count, or later by what
+                             // was excused since
     uint64_t progress_bytes; // since then
     FiberQueue room;         // the receiver, waiting for less in flight
     FiberQueue quiet;        // the receiver, waiting for nothing in flight
@@ -66,4 +67,6 @@ enum { NBDS_ADMISSION_REFUSAL_BYTES = 1 << 10 };
 int nbds_admission_enter(Fiber *self, NbdsAdmission *a, uint64_t bytes, NbdsCharge *ret_charge);
 // The client's socket took or gave `bytes`.
 void nbds_admission_note_progress(NbdsAdmission *a, uint64_t bytes);
+// The last of its requests that were executing ended: the time that they took is not the client's.
+void nbds_admission_excuse_execution(NbdsAdmission *a);
 void nbds_admission_leave(NbdsAdmission *a, const NbdsCharge *charge);

@@ -70,6 +70,9 @@ void nbds_connection_drain(NbdsConnection *c, uint64_t timeout_ns)
 
 void nbds_connection_finish_execution(NbdsConnection *c)
 {
-    if (!c->flow.n_executing && c->state == NBDS_STATE_DRAINING)
+    if (c->flow.n_executing)
+        return;
+    nbds_admission_excuse_execution(&c->admission);
+    if (c->state == NBDS_STATE_DRAINING)
         fiber_cancel(c->fiber); // its clean-up waits for the replies
 }

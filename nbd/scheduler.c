@@ -210,7 +210,8 @@ void nbds_flow_begin(NbdsFlow *flow, const NbdsRequestHead *head, unsigned n_in_
     flow->n_single = is_single ? flow->n_single + 1 : 0;
     flow->n_requests++;
     flow->request_bytes += bytes;
-    flow->n_executing++;
+    if (flow->n_executing++ == 0)
+        flow->executing_since_ns = loop_now_ns(flow->scheduler->loop);
     flow->n_small_writes += is_small_write(head);
     nbds_flow_charge(flow, bytes);
 }

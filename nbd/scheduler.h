@@ -39,12 +39,14 @@ struct NbdsFlow {
     unsigned period;       // in which it last took something
     unsigned n_single;     // requests in a row that came one at a time, with no other in flight
     FiberQueue turn;       // its fibers that wait for the next one
+    uint32_t n_executing;  // requests whose reply is not queued yet
+    uint64_t executing_since_ns; // while there are some
     // Since the last receive.
     uint32_t n_requests;
     uint64_t request_bytes; // what they were charged
     // Coalescing small writes.
-    uint32_t n_executing, n_small_writes;
-    uint32_t n_uncoalesced; // receives to go on without, after a time-out
+    uint32_t n_small_writes; // of those executing
+    uint32_t n_uncoalesced;  // receives to go on without, after a time-out
     FiberQueue writes_ended;
     LoopTimer coalesce_timeout;
 };

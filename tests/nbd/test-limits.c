@@ -213,6 +213,8 @@ static void many_stalled_writes_hold_no_more_than_the_loop_may(void **state)
 
 typedef struct Hauler {
     Fixture *f;
+    const ClientConfig *config;
+    uint32_t length;
     atomic_uint n_done;
     atomic_bool is_over;
 } Hauler;
@@ -220,15 +222,15 @@ typedef struct Hauler {
 // Large reads, many in flight.
 static void *haul(void *arg)
 {
-    enum { LENGTH = 256 << 10, IN_FLIGHT = 16 };
+    enum { IN_FLIGHT = 16 };
     Hauler *h = arg;
-    g_autoptr(Client) c = client_new(h->f->socket_path, &simple);
-    unsigned n_in_flight = send_what_fits(c, NBDS_CMD_READ, LENGTH, IN_FLIGHT);
+    g_autoptr(Client) c = client_new(h->f->socket_path, h->config);
+    unsigned n_in_flight = send_what_fits(c, NBDS_CMD_READ, h->length, IN_FLIGHT);
     for (; n_in_flight; n_in_flight--) {
-        take_replies(c, NBDS_CMD_READ, LENGTH, 1, 0);
+        take_replies(c, NBDS_CMD_READ, h->length, 1, 0);
         h->n_done++;
         if (!h->is_over)
-            n_in_flight += send_what_fits(c, NBDS_CMD_READ, LENGTH, 1);
+            n_in_flight += send_what_fits(c, NBDS_CMD_READ, h->length, 1);
     }
     return NULL;
 }
@@ -238,7 +240,7 @@ static void who_rests_goes_on_when_the_one_that_waits_leaves(void **state)
 {
     FixtureConfig config = {0};
     g_autoptr(Fixture) f = fixture_new(&config);
-    Hauler h = {f, 0, false};
+    Hauler h = {.f = f, .config = &simple, .length = 256 << 10};
     GThread *thread = g_thread_new("hauls", haul, &h);
     wait_at_least(&h.n_done, 20);
     for (unsigned i = 0; i < 300; i++) {
@@ -395,6 +397,139 @@ static void who_stalls_is_cut_off_however_active_others_are(void **state)
         client_free(stalled[i]);
 }
 
+// Its reply is not taken here.
+static void begin_huge_read(Client *c, uint32_t length)
+{
+    uint8_t request[28];
+    put_request(request, NBDS_CMD_READ, 1, 0, length);
+    client_send(c, request, sizeof request);
+}
+
+static void beyond_the_budget_those_of_one_export_take_turns(void **state)
+{
+    enum { N = 2, LENGTH = 2 << 20 }; // two hold all there is
+    FixtureConfig config = {.n_exports = 2,
+                            .names = {"hangs", "works"},
+                            .size_bytes = HUGE_WRITE,
+                            .limits.max_loop_bytes = N * HUGE_WRITE + (1 << 20)};
+    g_autoptr(Fixture) f = fixture_new(&config);
+    ClientConfig hangs = {.style = NBDS_STYLE_SIMPLE, .export_name = "hangs"};
+    ClientConfig works = {.style = NBDS_STYLE_SIMPLE, .export_name = "works"};
+    fixture_hold(f, 0);
+    Client *hung[N];
+    for (unsigned i = 0; i < N; i++) {
+        hung[i] = client_new(f->socket_path, &hangs);
+        begin_huge_read(hung[i], HUGE_WRITE);
+    }
+    wait_at_least(&f->nodes[0]->n_waiting, N);
+    Hauler h = {.f = f, .config = &works, .length = LENGTH};
+    GThread *thread = g_thread_new("hauls", haul, &h);
+    wait_at_least(&h.n_done, 3);
+    g_autoptr(Client) other = client_new(f->socket_path, &works);
+    g_autofree uint8_t *data = g_malloc(LENGTH);
+    assert_int_equal(client_do(other, NBDS_CMD_READ, 0, 0, LENGTH, data), 0);
+    h.is_over = true;
+    g_thread_join(thread);
+    fixture_release(f, 0);
+    for (unsigned i = 0; i < N; i++)
+        client_free(hung[i]);
+}
+
+static void look_whether_one_waits(Fiber *self, void *arg)
+{
+    Fixture *f = ((void **)arg)[0];
+    *(bool *)((void **)arg)[1] = f->exports[0]->home->budget.n_waiting;
+}
+
+static void wait_for_one_that_waits(Fixture *f)
+{
+    bool does_wait = false;
+    void *args[] = {f, &does_wait};
+    for (int64_t end = g_get_monotonic_time() + HANG_S * G_USEC_PER_SEC; !does_wait;) {
+        assert_true(g_get_monotonic_time() < end);
+        fixture_run(f, look_whether_one_waits, args);
+    }
+}
+
+// True when the client that takes its reply in time got all of it.
+static bool read_from_slow_node(uint64_t stall_timeout_us)
+{
+    enum { N = 4 }; // three hold all there is, the fourth waits
+    FixtureConfig config = {
+        .size_bytes = HUGE_WRITE,
+        .limits = {.max_loop_bytes = 2 * HUGE_WRITE + (1 << 20),
+                   .stall_timeout_ns = stall_timeout_us * 1000},
+    };
+    g_autoptr(Fixture) f = fixture_new(&config);
+    fixture_hold(f, 0);
+    Client *c[N];
+    for (unsigned i = 0; i < N; i++) {
+        c[i] = client_new(f->socket_path, &simple);
+        begin_huge_read(c[i], HUGE_WRITE);
+        if (i < N - 1)
+            wait_at_least(&f->nodes[0]->n_waiting, i + 1);
+    }
+    wait_for_one_that_waits(f);
+    g_usleep(stall_timeout_us * 3 / 2);
+    fixture_release(f, 0);
+    g_usleep(stall_timeout_us / 4); // twice as long as between looks for those that stall
+    g_autofree uint8_t *reply = g_malloc(16 + HUGE_WRITE);
+    bool is_whole = transfer(c[0], false, reply, 16 + HUGE_WRITE);
+    for (unsigned i = 0; i < N; i++)
+        client_free(c[i]);
+    return is_whole;
+}
+
+static void who_had_to_wait_for_a_slow_node_has_not_stalled(void **state)
+{
+    // More than once only where the machine is so slow that the client did stall.
+    for (uint64_t timeout_us = 500000; !read_from_slow_node(timeout_us); timeout_us *= 2)
+        assert_in_range(timeout_us, 0, 2 * G_USEC_PER_SEC);
+}
+
+// Takes no replies, and sends a small request now and then.
+typedef struct Trickler {
+    Client *clients[3];
+    atomic_bool is_over;
+} Trickler;
+
+static void *trickle(void *arg)
+{
+    Trickler *t = arg;
+    uint8_t request[28];
+    put_request(request, NBDS_CMD_FLUSH, 2, 0, 0);
+    while (!t->is_over) {
+        for (unsigned i = 0; i < G_N_ELEMENTS(t->clients); i++)
+            send(t->clients[i]->fd, request, sizeof request, MSG_NOSIGNAL | MSG_DONTWAIT);
+        g_usleep(50000);
+    }
+    return NULL;
+}
+
+static void small_requests_do_not_excuse_who_takes_no_replies(void **state)
+{
+    enum { LENGTH = HUGE_WRITE - (1 << 20) }; // room for small requests is left
+    FixtureConfig config = {
+        .size_bytes = HUGE_WRITE,
+        .limits = {.max_loop_bytes = 2 * HUGE_WRITE,
+                   .max_requests = 1 << 20,
+                   .stall_timeout_ns = 400000000},
+    };
+    g_autoptr(Fixture) f = fixture_new(&config);
+    Trickler t = {0};
+    for (unsigned i = 0; i < G_N_ELEMENTS(t.clients); i++) {
+        t.clients[i] = client_new(f->socket_path, &simple);
+        begin_huge_read(t.clients[i], LENGTH);
+        wait_at_least(&f->nodes[0]->n_reads, i + 1);
+    }
+    GThread *thread = g_thread_new("trickles", trickle, &t);
+    huge_write(f, &simple);
+    t.is_over = true;
+    g_thread_join(thread);
+    for (unsigned i = 0; i < G_N_ELEMENTS(t.clients); i++)
+        client_free(t.clients[i]);
+}
+
 static void who_waits_only_for_itself_is_not_cut_off(void **state)
 {
     enum { EACH = 256 << 10 };
@@ -500,6 +635,9 @@ int main(void)
         cmocka_unit_test(charges_follow_the_block_size_of_the_node_that_is_there_now),
         cmocka_unit_test(who_stalls_with_what_others_wait_for_is_cut_off),
         cmocka_unit_test(who_stalls_is_cut_off_however_active_others_are),
+        cmocka_unit_test(beyond_the_budget_those_of_one_export_take_turns),
+        cmocka_unit_test(who_had_to_wait_for_a_slow_node_has_not_stalled),
+        cmocka_unit_test(small_requests_do_not_excuse_who_takes_no_replies),
         cmocka_unit_test(who_waits_only_for_itself_is_not_cut_off),
         cmocka_unit_test(who_stalls_while_nobody_waits_is_not_cut_off),
         cmocka_unit_test(a_client_that_became_quiet_keeps_no_large_buffer),
