@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // The rules of the transmission phase, most of them in one table. A refusal keeps client and server
-// in step whenever that costs a bounded amount of reading; see RELIABILITY's list of what servers
-// get wrong. Pure.
+// in step whenever that costs a bounded amount of reading. Pure.
 #include "request-check.h"
 
 #include <errno.h>

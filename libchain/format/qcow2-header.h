@@ -111,9 +111,10 @@ bool qcow2_header_has_magic(const void *data, size_t len);
 
 // Decodes the first cluster of a file. `data` holds its first `len` bytes: as much of what
 // qcow2_header_needed_bytes() says as the file has. `file_bytes` bounds table positions. Every
-// number is held against its bound before arithmetic. Returns 0; -EINVAL for a broken header; -ENOTSUP for unknown incompatible features
-// (named from the image's own table), encryption or a higher version. Errors are one sentence
-// without the file's name. On failure `ret_header` is cleared.
+// number is held against its bound before arithmetic. Returns 0; -EINVAL for a broken header;
+// -ENOTSUP for unknown incompatible features (named from the image's own table), encryption or a
+// higher version. Errors are one sentence without the file's name. On failure `ret_header` is
+// cleared.
 int qcow2_header_decode(const void *data, size_t len, uint64_t file_bytes, Qcow2Header *ret_header,
                         GError **error);
 // How many of a file's first bytes a decode needs, by its first `len`: not more than those where

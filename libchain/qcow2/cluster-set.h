@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // A set of cluster numbers: which host clusters hold metadata, so that a write that would hit one
-// of them is noticed (RELIABILITY: overlap checks). Open addressing; a look-up is a few ns. Pure.
+// of them is noticed. Open addressing; a look-up is a few ns. Pure.
 #pragma once
 
 #include <stdbool.h>

@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 
-import harness
 from harness import ROOT, Daemon, Skip, check_image, main, qemu_img, qemu_io, run
 
 MODULES = ("virtio_pci", "virtio_net", "crc32c_generic", "crc32c_intel", "nbd", "ext4")

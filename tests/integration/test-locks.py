@@ -4,7 +4,6 @@
 import os
 import subprocess
 
-import harness
 from harness import Daemon, connect, fails, main, qemu_img, qemu_io, run, says
 
 
