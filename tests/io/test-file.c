@@ -20,8 +20,9 @@ typedef struct Place {
     FileOpenFlags flags;
 } Place;
 
+static char memory_path[64]; // of this process: others may run the same test
 static const Place places[] = {
-    {"/dev/shm/chaind-test-file", 0},
+    {memory_path, 0},
     {"chaind-test-file.tmp", 0},
     {"chaind-test-file-direct.tmp", FILE_DIRECT},
 };
@@ -373,6 +374,7 @@ FIBER_TEST(names_are_renamed_and_removed)
 
 int main(void)
 {
+    g_snprintf(memory_path, sizeof memory_path, "/dev/shm/chaind-test-file-%d", (int)getpid());
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(random_reads_and_writes_match_a_copy_in_memory),
         cmocka_unit_test(a_read_past_the_end_gives_zeros),
