@@ -501,7 +501,7 @@ static void *trickle(void *arg)
     while (!t->is_over) {
         for (unsigned i = 0; i < G_N_ELEMENTS(t->clients); i++)
             send(t->clients[i]->fd, request, sizeof request, MSG_NOSIGNAL | MSG_DONTWAIT);
-        g_usleep(50000);
+        g_usleep(200000); // the budget lasts for longer than HANG_S
     }
     return NULL;
 }
