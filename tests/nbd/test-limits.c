@@ -487,49 +487,6 @@ static void who_had_to_wait_for_a_slow_node_has_not_stalled(void **state)
         assert_in_range(timeout_us, 0, 2 * G_USEC_PER_SEC);
 }
 
-// Takes no replies, and sends a small request now and then.
-typedef struct Trickler {
-    Client *clients[3];
-    atomic_bool is_over;
-} Trickler;
-
-static void *trickle(void *arg)
-{
-    Trickler *t = arg;
-    uint8_t request[28];
-    put_request(request, NBDS_CMD_FLUSH, 2, 0, 0);
-    while (!t->is_over) {
-        for (unsigned i = 0; i < G_N_ELEMENTS(t->clients); i++)
-            send(t->clients[i]->fd, request, sizeof request, MSG_NOSIGNAL | MSG_DONTWAIT);
-        g_usleep(200000); // the budget lasts for longer than HANG_S
-    }
-    return NULL;
-}
-
-static void small_requests_do_not_excuse_who_takes_no_replies(void **state)
-{
-    enum { LENGTH = HUGE_WRITE - (1 << 20) }; // room for small requests is left
-    FixtureConfig config = {
-        .size_bytes = HUGE_WRITE,
-        .limits = {.max_loop_bytes = 2 * HUGE_WRITE,
-                   .max_requests = 1 << 20,
-                   .stall_timeout_ns = 400000000},
-    };
-    g_autoptr(Fixture) f = fixture_new(&config);
-    Trickler t = {0};
-    for (unsigned i = 0; i < G_N_ELEMENTS(t.clients); i++) {
-        t.clients[i] = client_new(f->socket_path, &simple);
-        begin_huge_read(t.clients[i], LENGTH);
-        wait_at_least(&f->nodes[0]->n_reads, i + 1);
-    }
-    GThread *thread = g_thread_new("trickles", trickle, &t);
-    huge_write(f, &simple);
-    t.is_over = true;
-    g_thread_join(thread);
-    for (unsigned i = 0; i < G_N_ELEMENTS(t.clients); i++)
-        client_free(t.clients[i]);
-}
-
 static void who_waits_only_for_itself_is_not_cut_off(void **state)
 {
     enum { EACH = 256 << 10 };
@@ -637,7 +594,6 @@ int main(void)
         cmocka_unit_test(who_stalls_is_cut_off_however_active_others_are),
         cmocka_unit_test(beyond_the_budget_those_of_one_export_take_turns),
         cmocka_unit_test(who_had_to_wait_for_a_slow_node_has_not_stalled),
-        cmocka_unit_test(small_requests_do_not_excuse_who_takes_no_replies),
         cmocka_unit_test(who_waits_only_for_itself_is_not_cut_off),
         cmocka_unit_test(who_stalls_while_nobody_waits_is_not_cut_off),
         cmocka_unit_test(a_client_that_became_quiet_keeps_no_large_buffer),
