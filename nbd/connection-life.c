@@ -31,15 +31,15 @@ static void enlist(NbdsConnection *c, GQueue *list)
 static void delist(NbdsConnection *c)
 {
     g_queue_unlink(c->list, &c->link);
-    if (c->list == &c->home->handshakes)
-        fiber_queue_wake_all(&c->home->room);
+    if (c->list == &c->server_loop->handshakes)
+        fiber_queue_wake_all(&c->server_loop->room);
 }
 
 // No fiber of it is left, or only the calling one.
 static void close_connection(NbdsConnection *c)
 {
-    NbdsServer *server = c->home->server;
-    loop_timer_stop(c->home->loop, &c->timer);
+    NbdsServer *server = c->server_loop->server;
+    loop_timer_stop(c->server_loop->loop, &c->timer);
     delist(c);
     nbds_connection_set_state(c, NBDS_STATE_CLOSED);
     stream_shutdown(c->stream);
@@ -55,7 +55,8 @@ static void close_connection(NbdsConnection *c)
 // There is no fiber for it.
 static void close_without_memory(NbdsConnection *c)
 {
-    nbds_server_report_full(c->home->server, NBDS_FULL_MEMORY, loop_now_ns(c->home->loop));
+    nbds_server_report_full(c->server_loop->server, NBDS_FULL_MEMORY,
+                            loop_now_ns(c->server_loop->loop));
     close_connection(c);
 }
 
@@ -79,7 +80,7 @@ static void transmit(Fiber *self, NbdsConnection *c)
     nbds_export_leave(c->export);
     if (c->state != NBDS_STATE_TRANSMISSION)
         return close_connection(c);
-    loop_timer_stop(c->home->loop, &c->timer);
+    loop_timer_stop(c->server_loop->loop, &c->timer);
     delist(c);
     nbds_export_unref(c->export);
     c->export = g_steal_pointer(&c->destination);
@@ -98,13 +99,14 @@ void nbds_connection_move(NbdsConnection *c, NbdsExport *to, uint64_t timeout_ns
 // Enters transmission on the export's loop; false when it must be closed instead.
 static bool begin_transmission(NbdsConnection *c)
 {
-    if (c->home->server->is_stopping || !nbds_export_try_enter(c->export))
+    if (c->server_loop->server->is_stopping || !nbds_export_try_enter(c->export))
         return false;
-    nbds_flow_init(&c->flow, &c->home->scheduler);
-    nbds_admission_init(&c->admission, &c->home->budget, &c->export->has_privileged, &c->flow,
-                        c->stream);
+    nbds_flow_init(&c->flow, &c->server_loop->scheduler);
+    nbds_admission_init(&c->admission, &c->server_loop->budget, &c->export->has_privileged,
+                        &c->flow, c->stream);
     if (nbds_sender_start(&c->sender, c->stream, &c->admission, &c->flow) < 0) {
-        nbds_server_report_full(c->home->server, NBDS_FULL_MEMORY, loop_now_ns(c->home->loop));
+        nbds_server_report_full(c->server_loop->server, NBDS_FULL_MEMORY,
+                                loop_now_ns(c->server_loop->loop));
         nbds_admission_done(&c->admission);
         nbds_export_leave(c->export);
         return false;
@@ -125,9 +127,9 @@ static void transmit_fiber(Fiber *self, void *arg)
 static void arrive(LoopCall *call)
 {
     NbdsConnection *c = (NbdsConnection *)((char *)call - offsetof(NbdsConnection, call));
-    c->stream = stream_new_fd(c->home->loop, c->fd);
-    enlist(c, &c->home->connections);
-    if (fiber_spawn(c->home->loop, "nbd receiver", transmit_fiber, c, &c->fiber) < 0)
+    c->stream = stream_new_fd(c->server_loop->loop, c->fd);
+    enlist(c, &c->server_loop->connections);
+    if (fiber_spawn(c->server_loop->loop, "nbd receiver", transmit_fiber, c, &c->fiber) < 0)
         close_without_memory(c);
 }
 
@@ -137,9 +139,9 @@ static void hand_over(NbdsConnection *c)
     c->fd = stream_steal_fd(c->stream);
     c->stream = NULL;
     c->fiber = NULL;
-    c->home = c->export->home;
+    c->server_loop = c->export->server_loop;
     c->call.fn = arrive;
-    loop_post(c->home->loop, &c->call); // c is the other loop's from here
+    loop_post(c->server_loop->loop, &c->call); // c is the other loop's from here
 }
 
 // --- Handshake ---
@@ -148,19 +150,19 @@ static void hand_over(NbdsConnection *c)
 static void begin_serving(Fiber *self, NbdsConnection *c)
 {
     delist(c);
-    if (c->export->home != c->home)
+    if (c->export->server_loop != c->server_loop)
         return hand_over(c);
-    enlist(c, &c->home->connections);
+    enlist(c, &c->server_loop->connections);
     transmit_fiber(self, c);
 }
 
 static void handshake_fiber(Fiber *self, void *arg)
 {
     NbdsConnection *c = arg;
-    nbds_connection_limit_time(c, c->home->server->limits.handshake_timeout_ns);
+    nbds_connection_limit_time(c, c->server_loop->server->limits.handshake_timeout_ns);
     NbdsAgreement agreement;
-    int result = nbds_handshake_run(self, c->home, c->stream, &agreement);
-    loop_timer_stop(c->home->loop, &c->timer);
+    int result = nbds_handshake_run(self, c->server_loop, c->stream, &agreement);
+    loop_timer_stop(c->server_loop->loop, &c->timer);
     if (result >= 0) {
         c->export = agreement.export;
         c->session = agreement.session;
@@ -193,18 +195,18 @@ static void set_tcp_options(int fd)
         setsockopt(fd, options[i].level, options[i].name, &options[i].value, sizeof(int));
 }
 
-void nbds_connection_start(NbdsServerLoop *home, int fd)
+void nbds_connection_start(NbdsServerLoop *server_loop, int fd)
 {
     NbdsConnection *c = g_new0(NbdsConnection, 1);
     c->is_tcp = is_tcp(fd);
     if (c->is_tcp)
         set_tcp_options(fd);
-    c->home = home;
+    c->server_loop = server_loop;
     c->link.data = c;
     c->receiver = nbds_receiver_new(c);
-    c->stream = stream_new_fd(home->loop, fd);
-    c->accepted_ns = loop_now_ns(home->loop);
-    enlist(c, &home->handshakes);
-    if (fiber_spawn(home->loop, "nbd handshake", handshake_fiber, c, &c->fiber) < 0)
+    c->stream = stream_new_fd(server_loop->loop, fd);
+    c->accepted_ns = loop_now_ns(server_loop->loop);
+    enlist(c, &server_loop->handshakes);
+    if (fiber_spawn(server_loop->loop, "nbd handshake", handshake_fiber, c, &c->fiber) < 0)
         close_without_memory(c);
 }

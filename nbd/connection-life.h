@@ -7,7 +7,7 @@
 #include "connection.h"
 
 // Takes `fd`. Starts the handshake; a failure closes it. Counted by the server until it is freed.
-void nbds_connection_start(NbdsServerLoop *home, int fd);
+void nbds_connection_start(NbdsServerLoop *server_loop, int fd);
 // Parks it at a request boundary, once what is in flight was answered, and has it go on at `to`, an
 // export of the same content on any loop: no request is lost, done twice or overtaken. Nothing
 // happens unless it is in transmission. A client that does not take its replies within

@@ -34,9 +34,9 @@ static void cut(LoopTimer *timer)
 
 void nbds_connection_limit_time(NbdsConnection *c, uint64_t ns)
 {
-    loop_timer_stop(c->home->loop, &c->timer);
+    loop_timer_stop(c->server_loop->loop, &c->timer);
     c->timer.fn = cut;
-    loop_timer_start(c->home->loop, &c->timer, ns);
+    loop_timer_start(c->server_loop->loop, &c->timer, ns);
 }
 
 void nbds_connection_begin_draining(NbdsConnection *c, uint64_t timeout_ns)
@@ -60,7 +60,7 @@ void nbds_connection_drain(NbdsConnection *c, uint64_t timeout_ns)
         break;
     case NBDS_STATE_DRAINING: // the client is leaving already
         c->is_stopped = true; // nor is what it began gone on with
-        if (c->timer.deadline_ns > loop_now_ns(c->home->loop) + timeout_ns)
+        if (c->timer.deadline_ns > loop_now_ns(c->server_loop->loop) + timeout_ns)
             nbds_connection_limit_time(c, timeout_ns);
         break;
     case NBDS_STATE_CLOSED:

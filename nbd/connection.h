@@ -19,8 +19,8 @@ typedef enum NbdsState {
 } NbdsState;
 
 typedef struct NbdsConnection {
-    NbdsServerLoop *home;
-    GQueue *list; // of the home: the one it is in
+    NbdsServerLoop *server_loop;
+    GQueue *list; // of server_loop: the one it is in
     GList link;
     uint64_t accepted_ns; // loop_now_ns() of the accepting loop
     NbdsState state;

@@ -29,8 +29,8 @@ uint32_t nbds_export_preferred_bytes(const NbdsExport *export)
     return preferred_bytes(export->port.node);
 }
 
-NbdsExport *nbds_export_new(NbdsServerLoop *home, const NbdsExportConfig *config, uint64_t serial,
-                            GError **error)
+NbdsExport *nbds_export_new(NbdsServerLoop *server_loop, const NbdsExportConfig *config,
+                            uint64_t serial, GError **error)
 {
     const char *description = config->description ? config->description : "";
     if (check_string("name", config->name, error) < 0 ||
@@ -48,7 +48,7 @@ NbdsExport *nbds_export_new(NbdsServerLoop *home, const NbdsExportConfig *config
         .contexts = nbds_contexts_new(),
     };
     atomic_init(&export->size_bytes, config->node->size_bytes);
-    export->home = home;
+    export->server_loop = server_loop;
     atomic_init(&export->n_refs, 1);
     port_init(&export->port, config->node, export->info.name);
     return export;
@@ -132,7 +132,7 @@ NbdsExportInfo nbds_export_info(const NbdsExport *export)
 
 Loop *nbds_export_loop(const NbdsExport *export)
 {
-    return export->home->loop;
+    return export->server_loop->loop;
 }
 
 Port *nbds_export_port(NbdsExport *export)

@@ -13,7 +13,7 @@
 struct NbdsExport {
     NbdsExportInfo info; // what it points to is owned; its size is the one at first
     _Atomic uint64_t size_bytes;
-    NbdsServerLoop *home;
+    NbdsServerLoop *server_loop;
     atomic_uint n_refs;     // memory only
     atomic_bool is_removed; // no client may enter any more
     Port port;
@@ -30,8 +30,8 @@ struct NbdsExport {
     atomic_uint n_connections;
 };
 
-NbdsExport *nbds_export_new(NbdsServerLoop *home, const NbdsExportConfig *config, uint64_t serial,
-                            GError **error);
+NbdsExport *nbds_export_new(NbdsServerLoop *server_loop, const NbdsExportConfig *config,
+                            uint64_t serial, GError **error);
 NbdsExport *nbds_export_ref(NbdsExport *export);
 void nbds_export_unref(NbdsExport *export); // accepts NULL
 

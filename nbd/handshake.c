@@ -15,7 +15,7 @@
 enum { OPTION_BYTES = 4096 }; // of any option, besides its data and its answer; as of a request
 
 typedef struct Handshake {
-    NbdsServerLoop *home;
+    NbdsServerLoop *server_loop;
     Stream *stream;
     NbdsOptions options;
     NbdsExportTable *table;
@@ -27,14 +27,14 @@ typedef struct Handshake {
 // looks.
 static void take(Fiber *self, Handshake *h, uint64_t bytes)
 {
-    nbds_flow_wait_turn(self, &h->home->handshake_flow);
-    nbds_flow_charge(&h->home->handshake_flow, bytes);
+    nbds_flow_wait_turn(self, &h->server_loop->handshake_flow);
+    nbds_flow_charge(&h->server_loop->handshake_flow, bytes);
 }
 
 static int send_bytes(Fiber *self, Handshake *h, const uint8_t *data, size_t len)
 {
     for (size_t done = 0, n; done < len; done += n) {
-        n = MIN(len - done, nbds_flow_send_bytes(&h->home->handshake_flow));
+        n = MIN(len - done, nbds_flow_send_bytes(&h->server_loop->handshake_flow));
         take(self, h, n);
         struct iovec iov = {(void *)(data + done), n};
         int result = stream_send(self, h->stream, &iov, 1);
@@ -91,7 +91,7 @@ static int receive_option(Fiber *self, Handshake *h, uint32_t *ret_option, uint3
 // The exports as this client sees them, looked up again when they changed.
 static void refresh_table(Handshake *h)
 {
-    NbdsServer *server = h->home->server;
+    NbdsServer *server = h->server_loop->server;
     unsigned generation = server->generation;
     if (h->table && h->generation == generation)
         return;
@@ -124,8 +124,9 @@ static int haggle(Fiber *self, Handshake *h, NbdsAgreement *ret_agreement)
     refresh_table(h);
     const NbdsExportInfo *info = NULL;
     g_byte_array_set_size(h->answer, 0);
-    NbdsVerdict verdict = nbds_options_execute(&h->options, h->table, h->home->server->is_stopping,
-                                               option, h->data->data, len, h->answer, &info);
+    NbdsVerdict verdict =
+        nbds_options_execute(&h->options, h->table, h->server_loop->server->is_stopping, option,
+                             h->data->data, len, h->answer, &info);
     const GByteArray *answer = verdict == NBDS_VERDICT_LIST ? h->table->list : h->answer;
     result = send_bytes(self, h, answer->data, answer->len);
     if (result < 0)
@@ -143,11 +144,11 @@ static int haggle(Fiber *self, Handshake *h, NbdsAgreement *ret_agreement)
     return -ECONNABORTED;
 }
 
-int nbds_handshake_run(Fiber *self, NbdsServerLoop *home, Stream *stream,
+int nbds_handshake_run(Fiber *self, NbdsServerLoop *server_loop, Stream *stream,
                        NbdsAgreement *ret_agreement)
 {
     Handshake h = {
-        .home = home,
+        .server_loop = server_loop,
         .stream = stream,
         .data = g_byte_array_new(),
         .answer = g_byte_array_new(),

@@ -16,5 +16,5 @@ typedef struct NbdsAgreement {
 
 // 0 with an agreement, or negative: the connection shall be closed. Reads exact sizes, so that
 // nothing is buffered when it returns.
-int nbds_handshake_run(Fiber *self, NbdsServerLoop *home, Stream *stream,
+int nbds_handshake_run(Fiber *self, NbdsServerLoop *server_loop, Stream *stream,
                        NbdsAgreement *ret_agreement);

@@ -18,7 +18,7 @@ static const uint64_t ACCEPT_RETRY_NS = 50000000;
 static const uint64_t RETRY_NS = 1000000000;
 
 struct NbdsListener {
-    NbdsServerLoop *home;
+    NbdsServerLoop *server_loop;
     int fd;                 // before it started
     StreamListener *stream; // while it runs
     Fiber *fiber;           // likewise
@@ -57,8 +57,8 @@ static bool has_descriptor(int *fd)
 // NBDS_FULL_NOT: the server counts one client more, which has `*fd`.
 static NbdsFull try_admit(NbdsListener *l, int *fd)
 {
-    NbdsServer *server = l->home->server;
-    if (l->home->handshakes.length >= server->limits.max_handshakes)
+    NbdsServer *server = l->server_loop->server;
+    if (l->server_loop->handshakes.length >= server->limits.max_handshakes)
         return NBDS_FULL_HANDSHAKES;
     if (!has_descriptor(fd))
         return NBDS_FULL_DESCRIPTORS;
@@ -68,36 +68,37 @@ static NbdsFull try_admit(NbdsListener *l, int *fd)
 static void retry(LoopTimer *timer)
 {
     NbdsListener *l = (NbdsListener *)((char *)timer - offsetof(NbdsListener, retry_timer));
-    fiber_queue_wake_all(&l->home->room);
+    fiber_queue_wake_all(&l->server_loop->room);
 }
 
 // How long a handshake may yet go on when others want its place.
 static uint64_t grace_left_ns(const NbdsConnection *c)
 {
-    uint64_t grace = c->home->server->limits.handshake_grace_ns;
-    uint64_t age = loop_now_ns(c->home->loop) - c->accepted_ns;
+    uint64_t grace = c->server_loop->server->limits.handshake_grace_ns;
+    uint64_t age = loop_now_ns(c->server_loop->loop) - c->accepted_ns;
     return grace - MIN(age, grace);
 }
 
 // Tells the server, drops the oldest handshake or has the listener look again when it may be.
 static void meet_full(NbdsListener *l, NbdsFull full)
 {
-    NbdsServerLoop *home = l->home;
+    NbdsServerLoop *server_loop = l->server_loop;
     uint64_t retry_ns = RETRY_NS;
-    const NbdsConnection *oldest = g_queue_peek_tail(&home->handshakes);
+    const NbdsConnection *oldest = g_queue_peek_tail(&server_loop->handshakes);
     if (oldest) {
         uint64_t grace_ns = grace_left_ns(oldest);
         if (!grace_ns) {
             stream_shutdown(oldest->stream); // its end wakes the listener
-            nbds_server_report_full(home->server, NBDS_FULL_HANDSHAKES, loop_now_ns(home->loop));
+            nbds_server_report_full(server_loop->server, NBDS_FULL_HANDSHAKES,
+                                    loop_now_ns(server_loop->loop));
         } else {
             retry_ns = MIN(retry_ns, grace_ns);
         }
     }
     if (full != NBDS_FULL_HANDSHAKES)
-        nbds_server_report_full(home->server, full, loop_now_ns(home->loop));
-    loop_timer_stop(home->loop, &l->retry_timer);
-    loop_timer_start(home->loop, &l->retry_timer, retry_ns);
+        nbds_server_report_full(server_loop->server, full, loop_now_ns(server_loop->loop));
+    loop_timer_stop(server_loop->loop, &l->retry_timer);
+    loop_timer_start(server_loop->loop, &l->retry_timer, retry_ns);
 }
 
 // 0 when a client was admitted that has `*fd`, or -ECANCELED.
@@ -105,10 +106,11 @@ static int wait_for_room(Fiber *self, NbdsListener *l, int *fd)
 {
     NbdsFull full;
     while ((full = try_admit(l, fd)) != NBDS_FULL_NOT) {
-        if (nbds_server_want_room(l->home))
+        if (nbds_server_want_room(l->server_loop))
             continue;
         meet_full(l, full);
-        int result = fiber_queue_wait(self, &l->home->room, true, "nbd: no room for a client");
+        int result =
+            fiber_queue_wait(self, &l->server_loop->room, true, "nbd: no room for a client");
         if (result < 0)
             return result;
     }
@@ -119,11 +121,11 @@ static int wait_for_room(Fiber *self, NbdsListener *l, int *fd)
 
 static void report_failure(NbdsListener *l, int error)
 {
-    uint64_t now = loop_now_ns(l->home->loop);
+    uint64_t now = loop_now_ns(l->server_loop->loop);
     if (error == -EMFILE || error == -ENFILE)
-        nbds_server_report_full(l->home->server, NBDS_FULL_DESCRIPTORS, now);
+        nbds_server_report_full(l->server_loop->server, NBDS_FULL_DESCRIPTORS, now);
     else if (error == -ENOMEM || error == -ENOBUFS)
-        nbds_server_report_full(l->home->server, NBDS_FULL_MEMORY, now);
+        nbds_server_report_full(l->server_loop->server, NBDS_FULL_MEMORY, now);
 }
 
 static void accept_clients(Fiber *self, NbdsListener *l)
@@ -139,7 +141,7 @@ static void accept_clients(Fiber *self, NbdsListener *l)
             close(fd);
             return;
         } else {
-            nbds_connection_start(l->home, fd);
+            nbds_connection_start(l->server_loop, fd);
         }
     }
 }
@@ -148,11 +150,11 @@ static void listener_fiber(Fiber *self, void *arg)
 {
     NbdsListener *l = arg;
     accept_clients(self, l);
-    loop_timer_stop(l->home->loop, &l->retry_timer);
+    loop_timer_stop(l->server_loop->loop, &l->retry_timer);
     stream_listener_free(l->stream);
     l->stream = NULL;
     l->fiber = NULL;
-    nbds_server_release(l->home->server);
+    nbds_server_release(l->server_loop->server);
 }
 
 // --- Life ---
@@ -160,14 +162,14 @@ static void listener_fiber(Fiber *self, void *arg)
 static void start(LoopCall *call)
 {
     NbdsListener *l = (NbdsListener *)((char *)call - offsetof(NbdsListener, start_call));
-    NbdsServer *server = l->home->server;
+    NbdsServer *server = l->server_loop->server;
     if (server->is_stopping) {
         close(l->fd);
         nbds_server_release(server);
         return;
     }
-    l->stream = stream_listener_new_fd(l->home->loop, l->fd);
-    if (fiber_spawn(l->home->loop, "nbd listener", listener_fiber, l, &l->fiber) < 0) {
+    l->stream = stream_listener_new_fd(l->server_loop->loop, l->fd);
+    if (fiber_spawn(l->server_loop->loop, "nbd listener", listener_fiber, l, &l->fiber) < 0) {
         g_clear_pointer(&l->stream, stream_listener_free);
         nbds_server_release(server);
     }
@@ -180,10 +182,10 @@ static void stop(LoopCall *call)
         fiber_cancel(l->fiber);
 }
 
-NbdsListener *nbds_listener_new(NbdsServerLoop *home, int fd)
+NbdsListener *nbds_listener_new(NbdsServerLoop *server_loop, int fd)
 {
     NbdsListener *l = g_new0(NbdsListener, 1);
-    l->home = home;
+    l->server_loop = server_loop;
     l->fd = fd;
     l->start_call.fn = start;
     l->stop_call.fn = stop;
@@ -199,11 +201,11 @@ void nbds_listener_free(NbdsListener *l)
 
 void nbds_listener_start(NbdsListener *l)
 {
-    nbds_server_hold(l->home->server);
-    loop_post(l->home->loop, &l->start_call);
+    nbds_server_hold(l->server_loop->server);
+    loop_post(l->server_loop->loop, &l->start_call);
 }
 
 void nbds_listener_stop(NbdsListener *l)
 {
-    loop_post(l->home->loop, &l->stop_call);
+    loop_post(l->server_loop->loop, &l->stop_call);
 }

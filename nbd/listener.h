@@ -13,7 +13,7 @@
 typedef struct NbdsListener NbdsListener;
 
 // Takes `fd`. Any thread, like nbds_listener_free(), which is for one that has ended.
-NbdsListener *nbds_listener_new(NbdsServerLoop *home, int fd);
+NbdsListener *nbds_listener_new(NbdsServerLoop *server_loop, int fd);
 void nbds_listener_free(NbdsListener *listener);
 
 // Any thread. From its start to its end the listener holds the server (nbds_server_hold()).

@@ -173,7 +173,7 @@ static bool make_room(NbdsReceiver *r, size_t needed)
         memmove(start, r->pos, have);
         r->pos = start;
     } else {
-        NbdsBuffer *input = nbds_buffer_take(&c->home->pool, capacity);
+        NbdsBuffer *input = nbds_buffer_take(&c->server_loop->pool, capacity);
         if (!input)
             return false;
         uint8_t *start = nbds_buffer_bytes(input) - head_bytes;
@@ -255,7 +255,7 @@ static bool unpark(NbdsReceiver *r)
         return true;
     // A payload at most, a header in front of it and one behind.
     size_t capacity = CLAMP(parked->len, SMALL_INPUT, NBDS_MAX_PAYLOAD);
-    r->input = nbds_buffer_take(&r->connection->home->pool, capacity);
+    r->input = nbds_buffer_take(&r->connection->server_loop->pool, capacity);
     if (!r->input)
         return false;
     r->pos =

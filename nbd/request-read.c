@@ -106,7 +106,7 @@ static int read_sparse(Fiber *self, NbdsRequest *request, Node *node, const Layo
     for (unsigned i = 0; i < layout->n_chunks; i++)
         bytes += NBDS_MAX_CHUNK_HEAD_BYTES + NBDS_HOLE_CHUNK_BYTES +
                  (layout->chunks[i].is_hole ? 0 : layout->chunks[i].length);
-    NbdsBuffer *buffer = nbds_buffer_take(&c->home->pool, bytes);
+    NbdsBuffer *buffer = nbds_buffer_take(&c->server_loop->pool, bytes);
     if (!buffer)
         return -ENOMEM;
     IoBatch batch;
@@ -137,7 +137,7 @@ static int read_plain(Fiber *self, NbdsRequest *request, Node *node, NbdsBuffer 
 {
     NbdsConnection *c = request->connection;
     const NbdsRequestHead *head = &request->head;
-    NbdsBuffer *buffer = nbds_buffer_take(&c->home->pool, head->length);
+    NbdsBuffer *buffer = nbds_buffer_take(&c->server_loop->pool, head->length);
     if (!buffer)
         return -ENOMEM;
     int result = read_whole(self, request, node, nbds_buffer_bytes(buffer));

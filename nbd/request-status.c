@@ -97,7 +97,7 @@ static void answer(NbdsRequest *request, const NbdsExtentList *lists)
     for (unsigned i = 0; i < contexts->len; i++) {
         const NbdsContext *context = contexts->pdata[i];
         bool is_last = i + 1 == contexts->len;
-        NbdsBuffer *reply = reply_context(&c->home->pool, c->session.style, &request->head,
+        NbdsBuffer *reply = reply_context(&c->server_loop->pool, c->session.style, &request->head,
                                           context->id, &lists[i], is_last);
         if (!reply || is_last)
             return nbds_request_finish(request, reply, !reply);
@@ -111,7 +111,7 @@ void nbds_request_status(Fiber *self, NbdsRequest *request)
     unsigned n = wanted(request)->len;
     unsigned max_extents = one ? 1 : MIN(MAX_EXTENTS / n, MAX_LIST_EXTENTS);
     NbdsBuffer *scratch =
-        nbds_buffer_take(&request->connection->home->pool, n * sizeof(NbdsExtentList));
+        nbds_buffer_take(&request->connection->server_loop->pool, n * sizeof(NbdsExtentList));
     if (!scratch)
         return nbds_request_answer(request, -ENOMEM);
     NbdsExtentList *lists = (NbdsExtentList *)nbds_buffer_bytes(scratch);

@@ -11,9 +11,9 @@
 
 NbdsRequest *nbds_request_take(NbdsConnection *c, const NbdsRequestHead *head)
 {
-    NbdsRequest *request = c->home->free_requests;
+    NbdsRequest *request = c->server_loop->free_requests;
     if (request)
-        c->home->free_requests = request->next;
+        c->server_loop->free_requests = request->next;
     else if (!(request = g_try_new(NbdsRequest, 1)))
         return NULL;
     *request = (NbdsRequest){.connection = c, .head = *head};
@@ -22,17 +22,17 @@ NbdsRequest *nbds_request_take(NbdsConnection *c, const NbdsRequestHead *head)
 
 static void free_request(NbdsRequest *request)
 {
-    NbdsServerLoop *home = request->connection->home;
+    NbdsServerLoop *server_loop = request->connection->server_loop;
     nbds_buffer_unref(request->input);
     g_clear_pointer(&request->contexts, g_ptr_array_unref);
-    request->next = home->free_requests;
-    home->free_requests = request;
+    request->next = server_loop->free_requests;
+    server_loop->free_requests = request;
 }
 
-void nbds_requests_free(NbdsServerLoop *home)
+void nbds_requests_free(NbdsServerLoop *server_loop)
 {
-    for (NbdsRequest *request; (request = home->free_requests);) {
-        home->free_requests = request->next;
+    for (NbdsRequest *request; (request = server_loop->free_requests);) {
+        server_loop->free_requests = request->next;
         g_free(request);
     }
 }
@@ -71,9 +71,10 @@ void nbds_request_finish(NbdsRequest *request, NbdsBuffer *reply, bool failed)
     NbdsConnection *c = request->connection;
     NbdsOperation operation = operation_of(request->head.type);
     nbds_export_count(c->export, operation, request->head.length, failed);
-    nbds_export_count_latency(c->export, operation, loop_now_ns(c->home->loop) - request->start_ns);
+    nbds_export_count_latency(c->export, operation,
+                              loop_now_ns(c->server_loop->loop) - request->start_ns);
     nbds_export_add(&c->export->n_in_flight, -1);
-    c->home->n_executing--;
+    c->server_loop->n_executing--;
     nbds_flow_end(&c->flow, &request->head);
     nbds_connection_finish_execution(c);
     end(request, reply);
@@ -90,9 +91,9 @@ void nbds_request_answer(NbdsRequest *request, int result)
     NbdsConnection *c = request->connection;
     NbdsBuffer *reply;
     if (result >= 0)
-        reply = nbds_reply_ack(&c->home->pool, c->session.style, &request->head);
+        reply = nbds_reply_ack(&c->server_loop->pool, c->session.style, &request->head);
     else
-        reply = nbds_reply_error(&c->home->pool, c->session.style, &request->head,
+        reply = nbds_reply_error(&c->server_loop->pool, c->session.style, &request->head,
                                  nbds_error_from_errno(result), NULL);
     nbds_request_finish(request, reply, result < 0);
 }
@@ -101,7 +102,7 @@ void nbds_request_refuse(NbdsRequest *request, NbdsErrorCode error, const char *
 {
     NbdsConnection *c = request->connection;
     NbdsBuffer *reply =
-        nbds_reply_error(&c->home->pool, c->session.style, &request->head, error, message);
+        nbds_reply_error(&c->server_loop->pool, c->session.style, &request->head, error, message);
     if (request->head.type <= NBDS_CMD_BLOCK_STATUS && request->head.type != NBDS_CMD_DISC)
         nbds_export_count(c->export, operation_of(request->head.type), 0, true);
     end(request, reply);
@@ -144,7 +145,7 @@ static int write_zeroes(Fiber *self, Node *node, const NbdsRequestHead *head)
 // Reads a part into a scratch buffer, so that what lies below has it cached.
 static int cache(Fiber *self, Node *node, NbdsConnection *c, const NbdsRequestHead *head)
 {
-    NbdsBuffer *scratch = nbds_buffer_take(&c->home->pool, head->length);
+    NbdsBuffer *scratch = nbds_buffer_take(&c->server_loop->pool, head->length);
     if (!scratch)
         return -ENOMEM;
     int result =
@@ -247,19 +248,20 @@ static void run(Fiber *self, void *arg)
 // the others, and all of them leave some for new clients and for the daemon itself.
 static bool may_have_fiber(const NbdsConnection *c)
 {
-    unsigned max = c->home->max_request_fibers;
-    return c->home->n_executing <= max &&
+    unsigned max = c->server_loop->max_request_fibers;
+    return c->server_loop->n_executing <= max &&
            atomic_load_explicit(&c->export->n_in_flight, memory_order_relaxed) <= MAX(max / 3, 1);
 }
 
 void nbds_request_start(Fiber *self, NbdsRequest *request)
 {
     NbdsConnection *c = request->connection;
-    request->start_ns = loop_now_ns(c->home->loop);
-    c->home->n_executing++;
+    request->start_ns = loop_now_ns(c->server_loop->loop);
+    c->server_loop->n_executing++;
     nbds_flow_begin(&c->flow, &request->head, c->admission.n_requests);
     nbds_export_add(&c->export->n_in_flight, 1);
     // Without a fiber the receiver does the work itself: slower, and it reads no further meanwhile.
-    if (!may_have_fiber(c) || fiber_spawn(c->home->loop, "nbd request", run, request, NULL) < 0)
+    if (!may_have_fiber(c) ||
+        fiber_spawn(c->server_loop->loop, "nbd request", run, request, NULL) < 0)
         run(self, request);
 }

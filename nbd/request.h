@@ -19,7 +19,7 @@ struct NbdsRequest {
 // From the free list. NULL when memory is out.
 NbdsRequest *nbds_request_take(NbdsConnection *c, const NbdsRequestHead *head);
 // Frees the free list.
-void nbds_requests_free(NbdsServerLoop *home);
+void nbds_requests_free(NbdsServerLoop *server_loop);
 // Gives up one that was admitted but not started: no reply.
 void nbds_request_abandon(NbdsRequest *request);
 // Executes it in a fiber of its own, or on `self` when no fiber can be had. Takes `request`.

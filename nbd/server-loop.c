@@ -15,21 +15,22 @@ static unsigned max_request_fibers(const Loop *loop, unsigned max_connections)
 
 NbdsServerLoop *nbds_server_loop_new(NbdsServer *server, const NbdsLimits *limits, Loop *loop)
 {
-    NbdsServerLoop *home = g_new0(NbdsServerLoop, 1);
-    home->server = server;
-    home->loop = loop;
-    nbds_budget_init(&home->budget, loop, limits);
-    home->max_request_fibers = max_request_fibers(loop, limits->max_connections);
-    nbds_scheduler_init(&home->scheduler, loop);
-    nbds_flow_init(&home->handshake_flow, &home->scheduler);
-    return home;
+    NbdsServerLoop *server_loop = g_new0(NbdsServerLoop, 1);
+    server_loop->server = server;
+    server_loop->loop = loop;
+    nbds_budget_init(&server_loop->budget, loop, limits);
+    server_loop->max_request_fibers = max_request_fibers(loop, limits->max_connections);
+    nbds_scheduler_init(&server_loop->scheduler, loop);
+    nbds_flow_init(&server_loop->handshake_flow, &server_loop->scheduler);
+    return server_loop;
 }
 
-void nbds_server_loop_free(NbdsServerLoop *home)
+void nbds_server_loop_free(NbdsServerLoop *server_loop)
 {
-    assert(!home->connections.head && !home->handshakes.head && !home->free_requests);
-    nbds_buffer_pool_done(&home->pool);
-    nbds_flow_done(&home->handshake_flow);
-    nbds_scheduler_done(&home->scheduler);
-    g_free(home);
+    assert(!server_loop->connections.head && !server_loop->handshakes.head &&
+           !server_loop->free_requests);
+    nbds_buffer_pool_done(&server_loop->pool);
+    nbds_flow_done(&server_loop->handshake_flow);
+    nbds_scheduler_done(&server_loop->scheduler);
+    g_free(server_loop);
 }

@@ -36,4 +36,4 @@ typedef struct NbdsServerLoop {
 
 // `limits` are the server's.
 NbdsServerLoop *nbds_server_loop_new(NbdsServer *server, const NbdsLimits *limits, Loop *loop);
-void nbds_server_loop_free(NbdsServerLoop *home); // no connection and no free request left
+void nbds_server_loop_free(NbdsServerLoop *server_loop); // no connection and no free request left

@@ -38,33 +38,34 @@ bool nbds_server_try_enter(NbdsServer *server)
 
 static void room_offered(LoopCall *call)
 {
-    NbdsServerLoop *home = (NbdsServerLoop *)((char *)call - offsetof(NbdsServerLoop, room_call));
-    home->room_state = NBDS_ROOM_IDLE;
-    fiber_queue_wake_all(&home->room);
-    nbds_server_release(home->server);
+    NbdsServerLoop *server_loop =
+        (NbdsServerLoop *)((char *)call - offsetof(NbdsServerLoop, room_call));
+    server_loop->room_state = NBDS_ROOM_IDLE;
+    fiber_queue_wake_all(&server_loop->room);
+    nbds_server_release(server_loop->server);
 }
 
 static void offer_room(NbdsServer *server)
 {
     pthread_mutex_lock(&server->lock);
     for (unsigned i = 0; i < server->loops->len; i++) {
-        NbdsServerLoop *home = server->loops->pdata[i];
+        NbdsServerLoop *server_loop = server->loops->pdata[i];
         int wanted = NBDS_ROOM_WANTED;
-        if (!atomic_compare_exchange_strong(&home->room_state, &wanted, NBDS_ROOM_POSTED))
+        if (!atomic_compare_exchange_strong(&server_loop->room_state, &wanted, NBDS_ROOM_POSTED))
             continue;
         nbds_server_hold(server);
-        home->room_call.fn = room_offered;
-        loop_post(home->loop, &home->room_call);
+        server_loop->room_call.fn = room_offered;
+        loop_post(server_loop->loop, &server_loop->room_call);
     }
     pthread_mutex_unlock(&server->lock);
 }
 
-bool nbds_server_want_room(NbdsServerLoop *home)
+bool nbds_server_want_room(NbdsServerLoop *server_loop)
 {
     int idle = NBDS_ROOM_IDLE;
-    if (!atomic_compare_exchange_strong(&home->room_state, &idle, NBDS_ROOM_WANTED))
+    if (!atomic_compare_exchange_strong(&server_loop->room_state, &idle, NBDS_ROOM_WANTED))
         return false;
-    home->server->wants_room = true;
+    server_loop->server->wants_room = true;
     return true;
 }
 

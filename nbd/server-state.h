@@ -48,8 +48,8 @@ void nbds_server_leave(NbdsServer *server);
 void nbds_server_hold(NbdsServer *server);
 void nbds_server_release(NbdsServer *server);
 
-// On `home`, for a listener that is about to wait in home->room: the next client that leaves wakes
-// it. True when none that left before may have seen that: look once more.
-bool nbds_server_want_room(NbdsServerLoop *home);
+// On `server_loop`, for a listener that is about to wait in server_loop->room: the next client that
+// leaves wakes it. True when none that left before may have seen that: look once more.
+bool nbds_server_want_room(NbdsServerLoop *server_loop);
 // A client waits, or was turned away: NbdsServerConfig's `full` hears of the first of an episode.
 void nbds_server_report_full(NbdsServer *server, NbdsFull why, uint64_t now_ns);

@@ -81,13 +81,13 @@ unsigned nbds_server_n_clients(const NbdsServer *server)
 static NbdsServerLoop *get_loop(NbdsServer *server, Loop *loop)
 {
     for (unsigned i = 0; i < server->loops->len; i++) {
-        NbdsServerLoop *home = server->loops->pdata[i];
-        if (home->loop == loop)
-            return home;
+        NbdsServerLoop *server_loop = server->loops->pdata[i];
+        if (server_loop->loop == loop)
+            return server_loop;
     }
-    NbdsServerLoop *home = nbds_server_loop_new(server, &server->limits, loop);
-    g_ptr_array_add(server->loops, home);
-    return home;
+    NbdsServerLoop *server_loop = nbds_server_loop_new(server, &server->limits, loop);
+    g_ptr_array_add(server->loops, server_loop);
+    return server_loop;
 }
 
 // --- Exports ---
@@ -111,8 +111,8 @@ static int add_export(NbdsServer *server, const NbdsExportConfig *config, NbdsEx
                     "there is already an export named '%.256s': choose another name", config->name);
         return -EEXIST;
     }
-    NbdsServerLoop *home = get_loop(server, config->node->loop);
-    NbdsExport *export = nbds_export_new(home, config, ++server->next_serial, error);
+    NbdsServerLoop *server_loop = get_loop(server, config->node->loop);
+    NbdsExport *export = nbds_export_new(server_loop, config, ++server->next_serial, error);
     if (!export)
         return -EINVAL;
     g_ptr_array_add(server->exports, export);
@@ -133,30 +133,30 @@ int nbds_server_add_export(NbdsServer *server, const NbdsExportConfig *config,
 void nbds_server_refresh_size(NbdsExport *export)
 {
     export->size_bytes = export->port.node->size_bytes;
-    export->home->server->generation++;
+    export->server_loop->server->generation++;
 }
 
-static void drain_connections(NbdsServerLoop *home, const NbdsExport *export)
+static void drain_connections(NbdsServerLoop *server_loop, const NbdsExport *export)
 {
-    uint64_t timeout_ns = home->server->limits.stop_timeout_ns;
-    for (const GList *l = home->connections.head; l; l = l->next) {
+    uint64_t timeout_ns = server_loop->server->limits.stop_timeout_ns;
+    for (const GList *l = server_loop->connections.head; l; l = l->next) {
         NbdsConnection *c = l->data;
         if (!export || c->export == export)
             nbds_connection_drain(c, timeout_ns);
     }
-    for (const GList *l = export ? NULL : home->handshakes.head; l; l = l->next)
+    for (const GList *l = export ? NULL : server_loop->handshakes.head; l; l = l->next)
         nbds_connection_drain(l->data, timeout_ns);
 }
 
 void nbds_server_remove_export(Fiber *self, NbdsExport *export)
 {
-    NbdsServer *server = export->home->server;
+    NbdsServer *server = export->server_loop->server;
     pthread_mutex_lock(&server->lock);
     g_ptr_array_remove(server->exports, export);
     server->generation++;
     pthread_mutex_unlock(&server->lock);
     export->is_removed = true;
-    drain_connections(export->home, export);
+    drain_connections(export->server_loop, export);
     while (export->n_connections)
         fiber_queue_wait(self, &export->emptied, false, "nbd: clients of a removed export");
     nbds_contexts_release(self, export->info.contexts);
@@ -177,9 +177,10 @@ void nbds_server_add_listener(NbdsServer *server, Loop *loop, int fd)
 
 static void drain_loop(LoopCall *call)
 {
-    NbdsServerLoop *home = (NbdsServerLoop *)((char *)call - offsetof(NbdsServerLoop, drain_call));
-    drain_connections(home, NULL);
-    nbds_server_release(home->server);
+    NbdsServerLoop *server_loop =
+        (NbdsServerLoop *)((char *)call - offsetof(NbdsServerLoop, drain_call));
+    drain_connections(server_loop, NULL);
+    nbds_server_release(server_loop->server);
 }
 
 static void stopped(LoopCall *call)
@@ -200,10 +201,10 @@ void nbds_server_stop(Fiber *self, NbdsServer *server)
     for (unsigned i = 0; i < server->listeners->len; i++)
         nbds_listener_stop(server->listeners->pdata[i]);
     for (unsigned i = 0; i < server->loops->len; i++) {
-        NbdsServerLoop *home = server->loops->pdata[i];
-        home->drain_call.fn = drain_loop;
+        NbdsServerLoop *server_loop = server->loops->pdata[i];
+        server_loop->drain_call.fn = drain_loop;
         nbds_server_hold(server);
-        loop_post(home->loop, &home->drain_call);
+        loop_post(server_loop->loop, &server_loop->drain_call);
     }
     pthread_mutex_unlock(&server->lock);
     nbds_server_release(server);

@@ -93,7 +93,7 @@ typedef struct Held {
 static void look(Fiber *self, void *arg)
 {
     Held *held = arg;
-    held->bytes = held->f->exports[0]->home->pool.taken_bytes;
+    held->bytes = held->f->exports[0]->server_loop->pool.taken_bytes;
 }
 
 static void measure(Fixture *f, const char *name, double seconds)

@@ -268,7 +268,7 @@ typedef struct LookForState {
 static void look_for_state(Fiber *self, void *arg)
 {
     LookForState *l = arg;
-    const GList *i = l->f->exports[0]->home->connections.head;
+    const GList *i = l->f->exports[0]->server_loop->connections.head;
     for (l->is_found = false; i && !l->is_found; i = i->next)
         l->is_found = ((const NbdsConnection *)i->data)->state == l->state;
 }

@@ -21,7 +21,7 @@ static const ClientConfig simple = {.style = NBDS_STYLE_SIMPLE};
 static void look(Fiber *self, void *arg)
 {
     Fixture *f = ((void **)arg)[0];
-    *(uint64_t *)((void **)arg)[1] = f->exports[0]->home->pool.taken_bytes;
+    *(uint64_t *)((void **)arg)[1] = f->exports[0]->server_loop->pool.taken_bytes;
 }
 
 // Bytes of buffers in use on the exports' loop.
@@ -268,7 +268,7 @@ static void replace_node(Fiber *self, void *arg)
 static void look_at_charge(Fiber *self, void *arg)
 {
     Fixture *f = ((void **)arg)[0];
-    NbdsConnection *c = g_queue_peek_head(&f->exports[0]->home->connections);
+    NbdsConnection *c = g_queue_peek_head(&f->exports[0]->server_loop->connections);
     *(uint64_t *)((void **)arg)[1] = c->admission.bytes;
 }
 
@@ -438,7 +438,7 @@ static void beyond_the_budget_those_of_one_export_take_turns(void **state)
 static void look_whether_one_waits(Fiber *self, void *arg)
 {
     Fixture *f = ((void **)arg)[0];
-    *(bool *)((void **)arg)[1] = f->exports[0]->home->budget.n_waiting;
+    *(bool *)((void **)arg)[1] = f->exports[0]->server_loop->budget.n_waiting;
 }
 
 static void wait_for_one_that_waits(Fixture *f)

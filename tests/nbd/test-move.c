@@ -41,7 +41,7 @@ static void move_all(Fiber *self, void *arg)
 {
     Moves *m = arg;
     NbdsExport *to = m->f->exports[!m->from];
-    for (GList *l = m->f->exports[m->from]->home->connections.head; l; l = l->next) {
+    for (GList *l = m->f->exports[m->from]->server_loop->connections.head; l; l = l->next) {
         NbdsConnection *c = l->data;
         if (c->state != NBDS_STATE_TRANSMISSION || c->destination)
             continue;
