@@ -408,7 +408,8 @@ static bool is_header_within(const void *data, size_t len)
         return false;
     size_t pos = is_v2 ? QCOW2_HEADER_V2_BYTES : be32_get(raw->header_bytes);
     uint64_t name = be64_get(raw->backing_offset);
-    if (pos > len || name > len || be32_get(raw->backing_bytes) > len - name)
+    // What cannot be right is left to the decode.
+    if (pos > len || pos % 8 || name > len || be32_get(raw->backing_bytes) > len - name)
         return false;
     Decoder d = {.data = data, .extensions_end = name ? (size_t)name : len};
     uint32_t type = EXTENSION_BITMAPS, bytes; // any but the end mark
