@@ -445,10 +445,11 @@ static void wait_for_one_that_waits(Fixture *f)
 {
     bool does_wait = false;
     void *args[] = {f, &does_wait};
-    for (int64_t end = g_get_monotonic_time() + HANG_S * G_USEC_PER_SEC; !does_wait;) {
+    int64_t end = g_get_monotonic_time() + HANG_S * G_USEC_PER_SEC;
+    do {
         assert_true(g_get_monotonic_time() < end);
         fixture_run(f, look_whether_one_waits, args);
-    }
+    } while (!does_wait);
 }
 
 // True when the client that takes its reply in time got all of it.
