@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// A remote call is a message that starts a fiber, and a condition on which the caller sleeps. The
-// calling thread, except what the message runs: that is on the loop.
+// A remote call is a message that starts a fiber, and a condition on which the caller sleeps; when
+// the caller is a fiber, a message back that wakes it. On the caller's thread, except what the
+// message runs: that is on the loop.
 #include "chain-core/remote-call.h"
 
 #include <errno.h>
+#include <stddef.h>
 #include <time.h>
 
 // The caller may return, and its storage go, as soon as the mutex is free.
@@ -92,4 +94,70 @@ int remote_call_reserve(Loop *loop, FiberFn *fn, void *arg)
     RemoteCall call;
     start(&call, loop, fn, arg, true);
     return remote_call_wait(&call, -1);
+}
+
+// On the caller's stack. Once `reply` is posted it is the caller's again.
+typedef struct FiberCall {
+    LoopCall post; // first: the loop gives it back
+    LoopCall reply;
+    Loop *loop;
+    Fiber *caller;
+    FiberFn *fn;
+    void *arg;
+    bool is_from_reserve;
+    bool is_over; // only on the caller's loop
+    int result;
+} FiberCall;
+
+static void reply_arrives(LoopCall *reply)
+{
+    FiberCall *call = (FiberCall *)((char *)reply - offsetof(FiberCall, reply));
+    call->is_over = true;
+    fiber_wake(call->caller);
+}
+
+static void send_reply(FiberCall *call, int result)
+{
+    call->result = result;
+    call->reply.fn = reply_arrives;
+    loop_post(fiber_loop(call->caller), &call->reply);
+}
+
+static void fiber_call_fiber(Fiber *self, void *arg)
+{
+    FiberCall *call = arg;
+    call->fn(self, call->arg);
+    send_reply(call, 0);
+}
+
+static void fiber_call_arrives(LoopCall *post)
+{
+    FiberCall *call = (FiberCall *)post;
+    int r = call->is_from_reserve
+                ? fiber_spawn_reserve(call->loop, "remote call", fiber_call_fiber, call)
+                : fiber_spawn(call->loop, "remote call", fiber_call_fiber, call, NULL);
+    if (r < 0)
+        send_reply(call, r);
+}
+
+static int call_from_fiber(Fiber *self, FiberCall *call)
+{
+    call->post.fn = fiber_call_arrives;
+    call->caller = self;
+    loop_post(call->loop, &call->post);
+    while (!call->is_over)
+        fiber_suspend(self, "remote call");
+    return call->result;
+}
+
+int remote_call_fiber(Fiber *self, Loop *loop, FiberFn *fn, void *arg)
+{
+    FiberCall call = {.loop = loop, .fn = fn, .arg = arg};
+    return call_from_fiber(self, &call);
+}
+
+int remote_call_fiber_reserve(Fiber *self, Loop *loop, FiberFn *fn, void *arg)
+{
+    FiberCall call = {.loop = loop, .fn = fn, .arg = arg, .is_from_reserve = true};
+    return call_from_fiber(self, &call);
 }

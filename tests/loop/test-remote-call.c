@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Remote calls, from the test's thread into a loop on a thread of its own.
+// Remote calls, from the test's thread and from fibers into a loop on a thread of its own, and
+// between simulated loops.
 #include <errno.h>
 #include <pthread.h>
 
 #include "chain-core/fiber-sync.h"
 #include "chain-core/remote-call.h"
+#include "chain-core/sim.h"
 #include "in-fiber.h"
 
 enum { MAX_FIBERS = 4 };
@@ -117,6 +119,109 @@ static void on_a_full_loop_only_calls_from_the_reserve_are_made(void **state)
     assert_int_equal(remote_call_wait(&last, -1), 0);
 }
 
+// --- from fibers ---------------------------------------------------------------------------------
+
+// What a fiber that calls hands over to the one that is called.
+typedef struct Visit {
+    Fiber *caller, *visitor;
+    Loop *loop; // where it has to run
+    bool was_cancelled;
+    unsigned n;
+} Visit;
+
+static void visit(Fiber *self, void *arg)
+{
+    Visit *v = arg;
+    v->visitor = self;
+    fiber_assert(fiber_loop(self) == v->loop);
+    fiber_sleep(self, 1000);
+    v->was_cancelled = fiber_is_cancelled(self);
+    v->n++;
+}
+
+static void call_both_ways(Fiber *self, Loop *loop)
+{
+    Visit v = {.loop = loop};
+    for (unsigned n = 1; n < 20; n += 2) {
+        fiber_assert_equal(remote_call_fiber(self, loop, visit, &v), 0);
+        fiber_assert_equal(v.n, n);
+        fiber_assert_equal(remote_call_fiber_reserve(self, loop, visit, &v), 0);
+        fiber_assert_equal(v.n, n + 1);
+        fiber_assert(v.visitor != self);
+    }
+}
+
+static void call_other_and_own(Fiber *self, void *arg)
+{
+    call_both_ways(self, arg);
+    call_both_ways(self, fiber_loop(self));
+}
+
+static void a_fiber_calls_into_another_loop_and_into_its_own(void **state)
+{
+    World *w = *state;
+    run_in_fiber(call_other_and_own, w->loop);
+}
+
+static void a_fiber_calls_between_simulated_loops(void **state)
+{
+    for (uint64_t seed = 1; seed <= 20; seed++) {
+        Sim *sim = sim_new(&(SimConfig){.seed = seed});
+        sim_loop_new(sim);
+        assert_true(sim_run(sim, call_other_and_own, sim_loop_new(sim)));
+        sim_free(sim);
+    }
+}
+
+static void cancel_caller(Fiber *self, void *arg)
+{
+    Visit *v = arg;
+    fiber_cancel(v->caller); // its own loop
+    fiber_sleep(self, 1000);
+    v->was_cancelled = fiber_is_cancelled(self);
+    v->n++;
+}
+
+static void be_cancelled_in_call(Fiber *self, void *arg)
+{
+    Visit v = {.caller = self, .loop = arg};
+    fiber_assert_equal(remote_call_fiber(self, fiber_loop(self), cancel_caller, &v), 0);
+    fiber_assert_equal(v.n, 1);
+    fiber_assert(!v.was_cancelled);
+    fiber_assert(fiber_is_cancelled(self));
+    fiber_assert_equal(remote_call_fiber(self, v.loop, visit, &v), 0); // a clean-up, say
+    fiber_assert_equal(v.n, 2);
+    fiber_assert(!v.was_cancelled);
+    fiber_assert_equal(fiber_sleep(self, 1), -ECANCELED);
+}
+
+static void a_cancelled_caller_waits_to_the_end_and_the_called_does_not_notice(void **state)
+{
+    World *w = *state;
+    run_in_fiber(be_cancelled_in_call, w->loop);
+}
+
+static void call_full_loop(Fiber *self, void *arg)
+{
+    World *w = arg;
+    Visit v = {.loop = w->loop};
+    fiber_assert_equal(remote_call_fiber(self, w->loop, visit, &v), -ENOMEM);
+    fiber_assert_equal(v.n, 0);
+    fiber_assert_equal(remote_call_fiber_reserve(self, w->loop, visit, &v), 0);
+    fiber_assert_equal(v.n, 1);
+}
+
+static void a_fiber_is_told_that_the_other_loop_is_full(void **state)
+{
+    World *w = *state;
+    RemoteCall last; // takes the place that the call of fill_loop() had
+    assert_int_equal(remote_call(w->loop, fill_loop, w), 0);
+    remote_call_start(&last, w->loop, hold, w);
+    run_in_fiber(call_full_loop, w);
+    assert_int_equal(remote_call_reserve(w->loop, release_all, w), 0);
+    assert_int_equal(remote_call_wait(&last, -1), 0);
+}
+
 int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, make_world, remove_world)
@@ -125,6 +230,10 @@ int main(void)
         TEST(one_that_is_late_is_waited_for_again),
         TEST(one_that_ended_long_ago_is_not_late),
         TEST(on_a_full_loop_only_calls_from_the_reserve_are_made),
+        TEST(a_fiber_calls_into_another_loop_and_into_its_own),
+        TEST(a_fiber_calls_between_simulated_loops),
+        TEST(a_cancelled_caller_waits_to_the_end_and_the_called_does_not_notice),
+        TEST(a_fiber_is_told_that_the_other_loop_is_full),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

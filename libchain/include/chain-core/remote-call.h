@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Remote calls: a thread that may block has a function run in a fiber of a loop, and waits for its
-// end. Never from the loop's own thread, which would wait for itself.
+// Remote calls: somebody has a function run in a fiber of a loop, and waits for its end. Either a
+// thread that may block (remote_call(); never the loop's own thread, which would wait for itself),
+// or a fiber, of the same loop or of another one (remote_call_fiber()).
 #pragma once
 
 #include <pthread.h>
@@ -36,3 +37,11 @@ int remote_call_wait(RemoteCall *call, int64_t deadline_us);
 // Start and wait without limit: 0 or -ENOMEM.
 int remote_call(Loop *loop, FiberFn *fn, void *arg);
 int remote_call_reserve(Loop *loop, FiberFn *fn, void *arg);
+
+// From a fiber: runs fn(fiber, arg) in another fiber, of `loop`, and suspends `self` until it has
+// returned; other fibers of both loops go on. `loop` may be fiber_loop(self). What the caller wrote
+// is seen by `fn`, and what `fn` wrote by the caller afterwards. Calls that one loop makes to
+// another begin in that order. 0; -ENOMEM: there was no stack, `fn` was not called. Cancelling the
+// caller neither ends the wait nor reaches `fn`: it shows in what the caller does next.
+int remote_call_fiber(Fiber *self, Loop *loop, FiberFn *fn, void *arg);
+int remote_call_fiber_reserve(Fiber *self, Loop *loop, FiberFn *fn, void *arg);
