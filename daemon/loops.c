@@ -16,18 +16,18 @@ static gpointer run_loop(gpointer loop)
     return NULL;
 }
 
-Loops *loops_start(unsigned n, const LoopConfig *config, GError **error)
+Loops *loops_start(const char *name, unsigned n, const LoopConfig *config, GError **error)
 {
     Loops *loops = g_malloc0(sizeof(*loops) + n * sizeof(loops->each[0]));
     for (; loops->n < n; loops->n++) {
-        g_autofree char *name = g_strdup_printf("loop-%u", loops->n);
+        g_autofree char *thread = g_strdup_printf("%s-%u", name, loops->n);
         Loop *loop = loop_new(config, error);
         if (!loop) {
             loops_stop(loops);
             return NULL;
         }
         loops->each[loops->n].loop = loop;
-        loops->each[loops->n].thread = g_thread_new(name, run_loop, loop);
+        loops->each[loops->n].thread = g_thread_new(thread, run_loop, loop);
     }
     return loops;
 }

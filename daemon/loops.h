@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// The daemon's I/O loops, each with its thread. Called from the main thread only.
+// Loops, each with its thread: those of the disks, and the one of control. Called from the main thread only.
 #pragma once
 
 #include <glib.h>
@@ -8,9 +8,9 @@
 
 typedef struct Loops Loops;
 
-// Starts `n` (≥1) loops, each as `config` (NULL: the defaults) says. NULL with a sentence when the
-// kernel refuses.
-Loops *loops_start(unsigned n, const LoopConfig *config, GError **error);
+// Starts `n` (≥1) loops, each as `config` (NULL: the defaults) says, in threads `name`-0, -1, ….
+// NULL with a sentence when the kernel refuses.
+Loops *loops_start(const char *name, unsigned n, const LoopConfig *config, GError **error);
 // Ends each loop when its last fiber ended, and joins its thread. Accepts NULL.
 void loops_stop(Loops *loops);
 

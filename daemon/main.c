@@ -14,14 +14,8 @@
 #include <unistd.h>
 
 #include "chain-core/remote-call.h"
-#include "exports.h"
-#include "listeners.h"
+#include "daemon.h"
 #include "log.h"
-#include "loops.h"
-#include "nbd/server.h"
-#include "nodes.h"
-#include "options.h"
-#include "stop.h"
 
 enum {
     EXIT_USAGE = 2,
@@ -30,19 +24,6 @@ enum {
 };
 
 #define RAISE_LIMIT "ulimit -Hn, or LimitNOFILE= of the unit"
-
-// Everything that is opened, in this order, and closed in the reverse one.
-typedef struct Daemon {
-    Options options;
-    unsigned n_activated; // sockets handed to this process
-    Stop *stop;
-    Listeners *listeners;
-    Loops *loops;
-    MapMemory *memory;
-    Nodes *nodes;
-    NbdsServer *server;
-    Exports *exports;
-} Daemon;
 
 static void last_client_left(void *arg)
 {
@@ -129,8 +110,11 @@ static int start(Daemon *daemon, GError **error)
         .busy_poll_ns = choose_busy_poll_ns(options),
         .max_fibers = REQUEST_FIBERS + 2 * max_connections, // any loop may have all of them
     };
-    daemon->loops = loops_start(choose_n_loops(options), &loop_config, error);
+    daemon->loops = loops_start("loop", choose_n_loops(options), &loop_config, error);
     if (!daemon->loops)
+        return -ENOSYS;
+    daemon->control = loops_start("control", 1, NULL, error);
+    if (!daemon->control)
         return -ENOSYS;
     daemon->memory = map_memory_new(options->map_memory_bytes);
     daemon->nodes = nodes_new(daemon->loops, daemon->memory);
@@ -204,6 +188,7 @@ static int finish(Daemon *daemon)
         return -ENOMEM;
     }
     nbds_server_free(daemon->server);
+    loops_stop(daemon->control);
     loops_stop(daemon->loops);
     nodes_free(daemon->nodes);
     map_memory_free(daemon->memory);

@@ -98,7 +98,7 @@ static int make_world(void **state)
 {
     World *w = g_new0(World, 1);
     w->options.disks = g_ptr_array_new_with_free_func(g_free);
-    w->loops = loops_start(1, NULL, NULL);
+    w->loops = loops_start("loop", 1, NULL, NULL);
     w->memory = map_memory_new(1 << 20);
     w->nodes = nodes_new(w->loops, w->memory);
     w->server = nbds_server_new(&(NbdsServerConfig){0});
