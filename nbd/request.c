@@ -208,14 +208,18 @@ static int execute_in_parts(Fiber *self, NbdsRequest *request)
     uint64_t length =
         whole.type == NBDS_CMD_CACHE ? MIN(whole.length, NBDS_MAX_PAYLOAD) : whole.length;
     uint64_t done = 0;
+    bool is_fast = whole.flags & NBDS_CMD_FLAG_FAST_ZERO; // refused without having done anything
     int result = 0;
     do {
         request->head.offset = whole.offset + done;
         request->head.length = MIN(length - done, max_part_bytes(&whole));
         bool is_last = done + request->head.length == length;
         request->head.flags = is_last ? whole.flags : whole.flags & ~NBDS_CMD_FLAG_FUA;
-        nbds_flow_charge(flow, nbds_flow_part_cost(&request->head));
+        uint64_t cost = nbds_flow_part_cost(&request->head);
+        nbds_flow_charge(flow, is_fast ? 0 : cost);
         result = enter_and_execute(self, request);
+        if (is_fast && result != -ENOTSUP)
+            nbds_flow_charge(flow, cost);
         done += request->head.length;
         if (result >= 0 && !is_last) {
             nbds_flow_wait_turn(self, flow);

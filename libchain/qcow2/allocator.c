@@ -283,7 +283,7 @@ static int choose(Fiber *self, Qcow2Image *image, uint64_t n_wanted, bool tail_i
     return 1;
 }
 
-// The refcounts around `cluster` cannot be read: nothing is taken there any more.
+// The refcounts around `cluster` cannot be read, or written: nothing is taken there any more.
 static void avoid_slice(Qcow2Image *image, uint64_t cluster)
 {
     Allocator *a = &image->allocator;
@@ -348,9 +348,9 @@ int allocator_take(Fiber *self, Qcow2Image *image, uint64_t n_wanted, Allocation
         if (from < 0)
             return from;
         r = refcounts_find(self, image, c.first, &place);
-        if (r == 0) {
+        if (r == 0 && !place.slice->is_unwritable) {
             r = take_chosen(image, c, from, place, ret_allocation);
-        } else if (is_unreadable(image, r)) {
+        } else if (r == 0 || is_unreadable(image, r)) {
             avoid_slice(image, c.first);
             r = 1;
         } else if (r == -ENOENT) {

@@ -91,7 +91,9 @@ static void merge_ranges(GArray *ranges)
 void freed_turn(FreedClusters *f)
 {
     unsigned old = f->pin_now;
-    if (!f->durable->len || f->releasing->len || f->pins[!old].pin.n_holders)
+    // One fiber releases at a time: where damaged tables name a cluster twice, a second one would
+    // punch what the first has made free.
+    if (!f->durable->len || f->releasing->len || f->n_fibers || f->pins[!old].pin.n_holders)
         return;
     GArray *empty = f->releasing;
     f->releasing = f->durable;
@@ -109,9 +111,9 @@ static void release_fiber(Fiber *self, void *arg)
     f->releasing = g_array_new(false, false, sizeof(ClusterRange));
     for (guint i = 0; i < ranges->len; i++)
         f->release(self, f->release_arg, g_array_index(ranges, ClusterRange, i));
-    freed_turn(f);
     f->n_fibers--;
     f->n_released++;
+    freed_turn(f);
     fiber_queue_wake_all(&f->released);
     fiber_wait_group_done(f->fibers);
 }

@@ -41,10 +41,18 @@ static int rewrite(Fiber *self, MetadataSet *set, HostOff off, uint64_t len)
     return r < 0 ? r : file_write(self, set->file, off, buf, len);
 }
 
+// A block device may end inside its last cluster; a file grows.
+static uint64_t cluster_bytes(const MetadataSet *set, uint64_t cluster)
+{
+    uint64_t bytes = UINT64_C(1) << set->cluster_bits, off = cluster << set->cluster_bits;
+    uint64_t end = file_size(set->file);
+    return file_is_block_device(set->file) && off < end ? MIN(bytes, end - off) : bytes;
+}
+
 static int reserve_cluster(Fiber *self, MetadataSet *set, uint64_t cluster)
 {
     int r = file_reserve(self, set->file, host_off(cluster << set->cluster_bits),
-                         UINT64_C(1) << set->cluster_bits);
+                         cluster_bytes(set, cluster));
     if (r == 0)
         cluster_set_add(&set->with_space, cluster);
     return r;
@@ -59,8 +67,7 @@ int metadata_set_reserve(Fiber *self, MetadataSet *set, uint64_t cluster)
     if (!cluster_set_contains(&set->with_space, cluster))
         r = reserve_cluster(self, set, cluster);
     if (r == -ENOTSUP) {
-        r = rewrite(self, set, host_off(cluster << set->cluster_bits),
-                    UINT64_C(1) << set->cluster_bits);
+        r = rewrite(self, set, host_off(cluster << set->cluster_bits), cluster_bytes(set, cluster));
         if (r == 0)
             cluster_set_add(&set->with_space, cluster);
     }

@@ -452,6 +452,7 @@ void table_slice_end_write(TableSlice *s, TableSliceList *list, bool durable)
 {
     assert(s->writing);
     s->writing = false;
+    s->is_unwritable &= !durable;
     list->cache->writing_bytes -= s->bytes;
     map_memory_add(list->cache->memory, MAP_MEMORY_SLICES, -(int64_t)s->bytes);
     if (s->dirty)

@@ -34,7 +34,8 @@ struct TableSlice {
     uint8_t kind; // TableSliceKind
     uint8_t age;  // the cache's when it was used last
     bool loading, dirty, writing;
-    bool has_space; // the host is known to have space for it (metadata-set.c)
+    bool has_space;     // the host is known to have space for it (metadata-set.c)
+    bool is_unwritable; // the host failed to write it (-EIO), and has not done so since
     FiberQueue loaders;
     uint8_t *data;
 };

@@ -20,6 +20,7 @@
 
 #include "qcow2/writeback-pass.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -170,9 +171,11 @@ static void write_apart(Fiber *self, WritebackPass *p, GArray *pieces)
                 file_write_start(p->parts->file, piece->off, &iov, 1, &batches[i - start]);
         }
         for (guint i = start; i < end; i++) {
+            Piece *piece = &g_array_index(pieces, Piece, i);
             int r = io_batch_wait(self, &batches[i - start]);
-            if (r < 0)
-                g_array_index(pieces, Piece, i).has_failed = true;
+            piece->has_failed |= r < 0;
+            if (r == -EIO && piece->slice)
+                piece->slice->is_unwritable = true;
             if (r < 0 && !p->error)
                 p->error = r;
         }

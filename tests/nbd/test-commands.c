@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "client.h"
+#include "connection.h"
 #include "fixture.h"
 
 enum { SIZE = 1 << 20 };
@@ -294,6 +295,28 @@ static void fast_zero_is_fast_or_not_supported(void **state)
     assert_int_equal(m->data[4096], 0);
 }
 
+static void look_at_its_turn(Fiber *self, void *arg)
+{
+    void **args = arg;
+    const Fixture *f = args[0];
+    const NbdsConnection *c = g_queue_peek_head(&f->exports[0]->server_loop->connections);
+    *(int64_t *)args[1] = c->flow.deficit_bytes;
+}
+
+static void a_fast_zero_that_is_not_supported_costs_no_turns(void **state)
+{
+    FixtureConfig config = {.size_bytes = 256 << 20};
+    g_autoptr(Fixture) f = fixture_new(&config);
+    g_autoptr(Client) c = connect_to(f, NBDS_STYLE_SIMPLE);
+    f->nodes[0]->no_fast_zero = true;
+    assert_int_equal(
+        client_do(c, NBDS_CMD_WRITE_ZEROES, NBDS_CMD_FLAG_FAST_ZERO, 0, 256 << 20, NULL),
+        NBDS_ENOTSUP);
+    int64_t left = 0;
+    fixture_run(f, look_at_its_turn, (void *[]){f, &left});
+    assert_true(left > 0);
+}
+
 static void a_read_only_export_cannot_be_changed(void **state)
 {
     FixtureConfig config = {.read_only = true};
@@ -533,6 +556,7 @@ int main(void)
         cmocka_unit_test(abuse_ends_the_connection_only),
         cmocka_unit_test(errors_of_the_node_reach_the_client),
         cmocka_unit_test(fast_zero_is_fast_or_not_supported),
+        cmocka_unit_test(a_fast_zero_that_is_not_supported_costs_no_turns),
         cmocka_unit_test(a_read_only_export_cannot_be_changed),
         cmocka_unit_test(large_reads_send_holes_and_cover_everything),
         cmocka_unit_test(very_fragmented_reads_still_cover_everything),

@@ -435,59 +435,6 @@ static void beyond_the_budget_those_of_one_export_take_turns(void **state)
         client_free(hung[i]);
 }
 
-static void look_whether_one_waits(Fiber *self, void *arg)
-{
-    Fixture *f = ((void **)arg)[0];
-    *(bool *)((void **)arg)[1] = f->exports[0]->server_loop->budget.n_waiting;
-}
-
-static void wait_for_one_that_waits(Fixture *f)
-{
-    bool does_wait = false;
-    void *args[] = {f, &does_wait};
-    int64_t end = g_get_monotonic_time() + HANG_S * G_USEC_PER_SEC;
-    do {
-        assert_true(g_get_monotonic_time() < end);
-        fixture_run(f, look_whether_one_waits, args);
-    } while (!does_wait);
-}
-
-// True when the client that takes its reply in time got all of it.
-static bool read_from_slow_node(uint64_t stall_timeout_us)
-{
-    enum { N = 4 }; // three hold all there is, the fourth waits
-    FixtureConfig config = {
-        .size_bytes = HUGE_WRITE,
-        .limits = {.max_loop_bytes = 2 * HUGE_WRITE + (1 << 20),
-                   .stall_timeout_ns = stall_timeout_us * 1000},
-    };
-    g_autoptr(Fixture) f = fixture_new(&config);
-    fixture_hold(f, 0);
-    Client *c[N];
-    for (unsigned i = 0; i < N; i++) {
-        c[i] = client_new(f->socket_path, &simple);
-        begin_huge_read(c[i], HUGE_WRITE);
-        if (i < N - 1)
-            wait_at_least(&f->nodes[0]->n_waiting, i + 1);
-    }
-    wait_for_one_that_waits(f);
-    g_usleep(stall_timeout_us * 3 / 2);
-    fixture_release(f, 0);
-    g_usleep(stall_timeout_us / 4); // twice as long as between looks for those that stall
-    g_autofree uint8_t *reply = g_malloc(16 + HUGE_WRITE);
-    bool is_whole = transfer(c[0], false, reply, 16 + HUGE_WRITE);
-    for (unsigned i = 0; i < N; i++)
-        client_free(c[i]);
-    return is_whole;
-}
-
-static void who_had_to_wait_for_a_slow_node_has_not_stalled(void **state)
-{
-    // More than once only where the machine is so slow that the client did stall.
-    for (uint64_t timeout_us = 500000; !read_from_slow_node(timeout_us); timeout_us *= 2)
-        assert_in_range(timeout_us, 0, 2 * G_USEC_PER_SEC);
-}
-
 static void who_waits_only_for_itself_is_not_cut_off(void **state)
 {
     enum { EACH = 256 << 10 };
@@ -594,7 +541,6 @@ int main(void)
         cmocka_unit_test(who_stalls_with_what_others_wait_for_is_cut_off),
         cmocka_unit_test(who_stalls_is_cut_off_however_active_others_are),
         cmocka_unit_test(beyond_the_budget_those_of_one_export_take_turns),
-        cmocka_unit_test(who_had_to_wait_for_a_slow_node_has_not_stalled),
         cmocka_unit_test(who_waits_only_for_itself_is_not_cut_off),
         cmocka_unit_test(who_stalls_while_nobody_waits_is_not_cut_off),
         cmocka_unit_test(a_client_that_became_quiet_keeps_no_large_buffer),

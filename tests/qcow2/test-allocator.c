@@ -183,6 +183,35 @@ static void a_device_is_used_to_its_last_cluster(void **state)
     }
 }
 
+static void write_a_new_table(Fiber *self, void *arg)
+{
+    assert_int_equal(write_at(self, arg, 4 << 20, CLUSTER, 1), 0);
+    assert_int_equal(node_flush(self, ((Device *)arg)->node), 0);
+    assert_shows(self, arg, 4 << 20, CLUSTER, 1);
+}
+
+// A file that ends with its L1 table, copied to a device of its size.
+static void a_device_that_ends_inside_its_l1_table_is_written(void **state)
+{
+    for (unsigned no_punch = 0; no_punch < 2; no_punch++) {
+        g_autofree char *data = NULL;
+        gsize len;
+        load("qemu-img create -q -f qcow2 -o cluster_size=4k i.qcow2 64M && "
+             "qemu-io -c 'write 0 64k' -c 'discard 0 64k' i.qcow2",
+             &data, &len);
+        uint64_t end = len / CLUSTER * CLUSTER; // of what is in use
+        data = g_realloc(data, end + 512);
+        memset(data + end, 0, 512);
+        memcpy(data + end, data + host_get64((uint8_t *)data, 40), 32 * 8);
+        host_put64((uint8_t *)data, 40, end);
+        Device d = {.sim = sim_new(&(SimConfig){.seed = 3, .no_punch = no_punch})};
+        assert_int_equal(sim_write_file(d.sim, PATH, data, end + 512), 0);
+        assert_int_equal(sim_set_block_device(d.sim, PATH), 0);
+        run(&d, write_a_new_table);
+        sim_free(d.sim);
+    }
+}
+
 // Every other cluster, all over the device.
 static void free_scattered(Fiber *self, void *arg)
 {
@@ -509,6 +538,33 @@ static void an_unreadable_slice_at_the_tail_does_not_stop_allocation(void **stat
     device_check_and_free(&d);
 }
 
+static void write_beside_refcounts_that_fail(Fiber *self, void *arg)
+{
+    Device *d = arg;
+    g_autofree uint8_t *buf = g_malloc0(CLUSTER);
+    assert_int_equal(write_at(self, d, 4 << 20, CLUSTER, 7), 0); // has a table, of good refcounts
+    assert_int_equal(node_flush(self, d->node), 0);
+    Fault fault = {{fault_hook}, SIM_OP_WRITE, 2 * CLUSTER, CLUSTER, -EIO, UINT32_MAX, 0};
+    sim_set_hook(d->sim, &fault.hook);
+    int r = node_write(self, d->node, guest_off(5 << 20), buf, CLUSTER, NODE_IO_FUA);
+    assert_int_equal(r, -EIO);
+    r = node_write(self, d->node, guest_off((5 << 20) + REQUEST), buf, CLUSTER, NODE_IO_FUA);
+    assert_int_equal(r, -EIO); // its table's slice names what the first one took, too
+    r = node_write(self, d->node, guest_off(32 << 20), buf, CLUSTER, NODE_IO_FUA);
+    assert_int_equal(r, 0);
+    assert_int_equal(node_flush(self, d->node), -EIO);
+    sim_set_hook(d->sim, NULL);
+    assert_int_equal(node_flush(self, d->node), 0);
+}
+
+static void refcounts_that_cannot_be_written_do_not_fail_what_comes_later(void **state)
+{
+    Device d = image_make(
+        "qemu-img create -q -f qcow2 -o cluster_size=4k,refcount_bits=64 i.qcow2 64M", 53);
+    run(&d, write_beside_refcounts_that_fail);
+    device_check_and_free(&d);
+}
+
 // 512-byte clusters with 64-bit refcounts: the first table counts 2 MiB.
 #define SMALL_CLUSTERS                                                                             \
     "qemu-img create -q -f qcow2 -o cluster_size=512,refcount_bits=64 i.qcow2 64M"
@@ -731,6 +787,8 @@ int main(void)
         cmocka_unit_test(a_refcount_block_that_fails_uses_up_no_clusters),
         cmocka_unit_test(an_unreadable_refcount_slice_does_not_stop_allocation),
         cmocka_unit_test(an_unreadable_slice_at_the_tail_does_not_stop_allocation),
+        cmocka_unit_test(refcounts_that_cannot_be_written_do_not_fail_what_comes_later),
+        cmocka_unit_test(a_device_that_ends_inside_its_l1_table_is_written),
         cmocka_unit_test(a_refcount_table_that_cannot_move_stays_and_leaks_nothing),
         cmocka_unit_test(a_block_that_fails_at_the_tables_end_is_never_entered_behind_it),
         cmocka_unit_test(a_request_that_fails_halfway_leaks_nothing),
