@@ -41,6 +41,25 @@ void qcow2_header_clear(Qcow2Header *header)
     *header = (Qcow2Header){0};
 }
 
+void qcow2_header_copy(const Qcow2Header *header, Qcow2Header *ret_copy)
+{
+    Qcow2Header copy = *header;
+    copy.backing_name = g_strdup(header->backing_name);
+    copy.backing_format = g_strdup(header->backing_format);
+    copy.data_file_name = g_strdup(header->data_file_name);
+    copy.feature_names = g_memdup2(header->feature_names, header->feature_names_bytes);
+    copy.unknown_fields = g_memdup2(header->unknown_fields, header->unknown_fields_bytes);
+    if (header->unknown_extensions) {
+        copy.unknown_extensions = g_array_new(FALSE, FALSE, sizeof(Qcow2Extension));
+        for (guint i = 0; i < header->unknown_extensions->len; i++) {
+            Qcow2Extension x = g_array_index(header->unknown_extensions, Qcow2Extension, i);
+            x.data = g_memdup2(x.data, x.len);
+            g_array_append_val(copy.unknown_extensions, x);
+        }
+    }
+    *ret_copy = copy;
+}
+
 bool qcow2_header_has_magic(const void *data, size_t len)
 {
     const HeaderLayout *raw = data;
@@ -432,6 +451,21 @@ size_t qcow2_header_needed_bytes(const void *data, size_t len)
     size_t cluster_bytes = (size_t)1 << bits;
     return is_header_within(data, MIN(len, cluster_bytes)) ? MIN(len, cluster_bytes)
                                                            : cluster_bytes;
+}
+
+size_t qcow2_header_used_bytes(const void *data, size_t len)
+{
+    const HeaderLayout *raw = data;
+    bool is_v2 = be32_get(raw->version) == 2;
+    size_t pos = is_v2 ? QCOW2_HEADER_V2_BYTES : be32_get(raw->header_bytes);
+    uint64_t name = be64_get(raw->backing_offset);
+    Decoder d = {.data = data, .extensions_end = name ? MIN(name, len) : len};
+    uint32_t type, bytes;
+    const uint8_t *body;
+    bool broken;
+    while (next_extension(&d, &pos, &type, &bytes, &body, &broken)) {
+    }
+    return MIN(MAX(pos, name + be32_get(raw->backing_bytes)), len);
 }
 
 static int decode_extensions(Decoder *d)

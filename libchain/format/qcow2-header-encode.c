@@ -140,67 +140,117 @@ static bool can_be_written(const Qcow2Header *h)
            (!h->backing_name || strlen(h->backing_name) <= QCOW2_MAX_BACKING_NAME_BYTES);
 }
 
+// Fields and extensions. Without room for a backing name of `name_bytes` behind them some of the
+// feature names are left out; without `with_feature_names` all are.
+static void put_all_but_name(Encoder *e, const Qcow2Header *header, bool with_feature_names,
+                             size_t name_bytes)
+{
+    bool v3 = header->version >= 3;
+    uint32_t header_bytes =
+        v3 ? sizeof(HeaderLayout) + header->unknown_fields_bytes : QCOW2_HEADER_V2_BYTES;
+    HeaderLayout raw = encode_fields(header, header_bytes);
+    put(e, &raw, MIN(sizeof(raw), header_bytes), MIN(sizeof(raw), header_bytes));
+    put(e, header->unknown_fields, header->unknown_fields_bytes, header->unknown_fields_bytes);
+    put_string_extension(e, EXTENSION_BACKING_FORMAT, header->backing_format);
+    put_string_extension(e, EXTENSION_DATA_FILE, header->data_file_name);
+    put_bitmaps(e, header);
+    if (v3 && with_feature_names)
+        put_feature_names(e, header,
+                          unknown_extensions_bytes(header) + sizeof(ExtensionLayout) + name_bytes);
+    for (guint i = 0; header->unknown_extensions && i < header->unknown_extensions->len; i++) {
+        const Qcow2Extension *x = &g_array_index(header->unknown_extensions, Qcow2Extension, i);
+        put_extension(e, x->type, x->data, x->len);
+    }
+    put_extension(e, EXTENSION_END, NULL, 0);
+}
+
+static void put_name(Encoder *e, const char *name)
+{
+    size_t off = e->used, bytes = name ? strlen(name) : 0;
+    put(e, name, bytes, bytes);
+    if (e->failed || !bytes)
+        return;
+    HeaderLayout *first = (HeaderLayout *)e->buf;
+    first->backing_offset = be64_make(off);
+    first->backing_bytes = be32_make(bytes);
+}
+
 int qcow2_header_encode(const Qcow2Header *header, void *buf, size_t buf_bytes)
 {
     if (!can_be_written(header))
         return -EINVAL;
     memset(buf, 0, buf_bytes);
     Encoder e = {.buf = buf, .size = buf_bytes};
-    bool v3 = header->version >= 3;
-    uint32_t header_bytes =
-        v3 ? sizeof(HeaderLayout) + header->unknown_fields_bytes : QCOW2_HEADER_V2_BYTES;
-    size_t name_bytes = header->backing_name ? strlen(header->backing_name) : 0;
+    put_all_but_name(&e, header, true, header->backing_name ? strlen(header->backing_name) : 0);
+    put_name(&e, header->backing_name);
+    return e.failed ? -EINVAL : (int)e.used;
+}
 
-    HeaderLayout raw = encode_fields(header, header_bytes);
-    put(&e, &raw, MIN(sizeof(raw), header_bytes), MIN(sizeof(raw), header_bytes));
-    put(&e, header->unknown_fields, header->unknown_fields_bytes, header->unknown_fields_bytes);
-    put_string_extension(&e, EXTENSION_BACKING_FORMAT, header->backing_format);
-    put_string_extension(&e, EXTENSION_DATA_FILE, header->data_file_name);
-    put_bitmaps(&e, header);
-    if (v3)
-        put_feature_names(&e, header,
-                          unknown_extensions_bytes(header) + sizeof(ExtensionLayout) + name_bytes);
-    for (guint i = 0; header->unknown_extensions && i < header->unknown_extensions->len; i++) {
-        const Qcow2Extension *x = &g_array_index(header->unknown_extensions, Qcow2Extension, i);
-        put_extension(&e, x->type, x->data, x->len);
-    }
-    put_extension(&e, EXTENSION_END, NULL, 0);
-    size_t name_off = e.used;
-    put(&e, header->backing_name, name_bytes, name_bytes);
-    if (e.failed)
+int qcow2_header_encode_apart(const Qcow2Header *header, uint32_t name_at, void *buf,
+                              size_t buf_bytes)
+{
+    if (!can_be_written(header))
         return -EINVAL;
-    if (name_bytes) {
-        HeaderLayout *first = buf;
-        first->backing_offset = be64_make(name_off);
-        first->backing_bytes = be32_make(name_bytes);
+    memset(buf, 0, buf_bytes);
+    Encoder e = {.buf = buf, .size = MIN(name_at, buf_bytes)};
+    put_all_but_name(&e, header, false, 0);
+    size_t extensions_end = e.used;
+    e.used = e.size;
+    e.size = buf_bytes;
+    put_name(&e, header->backing_name);
+    return e.failed ? -EINVAL : (int)extensions_end;
+}
+
+static bool has_same_extensions(const GArray *a, const GArray *b)
+{
+    guint n = a ? a->len : 0;
+    if (n != (b ? b->len : 0))
+        return false;
+    for (guint i = 0; i < n; i++) {
+        const Qcow2Extension *x = &g_array_index(a, Qcow2Extension, i);
+        const Qcow2Extension *y = &g_array_index(b, Qcow2Extension, i);
+        if (x->type != y->type || x->len != y->len ||
+            (x->len && memcmp(x->data, y->data, x->len) != 0))
+            return false;
     }
-    return e.used;
+    return true;
 }
 
-void qcow2_header_patch_features(void *sector, uint64_t incompatible, uint64_t autoclear)
+static bool has_same_bytes(const void *a, size_t a_bytes, const void *b, size_t b_bytes)
 {
-    HeaderLayout *raw = sector;
-    raw->incompatible = be64_make(incompatible);
-    raw->autoclear = be64_make(autoclear);
+    return a_bytes == b_bytes && (!a_bytes || memcmp(a, b, a_bytes) == 0);
 }
 
-void qcow2_header_patch_refcount_table(void *sector, HostOff table, uint32_t clusters)
+bool qcow2_header_differs_in_fields_only(const Qcow2Header *a, const Qcow2Header *b)
 {
-    HeaderLayout *raw = sector;
-    raw->refcount_table = be64_make(table.v);
-    raw->refcount_table_clusters = be32_make(clusters);
+    return a->version == b->version && a->header_bytes == b->header_bytes &&
+           a->compression == b->compression && !g_strcmp0(a->backing_name, b->backing_name) &&
+           !g_strcmp0(a->backing_format, b->backing_format) &&
+           !g_strcmp0(a->data_file_name, b->data_file_name) &&
+           a->has_bitmaps_extension == b->has_bitmaps_extension &&
+           a->bitmaps.n_bitmaps == b->bitmaps.n_bitmaps &&
+           a->bitmaps.directory_bytes == b->bitmaps.directory_bytes &&
+           a->bitmaps.directory.v == b->bitmaps.directory.v &&
+           has_same_bytes(a->feature_names, a->feature_names_bytes, b->feature_names,
+                          b->feature_names_bytes) &&
+           has_same_bytes(a->unknown_fields, a->unknown_fields_bytes, b->unknown_fields,
+                          b->unknown_fields_bytes) &&
+           has_same_extensions(a->unknown_extensions, b->unknown_extensions);
 }
 
-void qcow2_header_patch_l1(void *sector, HostOff l1, uint32_t entries)
+void qcow2_header_patch_fields(void *sector, const Qcow2Header *h)
 {
     HeaderLayout *raw = sector;
-    raw->l1 = be64_make(l1.v);
-    raw->l1_entries = be32_make(entries);
-}
-
-void qcow2_header_patch_snapshots(void *sector, HostOff table, uint32_t n)
-{
-    HeaderLayout *raw = sector;
-    raw->snapshot_table = be64_make(table.v);
-    raw->n_snapshots = be32_make(n);
+    raw->size_bytes = be64_make(h->size_bytes);
+    raw->l1_entries = be32_make(h->l1_entries);
+    raw->l1 = be64_make(h->l1.v);
+    raw->refcount_table = be64_make(h->refcount_table.v);
+    raw->refcount_table_clusters = be32_make(h->refcount_table_clusters);
+    raw->n_snapshots = be32_make(h->n_snapshots);
+    raw->snapshot_table = be64_make(h->snapshot_table.v);
+    if (h->version < 3) // extensions lie there
+        return;
+    raw->incompatible = be64_make(h->incompatible);
+    raw->compatible = be64_make(h->compatible);
+    raw->autoclear = be64_make(h->autoclear);
 }

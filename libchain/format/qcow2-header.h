@@ -127,7 +127,24 @@ size_t qcow2_header_needed_bytes(const void *data, size_t len);
 // does not fit into the cluster (`buf_bytes`).
 int qcow2_header_encode(const Qcow2Header *header, void *buf, size_t buf_bytes);
 
-// Byte offsets of single header fields, for in-place updates in one sector.
+// The same without the feature names, which only help people, and with the backing file's name at
+// `name_at`, behind all extensions. Returns where the extensions end; `name_at` if they do not end
+// before it is -EINVAL.
+int qcow2_header_encode_apart(const Qcow2Header *header, uint32_t name_at, void *buf,
+                              size_t buf_bytes);
+
+// Where the last of the fields, the extensions and the backing file's name ends, in the first `len`
+// bytes of a file whose header was decoded.
+size_t qcow2_header_used_bytes(const void *data, size_t len);
+
+// Changes of a header that is on disk. The fields patched in the first 512 bytes are the size, what
+// says where tables lie, and (version 3) the features; do `a` and `b` differ in nothing else?
+bool qcow2_header_differs_in_fields_only(const Qcow2Header *a, const Qcow2Header *b);
+void qcow2_header_patch_fields(void *sector, const Qcow2Header *header);
+// A copy that owns all of its own.
+void qcow2_header_copy(const Qcow2Header *header, Qcow2Header *ret_copy);
+
+// Byte offsets of single header fields.
 enum {
     QCOW2_HEADER_OFF_SIZE = 24,
     QCOW2_HEADER_OFF_L1_ENTRIES = 36,
@@ -140,8 +157,3 @@ enum {
     QCOW2_HEADER_OFF_COMPATIBLE = 80,
     QCOW2_HEADER_OFF_AUTOCLEAR = 88,
 };
-// Patches a raw header sector (first 512 bytes as read from disk) in place.
-void qcow2_header_patch_features(void *sector, uint64_t incompatible, uint64_t autoclear);
-void qcow2_header_patch_refcount_table(void *sector, HostOff table, uint32_t clusters);
-void qcow2_header_patch_l1(void *sector, HostOff l1, uint32_t entries);
-void qcow2_header_patch_snapshots(void *sector, HostOff table, uint32_t n);

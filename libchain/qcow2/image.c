@@ -9,6 +9,8 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
+#include "qcow2/header-write.h"
+
 const char *qcow2_image_backing_name(const Qcow2Image *image)
 {
     return image->header.backing_name;
@@ -80,28 +82,42 @@ bool image_host_is_sane(Qcow2Image *image, HostOff cluster)
            !(image->writable && metadata_set_contains(&image->metadata, c));
 }
 
-// What the bits are is only looked at under the lock: a first write and finding damage may come
-// together.
+int image_change_header(Fiber *self, Qcow2Image *image, HeaderEditFn *edit, const void *arg)
+{
+    fiber_mutex_lock(self, &image->header_mutex);
+    Qcow2Header next;
+    bool is_unknown = false;
+    qcow2_header_copy(&image->header, &next);
+    edit(&next, arg);
+    int r = header_write(self, image->file, &image->header, &next, &is_unknown);
+    if (is_unknown)
+        writeback_end(&image->writeback);
+    if (r == 0) {
+        Qcow2Header old = image->header;
+        image->header = next;
+        next = old;
+    }
+    qcow2_header_clear(&next);
+    fiber_mutex_unlock(self, &image->header_mutex);
+    return r;
+}
+
+typedef struct FeatureChange {
+    uint64_t incompatible_set, autoclear_cleared;
+} FeatureChange;
+
+static void edit_features(Qcow2Header *header, const void *arg)
+{
+    const FeatureChange *change = arg;
+    header->incompatible |= change->incompatible_set;
+    header->autoclear &= ~change->autoclear_cleared;
+}
+
 int image_change_features(Fiber *self, Qcow2Image *image, uint64_t incompatible_set,
                           uint64_t autoclear_cleared)
 {
-    uint8_t sector[512];
-    fiber_mutex_lock(self, &image->header_mutex);
-    uint64_t incompatible = image->header.incompatible | incompatible_set;
-    uint64_t autoclear = image->header.autoclear & ~autoclear_cleared;
-    int r = file_read(self, image->file, host_off(0), sector, sizeof(sector));
-    if (r == 0) {
-        qcow2_header_patch_features(sector, incompatible, autoclear);
-        r = file_write(self, image->file, host_off(0), sector, sizeof(sector));
-    }
-    if (r == 0)
-        r = file_flush(self, image->file);
-    if (r == 0) {
-        image->header.incompatible = incompatible;
-        image->header.autoclear = autoclear;
-    }
-    fiber_mutex_unlock(self, &image->header_mutex);
-    return r;
+    FeatureChange change = {incompatible_set, autoclear_cleared};
+    return image_change_header(self, image, edit_features, &change);
 }
 
 static void mark_fiber(Fiber *self, void *arg)

@@ -81,7 +81,7 @@ struct Qcow2Image {
     FiberWaitGroup fibers; // of write-back, of releasing, and the one that marks it corrupt
     FiberMutex l2_mutex;
     FiberMutex claim_mutex;
-    FiberMutex header_mutex;              // read, change and write back the header's first sector
+    FiberMutex header_mutex;              // of image_change_header()
     void *cow_buffers[IMAGE_COW_BUFFERS]; // one cluster each, for copy-on-write; kept for reuse
     unsigned n_cow_buffers;
     ClusterLocks locks;
@@ -111,7 +111,20 @@ G_GNUC_PRINTF(2, 3) int image_mark_corrupt(Qcow2Image *image, const char *what, 
 G_GNUC_PRINTF(4, 5)
 int image_mark_cut_off(Qcow2Image *image, HostOff off, uint64_t bytes, const char *what, ...);
 
-// Sets incompatible bits and clears autoclear bits: on disk, synced, then in memory.
+// Changes fields of the header: on disk, synced, then in image->header; all of it or nothing at each
+// moment (docs/ordering.md §11). `edit` is called under the header's lock with a copy of what holds
+// then: it sets what is to be different (strings are owned: g_free() the old), and suspends
+// nowhere. It may change the backing file's name and format, the size, L1, refcount table,
+// snapshots, the bitmaps extension, features, the version from 2 to 3; several at once. The caller
+// has made durable what the new fields name, and afterwards frees what the old ones named
+// (freed_add()) and sets what the image derives from them (geometry, tables).
+// -ENOSPC: the first cluster has no room for it; -EINVAL: no header can say that (names too long,
+// features in version 2); another -errno: nothing has changed, or nobody knows what the disk says,
+// and no write-back writes any more.
+typedef void HeaderEditFn(Qcow2Header *header, const void *arg);
+int image_change_header(Fiber *self, Qcow2Image *image, HeaderEditFn *edit, const void *arg);
+
+// Sets incompatible bits and clears autoclear bits, with image_change_header().
 int image_change_features(Fiber *self, Qcow2Image *image, uint64_t incompatible_set,
                           uint64_t autoclear_cleared);
 

@@ -109,6 +109,7 @@ static void fill_block(const Qcow2Image *image, void *buf, uint64_t block, Clust
 typedef struct NewArea {
     uint64_t first, n_blocks, n_table;
     uint64_t index; // of the first block in the table
+    HostOff table;
 } NewArea;
 
 static uint64_t area_clusters(const NewArea *area)
@@ -120,7 +121,7 @@ static int plan_area(const Qcow2Image *image, uint64_t first, NewArea *ret_area)
 {
     const Qcow2Geometry *g = &image->geometry;
     uint64_t per_block = clusters_per_block(image), per_cluster = g->cluster_bytes / 8;
-    NewArea area = {first, 1, 0, first >> g->refcounts_per_block_bits};
+    NewArea area = {.first = first, .n_blocks = 1, .index = first >> g->refcounts_per_block_bits};
     uint64_t n_entries = area.index + area.index / 2 + 1;
     for (;;) {
         area.n_table = (n_entries + per_cluster - 1) / per_cluster;
@@ -138,13 +139,9 @@ static int plan_area(const Qcow2Image *image, uint64_t first, NewArea *ret_area)
         if (area.index + area.n_blocks > area.n_table * per_cluster)
             return -ENOSPC;
     }
+    area.table = image_cluster_off(image, first + area.n_blocks);
     *ret_area = area;
     return 0;
-}
-
-static HostOff area_table(const Qcow2Image *image, const NewArea *area)
-{
-    return image_cluster_off(image, area->first + area->n_blocks);
 }
 
 // Blocks and table, durable. Enters the blocks in `table`.
@@ -161,29 +158,15 @@ static int write_area(Fiber *self, Qcow2Image *image, const NewArea *area, Be64 
         table[area->index + b] = qcow2_refcount_table_entry_encode(off);
     }
     if (r == 0)
-        r = file_write(self, image->file, area_table(image, area), table, area->n_table * bytes);
+        r = file_write(self, image->file, area->table, table, area->n_table * bytes);
     return r < 0 ? r : file_flush(self, image->file);
 }
 
-// Makes the header name the new table. When that fails the old fields are put back; when that fails
-// too nobody knows which table the disk names, and nothing more may be written back.
-static int switch_header(Fiber *self, Qcow2Image *image, const NewArea *area)
+static void edit_refcount_table(Qcow2Header *header, const void *arg)
 {
-    uint8_t old[512], sector[512];
-    fiber_mutex_lock(self, &image->header_mutex);
-    int r = file_read(self, image->file, host_off(0), old, sizeof(old));
-    if (r == 0) {
-        memcpy(sector, old, sizeof(old));
-        qcow2_header_patch_refcount_table(sector, area_table(image, area), area->n_table);
-        r = file_write(self, image->file, host_off(0), sector, sizeof(sector));
-        if (r == 0)
-            r = file_flush(self, image->file);
-        if (r < 0 && (file_write(self, image->file, host_off(0), old, sizeof(old)) < 0 ||
-                      file_flush(self, image->file) < 0))
-            writeback_end(&image->writeback);
-    }
-    fiber_mutex_unlock(self, &image->header_mutex);
-    return r;
+    const NewArea *area = arg;
+    header->refcount_table = area->table;
+    header->refcount_table_clusters = area->n_table;
 }
 
 // Nobody else is to take or write it.
@@ -196,19 +179,15 @@ static void claim_area(Qcow2Image *image, const NewArea *area)
     a->fresh_from = MAX(a->fresh_from, a->tail);
 }
 
-// The new table is durable: from now on it is the image's.
-static void adopt_table(Qcow2Image *image, const NewArea *area, Be64 *table)
+// The header names the new table, which lay at `old` before: from now on it is the image's.
+static void adopt_table(Qcow2Image *image, const NewArea *area, Be64 *table, ClusterRange old)
 {
-    Qcow2Header *h = &image->header;
-    ClusterRange old = {image_cluster_of(image, h->refcount_table), h->refcount_table_clusters};
     entry_table_done(&image->refcount_table);
     image->refcount_table = (EntryTable){
-        .off = area_table(image, area),
+        .off = area->table,
         .entries = table,
         .n = area->n_table * image->geometry.cluster_bytes / sizeof(Be64),
     };
-    h->refcount_table = area_table(image, area);
-    h->refcount_table_clusters = area->n_table;
     for (uint64_t c = old.first; c < old.first + old.n; c++)
         metadata_set_remove(&image->metadata, c);
     freed_add(&image->freed, old, host_off(0)); // §5: unlinked durably
@@ -230,12 +209,14 @@ static int grow_table(Fiber *self, Qcow2Image *image, uint64_t first)
         return -ENOMEM;
     // No fiber adds a block meanwhile (grow mutex), so the old table stands still.
     memcpy(table, image->refcount_table.entries, image->refcount_table.n * sizeof(Be64));
+    const Qcow2Header *h = &image->header;
+    ClusterRange old = {image_cluster_of(image, h->refcount_table), h->refcount_table_clusters};
     claim_area(image, &area);
     r = write_area(self, image, &area, table);
     if (r == 0)
-        r = switch_header(self, image, &area);
+        r = image_change_header(self, image, edit_refcount_table, &area);
     if (r == 0) {
-        adopt_table(image, &area, table);
+        adopt_table(image, &area, table, old);
         return 0;
     }
     g_free(table);

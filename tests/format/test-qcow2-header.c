@@ -242,14 +242,42 @@ static void a_name_that_does_not_fit_into_the_cluster_is_refused(void **state)
     g_free(h.backing_name);
 }
 
+// As a change of a live header lays it aside.
+static void a_name_may_lie_apart_from_the_extensions(void **state)
+{
+    Qcow2Header h = rich_header(), d;
+    Be64 buf[8192];
+    int end = qcow2_header_encode_apart(&h, 2048, buf, sizeof(buf));
+    assert_true(end > 0 && end < 512);
+    assert_int_equal(qcow2_header_decode(buf, sizeof(buf), 1 << 20, &d, NULL), 0);
+    assert_string_equal(d.backing_name, h.backing_name);
+    assert_null(d.feature_names);
+    assert_int_equal(d.unknown_extensions->len, 2);
+    assert_int_equal(qcow2_header_used_bytes(buf, sizeof(buf)), 2048 + strlen(h.backing_name));
+    assert_int_equal(qcow2_header_encode_apart(&h, 128, buf, sizeof(buf)), -EINVAL);
+    assert_int_equal(qcow2_header_encode_apart(&h, 2048, buf, 2048), -EINVAL);
+    qcow2_header_clear(&d);
+    qcow2_header_clear(&h);
+}
+
 static void single_fields_are_patched_where_they_lie(void **state)
 {
     Fixture *f = *state;
-    qcow2_header_patch_features(f->data, QCOW2_INCOMPAT_DIRTY, QCOW2_AUTOCLEAR_BITMAPS);
-    qcow2_header_patch_refcount_table(f->data, host_off(0x20000), 1);
-    qcow2_header_patch_l1(f->data, host_off(0x10000), 2);
-    qcow2_header_patch_snapshots(f->data, host_off(0x10000), 1);
-    Qcow2Header h;
+    Qcow2Header h, next;
+    assert_int_equal(qcow2_header_decode(f->data, f->len, f->len, &h, NULL), 0);
+    qcow2_header_copy(&h, &next);
+    assert_true(qcow2_header_differs_in_fields_only(&h, &next));
+    next.incompatible = QCOW2_INCOMPAT_DIRTY;
+    next.autoclear = QCOW2_AUTOCLEAR_BITMAPS;
+    next.refcount_table = host_off(0x20000);
+    next.l1 = host_off(0x10000);
+    next.l1_entries = 2;
+    next.snapshot_table = host_off(0x10000);
+    next.n_snapshots = 1;
+    next.size_bytes = 12345 * 512;
+    assert_true(qcow2_header_differs_in_fields_only(&h, &next));
+    qcow2_header_patch_fields(f->data, &next);
+    qcow2_header_clear(&h);
     assert_int_equal(qcow2_header_decode(f->data, f->len, f->len, &h, NULL), 0);
     assert_int_equal(h.incompatible, QCOW2_INCOMPAT_DIRTY);
     assert_int_equal(h.autoclear, QCOW2_AUTOCLEAR_BITMAPS);
@@ -258,6 +286,11 @@ static void single_fields_are_patched_where_they_lie(void **state)
     assert_int_equal(h.l1_entries, 2);
     assert_int_equal(h.snapshot_table.v, 0x10000);
     assert_int_equal(h.n_snapshots, 1);
+    assert_int_equal(h.size_bytes, 12345 * 512);
+    g_free(next.backing_name);
+    next.backing_name = g_strdup("another");
+    assert_false(qcow2_header_differs_in_fields_only(&h, &next));
+    qcow2_header_clear(&next);
     qcow2_header_clear(&h);
 }
 
@@ -503,6 +536,7 @@ int main(void)
         cmocka_unit_test(a_rich_header_round_trips),
         cmocka_unit_test(a_version_2_header_is_72_bytes_without_features),
         cmocka_unit_test(a_name_that_does_not_fit_into_the_cluster_is_refused),
+        TEST(a_name_may_lie_apart_from_the_extensions),
         TEST(single_fields_are_patched_where_they_lie),
         TEST(too_short_files_are_refused),
         TEST(other_formats_and_versions_are_refused),

@@ -54,7 +54,6 @@ static int load_header(Check *c, GError **error)
                          "the L1 table at offset %#" PRIx64
                          " does not lie inside the file: " QCOW2_CUT_OFF,
                          c->h.l1.v, qcow2_missing_bytes(c->file_bytes, c->h.l1.v, l1_bytes));
-    c->header_sector = g_memdup2(buf, CHECK_SECTOR_BYTES);
     c->buf_bytes = MAX(MIN(c->file_bytes, BUF_BYTES) >> c->g.cluster_bits, 1) << c->g.cluster_bits;
     c->buf = g_try_malloc(c->buf_bytes);
     return c->buf ? 0 : error_set(error, -ENOMEM, "no memory for a check");
@@ -68,7 +67,6 @@ static void check_done(Check *c)
     g_clear_pointer(&c->l2s, g_array_unref);
     g_clear_pointer(&c->rejected, g_hash_table_unref);
     g_free(c->blocks);
-    g_free(c->header_sector);
     g_free(c->buf);
 }
 
@@ -84,10 +82,10 @@ static int scan_and_compare(Check *c)
 // Without bitmaps the flag says, and the header forgets, that there were any.
 static int drop_bitmaps(Check *c)
 {
-    c->h.autoclear &= ~(uint64_t)QCOW2_AUTOCLEAR_BITMAPS;
+    Qcow2Header next = c->h;
+    next.autoclear &= ~(uint64_t)QCOW2_AUTOCLEAR_BITMAPS;
     c->drop_bitmaps = false;
-    qcow2_header_patch_features(c->header_sector, c->h.incompatible, c->h.autoclear);
-    return check_write_header(c);
+    return check_write_header(c, &next);
 }
 
 static int repair_errors(Check *c)
@@ -135,9 +133,9 @@ static int clear_marks(Check *c)
     uint64_t marks = QCOW2_INCOMPAT_DIRTY | QCOW2_INCOMPAT_CORRUPT;
     if (!(c->h.incompatible & marks))
         return 0;
-    c->h.incompatible &= ~marks;
-    qcow2_header_patch_features(c->header_sector, c->h.incompatible, c->h.autoclear);
-    return check_write_header(c);
+    Qcow2Header next = c->h;
+    next.incompatible &= ~marks;
+    return check_write_header(c, &next);
 }
 
 static uint64_t difference(uint64_t before, uint64_t after)

@@ -164,8 +164,8 @@ int check_rebuild_refcounts(Check *c)
         r = file_flush(c->self, c->file);
     if (r < 0)
         return r;
-    c->h.refcount_table = table_off;
-    c->h.refcount_table_clusters = p.n_table;
-    qcow2_header_patch_refcount_table(c->header_sector, table_off, p.n_table);
-    return check_write_header(c);
+    Qcow2Header next = c->h;
+    next.refcount_table = table_off;
+    next.refcount_table_clusters = p.n_table;
+    return check_write_header(c, &next);
 }

@@ -6,6 +6,8 @@
 #include <inttypes.h>
 #include <string.h>
 
+#include "qcow2/header-write.h"
+
 // Reads from here on are worth the question whether there is a hole.
 enum { HOLE_BYTES = 256 << 10 };
 
@@ -66,8 +68,11 @@ int check_add(Check *c, uint64_t off, uint64_t len, uint32_t weight)
     return check_refs_add(&c->refs, first, last - first + 1, weight);
 }
 
-int check_write_header(Check *c)
+int check_write_header(Check *c, const Qcow2Header *next)
 {
-    int r = file_write(c->self, c->file, host_off(0), c->header_sector, CHECK_SECTOR_BYTES);
-    return r < 0 ? r : file_flush(c->self, c->file);
+    bool is_unknown = false; // one of the two, and the check fails anyway
+    int r = header_write(c->self, c->file, &c->h, next, &is_unknown);
+    if (r == 0)
+        c->h = *next;
+    return r;
 }

@@ -45,9 +45,8 @@ typedef struct Check {
     uint64_t file_bytes;
     Qcow2Header h;
     Qcow2Geometry g;
-    uint8_t *header_sector; // first 512 bytes, for changes in place
-    uint8_t *buf;           // one transfer at a time
-    size_t buf_bytes;       // at least a cluster
+    uint8_t *buf;     // one transfer at a time
+    size_t buf_bytes; // at least a cluster
     Qcow2CheckResult *result;
     uint64_t n_messages;
 
@@ -87,8 +86,8 @@ int check_read(Check *c, uint64_t off, void *buf, size_t len, const char *what);
 bool check_in_file(Check *c, uint64_t off, uint64_t len);
 // Counts `weight` references to each cluster of the range.
 int check_add(Check *c, uint64_t off, uint64_t len, uint32_t weight);
-// Writes the kept first sector and makes it durable.
-int check_write_header(Check *c);
+// Makes `next`, a copy of the header in which fields changed, durable, and the header.
+int check_write_header(Check *c, const Qcow2Header *next);
 
 // scan.c
 int check_scan(Check *c);
