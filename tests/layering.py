@@ -25,7 +25,7 @@ LIBCHAIN = {
     "sim": {"sim", "io", "loop", "base"},
     "node": {"node", "io", "loop", "base"},
     "bitmap": {"bitmap", "node", "io", "loop", "base"},
-    "qcow2": {"qcow2", "format", "node", "io", "loop", "base"},
+    "qcow2": {"qcow2", "format", "bitmap", "node", "io", "loop", "base"},
     "raw": {"raw", "node", "io", "loop", "base"},
     "chain": {"chain", "node", "io", "loop", "base"},
 }
@@ -36,6 +36,7 @@ CORE = {
     "remote-call.h": "loop",
     "file.h": "io", "stream.h": "io", "sim.h": "sim",
     "node.h": "node", "port.h": "node", "driver.h": "node", "whole-sectors.h": "node",
+    "bitmap.h": "bitmap",
     "raw.h": "raw",
     "qcow2.h": "qcow2", "qcow2-check.h": "qcow2", "qcow2-create.h": "qcow2",
     "chain.h": "chain", "layer.h": "chain",
