@@ -131,6 +131,13 @@ int mapping_check(const MappingChange *change, uint32_t i)
     Qcow2L2Entry old = mapping_get(change, i);
     ClusterRange range;
     GuestOff off = cluster_span_cluster(&image->geometry, &change->span, i);
+    bool has_host = old.kind == QCOW2_CLUSTER_DATA || old.kind == QCOW2_CLUSTER_ZERO_ALLOCATED;
+    if (has_host && image->geometry.external_data && old.host.v != off.v)
+        return image_mark_corrupt(image,
+                                  "guest offset %#" G_GINT64_MODIFIER
+                                  "x maps to host offset %#" G_GINT64_MODIFIER
+                                  "x, where its data cannot be",
+                                  off.v, old.host.v);
     if (!cluster_range_of_entry(&image->geometry, &old, &range) ||
         image_range_is_sane(image, range))
         return 0;

@@ -115,9 +115,8 @@ static bool data_is_sane(Qcow2Image *image, GuestOff off, HostOff cluster)
     const Qcow2Geometry *g = &image->geometry;
     if (!g->external_data)
         return image_host_is_sane(image, cluster);
-    if (image_has_raw_data(image))
-        return cluster.v == off.v - qcow2_in_cluster(g, off);
-    return image->data_file && !(cluster.v & (g->cluster_bytes - 1));
+    // Elsewhere it could be in the way of a cluster that is allocated later (QEMU refuses it, too).
+    return image->data_file && cluster.v == off.v - qcow2_in_cluster(g, off);
 }
 
 // The entry names a place where no data can be.

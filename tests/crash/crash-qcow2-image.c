@@ -16,8 +16,8 @@
 enum { PLENTY_BYTES = 32 << 20 };
 
 typedef struct Template {
-    char *top, *base;
-    gsize top_bytes, base_bytes;
+    char *top, *base, *data;
+    gsize top_bytes, base_bytes, data_bytes;
 } Template;
 
 static uint64_t content_bytes(const CrashCase *c)
@@ -72,6 +72,7 @@ static Template *template_make(const CrashCase *c)
     Template *t = g_new0(Template, 1);
     load(dir, "top", &t->top, &t->top_bytes);
     load(dir, "base", &t->base, &t->base_bytes);
+    load(dir, "data", &t->data, &t->data_bytes);
     run_or_die(dir, c, "rm -rf \"$PWD\"");
     shadow_model_free(model);
     return t;
@@ -97,6 +98,8 @@ void crash_qcow2_prepare(const CrashCase *c, Sim *sim, ShadowModel *model)
     sim_write_file(sim, "/top", t->top, t->top_bytes);
     if (t->base)
         sim_write_file(sim, "/base", t->base, t->base_bytes);
+    if (t->data)
+        sim_write_file(sim, "/data", t->data, t->data_bytes);
 }
 
 static int open_file(Fiber *self, const CrashCase *c, const char *path, FileOpenFlags flags,
@@ -110,16 +113,23 @@ static int open_file(Fiber *self, const CrashCase *c, const char *path, FileOpen
 static int open_qcow2(Fiber *self, const CrashCase *c, const char *path, bool read_only,
                       MapMemory *memory, Node **ret_node, GError **error)
 {
-    File *file;
+    File *file, *data;
     Qcow2Image *image;
     Qcow2OpenOptions options = {.read_only = read_only, .memory = memory};
-    int r = open_file(self, c, path, read_only ? 0 : FILE_WRITABLE, &file, error);
+    FileOpenFlags flags = read_only ? 0 : FILE_WRITABLE;
+    int r = open_file(self, c, path, flags, &file, error);
     if (r < 0)
         return r;
     r = qcow2_image_open(self, file, &options, &image, error);
     if (r < 0)
         return r;
-    r = qcow2_view_new(self, image, NULL, ret_node, error);
+    if (qcow2_image_data_file_name(image)) {
+        r = open_file(self, c, "/data", flags, &data, error);
+        if (r == 0)
+            qcow2_image_set_data_file(image, data);
+    }
+    if (r == 0)
+        r = qcow2_view_new(self, image, NULL, ret_node, error);
     qcow2_image_unref_close(self, image);
     return r;
 }

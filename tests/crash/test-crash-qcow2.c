@@ -17,9 +17,11 @@
     "sh -c 'ulimit -c 0; qemu-io -f qcow2 -c \"write -s content 0 $0\" -c flush -c abort top; :' " \
     "$SIZE 2>/dev/null"
 
-#define QCOW2_CASE                                                                                 \
+// qemu-img looks at one file only.
+#define TWO_FILES_CASE                                                                             \
     .prepare = crash_qcow2_prepare, .open = crash_qcow2_open, .close = crash_qcow2_close,          \
-    .check = crash_qcow2_check, .image_path = "/top", .export_format = "qcow2"
+    .check = crash_qcow2_check, .image_path = "/top"
+#define QCOW2_CASE TWO_FILES_CASE, .export_format = "qcow2"
 
 // Weights of the usual workload.
 #define MIXED                                                                                      \
@@ -271,6 +273,22 @@ static const CrashCase cases[] = {
                                                       "; printf '\\041' | dd of=top bs=1 seek=95 "
                                                       "conv=notrunc status=none",
                            .has_marks = true}},
+    {.name = "a data file of its own",
+     .rules = "§1",
+     .size_bytes = 1 << 20,
+     .discard_bytes = 4096,
+     .max_request_bytes = 32 * 1024,
+     MIXED,
+     TWO_FILES_CASE,
+     .data = &(CrashQcow2){CONVERT("cluster_size=4k,data_file=data")}},
+    {.name = "a raw data file of its own",
+     .rules = "§1",
+     .size_bytes = 1 << 20,
+     .discard_bytes = 4096,
+     .max_request_bytes = 32 * 1024,
+     MIXED,
+     TWO_FILES_CASE,
+     .data = &(CrashQcow2){CONVERT("cluster_size=4k,data_file=data,data_file_raw=on")}},
     {.name = "version 2 over raw backing",
      .rules = "§1 §6",
      .size_bytes = 1 << 20,

@@ -352,7 +352,7 @@ def main():
     ap.add_argument("--ops", type=int, default=1200, help="requests per seed")
     ap.add_argument("--time", type=float, help="start no seed after so many seconds")
     args = ap.parse_args()
-    harness.chaind_path = args.chaind
+    harness.chaind_path = os.path.abspath(args.chaind)
     if args.count >= 40:  # the least that covers everything
         missing = missing_properties(range(args.seed, args.seed + args.count))
         assert not missing, f"no chain has: {'; '.join(missing)}"
@@ -368,6 +368,7 @@ def main():
         tmp = tempfile.mkdtemp(prefix="chaind-diff-", dir=work)
         try:
             with harness.time_limit(300):
+                os.chdir(tmp)  # where QEMU looks for data files
                 counts = one_seed(seed, args.ops, tmp)
             print("# " + ", ".join(f"{n} {kind}" for kind, n in sorted(counts.items())))
             print(f"ok {number} - {describe(seed)}", flush=True)
@@ -378,6 +379,7 @@ def main():
             print(f"# again: {sys.argv[0]} --seed {seed} --count 1 --ops {args.ops}")
             print(f"not ok {number} - {describe(seed)}", flush=True)
         finally:
+            os.chdir("/")
             if "CHAIND_TEST_KEEP" not in os.environ:
                 shutil.rmtree(tmp, ignore_errors=True)
     print(f"1..{number}")

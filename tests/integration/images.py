@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Backing chains made by qemu-img, of shapes that a seed chooses: cluster sizes, refcount widths,
-subclusters, compression, versions, internal snapshots, raw layers, layers of different lengths."""
+subclusters, compression, versions, internal snapshots, raw layers, layers of different lengths, a data
+file of its own. QEMU looks for that in the current directory, which must be the one of the images."""
 import dataclasses
 import random
 
@@ -19,6 +20,7 @@ class Layer:
     lazy: bool = False
     compressed: str = ""  # "zlib" or "zstd": content written compressed by qemu-img convert
     snapshots: int = 0
+    data_file: str = ""  # "raw" or "mapped"
 
     def options(self):
         if self.version == 2:
@@ -26,7 +28,9 @@ class Layer:
         return (f"compat=1.1,cluster_size={self.cluster},refcount_bits={self.refcount_bits},"
                 f"extended_l2={'on' if self.extended_l2 else 'off'},"
                 f"lazy_refcounts={'on' if self.lazy else 'off'}"
-                + (f",compression_type={self.compressed}" if self.compressed else ""))
+                + (f",compression_type={self.compressed}" if self.compressed else "")
+                + (f",data_file=top.data,data_file_raw={'on' if self.data_file == 'raw' else 'off'}"
+                   if self.data_file else ""))
 
     def __str__(self):
         if self.fmt == "raw":
@@ -36,6 +40,7 @@ class Layer:
         words += ["ext-l2"] * self.extended_l2 + ["lazy"] * self.lazy
         words += [self.compressed] * bool(self.compressed)
         words += [f"{self.snapshots}snap"] * bool(self.snapshots)
+        words += [f"{self.data_file} data file"] * bool(self.data_file)
         return "/".join(words)
 
 
@@ -55,6 +60,9 @@ def top_layer(seed, depth):
         layer.compressed = ("zlib", "zstd")[seed % 2]
         if layer.refcount_bits < 16:  # a host cluster is counted once for each stream in it
             layer.snapshots = 0
+    if layer.version == 3 and not layer.compressed and seed % 7 in (0, 3):
+        layer.data_file = "raw" if depth == 1 else "mapped"
+        layer.snapshots = 0  # QEMU has none with a data file
     return layer
 
 
@@ -150,7 +158,8 @@ def properties(seed):
     out |= {("cluster of a layer", layer.cluster) for layer in layers if layer.fmt == "qcow2"}
     if top.fmt == "qcow2":
         out |= {("cluster of the top", top.cluster), ("refcount bits", top.refcount_bits),
-                ("version", top.version), ("snapshots", top.snapshots > 0), ("lazy", top.lazy)}
+                ("version", top.version), ("snapshots", top.snapshots > 0), ("lazy", top.lazy),
+                ("data file", top.data_file)}
         if top.cluster >= 16 * KIB and top.version == 3:
             out.add(("extended L2", top.extended_l2))
     if len(layers) > 1:
@@ -162,7 +171,7 @@ def properties(seed):
 ALL_PROPERTIES = {
     "depth": range(1, 6), "format of the top": ("raw", "qcow2"), "cluster of a layer": CLUSTERS,
     "cluster of the top": CLUSTERS, "refcount bits": [1 << i for i in range(7)], "version": (2, 3),
-    "snapshots": (False, True), "lazy": (False, True), "extended L2": (False, True),
+    "snapshots": (False, True), "data file": ("", "mapped", "raw"), "lazy": (False, True), "extended L2": (False, True),
     "format of the base": ("raw", "qcow2"), "compressed base": ("", "zlib", "zstd"),
     "version over backing": (2, 3),
 }

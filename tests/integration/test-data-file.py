@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Images whose data lies in a file of its own are written as QEMU writes them: random requests
 against a shadow, with qemu-img as the oracle and QEMU as another writer in between."""
+import errno
 import random
 
 import nbd
@@ -77,6 +78,39 @@ def test_random_requests(tmp):
                 h.shutdown()
             disk.check()
             disk.written_by_qemu()
+
+
+def test_data_elsewhere(tmp):
+    """Data at another place than the guest's could be in the way of what is written later: as with
+    QEMU its cluster cannot be read or written, and nothing else is harmed."""
+    for command in ("read", "write", "zero", "trim"):
+        folder = tmp / command
+        folder.mkdir()
+        options = "data_file=data.raw,data_file_raw=off,cluster_size=4k"
+        path = folder / "a.qcow2"
+        run("qemu-img", "create", "-q", "-f", "qcow2", "-o", options, path, MIB, cwd=folder)
+        run("qemu-io", "-f", "qcow2", "-c", "write -P 1 0 4k", "-c", "write -P 2 8k 4k", path, cwd=folder)
+        image = bytearray(path.read_bytes())
+        l1 = int.from_bytes(image[40:48], "big")
+        l2 = int.from_bytes(image[l1:l1 + 8], "big") & 0x00fffffffffffe00
+        image[l2:l2 + 8] = (1 << 63 | 4096).to_bytes(8, "big")  # cluster 0 at the place of 1
+        path.write_bytes(image)
+        done = run("qemu-io", "-r", "-f", "qcow2", "-c", "read 0 4k", path, cwd=folder, check=False)
+        assert "Input/output error" in done.stdout + done.stderr, done
+        before = (folder / "data.raw").read_bytes()
+        d = Daemon(path)
+        h = connect(d.uri())
+        do = {"read": lambda: h.pread(4096, 0), "write": lambda: h.pwrite(bytes(4096), 0),
+              "zero": lambda: h.zero(4096, 0), "trim": lambda: h.trim(4096, 0)}[command]
+        try:
+            do()
+        except nbd.Error as e:
+            assert e.errnum == errno.EIO, e
+        else:
+            raise AssertionError(f"{command} of a cluster whose data lies elsewhere")
+        assert h.pread(4096, 8192) == bytes([2]) * 4096
+        d.stop(expect=1)  # what was written since the last flush may be lost
+        assert (folder / "data.raw").read_bytes() == before
 
 
 def test_killed(tmp):
