@@ -37,9 +37,10 @@ CORE = {
     "file.h": "io", "stream.h": "io", "sim.h": "sim",
     "node.h": "node", "port.h": "node", "driver.h": "node", "whole-sectors.h": "node",
     "bitmap.h": "bitmap",
+    "driver-option.h": "node",
     "raw.h": "raw",
     "qcow2.h": "qcow2", "qcow2-check.h": "qcow2", "qcow2-create.h": "qcow2",
-    "chain.h": "chain", "layer.h": "chain",
+    "chain.h": "chain", "layer.h": "chain", "node-config.h": "chain",
 }
 # The chain opens its layers by their drivers' headers, never by their insides.
 CORE_EXTRA = {"chain": {"raw.h", "qcow2.h", "qcow2-check.h", "qcow2-create.h"}}

@@ -24,9 +24,13 @@ enum {
 
 struct Layer {
     const LayerOptions *options;
-    const Layer *above; // the layer that named it, or NULL
-    ImageName name;
-    const char *recorded; // what the header of `above` calls it; NULL: a json: name did
+    const Layer *above;       // the layer that named it, or NULL
+    const NodeConfig *config; // what it is made of
+    NodeConfig *own_config;   // the same, when a name was parsed for it
+    const char *path;
+    bool is_writable, is_direct, is_shared, is_locked; // how its files are opened
+    bool may_fall_back;                                // to read-only, when it cannot be written
+    const char *recorded; // what the header of `above` calls it; NULL: a description did
     const Driver *driver; // NULL until known
     DriverOptions driver_options;
     DriverImage *image; // NULL until opened, and once loaded
@@ -50,7 +54,7 @@ void layer_drop(Fiber *self, Layer *layer)
     if (layer->image)
         layer->driver->drop(self, layer->image);
     file_close(self, layer->data);
-    image_name_clear(&layer->name);
+    node_config_free(layer->own_config);
     g_free(layer);
 }
 
@@ -61,14 +65,45 @@ const char *layer_format(const Layer *layer)
 
 const char *layer_path(const Layer *layer)
 {
-    return layer->name.path;
+    return layer->path;
 }
 
 bool layer_is_writable(const Layer *layer)
 {
+    return layer->is_writable;
+}
+
+// An option of the file, else of the layer, else what the layer above has (`inherited`).
+static bool effective(const NodeConfig *file, const NodeConfig *config, const char *path,
+                      bool inherited)
+{
+    bool of_layer = driver_value_bool(config->values, path, inherited);
+    return file ? driver_value_bool(file->values, path, of_layer) : of_layer;
+}
+
+// Takes what the layer is made of, and finds out how its files are to be opened.
+static int set_config(Layer *layer, const NodeConfig *config, GError **error)
+{
     const LayerOptions *o = layer->options;
-    return !layer->above && !layer->name.is_read_only && !o->read_only && !o->force_share &&
-           !o->snapshot;
+    const Layer *above = layer->above;
+    const NodeConfig *file = node_config_file(config);
+    if (!file)
+        return error_set(error, -ENOTSUP, "only a file can hold a %s image",
+                         config->driver ? config->driver->name : "disk");
+    layer->config = config;
+    layer->path = driver_value_str(file->values, "filename", NULL);
+    layer->is_direct =
+        effective(file, config, "cache.direct", above ? above->is_direct : o->direct);
+    layer->is_shared =
+        effective(file, config, "force-share", above ? above->is_shared : o->force_share);
+    const char *locking = driver_value_str(file->values, "locking", "auto");
+    layer->is_locked = !layer->is_shared && !g_str_equal(locking, "off");
+    layer->is_writable = !above && !o->read_only && !layer->is_shared && !o->snapshot &&
+                         !driver_value_str(config->values, "snapshot", NULL) &&
+                         !driver_value_bool(config->values, "read-only", false) &&
+                         !driver_value_bool(file->values, "read-only", false);
+    layer->may_fall_back = effective(file, config, "auto-read-only", false);
+    return 0;
 }
 
 // -- files ----------------------------------------------------------------------------------------
@@ -76,7 +111,7 @@ bool layer_is_writable(const Layer *layer)
 static int lock_file(Fiber *self, const Layer *layer, File *file, GError **error)
 {
     unsigned held = layer_is_writable(layer) ? HELD_WRITING : HELD_READING;
-    int r = layer->options->force_share ? 0 : file_lock(self, file, held, UNSHARED, error);
+    int r = layer->is_locked ? file_lock(self, file, held, UNSHARED, error) : 0;
     if (r < 0)
         return r;
     // Whoever held the file until now may have made it longer since it was opened.
@@ -95,6 +130,11 @@ static void add_remedy(GError **error, const char *remedy)
     (*error)->message = sentence;
 }
 
+static bool is_refused_writing(int r)
+{
+    return r == -EACCES || r == -EROFS || r == -EPERM;
+}
+
 // What to do about `r`, why `path` could not be opened; owned, or NULL. --read-only is advised only
 // where it works.
 static char *open_remedy(Fiber *self, const char *path, bool writable, int r)
@@ -107,7 +147,7 @@ static char *open_remedy(Fiber *self, const char *path, bool writable, int r)
                                (uint64_t)limit.rlim_cur);
     if (r == -ENFILE)
         return g_strdup("the whole machine has no descriptor left: raise the sysctl fs.file-max");
-    if (!writable || (r != -EACCES && r != -EROFS && r != -EPERM))
+    if (!writable || !is_refused_writing(r))
         return NULL;
     File *file;
     if (file_open(self, path, 0, &file, NULL) < 0)
@@ -116,13 +156,18 @@ static char *open_remedy(Fiber *self, const char *path, bool writable, int r)
     return g_strdup("--read-only opens it without writing");
 }
 
-static int open_file(Fiber *self, const Layer *layer, const char *path, File **ret_file,
-                     GError **error)
+static int open_file(Fiber *self, Layer *layer, const char *path, File **ret_file, GError **error)
 {
     const LayerOptions *o = layer->options;
-    bool writable = layer_is_writable(layer);
-    FileOpenFlags flags = (writable ? FILE_WRITABLE : 0) | (o->direct ? FILE_DIRECT : 0);
-    int r = file_open(self, path, flags, ret_file, error);
+    FileOpenFlags direct = layer->is_direct ? FILE_DIRECT : 0;
+    FileOpenFlags writable = layer->is_writable ? FILE_WRITABLE : 0;
+    int r = file_open(self, path, writable | direct, ret_file, error);
+    if (is_refused_writing(r) && writable && layer->may_fall_back &&
+        file_open(self, path, direct, ret_file, NULL) == 0) {
+        g_clear_error(error);
+        layer->is_writable = false;
+        r = 0;
+    }
     if (r == 0)
         file_set_event_fn(*ret_file, o->file_event, o->file_event_arg);
     g_autofree char *remedy = r < 0 ? open_remedy(self, path, writable, r) : NULL;
@@ -132,7 +177,7 @@ static int open_file(Fiber *self, const Layer *layer, const char *path, File **r
 }
 
 // For files that an image names: only where that is allowed.
-static int open_named_file(Fiber *self, const Layer *layer, const char *path, File **ret_file,
+static int open_named_file(Fiber *self, Layer *layer, const char *path, File **ret_file,
                            GError **error)
 {
     const char *const *dirs = layer->options->allowed_dirs;
@@ -237,7 +282,8 @@ static int find_format(Fiber *self, Layer *layer, File *file, GError **error)
     const Driver *looks_like = r < 0 ? NULL : driver_probe(head, sizeof head);
     if (needs_magic && (!looks_like || (layer->driver && looks_like != layer->driver)))
         return refuse_format(self, layer, file, error);
-    bool is_part = layer->name.options;
+    const json_t *values = layer->config->values;
+    bool is_part = json_object_get(values, "offset") || json_object_get(values, "size");
     if (!needs_magic && looks_like && !is_part)
         warn_of_magic(layer, looks_like);
     if (!layer->driver)
@@ -287,7 +333,8 @@ static int open_data_file(Fiber *self, Layer *layer, GError **error)
 static int open_image(Fiber *self, Layer *layer, File *file, GError **error)
 {
     const LayerOptions *o = layer->options;
-    const char *snapshot = layer->above ? NULL : o->snapshot;
+    const char *snapshot =
+        driver_value_str(layer->config->values, "snapshot", layer->above ? NULL : o->snapshot);
     file_identity(file, layer->file_id);
     int r = refuse_loop(layer, error); // before its locks, which our own would conflict with
     if (r == 0)
@@ -302,10 +349,11 @@ static int open_image(Fiber *self, Layer *layer, File *file, GError **error)
         return r;
     }
     layer->driver_options = (DriverOptions){
+        .name = layer_path(layer),
         .is_writable = layer_is_writable(layer),
-        .is_shared = o->force_share,
+        .is_shared = layer->is_shared,
         .snapshot = snapshot,
-        .named = (const char *const *)layer->name.options,
+        .values = layer->config->values,
         .memory = o->memory,
         .events = o->events,
     };
@@ -329,30 +377,35 @@ static int open_layer(Fiber *self, Layer *layer, GError **error)
     return r;
 }
 
-static int parse_name(Layer *layer, const char *name, GError **error)
+// The format comes from the caller (`wanted`) or from the name; not two different ones.
+static int choose_format(Layer *layer, const Driver *wanted, const char *conflict, GError **error)
 {
-    const char *wanted = layer->options->format, *format = NULL;
-    int r = image_name_parse(name, NULL, &layer->name, error);
-    if (r == 0 && wanted)
-        r = image_format_parse(wanted, &format, error);
-    const char *said = layer->name.format;
-    if (r == 0 && said && format && !g_str_equal(format, said))
-        r = error_set(error, -EINVAL, "the name says %s, and the format asked for is %s", said,
-                      format);
-    if (r < 0) {
-        g_prefix_error(error, "%s: ", name);
-        return r;
-    }
-    if (format || said)
-        layer->driver = driver_find(format ?: said);
+    const Driver *said = layer->config->driver;
+    if (said && wanted && said != wanted)
+        return error_set(error, -EINVAL, conflict, wanted->name, said->name);
+    layer->driver = wanted ?: said;
     return 0;
 }
 
-int layer_open(Fiber *self, const char *name, const LayerOptions *options, Layer **ret_layer,
-               GError **error)
+static int parse_name(Layer *layer, const char *name, GError **error)
 {
-    Layer *layer = layer_new(options, NULL);
-    int r = parse_name(layer, name, error);
+    const char *format = layer->options->format;
+    const Driver *wanted = NULL;
+    int r = image_name_parse(name, NULL, &layer->own_config, error);
+    if (r == 0)
+        r = set_config(layer, layer->own_config, error);
+    if (r == 0 && format)
+        r = image_format_parse(format, &wanted, error);
+    if (r == 0)
+        r = choose_format(layer, wanted, "the format asked for is %s, and the name says %s", error);
+    if (r < 0)
+        g_prefix_error(error, "%s: ", name);
+    return r;
+}
+
+// Takes `layer`, with the result `r` so far.
+static int open_first(Fiber *self, Layer *layer, int r, Layer **ret_layer, GError **error)
+{
     if (r == 0)
         r = open_layer(self, layer, error);
     if (r < 0)
@@ -362,38 +415,58 @@ int layer_open(Fiber *self, const char *name, const LayerOptions *options, Layer
     return r;
 }
 
+int layer_open(Fiber *self, const char *name, const LayerOptions *options, Layer **ret_layer,
+               GError **error)
+{
+    Layer *layer = layer_new(options, NULL);
+    int r = parse_name(layer, name, error);
+    return open_first(self, layer, r, ret_layer, error);
+}
+
+int layer_open_config(Fiber *self, const NodeConfig *config, const LayerOptions *options,
+                      Layer **ret_layer, GError **error)
+{
+    Layer *layer = layer_new(options, NULL);
+    int r = set_config(layer, config, error);
+    layer->driver = config->driver;
+    return open_first(self, layer, r, ret_layer, error);
+}
+
 // -- what lies below ------------------------------------------------------------------------------
 
-// A json: name that says itself what it is.
-static int take_replacement(Layer *layer, ImageName **replacement, GError **error)
+// What the description of the layer above says lies below it.
+static int take_described(Layer *layer, const NodeConfig *config, GError **error)
 {
-    layer->name = **replacement;
-    g_clear_pointer(replacement, g_free);
-    if (!layer->name.format)
-        return error_set(error, -EINVAL,
-                         "%s: the json: name says that %s lies below it, but not its format; give "
-                         "its \"backing\" a \"driver\": qcow2 or raw",
-                         layer_path(layer->above), layer_path(layer));
-    layer->driver = driver_find(layer->name.format);
-    return 0;
+    int r = set_config(layer, config, error);
+    if (r == 0 && !config->driver)
+        r = error_set(error, -EINVAL,
+                      "the json: name says that %s lies below it, but not its format; give its "
+                      "\"backing\" a \"driver\": qcow2 or raw",
+                      layer_path(layer));
+    if (r < 0)
+        g_prefix_error(error, "%s: ", layer_path(layer->above));
+    layer->driver = config->driver;
+    return r;
 }
 
 static int parse_recorded(Layer *layer, const DriverImage *image, GError **error)
 {
-    const char *path = layer_path(layer->above), *format = NULL;
+    const char *path = layer_path(layer->above);
+    const Driver *format = NULL;
     layer->recorded = image->backing_name;
-    int r = image_name_parse(image->backing_name, path, &layer->name, error);
+    int r = image_name_parse(image->backing_name, path, &layer->own_config, error);
+    if (r == 0)
+        r = set_config(layer, layer->own_config, error);
     if (r == 0 && image->backing_format)
         r = image_format_parse(image->backing_format, &format, error);
-    const char *said = layer->name.format;
-    if (r == 0 && format && said && !g_str_equal(format, said))
-        r = error_set(error, -EINVAL, "it is recorded both as %s and as %s", format, said);
+    if (r == 0)
+        r = choose_format(layer, format, "it is recorded both as %s and as %s", error);
     if (r < 0) {
         g_prefix_error(error, "%s: its backing file '%s': ", path, image->backing_name);
         return r;
     }
     // Without a recorded format it might be anything.
-    if (!format && !said) {
+    if (!layer->driver) {
         g_autofree char *quoted_name = shell_word(image->backing_name);
         g_autofree char *quoted_path = shell_word(path);
         return error_set(error, -EINVAL,
@@ -401,21 +474,20 @@ static int parse_recorded(Layer *layer, const DriverImage *image, GError **error
                          "qemu-img rebase -u -F qcow2 -b %s %s (or -F raw)",
                          path, image->backing_name, quoted_name, quoted_path);
     }
-    layer->driver = driver_find(format ?: said);
     return 0;
 }
 
 int layer_open_next(Fiber *self, Layer *above, Layer **ret_layer, GError **error)
 {
-    ImageName *name = &above->name;
+    const NodeConfigChild *described = node_config_child(above->config, "backing");
     bool is_recorded = above->image->backing_name && *above->image->backing_name;
-    if (name->is_backing_cut || (!name->backing && !is_recorded)) {
+    if (described ? !described->config : !is_recorded) {
         *ret_layer = NULL;
         return 0;
     }
     Layer *layer = layer_new(above->options, above);
-    int r = name->backing ? take_replacement(layer, &name->backing, error)
-                          : parse_recorded(layer, above->image, error);
+    int r = described ? take_described(layer, described->config, error)
+                      : parse_recorded(layer, above->image, error);
     if (r == 0)
         r = open_layer(self, layer, error);
     if (r < 0)

@@ -86,6 +86,7 @@ struct File {
     uint32_t zero_alignment;    // of FileOps.zero and discard; file.c writes or skips the odd ends
     bool is_writable;
     bool is_block_device;
+    unsigned n_refs;
 
     // Flushes have numbers. A caller needs one that starts after it came.
     uint64_t flush_started, flush_done;

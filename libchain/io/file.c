@@ -25,6 +25,7 @@ void file_init(File *file, const FileOps *ops, Loop *loop, const char *path, Fil
         .alignment = 1,
         .address_alignment = 1,
         .zero_alignment = 1,
+        .n_refs = 1,
         .is_writable = flags & FILE_WRITABLE,
     };
 }
@@ -42,9 +43,15 @@ int file_open(Fiber *self, const char *path, FileOpenFlags flags, File **ret_fil
     return backend->file_open(self, self->loop, path, flags, ret_file, error);
 }
 
+File *file_ref(File *file)
+{
+    file->n_refs++;
+    return file;
+}
+
 void file_close(Fiber *self, File *file)
 {
-    if (file)
+    if (file && --file->n_refs == 0)
         file->ops->close(self, file);
 }
 

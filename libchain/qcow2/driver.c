@@ -61,10 +61,66 @@ static int load(Fiber *self, DriverImage *image, File *data, Node **ret_node, GE
     return r;
 }
 
+// -- options --------------------------------------------------------------------------------------
+
+static const char *const overlap_check_values[] = {"none", "constant", "cached", "all", NULL};
+
+static const DriverOption overlap_check_members[] = {
+    {.name = "template", .type = DRIVER_OPTION_ENUM, .values = overlap_check_values},
+    {.name = "main-header", .type = DRIVER_OPTION_BOOL},
+    {.name = "active-l1", .type = DRIVER_OPTION_BOOL},
+    {.name = "active-l2", .type = DRIVER_OPTION_BOOL},
+    {.name = "refcount-table", .type = DRIVER_OPTION_BOOL},
+    {.name = "refcount-block", .type = DRIVER_OPTION_BOOL},
+    {.name = "snapshot-table", .type = DRIVER_OPTION_BOOL},
+    {.name = "inactive-l1", .type = DRIVER_OPTION_BOOL},
+    {.name = "inactive-l2", .type = DRIVER_OPTION_BOOL},
+    {.name = "bitmap-directory", .type = DRIVER_OPTION_BOOL},
+    {0},
+};
+
+#define INERT_CACHE "Accepted, does nothing: one bound on the memory of all tables holds."
+#define INERT_DISCARD "Accepted, does nothing: freed clusters are reused, not punched one by one."
+
+static const DriverOption option_table[] = {
+    {.name = "file",
+     .type = DRIVER_OPTION_CHILD,
+     .is_required = true,
+     .doc = "Where the image is: a node's name, or what to make one of."},
+    {.name = "backing",
+     .type = DRIVER_OPTION_CHILD,
+     .may_be_null = true,
+     .doc = "What lies below, instead of what the image's header says; null: nothing."},
+    {.name = "data-file",
+     .type = DRIVER_OPTION_CHILD,
+     .doc = "The external data file, instead of what the image's header says."},
+    {.name = "snapshot",
+     .type = DRIVER_OPTION_STR,
+     .doc = "An internal snapshot, by id or name, read-only; not in QEMU."},
+    {.name = "lazy-refcounts",
+     .type = DRIVER_OPTION_BOOL,
+     .doc = "Accepted, does nothing: refcounts never lag behind."},
+    {.name = "pass-discard-request", .type = DRIVER_OPTION_BOOL, .doc = INERT_DISCARD},
+    {.name = "pass-discard-snapshot", .type = DRIVER_OPTION_BOOL, .doc = INERT_DISCARD},
+    {.name = "pass-discard-other", .type = DRIVER_OPTION_BOOL, .doc = INERT_DISCARD},
+    {.name = "discard-no-unref", .type = DRIVER_OPTION_BOOL, .doc = INERT_DISCARD},
+    {.name = "overlap-check",
+     .type = DRIVER_OPTION_ENUM_OR_OBJECT,
+     .values = overlap_check_values,
+     .members = overlap_check_members,
+     .doc = "Accepted, does nothing: every write is checked against all metadata."},
+    {.name = "cache-size", .type = DRIVER_OPTION_INT, .doc = INERT_CACHE},
+    {.name = "l2-cache-size", .type = DRIVER_OPTION_INT, .doc = INERT_CACHE},
+    {.name = "l2-cache-entry-size", .type = DRIVER_OPTION_INT, .doc = INERT_CACHE},
+    {.name = "refcount-cache-size", .type = DRIVER_OPTION_INT, .doc = INERT_CACHE},
+    {.name = "cache-clean-interval", .type = DRIVER_OPTION_INT, .doc = INERT_CACHE},
+    {0},
+};
+
 const Driver qcow2_driver = {
     .name = "qcow2",
+    .options = option_table,
     .probe = probe,
-    .has_backing = true,
     .has_snapshots = true,
     .open = open_image,
     .load = load,

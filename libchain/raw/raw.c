@@ -100,18 +100,15 @@ static void raw_close(Fiber *self, Node *node)
     file_close(self, raw_file(node));
 }
 
-static const NodeOps raw_ops = {
-    .driver = "raw",
-    .read_start = raw_read_start,
-    .write = raw_write,
-    .zero = raw_zero,
-    .discard = raw_discard,
-    .flush = raw_flush,
-    .map = raw_map,
-    .file = raw_file,
-    .data_may_be_hole = raw_data_may_be_hole,
-    .close = raw_close,
-};
+#define OPS_OF_DRIVER(name)                                                                        \
+    {                                                                                              \
+        .driver = name, .read_start = raw_read_start, .write = raw_write, .zero = raw_zero,        \
+        .discard = raw_discard, .flush = raw_flush, .map = raw_map, .file = raw_file,              \
+        .data_may_be_hole = raw_data_may_be_hole, .close = raw_close,                              \
+    }
+static const NodeOps raw_ops = OPS_OF_DRIVER("raw");
+static const NodeOps file_ops = OPS_OF_DRIVER("file");
+static const NodeOps host_device_ops = OPS_OF_DRIVER("host_device");
 
 static int check_part(const File *file, uint64_t offset, uint64_t size_bytes, GError **error)
 {
@@ -133,6 +130,23 @@ static int check_part(const File *file, uint64_t offset, uint64_t size_bytes, GE
         size_bytes - (file_bytes - MIN(offset, file_bytes)));
 }
 
+static RawNode *make_node(File *file, const NodeOps *ops, uint64_t offset, uint64_t size_bytes)
+{
+    RawNode *raw = g_new0(RawNode, 1);
+    node_init(&raw->node, ops, file_loop(file), file_path(file), size_bytes);
+    raw->node.read_only = !file_is_writable(file);
+    file_identity(file, raw->node.identity.file);
+    raw->file = file;
+    raw->offset = offset;
+    return raw;
+}
+
+Node *file_node_new(File *file)
+{
+    const NodeOps *ops = file_is_block_device(file) ? &host_device_ops : &file_ops;
+    return &make_node(file, ops, 0, file_size(file))->node;
+}
+
 int raw_node_new_part(Fiber *self, File *file, uint64_t offset, uint64_t size_bytes,
                       Node **ret_node, GError **error)
 {
@@ -143,13 +157,8 @@ int raw_node_new_part(Fiber *self, File *file, uint64_t offset, uint64_t size_by
     }
     if (size_bytes == RAW_TO_END)
         size_bytes = file_size(file) - offset;
-    RawNode *raw = g_new0(RawNode, 1);
-    node_init(&raw->node, &raw_ops, file_loop(file), file_path(file), size_bytes);
-    raw->node.read_only = !file_is_writable(file);
-    file_identity(file, raw->node.identity.file);
+    RawNode *raw = make_node(file, &raw_ops, offset, size_bytes);
     raw->node.identity.view = offset; // its length tells parts apart that begin at one place
-    raw->file = file;
-    raw->offset = offset;
     *ret_node = &raw->node;
     return 0;
 }
@@ -171,38 +180,8 @@ static void set_shared(RawNode *raw)
 typedef struct RawDriverImage {
     DriverImage head; // first
     uint64_t offset, size_bytes;
-    bool is_shared;
+    bool is_writable, is_shared;
 } RawDriverImage;
-
-// Bytes as QEMU takes them: a number, perhaps with a unit.
-static int parse_bytes(const char *name, const char *text, uint64_t *ret_bytes, GError **error)
-{
-    static const char units[] = "BKMGTPE";
-    if (g_ascii_isdigit(*text)) {
-        char *end;
-        errno = 0;
-        uint64_t n = g_ascii_strtoull(text, &end, 10);
-        const char *unit = strchr(units, *end ? g_ascii_toupper(*end) : 'B');
-        unsigned shift = unit ? 10 * (unsigned)(unit - units) : 0;
-        if (errno == 0 && unit && (!*end || !end[1]) && n <= (uint64_t)INT64_MAX >> shift) {
-            *ret_bytes = n << shift;
-            return 0;
-        }
-    }
-    return error_set(error, -EINVAL, "\"%s\" of a raw image is not a number of bytes", name);
-}
-
-static int parse_part(const char *const *named, RawDriverImage *image, GError **error)
-{
-    int r = 0;
-    for (; r == 0 && named && *named; named += 2) {
-        bool is_offset = g_str_equal(named[0], "offset");
-        r = parse_bytes(named[0], named[1], is_offset ? &image->offset : &image->size_bytes, error);
-    }
-    if (r == 0 && image->size_bytes != RAW_TO_END && image->size_bytes % 512)
-        r = error_set(error, -EINVAL, "\"size\" of a raw image is not a multiple of 512");
-    return r;
-}
 
 static void driver_drop(Fiber *self, DriverImage *image)
 {
@@ -215,11 +194,13 @@ static int driver_open(Fiber *self, File *file, const DriverOptions *options,
 {
     RawDriverImage *image = g_new0(RawDriverImage, 1);
     image->head = (DriverImage){.driver = &raw_driver, .file = file};
-    image->size_bytes = RAW_TO_END;
+    image->offset = driver_value_int(options->values, "offset", 0);
+    image->size_bytes = driver_value_int(options->values, "size", RAW_TO_END);
+    image->is_writable = options->is_writable;
     image->is_shared = options->is_shared;
-    int r = parse_part(options->named, image, error);
-    if (r < 0) {
-        g_prefix_error(error, "%s: ", file_path(file));
+    if (image->size_bytes != RAW_TO_END && image->size_bytes % 512) {
+        int r = error_set(error, -EINVAL, "%s: \"size\" of a raw image is not a multiple of 512",
+                          file_path(file));
         driver_drop(self, &image->head);
         return r;
     }
@@ -232,18 +213,60 @@ static int driver_load(Fiber *self, DriverImage *image, File *data, Node **ret_n
     RawDriverImage *opened = (RawDriverImage *)image;
     int r =
         raw_node_new_part(self, image->file, opened->offset, opened->size_bytes, ret_node, error);
+    if (r == 0)
+        (*ret_node)->read_only |= !opened->is_writable;
     if (r == 0 && opened->is_shared)
         set_shared((RawNode *)*ret_node);
     g_free(image);
     return r;
 }
 
-static const char *const option_names[] = {"offset", "size", NULL};
+static const DriverOption option_table[] = {
+    {.name = "file",
+     .type = DRIVER_OPTION_CHILD,
+     .is_required = true,
+     .doc = "Where the disk is: a node's name, or what to make one of."},
+    {.name = "offset",
+     .type = DRIVER_OPTION_INT,
+     .doc = "Where in the file the disk begins, in bytes; 0 unless said."},
+    {.name = "size",
+     .type = DRIVER_OPTION_INT,
+     .doc = "How long the disk is, in bytes; to the file's end unless said."},
+    {0},
+};
 
 const Driver raw_driver = {
     .name = "raw",
-    .options = option_names,
+    .options = option_table,
     .open = driver_open,
     .load = driver_load,
     .drop = driver_drop,
 };
+
+// -- files ----------------------------------------------------------------------------------------
+
+static const char *const aio_values[] = {"threads", "native", "io_uring", NULL};
+static const char *const locking_values[] = {"auto", "on", "off", NULL};
+
+static const DriverOption file_option_table[] = {
+    {.name = "filename", .type = DRIVER_OPTION_STR, .is_required = true, .doc = "The path."},
+    {.name = "pr-manager",
+     .type = DRIVER_OPTION_STR,
+     .doc = "Accepted, does nothing: no client can ask for persistent reservations."},
+    {.name = "locking",
+     .type = DRIVER_OPTION_ENUM,
+     .values = locking_values,
+     .doc = "Whether locks keep other programs out; \"off\" takes none."},
+    {.name = "aio",
+     .type = DRIVER_OPTION_ENUM,
+     .values = aio_values,
+     .doc = "Accepted, does nothing: I/O goes the fastest way that the file has."},
+    {.name = "aio-max-batch", .type = DRIVER_OPTION_INT, .doc = "Accepted, does nothing."},
+    {.name = "drop-cache", .type = DRIVER_OPTION_BOOL, .doc = "Accepted, does nothing."},
+    {.name = "x-check-cache-dropped", .type = DRIVER_OPTION_BOOL, .doc = "Accepted, does nothing."},
+    {0},
+};
+
+const Driver file_driver = {.name = "file", .options = file_option_table, .is_file = true};
+const Driver host_device_driver = {
+    .name = "host_device", .options = file_option_table, .is_file = true};

@@ -10,19 +10,25 @@
 
 #include "chain/image-name.h"
 
+static void assert_path_of(const NodeConfig *config, const char *path)
+{
+    const NodeConfig *file = node_config_file(config);
+    assert_non_null(file);
+    assert_string_equal(driver_value_str(file->values, "filename", NULL), path);
+}
+
 static void assert_path(const char *text, const char *overlay, const char *path)
 {
-    ImageName name;
+    g_autoptr(NodeConfig) name = NULL;
     g_autoptr(GError) error = NULL;
     if (image_name_parse(text, overlay, &name, &error) < 0)
         fail_msg("%s: %s", text, error->message);
-    assert_string_equal(name.path, path);
-    image_name_clear(&name);
+    assert_path_of(name, path);
 }
 
 static void assert_refused(const char *text, int r, const char *word)
 {
-    ImageName name;
+    g_autoptr(NodeConfig) name = NULL;
     g_autoptr(GError) error = NULL;
     assert_int_equal(image_name_parse(text, "/dir/top.qcow2", &name, &error), r);
     assert_non_null(error);
@@ -77,16 +83,15 @@ static void a_name_of_1023_bytes_is_whole(void **state)
 
 static void assert_json(const char *text, const char *path, const char *format)
 {
-    ImageName name;
+    g_autoptr(NodeConfig) name = NULL;
     g_autoptr(GError) error = NULL;
     if (image_name_parse(text, "/dir/t", &name, &error) < 0)
         fail_msg("%s: %s", text, error->message);
-    assert_string_equal(name.path, path);
+    assert_path_of(name, path);
     if (format)
-        assert_string_equal(name.format, format);
+        assert_string_equal(name->driver->name, format);
     else
-        assert_null(name.format);
-    image_name_clear(&name);
+        assert_null(name->driver);
 }
 
 static void json_names_nested_and_flat_mean_the_same(void **state)
@@ -140,7 +145,7 @@ static void json_names_that_are_not_understood_are_refused(void **state)
     assert_refused("json:{\"offset\":512,\"file.filename\":\"x\"}", -ENOTSUP, "'offset'");
     assert_refused("json:{\"driver\":\"raw\",\"offset\":true,\"file.filename\":\"x\"}", -EINVAL,
                    "\"offset\"");
-    assert_refused("json:{\"driver\":\"qcow2\",\"file\":\"node0\"}", -EINVAL, "\"file\"");
+    assert_refused("json:{\"driver\":\"qcow2\",\"file\":\"node0\"}", -ENOTSUP, "\"file\"");
     assert_refused("json:{\"driver\":\"qcow2\",\"file\":{\"driver\":\"file\"}}", -EINVAL,
                    "\"filename\"");
     assert_refused("json:{\"driver\":7,\"filename\":\"x\"}", -EINVAL, "\"driver\"");
@@ -161,19 +166,20 @@ static void json_names_that_are_not_understood_are_refused(void **state)
 
 static void json_backing_null_cuts_the_chain(void **state)
 {
-    ImageName name;
+    g_autoptr(NodeConfig) name = NULL;
     assert_int_equal(image_name_parse("json:{\"driver\":\"qcow2\",\"backing\":null,"
                                       "\"file.filename\":\"x\"}",
                                       NULL, &name, NULL),
                      0);
-    assert_true(name.is_backing_cut);
-    image_name_clear(&name);
+    const NodeConfigChild *backing = node_config_child(name, "backing");
+    assert_non_null(backing);
+    assert_null(backing->config);
 }
 
-static void assert_options(const ImageName *name, const char *expected)
+static void assert_part(const NodeConfig *config, uint64_t offset, uint64_t size)
 {
-    g_autofree char *options = g_strjoinv(" ", name->options);
-    assert_string_equal(options, expected);
+    assert_int_equal(driver_value_int(config->values, "offset", 0), offset);
+    assert_int_equal(driver_value_int(config->values, "size", UINT64_MAX), size);
 }
 
 static void json_raw_may_be_a_part_of_a_file(void **state)
@@ -182,18 +188,23 @@ static void json_raw_may_be_a_part_of_a_file(void **state)
         "json:{\"driver\":\"raw\",\"offset\":1048576,\"size\":2048,\"file.filename\":\"x\"}",
         "json:{\"driver\":\"raw\",\"offset\":\"1M\",\"size\":\"2k\",\"file.filename\":\"x\"}",
     };
-    ImageName name;
     for (size_t i = 0; i < G_N_ELEMENTS(names); i++) {
+        g_autoptr(NodeConfig) name = NULL;
         assert_int_equal(image_name_parse(names[i], NULL, &name, NULL), 0);
-        assert_options(&name, i ? "offset 1M size 2k" : "offset 1048576 size 2048");
-        image_name_clear(&name);
+        assert_part(name, 1 << 20, 2048);
     }
+    g_autoptr(NodeConfig) name = NULL;
     assert_int_equal(image_name_parse("json:{\"driver\":\"raw\",\"offset\":7,"
                                       "\"file.filename\":\"x\"}",
                                       NULL, &name, NULL),
                      0);
-    assert_options(&name, "offset 7");
-    image_name_clear(&name);
+    assert_part(name, 7, UINT64_MAX);
+}
+
+static const NodeConfig *below(const NodeConfig *config)
+{
+    const NodeConfigChild *backing = node_config_child(config, "backing");
+    return backing ? backing->config : NULL;
 }
 
 static void json_backing_replaces_what_lies_below(void **state)
@@ -206,17 +217,17 @@ static void json_backing_replaces_what_lies_below(void **state)
         "\"backing.file.filename\":\"y\",\"backing.backing.driver\":\"raw\","
         "\"backing.backing.offset\":512,\"backing.backing.file.filename\":\"z\"}",
     };
-    ImageName name;
     for (size_t i = 0; i < G_N_ELEMENTS(names); i++) {
+        g_autoptr(NodeConfig) name = NULL;
         assert_int_equal(image_name_parse(names[i], "/dir/t", &name, NULL), 0);
-        assert_string_equal(name.path, "x");
-        assert_string_equal(name.backing->path, "y");
-        assert_string_equal(name.backing->format, "qcow2");
-        assert_string_equal(name.backing->backing->path, "z");
-        assert_string_equal(name.backing->backing->format, "raw");
-        assert_options(name.backing->backing, "offset 512");
-        assert_null(name.backing->backing->backing);
-        image_name_clear(&name);
+        const NodeConfig *second = below(name), *third = below(second);
+        assert_path_of(name, "x");
+        assert_path_of(second, "y");
+        assert_string_equal(second->driver->name, "qcow2");
+        assert_path_of(third, "z");
+        assert_string_equal(third->driver->name, "raw");
+        assert_part(third, 512, UINT64_MAX);
+        assert_null(below(third));
     }
 }
 
@@ -242,7 +253,7 @@ static void deep_nesting_is_refused_before_anything_recurses(void **state)
     for (int i = 0; i < 1000; i++)
         g_string_append(text, "file.");
     g_string_append(text, "filename\":\"x\"}");
-    assert_refused(text->str, -EINVAL, "\"file\"");
+    assert_refused(text->str, -EINVAL, "deeply");
     g_string_assign(text, "json:{\"");
     for (int i = 0; i < 1000; i++)
         g_string_append(text, "backing.");
@@ -252,11 +263,11 @@ static void deep_nesting_is_refused_before_anything_recurses(void **state)
 
 static void recorded_formats(void **state)
 {
-    const char *format;
+    const Driver *format;
     assert_int_equal(image_format_parse("qcow2", &format, NULL), 0);
-    assert_string_equal(format, "qcow2");
+    assert_string_equal(format->name, "qcow2");
     assert_int_equal(image_format_parse("host_device", &format, NULL), 0);
-    assert_string_equal(format, "raw");
+    assert_string_equal(format->name, "raw");
     assert_int_equal(image_format_parse("vmdk", &format, NULL), -ENOTSUP);
 }
 

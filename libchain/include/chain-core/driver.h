@@ -1,14 +1,19 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Drivers: one for each format of image that can be opened by name. A driver turns a locked file
-// into a node in two steps, so that a chain is known to its end before anything of it is written:
+// Drivers: one for each kind of node that can be made by name. There are three kinds:
 //
-//     open   reads the header only: which image lies below, where the data are. Writes nothing.
-//     load   reads the tables, and makes the node. Images that are read only can be loaded side by
-//            side; one that is written is loaded last, and may be repaired then.
+//     formats    (qcow2, raw) turn a locked file into a node in two steps, so that a chain is known
+//                to its end before anything of it is written:
+//                open   reads the header only: which image lies below, where the data are. Writes
+//                       nothing.
+//                load   reads the tables, and makes the node. Images that are read only can be
+//                       loaded side by side; one that is written is loaded last, and may be
+//                       repaired then.
+//     files      (file, host_device) are what formats lie in. The chain opens and locks them.
+//     the rest   (filters, what has no file of the host) are made in one step from their options.
 //
-// To add a format: a file with its Driver, a line in chain/drivers.c. A filter that can be made by
-// name is a driver too; one that only a job puts in needs NodeOps and nothing else (node.h).
-// Everything runs on the file's loop, in a fiber, unless said otherwise.
+// To add one: a file with its Driver, a line in chain/drivers.c. A filter that only a job puts in
+// needs NodeOps and nothing else (node.h). Everything runs on the file's loop, in a fiber, unless
+// said otherwise.
 #pragma once
 
 #include <glib.h>
@@ -16,6 +21,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "chain-core/driver-option.h"
 #include "chain-core/file.h"
 #include "chain-core/map-memory.h"
 #include "chain-core/node.h"
@@ -34,11 +40,12 @@ struct NodeEvents {
 };
 
 typedef struct DriverOptions {
+    const char *name; // of the node, for messages
     bool is_writable;
     bool is_shared;       // another program may write the file meanwhile: remember nothing of it
     const char *snapshot; // internal snapshot by id or name; NULL: the head
-    const char *const *named; // name, value, name, value, …, NULL: those in Driver.options
-    MapMemory *memory;        // borrowed, outlives the node
+    const json_t *values; // those of Driver.options that were given; NULL: none
+    MapMemory *memory;    // borrowed, outlives the node
     const NodeEvents *events; // borrowed, outlives the node; NULL: nobody is told
 } DriverOptions;
 
@@ -53,13 +60,18 @@ struct DriverImage {
 };
 
 struct Driver {
-    const char *name; // QEMU's
+    const char *name;            // QEMU's
+    const DriverOption *options; // its own, children among them, besides driver_common_options
+    bool is_file;                // its "filename" is the file
+    // Neither files nor formats: makes the node. `child` is the one that the options name or
+    // describe (borrowed; NULL: there is no such option); `options` is borrowed for the call.
+    int (*make)(Fiber *self, const DriverOptions *options, Node *child, Node **ret_node,
+                GError **error);
+    // What follows is for formats.
     // Does a file that begins with these `len` bytes say that it is of this format? Pure, any
     // thread. NULL: no file does, it must be said.
     bool (*probe)(const uint8_t *head, size_t len);
-    const char *const *options; // names that a json: name may give beside the common ones; NULL
-    bool has_backing;           // images may name one below them
-    bool has_snapshots;         // images may hold internal snapshots
+    bool has_snapshots; // images may hold internal snapshots
     // Takes `file`, locked, also on failure; `options` is borrowed until load() or drop().
     int (*open)(Fiber *self, File *file, const DriverOptions *options, DriverImage **ret_image,
                 GError **error);
@@ -69,9 +81,17 @@ struct Driver {
     void (*drop)(Fiber *self, DriverImage *image);
 };
 
+// What every node may be given (read-only, cache, …).
+extern const DriverOption driver_common_options[];
+// An option of `driver`, own or common; NULL: it has none of that name. `driver` NULL: a format
+// that is not known yet, which has a file and perhaps a backing file.
+const DriverOption *driver_find_option(const Driver *driver, const char *name);
+
 // The driver of that name, or of a file that begins so; NULL: there is none. Pure; any thread.
 const Driver *driver_find(const char *name);
 enum { DRIVER_PROBE_BYTES = 512 };
 const Driver *driver_probe(const uint8_t *head, size_t len);
-// "qcow2 and raw", for messages; owned.
+// All of them: drivers_get(0), …, NULL at the end.
+const Driver *drivers_get(unsigned i);
+// The formats, for messages: "qcow2 and raw"; owned.
 char *drivers_names(void);

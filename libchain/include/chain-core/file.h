@@ -30,7 +30,9 @@ typedef enum FileOpenFlags {
 // Opens `path`. Only regular files and block devices (else -EINVAL with a sentence). The error
 // names the path and the reason. Returned owned: file_close().
 int file_open(Fiber *self, const char *path, FileOpenFlags flags, File **ret_file, GError **error);
-// Releases locks and the descriptor. Does not flush. Accepts NULL.
+// One more reference: a file's node and the format that lies in it use the same File.
+File *file_ref(File *file);
+// Drops a reference; the last one releases locks and the descriptor. Does not flush. Accepts NULL.
 void file_close(Fiber *self, File *file);
 
 const char *file_path(const File *file); // as given to file_open()

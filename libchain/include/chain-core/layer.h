@@ -3,12 +3,12 @@
 // see what lies below, load. chain_open() makes whole chains of them; who has the nodes below
 // already (blockdev-add) takes the steps by itself:
 //
-//     layer_open(name) → layer_load() → node; chain_set_backing(node, below)
+//     layer_open_config() → layer_load() → node; chain_set_backing(node, below)
 //
 // On the calling fiber's loop.
 #pragma once
 
-#include "chain-core/driver.h"
+#include "chain-core/node-config.h"
 
 typedef struct Layer Layer;
 
@@ -34,9 +34,13 @@ typedef struct LayerOptions {
 // it applies, reason, remedy. Returned owned: layer_drop().
 int layer_open(Fiber *self, const char *name, const LayerOptions *options, Layer **ret_layer,
                GError **error);
-// The same for the image that lies below `above`, with its options but read-only: as its json: name
-// replaces it, or as its header records it. 0 and NULL when there is none. Once for each layer,
-// before it is loaded; `above` outlives the new one.
+// The same for a format in a file, as `config` (borrowed until layer_drop()) describes it. What
+// `options` say holds for what it leaves open; its `format` is not looked at.
+int layer_open_config(Fiber *self, const NodeConfig *config, const LayerOptions *options,
+                      Layer **ret_layer, GError **error);
+// The same for the image that lies below `above`, with its options but read-only: as the config's
+// "backing" says, or as its header records it. 0 and NULL when there is none, or it is a node that
+// there is. Once for each layer, before it is loaded; `above` outlives the new one.
 int layer_open_next(Fiber *self, Layer *above, Layer **ret_layer, GError **error);
 // Makes the node; once. Layers that are not writable may be loaded side by side.
 int layer_load(Fiber *self, Layer *layer, Node **ret_node, GError **error);

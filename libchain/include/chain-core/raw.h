@@ -1,12 +1,17 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// The raw driver: a file or block device as it is, of any size, or a part of it. On the file's
-// loop.
+// The raw driver: a file or block device as it is, of any size, or a part of it. And the nodes of
+// files themselves, in which formats lie. On the file's loop.
 #pragma once
 
 #include "chain-core/driver.h"
 
 // Its options: "offset" and "size" of the part of the file that is the disk, in bytes.
 extern const Driver raw_driver;
+// Regular files, and block devices.
+extern const Driver file_driver, host_device_driver;
+
+// The node of a file. Takes `file`.
+Node *file_node_new(File *file);
 
 // Takes `file` (also on failure). `size_bytes` of the node is the file's size.
 int raw_node_new(Fiber *self, File *file, Node **ret_node, GError **error);
