@@ -38,6 +38,7 @@ CORE = {
     "node.h": "node", "port.h": "node", "driver.h": "node", "whole-sectors.h": "node",
     "bitmap.h": "bitmap",
     "driver-option.h": "node",
+    "component.h": "node",
     "raw.h": "raw",
     "qcow2.h": "qcow2", "qcow2-check.h": "qcow2", "qcow2-create.h": "qcow2",
     "chain.h": "chain", "layer.h": "chain", "node-config.h": "chain",

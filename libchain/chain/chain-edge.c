@@ -4,9 +4,14 @@
 #include "chain-core/chain.h"
 #include "chain/merged-map.h"
 
+Node *chain_below_new(Fiber *self, Node *below, MapMemory *memory)
+{
+    return merged_map_new(self, below, memory);
+}
+
 void chain_set_backing(Fiber *self, Node *overlay, Node *below, MapMemory *memory)
 {
-    Node *merged = below ? merged_map_new(self, below, memory) : NULL;
+    Node *merged = below ? chain_below_new(self, below, memory) : NULL;
     node_set_backing(self, overlay, merged);
     node_unref_close(self, merged);
 }

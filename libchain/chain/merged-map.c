@@ -227,6 +227,18 @@ static bool merged_may_have(Node *node, GuestOff off, uint64_t len)
     return false;
 }
 
+static void merged_detach(Fiber *self, Node *node)
+{
+    MergedMap *m = (MergedMap *)node;
+    g_assert(!m->loads);
+    region_table_detach(self, &m->table);
+}
+
+static void merged_attach(Node *node)
+{
+    region_table_attach(&((MergedMap *)node)->table, node->loop);
+}
+
 static void merged_close(Fiber *self, Node *node)
 {
     MergedMap *m = (MergedMap *)node;
@@ -241,6 +253,8 @@ static const NodeOps merged_ops = {
     .map = merged_map,
     .may_have = merged_may_have,
     .below_changed = merged_below_changed,
+    .detach = merged_detach,
+    .attach = merged_attach,
     .close = merged_close,
 };
 

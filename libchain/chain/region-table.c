@@ -42,10 +42,30 @@ void region_table_clear(RegionTable *table)
     table->mask = table->hand = 0;
 }
 
-void region_table_close(Fiber *self, RegionTable *table)
+void region_table_detach(Fiber *self, RegionTable *table)
 {
     if (table->is_user)
         memory_user_leave(self, &table->user);
+    table->is_user = false;
+}
+
+static void join(RegionTable *table)
+{
+    if (!table->is_user)
+        memory_user_join(&table->user, table->loop, table->memory);
+    table->is_user = true;
+}
+
+void region_table_attach(RegionTable *table, Loop *loop)
+{
+    table->loop = loop;
+    if (table->n_used > 0)
+        join(table);
+}
+
+void region_table_close(Fiber *self, RegionTable *table)
+{
+    region_table_detach(self, table);
     region_table_clear(table);
 }
 
@@ -131,9 +151,7 @@ static void make_room(RegionTable *table)
 
 int region_table_insert(RegionTable *table, Region *region)
 {
-    if (!table->is_user)
-        memory_user_join(&table->user, table->loop, table->memory);
-    table->is_user = true;
+    join(table);
     make_room(table);
     if (2 * (table->n_used + 1) > table->mask + 1 && grow(table) < 0) {
         region_unref(region);

@@ -27,6 +27,9 @@ typedef struct RegionTable {
 void region_table_init(RegionTable *table, Loop *loop, MapMemory *memory);
 // Waits for a message that is on its way to the table.
 void region_table_close(Fiber *self, RegionTable *table);
+// To another loop, with its regions. The first waits like region_table_close().
+void region_table_detach(Fiber *self, RegionTable *table);
+void region_table_attach(RegionTable *table, Loop *loop);
 // Drops all regions.
 void region_table_clear(RegionTable *table);
 

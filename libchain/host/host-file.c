@@ -332,6 +332,29 @@ static int flush(Fiber *self, File *file)
     return host_file_call(self, h, sync_fd, &h->fd);
 }
 
+// No write is left, but the job that made the last one may not have ended. Its message comes after
+// all that it announced.
+static void wait_for_write_job(Fiber *self, HostFile *h)
+{
+    while (h->is_job_under_way)
+        fiber_queue_wait(self, &h->job_ended, false, "end of a write job");
+    assert(!h->first_new_write && !has_writes(h) && !h->is_dirty && !h->is_written_call_posted);
+}
+
+static void detach(Fiber *self, File *file)
+{
+    HostFile *h = host_file(file);
+    wait_for_write_job(self, h);
+    host_device_unref(g_steal_pointer(&h->device));
+}
+
+static void attach(File *file)
+{
+    HostFile *h = host_file(file);
+    h->host = (HostLoop *)file->loop;
+    h->device = host_device_ref(h->host, file->identity[file->is_block_device ? 1 : 0]);
+}
+
 static int close_fd(void *arg)
 {
     close(*(int *)arg);
@@ -341,10 +364,7 @@ static int close_fd(void *arg)
 static void file_close_op(Fiber *self, File *file)
 {
     HostFile *h = host_file(file);
-    // No write is left, but the job that made the last one may not have ended.
-    while (h->is_job_under_way)
-        fiber_queue_wait(self, &h->job_ended, false, "end of a write job");
-    assert(!h->first_new_write && !has_writes(h) && !h->is_dirty);
+    wait_for_write_job(self, h);
     host_file_call(self, h, close_fd, &h->fd);
     host_device_unref(h->device);
     warm_map_done(&h->warm);
@@ -366,5 +386,7 @@ const FileOps host_file_ops = {
     .get_size = host_file_get_size,
     .get_allocated = host_file_get_allocated,
     .lock = host_file_lock,
+    .detach = detach,
+    .attach = attach,
     .close = file_close_op,
 };

@@ -71,6 +71,10 @@ struct FileOps {
     int (*get_size)(Fiber *self, File *file, uint64_t *ret_size);
     int (*get_allocated)(Fiber *self, File *file, uint64_t *ret_bytes); // NULL: unknown
     int (*lock)(Fiber *self, File *file, unsigned held, unsigned unshared, GError **error);
+    // Nothing is under way. Waits for what is still to come, and lets go of what is the loop's; on
+    // its new loop (file->loop) it finds the same there, and does not suspend. NULL: nothing to do.
+    void (*detach)(Fiber *self, File *file);
+    void (*attach)(File *file);
     // Releases everything, file_done(), frees the struct.
     void (*close)(Fiber *self, File *file);
 };
@@ -87,6 +91,7 @@ struct File {
     bool is_writable;
     bool is_block_device;
     unsigned n_refs;
+    bool is_detached; // on its way to another loop
 
     // Flushes have numbers. A caller needs one that starts after it came.
     uint64_t flush_started, flush_done;

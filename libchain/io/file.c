@@ -55,6 +55,27 @@ void file_close(Fiber *self, File *file)
         file->ops->close(self, file);
 }
 
+void file_detach(Fiber *self, File *file)
+{
+    if (file->is_detached)
+        return;
+    assert(!file->n_changing && !file->is_flushing && !file->flush_waiters.first);
+    assert(!file->first_range && !file->first_bounce && !file->n_bouncing);
+    if (file->ops->detach)
+        file->ops->detach(self, file);
+    file->is_detached = true;
+}
+
+void file_attach(File *file, Loop *loop)
+{
+    if (!file->is_detached)
+        return;
+    file->is_detached = false;
+    file->loop = loop;
+    if (file->ops->attach)
+        file->ops->attach(file);
+}
+
 const char *file_path(const File *file)
 {
     return file->path;

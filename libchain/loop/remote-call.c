@@ -140,9 +140,9 @@ static void fiber_call_arrives(LoopCall *post)
         send_reply(call, r);
 }
 
-static int call_from_fiber(Fiber *self, FiberCall *call)
+static int call_from_fiber(Fiber *self, FiberCall *call, LoopCallFn *arrives)
 {
-    call->post.fn = fiber_call_arrives;
+    call->post.fn = arrives;
     call->caller = self;
     loop_post(call->loop, &call->post);
     while (!call->is_over)
@@ -153,11 +153,29 @@ static int call_from_fiber(Fiber *self, FiberCall *call)
 int remote_call_fiber(Fiber *self, Loop *loop, FiberFn *fn, void *arg)
 {
     FiberCall call = {.loop = loop, .fn = fn, .arg = arg};
-    return call_from_fiber(self, &call);
+    return call_from_fiber(self, &call, fiber_call_arrives);
 }
 
 int remote_call_fiber_reserve(Fiber *self, Loop *loop, FiberFn *fn, void *arg)
 {
     FiberCall call = {.loop = loop, .fn = fn, .arg = arg, .is_from_reserve = true};
-    return call_from_fiber(self, &call);
+    return call_from_fiber(self, &call, fiber_call_arrives);
+}
+
+typedef struct PlainCall {
+    FiberCall call; // first; without a fiber
+    RemoteCallFn *fn;
+} PlainCall;
+
+static void plain_call_arrives(LoopCall *post)
+{
+    PlainCall *plain = (PlainCall *)post;
+    plain->fn(plain->call.arg);
+    send_reply(&plain->call, 0);
+}
+
+void remote_call_plain(Fiber *self, Loop *loop, RemoteCallFn *fn, void *arg)
+{
+    PlainCall plain = {.call = {.loop = loop, .arg = arg}, .fn = fn};
+    call_from_fiber(self, &plain.call, plain_call_arrives);
 }

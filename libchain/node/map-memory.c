@@ -130,6 +130,7 @@ static void answer(LoopCall *call)
 void memory_user_join(MemoryUser *user, Loop *loop, MapMemory *memory)
 {
     user->loop = loop;
+    user->closing = NULL;
     user->memory = memory;
     user->call.fn = answer;
     pthread_mutex_lock(&memory->mutex);

@@ -21,7 +21,7 @@ struct MemoryUser {
     Fiber *closing; // waits until `call` has run
 };
 
-// On the user's loop. `use` and `give_back` are set, the rest is zero.
+// On the user's loop. `use` and `give_back` are set, the rest is zero, or as it was left.
 void memory_user_join(MemoryUser *user, Loop *loop, MapMemory *memory);
 // Waits for a message that is on its way.
 void memory_user_leave(Fiber *self, MemoryUser *user);

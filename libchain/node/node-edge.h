@@ -5,7 +5,6 @@
 
 #include "chain-core/node.h"
 
-typedef void NodeVisitFn(Node *node, void *arg);
 // Visits `node` and every node from which it can be reached, each once. `fn` changes no edge.
 void node_for_each_above(Node *node, NodeVisitFn *fn, void *arg);
 

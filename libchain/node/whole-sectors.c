@@ -6,6 +6,8 @@
 #include <errno.h>
 #include <string.h>
 
+#include "chain-core/component.h"
+
 // How many of the bytes at `off` the node below has.
 static uint64_t inside(const Node *node, GuestOff off, uint64_t len)
 {
@@ -65,6 +67,8 @@ static const NodeOps ops = {
     .zero = zero_inside,
     .discard = discard_inside,
     .flush = flush,
+    .detach = component_detach_nothing,
+    .attach = component_attach_nothing,
 };
 
 Node *whole_sectors_new(Fiber *self, Node *node)

@@ -74,6 +74,9 @@ struct Qcow2Image {
     Qcow2Snapshot *snapshots;
     uint64_t snapshot_table_bytes; // as it lies in the file
     Qcow2View *head;               // the writable head view, borrowed
+    GPtrArray *views;              // all of them, borrowed
+    TableSlice *moving;            // those of its tables, while it is on its way to another loop
+    bool is_detached;              // it is
 
     Allocator allocator;
     Writeback writeback;
@@ -155,6 +158,12 @@ static inline void pin_guard_release(PinGuard *guard)
     guard->pin = NULL;
 }
 G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(PinGuard, pin_guard_release)
+
+// To another loop, with what it has cached. `detach` once no request is in any of its views: waits
+// for write-back and whatever else it does by itself. Each of its views does both; the first and the
+// last of them count (image-move.c).
+void image_detach(Fiber *self, Qcow2Image *image);
+void image_attach(Qcow2Image *image, Loop *loop);
 
 // Where data clusters lie.
 static inline File *image_data_file(const Qcow2Image *image)

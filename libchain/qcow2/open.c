@@ -398,6 +398,7 @@ int qcow2_image_open(Fiber *self, File *file, const Qcow2OpenOptions *options,
 {
     Qcow2Image *image = g_new0(Qcow2Image, 1);
     image->n_refs = 1;
+    image->views = g_ptr_array_new();
     image->loop = fiber_loop(self);
     image->file = file;
     image->name = g_strdup(file_path(file));
@@ -463,6 +464,7 @@ void qcow2_image_unref_close(Fiber *self, Qcow2Image *image)
     freed_done(&image->freed);
     allocator_done(image);
     metadata_set_done(&image->metadata);
+    g_ptr_array_unref(image->views);
     while (image->n_cow_buffers)
         free(image->cow_buffers[--image->n_cow_buffers]);
     for (uint32_t i = 0; image->snapshots && i < image->header.n_snapshots; i++)

@@ -127,6 +127,16 @@ static void rehash(TableCache *cache)
     g_free(old);
 }
 
+static void insert(TableCache *cache, TableSlice *s)
+{
+    uint64_t b = bucket_of(cache, s->image, s->host);
+    s->hash_next = cache->buckets[b];
+    cache->buckets[b] = s;
+    cache->bytes += s->bytes + SLICE_OVERHEAD;
+    if (++cache->n_slices > cache->mask)
+        rehash(cache);
+}
+
 // -- the ring of clean slices ---------------------------------------------------------------------
 
 // Behind the hand: it comes there last.
@@ -277,13 +287,8 @@ static TableSlice *add(TableCache *cache, const Qcow2Image *image, HostOff host,
     s->bytes = bytes;
     s->loading = true;
     s->n_holders = 1;
-    uint64_t b = bucket_of(cache, image, host);
-    s->hash_next = cache->buckets[b];
-    cache->buckets[b] = s;
-    cache->bytes += bytes + SLICE_OVERHEAD;
+    insert(cache, s);
     map_memory_add(cache->memory, MAP_MEMORY_SLICES, bytes + SLICE_OVERHEAD);
-    if (++cache->n_slices > cache->mask)
-        rehash(cache);
     return s;
 }
 
@@ -531,5 +536,47 @@ void table_cache_forget_image(TableCache *cache, const Qcow2Image *image, TableS
             if (s->image == image)
                 forget(cache, s, dirty);
         }
+    }
+}
+
+// -- moving ---------------------------------------------------------------------------------------
+
+TableSlice *table_cache_take_image(TableCache *cache, const Qcow2Image *image,
+                                   TableSliceList *dirty)
+{
+    TableSlice *taken = NULL;
+    for (uint64_t b = 0; b <= cache->mask; b++) {
+        for (TableSlice **at = &cache->buckets[b], *s; (s = *at);) {
+            if (s->image != image) {
+                at = &s->hash_next;
+                continue;
+            }
+            assert(!s->loading && !s->writing && !s->n_holders);
+            if (!s->dirty)
+                ring_remove(cache, s);
+            *at = s->hash_next;
+            s->hash_next = taken;
+            taken = s;
+            cache->n_slices--;
+            cache->bytes -= s->bytes + SLICE_OVERHEAD;
+        }
+    }
+    if (dirty->pinned_bytes)
+        unlink_list(cache, dirty);
+    dirty->cache = NULL;
+    return taken;
+}
+
+void table_cache_put_image(TableCache *cache, TableSlice *slices, TableSliceList *dirty)
+{
+    dirty->cache = cache;
+    if (dirty->pinned_bytes)
+        link_list(cache, dirty);
+    for (TableSlice *s = slices, *next; s; s = next) {
+        next = s->hash_next;
+        s->age = cache->age;
+        insert(cache, s);
+        if (!s->dirty)
+            ring_add(cache, s);
     }
 }

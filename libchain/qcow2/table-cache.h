@@ -104,6 +104,12 @@ bool table_cache_forget(TableCache *cache, const Qcow2Image *image, HostOff host
 // Forgets all of an image; none may be held.
 void table_cache_forget_image(TableCache *cache, const Qcow2Image *image, TableSliceList *dirty);
 
+// All slices of an image leave a cache, dirty ones too, and enter another loop's. None may be
+// loading, held or being written.
+TableSlice *table_cache_take_image(TableCache *cache, const Qcow2Image *image,
+                                   TableSliceList *dirty);
+void table_cache_put_image(TableCache *cache, TableSlice *slices, TableSliceList *dirty);
+
 // What it did so far.
 typedef struct TableCacheStats {
     uint64_t n_slices, n_clean; // there now

@@ -92,8 +92,26 @@ static void view_close(Fiber *self, Node *node)
         image->head = NULL;
         image->writeback.parts.l1 = NULL;
     }
+    g_ptr_array_remove_fast(image->views, view);
     qcow2_image_unref_close(self, image);
     entry_table_done(&view->l1);
+}
+
+static void view_detach(Fiber *self, Node *node)
+{
+    image_detach(self, view_of(node)->image);
+}
+
+static void view_attach(Node *node)
+{
+    image_attach(view_of(node)->image, node->loop);
+}
+
+static void view_for_each_sibling(Node *node, NodeVisitFn *fn, void *arg)
+{
+    GPtrArray *views = view_of(node)->image->views;
+    for (guint i = 0; i < views->len; i++)
+        fn(views->pdata[i], arg);
 }
 
 static const NodeOps view_ops = {
@@ -108,6 +126,9 @@ static const NodeOps view_ops = {
     .metadata_file = view_metadata_file,
     .may_have = view_may_have,
     .data_may_be_hole = view_data_may_be_hole,
+    .detach = view_detach,
+    .attach = view_attach,
+    .for_each_sibling = view_for_each_sibling,
     .close = view_close,
 };
 
@@ -228,6 +249,7 @@ int qcow2_view_new(Fiber *self, Qcow2Image *image, const char *wanted, Node **re
     if (r == 0 && head_for_writing)
         r = collect_l2_tables(view, error);
     qcow2_image_ref(image);
+    g_ptr_array_add(image->views, view);
     if (r < 0) {
         node_unref_close(self, &view->node);
         return r;

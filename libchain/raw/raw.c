@@ -95,6 +95,16 @@ static bool raw_data_may_be_hole(Fiber *self, Node *node)
     return ((RawNode *)node)->is_shared;
 }
 
+static void raw_detach(Fiber *self, Node *node)
+{
+    file_detach(self, raw_file(node));
+}
+
+static void raw_attach(Node *node)
+{
+    file_attach(raw_file(node), node->loop);
+}
+
 static void raw_close(Fiber *self, Node *node)
 {
     file_close(self, raw_file(node));
@@ -104,7 +114,8 @@ static void raw_close(Fiber *self, Node *node)
     {                                                                                              \
         .driver = name, .read_start = raw_read_start, .write = raw_write, .zero = raw_zero,        \
         .discard = raw_discard, .flush = raw_flush, .map = raw_map, .file = raw_file,              \
-        .data_may_be_hole = raw_data_may_be_hole, .close = raw_close,                              \
+        .data_may_be_hole = raw_data_may_be_hole, .detach = raw_detach, .attach = raw_attach,      \
+        .close = raw_close,                                                                        \
     }
 static const NodeOps raw_ops = OPS_OF_DRIVER("raw");
 static const NodeOps file_ops = OPS_OF_DRIVER("file");

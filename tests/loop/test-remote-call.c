@@ -173,6 +173,30 @@ static void a_fiber_calls_between_simulated_loops(void **state)
     }
 }
 
+static void note_visit(void *arg)
+{
+    ((Visit *)arg)->n++;
+}
+
+static void call_plain(Fiber *self, void *arg)
+{
+    Visit v = {.loop = arg};
+    remote_call_plain(self, arg, note_visit, &v);
+    remote_call_plain(self, fiber_loop(self), note_visit, &v);
+    fiber_assert_equal(v.n, 2);
+}
+
+static void a_call_without_a_fiber_is_made_on_a_full_loop(void **state)
+{
+    World *w = *state;
+    RemoteCall last; // takes the place that the call of fill_loop() had
+    assert_int_equal(remote_call(w->loop, fill_loop, w), 0);
+    remote_call_start(&last, w->loop, hold, w);
+    run_in_fiber(call_plain, w->loop);
+    assert_int_equal(remote_call_reserve(w->loop, release_all, w), 0);
+    assert_int_equal(remote_call_wait(&last, -1), 0);
+}
+
 static void cancel_caller(Fiber *self, void *arg)
 {
     Visit *v = arg;
@@ -232,6 +256,7 @@ int main(void)
         TEST(on_a_full_loop_only_calls_from_the_reserve_are_made),
         TEST(a_fiber_calls_into_another_loop_and_into_its_own),
         TEST(a_fiber_calls_between_simulated_loops),
+        TEST(a_call_without_a_fiber_is_made_on_a_full_loop),
         TEST(a_cancelled_caller_waits_to_the_end_and_the_called_does_not_notice),
         TEST(a_fiber_is_told_that_the_other_loop_is_full),
     };

@@ -22,5 +22,8 @@ int chain_open(Fiber *self, const char *path, const LayerOptions *options, Node 
 // Makes `below` (NULL: nothing) the backing layer of `overlay`, with a merged map between them that
 // answers for all that lies below. Takes new references. Drained, if requests can reach `overlay`.
 void chain_set_backing(Fiber *self, Node *overlay, Node *below, MapMemory *memory);
+// The node that goes between an overlay and `below` for that, for those who put it in by themselves
+// (component.h). Returned owned.
+Node *chain_below_new(Fiber *self, Node *below, MapMemory *memory);
 // The next layer or filter below `node`, merged maps skipped; NULL at the base. Borrowed.
 Node *chain_backing(const Node *node);

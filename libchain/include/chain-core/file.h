@@ -35,6 +35,13 @@ File *file_ref(File *file);
 // Drops a reference; the last one releases locks and the descriptor. Does not flush. Accepts NULL.
 void file_close(Fiber *self, File *file);
 
+// To another loop. On the file's loop, once nothing is under way: waits for what the host still does
+// by itself, and lets go of what belongs to the loop. Until file_attach() it may only be asked for
+// what it knows. Its users may each do both; the first and the last of them count.
+void file_detach(Fiber *self, File *file);
+// On `loop`, another or the same. Does not suspend, and cannot fail.
+void file_attach(File *file, Loop *loop);
+
 const char *file_path(const File *file); // as given to file_open()
 Loop *file_loop(const File *file);
 bool file_is_writable(const File *file);

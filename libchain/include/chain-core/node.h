@@ -14,6 +14,7 @@
 
 typedef struct Node Node;
 typedef struct NodeOps NodeOps;
+typedef void NodeVisitFn(Node *node, void *arg);
 
 typedef enum NodeIoFlags {
     NODE_IO_FUA = 1 << 0,       // durable before the call returns
@@ -72,6 +73,14 @@ struct NodeOps {
     // Something below `node` changed place (a backing child set, a filter put in or taken out):
     // forget what was derived from it. Drained; must not suspend. May be NULL.
     void (*below_changed)(Node *node);
+    // To another loop (component.h), drained. `detach`, on the old one: waits for what the node does
+    // by itself, and lets go of what belongs to the loop; uses no other node. `attach`, on the new
+    // one, when `loop` is set: the reverse; must not suspend, cannot fail. NULL: it cannot be moved.
+    void (*detach)(Fiber *self, Node *node);
+    void (*attach)(Node *node);
+    // Visits the nodes that share something of their loop with `node`, and have to move with it. May
+    // be NULL.
+    void (*for_each_sibling)(Node *node, NodeVisitFn *fn, void *arg);
     // Writes back what is dirty, frees what the driver's struct holds; may be NULL. Called once, by
     // node_unref_close(), which then frees the struct itself with g_free().
     void (*close)(Fiber *self, Node *node);

@@ -7,7 +7,20 @@
 #include "chain-core/fiber-sync.h"
 #include "chain-core/node.h"
 
-typedef struct Port {
+typedef struct Port Port;
+
+// How whoever enters through a port goes to another loop with it (component.h).
+typedef struct PortMoveOps {
+    // On the port's loop: nobody is inside, or waits to be, when it returns 0, until resume().
+    // Negative with a sentence: not within a reasonable time; resume() will not be called.
+    int (*park)(Fiber *self, Port *port, GError **error);
+    // On the new loop, while it is parked. Does not suspend, and cannot fail.
+    void (*attach)(Port *port, Loop *loop);
+    // On the loop on which it was parked, whether it was attached to another or not. Likewise.
+    void (*resume)(Port *port);
+} PortMoveOps;
+
+struct Port {
     Node *node; // current target; valid between port_enter() and port_leave()
     uint32_t n_in_flight;
     uint32_t n_drains;  // >0: admission stopped; drains of nodes below, plus n_holds
@@ -15,7 +28,8 @@ typedef struct Port {
     FiberQueue waiting; // requests kept out
     FiberQueue drainers;
     const char *owner;
-} Port;
+    const PortMoveOps *move_ops; // set after port_init(); NULL: it cannot be moved
+};
 
 // Takes a new reference on `node`. `owner` (a literal or owned elsewhere) is for messages.
 void port_init(Port *port, Node *node, const char *owner);

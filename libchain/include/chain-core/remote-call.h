@@ -45,3 +45,6 @@ int remote_call_reserve(Loop *loop, FiberFn *fn, void *arg);
 // caller neither ends the wait nor reaches `fn`: it shows in what the caller does next.
 int remote_call_fiber(Fiber *self, Loop *loop, FiberFn *fn, void *arg);
 int remote_call_fiber_reserve(Fiber *self, Loop *loop, FiberFn *fn, void *arg);
+// The same with a function that does not suspend, and runs outside any fiber: it cannot fail.
+typedef void RemoteCallFn(void *arg);
+void remote_call_plain(Fiber *self, Loop *loop, RemoteCallFn *fn, void *arg);

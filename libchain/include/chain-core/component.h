@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// A component: all nodes that edges join, whatever else they share (the views of an image), and the
+// ports on them. It lives on one loop, and goes to another as one thing: who enters through its
+// ports is parked at a request boundary, it is drained, what belongs to the loop is let go of, and
+// taken up again on the other one. Nothing is written, nothing that is cached is lost.
+#pragma once
+
+#include "chain-core/port.h"
+
+// An edge that the move changes: `above`, of the component, gets `below` as its backing child, which
+// is on the new loop already and outlives the move; what lay below it stays where it is. For layers
+// that have an instance on each loop.
+typedef struct ComponentEdge {
+    Node *above, *below;
+} ComponentEdge;
+
+// Moves the component of `node` to `loop`. From a fiber of any loop, while nobody else changes the
+// graph. 0 (also when it lives there already), or negative with a sentence, and nothing has changed:
+// -EBUSY when somebody cannot be parked, -ENOTSUP when a driver or a port's owner cannot be moved.
+int component_move(Fiber *self, Node *node, Loop *loop, const ComponentEdge *edges,
+                   unsigned n_edges, GError **error);
+
+// For NodeOps of nodes that keep nothing of their loop.
+void component_detach_nothing(Fiber *self, Node *node);
+void component_attach_nothing(Node *node);

@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// Moving a component. In a fiber of the old loop, except attach_all(), which is one step on the new
+// loop:
+//
+//     collect ──▶ park ports ──▶ drain ──▶ detach nodes ──▶ attach nodes, ports ──▶ resume ports
+//       │ refused   │ refused                               end the drains
+//       ▼           ▼ (those that are parked are resumed)
+//
+// Once all ports are parked nothing can fail: nobody is inside, and nobody waits to be.
+#include "chain-core/component.h"
+
+#include <errno.h>
+
+#include "base/error.h"
+#include "chain-core/remote-call.h"
+#include "node/node-edge.h"
+
+typedef struct Move {
+    Node *start;
+    Loop *from, *to;
+    const ComponentEdge *edges;
+    unsigned n_edges;
+    GPtrArray *nodes, *ports; // of the component
+    GHashTable *seen;         // nodes
+    Node **stay;              // of each edge: what lay below
+    int result;
+    GError *error;
+} Move;
+
+static bool is_changed(const Move *m, const Node *above)
+{
+    for (unsigned i = 0; i < m->n_edges; i++)
+        if (m->edges[i].above == above)
+            return true;
+    return false;
+}
+
+static void see(Node *node, void *arg)
+{
+    Move *m = arg;
+    if (g_hash_table_add(m->seen, node))
+        g_ptr_array_add(m->nodes, node);
+}
+
+static void collect(Move *m)
+{
+    see(m->start, m);
+    for (guint i = 0; i < m->nodes->len; i++) {
+        Node *node = m->nodes->pdata[i];
+        if (node->backing && !is_changed(m, node))
+            see(node->backing, m);
+        for (guint p = 0; p < node->parents->len; p++)
+            if (!is_changed(m, node->parents->pdata[p]))
+                see(node->parents->pdata[p], m);
+        if (node->ops->for_each_sibling)
+            node->ops->for_each_sibling(node, see, m);
+        for (guint p = 0; p < node->ports->len; p++)
+            g_ptr_array_add(m->ports, node->ports->pdata[p]);
+    }
+}
+
+static int check(Move *m)
+{
+    for (guint i = 0; i < m->nodes->len; i++) {
+        const Node *node = m->nodes->pdata[i];
+        if (!node->ops->detach || !node->ops->attach)
+            return error_set(
+                &m->error, -ENOTSUP,
+                "%s cannot be moved to another loop: its driver, %s, stays where it is", node->name,
+                node->ops->driver);
+        if (node->n_drains)
+            return error_set(&m->error, -EBUSY,
+                             "%s cannot be moved to another loop: it is being changed", node->name);
+    }
+    for (unsigned i = 0; i < m->n_edges; i++) {
+        const ComponentEdge *e = &m->edges[i];
+        g_assert(g_hash_table_contains(m->seen, e->above) && e->below->loop == m->to);
+        if (g_hash_table_contains(m->seen, e->above->backing))
+            return error_set(&m->error, -EBUSY,
+                             "%s cannot be left behind by %s, which moves to another loop: others "
+                             "that move use it",
+                             e->above->backing->name, e->above->name);
+    }
+    for (guint i = 0; i < m->ports->len; i++) {
+        const Port *port = m->ports->pdata[i];
+        if (!port->move_ops)
+            return error_set(&m->error, -ENOTSUP,
+                             "%s cannot be moved to another loop: it is used by %s",
+                             port->node->name, port->owner);
+    }
+    return 0;
+}
+
+// Those before `n`.
+static void resume_ports(Move *m, guint n)
+{
+    for (guint i = 0; i < n; i++) {
+        Port *port = m->ports->pdata[i];
+        port->move_ops->resume(port);
+    }
+}
+
+static int park_ports(Fiber *self, Move *m)
+{
+    for (guint i = 0; i < m->ports->len; i++) {
+        Port *port = m->ports->pdata[i];
+        int r = port->move_ops->park(self, port, &m->error);
+        if (r < 0) {
+            resume_ports(m, i);
+            return r;
+        }
+    }
+    return 0;
+}
+
+// Below which nothing of the component lies: their drains reach all of it.
+static bool is_lowest(const Move *m, const Node *node)
+{
+    return !node->backing || is_changed(m, node);
+}
+
+static void detach_all(Fiber *self, Move *m)
+{
+    for (guint i = 0; i < m->nodes->len; i++)
+        if (is_lowest(m, m->nodes->pdata[i]))
+            node_drain_begin(self, m->nodes->pdata[i]);
+    for (guint i = 0; i < m->nodes->len; i++) {
+        Node *node = m->nodes->pdata[i];
+        node->ops->detach(self, node);
+    }
+    for (unsigned i = 0; i < m->n_edges; i++) {
+        Node *above = m->edges[i].above;
+        m->stay[i] = g_steal_pointer(&above->backing);
+        if (m->stay[i])
+            g_ptr_array_remove_fast(m->stay[i]->parents, above);
+    }
+}
+
+// On the new loop, outside any fiber.
+static void attach_all(void *arg)
+{
+    Move *m = arg;
+    for (guint i = 0; i < m->nodes->len; i++) {
+        Node *node = m->nodes->pdata[i];
+        node->loop = m->to;
+        node->ops->attach(node);
+    }
+    for (unsigned i = 0; i < m->n_edges; i++) {
+        Node *above = m->edges[i].above;
+        above->backing = node_ref(m->edges[i].below);
+        g_ptr_array_add(above->backing->parents, above);
+        node_edges_changed(above);
+    }
+    for (guint i = 0; i < m->ports->len; i++) {
+        Port *port = m->ports->pdata[i];
+        port->move_ops->attach(port, m->to);
+    }
+    for (guint i = 0; i < m->nodes->len; i++)
+        if (is_lowest(m, m->nodes->pdata[i]))
+            node_drain_end(NULL, m->nodes->pdata[i]);
+}
+
+static void move_fiber(Fiber *self, void *arg)
+{
+    Move *m = arg;
+    collect(m);
+    m->result = check(m);
+    if (m->result == 0)
+        m->result = park_ports(self, m);
+    if (m->result < 0)
+        return;
+    detach_all(self, m);
+    remote_call_plain(self, m->to, attach_all, m);
+    resume_ports(m, m->ports->len);
+    for (unsigned i = 0; i < m->n_edges; i++)
+        node_unref_close(self, m->stay[i]);
+}
+
+int component_move(Fiber *self, Node *node, Loop *loop, const ComponentEdge *edges,
+                   unsigned n_edges, GError **error)
+{
+    if (node->loop == loop)
+        return 0;
+    Move m = {
+        .start = node,
+        .from = node->loop,
+        .to = loop,
+        .edges = edges,
+        .n_edges = n_edges,
+        .nodes = g_ptr_array_new(),
+        .ports = g_ptr_array_new(),
+        .seen = g_hash_table_new(NULL, NULL),
+        .stay = g_new0(Node *, n_edges + 1),
+    };
+    if (remote_call_fiber_reserve(self, m.from, move_fiber, &m) < 0)
+        m.result = error_set(&m.error, -ENOMEM,
+                             "%s cannot be moved to another loop: no memory for a fiber's stack",
+                             node->name);
+    if (m.error)
+        g_propagate_error(error, m.error);
+    g_ptr_array_unref(m.nodes);
+    g_ptr_array_unref(m.ports);
+    g_hash_table_unref(m.seen);
+    g_free(m.stay);
+    return m.result;
+}
+
+void component_detach_nothing(Fiber *self, Node *node)
+{
+}
+
+void component_attach_nothing(Node *node)
+{
+}
