@@ -40,7 +40,8 @@ CORE = {
     "driver-option.h": "node",
     "component.h": "node",
     "raw.h": "raw",
-    "qcow2.h": "qcow2", "qcow2-check.h": "qcow2", "qcow2-create.h": "qcow2",
+    "qcow2.h": "qcow2", "qcow2-snapshot.h": "qcow2",
+    "qcow2-check.h": "qcow2", "qcow2-create.h": "qcow2",
     "chain.h": "chain", "layer.h": "chain", "node-config.h": "chain",
 }
 # The chain opens its layers by their drivers' headers, never by their insides.

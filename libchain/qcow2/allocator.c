@@ -367,6 +367,40 @@ int allocator_take(Fiber *self, Qcow2Image *image, uint64_t n_wanted, Allocation
     return r;
 }
 
+// What one take gives may end at a refcount slice's border, with the rest of the piece behind it, or
+// where somebody else has taken meanwhile. Pieces that end too early are kept until the end, so that
+// they do not come again.
+int allocator_take_piece(Fiber *self, Qcow2Image *image, uint64_t n, Allocation *ret_allocation)
+{
+    enum { MAX_TRIES = 64 };
+    g_autoptr(GArray) short_pieces = g_array_new(false, false, sizeof(ClusterRange));
+    Allocation piece = {0};
+    int r = 0;
+    while (r == 0 && piece.range.n < n && short_pieces->len < MAX_TRIES) {
+        Allocation next;
+        r = allocator_take(self, image, n - piece.range.n, &next);
+        if (r < 0)
+            break;
+        if (piece.range.n && piece.range.first + piece.range.n == next.range.first) {
+            piece.range.n += next.range.n;
+            piece.is_zeroed &= next.is_zeroed;
+            continue;
+        }
+        if (piece.range.n)
+            g_array_append_val(short_pieces, piece.range);
+        piece = next;
+    }
+    if (r == 0 && piece.range.n < n)
+        r = -EFBIG;
+    if (r < 0 && piece.range.n)
+        g_array_append_val(short_pieces, piece.range);
+    for (guint i = 0; i < short_pieces->len; i++)
+        allocator_release(self, image, g_array_index(short_pieces, ClusterRange, i));
+    if (r == 0)
+        *ret_allocation = piece;
+    return r;
+}
+
 void allocator_release(Fiber *self, Qcow2Image *image, ClusterRange range)
 {
     while (range.n) {

@@ -19,6 +19,10 @@ void allocator_done(Qcow2Image *image);
 // -ENOMEM.
 int allocator_take(Fiber *self, Qcow2Image *image, uint64_t n_wanted, Allocation *ret_allocation);
 
+// The same, all `n` clusters or none: for tables, which lie in one piece. -EFBIG when no such piece was
+// found; as many clusters and more may be free in several.
+int allocator_take_piece(Fiber *self, Qcow2Image *image, uint64_t n, Allocation *ret_allocation);
+
 // Takes one reference from the clusters of `range`; what has none left is free. Only for ranges
 // that nothing on disk names, and nobody has pinned: a take of which nothing came (its I/O has
 // ended), or what write-back has unlinked durably. On failure they leak.

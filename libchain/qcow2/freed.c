@@ -95,6 +95,8 @@ void freed_turn(FreedClusters *f)
     // punch what the first has made free.
     if (!f->durable->len || f->releasing->len || f->n_fibers || f->pins[!old].pin.n_holders)
         return;
+    if (f->n_holds)
+        return;
     GArray *empty = f->releasing;
     f->releasing = f->durable;
     f->durable = empty;
@@ -136,6 +138,19 @@ static void pin_drained(IoPin *pin)
     }
 }
 
+void freed_hold(FreedClusters *f)
+{
+    f->n_holds++;
+}
+
+void freed_resume(FreedClusters *f)
+{
+    if (--f->n_holds)
+        return;
+    freed_turn(f);
+    fiber_queue_wake_all(&f->released);
+}
+
 bool freed_is_pending(const FreedClusters *f)
 {
     return f->unlinked->len || f->durable->len || f->releasing->len || f->n_fibers;
@@ -143,6 +158,8 @@ bool freed_is_pending(const FreedClusters *f)
 
 void freed_wait(Fiber *self, FreedClusters *f)
 {
+    while (f->n_holds)
+        fiber_queue_wait(self, &f->released, false, "release of freed clusters is held");
     // What is durable now may stand behind one batch that waits for its pins and one that is being
     // released.
     for (unsigned n = 0; n < 3 && (f->releasing->len || f->n_fibers); n++)

@@ -40,6 +40,7 @@ struct FreedClusters {
     GArray *durable;     // ClusterRange: on disk too
     GArray *releasing;   // ClusterRange: waiting for `pins[!pin_now]` to drain
     uint64_t n_unlinked; // clusters
+    unsigned n_holds;    // while there are any, no further release begins
     unsigned n_fibers;   // that release, under way
     uint64_t n_released; // such fibers that ended
     FiberQueue released; // woken when one of them ends
@@ -66,6 +67,12 @@ GArray *freed_take(FreedClusters *f);
 void freed_add_durable(FreedClusters *f, ClusterRange range);
 void freed_turn(FreedClusters *f);
 
-// Is anything on its way? Waits until what is durable now has been released.
+// From hold to resume nothing that is unlinked after the call is released: references that are not
+// counted yet may depend on it.
+void freed_hold(FreedClusters *f);
+void freed_resume(FreedClusters *f);
+
+// Is anything on its way? Waits until what is durable now has been released,
+// for the end of a hold too.
 bool freed_is_pending(const FreedClusters *f);
 void freed_wait(Fiber *self, FreedClusters *f);

@@ -26,12 +26,12 @@
 #include "chain-core/fiber-sync.h"
 #include "chain-core/qcow2.h"
 #include "format/qcow2-header.h"
-#include "format/qcow2-snapshot.h"
 #include "format/qcow2-table.h"
 #include "qcow2/cluster-lock.h"
 #include "qcow2/entry-table.h"
 #include "qcow2/freed.h"
 #include "qcow2/metadata-set.h"
+#include "qcow2/snapshot-list.h"
 #include "qcow2/table-cache.h"
 #include "qcow2/writeback.h"
 
@@ -71,12 +71,11 @@ struct Qcow2Image {
     const NodeEvents *events;
 
     EntryTable refcount_table; // writable images only
-    Qcow2Snapshot *snapshots;
-    uint64_t snapshot_table_bytes; // as it lies in the file
-    Qcow2View *head;               // the writable head view, borrowed
-    GPtrArray *views;              // all of them, borrowed
-    TableSlice *moving;            // those of its tables, while it is on its way to another loop
-    bool is_detached;              // it is
+    SnapshotList snapshots;
+    Qcow2View *head;    // the writable head view, borrowed
+    GPtrArray *views;   // all of them, borrowed
+    TableSlice *moving; // those of its tables, while it is on its way to another loop
+    bool is_detached;   // it is
 
     Allocator allocator;
     Writeback writeback;

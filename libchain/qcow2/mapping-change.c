@@ -10,18 +10,55 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <string.h>
 
 #include "qcow2/allocator.h"
 
-static int copy_table(Fiber *self, Qcow2Image *image, HostOff from, HostOff to)
+// What the cache has of a table, which may not be in the file yet.
+static void copy_cached(const Qcow2Image *image, HostOff table, uint8_t *buf, bool *is_cached)
 {
-    uint32_t bytes = image->geometry.cluster_bytes;
-    g_autofree void *buf = g_try_malloc(bytes);
-    if (!buf)
+    uint32_t slice_bytes = image->geometry.slice_bytes;
+    for (uint32_t o = 0; o < image->geometry.cluster_bytes; o += slice_bytes) {
+        const TableSlice *slice = table_cache_find(image->cache, image, host_off(table.v + o));
+        is_cached[o / slice_bytes] = slice != NULL;
+        if (slice)
+            memcpy(buf + o, slice->data, slice_bytes);
+    }
+}
+
+static void clear_copied(const Qcow2Geometry *g, void *table)
+{
+    for (uint32_t i = 0; i < g->l2_entries; i++) {
+        Qcow2L2Entry e = qcow2_l2_entry_decode(g, table, i);
+        if (!e.copied || e.kind == QCOW2_CLUSTER_BAD)
+            continue;
+        e.copied = false;
+        qcow2_l2_entry_encode(g, table, i, &e);
+    }
+}
+
+// Nobody changes a shared table, but for COPIED flags of one that a snapshot in the making shares:
+// the copy has none of those. What is cached when this begins is newer than the file, or the same;
+// the rest is in the file.
+static int copy_table(Fiber *self, Qcow2Image *image, HostOff from, HostOff to, bool without_copied)
+{
+    const Qcow2Geometry *g = &image->geometry;
+    uint32_t n_slices = g->cluster_bytes / g->slice_bytes;
+    g_autofree uint8_t *cached = g_try_malloc(g->cluster_bytes),
+                       *buf = g_try_malloc(g->cluster_bytes);
+    g_autofree bool *is_cached = g_try_new(bool, n_slices);
+    if (!buf || !cached || !is_cached)
         return -ENOMEM;
-    // A shared table is never dirty in the cache, so the file has its content.
-    int r = file_read(self, image->file, from, buf, bytes);
-    return r < 0 ? r : file_write(self, image->file, to, buf, bytes);
+    copy_cached(image, from, cached, is_cached);
+    int r = file_read(self, image->file, from, buf, g->cluster_bytes);
+    if (r < 0)
+        return r;
+    for (uint32_t i = 0; i < n_slices; i++)
+        if (is_cached[i])
+            memcpy(buf + i * g->slice_bytes, cached + i * g->slice_bytes, g->slice_bytes);
+    if (without_copied)
+        clear_copied(g, buf);
+    return file_write(self, image->file, to, buf, g->cluster_bytes);
 }
 
 static int make_table(Fiber *self, Qcow2View *view, uint64_t i1, Qcow2L1Entry old)
@@ -43,7 +80,7 @@ static int make_table(Fiber *self, Qcow2View *view, uint64_t i1, Qcow2L1Entry ol
     // Metadata from now on, though nothing names it yet: no entry may lead a write here meanwhile.
     metadata_set_add(&image->metadata, taken.range.first);
     if (old.l2.v)
-        r = copy_table(self, image, old.l2, table);
+        r = copy_table(self, image, old.l2, table, mapping_is_shared(view, i1));
     else if (!taken.is_zeroed)
         r = file_zero(self, image->file, table, image->geometry.cluster_bytes, 0);
     if (r == 0)
@@ -61,6 +98,7 @@ static int make_table(Fiber *self, Qcow2View *view, uint64_t i1, Qcow2L1Entry ol
     table_slice_release(slice);
     cluster_set_add(&image->metadata.new_tables, taken.range.first);
     entry_table_set(&view->l1, i1, qcow2_l1_entry_encode(table, true));
+    mapping_end_shared(view, i1);
     if (old.l2.v)
         freed_add(&image->freed, (ClusterRange){image_cluster_of(image, old.l2), 1}, entry);
     return 0;
@@ -72,11 +110,12 @@ static int prepare_table(Fiber *self, Qcow2View *view, GuestOff off)
     Qcow2Image *image = view->image;
     uint64_t i1 = qcow2_l1_index(&image->geometry, off);
     Qcow2L1Entry e = qcow2_l1_entry_decode(view->l1.entries[i1]);
-    if (G_LIKELY(e.l2.v && e.copied))
+    if (G_LIKELY(e.l2.v && e.copied && !mapping_is_shared(view, i1)))
         return 0;
     fiber_mutex_lock(self, &image->l2_mutex);
     e = qcow2_l1_entry_decode(view->l1.entries[i1]);
-    int r = e.l2.v && e.copied ? 0 : make_table(self, view, i1, e);
+    bool is_own = e.l2.v && e.copied && !mapping_is_shared(view, i1);
+    int r = is_own ? 0 : make_table(self, view, i1, e);
     fiber_mutex_unlock(self, &image->l2_mutex);
     return r;
 }

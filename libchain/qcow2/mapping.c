@@ -31,7 +31,7 @@ static inline int slice_place(Qcow2View *view, GuestOff off, HostOff *ret_slice,
     if (!l1.l2.v && !l1.reserved_set) {
         // Nothing here, up to the next L1 entry; callers skip at most that far.
         uint32_t i2 = qcow2_l2_index(g, off);
-        *ret_place = (MappingPlace){NULL, i2, g->l2_entries - i2};
+        *ret_place = (MappingPlace){NULL, i2, g->l2_entries - i2, false};
         return 1;
     }
     bool is_outside = image_cluster_of(image, l1.l2) >= image->allocator.tail;
@@ -46,7 +46,8 @@ static inline int slice_place(Qcow2View *view, GuestOff off, HostOff *ret_slice,
             image, "L1 entry %" G_GUINT64_FORMAT " (%#" G_GINT64_MODIFIER "x) is damaged", i1,
             be64_get(view->l1.entries[i1]));
     *ret_slice = cluster_span_slice(g, &span, l1.l2);
-    *ret_place = (MappingPlace){NULL, span.index, entries_left(view, off, span.index)};
+    *ret_place = (MappingPlace){NULL, span.index, entries_left(view, off, span.index),
+                                l1.copied && !mapping_is_shared(view, i1)};
     return 0;
 }
 
@@ -166,11 +167,11 @@ static int decode_run_slow(Qcow2View *view, const MappingPlace *place, GuestOff 
             uint64_t within = MAX(in_cluster, s << g->subcluster_bits);
             HostOff host = kind == QCOW2_CLUSTER_DATA ? host_off(e.host.v + within) : host_off(0);
             uint64_t n = MIN(((uint64_t)s << g->subcluster_bits) + sub_bytes - within, len - done);
+            bool copied = e.copied && place->is_own;
             if (!done)
-                *run = (MappingRun){kind, n, host, 0, e.copied};
-            else if (kind == run->kind &&
-                     (kind != QCOW2_CLUSTER_DATA ||
-                      (host.v == run->host.v + done && e.copied == run->copied)))
+                *run = (MappingRun){kind, n, host, 0, copied};
+            else if (kind == run->kind && (kind != QCOW2_CLUSTER_DATA ||
+                                           (host.v == run->host.v + done && copied == run->copied)))
                 run->len += n;
             else
                 return 0;
@@ -197,7 +198,7 @@ int mapping_decode(Qcow2View *view, const MappingPlace *place, GuestOff off, uin
         !image_host_is_sane(image, host))
         return decode_run_slow(view, place, off, len, run);
     *run = (MappingRun){QCOW2_CLUSTER_DATA, g->cluster_bytes - in_cluster,
-                        host_off(host.v + in_cluster), 0, copied};
+                        host_off(host.v + in_cluster), 0, copied && place->is_own};
     for (uint32_t i = 1; run->len < len && i < place->n_left; i++) {
         HostOff next;
         bool next_copied;

@@ -12,11 +12,29 @@ struct Qcow2View {
     Qcow2Image *image;
     EntryTable l1;
     bool is_head;
+    ImageSnapshot *snapshot; // of a view on one; NULL: on the head
+    // While a snapshot is made: which L2 tables of the head it shares, though neither refcounts nor
+    // COPIED say so yet. A bit for each of the first `n_shared` L1 entries.
+    uint64_t *shared;
+    uint64_t n_shared;
 };
 
 static inline Qcow2View *view_of(Node *node)
 {
     return (Qcow2View *)node;
+}
+
+// Is the L2 table of L1 entry `i1` shared with a snapshot in the making?
+static inline bool mapping_is_shared(const Qcow2View *view, uint64_t i1)
+{
+    return G_UNLIKELY(i1 < view->n_shared) && (view->shared[i1 / 64] >> i1 % 64 & 1);
+}
+
+// L1 entry `i1` is not any more: it names a table that is the head's own, or counted as shared.
+static inline void mapping_end_shared(Qcow2View *view, uint64_t i1)
+{
+    if (i1 < view->n_shared)
+        view->shared[i1 / 64] &= ~(UINT64_C(1) << i1 % 64);
 }
 
 // --- find (mapping.c)
@@ -26,6 +44,7 @@ typedef struct MappingPlace {
     const void *slice; // decoded from here; valid until the next suspend point. NULL: no L2 table
     uint32_t index;    // entry within the slice
     uint32_t n_left;   // entries from `index` to the end of the slice (or of the L2 table's range)
+    bool is_own;       // the table is the view's alone: its entries' COPIED means something
 } MappingPlace;
 
 // Finds the place, loading the slice if needed (may suspend; then what was known before is stale).

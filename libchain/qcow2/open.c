@@ -18,13 +18,13 @@
 #include "qcow2/allocator.h"
 #include "qcow2/bitmap-directory.h"
 #include "qcow2/inflated-cache.h"
+#include "qcow2/snapshot-table.h"
 
 enum {
     // The headers of a chain are read one after the other, often from a cold disk: no more than
     // nearly all of them take.
     FIRST_READ_BYTES = 4 << 10,
     MAX_SNAPSHOT_L1_BYTES = 1 << 30,
-    SNAPSHOT_WINDOW_BYTES = 256 << 10,
 };
 
 static int fail(GError **error, int r, const Qcow2Image *image, const char *format, ...)
@@ -83,98 +83,6 @@ static int read_header(Fiber *self, Qcow2Image *image, GError **error)
     return 0;
 }
 
-_Static_assert((int)SNAPSHOT_WINDOW_BYTES >= (int)QCOW2_MAX_SNAPSHOT_ENTRY_BYTES, "too small");
-
-static int check_snapshot_l1(const Qcow2Image *image, uint32_t i, const Qcow2Snapshot *s,
-                             GError **error)
-{
-    uint64_t bytes = (uint64_t)s->l1_entries * sizeof(Be64);
-    if (bytes && (!s->l1.v || s->l1.v % image->geometry.cluster_bytes))
-        return fail(error, -EINVAL, image,
-                    "the L1 table of snapshot %u (%u entries) cannot lie at offset %#" PRIx64
-                    ": the image is damaged; try 'qemu-img check'",
-                    i, s->l1_entries, s->l1.v);
-    uint64_t missing = bytes ? qcow2_missing_bytes(file_size(image->file), s->l1.v, bytes) : 0;
-    if (missing)
-        return fail(error, -EINVAL, image,
-                    "the L1 table of snapshot %u (%u entries at offset %#" PRIx64
-                    ") does not lie inside the file: " QCOW2_CUT_OFF,
-                    i, s->l1_entries, s->l1.v, missing);
-    return 0;
-}
-
-// What has been read of the snapshot table. Larger than any entry, so that no allocation follows an
-// unchecked number.
-typedef struct SnapshotWindow {
-    uint64_t off; // of data[0] in the file
-    size_t len;
-    uint8_t data[SNAPSHOT_WINDOW_BYTES];
-} SnapshotWindow;
-
-// Decodes the entry at `off` of the file. Its length, or -EAGAIN (no `error`) when the file ends
-// before it does.
-static int read_snapshot(Fiber *self, Qcow2Image *image, SnapshotWindow *w, uint64_t off,
-                         Qcow2Snapshot *ret_snapshot, GError **error)
-{
-    for (bool is_fresh = false;; is_fresh = true) {
-        uint64_t in_window = off - w->off;
-        int r = -EAGAIN;
-        if (in_window < w->len)
-            r = qcow2_snapshot_decode(w->data + in_window, w->len - in_window,
-                                      image->header.size_bytes, ret_snapshot, error);
-        if (r != -EAGAIN || is_fresh)
-            return r;
-        // The last entry's padding to 8 bytes may lie past the end of the file.
-        w->off = off;
-        w->len = MIN(SNAPSHOT_WINDOW_BYTES, file_size(image->file) - off + 7);
-        r = file_read(self, image->file, host_off(off), w->data, w->len);
-        if (r < 0)
-            return error_set(error, r, "cannot read its entry at offset %" G_GUINT64_FORMAT ": %s",
-                             off, g_strerror(-r));
-    }
-}
-
-static int read_snapshots(Fiber *self, Qcow2Image *image, GError **error)
-{
-    const Qcow2Header *h = &image->header;
-    if (!h->n_snapshots)
-        return 0;
-    g_autofree SnapshotWindow *window = g_try_new(SnapshotWindow, 1);
-    image->snapshots = g_try_new0(Qcow2Snapshot, h->n_snapshots);
-    if (!image->snapshots || !window)
-        return fail(error, -ENOMEM, image, "no memory for %u snapshots", h->n_snapshots);
-    window->off = window->len = 0;
-    uint64_t off = h->snapshot_table.v, file_end = file_size(image->file);
-    for (uint32_t i = 0; i < h->n_snapshots; i++) {
-        if (off - h->snapshot_table.v > QCOW2_MAX_SNAPSHOT_TABLE_BYTES)
-            return fail(error, -EINVAL, image,
-                        "the snapshot table is larger than %d bytes at its entry %u of %u: the "
-                        "image is damaged, restore it from a copy",
-                        QCOW2_MAX_SNAPSHOT_TABLE_BYTES, i, h->n_snapshots);
-        GError *why = NULL;
-        int r = -EAGAIN;
-        if (off < file_end)
-            r = read_snapshot(self, image, window, off, &image->snapshots[i], &why);
-        if (r == -EAGAIN) {
-            uint64_t least = (uint64_t)(h->n_snapshots - i) * QCOW2_MIN_SNAPSHOT_ENTRY_BYTES;
-            uint64_t missing = qcow2_missing_bytes(file_end, off, least);
-            return fail(error, -EINVAL, image,
-                        "the snapshot table ends in its entry %u of %u: " QCOW2_CUT_OFF, i,
-                        h->n_snapshots, MAX(missing, 1));
-        }
-        if (r < 0) {
-            g_propagate_prefixed_error(error, why, "%s: snapshot %u: ", image->name, i);
-            return r;
-        }
-        off += r;
-        r = check_snapshot_l1(image, i, &image->snapshots[i], error);
-        if (r < 0)
-            return r;
-    }
-    image->snapshot_table_bytes = off - h->snapshot_table.v;
-    return 0;
-}
-
 static int read_refcount_table(Fiber *self, Qcow2Image *image, GError **error)
 {
     uint64_t bytes = (uint64_t)image->header.refcount_table_clusters
@@ -210,11 +118,11 @@ static int collect_snapshot_tables(Qcow2Image *image, GError **error)
     if (!h->n_snapshots)
         return 0;
     int r = add_metadata(image, h->snapshot_table,
-                         image_clusters_for(image, image->snapshot_table_bytes),
+                         image_clusters_for(image, image->snapshots.table_bytes),
                          "the snapshot table", error);
     uint64_t total = 0;
     for (uint32_t i = 0; r == 0 && i < h->n_snapshots; i++) {
-        const Qcow2Snapshot *s = &image->snapshots[i];
+        const Qcow2Snapshot *s = &snapshot_list_get(&image->snapshots, i)->entry;
         uint64_t bytes = (uint64_t)s->l1_entries * 8;
         total += bytes;
         if (total > MAX_SNAPSHOT_L1_BYTES)
@@ -372,7 +280,7 @@ int image_load(Fiber *self, Qcow2Image *image, GError **error)
         r = repair_dirty(self, image, error);
     if (r == 0) {
         metadata_set_init(&image->metadata, image->file, image->header.cluster_bits);
-        r = read_snapshots(self, image, error);
+        r = snapshot_table_load(self, image, error);
     }
     if (r == 0 && image->writable)
         r = read_refcount_table(self, image, error);
@@ -467,9 +375,7 @@ void qcow2_image_unref_close(Fiber *self, Qcow2Image *image)
     g_ptr_array_unref(image->views);
     while (image->n_cow_buffers)
         free(image->cow_buffers[--image->n_cow_buffers]);
-    for (uint32_t i = 0; image->snapshots && i < image->header.n_snapshots; i++)
-        qcow2_snapshot_clear(&image->snapshots[i]);
-    g_free(image->snapshots);
+    snapshot_list_done(&image->snapshots);
     entry_table_done(&image->refcount_table);
     qcow2_header_clear(&image->header);
     file_close(self, image->data_file);

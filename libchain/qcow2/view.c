@@ -93,6 +93,8 @@ static void view_close(Fiber *self, Node *node)
         image->writeback.parts.l1 = NULL;
     }
     g_ptr_array_remove_fast(image->views, view);
+    if (view->snapshot)
+        view->snapshot->n_views--;
     qcow2_image_unref_close(self, image);
     entry_table_done(&view->l1);
 }
@@ -131,26 +133,6 @@ static const NodeOps view_ops = {
     .for_each_sibling = view_for_each_sibling,
     .close = view_close,
 };
-
-static const Qcow2Snapshot *find_snapshot(const Qcow2Image *image, const char *wanted)
-{
-    for (uint32_t i = 0; i < image->header.n_snapshots; i++)
-        if (strcmp(image->snapshots[i].id, wanted) == 0)
-            return &image->snapshots[i];
-    for (uint32_t i = 0; i < image->header.n_snapshots; i++)
-        if (strcmp(image->snapshots[i].name, wanted) == 0)
-            return &image->snapshots[i];
-    return NULL;
-}
-
-static char *snapshot_names(const Qcow2Image *image)
-{
-    GString *s = g_string_new(NULL);
-    for (uint32_t i = 0; i < image->header.n_snapshots && s->len < 400; i++)
-        g_string_append_printf(s, "%s%.100s (%.100s)", i ? ", " : "", image->snapshots[i].id,
-                               image->snapshots[i].name);
-    return g_string_free(s, false);
-}
 
 static int load_l1(Fiber *self, Qcow2Image *image, HostOff l1, uint64_t n_l1, uint64_t size_bytes,
                    Qcow2View *view, GError **error)
@@ -208,20 +190,31 @@ static int collect_l2_tables(Qcow2View *view, GError **error)
     return 0;
 }
 
+// Where the list stands still its place in it says the same to all who opened the file; where it
+// changes, another snapshot may come to have that place.
+static uint64_t snapshot_identity(const Qcow2Image *image, const ImageSnapshot *snapshot)
+{
+    guint i = 0;
+    if (image->writable)
+        return UINT64_C(1) << 63 | snapshot->number;
+    g_ptr_array_find(image->snapshots.all, snapshot, &i);
+    return 1 + i;
+}
+
 int qcow2_view_new(Fiber *self, Qcow2Image *image, const char *wanted, Node **ret_node,
                    GError **error)
 {
     const Qcow2Header *h = &image->header;
-    const Qcow2Snapshot *snapshot = NULL;
+    ImageSnapshot *snapshot = NULL;
     int r = image_load(self, image, error);
     if (r < 0)
         return r;
     if (wanted) {
-        snapshot = find_snapshot(image, wanted);
-        if (!snapshot) {
-            g_autofree char *names = snapshot_names(image);
+        snapshot = snapshot_list_find(&image->snapshots, wanted);
+        if (!snapshot || snapshot->is_leaving) {
+            g_autofree char *names = snapshot_list_names(&image->snapshots);
             return error_set(error, -ENOENT, "%s: has no internal snapshot '%s'; it has %s",
-                             image->name, wanted, *names ? names : "none");
+                             image->name, wanted, names);
         }
     }
     bool head_for_writing = !snapshot && image->writable;
@@ -231,21 +224,24 @@ int qcow2_view_new(Fiber *self, Qcow2Image *image, const char *wanted, Node **re
         return -EBUSY;
     }
     Qcow2View *view = g_new0(Qcow2View, 1);
-    uint64_t size = snapshot ? snapshot->size_bytes : h->size_bytes;
+    uint64_t size = snapshot ? snapshot->entry.size_bytes : h->size_bytes;
     g_autofree char *name =
         snapshot ? g_strdup_printf("%s@%s", image->name, wanted) : g_strdup(image->name);
     node_init(&view->node, &view_ops, image->loop, name, size);
     view->image = image;
     view->is_head = head_for_writing;
+    view->snapshot = snapshot;
+    if (snapshot)
+        snapshot->n_views++; // it stays while we wait
     view->node.read_only = !head_for_writing;
     view->node.preferred_bytes = image->geometry.cluster_bytes;
     // Without one where another program writes: what two nodes know of it may differ.
     if (!image->is_shared)
         file_identity(image->file, view->node.identity.file);
     if (!image->is_shared && snapshot)
-        view->node.identity.view = 1 + (snapshot - image->snapshots);
-    r = load_l1(self, image, snapshot ? snapshot->l1 : h->l1,
-                snapshot ? snapshot->l1_entries : h->l1_entries, size, view, error);
+        view->node.identity.view = snapshot_identity(image, snapshot);
+    r = load_l1(self, image, snapshot ? snapshot->entry.l1 : h->l1,
+                snapshot ? snapshot->entry.l1_entries : h->l1_entries, size, view, error);
     if (r == 0 && head_for_writing)
         r = collect_l2_tables(view, error);
     qcow2_image_ref(image);
@@ -260,4 +256,22 @@ int qcow2_view_new(Fiber *self, Qcow2Image *image, const char *wanted, Node **re
     }
     *ret_node = &view->node;
     return 0;
+}
+
+Qcow2Image *qcow2_node_image(Node *node)
+{
+    return node->ops == &view_ops ? view_of(node)->image : NULL;
+}
+
+int qcow2_snapshot_view_new(Fiber *self, Node *beside, const char *snapshot, Node **ret_node,
+                            GError **error)
+{
+    Qcow2Image *image = qcow2_node_image(beside);
+    if (!image)
+        return error_set(error, -EINVAL, "%s: a %s image has no internal snapshots", beside->name,
+                         beside->ops->driver);
+    int r = qcow2_view_new(self, image, snapshot, ret_node, error);
+    if (r == 0)
+        node_set_backing(self, *ret_node, beside->backing);
+    return r;
 }

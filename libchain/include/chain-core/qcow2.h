@@ -42,3 +42,10 @@ File *qcow2_image_file(Qcow2Image *image);
 // passed.
 int qcow2_view_new(Fiber *self, Qcow2Image *image, const char *snapshot, Node **ret_node,
                    GError **error);
+// A read-only view on an internal snapshot of the image that `beside` (a view, the head mostly) is
+// one of: on the same image object, also while the head is written. It reads below through the
+// backing child of `beside`. The snapshot stays as long as the node is open.
+int qcow2_snapshot_view_new(Fiber *self, Node *beside, const char *snapshot, Node **ret_node,
+                            GError **error);
+// The image of a view, borrowed; NULL: another driver's node.
+Qcow2Image *qcow2_node_image(Node *node);

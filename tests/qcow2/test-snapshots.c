@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// Internal snapshots made and deleted while the head is written, zeroed and discarded: each shows
+// what the disk was at its moment, also beside the live head, and qemu-img finds the image clean. On
+// real files, with images and some snapshots of qemu-img's.
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "chain-core/fiber-sync.h"
+#include "chain-core/port.h"
+#include "chain-core/qcow2-snapshot.h"
+#include "engine-fixture.h"
+
+enum { DISK = 4 << 20, N_WRITERS = 4, N_CHANGES = 14, MAX_KEPT = 4, MAX_REQUEST = 100 << 10 };
+
+typedef struct Kind {
+    const char *name, *options;
+    bool is_compressed;
+    uint64_t map_memory;
+} Kind;
+
+static const Kind kinds[] = {
+    {"4 KiB clusters", "cluster_size=4k", false, 8 << 20},
+    {"64 KiB clusters", "cluster_size=64k", false, 8 << 20},
+    {"512 B clusters, tiny memory", "cluster_size=512,refcount_bits=8", false, 64 << 10},
+    {"extended L2", "cluster_size=16k,extended_l2=on", false, 8 << 20},
+    {"compressed", "cluster_size=16k", true, 8 << 20},
+    {"version 2", "compat=0.10,cluster_size=4k", false, 8 << 20},
+};
+
+typedef struct Kept {
+    char name[32];
+    uint8_t *content;
+} Kept;
+
+typedef struct Run {
+    const Kind *kind;
+    EngineFixture f;
+    uint64_t seed, random;
+    Node *head;
+    Port port;
+    uint8_t *shadow; // of the head
+    Kept kept[MAX_KEPT];
+    unsigned n_kept, n_made;
+    bool is_over;
+    FiberWaitGroup fibers;
+} Run;
+
+typedef struct Writer {
+    Run *run;
+    uint64_t start; // each has a part of the disk to itself
+} Writer;
+
+static uint64_t pick(Run *run, uint64_t bound)
+{
+    return engine_random(&run->random, bound);
+}
+
+// Disk and shadow change together, as a drain sees it.
+static void one_request(Fiber *self, Writer *w)
+{
+    Run *run = w->run;
+    uint64_t part = DISK / N_WRITERS, kind = pick(run, 100);
+    uint64_t off = w->start + pick(run, part);
+    uint64_t len = 1 + pick(run, pick(run, 3) ? 9000 : MAX_REQUEST);
+    len = MIN(len, w->start + part - off);
+    g_autofree uint8_t *buf = g_malloc(len);
+    int r;
+    Node *node = port_enter(self, &run->port);
+    if (kind < 60) {
+        memset(buf, 1 + pick(run, 255), len);
+        r = node_write(self, node, guest_off(off), buf, len, kind < 5 ? NODE_IO_FUA : 0);
+        memcpy(run->shadow + off, buf, len);
+    } else if (kind < 72) {
+        r = node_zero(self, node, guest_off(off), len, 0);
+        memset(run->shadow + off, 0, len);
+    } else if (kind < 90) {
+        r = node_discard(self, node, guest_off(off), len, 0);
+        if (r == 0) // what it leaves is the driver's choice
+            r = node_read(self, node, guest_off(off), run->shadow + off, len);
+    } else {
+        r = node_flush(self, node);
+    }
+    port_leave(&run->port);
+    assert_int_equal(r, 0);
+}
+
+static void writer_fiber(Fiber *self, void *arg)
+{
+    Writer *w = arg;
+    while (!w->run->is_over) {
+        one_request(self, w);
+        fiber_yield(self);
+    }
+    fiber_wait_group_done(&w->run->fibers);
+}
+
+static void compare(Fiber *self, Run *run, Node *node, const uint8_t *want, const char *what)
+{
+    g_autofree uint8_t *buf = g_malloc(DISK);
+    assert_int_equal(node_read(self, node, guest_off(0), buf, DISK), 0);
+    for (uint64_t i = 0; i < DISK; i++)
+        if (buf[i] != want[i])
+            fail_msg("%s: %s shows something else at %#lx, seed %lu", run->kind->name, what, i,
+                     run->seed);
+}
+
+static void make(Fiber *self, Run *run)
+{
+    Kept *k = &run->kept[run->n_kept++];
+    Qcow2NewSnapshot *s;
+    Qcow2SnapshotInfo info;
+    g_autoptr(GError) error = NULL;
+    g_snprintf(k->name, sizeof(k->name), "made-%u", run->n_made++);
+    if (qcow2_snapshot_prepare(self, run->head, k->name, &s, &error) < 0)
+        fail_msg("%s", error->message);
+    node_drain_begin(self, run->head);
+    qcow2_snapshot_take(s);
+    k->content = g_memdup2(run->shadow, DISK);
+    node_drain_end(self, run->head);
+    if (qcow2_snapshot_finish(self, s, &info, &error) < 0)
+        fail_msg("%s", error->message);
+    assert_string_equal(info.name, k->name);
+    assert_int_equal(info.size_bytes, DISK);
+    qcow2_snapshot_info_clear(&info);
+}
+
+static void delete (Fiber *self, Run *run, unsigned i)
+{
+    g_autoptr(GError) error = NULL;
+    if (qcow2_snapshot_delete(self, run->head, NULL, run->kept[i].name, NULL, &error) < 0)
+        fail_msg("%s", error->message);
+    g_free(run->kept[i].content);
+    run->kept[i] = run->kept[--run->n_kept];
+}
+
+// Beside the live head; and in use it stays.
+static void look_at(Fiber *self, Run *run, unsigned i)
+{
+    g_autoptr(GError) error = NULL;
+    Node *view;
+    if (qcow2_snapshot_view_new(self, run->head, run->kept[i].name, &view, &error) < 0)
+        fail_msg("%s", error->message);
+    compare(self, run, view, run->kept[i].content, run->kept[i].name);
+    assert_int_equal(qcow2_snapshot_delete(self, run->head, NULL, run->kept[i].name, NULL, &error),
+                     -EBUSY);
+    assert_non_null(strstr(error->message, "is open"));
+    compare(self, run, view, run->kept[i].content, run->kept[i].name);
+    node_unref_close(self, view);
+}
+
+static void run_fiber(Fiber *self, void *arg)
+{
+    Run *run = arg;
+    Writer writers[N_WRITERS];
+    run->head = engine_open(self, &run->f, "disk.qcow2", NULL, false, NULL);
+    port_init(&run->port, run->head, "test");
+    assert_int_equal(node_read(self, run->head, guest_off(0), run->shadow, DISK), 0);
+    fiber_wait_group_add(&run->fibers, N_WRITERS);
+    for (unsigned i = 0; i < N_WRITERS; i++) {
+        writers[i] = (Writer){run, i * (uint64_t)(DISK / N_WRITERS)};
+        assert_int_equal(fiber_spawn(fiber_loop(self), "writer", writer_fiber, &writers[i], NULL),
+                         0);
+    }
+    for (unsigned i = 0; i < N_CHANGES; i++) {
+        if (run->n_kept == MAX_KEPT || (run->n_kept && pick(run, 3) == 0))
+            delete (self, run, pick(run, run->n_kept));
+        else
+            make(self, run);
+        if (run->n_kept)
+            look_at(self, run, pick(run, run->n_kept));
+    }
+    run->is_over = true;
+    fiber_wait_group_wait(self, &run->fibers);
+    compare(self, run, run->head, run->shadow, "the head");
+    port_done(self, &run->port);
+    node_unref_close(self, run->head);
+}
+
+static void make_image(Run *run)
+{
+    engine_shell(&run->f,
+                 "(head -c 700k /dev/urandom; yes chain | head -c 600k; head -c 300k /dev/zero; "
+                 "head -c 500k /dev/urandom) > content.raw; truncate -s %d content.raw; "
+                 "qemu-img convert %s -f raw -O qcow2 -o %s content.raw disk.qcow2 && "
+                 "qemu-img snapshot -c one disk.qcow2 && "
+                 "qemu-io -f qcow2 -c 'write -P 3 150k 20k' disk.qcow2",
+                 DISK, run->kind->is_compressed ? "-c" : "", run->kind->options);
+    g_autofree char *path = g_build_filename(run->f.dir, "content.raw", NULL);
+    Kept *k = &run->kept[run->n_kept++];
+    g_strlcpy(k->name, "one", sizeof(k->name));
+    assert_true(g_file_get_contents(path, (char **)&k->content, NULL, NULL));
+}
+
+static void check_with_qemu(Run *run, const char *name, const uint8_t *content)
+{
+    g_autofree char *path = g_build_filename(run->f.dir, "wanted.raw", NULL);
+    assert_true(g_file_set_contents(path, (const char *)content, DISK, NULL));
+    engine_shell(&run->f,
+                 "qemu-img convert -f qcow2 %s%s -O raw disk.qcow2 found.raw && "
+                 "cmp found.raw wanted.raw",
+                 name ? "-l " : "", name ? name : "");
+}
+
+static void snapshots_keep_their_moment_under_load(void **state)
+{
+    Run run = {.kind = *state};
+    const char *given = getenv("TEST_SEED");
+    run.seed = given ? strtoull(given, NULL, 0) : 1 + (uint64_t)(run.kind - kinds);
+    run.random = run.seed * UINT64_C(0x9e3779b97f4a7c15) + 1;
+    engine_fixture_init(&run.f, run.kind->map_memory);
+    make_image(&run);
+    run.shadow = g_malloc0(DISK);
+    engine_run(run_fiber, &run);
+    engine_shell(&run.f, "qemu-img check disk.qcow2");
+    check_with_qemu(&run, NULL, run.shadow);
+    for (unsigned i = 0; i < run.n_kept; i++)
+        check_with_qemu(&run, run.kept[i].name, run.kept[i].content);
+    // What qemu-img does with them leaves it clean, too.
+    for (unsigned i = 0; i < run.n_kept; i++) {
+        engine_shell(&run.f, "qemu-img snapshot -d %s disk.qcow2 && qemu-img check disk.qcow2",
+                     run.kept[i].name);
+        g_free(run.kept[i].content);
+    }
+    check_with_qemu(&run, NULL, run.shadow);
+    g_free(run.shadow);
+    engine_fixture_done(&run.f);
+}
+
+int main(void)
+{
+    struct CMUnitTest tests[G_N_ELEMENTS(kinds)];
+    for (unsigned i = 0; i < G_N_ELEMENTS(kinds); i++)
+        tests[i] = (struct CMUnitTest){.name = kinds[i].name,
+                                       .test_func = snapshots_keep_their_moment_under_load,
+                                       .initial_state = (void *)&kinds[i]};
+    return _cmocka_run_group_tests("qcow2 snapshots", tests, G_N_ELEMENTS(tests), NULL, NULL);
+}
