@@ -34,8 +34,7 @@ void node_unref_close(Fiber *self, Node *node)
         g_assert(node->n_refs > 0);
         if (--node->n_refs > 0)
             return;
-        g_assert(node->parents->len == 0 && node->ports->len == 0);
-        g_assert(!node->write_hooks && node->n_drains == 0);
+        g_assert(node->parents->len == 0 && node->ports->len == 0 && node->n_drains == 0);
 
         // Before anything suspends: who walks up from below must not meet a node that is ending.
         Node *backing = node->backing;
@@ -43,6 +42,8 @@ void node_unref_close(Fiber *self, Node *node)
             g_ptr_array_remove_fast(backing->parents, node);
         if (node->ops->close)
             node->ops->close(self, node);
+        g_clear_pointer(&node->bitmaps, g_ptr_array_unref);
+        g_assert(!node->write_hooks);
         g_ptr_array_free(node->parents, TRUE);
         g_ptr_array_free(node->ports, TRUE);
         g_free(node->name);

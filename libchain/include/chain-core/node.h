@@ -15,6 +15,7 @@
 typedef struct Node Node;
 typedef struct NodeOps NodeOps;
 typedef void NodeVisitFn(Node *node, void *arg);
+typedef struct DirtyBitmapStore DirtyBitmapStore;
 
 typedef enum NodeIoFlags {
     NODE_IO_FUA = 1 << 0,       // durable before the call returns
@@ -81,6 +82,8 @@ struct NodeOps {
     // Visits the nodes that share something of their loop with `node`, and have to move with it. May
     // be NULL.
     void (*for_each_sibling)(Node *node, NodeVisitFn *fn, void *arg);
+    // How persistent dirty bitmaps are kept (chain-core/dirty-bitmap.h). NULL: none can be.
+    const DirtyBitmapStore *bitmap_store;
     // Writes back what is dirty, frees what the driver's struct holds; may be NULL. Called once, by
     // node_unref_close(), which then frees the struct itself with g_free().
     void (*close)(Fiber *self, Node *node);
@@ -119,6 +122,7 @@ struct Node {
     uint32_t n_refs;
     Node *backing; // owned reference or NULL
     NodeWriteHook *write_hooks;
+    GPtrArray *bitmaps; // its dirty bitmaps (chain-core/dirty-bitmap.h), or NULL
     NodeIdentity identity;
     GPtrArray *parents; // nodes whose `backing` this is
     GPtrArray *ports;   // ports whose target this is
