@@ -92,7 +92,8 @@ void nbds_connection_move(NbdsConnection *c, NbdsExport *to, uint64_t timeout_ns
     if (c->state != NBDS_STATE_TRANSMISSION || c->destination)
         return;
     c->destination = nbds_export_ref(to);
-    nbds_connection_limit_time(c, timeout_ns);
+    if (timeout_ns != UINT64_MAX)
+        nbds_connection_limit_time(c, timeout_ns);
     fiber_cancel(c->fiber); // a new one continues
 }
 
@@ -124,13 +125,35 @@ static void transmit_fiber(Fiber *self, void *arg)
         close_connection(c);
 }
 
+// On c->server_loop, in no list. True: it does not stay there, and is not the caller's any more.
+static bool go_elsewhere(NbdsConnection *c)
+{
+    NbdsServerLoop *server_loop = c->export->server_loop;
+    if (server_loop == c->server_loop && !c->export->is_moving)
+        return false;
+    if (server_loop == c->server_loop)
+        g_queue_push_tail_link(&c->export->parked, &c->link);
+    else
+        nbds_connection_resume(c);
+    return true;
+}
+
 static void arrive(LoopCall *call)
 {
     NbdsConnection *c = (NbdsConnection *)((char *)call - offsetof(NbdsConnection, call));
+    if (go_elsewhere(c))
+        return;
     c->stream = stream_new_fd(c->server_loop->loop, c->fd);
     enlist(c, &c->server_loop->connections);
     if (fiber_spawn(c->server_loop->loop, "nbd receiver", transmit_fiber, c, &c->fiber) < 0)
         close_without_memory(c);
+}
+
+void nbds_connection_resume(NbdsConnection *c)
+{
+    c->server_loop = c->export->server_loop;
+    c->call.fn = arrive;
+    loop_post(c->server_loop->loop, &c->call); // c is the other loop's from here
 }
 
 // It is in no list. To its export's loop.
@@ -139,9 +162,8 @@ static void hand_over(NbdsConnection *c)
     c->fd = stream_steal_fd(c->stream);
     c->stream = NULL;
     c->fiber = NULL;
-    c->server_loop = c->export->server_loop;
-    c->call.fn = arrive;
-    loop_post(c->server_loop->loop, &c->call); // c is the other loop's from here
+    if (!go_elsewhere(c))
+        nbds_connection_resume(c); // the export did not move, or is back
 }
 
 // --- Handshake ---
@@ -150,7 +172,7 @@ static void hand_over(NbdsConnection *c)
 static void begin_serving(Fiber *self, NbdsConnection *c)
 {
     delist(c);
-    if (c->export->server_loop != c->server_loop)
+    if (c->export->server_loop != c->server_loop || c->export->is_moving)
         return hand_over(c);
     enlist(c, &c->server_loop->connections);
     transmit_fiber(self, c);

@@ -13,13 +13,18 @@
 struct NbdsExport {
     NbdsExportInfo info; // what it points to is owned; its size is the one at first
     _Atomic uint64_t size_bytes;
-    NbdsServerLoop *server_loop;
+    // The one it lives on; written there. Others may find it stale: what comes to a loop that it has
+    // left is sent on.
+    _Atomic(NbdsServerLoop *) server_loop;
     atomic_uint n_refs;     // memory only
     atomic_bool is_removed; // no client may enter any more
     Port port;
-    FiberQueue emptied;    // the remover, waiting for the last connection
-    bool has_privileged;   // admission.h
-    bool sparse_reads_pay; // see request-read.c
+    FiberQueue emptied;       // the remover, or who moves it, waiting for the last connection
+    bool is_moving;           // connections that come are parked (export-move.c)
+    GQueue parked;            // NbdsConnection
+    NbdsServerLoop *moved_to; // while it is moving, once it is there
+    bool has_privileged;      // admission.h
+    bool sparse_reads_pay;    // see request-read.c
     uint8_t n_reads_to_probe;
 
     // Written by the loop, read by any thread.

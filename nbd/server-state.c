@@ -34,6 +34,18 @@ bool nbds_server_try_enter(NbdsServer *server)
     return true;
 }
 
+NbdsServerLoop *nbds_server_get_loop(NbdsServer *server, Loop *loop)
+{
+    for (unsigned i = 0; i < server->loops->len; i++) {
+        NbdsServerLoop *server_loop = server->loops->pdata[i];
+        if (server_loop->loop == loop)
+            return server_loop;
+    }
+    NbdsServerLoop *server_loop = nbds_server_loop_new(server, &server->limits, loop);
+    g_ptr_array_add(server->loops, server_loop);
+    return server_loop;
+}
+
 // --- Room ---
 
 static void room_offered(LoopCall *call)

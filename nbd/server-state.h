@@ -41,6 +41,9 @@ struct NbdsServer {
 // The exports now, returned owned; `owners` are the NbdsExports.
 NbdsExportTable *nbds_server_export_table(NbdsServer *server);
 
+// Its part on `loop`, made at first use. With the lock held.
+NbdsServerLoop *nbds_server_get_loop(NbdsServer *server, Loop *loop);
+
 // One client more, unless the server has as many as it may have.
 bool nbds_server_try_enter(NbdsServer *server);
 // It is gone (its last act: the server may be freed meanwhile).

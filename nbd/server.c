@@ -9,6 +9,7 @@
 
 #include "connection.h"
 #include "contexts.h"
+#include "export-move.h"
 #include "listener.h"
 #include "request.h"
 #include "server-state.h"
@@ -77,19 +78,6 @@ unsigned nbds_server_n_clients(const NbdsServer *server)
     return server->n_clients;
 }
 
-// With the lock held.
-static NbdsServerLoop *get_loop(NbdsServer *server, Loop *loop)
-{
-    for (unsigned i = 0; i < server->loops->len; i++) {
-        NbdsServerLoop *server_loop = server->loops->pdata[i];
-        if (server_loop->loop == loop)
-            return server_loop;
-    }
-    NbdsServerLoop *server_loop = nbds_server_loop_new(server, &server->limits, loop);
-    g_ptr_array_add(server->loops, server_loop);
-    return server_loop;
-}
-
 // --- Exports ---
 
 static bool has_export(const NbdsServer *server, const char *name)
@@ -111,10 +99,11 @@ static int add_export(NbdsServer *server, const NbdsExportConfig *config, NbdsEx
                     "there is already an export named '%.256s': choose another name", config->name);
         return -EEXIST;
     }
-    NbdsServerLoop *server_loop = get_loop(server, config->node->loop);
+    NbdsServerLoop *server_loop = nbds_server_get_loop(server, config->node->loop);
     NbdsExport *export = nbds_export_new(server_loop, config, ++server->next_serial, error);
     if (!export)
         return -EINVAL;
+    export->port.move_ops = &nbds_export_move_ops;
     g_ptr_array_add(server->exports, export);
     server->generation++;
     *ret_export = export;
@@ -167,7 +156,7 @@ void nbds_server_remove_export(Fiber *self, NbdsExport *export)
 void nbds_server_add_listener(NbdsServer *server, Loop *loop, int fd)
 {
     pthread_mutex_lock(&server->lock);
-    NbdsListener *listener = nbds_listener_new(get_loop(server, loop), fd);
+    NbdsListener *listener = nbds_listener_new(nbds_server_get_loop(server, loop), fd);
     g_ptr_array_add(server->listeners, listener);
     nbds_listener_start(listener);
     pthread_mutex_unlock(&server->lock);

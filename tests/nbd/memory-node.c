@@ -5,6 +5,8 @@
 #include <errno.h>
 #include <string.h>
 
+#include "chain-core/component.h"
+
 static int begin(Fiber *self, MemoryNode *m)
 {
     while (m->is_held) {
@@ -113,7 +115,14 @@ static void close_node(Fiber *self, Node *node)
     g_free(m->kinds);
 }
 
+static void detach(Fiber *self, Node *node)
+{
+    g_assert(fiber_queue_is_empty(&((MemoryNode *)node)->held));
+}
+
 static const NodeOps memory_ops = {
+    .detach = detach,
+    .attach = component_attach_nothing,
     .driver = "memory",
     .read_start = read_start,
     .write = write_data,

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // Connections that are parked and go on on another loop, back and forth, while their clients keep
 // many requests in flight: reads, writes of up to 256 KiB, and refused ones whose payload is
-// dropped. Two exports on two loops have the same content.
+// dropped. Two exports on two loops have the same content; or one moves, with its node and all who
+// are connected.
+#include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -9,6 +11,7 @@
 #include <cmocka.h>
 #include <string.h>
 
+#include "chain-core/component.h"
 #include "chain-core/remote-call.h"
 #include "connection-life.h"
 #include "fixture.h"
@@ -222,12 +225,129 @@ static void a_connection_under_way_is_closed_when_the_server_stops(void **state)
     }
 }
 
+// --- exports that move ---
+
+typedef struct ExportMove {
+    Fixture *f;
+    unsigned to; // which loop
+    int result;
+    unsigned n_moves;
+    atomic_bool is_done;
+} ExportMove;
+
+static void move_export(Fiber *self, void *arg)
+{
+    ExportMove *m = arg;
+    g_autoptr(GError) error = NULL;
+    m->result = component_move(self, &m->f->nodes[0]->node, m->f->loops[m->to], NULL, 0, &error);
+    if (m->result < 0)
+        assert_non_null(strstr(error->message, "does not take its replies"));
+}
+
+// Between two moves at least one request is answered.
+static void *export_mover(void *arg)
+{
+    ExportMove *m = arg;
+    for (; !m->is_done; m->to = !m->to) {
+        NbdsExportStats before, now;
+        nbds_export_get_stats(m->f->exports[0], &before);
+        assert_int_equal(remote_call(m->f->loops[0], move_export, m), 0);
+        assert_int_equal(m->result, 0);
+        m->n_moves++;
+        do
+            nbds_export_get_stats(m->f->exports[0], &now);
+        while (!m->is_done &&
+               now.n_requests[NBDS_OPERATION_READ] == before.n_requests[NBDS_OPERATION_READ]);
+    }
+    return NULL;
+}
+
+// Clients that come, read and go, so that some come in the middle of a move.
+static void *visitors(void *arg)
+{
+    ExportMove *m = arg;
+    while (!m->is_done) {
+        uint8_t data[512], expected[512];
+        g_autoptr(Client) c = client_new(m->f->socket_path, &simple);
+        assert_int_equal(client_do(c, NBDS_CMD_READ, 0, 4096, sizeof data, data), 0);
+        fill(expected, 4096, sizeof expected);
+        assert_memory_equal(data, expected, sizeof data);
+    }
+    return NULL;
+}
+
+static void an_export_moves_under_load_and_nothing_is_lost(void **state)
+{
+    FixtureConfig config = {.two_loops = true, .names = {"a"}};
+    g_autoptr(Fixture) f = fixture_new(&config);
+    fixture_run(f, fill_node, f->nodes[0]);
+    g_autoptr(Client) c = client_new(f->socket_path, &simple);
+    ExportMove move = {.f = f};
+    GThread *thread = g_thread_new("mover", export_mover, &move);
+    GThread *others = g_thread_new("visitors", visitors, &move);
+    Session s = {.client = c};
+    GThread *taker = g_thread_new("replies", take_replies, &s);
+    while (move.n_moves < N_MOVES || s.n_asked < 5000) {
+        for (unsigned i = 0; i < DEPTH; i++) {
+            if (!s.asked[i].is_pending)
+                ask(&s, i, s.n_asked);
+        }
+    }
+    s.has_asked_all = true;
+    g_thread_join(taker);
+    move.is_done = true;
+    g_thread_join(thread);
+    g_thread_join(others);
+    g_autofree uint8_t *expected = g_malloc(SIZE);
+    fill(expected, 0, SIZE);
+    assert_memory_equal(f->nodes[0]->data, expected, SIZE);
+    NbdsExportStats stats;
+    nbds_export_get_stats(f->exports[0], &stats);
+    assert_int_equal(stats.n_in_flight, 0);
+}
+
+static void a_client_that_takes_no_replies_keeps_its_export_from_moving(void **state)
+{
+    FixtureConfig config = {.two_loops = true, .names = {"a"}};
+    g_autoptr(Fixture) f = fixture_new(&config);
+    fixture_run(f, fill_node, f->nodes[0]);
+    g_autoptr(Client) slow = client_new(f->socket_path, &simple);
+    g_autoptr(Client) other = client_new(f->socket_path, &simple);
+    Session s = {.client = slow};
+    for (unsigned i = 0; i < DEPTH; i++) { // more than sockets hold
+        Asked *a = &s.asked[i];
+        *a = (Asked){NBDS_CMD_READ, 0, MAX_BYTES, true};
+        client_request(slow, a->type, 0, i, a->offset, a->length, NULL, 0);
+        s.n_asked++;
+    }
+    NbdsExportStats stats;
+    do
+        nbds_export_get_stats(f->exports[0], &stats);
+    while (!stats.n_requests[NBDS_OPERATION_READ]);
+    ExportMove move = {.f = f, .to = 0};
+    assert_int_equal(remote_call(f->loops[0], move_export, &move), 0);
+    assert_int_equal(move.result, -EBUSY);
+    assert_ptr_equal(nbds_export_loop(f->exports[0]), f->loops[1]);
+    uint8_t data[512];
+    assert_int_equal(client_do(other, NBDS_CMD_READ, 0, 0, sizeof data, data), 0);
+    while (s.n_answered < s.n_asked)
+        expect_one(&s);
+    assert_int_equal(client_do(slow, NBDS_CMD_READ, 0, 0, sizeof data, data), 0);
+    assert_int_equal(remote_call(f->loops[0], move_export, &move), 0);
+    assert_int_equal(move.result, 0);
+    assert_ptr_equal(nbds_export_loop(f->exports[0]), f->loops[0]);
+    assert_int_equal(client_do(slow, NBDS_CMD_READ, 0, 0, sizeof data, data), 0);
+    assert_int_equal(client_do(other, NBDS_CMD_READ, 0, 0, sizeof data, data), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_connection_moves_under_load_and_nothing_is_lost),
         cmocka_unit_test(a_request_cut_in_two_by_a_move_is_done_once),
         cmocka_unit_test(a_connection_under_way_is_closed_when_the_server_stops),
+        cmocka_unit_test(an_export_moves_under_load_and_nothing_is_lost),
+        cmocka_unit_test(a_client_that_takes_no_replies_keeps_its_export_from_moving),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
