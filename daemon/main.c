@@ -19,8 +19,8 @@
 
 enum {
     EXIT_USAGE = 2,
-    REQUEST_FIBERS = 4096,                 // of each loop, besides two for each client
-    STOP_PATIENCE_US = 7 * G_USEC_PER_SEC, // beyond what slow clients are given (5 s)
+    REQUEST_FIBERS = 4096,                // of each loop, besides two for each client
+    STOP_TIMEOUT_US = 7 * G_USEC_PER_SEC, // beyond what slow clients are given (5 s)
 };
 
 #define RAISE_LIMIT "ulimit -Hn, or LimitNOFILE= of the unit"
@@ -179,7 +179,7 @@ static int finish(Daemon *daemon)
     if (daemon->server)
         remote_call_start_reserve(&stopping, loops_get(daemon->loops, 0), stop_server,
                                   daemon->server);
-    int result = exports_close(daemon->exports, STOP_PATIENCE_US);
+    int result = exports_close(daemon->exports, STOP_TIMEOUT_US);
     int stopped = daemon->server ? remote_call_wait(&stopping, -1) : 0;
     stop_set_leave(daemon->stop, NULL, NULL);
     if (result == -ENOMEM || stopped < 0) {

@@ -115,7 +115,7 @@ static void agree(Handshake *h, const NbdsExportInfo *info, NbdsAgreement *ret_a
 }
 
 // One option: 1 to go on, 0 with an agreement, negative to close.
-static int haggle(Fiber *self, Handshake *h, NbdsAgreement *ret_agreement)
+static int negotiate(Fiber *self, Handshake *h, NbdsAgreement *ret_agreement)
 {
     uint32_t option, len;
     int result = receive_option(self, h, &option, &len);
@@ -156,7 +156,7 @@ int nbds_handshake_run(Fiber *self, NbdsServerLoop *server_loop, Stream *stream,
     int result = exchange_flags(self, &h);
     if (result == 0) {
         do
-            result = haggle(self, &h, ret_agreement);
+            result = negotiate(self, &h, ret_agreement);
         while (result > 0);
     }
     nbds_options_done(&h.options);

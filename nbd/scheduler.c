@@ -233,11 +233,11 @@ void nbds_flow_end(NbdsFlow *flow, const NbdsRequestHead *head)
 
 // --- Receiving ---
 
-// While a worker copies a client's small writes, what else comes gathers in the socket, and is then
+// While a worker copies a client's small writes, what else comes waits in the socket, and is then
 // received, handed over and answered together: a file's cached writes are made one after the other
 // anyway. Only where all that the client has executing is such writes, since other requests may
 // wait for a disk that shall not wait for requests, and so may writes that are not with a worker.
-// Where others write, too, requests gather by themselves.
+// Where others write, too, requests come in batches by themselves.
 static bool shall_wait_for_writes(NbdsFlow *flow)
 {
     if (flow->n_small_writes < MIN_SMALL_WRITES || flow->n_small_writes < flow->n_executing ||

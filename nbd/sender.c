@@ -23,7 +23,8 @@ void nbds_sender_drop(NbdsSender *sender, const NbdsCharge *charge)
     nbds_admission_leave(sender->admission, charge);
 }
 
-static unsigned gather(NbdsSender *sender, struct iovec iov[static MAX_BATCH], size_t *ret_bytes)
+static unsigned take_batch(NbdsSender *sender, struct iovec iov[static MAX_BATCH],
+                           size_t *ret_bytes)
 {
     size_t room = nbds_flow_send_bytes(sender->flow), bytes = 0;
     unsigned n = 0;
@@ -61,7 +62,7 @@ static void send_batch(Fiber *self, NbdsSender *sender)
 {
     struct iovec iov[MAX_BATCH];
     size_t bytes;
-    unsigned n = gather(sender, iov, &bytes);
+    unsigned n = take_batch(sender, iov, &bytes);
     if (!sender->error) {
         int result = stream_send(self, sender->stream, iov, n);
         if (result < 0)

@@ -210,6 +210,6 @@ bool image_host_is_sane(Qcow2Image *image, HostOff cluster);
 static inline int image_get_slice(Fiber *self, Qcow2Image *image, HostOff slice,
                                   TableSliceKind kind, TableSlice **ret_slice)
 {
-    return table_cache_get(self, image->cache, image, image->file, slice, kind,
-                           image->geometry.slice_bytes, ret_slice);
+    TableSliceKey key = {image, image->file, slice, kind, image->geometry.slice_bytes};
+    return table_cache_get(self, image->cache, &key, ret_slice);
 }

@@ -159,11 +159,11 @@ static void put(InflatedCache *cache, Entry *e)
         fiber_queue_wake_all(&cache->full);
 }
 
-int inflated_cache_read(Fiber *self, InflatedCache *cache, HostOff host, uint32_t compressed_bytes,
-                        uint32_t in_cluster, void *buf, size_t len)
+int inflated_cache_read(Fiber *self, InflatedCache *cache, const CompressedPart *part, void *buf,
+                        size_t len)
 {
     for (;;) {
-        Entry *e = find(cache, host);
+        Entry *e = find(cache, part->host);
         if (e && e->loading) {
             e->n_users++;
             while (e->loading)
@@ -173,7 +173,7 @@ int inflated_cache_read(Fiber *self, InflatedCache *cache, HostOff host, uint32_
         }
         if (e) {
             e->last_use = ++cache->clock;
-            memcpy(buf, e->data + in_cluster, len);
+            memcpy(buf, e->data + part->in_cluster, len);
             return 0;
         }
         e = find_idle(cache);
@@ -185,15 +185,15 @@ int inflated_cache_read(Fiber *self, InflatedCache *cache, HostOff host, uint32_
             e->data = g_try_malloc(cache->image->geometry.cluster_bytes);
         if (!e->data)
             return -ENOMEM;
-        e->host = host;
+        e->host = part->host;
         e->loading = true;
         e->n_users = 1;
-        int r = load(self, cache, e, compressed_bytes);
+        int r = load(self, cache, e, part->compressed_bytes);
         e->loading = false;
         e->last_use = ++cache->clock;
         fiber_queue_wake_all(&e->waiters);
         if (r == 0)
-            memcpy(buf, e->data + in_cluster, len);
+            memcpy(buf, e->data + part->in_cluster, len);
         else
             e->host = host_off(UINT64_MAX); // waiters look again, find nothing and try themselves
         put(cache, e);

@@ -13,9 +13,16 @@ typedef struct InflatedCache InflatedCache;
 InflatedCache *inflated_cache_new(Qcow2Image *image);
 void inflated_cache_free(InflatedCache *cache); // accepts NULL; nobody may be reading
 
-// Copies [in_cluster, in_cluster+len) of the inflated cluster whose stream starts at `host` into
-// `buf`. -EIO for a broken stream. May suspend.
-int inflated_cache_read(Fiber *self, InflatedCache *cache, HostOff host, uint32_t compressed_bytes,
-                        uint32_t in_cluster, void *buf, size_t len);
+// A compressed cluster, from one of its bytes on.
+typedef struct CompressedPart {
+    HostOff host; // where its stream starts
+    uint32_t compressed_bytes;
+    uint32_t in_cluster; // the first byte, as inflated
+} CompressedPart;
+
+// Copies `len` inflated bytes of `part`, which lie inside its cluster, into `buf`. -EIO for a broken
+// stream. May suspend.
+int inflated_cache_read(Fiber *self, InflatedCache *cache, const CompressedPart *part, void *buf,
+                        size_t len);
 // Forgets what lies in [host, host+bytes): those clusters are being freed.
 void inflated_cache_forget(InflatedCache *cache, HostOff host, uint64_t bytes);

@@ -27,6 +27,7 @@ int view_read_start(Fiber *self, Node *node, GuestOff off, void *buf, size_t len
     image_pin(self, image, batch);
     while (len) {
         MappingRun run;
+        CompressedPart part;
         int r = mapping_find(self, view, off, len, &run);
         if (G_UNLIKELY(r < 0))
             return r;
@@ -38,8 +39,9 @@ int view_read_start(Fiber *self, Node *node, GuestOff off, void *buf, size_t len
             r = read_below(self, view, off, buf, run.len, batch);
             break;
         case QCOW2_CLUSTER_COMPRESSED:
-            r = inflated_cache_read(self, image->inflated, run.host, run.compressed_bytes,
-                                    qcow2_in_cluster(&image->geometry, off), buf, run.len);
+            part = (CompressedPart){run.host, run.compressed_bytes,
+                                    qcow2_in_cluster(&image->geometry, off)};
+            r = inflated_cache_read(self, image->inflated, &part, buf, run.len);
             break;
         default:
             memset(buf, 0, run.len);

@@ -267,8 +267,7 @@ static void give_back(MemoryUser *user)
 // -- loading --------------------------------------------------------------------------------------
 
 // Adds an empty slice in state loading, held once.
-static TableSlice *add(TableCache *cache, const Qcow2Image *image, HostOff host,
-                       TableSliceKind kind, uint32_t bytes)
+static TableSlice *add(TableCache *cache, const TableSliceKey *key)
 {
     cache->stats.n_misses++;
     make_room(cache);
@@ -276,19 +275,19 @@ static TableSlice *add(TableCache *cache, const Qcow2Image *image, HostOff host,
     if (!s)
         return NULL;
     // Aligned for direct I/O on devices with 512-byte blocks.
-    s->data = aligned_alloc(512, bytes);
+    s->data = aligned_alloc(512, key->bytes);
     if (!s->data) {
         g_free(s);
         return NULL;
     }
-    s->image = image;
-    s->host = host;
-    s->kind = kind;
-    s->bytes = bytes;
+    s->image = key->image;
+    s->host = key->host;
+    s->kind = key->kind;
+    s->bytes = key->bytes;
     s->loading = true;
     s->n_holders = 1;
     insert(cache, s);
-    map_memory_add(cache->memory, MAP_MEMORY_SLICES, bytes + SLICE_OVERHEAD);
+    map_memory_add(cache->memory, MAP_MEMORY_SLICES, key->bytes + SLICE_OVERHEAD);
     return s;
 }
 
@@ -306,14 +305,14 @@ static void end_loading(TableCache *cache, TableSlice *s, int r)
     }
 }
 
-int table_cache_get(Fiber *self, TableCache *cache, const Qcow2Image *image, File *file,
-                    HostOff host, TableSliceKind kind, uint32_t bytes, TableSlice **ret_slice)
+int table_cache_get(Fiber *self, TableCache *cache, const TableSliceKey *key,
+                    TableSlice **ret_slice)
 {
     for (;;) {
-        TableSlice *s = look_up(cache, image, host);
+        TableSlice *s = look_up(cache, key->image, key->host);
         if (s && !s->loading) {
             // A slice of another kind at this place: two tables claim one cluster.
-            if (s->kind != kind || s->bytes != bytes)
+            if (s->kind != key->kind || s->bytes != key->bytes)
                 return -EUCLEAN;
             s->n_holders++;
             s->age = cache->age;
@@ -324,10 +323,10 @@ int table_cache_get(Fiber *self, TableCache *cache, const Qcow2Image *image, Fil
             fiber_queue_wait(self, &s->loaders, false, "slice being loaded");
             continue; // it may have failed and be gone
         }
-        s = add(cache, image, host, kind, bytes);
+        s = add(cache, key);
         if (!s)
             return -ENOMEM;
-        int r = file_read(self, file, host, s->data, bytes);
+        int r = file_read(self, key->file, key->host, s->data, key->bytes);
         end_loading(cache, s, r);
         if (r < 0)
             return r;
@@ -347,7 +346,8 @@ void table_fetch_add(TableFetch *fetch, HostOff host, TableSliceKind kind)
 {
     if (look_up(fetch->cache, fetch->image, host))
         return;
-    TableSlice *s = add(fetch->cache, fetch->image, host, kind, fetch->bytes);
+    TableSliceKey key = {fetch->image, fetch->file, host, kind, fetch->bytes};
+    TableSlice *s = add(fetch->cache, &key);
     if (!s)
         return;
     s->next = fetch->first;

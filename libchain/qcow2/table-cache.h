@@ -60,9 +60,18 @@ void table_cache_unref(Fiber *self, TableCache *cache);
 // The slice if it is there and loaded; no suspend. Valid until the next suspend point.
 TableSlice *table_cache_find(TableCache *cache, const Qcow2Image *image, HostOff host);
 
+// Which slice, and where it is read from.
+typedef struct TableSliceKey {
+    const Qcow2Image *image;
+    File *file;
+    HostOff host;
+    TableSliceKind kind;
+    uint32_t bytes;
+} TableSliceKey;
+
 // Loads if needed; may suspend. Returned held: table_slice_release().
-int table_cache_get(Fiber *self, TableCache *cache, const Qcow2Image *image, File *file,
-                    HostOff host, TableSliceKind kind, uint32_t bytes, TableSlice **ret_slice);
+int table_cache_get(Fiber *self, TableCache *cache, const TableSliceKey *key,
+                    TableSlice **ret_slice);
 static inline void table_slice_release(TableSlice *slice)
 {
     slice->n_holders--;

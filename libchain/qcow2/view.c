@@ -134,14 +134,14 @@ static const NodeOps view_ops = {
     .close = view_close,
 };
 
-static int load_l1(Fiber *self, Qcow2Image *image, HostOff l1, uint64_t n_l1, uint64_t size_bytes,
-                   Qcow2View *view, GError **error)
+static int load_l1(Fiber *self, Qcow2View *view, HostOff l1, uint64_t n_l1, GError **error)
 {
+    const Qcow2Image *image = view->image;
     const Qcow2Geometry *g = &image->geometry;
     uint64_t bytes = n_l1 * sizeof(Be64);
     const char *problem = NULL;
     // That it lies inside the file was checked with the header or the snapshot table.
-    if (n_l1 < qcow2_l1_entries_for(g, size_bytes))
+    if (n_l1 < qcow2_l1_entries_for(g, view->node.size_bytes))
         problem = "is too small for its virtual size";
     else if (bytes > QCOW2_MAX_L1_BYTES)
         problem = "is larger than 32 MiB";
@@ -240,8 +240,8 @@ int qcow2_view_new(Fiber *self, Qcow2Image *image, const char *wanted, Node **re
         file_identity(image->file, view->node.identity.file);
     if (!image->is_shared && snapshot)
         view->node.identity.view = snapshot_identity(image, snapshot);
-    r = load_l1(self, image, snapshot ? snapshot->entry.l1 : h->l1,
-                snapshot ? snapshot->entry.l1_entries : h->l1_entries, size, view, error);
+    r = load_l1(self, view, snapshot ? snapshot->entry.l1 : h->l1,
+                snapshot ? snapshot->entry.l1_entries : h->l1_entries, error);
     if (r == 0 && head_for_writing)
         r = collect_l2_tables(view, error);
     qcow2_image_ref(image);

@@ -199,8 +199,8 @@ static int compare_ranges(const void *a, const void *b)
     return (x->first > y->first) - (x->first < y->first);
 }
 
-// All have been added: sorted and merged, for look-ups.
-static void settle_uncounted(WritebackPass *p)
+// All have been added: sorts and merges them, for look-ups.
+static void sort_uncounted(WritebackPass *p)
 {
     GArray *ranges = p->uncounted;
     guint n = 0;
@@ -323,7 +323,7 @@ static void judge_blocks(WritebackPass *p)
         add_uncounted(p, change.index << g->refcounts_per_block_bits,
                       UINT64_C(1) << g->refcounts_per_block_bits);
     }
-    settle_uncounted(p);
+    sort_uncounted(p);
 }
 
 // Entries whose sector could not be written.
@@ -344,7 +344,7 @@ static void judge_refcount_table(WritebackPass *p)
     for (guint i = 0; i < p->refcount_table.failed->len; i++)
         add_uncounted(p, g_array_index(p->refcount_table.failed, ChangedEntry, i).index << bits,
                       UINT64_C(1) << bits);
-    settle_uncounted(p);
+    sort_uncounted(p);
 }
 
 // A new table is fit for its L1 entry once all of it, and what it names, is on disk. A slice that

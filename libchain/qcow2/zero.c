@@ -15,6 +15,13 @@
 #include "qcow2/open.h"
 #include "qcow2/view.h"
 
+// Guest bytes that become zeros.
+typedef struct ZeroRange {
+    GuestOff off;
+    uint64_t len;
+    bool unmap; // host clusters are given back
+} ZeroRange;
+
 enum { ZEROS_BYTES = 256 << 10 };
 static const uint8_t zeros[ZEROS_BYTES];
 
@@ -51,58 +58,62 @@ static bool shows_below(const Qcow2View *view, GuestOff off)
     return view->node.backing && off.v < view->node.backing->size_bytes;
 }
 
-// The new entry for a whole cluster. True when it differs from the old one.
-static bool plan_whole(const Qcow2View *view, GuestOff off, const Qcow2L2Entry *old, bool unmap,
-                       bool *ret_frees, Qcow2L2Entry *e)
+// What becomes of the entry of a whole cluster.
+typedef struct EntryPlan {
+    bool changes, frees; // frees: what the old one named
+    Qcow2L2Entry entry;
+} EntryPlan;
+
+static EntryPlan plan_entry(const Qcow2View *view, GuestOff off, const Qcow2L2Entry *old,
+                            bool unmap)
 {
+    static const EntryPlan nothing;
     const Qcow2Geometry *g = &view->image->geometry;
-    bool v2 = view->image->header.version < 3;
     bool host = old->kind == QCOW2_CLUSTER_DATA || old->kind == QCOW2_CLUSTER_ZERO_ALLOCATED;
-    *ret_frees = old->kind == QCOW2_CLUSTER_COMPRESSED || (host && (unmap || !old->copied));
-    *e = (Qcow2L2Entry){0};
+    bool frees = old->kind == QCOW2_CLUSTER_COMPRESSED || (host && (unmap || !old->copied));
+    bool is_kept = host && !frees;
+    EntryPlan plan = {.changes = true, .frees = frees};
+    Qcow2L2Entry *e = &plan.entry;
+    if (is_kept)
+        *e = *old;
     if (!g->extended_l2) {
         if (old->kind == QCOW2_CLUSTER_ZERO ||
+            (old->kind == QCOW2_CLUSTER_ZERO_ALLOCATED && is_kept) ||
             (old->kind == QCOW2_CLUSTER_UNALLOCATED && !shows_below(view, off)))
-            return false;
-        if (host && !*ret_frees) {
-            if (old->kind == QCOW2_CLUSTER_ZERO_ALLOCATED)
-                return false;
-            *e = *old;
-            e->kind = QCOW2_CLUSTER_ZERO_ALLOCATED;
-        } else {
-            e->kind = v2 ? QCOW2_CLUSTER_UNALLOCATED : QCOW2_CLUSTER_ZERO;
-        }
-        return true;
+            return nothing;
+        e->kind = is_kept                           ? QCOW2_CLUSTER_ZERO_ALLOCATED
+                  : view->image->header.version < 3 ? QCOW2_CLUSTER_UNALLOCATED
+                                                    : QCOW2_CLUSTER_ZERO;
+        return plan;
     }
     if (!host && old->kind != QCOW2_CLUSTER_COMPRESSED &&
         (old->zero_bitmap == UINT32_MAX || (!old->zero_bitmap && !shows_below(view, off))))
-        return false;
-    if (host && !*ret_frees)
-        *e = *old;
-    e->kind = host && !*ret_frees ? QCOW2_CLUSTER_DATA : QCOW2_CLUSTER_UNALLOCATED;
+        return nothing;
+    e->kind = is_kept ? QCOW2_CLUSTER_DATA : QCOW2_CLUSTER_UNALLOCATED;
     e->alloc_bitmap = 0;
     e->zero_bitmap = UINT32_MAX;
-    return true;
+    return plan;
 }
 
 // With the clusters locked: zeros in a data file that must stay raw.
-static int zero_raw_data(Fiber *self, Qcow2Image *image, GuestOff off, uint64_t len, bool unmap)
+static int zero_raw_data(Fiber *self, Qcow2Image *image, const ZeroRange *range)
 {
     if (!image_has_raw_data(image))
         return 0;
-    return file_zero(self, image->data_file, host_off(off.v), len, unmap ? FILE_ZERO_UNMAP : 0);
+    return file_zero(self, image->data_file, host_off(range->off.v), range->len,
+                     range->unmap ? FILE_ZERO_UNMAP : 0);
 }
 
 // The same, for clusters without an entry.
-static int zero_raw_hole(Fiber *self, Qcow2Image *image, GuestOff off, uint64_t len, bool unmap)
+static int zero_raw_hole(Fiber *self, Qcow2Image *image, const ZeroRange *range)
 {
     const Qcow2Geometry *g = &image->geometry;
     if (!image_has_raw_data(image))
         return 0;
     ClusterLock lock;
-    cluster_lock(self, &image->locks, &lock, off.v >> g->cluster_bits,
-                 (off.v + len - 1) >> g->cluster_bits);
-    int r = zero_raw_data(self, image, off, len, unmap);
+    cluster_lock(self, &image->locks, &lock, range->off.v >> g->cluster_bits,
+                 (range->off.v + range->len - 1) >> g->cluster_bits);
+    int r = zero_raw_data(self, image, range);
     cluster_unlock(&image->locks, &lock);
     return r;
 }
@@ -119,70 +130,70 @@ static int zero_entry(Fiber *self, MappingChange *change, uint32_t i, bool unmap
 {
     Qcow2Image *image = change->view->image;
     GuestOff at = cluster_span_cluster(&image->geometry, &change->span, i);
-    Qcow2L2Entry old = mapping_get(change, i), e;
-    bool frees;
+    Qcow2L2Entry old = mapping_get(change, i);
     if (old.kind == QCOW2_CLUSTER_BAD)
         return image_mark_corrupt(
             image, "L2 entry for guest offset %#" G_GINT64_MODIFIER "x is damaged", at.v);
-    if (!plan_whole(change->view, at, &old, unmap, &frees, &e))
+    EntryPlan plan = plan_entry(change->view, at, &old, unmap);
+    if (!plan.changes)
         return 0;
-    int r = frees ? mapping_check(change, i) : 0;
+    int r = plan.frees ? mapping_check(change, i) : 0;
     if (r == 0)
-        mapping_set(change, i, &e);
-    if (r == 0 && frees)
+        mapping_set(change, i, &plan.entry);
+    if (r == 0 && plan.frees)
         punch_data(self, image, &old);
     return r;
 }
 
-// Changes the entries of the whole clusters from `off` on, as far as the L2 slice reaches.
+// Changes the entries of whole clusters, from the start of `range` as far as the L2 slice reaches.
 // *ret_len: bytes done.
-static int zero_in_slice(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len, bool unmap,
-                         uint64_t *ret_len)
+static int zero_in_slice(Fiber *self, Qcow2View *view, const ZeroRange *range, uint64_t *ret_len)
 {
     const Qcow2Geometry *g = &view->image->geometry;
     MappingPlace place;
-    int r = mapping_find_place(self, view, off, &place);
+    ZeroRange done = *range;
+    int r = mapping_find_place(self, view, range->off, &place);
     if (r < 0)
         return r;
-    if (!place.slice && !shows_below(view, off)) {
-        *ret_len = MIN(len, (uint64_t)place.n_left << g->cluster_bits);
-        return zero_raw_hole(self, view->image, off, *ret_len, unmap);
+    if (!place.slice && !shows_below(view, range->off)) {
+        done.len = *ret_len = MIN(range->len, (uint64_t)place.n_left << g->cluster_bits);
+        return zero_raw_hole(self, view->image, &done);
     }
-    ClusterSpan span = cluster_span_make(g, off, len);
+    ClusterSpan span = cluster_span_make(g, range->off, range->len);
     MappingChange change;
-    *ret_len = span.len;
+    done.len = *ret_len = span.len;
     r = mapping_begin(self, view, &span, &change);
     if (r < 0)
         return r;
-    r = zero_raw_data(self, view->image, off, span.len, unmap);
+    r = zero_raw_data(self, view->image, &done);
     for (uint32_t i = 0; i < span.n && r == 0; i++)
-        r = zero_entry(self, &change, i, unmap);
+        r = zero_entry(self, &change, i, range->unmap);
     mapping_end(&change);
     return r;
 }
 
 // Extended L2: whole subclusters of one cluster get their zero bits. A compressed cluster has none:
 // *ret_is_compressed, and nothing is changed.
-static int mark_subclusters(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len,
+static int mark_subclusters(Fiber *self, Qcow2View *view, const ZeroRange *range,
                             bool *ret_is_compressed)
 {
     Qcow2Image *image = view->image;
     const Qcow2Geometry *g = &image->geometry;
     G_GNUC_UNUSED g_auto(PinGuard) pin = pin_guard_take(image);
-    ClusterSpan span = cluster_span_make(g, off, len);
+    ClusterSpan span = cluster_span_make(g, range->off, range->len);
     MappingChange change;
     int r = mapping_begin(self, view, &span, &change);
     if (r < 0)
         return r;
-    r = zero_raw_data(self, image, off, len, true);
+    r = zero_raw_data(self, image, range);
     Qcow2L2Entry e = mapping_get(&change, 0);
     *ret_is_compressed = e.kind == QCOW2_CLUSTER_COMPRESSED;
     if (e.kind == QCOW2_CLUSTER_BAD) {
         r = image_mark_corrupt(
-            image, "L2 entry for guest offset %#" G_GINT64_MODIFIER "x is damaged", off.v);
+            image, "L2 entry for guest offset %#" G_GINT64_MODIFIER "x is damaged", range->off.v);
     } else if (r == 0 && !*ret_is_compressed) {
-        uint32_t first = qcow2_in_cluster(g, off) >> g->subcluster_bits;
-        uint32_t n = len >> g->subcluster_bits;
+        uint32_t first = qcow2_in_cluster(g, range->off) >> g->subcluster_bits;
+        uint32_t n = range->len >> g->subcluster_bits;
         uint32_t mask = (uint32_t)(((UINT64_C(1) << n) - 1) << first);
         e.alloc_bitmap &= ~mask;
         e.zero_bitmap |= mask;
@@ -199,9 +210,10 @@ static int zero_subclusters(Fiber *self, Qcow2View *view, GuestOff off, uint64_t
     if (r < 0 || is_zero)
         return r;
     uint64_t n_released;
+    ZeroRange range = {off, len, true};
     do {
         n_released = view->image->freed.n_released;
-        r = mark_subclusters(self, view, off, len, &is_compressed);
+        r = mark_subclusters(self, view, &range, &is_compressed);
     } while (r == -ENOSPC && writeback_reclaim(self, &view->image->writeback, n_released));
     return r == 0 && is_compressed ? write_zeros(self, view, off, len) : r;
 }
@@ -240,7 +252,8 @@ static int zero_whole(Fiber *self, Qcow2View *view, uint64_t from, uint64_t to, 
         uint64_t n = 0, n_released = image->freed.n_released;
         {
             G_GNUC_UNUSED g_auto(PinGuard) pin = pin_guard_take(image);
-            r = zero_in_slice(self, view, guest_off(from), to - from, unmap, &n);
+            ZeroRange range = {guest_off(from), to - from, unmap};
+            r = zero_in_slice(self, view, &range, &n);
         }
         if (r == -ENOSPC && writeback_reclaim(self, &image->writeback, n_released)) {
             n = 0; // a table of its own found no room: again
@@ -282,35 +295,53 @@ static int part_is_fast(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len
     return 0;
 }
 
-// Odd ends of a request; a whole cluster needs no look.
-static int refuse_unless_fast(Fiber *self, Qcow2View *view, GuestOff off, uint64_t head_end,
-                              uint64_t tail, uint64_t end)
-{
-    bool is_fast = true;
-    G_GNUC_UNUSED g_auto(PinGuard) pin = pin_guard_take(view->image);
-    int r = part_is_fast(self, view, off, head_end - off.v, &is_fast);
-    if (r == 0 && is_fast)
-        r = part_is_fast(self, view, guest_off(tail), end - tail, &is_fast);
-    return r < 0 || is_fast ? r : -ENOTSUP;
-}
-
-// Version 3: the part before the first whole cluster, whole clusters, the part after the last. The
+// A request: the part before the first whole cluster, whole clusters, the part after the last. The
 // two parts are all there is when no cluster is whole.
-static int zero_parts(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len, NodeIoFlags flags)
+typedef struct ZeroParts {
+    GuestOff head, tail;
+    uint64_t head_len, tail_len;
+    uint64_t whole_from, whole_to; // equal: none
+} ZeroParts;
+
+static ZeroParts parts_of(const Qcow2View *view, GuestOff off, uint64_t len)
 {
     uint64_t from, to, end = off.v + len;
     whole_clusters(view, off, len, &from, &to);
-    bool has_whole = from < to;
-    uint64_t head_end = MIN(from, end), tail = has_whole ? to : head_end;
+    uint64_t head_end = MIN(from, end), tail = from < to ? to : head_end;
+    return (ZeroParts){
+        .head = off,
+        .head_len = head_end - off.v,
+        .whole_from = head_end,
+        .whole_to = tail,
+        .tail = guest_off(tail),
+        .tail_len = end - tail,
+    };
+}
+
+// Whole clusters need no look.
+static int refuse_unless_fast(Fiber *self, Qcow2View *view, const ZeroParts *parts)
+{
+    bool is_fast = true;
+    G_GNUC_UNUSED g_auto(PinGuard) pin = pin_guard_take(view->image);
+    int r = part_is_fast(self, view, parts->head, parts->head_len, &is_fast);
+    if (r == 0 && is_fast)
+        r = part_is_fast(self, view, parts->tail, parts->tail_len, &is_fast);
+    return r < 0 || is_fast ? r : -ENOTSUP;
+}
+
+// Version 3.
+static int zero_parts(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len, NodeIoFlags flags)
+{
+    ZeroParts parts = parts_of(view, off, len);
     int r = 0;
     if (flags & NODE_IO_FAST_ZERO)
-        r = refuse_unless_fast(self, view, off, head_end, tail, end);
+        r = refuse_unless_fast(self, view, &parts);
     if (r == 0)
-        r = zero_part(self, view, off, head_end - off.v);
-    if (r == 0 && has_whole)
-        r = zero_whole(self, view, from, to, !(flags & NODE_IO_NO_UNMAP));
+        r = zero_part(self, view, parts.head, parts.head_len);
     if (r == 0)
-        r = zero_part(self, view, guest_off(tail), end - tail);
+        r = zero_whole(self, view, parts.whole_from, parts.whole_to, !(flags & NODE_IO_NO_UNMAP));
+    if (r == 0)
+        r = zero_part(self, view, parts.tail, parts.tail_len);
     return r;
 }
 

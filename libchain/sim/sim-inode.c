@@ -43,7 +43,7 @@ void sim_inode_unref(SimInode *inode)
     g_free(inode);
 }
 
-static void gather(const SimChange *change, uint8_t *to)
+static void copy_iov(const SimChange *change, uint8_t *to)
 {
     uint64_t left = change->len;
     for (unsigned i = 0; i < change->n_iov && left > 0; i++) {
@@ -59,7 +59,7 @@ static void capture_data(SimChange *change)
     if (change->kind != SIM_CHANGE_WRITE || change->data)
         return;
     change->data = g_malloc(change->len);
-    gather(change, change->data);
+    copy_iov(change, change->data);
 }
 
 SimChange *sim_inode_begin(SimInode *inode, SimChangeKind kind, uint64_t off, uint64_t len,

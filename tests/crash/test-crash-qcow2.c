@@ -118,7 +118,7 @@ static const CrashCase cases[] = {
      MIXED,
      QCOW2_CASE,
      .data = &(CrashQcow2){CONVERT("cluster_size=16k,extended_l2=on") "; " SNAPSHOT}},
-    {.name = "little map memory",
+    {.name = "little memory for metadata",
      .rules = "§1 §4 §6",
      .size_bytes = 2 << 20,
      .discard_bytes = 512,

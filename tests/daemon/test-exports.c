@@ -17,7 +17,7 @@
 #include "chain-core/remote-call.h"
 #include "exports.h"
 
-enum { N_DISKS = 3, PATIENCE_US = 2 * G_USEC_PER_SEC };
+enum { N_DISKS = 3, TIMEOUT_US = 2 * G_USEC_PER_SEC };
 
 // -- made up chains and log -----------------------------------------------------------------------
 
@@ -156,7 +156,7 @@ static void a_disk_that_hangs_is_named_and_holds_up_no_other(void **state)
     World *w = *state;
     on_late = others_are_closed_by_now;
     Exports *exports = open_disks(w, (const char *const[]){"hung", "b", "c"});
-    assert_int_equal(exports_close(exports, PATIENCE_US), 0);
+    assert_int_equal(exports_close(exports, TIMEOUT_US), 0);
     assert_int_equal(n_closed, N_DISKS);
     assert_non_null(strstr(logged->str, "'hung' is not closed yet"));
     assert_null(strstr(logged->str, "'b'"));
@@ -166,7 +166,7 @@ static void a_flush_that_fails_is_told_and_is_the_result(void **state)
 {
     World *w = *state;
     Exports *exports = open_disks(w, (const char *const[]){"broken", "b", "c"});
-    assert_int_equal(exports_close(exports, PATIENCE_US), -EIO);
+    assert_int_equal(exports_close(exports, TIMEOUT_US), -EIO);
     assert_int_equal(n_closed, N_DISKS);
     assert_non_null(strstr(logged->str, "'broken' could not be flushed"));
 }
@@ -198,7 +198,7 @@ static void a_loop_full_of_fibers_can_be_stopped(void **state)
     World *w = *state;
     Exports *exports = open_disks(w, (const char *const[]){"a", "b", "c"});
     assert_int_equal(remote_call_reserve(loops_get(w->loops, 0), fill_loop, NULL), 0);
-    assert_int_equal(exports_close(exports, PATIENCE_US), 0);
+    assert_int_equal(exports_close(exports, TIMEOUT_US), 0);
     assert_int_equal(n_flushed, N_DISKS);
     assert_int_equal(remote_call_reserve(loops_get(w->loops, 0), release, NULL), 0);
 }

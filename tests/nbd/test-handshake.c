@@ -35,14 +35,14 @@ static void an_unfinished_handshake_is_cut_off(void **state)
     g_autoptr(Fixture) f = fixture_new(&config);
     uint8_t greeting[18];
     Client silent = {.fd = client_connect(f->socket_path)};
-    Client haggler = {.fd = client_connect(f->socket_path)};
+    Client newcomer = {.fd = client_connect(f->socket_path)};
     client_recv(&silent, greeting, 18);
-    client_recv(&haggler, greeting, 18);
-    send(haggler.fd, "\0\0\0\3IH", 6, MSG_NOSIGNAL); // unless it is cut off already
+    client_recv(&newcomer, greeting, 18);
+    send(newcomer.fd, "\0\0\0\3IH", 6, MSG_NOSIGNAL); // unless it is cut off already
     assert_true(client_at_end(&silent));
-    assert_true(client_at_end(&haggler));
+    assert_true(client_at_end(&newcomer));
     close(silent.fd);
-    close(haggler.fd);
+    close(newcomer.fd);
     wait_for_clients(f, 0);
 }
 

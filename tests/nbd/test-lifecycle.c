@@ -206,13 +206,13 @@ static void stopping_ends_idle_clients_and_handshakes(void **state)
     FixtureConfig config = {0};
     g_autoptr(Fixture) f = fixture_new(&config);
     g_autoptr(Client) idle = client_new(f->socket_path, &simple);
-    Client haggler = {.fd = client_connect(f->socket_path)};
+    Client newcomer = {.fd = client_connect(f->socket_path)};
     uint8_t greeting[18];
-    client_recv(&haggler, greeting, 18);
+    client_recv(&newcomer, greeting, 18);
     fixture_begin_stop(f);
     assert_true(client_at_end(idle));
-    assert_true(client_at_end(&haggler));
-    close(haggler.fd);
+    assert_true(client_at_end(&newcomer));
+    close(newcomer.fd);
 }
 
 // Returns once `c` is being drained: a request that comes then is refused. One that comes before is

@@ -17,7 +17,7 @@ typedef struct Reply {
     uint32_t len;
 } Reply;
 
-typedef struct Haggle {
+typedef struct Negotiation {
     NbdsOptions h;
     NbdsExportInfo *infos; // the table's
     NbdsExportTable *table;
@@ -29,11 +29,11 @@ typedef struct Haggle {
     const NbdsExportInfo *chosen;
     Reply replies[16];
     unsigned n_replies;
-} Haggle;
+} Negotiation;
 
-static Haggle *haggle_new(unsigned n_exports)
+static Negotiation *negotiation_new(unsigned n_exports)
 {
-    Haggle *t = g_new0(Haggle, 1);
+    Negotiation *t = g_new0(Negotiation, 1);
     static const char *const names[] = {"web", "", "db"};
     t->contexts = nbds_contexts_new();
     t->infos = g_new0(NbdsExportInfo, n_exports);
@@ -52,7 +52,7 @@ static Haggle *haggle_new(unsigned n_exports)
     return t;
 }
 
-static void haggle_free(Haggle *t)
+static void negotiation_free(Negotiation *t)
 {
     nbds_options_done(&t->h);
     nbds_export_table_unref(t->table);
@@ -61,29 +61,29 @@ static void haggle_free(Haggle *t)
     g_byte_array_unref(t->out);
     g_free(t);
 }
-G_DEFINE_AUTOPTR_CLEANUP_FUNC(Haggle, haggle_free)
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(Negotiation, negotiation_free)
 
-static void put_u32(Haggle *t, uint32_t v)
+static void put_u32(Negotiation *t, uint32_t v)
 {
     uint8_t p[4];
     nbds_wire_put_u32(p, v);
     g_byte_array_append(t->data, p, 4);
 }
 
-static void put_u16(Haggle *t, uint16_t v)
+static void put_u16(Negotiation *t, uint16_t v)
 {
     uint8_t p[2];
     nbds_wire_put_u16(p, v);
     g_byte_array_append(t->data, p, 2);
 }
 
-static void put_string(Haggle *t, const char *s)
+static void put_string(Negotiation *t, const char *s)
 {
     put_u32(t, strlen(s));
     g_byte_array_append(t->data, (const uint8_t *)s, strlen(s));
 }
 
-static void parse_replies(Haggle *t, const GByteArray *out, uint32_t option)
+static void parse_replies(Negotiation *t, const GByteArray *out, uint32_t option)
 {
     t->n_replies = 0;
     for (uint32_t at = 0; at < out->len;) {
@@ -100,7 +100,7 @@ static void parse_replies(Haggle *t, const GByteArray *out, uint32_t option)
 }
 
 // Sends the option with the data built so far.
-static void option(Haggle *t, uint32_t type)
+static void option(Negotiation *t, uint32_t type)
 {
     g_byte_array_set_size(t->out, 0);
     t->chosen = NULL;
@@ -115,14 +115,14 @@ static void option(Haggle *t, uint32_t type)
         parse_replies(t, t->out, type);
 }
 
-static void assert_single(Haggle *t, NbdsRep type)
+static void assert_single(Negotiation *t, NbdsRep type)
 {
     assert_int_equal(t->verdict, NBDS_VERDICT_CONTINUE);
     assert_int_equal(t->n_replies, 1);
     assert_int_equal(t->replies[0].type, type);
 }
 
-static const Reply *find_info(const Haggle *t, NbdsInfo type)
+static const Reply *find_info(const Negotiation *t, NbdsInfo type)
 {
     for (unsigned i = 0; i < t->n_replies; i++) {
         if (t->replies[i].type == NBDS_REP_INFO && nbds_wire_get_u16(t->replies[i].data) == type)
@@ -131,14 +131,14 @@ static const Reply *find_info(const Haggle *t, NbdsInfo type)
     return NULL;
 }
 
-static void info(Haggle *t, uint32_t type, const char *name)
+static void info(Negotiation *t, uint32_t type, const char *name)
 {
     put_string(t, name);
     put_u16(t, 0);
     option(t, type);
 }
 
-static void meta(Haggle *t, uint32_t type, const char *name, const char *query)
+static void meta(Negotiation *t, uint32_t type, const char *name, const char *query)
 {
     put_string(t, name);
     put_u32(t, query ? 1 : 0);
@@ -148,7 +148,7 @@ static void meta(Haggle *t, uint32_t type, const char *name, const char *query)
 }
 
 // The only context that is selected, or "" when none is.
-static const char *selected(const Haggle *t)
+static const char *selected(const Negotiation *t)
 {
     if (!t->h.contexts)
         return "";
@@ -156,7 +156,7 @@ static const char *selected(const Haggle *t)
     return ((const NbdsContext *)t->h.contexts->pdata[0])->name;
 }
 
-static uint16_t flags_of(const Haggle *t)
+static uint16_t flags_of(const Negotiation *t)
 {
     return nbds_wire_get_u16(find_info(t, NBDS_INFO_EXPORT)->data + 10);
 }
@@ -176,7 +176,7 @@ static void unknown_client_flags_end_the_handshake(void **state)
 
 static void go_describes_and_chooses_the_export(void **state)
 {
-    g_autoptr(Haggle) t = haggle_new(3);
+    g_autoptr(Negotiation) t = negotiation_new(3);
     put_string(t, "web");
     put_u16(t, 3);
     put_u16(t, NBDS_INFO_NAME);
@@ -203,7 +203,7 @@ static void go_describes_and_chooses_the_export(void **state)
 
 static void only_who_asks_for_block_sizes_sees_a_size_without_padding(void **state)
 {
-    g_autoptr(Haggle) t = haggle_new(3);
+    g_autoptr(Negotiation) t = negotiation_new(3);
     t->infos[0].padding_bytes = 24;
     info(t, NBDS_OPT_INFO, "web");
     assert_int_equal(nbds_wire_get_u64(find_info(t, NBDS_INFO_EXPORT)->data + 2), 1 << 20);
@@ -214,9 +214,9 @@ static void only_who_asks_for_block_sizes_sees_a_size_without_padding(void **sta
     assert_int_equal(nbds_wire_get_u64(find_info(t, NBDS_INFO_EXPORT)->data + 2), (1 << 20) - 24);
 }
 
-static void info_goes_on_haggling(void **state)
+static void options_may_follow_an_info(void **state)
 {
-    g_autoptr(Haggle) t = haggle_new(3);
+    g_autoptr(Negotiation) t = negotiation_new(3);
     info(t, NBDS_OPT_INFO, "db");
     assert_int_equal(t->verdict, NBDS_VERDICT_CONTINUE);
     assert_null(t->chosen);
@@ -227,7 +227,7 @@ static void info_goes_on_haggling(void **state)
 
 static void flags_follow_what_was_negotiated(void **state)
 {
-    g_autoptr(Haggle) t = haggle_new(3);
+    g_autoptr(Negotiation) t = negotiation_new(3);
     info(t, NBDS_OPT_INFO, "web");
     assert_false(flags_of(t) & NBDS_FLAG_SEND_DF);
     assert_true(flags_of(t) & NBDS_FLAG_SEND_FAST_ZERO);
@@ -249,14 +249,14 @@ static void flags_follow_what_was_negotiated(void **state)
 
 static void the_empty_name_is_the_export_of_that_name(void **state)
 {
-    g_autoptr(Haggle) t = haggle_new(3);
+    g_autoptr(Negotiation) t = negotiation_new(3);
     info(t, NBDS_OPT_GO, "");
     assert_ptr_equal(t->chosen, &t->infos[1]);
 }
 
 static void the_empty_name_is_the_only_export_and_tells_its_name(void **state)
 {
-    g_autoptr(Haggle) t = haggle_new(1);
+    g_autoptr(Negotiation) t = negotiation_new(1);
     info(t, NBDS_OPT_GO, "");
     assert_ptr_equal(t->chosen, &t->infos[0]);
     assert_memory_equal(find_info(t, NBDS_INFO_NAME)->data + 2, "web", 3);
@@ -264,7 +264,7 @@ static void the_empty_name_is_the_only_export_and_tells_its_name(void **state)
 
 static void without_a_default_export_the_error_lists_names(void **state)
 {
-    g_autoptr(Haggle) t = haggle_new(3);
+    g_autoptr(Negotiation) t = negotiation_new(3);
     t->infos[1].name = "mail";
     info(t, NBDS_OPT_GO, "");
     assert_single(t, NBDS_REP_ERR_UNKNOWN);
@@ -274,7 +274,7 @@ static void without_a_default_export_the_error_lists_names(void **state)
 
 static void long_names_are_unknown_and_longer_ones_malformed(void **state)
 {
-    g_autoptr(Haggle) t = haggle_new(3);
+    g_autoptr(Negotiation) t = negotiation_new(3);
     for (unsigned len = 255; len <= 4096; len += len < 260 ? 1 : 1918) {
         g_autofree char *name = g_strnfill(len, 'x');
         info(t, NBDS_OPT_GO, name);
@@ -290,7 +290,7 @@ static void long_names_are_unknown_and_longer_ones_malformed(void **state)
 
 static void error_texts_stay_valid_utf8_and_short(void **state)
 {
-    g_autoptr(Haggle) t = haggle_new(3);
+    g_autoptr(Negotiation) t = negotiation_new(3);
     g_autoptr(GString) name = g_string_new("x");
     while (name->len < 4090)
         g_string_append(name, "ü");
@@ -307,7 +307,7 @@ static void error_texts_stay_valid_utf8_and_short(void **state)
 
 static void a_name_length_beyond_the_option_is_malformed(void **state)
 {
-    g_autoptr(Haggle) t = haggle_new(3);
+    g_autoptr(Negotiation) t = negotiation_new(3);
     static const uint32_t lengths[] = {0xffffffff, 0xfffffffa, 4, 100};
     for (unsigned i = 0; i < G_N_ELEMENTS(lengths); i++) {
         for (uint32_t type = NBDS_OPT_INFO; type <= NBDS_OPT_GO; type++) {
@@ -322,7 +322,7 @@ static void a_name_length_beyond_the_option_is_malformed(void **state)
 
 static void a_name_with_nul_is_malformed(void **state)
 {
-    g_autoptr(Haggle) t = haggle_new(3);
+    g_autoptr(Negotiation) t = negotiation_new(3);
     put_u32(t, 3);
     g_byte_array_append(t->data, (const uint8_t *)"w\0b", 3);
     put_u16(t, 0);
@@ -332,7 +332,7 @@ static void a_name_with_nul_is_malformed(void **state)
 
 static void every_truncation_of_an_option_is_malformed(void **state)
 {
-    g_autoptr(Haggle) t = haggle_new(3);
+    g_autoptr(Negotiation) t = negotiation_new(3);
     option(t, NBDS_OPT_STRUCTURED_REPLY);
     g_autoptr(GByteArray) whole = g_byte_array_new();
     put_string(t, "web");
@@ -367,7 +367,7 @@ static void every_truncation_of_an_option_is_malformed(void **state)
 
 static void list_names_and_describes_all(void **state)
 {
-    g_autoptr(Haggle) t = haggle_new(3);
+    g_autoptr(Negotiation) t = negotiation_new(3);
     option(t, NBDS_OPT_LIST);
     assert_int_equal(t->n_replies, 4);
     assert_int_equal(t->replies[0].type, NBDS_REP_SERVER);
@@ -382,7 +382,7 @@ static void list_names_and_describes_all(void **state)
 
 static void a_server_without_exports_lists_none(void **state)
 {
-    g_autoptr(Haggle) t = haggle_new(0);
+    g_autoptr(Negotiation) t = negotiation_new(0);
     option(t, NBDS_OPT_LIST);
     assert_int_equal(t->verdict, NBDS_VERDICT_LIST);
     assert_int_equal(t->n_replies, 1);
@@ -393,7 +393,7 @@ static void a_server_without_exports_lists_none(void **state)
 
 static void abort_is_acknowledged_whatever_it_carries(void **state)
 {
-    g_autoptr(Haggle) t = haggle_new(3);
+    g_autoptr(Negotiation) t = negotiation_new(3);
     put_u32(t, 1);
     option(t, NBDS_OPT_ABORT);
     assert_int_equal(t->verdict, NBDS_VERDICT_CLOSE);
@@ -403,7 +403,7 @@ static void abort_is_acknowledged_whatever_it_carries(void **state)
 
 static void unknown_options_and_starttls_are_unsupported(void **state)
 {
-    g_autoptr(Haggle) t = haggle_new(3);
+    g_autoptr(Negotiation) t = negotiation_new(3);
     static const uint32_t types[] = {0, 4, NBDS_OPT_STARTTLS, 12, 0xffffffff};
     for (unsigned i = 0; i < G_N_ELEMENTS(types); i++) {
         put_u32(t, i);
@@ -414,7 +414,7 @@ static void unknown_options_and_starttls_are_unsupported(void **state)
 
 static void export_name_pads_unless_agreed_otherwise(void **state)
 {
-    g_autoptr(Haggle) t = haggle_new(3);
+    g_autoptr(Negotiation) t = negotiation_new(3);
     g_byte_array_append(t->data, (const uint8_t *)"web", 3);
     option(t, NBDS_OPT_EXPORT_NAME);
     assert_int_equal(t->verdict, NBDS_VERDICT_TRANSMIT);
@@ -431,7 +431,7 @@ static void export_name_pads_unless_agreed_otherwise(void **state)
 
 static void export_name_that_fails_ends_the_session(void **state)
 {
-    g_autoptr(Haggle) t = haggle_new(3);
+    g_autoptr(Negotiation) t = negotiation_new(3);
     g_byte_array_append(t->data, (const uint8_t *)"nope", 4);
     option(t, NBDS_OPT_EXPORT_NAME);
     assert_int_equal(t->verdict, NBDS_VERDICT_CLOSE);
@@ -443,7 +443,7 @@ static void export_name_that_fails_ends_the_session(void **state)
 
 static void header_options_take_no_data(void **state)
 {
-    g_autoptr(Haggle) t = haggle_new(3);
+    g_autoptr(Negotiation) t = negotiation_new(3);
     put_u16(t, 0);
     option(t, NBDS_OPT_STRUCTURED_REPLY);
     assert_single(t, NBDS_REP_ERR_INVALID);
@@ -455,7 +455,7 @@ static void header_options_take_no_data(void **state)
 
 static void structured_replies_cannot_follow_extended_headers(void **state)
 {
-    g_autoptr(Haggle) t = haggle_new(3);
+    g_autoptr(Negotiation) t = negotiation_new(3);
     option(t, NBDS_OPT_EXTENDED_HEADERS);
     assert_single(t, NBDS_REP_ACK);
     option(t, NBDS_OPT_STRUCTURED_REPLY);
@@ -467,7 +467,7 @@ static void structured_replies_cannot_follow_extended_headers(void **state)
 
 static void contexts_need_structured_replies(void **state)
 {
-    g_autoptr(Haggle) t = haggle_new(3);
+    g_autoptr(Negotiation) t = negotiation_new(3);
     meta(t, NBDS_OPT_SET_META_CONTEXT, "web", "base:allocation");
     assert_single(t, NBDS_REP_ERR_INVALID);
     meta(t, NBDS_OPT_LIST_META_CONTEXT, "web", NULL);
@@ -476,7 +476,7 @@ static void contexts_need_structured_replies(void **state)
 
 static void listing_contexts_knows_wildcards_and_has_no_ids(void **state)
 {
-    g_autoptr(Haggle) t = haggle_new(3);
+    g_autoptr(Negotiation) t = negotiation_new(3);
     option(t, NBDS_OPT_STRUCTURED_REPLY);
     meta(t, NBDS_OPT_LIST_META_CONTEXT, "web", NULL);
     assert_int_equal(t->n_replies, 3);
@@ -494,7 +494,7 @@ static void listing_contexts_knows_wildcards_and_has_no_ids(void **state)
 
 static void a_second_set_replaces_the_first_also_when_it_fails(void **state)
 {
-    g_autoptr(Haggle) t = haggle_new(3);
+    g_autoptr(Negotiation) t = negotiation_new(3);
     option(t, NBDS_OPT_STRUCTURED_REPLY);
     meta(t, NBDS_OPT_SET_META_CONTEXT, "web", "base:allocation");
     assert_int_equal(t->n_replies, 2);
@@ -518,7 +518,7 @@ static void a_second_set_replaces_the_first_also_when_it_fails(void **state)
 
 static void contexts_hold_only_for_the_export_they_were_set_for(void **state)
 {
-    g_autoptr(Haggle) t = haggle_new(3);
+    g_autoptr(Negotiation) t = negotiation_new(3);
     option(t, NBDS_OPT_STRUCTURED_REPLY);
     meta(t, NBDS_OPT_SET_META_CONTEXT, "web", "base:allocation");
     info(t, NBDS_OPT_GO, "db");
@@ -527,7 +527,7 @@ static void contexts_hold_only_for_the_export_they_were_set_for(void **state)
 }
 
 // More than any client asks for; each name as long as a bitmap's may be.
-static void add_bitmaps(Haggle *t, unsigned n)
+static void add_bitmaps(Negotiation *t, unsigned n)
 {
     static const NbdsContextKind kind;
     g_autofree char *leaf = g_strnfill(1023 - 6, 'n');
@@ -537,7 +537,7 @@ static void add_bitmaps(Haggle *t, unsigned n)
     }
 }
 
-static void set_contexts(Haggle *t, unsigned first, unsigned n)
+static void set_contexts(Negotiation *t, unsigned first, unsigned n)
 {
     put_string(t, "web");
     put_u32(t, n);
@@ -548,7 +548,7 @@ static void set_contexts(Haggle *t, unsigned first, unsigned n)
 
 static void any_number_of_contexts_is_listed_and_some_are_selected(void **state)
 {
-    g_autoptr(Haggle) t = haggle_new(1);
+    g_autoptr(Negotiation) t = negotiation_new(1);
     add_bitmaps(t, 1000);
     option(t, NBDS_OPT_STRUCTURED_REPLY);
     meta(t, NBDS_OPT_LIST_META_CONTEXT, "web", NULL);
@@ -561,7 +561,7 @@ static void any_number_of_contexts_is_listed_and_some_are_selected(void **state)
 
 static void one_context_asked_for_twice_is_selected_once(void **state)
 {
-    g_autoptr(Haggle) t = haggle_new(1);
+    g_autoptr(Negotiation) t = negotiation_new(1);
     option(t, NBDS_OPT_STRUCTURED_REPLY);
     put_string(t, "web");
     put_u32(t, 2);
@@ -574,7 +574,7 @@ static void one_context_asked_for_twice_is_selected_once(void **state)
 
 static void too_many_contexts_are_told_so(void **state)
 {
-    g_autoptr(Haggle) t = haggle_new(1);
+    g_autoptr(Negotiation) t = negotiation_new(1);
     static const NbdsContextKind kind;
     for (unsigned i = 0; i < NBDS_MAX_SELECTED_CONTEXTS; i++) {
         g_autofree char *name = g_strdup_printf("x:%u", i);
@@ -590,7 +590,7 @@ static void too_many_contexts_are_told_so(void **state)
 
 static void too_many_queries_are_told_so(void **state)
 {
-    g_autoptr(Haggle) t = haggle_new(1);
+    g_autoptr(Negotiation) t = negotiation_new(1);
     option(t, NBDS_OPT_STRUCTURED_REPLY);
     put_string(t, "web");
     put_u32(t, NBDS_MAX_CONTEXT_QUERIES + 1);
@@ -602,7 +602,7 @@ static void too_many_queries_are_told_so(void **state)
 
 static void a_stopping_server_answers_shutdown(void **state)
 {
-    g_autoptr(Haggle) t = haggle_new(3);
+    g_autoptr(Negotiation) t = negotiation_new(3);
     t->stopping = true;
     info(t, NBDS_OPT_GO, "web");
     assert_single(t, NBDS_REP_ERR_SHUTDOWN);
@@ -616,7 +616,7 @@ static void a_stopping_server_answers_shutdown(void **state)
 
 static void an_option_with_too_much_data_is_told_so(void **state)
 {
-    g_autoptr(Haggle) t = haggle_new(3);
+    g_autoptr(Negotiation) t = negotiation_new(3);
     option(t, NBDS_OPT_STRUCTURED_REPLY);
     static const uint32_t types[] = {NBDS_OPT_LIST,
                                      NBDS_OPT_INFO,
@@ -640,7 +640,7 @@ static void an_option_with_too_much_data_is_told_so(void **state)
 
 static void endless_options_end_the_session(void **state)
 {
-    g_autoptr(Haggle) t = haggle_new(1);
+    g_autoptr(Negotiation) t = negotiation_new(1);
     unsigned n = 0;
     do {
         option(t, NBDS_OPT_LIST);
@@ -655,7 +655,7 @@ int main(void)
         cmocka_unit_test(unknown_client_flags_end_the_handshake),
         cmocka_unit_test(go_describes_and_chooses_the_export),
         cmocka_unit_test(only_who_asks_for_block_sizes_sees_a_size_without_padding),
-        cmocka_unit_test(info_goes_on_haggling),
+        cmocka_unit_test(options_may_follow_an_info),
         cmocka_unit_test(flags_follow_what_was_negotiated),
         cmocka_unit_test(the_empty_name_is_the_export_of_that_name),
         cmocka_unit_test(the_empty_name_is_the_only_export_and_tells_its_name),
