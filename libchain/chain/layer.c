@@ -5,36 +5,25 @@
 #include "chain-core/layer.h"
 
 #include <errno.h>
-#include <inttypes.h>
 #include <string.h>
-#include <sys/resource.h>
 
 #include "base/error.h"
 #include "base/shell-word.h"
-#include "chain/allowed-dirs.h"
 #include "chain/foreign-image.h"
 #include "chain/image-name.h"
-
-// What other programs may do meanwhile; as QEMU's block drivers ask for it.
-enum {
-    HELD_READING = FILE_PERM_CONSISTENT_READ,
-    HELD_WRITING = FILE_PERM_CONSISTENT_READ | FILE_PERM_WRITE | FILE_PERM_RESIZE,
-    UNSHARED = FILE_PERM_WRITE | FILE_PERM_RESIZE,
-};
+#include "chain/source.h"
 
 struct Layer {
     const LayerOptions *options;
     const Layer *above;       // the layer that named it, or NULL
     const NodeConfig *config; // what it is made of
     NodeConfig *own_config;   // the same, when a name was parsed for it
-    const char *path;
-    bool is_writable, is_direct, is_shared, is_locked; // how its files are opened
-    bool may_fall_back;                                // to read-only, when it cannot be written
+    SourceMode mode;
+    Source file, data;    // the external data file is the second
     const char *recorded; // what the header of `above` calls it; NULL: a description did
     const Driver *driver; // NULL until known
     DriverOptions driver_options;
     DriverImage *image; // NULL until opened, and once loaded
-    File *data;         // external data file; owned until loaded
     uint64_t file_id[2];
 };
 
@@ -53,7 +42,8 @@ void layer_drop(Fiber *self, Layer *layer)
         return;
     if (layer->image)
         layer->driver->drop(self, layer->image);
-    file_close(self, layer->data);
+    source_close(self, &layer->data);
+    source_close(self, &layer->file);
     node_config_free(layer->own_config);
     g_free(layer);
 }
@@ -63,14 +53,26 @@ const char *layer_format(const Layer *layer)
     return layer->driver->name;
 }
 
-const char *layer_path(const Layer *layer)
-{
-    return layer->path;
-}
-
 bool layer_is_writable(const Layer *layer)
 {
-    return layer->is_writable;
+    return layer->mode.is_writable;
+}
+
+// The child in which a format lies, through formats that are nothing of themselves. NULL: none.
+static const NodeConfigChild *innermost_file(const NodeConfig *config)
+{
+    const NodeConfigChild *file = node_config_child(config, "file");
+    while (file && file->config && !(file->config->driver && file->config->driver->is_file))
+        file = node_config_child(file->config, "file");
+    return file;
+}
+
+const char *layer_path(const Layer *layer)
+{
+    if (layer->file.file)
+        return file_path(layer->file.file);
+    const NodeConfigChild *file = innermost_file(layer->config);
+    return file->node ?: driver_value_str(file->config->values, "filename", NULL);
 }
 
 // An option of the file, else of the layer, else what the layer above has (`inherited`).
@@ -85,115 +87,27 @@ static bool effective(const NodeConfig *file, const NodeConfig *config, const ch
 static int set_config(Layer *layer, const NodeConfig *config, GError **error)
 {
     const LayerOptions *o = layer->options;
-    const Layer *above = layer->above;
-    const NodeConfig *file = node_config_file(config);
-    if (!file)
+    const SourceMode *above = layer->above ? &layer->above->mode : NULL;
+    const NodeConfigChild *child = innermost_file(config);
+    if (!child)
         return error_set(error, -ENOTSUP, "only a file can hold a %s image",
                          config->driver ? config->driver->name : "disk");
-    layer->config = config;
-    layer->path = driver_value_str(file->values, "filename", NULL);
-    layer->is_direct =
-        effective(file, config, "cache.direct", above ? above->is_direct : o->direct);
-    layer->is_shared =
+    const NodeConfig *file = child->config;
+    const char *locking = file ? driver_value_str(file->values, "locking", "auto") : "auto";
+    bool is_shared =
         effective(file, config, "force-share", above ? above->is_shared : o->force_share);
-    const char *locking = driver_value_str(file->values, "locking", "auto");
-    layer->is_locked = !layer->is_shared && !g_str_equal(locking, "off");
-    layer->is_writable = !above && !o->read_only && !layer->is_shared && !o->snapshot &&
-                         !driver_value_str(config->values, "snapshot", NULL) &&
-                         !driver_value_bool(config->values, "read-only", false) &&
-                         !driver_value_bool(file->values, "read-only", false);
-    layer->may_fall_back = effective(file, config, "auto-read-only", false);
+    layer->config = config;
+    layer->mode = (SourceMode){
+        .is_writable = !above && !o->read_only && !is_shared && !o->snapshot &&
+                       !driver_value_str(config->values, "snapshot", NULL) &&
+                       !driver_value_bool(config->values, "read-only", false) &&
+                       !(file && driver_value_bool(file->values, "read-only", false)),
+        .is_direct = effective(file, config, "cache.direct", above ? above->is_direct : o->direct),
+        .is_shared = is_shared,
+        .is_locked = !is_shared && !g_str_equal(locking, "off"),
+        .may_fall_back = effective(file, config, "auto-read-only", false),
+    };
     return 0;
-}
-
-// -- files ----------------------------------------------------------------------------------------
-
-static int lock_file(Fiber *self, const Layer *layer, File *file, GError **error)
-{
-    unsigned held = layer_is_writable(layer) ? HELD_WRITING : HELD_READING;
-    int r = layer->is_locked ? file_lock(self, file, held, UNSHARED, error) : 0;
-    if (r < 0)
-        return r;
-    // Whoever held the file until now may have made it longer since it was opened.
-    r = file_refresh_size(self, file);
-    if (r < 0)
-        return error_set(error, r, "%s: cannot tell its size: %s", file_path(file), g_strerror(-r));
-    return 0;
-}
-
-static void add_remedy(GError **error, const char *remedy)
-{
-    if (!error || !*error)
-        return;
-    char *sentence = g_strconcat((*error)->message, "; ", remedy, NULL);
-    g_free((*error)->message);
-    (*error)->message = sentence;
-}
-
-static bool is_refused_writing(int r)
-{
-    return r == -EACCES || r == -EROFS || r == -EPERM;
-}
-
-// What to do about `r`, why `path` could not be opened; owned, or NULL. --read-only is advised only
-// where it works.
-static char *open_remedy(Fiber *self, const char *path, bool writable, int r)
-{
-    struct rlimit limit;
-    if (r == -EMFILE && getrlimit(RLIMIT_NOFILE, &limit) == 0)
-        return g_strdup_printf("each file takes a descriptor, and this process may have %" PRIu64
-                               ": raise the hard limit (ulimit -Hn, or LimitNOFILE= of the unit), "
-                               "or make the chain shorter",
-                               (uint64_t)limit.rlim_cur);
-    if (r == -ENFILE)
-        return g_strdup("the whole machine has no descriptor left: raise the sysctl fs.file-max");
-    if (!writable || !is_refused_writing(r))
-        return NULL;
-    File *file;
-    if (file_open(self, path, 0, &file, NULL) < 0)
-        return NULL;
-    file_close(self, file);
-    return g_strdup("--read-only opens it without writing");
-}
-
-static int open_file(Fiber *self, Layer *layer, const char *path, File **ret_file, GError **error)
-{
-    const LayerOptions *o = layer->options;
-    FileOpenFlags direct = layer->is_direct ? FILE_DIRECT : 0;
-    FileOpenFlags writable = layer->is_writable ? FILE_WRITABLE : 0;
-    int r = file_open(self, path, writable | direct, ret_file, error);
-    if (is_refused_writing(r) && writable && layer->may_fall_back &&
-        file_open(self, path, direct, ret_file, NULL) == 0) {
-        g_clear_error(error);
-        layer->is_writable = false;
-        r = 0;
-    }
-    if (r == 0)
-        file_set_event_fn(*ret_file, o->file_event, o->file_event_arg);
-    g_autofree char *remedy = r < 0 ? open_remedy(self, path, writable, r) : NULL;
-    if (remedy)
-        add_remedy(error, remedy);
-    return r;
-}
-
-// For files that an image names: only where that is allowed.
-static int open_named_file(Fiber *self, Layer *layer, const char *path, File **ret_file,
-                           GError **error)
-{
-    const char *const *dirs = layer->options->allowed_dirs;
-    AllowedFile allowed;
-    File *file = NULL;
-    int r = allowed_dirs_check(self, dirs, path, &allowed, error);
-    if (r == 0)
-        r = open_file(self, layer, path, &file, error);
-    if (r == 0)
-        r = allowed_dirs_confirm(dirs, file, &allowed, error);
-    allowed_file_release(&allowed);
-    if (r == 0)
-        *ret_file = file;
-    else
-        file_close(self, file);
-    return r;
 }
 
 static int refuse_loop(const Layer *layer, GError **error)
@@ -293,87 +207,123 @@ static int find_format(Fiber *self, Layer *layer, File *file, GError **error)
 
 // -- external data files --------------------------------------------------------------------------
 
-static int find_data_path(const Layer *layer, char **ret_path, GError **error)
+// By a user, or, further down, perhaps by an image.
+static int open_path(Fiber *self, Layer *layer, const char *path, Source *ret_source,
+                     GError **error)
+{
+    return layer->above
+               ? source_open_confined(self, path, layer->options, &layer->mode, ret_source, error)
+               : source_open(self, path, layer->options, &layer->mode, ret_source, error);
+}
+
+static int open_recorded_data(Fiber *self, Layer *layer, GError **error)
 {
     const char *path = layer_path(layer), *name = layer->image->data_name;
-    if (layer->options->no_data_files)
-        return error_set(error, -EACCES,
-                         "%s: it keeps its data in another file ('%s'), which is not allowed here; "
-                         "qemu-img convert makes an image that does not",
-                         path, name);
     if (!*name || strchr(name, '/') || g_str_equal(name, "..") || g_str_equal(name, "."))
         return error_set(error, -EINVAL,
                          "%s: its data file '%s' is not a plain name of a file in the same folder; "
                          "move it there and record the name: qemu-img amend -o data_file=NAME "
                          "IMAGE",
                          path, name);
-    *ret_path = image_name_beside(path, name);
-    return 0;
+    g_autofree char *data_path = image_name_beside(path, name);
+    int r =
+        source_open_confined(self, data_path, layer->options, &layer->mode, &layer->data, error);
+    if (r < 0)
+        g_prefix_error(error, "%s: its data file: ", path);
+    return r;
 }
 
+static int open_described_data(Fiber *self, Layer *layer, const NodeConfigChild *child,
+                               GError **error)
+{
+    if (child->node)
+        return source_take_node(child->node, layer->options, &layer->mode, &layer->data, error);
+    const NodeConfig *file = node_config_file(child->config);
+    if (!file)
+        return error_set(error, -ENOTSUP, "%s: only a file can hold its data", layer_path(layer));
+    const char *path = driver_value_str(file->values, "filename", NULL);
+    return open_path(self, layer, path, &layer->data, error);
+}
+
+// What the description says of it, else what the header does.
 static int open_data_file(Fiber *self, Layer *layer, GError **error)
 {
-    if (!layer->image->data_name)
-        return 0;
-    g_autofree char *data_path = NULL;
-    int r = find_data_path(layer, &data_path, error);
+    const NodeConfigChild *child = node_config_child(layer->config, "data-file");
+    const char *path = layer_path(layer), *name = layer->image->data_name;
+    if (!name)
+        return child ? error_set(error, -EINVAL,
+                                 "'data-file' can only be set for images with an external data "
+                                 "file")
+                     : 0;
+    if (layer->options->no_data_files)
+        return error_set(error, -EACCES,
+                         "%s: it keeps its data in another file ('%s'), which is not allowed here; "
+                         "qemu-img convert makes an image that does not",
+                         path, name);
+    bool was_writable = layer->mode.is_writable;
+    int r = child ? open_described_data(self, layer, child, error)
+                  : open_recorded_data(self, layer, error);
+    if (r == 0 && was_writable != layer->mode.is_writable)
+        r = error_set(error, -EACCES, "%s: its data file cannot be written", path);
     if (r < 0)
         return r;
-    r = open_named_file(self, layer, data_path, &layer->data, error);
-    if (r == 0)
-        r = lock_file(self, layer, layer->data, error);
+    r = source_lock(self, &layer->data, &layer->mode, error);
     if (r < 0)
-        g_prefix_error(error, "%s: its data file: ", layer_path(layer));
+        g_prefix_error(error, "%s: its data file: ", path);
     return r;
 }
 
 // -- opening --------------------------------------------------------------------------------------
 
-// Takes `file`.
-static int open_image(Fiber *self, Layer *layer, File *file, GError **error)
+static int open_image(Fiber *self, Layer *layer, GError **error)
 {
+    File *file = layer->file.file;
     const LayerOptions *o = layer->options;
     const char *snapshot =
         driver_value_str(layer->config->values, "snapshot", layer->above ? NULL : o->snapshot);
     file_identity(file, layer->file_id);
     int r = refuse_loop(layer, error); // before its locks, which our own would conflict with
     if (r == 0)
-        r = lock_file(self, layer, file, error);
+        r = source_lock(self, &layer->file, &layer->mode, error);
     if (r == 0)
         r = find_format(self, layer, file, error);
     if (r == 0 && snapshot && !layer->driver->has_snapshots)
         r = error_set(error, -EINVAL, "%s: a %s image has no internal snapshots", layer_path(layer),
                       layer_format(layer));
-    if (r < 0) {
-        file_close(self, file);
+    if (r < 0)
         return r;
-    }
     layer->driver_options = (DriverOptions){
         .name = layer_path(layer),
         .is_writable = layer_is_writable(layer),
-        .is_shared = layer->is_shared,
+        .is_shared = layer->mode.is_shared,
         .snapshot = snapshot,
         .values = layer->config->values,
         .memory = o->memory,
         .events = o->events,
     };
-    r = layer->driver->open(self, file, &layer->driver_options, &layer->image, error);
+    r = layer->driver->open(self, file_ref(file), &layer->driver_options, &layer->image, error);
     return r < 0 ? r : open_data_file(self, layer, error);
+}
+
+static int open_source(Fiber *self, Layer *layer, GError **error)
+{
+    const NodeConfigChild *child = innermost_file(layer->config);
+    return child->node
+               ? source_take_node(child->node, layer->options, &layer->mode, &layer->file, error)
+               : open_path(self, layer, layer_path(layer), &layer->file, error);
 }
 
 static int open_layer(Fiber *self, Layer *layer, GError **error)
 {
     const Layer *above = layer->above;
-    File *file;
-    int r = above ? open_named_file(self, layer, layer_path(layer), &file, error)
-                  : open_file(self, layer, layer_path(layer), &file, error);
+    int r = open_source(self, layer, error);
     if (r == 0)
-        return open_image(self, layer, file, error);
+        return open_image(self, layer, error);
     if (above)
         g_prefix_error(error, "%s: its backing file: ", layer_path(above));
     if (above && r == -ENOENT)
-        add_remedy(error, "if it was moved, record where to: qemu-img rebase -u -F FORMAT -b NAME "
-                          "IMAGE");
+        source_add_remedy(error, "if it was moved, record where to: qemu-img rebase -u -F FORMAT "
+                                 "-b NAME IMAGE");
     return r;
 }
 
@@ -404,7 +354,7 @@ static int parse_name(Layer *layer, const char *name, GError **error)
 }
 
 // Takes `layer`, with the result `r` so far.
-static int open_first(Fiber *self, Layer *layer, int r, Layer **ret_layer, GError **error)
+static int open_or_drop(Fiber *self, Layer *layer, int r, Layer **ret_layer, GError **error)
 {
     if (r == 0)
         r = open_layer(self, layer, error);
@@ -420,7 +370,7 @@ int layer_open(Fiber *self, const char *name, const LayerOptions *options, Layer
 {
     Layer *layer = layer_new(options, NULL);
     int r = parse_name(layer, name, error);
-    return open_first(self, layer, r, ret_layer, error);
+    return open_or_drop(self, layer, r, ret_layer, error);
 }
 
 int layer_open_config(Fiber *self, const NodeConfig *config, const LayerOptions *options,
@@ -429,7 +379,7 @@ int layer_open_config(Fiber *self, const NodeConfig *config, const LayerOptions 
     Layer *layer = layer_new(options, NULL);
     int r = set_config(layer, config, error);
     layer->driver = config->driver;
-    return open_first(self, layer, r, ret_layer, error);
+    return open_or_drop(self, layer, r, ret_layer, error);
 }
 
 // -- what lies below ------------------------------------------------------------------------------
@@ -480,25 +430,67 @@ static int parse_recorded(Layer *layer, const DriverImage *image, GError **error
 int layer_open_next(Fiber *self, Layer *above, Layer **ret_layer, GError **error)
 {
     const NodeConfigChild *described = node_config_child(above->config, "backing");
-    bool is_recorded = above->image->backing_name && *above->image->backing_name;
-    if (described ? !described->config : !is_recorded) {
+    if (described && described->config)
+        return layer_open_described(self, above, described->config, ret_layer, error);
+    if (described || !above->image->backing_name || !*above->image->backing_name) {
         *ret_layer = NULL;
         return 0;
     }
     Layer *layer = layer_new(above->options, above);
-    int r = described ? take_described(layer, described->config, error)
-                      : parse_recorded(layer, above->image, error);
-    if (r == 0)
-        r = open_layer(self, layer, error);
+    int r = parse_recorded(layer, above->image, error);
+    return open_or_drop(self, layer, r, ret_layer, error);
+}
+
+int layer_open_described(Fiber *self, Layer *above, const NodeConfig *config, Layer **ret_layer,
+                         GError **error)
+{
+    Layer *layer = layer_new(above->options, above);
+    int r = take_described(layer, config, error);
+    return open_or_drop(self, layer, r, ret_layer, error);
+}
+
+int layer_open_file(Fiber *self, const NodeConfig *config, const LayerOptions *options,
+                    Node **ret_node, GError **error)
+{
+    const json_t *values = config->values;
+    SourceMode mode = {
+        .is_writable = !options->read_only && !driver_value_bool(values, "read-only", false),
+        .is_direct = driver_value_bool(values, "cache.direct", options->direct),
+        .may_fall_back = driver_value_bool(values, "auto-read-only", false),
+    };
+    Source source;
+    int r = source_open(self, driver_value_str(values, "filename", NULL), options, &mode, &source,
+                        error);
     if (r < 0)
-        layer_drop(self, layer);
-    else
-        *ret_layer = layer;
-    return r;
+        return r;
+    *ret_node = node_ref(source_node(&source));
+    source_close(self, &source);
+    return 0;
 }
 
 int layer_load(Fiber *self, Layer *layer, Node **ret_node, GError **error)
 {
     DriverImage *image = g_steal_pointer(&layer->image);
-    return layer->driver->load(self, image, g_steal_pointer(&layer->data), ret_node, error);
+    File *data = layer->data.file ? file_ref(layer->data.file) : NULL;
+    return layer->driver->load(self, image, data, ret_node, error);
+}
+
+const NodeConfig *layer_config(const Layer *layer)
+{
+    return layer->config;
+}
+
+NodeConfig *layer_take_config(Layer *layer)
+{
+    return g_steal_pointer(&layer->own_config);
+}
+
+Node *layer_file_node(Layer *layer)
+{
+    return source_node(&layer->file);
+}
+
+Node *layer_data_node(Layer *layer)
+{
+    return source_node(&layer->data);
 }

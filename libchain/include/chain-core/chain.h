@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Opening a chain: from a file name to the top node of its graph, with every layer below opened,
-// locked and joined by the merged map. On the calling fiber's loop.
+// Opening a chain: from a file name, or from the description of a node, to the top node of its
+// graph, with every layer below opened, locked and joined by the merged map. On the calling fiber's
+// loop.
 #pragma once
 
 #include "chain-core/layer.h"
@@ -18,6 +19,23 @@ typedef struct ChainInfo {
 enum { CHAIN_MAX_LAYERS = 1000 };
 int chain_open(Fiber *self, const char *path, const LayerOptions *options, Node **ret_node,
                ChainInfo *ret_info, GError **error);
+
+// One of the nodes that were opened together: layers, filters, and the files they lie in.
+typedef struct ChainNode {
+    Node *node; // a reference
+    const Driver *driver;
+    const NodeConfig *config; // what it was made of; NULL: only an image's header speaks of it
+    NodeConfig *own_config;   // the same, where that was made up from a header; owned
+    unsigned parent;          // whose child it is, as an index; the top, 0, is nobody's
+    const char *role;         // as which child: "file", "backing", …
+} ChainNode;
+void chain_nodes_close(Fiber *self, GArray *nodes);
+
+// The same for any kind of node that `config` describes, which outlives the call: the top and all
+// that was opened for it, parents first, as an array of ChainNode. Nodes that the config names are
+// used and not in the array. Returned owned: chain_nodes_close(), or take what is in it.
+int chain_open_nodes(Fiber *self, const NodeConfig *config, const LayerOptions *options,
+                     GArray **ret_nodes, GError **error);
 
 // Makes `below` (NULL: nothing) the backing layer of `overlay`, with a merged map between them that
 // answers for all that lies below. Takes new references. Drained, if requests can reach `overlay`.

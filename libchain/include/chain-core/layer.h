@@ -22,6 +22,10 @@ typedef struct LayerOptions {
     // (NULL-terminated), with no links out of them; NULL: anywhere. And no data files at all.
     const char *const *allowed_dirs;
     bool no_data_files;
+    // Finds the nodes that a config names, which live on this loop; borrowed, NULL: there is none of
+    // that name. May be NULL.
+    Node *(*find_node)(void *arg, const char *name);
+    void *find_arg;
     MapMemory *memory;        // borrowed, outlives the node
     const NodeEvents *events; // borrowed, outlives the node; NULL: nobody is told
     // Hears of the host's failures with each file, as file_set_event_fn() has it; may be NULL.
@@ -42,6 +46,13 @@ int layer_open_config(Fiber *self, const NodeConfig *config, const LayerOptions 
 // "backing" says, or as its header records it. 0 and NULL when there is none, or it is a node that
 // there is. Once for each layer, before it is loaded; `above` outlives the new one.
 int layer_open_next(Fiber *self, Layer *above, Layer **ret_layer, GError **error);
+// The same for what a config says somewhere between them and not right below `above`.
+int layer_open_described(Fiber *self, Layer *above, const NodeConfig *config, Layer **ret_layer,
+                         GError **error);
+// A file by itself, as `config` (of a file's driver) describes it. Nobody is kept out of it before a
+// format lies in it.
+int layer_open_file(Fiber *self, const NodeConfig *config, const LayerOptions *options,
+                    Node **ret_node, GError **error);
 // Makes the node; once. Layers that are not writable may be loaded side by side.
 int layer_load(Fiber *self, Layer *layer, Node **ret_node, GError **error);
 // Frees the layer, and closes what was not loaded. Accepts NULL.
@@ -50,3 +61,10 @@ void layer_drop(Fiber *self, Layer *layer);
 const char *layer_format(const Layer *layer); // the driver's name
 const char *layer_path(const Layer *layer);
 bool layer_is_writable(const Layer *layer);
+const NodeConfig *layer_config(const Layer *layer);
+// The config, where it was made up from a name: owned. NULL: it was given.
+NodeConfig *layer_take_config(Layer *layer);
+// The nodes of the image's file, and of its external data file (NULL: it has none). Borrowed until
+// layer_drop().
+Node *layer_file_node(Layer *layer);
+Node *layer_data_node(Layer *layer);

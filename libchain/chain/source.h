@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// What an image lies in: a file of the host, opened and locked as its layer wants it, or a node
+// that there is already and holds one. On the layer's loop.
+#pragma once
+
+#include "chain-core/layer.h"
+
+// How a layer's files are opened.
+typedef struct SourceMode {
+    bool is_writable, is_direct;
+    bool is_shared;     // other programs may write it
+    bool is_locked;     // and are kept out
+    bool may_fall_back; // to read-only, when it cannot be written
+} SourceMode;
+
+typedef struct Source {
+    File *file; // a reference; NULL: there is none
+    Node *node; // that holds it, a reference; NULL: not made yet
+} Source;
+
+// Opens the file at `path`. `mode->is_writable` is cleared where it falls back.
+int source_open(Fiber *self, const char *path, const LayerOptions *options, SourceMode *mode,
+                Source *ret_source, GError **error);
+// The same for one that an image names: only where the options allow it.
+int source_open_confined(Fiber *self, const char *path, const LayerOptions *options,
+                         SourceMode *mode, Source *ret_source, GError **error);
+// The file of the node named `name`.
+int source_take_node(const char *name, const LayerOptions *options, SourceMode *mode,
+                     Source *ret_source, GError **error);
+// Keeps other programs out as `mode` says, and looks how long the file is now.
+int source_lock(Fiber *self, const Source *source, const SourceMode *mode, GError **error);
+// The node that holds the file; made at the first call. Borrowed; NULL: there is no file.
+Node *source_node(Source *source);
+void source_close(Fiber *self, Source *source);
+
+// Adds what to do to the sentence of an error; `error` may be NULL.
+void source_add_remedy(GError **error, const char *remedy);

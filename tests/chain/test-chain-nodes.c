@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// Nodes made from descriptions: which nodes come to be, how they are opened, and how nodes that
+// there are already are used.
+#include "chain-core/raw.h"
+#include "chain-fixture.h"
+
+#include <errno.h>
+
+// What a test opens, and the nodes that it can name: "one" and "two".
+typedef struct NodesTest {
+    LayerOptions options;
+    Node *one, *two;
+    GArray *nodes;
+    GError *error;
+} NodesTest;
+
+static Node *find_node(void *arg, const char *name)
+{
+    const NodesTest *t = arg;
+    return g_str_equal(name, "one") ? t->one : g_str_equal(name, "two") ? t->two : NULL;
+}
+
+// `format` is JSON with single quotes, in which %s is the test's folder (at most three times).
+static int open_nodes(Fiber *self, NodesTest *t, const char *format)
+{
+    g_autoptr(GString) text = g_string_new(format);
+    g_string_replace(text, "'", "\"", 0);
+    g_string_replace(text, "%s", dir, 0);
+    json_t *object = json_loads(text->str, 0, NULL);
+    assert_non_null(object);
+    NodeConfig *config = NULL;
+    int r = node_config_new(object, true, &config, &t->error);
+    json_decref(object);
+    if (r == 0)
+        r = chain_open_nodes(self, config, &t->options, &t->nodes, &t->error);
+    for (guint i = 0; r == 0 && i < t->nodes->len; i++)
+        g_array_index(t->nodes, ChainNode, i).config = NULL; // which ends here
+    node_config_free(config);
+    return r;
+}
+
+static Node *opens(Fiber *self, NodesTest *t, const char *format)
+{
+    if (open_nodes(self, t, format) < 0)
+        fail_msg("%s: %s", format, t->error->message);
+    return g_array_index(t->nodes, ChainNode, 0).node;
+}
+
+static void refuses(Fiber *self, NodesTest *t, const char *format, const char *word)
+{
+    assert_true(open_nodes(self, t, format) < 0);
+    if (!strstr(t->error->message, word))
+        fail_msg("'%s' does not speak of '%s'", t->error->message, word);
+    g_clear_error(&t->error);
+}
+
+static void assert_nodes(const NodesTest *t, const char *expected)
+{
+    g_autoptr(GString) got = g_string_new(NULL);
+    for (guint i = 0; i < t->nodes->len; i++) {
+        const ChainNode *each = &g_array_index(t->nodes, ChainNode, i);
+        g_string_append_printf(got, "%s%s", i ? " " : "", each->driver->name);
+        if (each->role)
+            g_string_append_printf(got, "=%u.%s", each->parent, each->role);
+    }
+    assert_string_equal(got->str, expected);
+}
+
+static void test_init(NodesTest *t)
+{
+    *t = (NodesTest){.options = {.memory = map_memory_new(8 << 20), .find_node = find_node}};
+    t->options.find_arg = t;
+}
+
+static void test_done(Fiber *self, NodesTest *t)
+{
+    if (t->nodes)
+        chain_nodes_close(self, t->nodes);
+    node_unref_close(self, t->one);
+    node_unref_close(self, t->two);
+    map_memory_free((MapMemory *)t->options.memory);
+}
+
+// Keeps the top of what was opened under a name.
+static Node *keep(Fiber *self, NodesTest *t)
+{
+    Node *node = node_ref(g_array_index(t->nodes, ChainNode, 0).node);
+    chain_nodes_close(self, g_steal_pointer(&t->nodes));
+    return node;
+}
+
+static void open_chain(Fiber *self, void *arg)
+{
+    NodesTest t;
+    test_init(&t);
+    Node *top =
+        opens(self, &t, "{'driver':'qcow2','file':{'driver':'file','filename':'%s/over.qcow2'}}");
+    assert_nodes(&t, "qcow2 file=0.file qcow2=0.backing file=2.file");
+    assert_false(top->read_only);
+    assert_true(g_array_index(t.nodes, ChainNode, 2).node->read_only);
+    assert_non_null(g_array_index(t.nodes, ChainNode, 2).own_config);
+    assert_ptr_equal(node_file(g_array_index(t.nodes, ChainNode, 1).node), node_file(top));
+    assert_reads(self, top, 0, 0x11);
+    test_done(self, &t);
+}
+
+static void make_chain(void)
+{
+    make_base("base.qcow2");
+    shell("qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 over.qcow2");
+}
+
+static void a_format_brings_all_that_lies_below_it(void **state)
+{
+    make_chain();
+    on_loop(open_chain, NULL);
+}
+
+static void open_with_backing(Fiber *self, void *arg)
+{
+    NodesTest t;
+    test_init(&t);
+    Node *top = opens(self, &t,
+                      "{'driver':'qcow2','backing':null,'file':{'driver':'file','filename':"
+                      "'%s/over.qcow2'}}");
+    assert_nodes(&t, "qcow2 file=0.file");
+    assert_reads(self, top, 0, 0);
+    chain_nodes_close(self, g_steal_pointer(&t.nodes));
+
+    opens(self, &t,
+          "{'driver':'qcow2','read-only':true,'file':{'driver':'file','filename':"
+          "'%s/base.qcow2'}}");
+    t.one = keep(self, &t);
+    top = opens(self, &t,
+                "{'driver':'qcow2','backing':'one','file.driver':'file','file.filename':"
+                "'%s/over.qcow2'}");
+    assert_nodes(&t, "qcow2 file=0.file");
+    assert_reads(self, top, 0, 0x11);
+    assert_ptr_equal(chain_backing(top), t.one);
+    test_done(self, &t);
+}
+
+static void backing_is_null_or_a_node_that_there_is(void **state)
+{
+    make_chain();
+    on_loop(open_with_backing, NULL);
+}
+
+static void open_over_files(Fiber *self, void *arg)
+{
+    NodesTest t;
+    test_init(&t);
+    Node *file = opens(self, &t, "{'driver':'file','filename':'%s/base.qcow2'}");
+    assert_string_equal(file->ops->driver, "file");
+    assert_false(file->read_only);
+    t.one = keep(self, &t);
+    Node *top = opens(self, &t, "{'driver':'qcow2','file':'one'}");
+    assert_nodes(&t, "qcow2");
+    assert_ptr_equal(node_file(top), node_file(t.one));
+    assert_false(top->read_only);
+    assert_reads(self, top, 0, 0x11);
+    chain_nodes_close(self, g_steal_pointer(&t.nodes));
+    node_unref_close(self, g_steal_pointer(&t.one));
+
+    opens(self, &t, "{'driver':'file','read-only':true,'filename':'%s/base.qcow2'}");
+    t.two = keep(self, &t);
+    refuses(self, &t, "{'driver':'qcow2','file':'two'}", "read-only");
+    top = opens(self, &t, "{'driver':'qcow2','auto-read-only':true,'file':'two'}");
+    assert_true(top->read_only);
+    test_done(self, &t);
+}
+
+static void a_format_lies_in_a_file_node_that_there_is(void **state)
+{
+    make_base("base.qcow2");
+    on_loop(open_over_files, NULL);
+}
+
+static void open_wrongly(Fiber *self, void *arg)
+{
+    NodesTest t;
+    test_init(&t);
+    refuses(self, &t, "{'driver':'qcow2','file':'none'}", "node-name='none'");
+    refuses(self, &t,
+            "{'driver':'qcow2','backing':'none','file':{'driver':'file','filename':"
+            "'%s/over.qcow2'}}",
+            "node-name='none'");
+    refuses(self, &t,
+            "{'driver':'qcow2','data-file':{'driver':'file','filename':'%s/x'},'file':{'driver':"
+            "'file','filename':'%s/over.qcow2'}}",
+            "data-file");
+    refuses(self, &t, "{'driver':'file','filename':'%s/missing'}", "missing");
+    opens(self, &t,
+          "{'driver':'qcow2','read-only':true,'file':{'driver':'file','filename':"
+          "'%s/base.qcow2'}}");
+    t.one = keep(self, &t);
+    refuses(self, &t, "{'driver':'raw','file':'one'}", "not a file");
+    test_done(self, &t);
+}
+
+static void what_is_not_there_or_no_file_is_refused(void **state)
+{
+    make_chain();
+    on_loop(open_wrongly, NULL);
+}
+
+// Nobody can open it for writing, not even root.
+#define UNWRITABLE "/sys/kernel/uevent_seqnum"
+
+static void open_unwritable(Fiber *self, void *arg)
+{
+    NodesTest t;
+    test_init(&t);
+    Node *top = opens(self, &t,
+                      "{'driver':'raw','auto-read-only':true,'file':{'driver':'file','filename':"
+                      "'" UNWRITABLE "'}}");
+    assert_true(top->read_only);
+    test_done(self, &t);
+}
+
+static void auto_read_only_opens_what_cannot_be_written(void **state)
+{
+    if (access(UNWRITABLE, R_OK) < 0)
+        skip();
+    on_loop(open_unwritable, NULL);
+}
+
+#define TEST(f) cmocka_unit_test_setup_teardown(f, make_dir, remove_dir)
+
+int main(void)
+{
+    g_autofree char *qemu_io = g_find_program_in_path("qemu-io");
+    if (!qemu_io) {
+        print_message("1..0 # SKIP qemu-io is not installed\n");
+        return 77;
+    }
+    const struct CMUnitTest tests[] = {
+        TEST(a_format_brings_all_that_lies_below_it),
+        TEST(backing_is_null_or_a_node_that_there_is),
+        TEST(a_format_lies_in_a_file_node_that_there_is),
+        TEST(what_is_not_there_or_no_file_is_refused),
+        TEST(auto_read_only_opens_what_cannot_be_written),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
