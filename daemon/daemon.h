@@ -6,28 +6,38 @@
 // remote call.
 #pragma once
 
+#include "daemon/qmp/server.h"
 #include "exports.h"
 #include "listeners.h"
 #include "loops.h"
+#include "monitors.h"
 #include "nbd/server.h"
 #include "nodes.h"
 #include "options.h"
 #include "stop.h"
 
-typedef struct Daemon {
+struct Daemon {
     Options options;
     unsigned n_activated; // sockets handed to this process
     Stop *stop;
     Listeners *listeners;
+    Monitors *monitors;
     Loops *loops;   // of disks
     Loops *control; // one loop
+    QmpServer *qmp; // on it
     MapMemory *memory;
     Nodes *nodes;
     NbdsServer *server;
     Exports *exports;
-} Daemon;
+};
 
 static inline Loop *daemon_control_loop(const Daemon *daemon)
 {
     return loops_get(daemon->control, 0);
+}
+
+// Tells all monitors. Takes `data` (NULL: none). Control loop.
+static inline void qmp_emit(const Daemon *daemon, const char *event, json_t *data)
+{
+    qmp_server_emit(daemon->qmp, event, data);
 }

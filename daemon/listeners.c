@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Turns addresses into listening sockets and back into URIs. What was bound here is removed again
-// at the end, unless somebody else has put another socket there meanwhile. Sockets are bound before
-// any image is opened: a wrong address costs nothing, and clients that come early wait in the
-// backlog.
+// Turns addresses into listening sockets and back into URIs. Sockets are bound before any image is
+// opened: a wrong address costs nothing, and clients that come early wait in the backlog.
 #include "listeners.h"
 
 #include <errno.h>
@@ -11,12 +9,12 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
 #include "log.h"
 #include "nbd/listen.h"
+#include "socket-files.h"
 
 typedef struct Address {
     char *path; // unix socket (absolute), or NULL
@@ -24,17 +22,10 @@ typedef struct Address {
     char *port;
 } Address;
 
-// A socket file of ours: removed at the end while it is still the same one.
-typedef struct SocketFile {
-    char *path;
-    dev_t device;
-    ino_t inode;
-} SocketFile;
-
 struct Listeners {
     GArray *fds;        // int; owned until listeners_serve()
     GPtrArray *origins; // char *: "nbd+unix:///%s?socket=…" split at %s: prefix, suffix, …
-    GArray *files;      // SocketFile
+    SocketFiles *files;
     char *private_dir;
     bool activated;
 };
@@ -112,16 +103,10 @@ static void add_uri(Listeners *listeners, const char *prefix, const char *suffix
 
 static int add_unix(Listeners *listeners, const char *path, mode_t mode, GError **error)
 {
-    int fd = nbds_listen_unix(path, mode, (uid_t)-1, (gid_t)-1, error);
+    int fd = socket_files_listen(listeners->files, path, mode, error);
     if (fd < 0)
         return fd;
     g_array_append_val(listeners->fds, fd);
-
-    struct stat st;
-    if (stat(path, &st) == 0) {
-        SocketFile file = {g_strdup(path), st.st_dev, st.st_ino};
-        g_array_append_val(listeners->files, file);
-    }
     g_autofree char *escaped = g_uri_escape_string(path, "/", false);
     g_autofree char *suffix = g_strconcat("?socket=", escaped, NULL);
     add_uri(listeners, "nbd+unix:///", suffix);
@@ -262,6 +247,8 @@ static int open_all(Listeners *listeners, unsigned n_activated, char *const *add
     int r = add_activated(listeners, n_activated, error);
     if (r < 0)
         return r;
+    if (!addresses)
+        return 0;
     listeners->activated = n_activated > 0 && !*addresses;
     if (n_activated == 0 && !*addresses)
         return add_private(listeners, error);
@@ -278,7 +265,7 @@ Listeners *listeners_open(unsigned n_activated, char *const *addresses, GError *
     Listeners *listeners = g_new0(Listeners, 1);
     listeners->fds = g_array_new(false, false, sizeof(int));
     listeners->origins = g_ptr_array_new_with_free_func(g_free);
-    listeners->files = g_array_new(false, false, sizeof(SocketFile));
+    listeners->files = socket_files_new();
     if (open_all(listeners, n_activated, addresses, error) < 0)
         g_clear_pointer(&listeners, listeners_free);
     return listeners;
@@ -286,13 +273,10 @@ Listeners *listeners_open(unsigned n_activated, char *const *addresses, GError *
 
 void listeners_remove_files(const Listeners *listeners)
 {
-    for (guint i = 0; listeners && i < listeners->files->len; i++) {
-        const SocketFile *file = &g_array_index(listeners->files, SocketFile, i);
-        struct stat st;
-        if (lstat(file->path, &st) == 0 && st.st_dev == file->device && st.st_ino == file->inode)
-            unlink(file->path);
-    }
-    if (listeners && listeners->private_dir)
+    if (!listeners)
+        return;
+    socket_files_remove(listeners->files);
+    if (listeners->private_dir)
         rmdir(listeners->private_dir);
 }
 
@@ -303,11 +287,9 @@ void listeners_free(Listeners *listeners)
     listeners_remove_files(listeners);
     for (guint i = 0; i < listeners->fds->len; i++)
         close(g_array_index(listeners->fds, int, i));
-    for (guint i = 0; i < listeners->files->len; i++)
-        g_free(g_array_index(listeners->files, SocketFile, i).path);
     g_free(listeners->private_dir);
     g_array_unref(listeners->fds);
-    g_array_unref(listeners->files);
+    socket_files_free(listeners->files);
     g_ptr_array_unref(listeners->origins);
     g_free(listeners);
 }

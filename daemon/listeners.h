@@ -20,7 +20,7 @@ int listeners_check_address(const char *address, GError **error);
 int listeners_take_activation(GError **error);
 
 // Binds everything: `n_activated` sockets from activation, then `addresses` (NULL-terminated), and
-// a private socket when there is neither. NULL with a sentence on failure.
+// a private socket when there is neither, unless `addresses` is NULL. NULL with a sentence on failure.
 Listeners *listeners_open(unsigned n_activated, char *const *addresses, GError **error);
 // Removes the sockets that listeners_open() made in the file system. Any thread; accepts NULL.
 void listeners_remove_files(const Listeners *listeners);

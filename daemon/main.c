@@ -15,6 +15,7 @@
 
 #include "chain-core/remote-call.h"
 #include "daemon.h"
+#include "daemon/commands/commands.h"
 #include "log.h"
 
 enum {
@@ -82,8 +83,10 @@ static void full(void *arg, NbdsFull why)
 
 static unsigned choose_n_loops(const Options *options)
 {
-    return options->n_loops ? options->n_loops
-                            : MIN(options->disks->len, (unsigned)g_get_num_processors());
+    unsigned n_processors = (unsigned)g_get_num_processors();
+    if (options->n_loops)
+        return options->n_loops;
+    return *options->qmp_paths ? n_processors : MIN(options->disks->len, n_processors);
 }
 
 // On the only processor a loop that polls for a client's request keeps that client from running.
@@ -95,14 +98,79 @@ static uint64_t choose_busy_poll_ns(const Options *options)
 // Also on the way out in a hurry (stop.h).
 static void remove_sockets(void *arg)
 {
-    listeners_remove_files(((Daemon *)arg)->listeners);
+    const Daemon *daemon = arg;
+    listeners_remove_files(daemon->listeners);
+    monitors_remove_files(daemon->monitors);
 }
+
+// -- control --------------------------------------------------------------------------------------
+
+typedef struct ControlStart {
+    Daemon *daemon;
+    int result;
+    GError *error;
+} ControlStart;
+
+static void serve_monitors(Fiber *self, void *arg)
+{
+    ControlStart *start = arg;
+    start->result = monitors_serve(start->daemon->monitors, start->daemon->qmp, &start->error);
+}
+
+static int start_control(Daemon *daemon, GError **error)
+{
+    daemon->control = loops_start("control", 1, NULL, error);
+    if (!daemon->control)
+        return -ENOSYS;
+    daemon->qmp = qmp_server_new(daemon_control_loop(daemon), daemon, qmp_families);
+    return 0;
+}
+
+// Last: clients find everything there.
+static int start_monitors(Daemon *daemon, GError **error)
+{
+    ControlStart start = {.daemon = daemon};
+    remote_call_reserve(daemon_control_loop(daemon), serve_monitors, &start);
+    if (start.error)
+        g_propagate_error(error, start.error);
+    return start.result;
+}
+
+static void end_commands(Fiber *self, void *arg)
+{
+    qmp_server_end_commands(self, arg);
+}
+
+static void stop_monitors(Fiber *self, void *arg)
+{
+    qmp_server_stop(self, arg);
+}
+
+// No command runs after this. One that waits for storage that does not answer is waited for.
+static void finish_commands(const Daemon *daemon)
+{
+    RemoteCall call;
+    remote_call_start_reserve(&call, daemon_control_loop(daemon), end_commands, daemon->qmp);
+    if (remote_call_wait(&call, g_get_monotonic_time() + STOP_TIMEOUT_US) != -ETIMEDOUT)
+        return;
+    log_line(LOG_WARNING, "a command is still running: the storage that it needs does not answer; "
+                          "waiting (a second signal leaves at once)");
+    remote_call_wait(&call, -1);
+}
+
+// -- start and end --------------------------------------------------------------------------------
 
 static int start(Daemon *daemon, GError **error)
 {
     const Options *options = &daemon->options;
-    daemon->listeners = listeners_open(daemon->n_activated, options->addresses, error);
+    // Nobody but a client of a FILE knows where a private socket is.
+    bool needs_socket = options->disks->len || *options->addresses;
+    daemon->listeners =
+        listeners_open(daemon->n_activated, needs_socket ? options->addresses : NULL, error);
     if (!daemon->listeners)
+        return -EINVAL;
+    daemon->monitors = monitors_open(options, error);
+    if (!daemon->monitors)
         return -EINVAL;
     stop_set_leave(daemon->stop, remove_sockets, daemon);
     unsigned max_connections = choose_max_connections(options);
@@ -113,8 +181,7 @@ static int start(Daemon *daemon, GError **error)
     daemon->loops = loops_start("loop", choose_n_loops(options), &loop_config, error);
     if (!daemon->loops)
         return -ENOSYS;
-    daemon->control = loops_start("control", 1, NULL, error);
-    if (!daemon->control)
+    if (start_control(daemon, error) < 0)
         return -ENOSYS;
     daemon->memory = map_memory_new(options->map_memory_bytes);
     daemon->nodes = nodes_new(daemon->loops, daemon->memory);
@@ -128,7 +195,7 @@ static int start(Daemon *daemon, GError **error)
     if (!daemon->exports)
         return -EIO;
     listeners_serve(daemon->listeners, daemon->server, daemon->loops);
-    return 0;
+    return start_monitors(daemon, error);
 }
 
 static unsigned count_open_files(void)
@@ -176,6 +243,8 @@ static void stop_server(Fiber *self, void *arg)
 static int finish(Daemon *daemon)
 {
     RemoteCall stopping;
+    if (daemon->qmp)
+        finish_commands(daemon);
     if (daemon->server)
         remote_call_start_reserve(&stopping, loops_get(daemon->loops, 0), stop_server,
                                   daemon->server);
@@ -184,15 +253,19 @@ static int finish(Daemon *daemon)
     stop_set_leave(daemon->stop, NULL, NULL);
     if (result == -ENOMEM || stopped < 0) {
         log_line(LOG_ERROR, "stopped without closing everything: out of memory");
-        listeners_remove_files(daemon->listeners);
+        remove_sockets(daemon);
         return -ENOMEM;
     }
+    if (daemon->qmp)
+        remote_call_reserve(daemon_control_loop(daemon), stop_monitors, daemon->qmp);
     nbds_server_free(daemon->server);
     loops_stop(daemon->control);
+    qmp_server_free(daemon->qmp);
     loops_stop(daemon->loops);
     nodes_free(daemon->nodes);
     map_memory_free(daemon->memory);
     listeners_free(daemon->listeners);
+    monitors_free(daemon->monitors);
     options_clear(&daemon->options);
     return result;
 }

@@ -24,6 +24,7 @@ static const char help_text[] =
     "Where to listen\n"
     "  --nbd ADDRESS        a socket path, HOST:PORT, [IPV6]:PORT or :PORT; may be repeated.\n"
     "                       Without it: a private unix socket\n"
+    "  --qmp PATH           a socket for commands (QMP); may be repeated. Then no FILE is needed\n"
     "  --max-connections N  clients at a time; others wait (as many as there is memory for)\n"
     "\n"
     "What to serve\n"
@@ -82,6 +83,14 @@ static bool parse_size(const char *text, uint64_t *ret_bytes)
         return false;
     *ret_bytes = value << shift;
     return true;
+}
+
+static void append(char ***strings, const char *value)
+{
+    guint n = g_strv_length(*strings);
+    *strings = g_renew(char *, *strings, n + 2);
+    (*strings)[n] = g_strdup(value);
+    (*strings)[n + 1] = NULL;
 }
 
 static void disk_option_free(gpointer p)
@@ -172,20 +181,23 @@ static int parse_disks(char **arguments, GPtrArray *disks, GError **error)
                       "only one file can be the default export: write NAME=%s to name this one",
                       disk->file);
     }
-    if (disks->len == 0)
-        return refuse(error, "no FILE to serve was given");
     return 0;
 }
 
 static int parse_value(int option, const char *name, const char *value, Options *options,
-                       GStrvBuilder *addresses, GError **error)
+                       GError **error)
 {
     uint64_t n;
     switch (option) {
     case 'n':
         if (!*value)
             return refuse(error, "--nbd needs a socket path or HOST:PORT");
-        g_strv_builder_add(addresses, value);
+        append(&options->addresses, value);
+        return 0;
+    case 'q':
+        if (!*value)
+            return refuse(error, "--qmp needs a socket path");
+        append(&options->qmp_paths, value);
         return 0;
     case 'f':
         options->format = find_format(value);
@@ -234,6 +246,7 @@ static int parse_value(int option, const char *name, const char *value, Options 
 
 static const struct option long_options[] = {
     {"nbd", required_argument, NULL, 'n'},
+    {"qmp", required_argument, NULL, 'q'},
     {"max-connections", required_argument, NULL, 'c'},
     {"format", required_argument, NULL, 'f'},
     {"snapshot", required_argument, NULL, 's'},
@@ -250,7 +263,7 @@ static const struct option long_options[] = {
     {0},
 };
 
-static int parse(int argc, char **argv, Options *options, GStrvBuilder *addresses, GError **error)
+static int parse(int argc, char **argv, Options *options, GError **error)
 {
     opterr = 0;
     for (int option, index = 0;
@@ -276,8 +289,7 @@ static int parse(int argc, char **argv, Options *options, GStrvBuilder *addresse
         case '?':
             return refuse(error, "option '%s' is not known, or takes no value", argv[optind - 1]);
         default: {
-            int r =
-                parse_value(option, long_options[index].name, optarg, options, addresses, error);
+            int r = parse_value(option, long_options[index].name, optarg, options, error);
             if (r < 0)
                 return r;
         }
@@ -285,7 +297,10 @@ static int parse(int argc, char **argv, Options *options, GStrvBuilder *addresse
     }
     if (options->snapshot)
         options->read_only = true;
-    return parse_disks(argv + optind, options->disks, error);
+    int r = parse_disks(argv + optind, options->disks, error);
+    if (r == 0 && options->disks->len == 0 && !*options->qmp_paths)
+        return refuse(error, "no FILE to serve was given, and no --qmp to add some");
+    return r;
 }
 
 int options_parse(int argc, char **argv, Options *ret_options, GError **error)
@@ -294,11 +309,11 @@ int options_parse(int argc, char **argv, Options *ret_options, GError **error)
         .map_memory_bytes = DEFAULT_MAP_MEMORY,
         .busy_poll_us = DEFAULT_BUSY_POLL_US,
         .log_level = LOG_INFO,
+        .addresses = g_new0(char *, 1),
+        .qmp_paths = g_new0(char *, 1),
         .disks = g_ptr_array_new_with_free_func(disk_option_free),
     };
-    g_autoptr(GStrvBuilder) addresses = g_strv_builder_new();
-    int r = parse(argc, argv, &options, addresses, error);
-    options.addresses = g_strv_builder_end(addresses);
+    int r = parse(argc, argv, &options, error);
     if (r == 0)
         *ret_options = options;
     else
@@ -309,6 +324,7 @@ int options_parse(int argc, char **argv, Options *ret_options, GError **error)
 void options_clear(Options *options)
 {
     g_strfreev(options->addresses);
+    g_strfreev(options->qmp_paths);
     g_free(options->snapshot);
     g_free(options->description);
     g_clear_pointer(&options->disks, g_ptr_array_unref);

@@ -20,6 +20,7 @@ typedef struct DiskOption {
 
 typedef struct Options {
     char **addresses;   // --nbd, NULL-terminated; empty: a private socket
+    char **qmp_paths;   // --qmp, NULL-terminated
     const char *format; // of files without one of their own: "qcow2", "raw" or NULL
     char *snapshot;
     char *description;
@@ -29,7 +30,7 @@ typedef struct Options {
     uint64_t map_memory_bytes;
     unsigned busy_poll_us; // LoopConfig's, where there is more than one CPU
     LogLevel log_level;
-    GPtrArray *disks; // DiskOption *; at least one
+    GPtrArray *disks; // DiskOption *; at least one, unless there are monitors
 } Options;
 
 // 0; 1 when the command line asked only for a text (--help, --version), which was then printed; or

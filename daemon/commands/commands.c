@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// The list of families, in the order of docs/qmp.md. Each is a file of this folder.
+#include "commands.h"
+
+#include "protocol.h"
+
+const QmpFamily *const qmp_families[] = {
+    &qmp_protocol_family,
+    NULL,
+};

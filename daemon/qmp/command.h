@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// What QMP can do, as constant tables: commands, actions of a transaction and events, grouped in
+// families. A family of daemon/commands/ is one file with one QmpFamily; commands.c lists them.
+// Everything here runs on the control loop.
+#pragma once
+
+#include "chain-core/fiber.h"
+#include "error.h"
+#include "type.h"
+
+typedef struct Daemon Daemon;
+typedef struct QmpTable QmpTable;
+
+// On whose behalf a command runs: a monitor's, or an option's of the command line.
+typedef struct QmpCall {
+    Daemon *daemon;
+    const QmpTable *table;
+    bool is_negotiated; // of the monitor: commands other than qmp_capabilities are allowed
+} QmpCall;
+
+// Runs in its monitor's fiber and may suspend; commands of other monitors run meanwhile. `args` are
+// of the command's type, {} when there are none. Sets `*ret_reply` (a new reference), or leaves it
+// for a reply of {}. 0, or a negative errno with `error`.
+typedef int QmpCommandFn(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_reply,
+                         GError **error);
+
+typedef struct QmpCommand {
+    const char *name;
+    const QmpType *args;  // an object; NULL: takes none
+    const QmpType *reply; // NULL: {}
+    const char *doc;      // one or more sentences
+    QmpCommandFn *fn;
+} QmpCommand;
+
+typedef struct QmpEvent {
+    const char *name;
+    const QmpType *data; // an object; NULL: none
+    const char *doc;
+} QmpEvent;
+
+// Actions of one transaction take effect together or not at all. For all in their order: prepare;
+// then drain; then commit; then resume; then clean. When one of prepare or drain fails: resume what
+// was drained, abort in reverse order those that were prepared before, clean. All functions but
+// prepare may be NULL.
+typedef struct QmpAction {
+    const char *name;
+    const QmpType *data; // an object; NULL: {}
+    const char *doc;
+    bool may_be_grouped; // completion-mode "grouped": for what starts a job
+    // Does everything that may fail, and sets `*ret_state`. What fails undoes itself: of it neither
+    // abort nor clean is called.
+    int (*prepare)(Fiber *self, QmpCall *call, const json_t *data, void **ret_state,
+                   GError **error);
+    // Holds back requests, for those who change the graph.
+    int (*drain)(Fiber *self, void *state, GError **error);
+    void (*commit)(Fiber *self, void *state);
+    void (*abort)(Fiber *self, void *state);
+    void (*resume)(Fiber *self, void *state);
+    // Frees `state`.
+    void (*clean)(Fiber *self, void *state);
+} QmpAction;
+
+// Tables end with an entry without a name; NULL: there are none.
+typedef struct QmpFamily {
+    const char *title; // a heading of docs/qmp.md
+    const QmpCommand *commands;
+    const QmpAction *actions;
+    const QmpEvent *events;
+    // Fills in types that are not constant (a union of what is in another table); NULL: none. Once,
+    // before any other use.
+    void (*init)(void);
+} QmpFamily;

@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// From GError to the error classes of QMP. Pure.
+#include "error.h"
+
+#include <errno.h>
+
+G_DEFINE_QUARK(qmp - error, qmp_error)
+
+json_t *qmp_error_to_json(const GError *error)
+{
+    static const char *const names[] = {
+        [QMP_ERROR_GENERIC] = "GenericError",
+        [QMP_ERROR_COMMAND_NOT_FOUND] = "CommandNotFound",
+        [QMP_ERROR_DEVICE_NOT_ACTIVE] = "DeviceNotActive",
+        [QMP_ERROR_DEVICE_NOT_FOUND] = "DeviceNotFound",
+    };
+    const char *name = names[error->domain == QMP_ERROR ? error->code : QMP_ERROR_GENERIC];
+    g_autofree char *text = g_utf8_make_valid(error->message, -1); // names of files may be anything
+    return json_pack("{s:s, s:s}", "class", name, "desc", text);
+}
+
+int qmp_fail(GError **error, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    g_propagate_error(error, g_error_new_valist(QMP_ERROR, QMP_ERROR_GENERIC, format, args));
+    va_end(args);
+    return -EINVAL;
+}

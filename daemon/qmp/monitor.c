@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// The life of a monitor. Replies and events stand in one queue, in the order in which they came to
+// be, so that events of a command precede its reply.
+//
+// A client that does not read is not served further: its next command waits until most of what is
+// unsent is sent. Events still queue up; beyond a bound the monitor is closed, since the client
+// would miss some.
+//
+//     receiver: greeting → command → command → … → the client left, or qmp_monitor_end_commands()
+//     and qmp_monitor_end() → waits for the sender
+//     sender: line → line → … → the receiver takes no more, and nothing is unsent
+#include "monitor.h"
+
+#include <string.h>
+
+#include "chain-core/fiber-sync.h"
+#include "daemon/log.h"
+#include "framing.h"
+#include "table.h"
+#include "version.h"
+
+enum {
+    RECEIVE_BYTES = 16 << 10,
+    SLOW_BYTES = 1 << 20,  // unsent: the next command waits
+    MAX_UNSENT = 16 << 20, // unsent: closed; beyond the largest reply, that of a thousand nodes
+};
+
+struct QmpMonitor {
+    QmpMonitorConfig config;
+    QmpCall call;
+    Stream *stream;
+    Fiber *receiver;
+    GQueue lines; // char *, unsent, each with its CRLF
+    size_t unsent_bytes;
+    FiberQueue has_lines, has_sent;
+    bool is_receiving; // inside stream_recv()
+    bool is_ending;    // takes no more commands
+    bool is_last;      // and no more events will come
+    bool is_complete;  // nothing will be queued any more
+    bool is_broken;    // nothing can be sent any more
+    bool is_sender_there;
+    LoopTimer timeout;
+};
+
+// -- sending --------------------------------------------------------------------------------------
+
+static void break_off(QmpMonitor *monitor)
+{
+    monitor->is_broken = true;
+    stream_shutdown(monitor->stream);
+    fiber_queue_wake_all(&monitor->has_lines);
+    fiber_queue_wake_all(&monitor->has_sent);
+}
+
+static void queue_line(QmpMonitor *monitor, const char *text)
+{
+    if (monitor->is_broken || monitor->is_complete)
+        return;
+    char *line = g_strconcat(text, "\r\n", NULL);
+    g_queue_push_tail(&monitor->lines, line);
+    monitor->unsent_bytes += strlen(line);
+    if (monitor->unsent_bytes > MAX_UNSENT) {
+        log_line(LOG_WARNING,
+                 "a client of '%s' does not read what it is sent: %zu bytes of replies and events "
+                 "wait for it; it is disconnected",
+                 monitor->config.name, monitor->unsent_bytes);
+        break_off(monitor);
+    } else {
+        fiber_queue_wake_all(&monitor->has_lines);
+    }
+}
+
+static void queue_json(QmpMonitor *monitor, json_t *value)
+{
+    char *text = json_dumps(value, JSON_ENSURE_ASCII);
+    queue_line(monitor, text);
+    free(text);
+}
+
+static void send_lines(Fiber *self, void *arg)
+{
+    QmpMonitor *monitor = arg;
+    while (!monitor->is_broken && !(monitor->is_complete && !monitor->lines.length)) {
+        char *line = g_queue_pop_head(&monitor->lines);
+        if (!line) {
+            fiber_queue_wait(self, &monitor->has_lines, false, "qmp: nothing to send");
+            continue;
+        }
+        size_t len = strlen(line);
+        struct iovec iov = {line, len};
+        int r = stream_send(self, monitor->stream, &iov, 1);
+        monitor->unsent_bytes -= len;
+        g_free(line);
+        if (r < 0)
+            break_off(monitor);
+        fiber_queue_wake_all(&monitor->has_sent);
+    }
+    monitor->is_sender_there = false;
+    fiber_queue_wake_all(&monitor->has_sent);
+}
+
+// -- receiving ------------------------------------------------------------------------------------
+
+static void greet(QmpMonitor *monitor)
+{
+    json_auto_t *greeting =
+        json_pack("{s:{s:o, s:[]}}", "QMP", "version", qmp_version_make(), "capabilities");
+    queue_json(monitor, greeting);
+}
+
+static void run(Fiber *self, QmpMonitor *monitor, const json_t *request)
+{
+    fiber_wait_group_add(monitor->config.running, 1);
+    json_auto_t *reply = qmp_table_dispatch(self, &monitor->call, request);
+    fiber_wait_group_done(monitor->config.running);
+    queue_json(monitor, reply);
+}
+
+static void refuse(QmpMonitor *monitor, const GError *error)
+{
+    json_auto_t *reply = json_pack("{s:o}", "error", qmp_error_to_json(error));
+    queue_json(monitor, reply);
+}
+
+// Runs each command that is complete.
+static void take_bytes(Fiber *self, QmpMonitor *monitor, QmpFraming *framing, const char *bytes,
+                       size_t len)
+{
+    while (!monitor->is_ending && !monitor->is_broken) {
+        g_autoptr(GError) error = NULL;
+        json_auto_t *request = NULL;
+        switch (qmp_framing_take(framing, &bytes, &len, &request, &error)) {
+        case QMP_FRAME_NONE:
+            return;
+        case QMP_FRAME_VALUE:
+            run(self, monitor, request);
+            break;
+        case QMP_FRAME_BAD:
+            refuse(monitor, error);
+            break;
+        }
+        while (monitor->unsent_bytes > SLOW_BYTES && !monitor->is_broken && !monitor->is_ending)
+            fiber_queue_wait(self, &monitor->has_sent, true, "qmp: the client does not read");
+    }
+}
+
+static void receive_commands(Fiber *self, QmpMonitor *monitor)
+{
+    g_autofree char *bytes = g_malloc(RECEIVE_BYTES);
+    QmpFraming framing;
+    qmp_framing_init(&framing);
+    while (!monitor->is_ending && !monitor->is_broken) {
+        monitor->is_receiving = true;
+        ssize_t n = stream_recv(self, monitor->stream, bytes, RECEIVE_BYTES);
+        monitor->is_receiving = false;
+        if (n <= 0)
+            break;
+        take_bytes(self, monitor, &framing, bytes, (size_t)n);
+    }
+    qmp_framing_done(&framing);
+}
+
+// -- life -----------------------------------------------------------------------------------------
+
+static void timed_out(LoopTimer *timer)
+{
+    break_off((QmpMonitor *)((char *)timer - offsetof(QmpMonitor, timeout)));
+}
+
+QmpMonitor *qmp_monitor_new(Stream *stream, const QmpMonitorConfig *config)
+{
+    QmpMonitor *monitor = g_new0(QmpMonitor, 1);
+    monitor->config = *config;
+    monitor->call = (QmpCall){.daemon = config->daemon, .table = config->table};
+    monitor->stream = stream;
+    monitor->timeout.fn = timed_out;
+    g_queue_init(&monitor->lines);
+    return monitor;
+}
+
+void qmp_monitor_free(QmpMonitor *monitor)
+{
+    g_assert(!monitor->is_sender_there && !monitor->receiver);
+    stream_free(monitor->stream);
+    g_queue_clear_full(&monitor->lines, g_free);
+    g_free(monitor);
+}
+
+void qmp_monitor_run(Fiber *self, QmpMonitor *monitor)
+{
+    monitor->is_sender_there = true;
+    if (fiber_spawn(fiber_loop(self), "qmp sender", send_lines, monitor, NULL) < 0) {
+        monitor->is_sender_there = false;
+        return; // without memory for a stack the client is disconnected
+    }
+    monitor->receiver = self;
+    greet(monitor);
+    receive_commands(self, monitor);
+    while (monitor->is_ending && !monitor->is_last && !monitor->is_broken)
+        fiber_queue_wait(self, &monitor->has_sent, false, "qmp: takes no more commands");
+    monitor->is_complete = true;
+    fiber_queue_wake_all(&monitor->has_lines);
+    while (monitor->is_sender_there)
+        fiber_queue_wait(self, &monitor->has_sent, false, "qmp: sends what is left");
+    loop_timer_stop(fiber_loop(self), &monitor->timeout);
+    monitor->receiver = NULL;
+}
+
+void qmp_monitor_end_commands(QmpMonitor *monitor)
+{
+    monitor->is_ending = true;
+    if (monitor->receiver && monitor->is_receiving)
+        fiber_cancel(monitor->receiver);
+    fiber_queue_wake_all(&monitor->has_sent);
+}
+
+void qmp_monitor_end(QmpMonitor *monitor, uint64_t timeout_ns)
+{
+    monitor->is_last = true;
+    qmp_monitor_end_commands(monitor);
+    if (!monitor->receiver)
+        return;
+    loop_timer_stop(fiber_loop(monitor->receiver), &monitor->timeout);
+    loop_timer_start(fiber_loop(monitor->receiver), &monitor->timeout, timeout_ns);
+}
+
+void qmp_monitor_send_event(QmpMonitor *monitor, const char *text)
+{
+    if (monitor->call.is_negotiated)
+        queue_line(monitor, text);
+}

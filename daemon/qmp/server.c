@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// Accepts clients of QMP and keeps the list of their monitors. Control loop.
+#include "server.h"
+
+#include <unistd.h>
+
+#include "chain-core/fiber-sync.h"
+#include "chain-core/stream.h"
+#include "monitor.h"
+#include "table.h"
+
+enum { MAX_MONITORS = 256 }; // who may connect may do anything: a bound for programs gone wild
+
+static const uint64_t ACCEPT_RETRY_NS = 50000000;  // when the host has no descriptor or memory left
+static const uint64_t END_TIMEOUT_NS = 1000000000; // for clients to take what is unsent at the end
+
+typedef struct Listener {
+    QmpServer *server;
+    StreamListener *stream;
+    char *name;
+    Fiber *fiber;
+} Listener;
+
+typedef struct Client {
+    QmpServer *server;
+    QmpMonitor *monitor;
+    char *name;
+} Client;
+
+struct QmpServer {
+    Loop *loop;
+    Daemon *daemon;
+    QmpTable *table;
+    GPtrArray *listeners; // Listener, running
+    GPtrArray *clients;   // Client, running
+    FiberQueue left;      // a client has
+    FiberWaitGroup fibers, running;
+};
+
+QmpServer *qmp_server_new(Loop *loop, Daemon *daemon, const QmpFamily *const *families)
+{
+    QmpServer *server = g_new0(QmpServer, 1);
+    server->loop = loop;
+    server->daemon = daemon;
+    server->table = qmp_table_new(families);
+    server->listeners = g_ptr_array_new();
+    server->clients = g_ptr_array_new();
+    return server;
+}
+
+void qmp_server_free(QmpServer *server)
+{
+    if (!server)
+        return;
+    g_assert(!server->listeners->len && !server->clients->len);
+    g_ptr_array_unref(server->listeners);
+    g_ptr_array_unref(server->clients);
+    qmp_table_free(server->table);
+    g_free(server);
+}
+
+const QmpTable *qmp_server_table(const QmpServer *server)
+{
+    return server->table;
+}
+
+// -- clients --------------------------------------------------------------------------------------
+
+static void client_free(Client *client)
+{
+    qmp_monitor_free(client->monitor);
+    g_free(client->name);
+    g_free(client);
+}
+
+static void run_client(Fiber *self, void *arg)
+{
+    Client *client = arg;
+    QmpServer *server = client->server;
+    qmp_monitor_run(self, client->monitor);
+    g_ptr_array_remove(server->clients, client);
+    client_free(client);
+    fiber_queue_wake_all(&server->left);
+    fiber_wait_group_done(&server->fibers);
+}
+
+int qmp_server_add_client(QmpServer *server, int fd, const char *name)
+{
+    Client *client = g_new0(Client, 1);
+    client->server = server;
+    client->name = g_strdup(name);
+    client->monitor =
+        qmp_monitor_new(stream_new_fd(server->loop, fd), &(QmpMonitorConfig){
+                                                             .name = client->name,
+                                                             .daemon = server->daemon,
+                                                             .table = server->table,
+                                                             .running = &server->running,
+                                                         });
+    g_ptr_array_add(server->clients, client);
+    fiber_wait_group_add(&server->fibers, 1);
+    int r = fiber_spawn(server->loop, "qmp monitor", run_client, client, NULL);
+    if (r < 0) {
+        g_ptr_array_remove(server->clients, client);
+        client_free(client);
+        fiber_wait_group_done(&server->fibers);
+    }
+    return r;
+}
+
+static void accept_clients(Fiber *self, void *arg)
+{
+    Listener *listener = arg;
+    QmpServer *server = listener->server;
+    while (!fiber_is_cancelled(self)) {
+        if (server->clients->len >= MAX_MONITORS) {
+            fiber_queue_wait(self, &server->left, true, "qmp: many monitors");
+            continue;
+        }
+        int fd = stream_accept(self, listener->stream);
+        if (fd < 0)
+            fiber_sleep(self, ACCEPT_RETRY_NS);
+        else if (fiber_is_cancelled(self))
+            close(fd);
+        else
+            qmp_server_add_client(server, fd, listener->name); // or the client is disconnected
+    }
+    g_ptr_array_remove(server->listeners, listener);
+    stream_listener_free(listener->stream);
+    g_free(listener->name);
+    g_free(listener);
+    fiber_wait_group_done(&server->fibers);
+}
+
+int qmp_server_add_listener(QmpServer *server, int fd, const char *name)
+{
+    Listener *listener = g_new0(Listener, 1);
+    listener->server = server;
+    listener->name = g_strdup(name);
+    listener->stream = stream_listener_new_fd(server->loop, fd);
+    g_ptr_array_add(server->listeners, listener);
+    fiber_wait_group_add(&server->fibers, 1);
+    int r = fiber_spawn(server->loop, "qmp listener", accept_clients, listener, &listener->fiber);
+    if (r < 0) {
+        g_ptr_array_remove(server->listeners, listener);
+        stream_listener_free(listener->stream);
+        g_free(listener->name);
+        g_free(listener);
+        fiber_wait_group_done(&server->fibers);
+    }
+    return r;
+}
+
+// -- events ---------------------------------------------------------------------------------------
+
+void qmp_server_emit(QmpServer *server, const char *event, json_t *data)
+{
+    gint64 now_us = g_get_real_time();
+    g_assert(qmp_table_find_event(server->table, event));
+    json_auto_t *message = json_pack("{s:{s:I, s:I}, s:s}", "timestamp", "seconds",
+                                     (json_int_t)(now_us / G_USEC_PER_SEC), "microseconds",
+                                     (json_int_t)(now_us % G_USEC_PER_SEC), "event", event);
+    if (data)
+        json_object_set_new(message, "data", data);
+    char *text = json_dumps(message, JSON_ENSURE_ASCII);
+    for (guint i = 0; i < server->clients->len; i++)
+        qmp_monitor_send_event(((Client *)server->clients->pdata[i])->monitor, text);
+    free(text);
+}
+
+// -- the end --------------------------------------------------------------------------------------
+
+void qmp_server_end_commands(Fiber *self, QmpServer *server)
+{
+    for (guint i = 0; i < server->listeners->len; i++)
+        fiber_cancel(((Listener *)server->listeners->pdata[i])->fiber);
+    for (guint i = 0; i < server->clients->len; i++)
+        qmp_monitor_end_commands(((Client *)server->clients->pdata[i])->monitor);
+    fiber_wait_group_wait(self, &server->running);
+}
+
+void qmp_server_stop(Fiber *self, QmpServer *server)
+{
+    for (guint i = 0; i < server->clients->len; i++)
+        qmp_monitor_end(((Client *)server->clients->pdata[i])->monitor, END_TIMEOUT_NS);
+    fiber_wait_group_wait(self, &server->fibers);
+}
