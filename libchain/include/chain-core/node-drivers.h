@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// Drivers of libchain/node: what needs no file of its own, and nothing but nodes. Their options are
+// in their tables.
+#pragma once
+
+#include "chain-core/driver.h"
+
+// A disk of zeros of any size, which forgets what is written to it: for measurements and tests.
+extern const Driver null_co_driver;
+// A filter: what is read from below the node under it is copied into that node. Gives the same bytes
+// as without.
+extern const Driver copy_on_read_driver;
