@@ -225,6 +225,25 @@ int qcow2_bitmap_entry_decode(const void *data, size_t len, Qcow2BitmapEntry *re
     return total;
 }
 
+size_t qcow2_bitmap_entry_encode(const Qcow2BitmapEntry *e, void *buf)
+{
+    size_t name_bytes = strlen(e->name), total = pad8(sizeof(BitmapLayout) + name_bytes);
+    if (!buf)
+        return total;
+    BitmapLayout raw = {
+        .table = be64_make(e->table.v),
+        .table_entries = be32_make(e->table_entries),
+        .flags = be32_make(e->flags),
+        .type = e->type,
+        .granularity_bits = e->granularity_bits,
+        .name_bytes = be16_make(name_bytes),
+    };
+    memset(buf, 0, total);
+    memcpy(buf, &raw, sizeof(raw));
+    memcpy((uint8_t *)buf + sizeof(raw), e->name, name_bytes);
+    return total;
+}
+
 bool qcow2_bitmap_table_entry_decode(uint64_t be_raw_host_order, HostOff *ret_cluster)
 {
     uint64_t e = be_raw_host_order;

@@ -64,6 +64,8 @@ void qcow2_bitmap_entry_clear(Qcow2BitmapEntry *e);
 // As qcow2_snapshot_decode(): length, or -EINVAL with a sentence.
 int qcow2_bitmap_entry_decode(const void *data, size_t len, Qcow2BitmapEntry *ret_entry,
                               GError **error);
-// Bitmap table entry: host offset of a cluster of bits, 0 when the cluster is not stored; false
-// when reserved bits are set.
+// Encodes into `buf` (NULL: only count). Returns the length, a multiple of 8.
+size_t qcow2_bitmap_entry_encode(const Qcow2BitmapEntry *e, void *buf);
+// Bitmap table entry: host offset of a cluster of bits, 0 when the cluster is not stored (its
+// bits are all 0, or, where the entry itself is 1, all 1); false when reserved bits are set.
 bool qcow2_bitmap_table_entry_decode(uint64_t be_raw_host_order, HostOff *ret_cluster);

@@ -120,6 +120,17 @@ int image_change_features(Fiber *self, Qcow2Image *image, uint64_t incompatible_
     return image_change_header(self, image, edit_features, &change);
 }
 
+void image_tell(const Qcow2Image *image, const char *format, ...)
+{
+    if (!image->events || !image->events->notice)
+        return;
+    va_list args;
+    va_start(args, format);
+    g_autofree char *sentence = g_strdup_vprintf(format, args);
+    va_end(args);
+    image->events->notice(image->events, sentence);
+}
+
 static void mark_fiber(Fiber *self, void *arg)
 {
     Qcow2Image *image = arg;

@@ -72,6 +72,7 @@ struct Qcow2Image {
 
     EntryTable refcount_table; // writable images only
     SnapshotList snapshots;
+    GArray *bitmaps;    // StoredBitmap (bitmap-directory.h): as the file has them; NULL: not loaded
     Qcow2View *head;    // the writable head view, borrowed
     GPtrArray *views;   // all of them, borrowed
     TableSlice *moving; // those of its tables, while it is on its way to another loop
@@ -101,6 +102,9 @@ static inline int image_see_end(Fiber *self, Qcow2Image *image, File *file, uint
         return 0;
     return image_remeasure(self, image, file);
 }
+
+// A line for the owner's log.
+G_GNUC_PRINTF(2, 3) void image_tell(const Qcow2Image *image, const char *format, ...);
 
 // Marks the image corrupt, on disk too when writable (once), tells the owner in one sentence, and
 // returns -EIO. `what` says what was found, with offsets. May be called anywhere; the write happens

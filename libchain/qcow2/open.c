@@ -40,20 +40,6 @@ static int fail(GError **error, int r, const Qcow2Image *image, const char *form
     return r;
 }
 
-// A line for the owner's log.
-static void tell(const Qcow2Image *image, const char *format, ...) G_GNUC_PRINTF(2, 3);
-
-static void tell(const Qcow2Image *image, const char *format, ...)
-{
-    if (!image->events || !image->events->notice)
-        return;
-    va_list args;
-    va_start(args, format);
-    g_autofree char *sentence = g_strdup_vprintf(format, args);
-    va_end(args);
-    image->events->notice(image->events, sentence);
-}
-
 static int read_header(Fiber *self, Qcow2Image *image, GError **error)
 {
     uint64_t size = file_size(image->file);
@@ -205,10 +191,10 @@ static int repair_dirty(Fiber *self, Qcow2Image *image, GError **error)
                     "not closed cleanly, and the repair left %" G_GUINT64_FORMAT
                     " errors; open it with --read-only to rescue its data",
                     n_left);
-    tell(image,
-         "%s: was not closed cleanly; repaired %" G_GUINT64_FORMAT " errors and %" G_GUINT64_FORMAT
-         " leaked clusters",
-         image->name, n_fixed, n_leaks);
+    image_tell(image,
+               "%s: was not closed cleanly; repaired %" G_GUINT64_FORMAT
+               " errors and %" G_GUINT64_FORMAT " leaked clusters",
+               image->name, n_fixed, n_leaks);
     qcow2_header_clear(&image->header);
     return read_header(self, image, error);
 }
@@ -219,21 +205,11 @@ static int claim_bitmaps(Fiber *self, Qcow2Image *image, uint64_t *ret_keep)
     *ret_keep = 0;
     if (!bitmap_directory_is_valid(image))
         return 0;
-    uint32_t n = 0;
-    int r = bitmap_directory_mark_in_use(self, image, &n);
-    if (r == -EINVAL) {
-        tell(image, "%s: its bitmap directory is damaged and will be ignored from now on",
-             image->name);
+    int r = bitmap_directory_mark_in_use(self, image);
+    if (r == -EINVAL) // said when it was loaded
         return 0;
-    }
-    if (r < 0)
-        return r;
     *ret_keep = QCOW2_AUTOCLEAR_BITMAPS;
-    tell(image,
-         "%s: its %u persistent dirty bitmap%s not maintained while it is written here; marked in "
-         "use, so other programs will see %s as inconsistent",
-         image->name, n, n == 1 ? " is" : "s are", n == 1 ? "it" : "them");
-    return 0;
+    return r;
 }
 
 int image_claim(Fiber *self, Qcow2Image *image)
@@ -249,8 +225,8 @@ int image_claim(Fiber *self, Qcow2Image *image)
     image->is_claimed |= r == 0;
     fiber_mutex_unlock(self, &image->claim_mutex);
     if (r < 0 && !image->claim_failed)
-        tell(image, "%s: cannot be written: marking its dirty bitmaps as in use failed: %s",
-             image->name, g_strerror(-r));
+        image_tell(image, "%s: cannot be written: marking its dirty bitmaps as in use failed: %s",
+                   image->name, g_strerror(-r));
     image->claim_failed |= r < 0;
     return r == 0 && image->corrupt ? -EIO : r; // found while we waited
 }

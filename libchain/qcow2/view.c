@@ -7,6 +7,8 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "qcow2/bitmap-load.h"
+#include "qcow2/bitmap-store.h"
 #include "qcow2/open.h"
 
 static File *view_file(Node *node)
@@ -76,6 +78,7 @@ static void view_close(Fiber *self, Node *node)
     Qcow2View *view = view_of(node);
     Qcow2Image *image = view->image;
     if (view->is_head && image->head == view) {
+        bitmap_store_all(self, image, node); // a failure is said
         // Without its L1 later write-backs would make half of its changes durable: there must be
         // none. Nor may one be under way when it goes.
         int r;
@@ -131,6 +134,7 @@ static const NodeOps view_ops = {
     .detach = view_detach,
     .attach = view_attach,
     .for_each_sibling = view_for_each_sibling,
+    .bitmap_store = &qcow2_bitmap_store,
     .close = view_close,
 };
 
@@ -254,6 +258,8 @@ int qcow2_view_new(Fiber *self, Qcow2Image *image, const char *wanted, Node **re
         image->head = view;
         image->writeback.parts.l1 = &view->l1;
     }
+    if (!snapshot)
+        bitmap_load_all(self, image, &view->node);
     *ret_node = &view->node;
     return 0;
 }

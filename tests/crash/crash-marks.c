@@ -1,29 +1,11 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// What a power cut may leave of the marks that a writable open sets (docs/ordering.md §7): while a
-// persistent bitmap still looks trustworthy, or an unknown autoclear bit is still set, nothing else
-// of the image may have changed. Pure.
+// What a power cut may leave of the marks that a writable open sets (docs/ordering.md §7): while an
+// unknown autoclear bit is still set nothing else of the image may have changed. Pure.
 #include "crash-qcow2-image.h"
 
 #include <string.h>
 
 #include "format/qcow2-header.h"
-#include "format/qcow2-snapshot.h"
-
-// Is every bitmap of the image marked as in use?
-static bool all_are_in_use(const uint8_t *data, gsize bytes, const Qcow2Header *h)
-{
-    uint64_t off = h->bitmaps.directory.v, end = off + h->bitmaps.directory_bytes;
-    for (uint32_t i = 0; i < h->bitmaps.n_bitmaps && end <= bytes; i++) {
-        Qcow2BitmapEntry entry = {0};
-        int n = qcow2_bitmap_entry_decode(data + off, end - off, &entry, NULL);
-        bool is_in_use = n > 0 && entry.flags & QCOW2_BITMAP_IN_USE;
-        qcow2_bitmap_entry_clear(&entry);
-        if (!is_in_use)
-            return false;
-        off += n;
-    }
-    return true;
-}
 
 // First difference outside the header's sector and the bitmap directory; `bytes` when there is
 // none.
@@ -45,15 +27,12 @@ char *crash_qcow2_check_marks(const uint8_t *data, gsize bytes, const uint8_t *b
     if (qcow2_header_decode(data, bytes, bytes, &h, &error) < 0)
         return g_strdup(error->message);
     bool has_unknown = h.autoclear & ~(uint64_t)QCOW2_AUTOCLEAR_BITMAPS;
-    bool has_trusted = h.autoclear & QCOW2_AUTOCLEAR_BITMAPS && h.has_bitmaps_extension &&
-                       !all_are_in_use(data, bytes, &h);
     char *problem = NULL;
-    if (has_unknown || has_trusted) {
+    if (has_unknown) {
         gsize at = first_change(data, before, MIN(bytes, before_bytes), &h);
         if (bytes != before_bytes || at < bytes)
-            problem = g_strdup_printf("byte %" G_GSIZE_FORMAT " has changed while %s", at,
-                                      has_unknown ? "an unknown autoclear bit is set"
-                                                  : "a bitmap is not marked as in use");
+            problem = g_strdup_printf(
+                "byte %" G_GSIZE_FORMAT " has changed while an unknown autoclear bit is set", at);
     }
     qcow2_header_clear(&h);
     return problem;

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "chain-core/dirty-bitmap.h"
 #include "chain-core/map-memory.h"
 #include "chain-core/qcow2-check.h"
 #include "chain-core/qcow2.h"
@@ -16,8 +17,8 @@
 enum { PLENTY_BYTES = 32 << 20 };
 
 typedef struct Template {
-    char *top, *base, *data;
-    gsize top_bytes, base_bytes, data_bytes;
+    char *top, *base, *data, *content;
+    gsize top_bytes, base_bytes, data_bytes, content_bytes;
 } Template;
 
 static uint64_t content_bytes(const CrashCase *c)
@@ -73,6 +74,7 @@ static Template *template_make(const CrashCase *c)
     load(dir, "top", &t->top, &t->top_bytes);
     load(dir, "base", &t->base, &t->base_bytes);
     load(dir, "data", &t->data, &t->data_bytes);
+    load(dir, "content", &t->content, &t->content_bytes);
     run_or_die(dir, c, "rm -rf \"$PWD\"");
     shadow_model_free(model);
     return t;
@@ -224,6 +226,41 @@ static char *check_marks(Fiber *self, const CrashCase *c, File *file)
     return crash_qcow2_check_marks(data, bytes, (const uint8_t *)t->top, t->top_bytes);
 }
 
+// §7, §12: a bitmap that is to be believed, and tracks, names all that differs from the beginning.
+static char *check_bitmap(const DirtyBitmap *bitmap, const uint8_t *content, const uint8_t *before,
+                          uint64_t bytes)
+{
+    DirtyBitmapInfo info;
+    dirty_bitmap_info(bitmap, &info);
+    uint64_t granule = UINT64_C(1) << dirty_bitmap_granularity_bits(bitmap);
+    for (uint64_t off = 0; info.is_enabled && off < bytes; off += granule)
+        if (memcmp(content + off, before + off, MIN(granule, bytes - off)) &&
+            !bitmap_is_dirty(dirty_bitmap_bits(bitmap), off))
+            return g_strdup_printf("bitmap '%s' calls what has changed at %" PRIu64 " clean",
+                                   dirty_bitmap_name(bitmap), off);
+    return NULL;
+}
+
+static char *check_bitmaps(Fiber *self, const CrashCase *c)
+{
+    const Template *t = template_get(c);
+    MapMemory *memory = map_memory_new(PLENTY_BYTES);
+    Node *node = NULL;
+    char *problem = NULL;
+    if (open_qcow2(self, c, "/top", true, memory, &node, NULL) == 0) {
+        uint64_t bytes = MIN(node->size_bytes, t->content_bytes);
+        g_autofree uint8_t *content = g_malloc(bytes);
+        const GPtrArray *bitmaps = dirty_bitmaps_of(node);
+        if (node_read(self, node, guest_off(0), content, bytes) < 0)
+            bitmaps = NULL;
+        for (guint i = 0; bitmaps && i < bitmaps->len && !problem; i++)
+            problem = check_bitmap(bitmaps->pdata[i], content, (uint8_t *)t->content, bytes);
+        node_unref_close(self, node);
+    }
+    map_memory_free(memory);
+    return problem;
+}
+
 static char *check_image(Fiber *self, File *file)
 {
     Qcow2CheckResult result = {0};
@@ -253,5 +290,7 @@ char *crash_qcow2_check(Fiber *self, const CrashCase *c)
     if (!problem && q->has_marks)
         problem = check_marks(self, c, file);
     file_close(self, file);
+    if (!problem && q->has_marks)
+        problem = check_bitmaps(self, c);
     return problem;
 }
