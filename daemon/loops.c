@@ -24,6 +24,7 @@ Loops *loops_start(const char *name, unsigned n, const LoopConfig *config, GErro
         Loop *loop = loop_new(config, error);
         if (!loop) {
             loops_stop(loops);
+            loops_free(loops);
             return NULL;
         }
         loops->each[loops->n].loop = loop;
@@ -40,7 +41,11 @@ void loops_stop(Loops *loops)
         loop_stop(loops->each[i].loop);
     for (unsigned i = 0; i < loops->n; i++)
         g_thread_join(loops->each[i].thread);
-    for (unsigned i = 0; i < loops->n; i++)
+}
+
+void loops_free(Loops *loops)
+{
+    for (unsigned i = 0; loops && i < loops->n; i++)
         loop_free(loops->each[i].loop);
     g_free(loops);
 }

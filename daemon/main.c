@@ -262,6 +262,8 @@ static int finish(Daemon *daemon)
     loops_stop(daemon->control);
     qmp_server_free(daemon->qmp);
     loops_stop(daemon->loops);
+    loops_free(daemon->control);
+    loops_free(daemon->loops);
     nodes_free(daemon->nodes);
     map_memory_free(daemon->memory);
     listeners_free(daemon->listeners);

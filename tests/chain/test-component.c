@@ -279,13 +279,14 @@ static void run_on_host(World *w)
         assert_non_null(w->loops[i]);
         assert_int_equal(pthread_create(&threads[i], NULL, run_loop, w->loops[i]), 0);
     }
-    run_in_fiber(world_main, w);
+    Loop *own = run_in_fiber_of_loop(NULL, world_main, w);
     for (unsigned i = 0; i < 2; i++) {
         loop_stop(w->loops[i]);
         pthread_join(threads[i], NULL);
     }
     for (unsigned i = 0; i < 2; i++)
         loop_free(w->loops[i]);
+    loop_free(own);
     map_memory_free(w->memory);
     g_autofree char *command = g_strdup_printf("rm -r '%s'", dir);
     assert_int_equal(system(command), 0);

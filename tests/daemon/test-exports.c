@@ -120,6 +120,7 @@ static int remove_world(void **state)
     remote_call_reserve(loops_get(w->loops, 0), stop_server, w->server);
     nbds_server_free(w->server);
     loops_stop(w->loops);
+    loops_free(w->loops);
     nodes_free(w->nodes);
     map_memory_free(w->memory);
     g_ptr_array_unref(w->options.disks);

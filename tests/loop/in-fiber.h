@@ -26,7 +26,8 @@ static inline void in_fiber_main(Fiber *self, void *arg)
 
 // Assertions of cmocka leave with longjmp(), which must not cross stacks: inside fibers use
 // fiber_assert() (it ends the program, with a core to look at).
-static inline void run_in_fiber_of(const LoopConfig *config, FiberFn *fn, void *arg)
+// Returned is the loop, which has ended: loop_free(), once no other thread posts to it any more.
+static inline Loop *run_in_fiber_of_loop(const LoopConfig *config, FiberFn *fn, void *arg)
 {
     GError *error = NULL;
     InFiber t = {fn, arg};
@@ -35,7 +36,12 @@ static inline void run_in_fiber_of(const LoopConfig *config, FiberFn *fn, void *
         fail_msg("%s", error->message);
     assert_int_equal(fiber_spawn(loop, "test", in_fiber_main, &t, NULL), 0);
     loop_run(loop);
-    loop_free(loop);
+    return loop;
+}
+
+static inline void run_in_fiber_of(const LoopConfig *config, FiberFn *fn, void *arg)
+{
+    loop_free(run_in_fiber_of_loop(config, fn, arg));
 }
 
 static inline void run_in_fiber(FiberFn *fn, void *arg)

@@ -14,6 +14,7 @@ enum { MAX_FIBERS = 4 };
 typedef struct World {
     Loop *loop;
     pthread_t thread;
+    Loop *caller;    // of call_from(); NULL: there was none
     FiberQueue held; // fibers that wait for release_all()
 } World;
 
@@ -46,6 +47,7 @@ static int remove_world(void **state)
     loop_stop(w->loop);
     pthread_join(w->thread, NULL);
     loop_free(w->loop);
+    loop_free(w->caller);
     g_free(w);
     return 0;
 }
@@ -151,6 +153,12 @@ static void call_both_ways(Fiber *self, Loop *loop)
     }
 }
 
+// In a fiber of a loop that is freed when the other one has ended: it may still be posting.
+static void call_from(World *w, FiberFn *fn, void *arg)
+{
+    w->caller = run_in_fiber_of_loop(NULL, fn, arg);
+}
+
 static void call_other_and_own(Fiber *self, void *arg)
 {
     call_both_ways(self, arg);
@@ -160,7 +168,7 @@ static void call_other_and_own(Fiber *self, void *arg)
 static void a_fiber_calls_into_another_loop_and_into_its_own(void **state)
 {
     World *w = *state;
-    run_in_fiber(call_other_and_own, w->loop);
+    call_from(w, call_other_and_own, w->loop);
 }
 
 static void a_fiber_calls_between_simulated_loops(void **state)
@@ -192,7 +200,7 @@ static void a_call_without_a_fiber_is_made_on_a_full_loop(void **state)
     RemoteCall last; // takes the place that the call of fill_loop() had
     assert_int_equal(remote_call(w->loop, fill_loop, w), 0);
     remote_call_start(&last, w->loop, hold, w);
-    run_in_fiber(call_plain, w->loop);
+    call_from(w, call_plain, w->loop);
     assert_int_equal(remote_call_reserve(w->loop, release_all, w), 0);
     assert_int_equal(remote_call_wait(&last, -1), 0);
 }
@@ -222,7 +230,7 @@ static void be_cancelled_in_call(Fiber *self, void *arg)
 static void a_cancelled_caller_waits_to_the_end_and_the_called_does_not_notice(void **state)
 {
     World *w = *state;
-    run_in_fiber(be_cancelled_in_call, w->loop);
+    call_from(w, be_cancelled_in_call, w->loop);
 }
 
 static void call_full_loop(Fiber *self, void *arg)
@@ -241,7 +249,7 @@ static void a_fiber_is_told_that_the_other_loop_is_full(void **state)
     RemoteCall last; // takes the place that the call of fill_loop() had
     assert_int_equal(remote_call(w->loop, fill_loop, w), 0);
     remote_call_start(&last, w->loop, hold, w);
-    run_in_fiber(call_full_loop, w);
+    call_from(w, call_full_loop, w);
     assert_int_equal(remote_call_reserve(w->loop, release_all, w), 0);
     assert_int_equal(remote_call_wait(&last, -1), 0);
 }
