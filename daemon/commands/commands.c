@@ -3,8 +3,10 @@
 #include "commands.h"
 
 #include "protocol.h"
+#include "transaction.h"
 
 const QmpFamily *const qmp_families[] = {
     &qmp_protocol_family,
+    &qmp_transaction_family,
     NULL,
 };

@@ -44,9 +44,8 @@ typedef struct QmpEvent {
 // prepare may be NULL.
 typedef struct QmpAction {
     const char *name;
-    const QmpType *data; // an object; NULL: {}
+    const QmpType *data; // an object
     const char *doc;
-    bool may_be_grouped; // completion-mode "grouped": for what starts a job
     // Does everything that may fail, and sets `*ret_state`. What fails undoes itself: of it neither
     // abort nor clean is called.
     int (*prepare)(Fiber *self, QmpCall *call, const json_t *data, void **ret_state,
@@ -61,12 +60,15 @@ typedef struct QmpAction {
 } QmpAction;
 
 // Tables end with an entry without a name; NULL: there are none.
-typedef struct QmpFamily {
+typedef struct QmpFamily QmpFamily;
+struct QmpFamily {
     const char *title; // a heading of docs/qmp.md
     const QmpCommand *commands;
     const QmpAction *actions;
     const QmpEvent *events;
-    // Fills in types that are not constant (a union of what is in another table); NULL: none. Once,
-    // before any other use.
+    // Fills in types that are not constant, such as a union of what another table lists; NULL: there
+    // are none. Once, before any other use.
     void (*init)(void);
-} QmpFamily;
+    // Likewise, from the tables of all families, after all init.
+    void (*link)(const QmpFamily *const *families);
+};

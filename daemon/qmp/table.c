@@ -27,6 +27,9 @@ QmpTable *qmp_table_new(const QmpFamily *const *families)
         for (const QmpEvent *event = family->events; event && event->name; event++)
             g_hash_table_insert(table->events, (gpointer)event->name, (gpointer)event);
     }
+    for (families = table->families; *families; families++)
+        if ((*families)->link)
+            (*families)->link(table->families);
     return table;
 }
 

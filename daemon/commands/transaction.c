@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// Runs the actions of all families (QmpAction) in the order that command.h gives. The union of
+// their arguments is made from their tables at the start. Control loop.
+//
+//     all prepared → all drained → all committed → resumed → cleaned
+//     one of them failed → the drained ones resumed → the prepared ones aborted, last first →
+//     cleaned
+#include "transaction.h"
+
+#include "daemon/qmp/args.h"
+#include "daemon/qmp/table.h"
+
+typedef struct Step {
+    const QmpAction *action;
+    void *state;
+} Step;
+
+typedef struct Transaction {
+    Fiber *self;
+    QmpCall *call;
+    Step *steps;
+    size_t n_prepared, n_drained;
+} Transaction;
+
+// -- types ----------------------------------------------------------------------------------------
+
+static const QmpType completion_mode = {
+    .name = "ActionCompletionMode",
+    .kind = QMP_ENUM,
+    .doc = "When the jobs that a transaction starts complete: each for itself, or together.",
+    .values = (const char *const[]){"individual", "grouped", NULL},
+};
+static const QmpType properties = {
+    .name = "TransactionProperties",
+    .kind = QMP_OBJECT,
+    .members =
+        (const QmpMember[]){
+            {"completion-mode", &completion_mode, true, "individual, unless it is given"}, {0}},
+};
+
+// Filled in by make_types().
+static QmpType action_kind = {.name = "TransactionActionKind", .kind = QMP_ENUM};
+static QmpType action = {
+    .name = "TransactionAction",
+    .kind = QMP_OBJECT,
+    .members = (const QmpMember[]){{"type", &action_kind, .doc = "what to do"}, {0}},
+    .tag = "type",
+};
+static const QmpType actions = {.kind = QMP_ARRAY, .element = &action};
+static const QmpType transaction_args = {
+    .kind = QMP_OBJECT,
+    .members = (const QmpMember[]){{"actions", &actions, .doc = "in their order"},
+                                   {"properties", &properties, true, "of the transaction"},
+                                   {0}},
+};
+
+static const QmpType abort_data = {.name = "Abort", .kind = QMP_OBJECT};
+
+// {"data": …}, which stands beside "type".
+static const QmpType *wrap_data(const QmpAction *of)
+{
+    QmpMember *members = g_new0(QmpMember, 2);
+    members[0] = (QmpMember){"data", of->data, .doc = "its arguments"};
+    QmpType *type = g_new0(QmpType, 1);
+    type->name = g_strdup_printf("%s-action", of->name);
+    type->kind = QMP_OBJECT;
+    type->members = members;
+    return type;
+}
+
+// They live as long as the process, as other types do.
+static void make_types(const QmpFamily *const *families)
+{
+    if (action.variants)
+        return;
+    GArray *values = g_array_new(true, false, sizeof(char *));
+    GArray *variants = g_array_new(true, false, sizeof(QmpVariant));
+    for (; *families; families++) {
+        for (const QmpAction *of = (*families)->actions; of && of->name; of++) {
+            QmpVariant variant = {of->name, wrap_data(of)};
+            g_array_append_val(values, of->name);
+            g_array_append_val(variants, variant);
+        }
+    }
+    action_kind.values = (const char *const *)g_array_free(values, false);
+    action.variants = (const QmpVariant *)g_array_free(variants, false);
+}
+
+// -- running --------------------------------------------------------------------------------------
+
+static int prepare(Transaction *t, const json_t *entry, GError **error)
+{
+    Step *step = &t->steps[t->n_prepared];
+    step->action = qmp_table_find_action(t->call->table, qmp_args_str(entry, "type"));
+    int r = step->action->prepare(t->self, t->call, json_object_get(entry, "data"), &step->state,
+                                  error);
+    t->n_prepared += r == 0;
+    return r;
+}
+
+static int prepare_and_drain(Transaction *t, const json_t *args, GError **error)
+{
+    size_t i;
+    json_t *entry;
+    json_array_foreach(json_object_get(args, "actions"), i, entry)
+    {
+        int r = prepare(t, entry, error);
+        if (r < 0)
+            return r;
+    }
+    for (; t->n_drained < t->n_prepared; t->n_drained++) {
+        Step *step = &t->steps[t->n_drained];
+        int r = step->action->drain ? step->action->drain(t->self, step->state, error) : 0;
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
+static void commit_all(Transaction *t)
+{
+    for (size_t i = 0; i < t->n_prepared; i++)
+        if (t->steps[i].action->commit)
+            t->steps[i].action->commit(t->self, t->steps[i].state);
+}
+
+static void resume_all(Transaction *t)
+{
+    for (size_t i = 0; i < t->n_drained; i++)
+        if (t->steps[i].action->resume)
+            t->steps[i].action->resume(t->self, t->steps[i].state);
+}
+
+static void abort_all(Transaction *t)
+{
+    for (size_t i = t->n_prepared; i-- > 0;)
+        if (t->steps[i].action->abort)
+            t->steps[i].action->abort(t->self, t->steps[i].state);
+}
+
+static void clean_all(Transaction *t)
+{
+    for (size_t i = 0; i < t->n_prepared; i++)
+        if (t->steps[i].action->clean)
+            t->steps[i].action->clean(t->self, t->steps[i].state);
+}
+
+// No action starts a job yet, so none can be completed with others.
+static int check_grouped(const json_t *args, GError **error)
+{
+    const char *mode = qmp_args_str(json_object_get(args, "properties"), "completion-mode");
+    size_t i;
+    json_t *entry;
+    if (!mode || !g_str_equal(mode, "grouped"))
+        return 0;
+    json_array_foreach(json_object_get(args, "actions"), i, entry)
+    {
+        const char *type = qmp_args_str(entry, "type");
+        if (!g_str_equal(type, "abort"))
+            return qmp_fail(error,
+                            "Action '%s' does not support Transaction property completion-mode = "
+                            "grouped",
+                            type);
+    }
+    return 0;
+}
+
+static int transaction(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_reply,
+                       GError **error)
+{
+    size_t n = json_array_size(json_object_get(args, "actions"));
+    g_autofree Step *steps = g_new0(Step, n + 1);
+    Transaction t = {.self = self, .call = call, .steps = steps};
+    int r = check_grouped(args, error);
+    if (r < 0)
+        return r;
+    r = prepare_and_drain(&t, args, error);
+    if (r == 0)
+        commit_all(&t);
+    resume_all(&t);
+    if (r < 0)
+        abort_all(&t);
+    clean_all(&t);
+    return r;
+}
+
+static int fail_on_purpose(Fiber *self, QmpCall *call, const json_t *data, void **ret_state,
+                           GError **error)
+{
+    return qmp_fail(error, "Transaction aborted using Abort action");
+}
+
+static const QmpAction abort_action[] = {
+    {.name = "abort",
+     .data = &abort_data,
+     .doc = "Fails, and with it the transaction: for tests.",
+     .prepare = fail_on_purpose},
+    {0},
+};
+
+static const QmpCommand commands[] = {
+    {"transaction", &transaction_args, NULL,
+     "Does several things together or, when one of them fails, none.", transaction},
+    {0},
+};
+
+const QmpFamily qmp_transaction_family = {
+    .title = "Transactions",
+    .commands = commands,
+    .actions = abort_action,
+    .link = make_types,
+};
