@@ -19,8 +19,8 @@ void allocator_done(Qcow2Image *image);
 // -ENOMEM.
 int allocator_take(Fiber *self, Qcow2Image *image, uint64_t n_wanted, Allocation *ret_allocation);
 
-// The same, all `n` clusters or none: for tables, which lie in one piece. -EFBIG when no such piece was
-// found; as many clusters and more may be free in several.
+// The same, all `n` clusters or none: for tables, which lie in one piece. -EFBIG when no such piece
+// was found; as many clusters and more may be free in several.
 int allocator_take_piece(Fiber *self, Qcow2Image *image, uint64_t n, Allocation *ret_allocation);
 
 // Takes one reference from the clusters of `range`; what has none left is free. Only for ranges

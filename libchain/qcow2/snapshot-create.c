@@ -8,15 +8,15 @@
 //     finish    each reference is counted (snapshot-refs.c) → write-back → L1 table and snapshot
 //               table written → sync → header (the new table, no dirty bit)
 //
-// From the moment on the tables that the snapshot reaches stay as they are: a write to the head gives
-// the head a copy, in which no cluster may be written in place. So it does not matter when they are
-// counted. Until then no freed cluster is released (freed_hold()): its count may lack the snapshot's
-// reference.
+// From the moment on the tables that the snapshot reaches stay as they are: a write to the head
+// gives the head a copy, in which no cluster may be written in place. So it does not matter when
+// they are counted. Until then no freed cluster is released (freed_hold()): its count may lack the
+// snapshot's reference.
 //
-// Write order (docs/ordering.md §12): refcounts, COPIED flags and both tables are durable before the
-// header names the snapshot. Before that the image has no snapshot, and counts that are too high or
-// flags that are missing: the dirty bit, set before the first of them, has the next open put them
-// right. In a fiber on the image's loop.
+// Write order (docs/ordering.md §13): refcounts, COPIED flags and both tables are durable before
+// the header names the snapshot. Before that the image has no snapshot, and counts that are too
+// high or flags that are missing: the dirty bit, set before the first of them, has the next open
+// put them right. In a fiber on the image's loop.
 
 #include "chain-core/qcow2-snapshot.h"
 
@@ -193,7 +193,7 @@ static int write_l1(Fiber *self, Qcow2NewSnapshot *s)
     return file_write(self, s->image->file, s->entry.l1, s->l1, s->n_l1 * sizeof(Be64));
 }
 
-// §12: all that the header is going to name.
+// §13: all that the header is going to name.
 static int make_durable(Fiber *self, Qcow2NewSnapshot *s)
 {
     Qcow2Image *image = s->image;
@@ -213,9 +213,7 @@ static void undo(Fiber *self, Qcow2NewSnapshot *s, SnapshotRefs *refs)
     if (s->is_taken)
         snapshot_refs_lower(self, refs);
     give_back(self, s);
-    // Without the dirty bit all of that must be on disk. Where it cannot be, the next open repairs.
-    if (!refs->has_leaked && writeback_run(self, &image->writeback) == 0)
-        snapshot_table_set_dirty(self, image, false);
+    snapshot_table_end_repair(self, image, refs->is_incomplete);
 }
 
 static void end(Fiber *self, Qcow2NewSnapshot *s)

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Deleting an internal snapshot while the guest writes. The list first: a new snapshot table without
-// it → sync → header (the new table, and the dirty bit) → then each reference that it held is taken
-// back beside the guest (snapshot-refs.c), its L1 table freed, all of that written back, and the
-// dirty bit cleared.
+// Deleting an internal snapshot while the guest writes. The list first: a new snapshot table
+// without it → sync → header (the new table, and the dirty bit) → then each reference that it held
+// is taken back beside the guest (snapshot-refs.c), its L1 table freed, all of that written back,
+// and the dirty bit cleared.
 //
-// Write order (docs/ordering.md §12): nothing that the snapshot alone referenced is free before the
-// disk has forgotten it. A cut after that leaves counts that are too high, and the dirty bit has the
-// next open put them right. In a fiber on the image's loop.
+// Write order (docs/ordering.md §13): nothing that the snapshot alone referenced is free before the
+// disk has forgotten it. A cut after that leaves counts that are too high, and the dirty bit has
+// the next open put them right. In a fiber on the image's loop.
 
 #include <errno.h>
 #include <inttypes.h>
@@ -117,9 +117,7 @@ static void take_back(Fiber *self, Qcow2View *head, const Be64 *l1, const Qcow2S
     cluster_set_done(&fixed);
     if (l1_range.n && !image->corrupt)
         allocator_release(self, image, l1_range);
-    // Where something has leaked, the next open repairs.
-    if (!refs.has_leaked && !image->corrupt && writeback_run(self, &image->writeback) == 0)
-        snapshot_table_set_dirty(self, image, false);
+    snapshot_table_end_repair(self, image, refs.is_incomplete);
 }
 
 static int delete_snapshot(Fiber *self, Qcow2View *head, ImageSnapshot *snapshot)

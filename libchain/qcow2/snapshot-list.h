@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// The list of an image's internal snapshots in memory: which there are, who has a view of which, and
-// that one at a time is made or deleted. The table on disk is snapshot-table.h. For this folder. On
-// the image's loop.
+// The list of an image's internal snapshots in memory: which there are, who has a view of which,
+// and that one at a time is made or deleted. The table on disk is snapshot-table.h. For this
+// folder. On the image's loop.
 #pragma once
 
 #include <glib.h>
@@ -19,6 +19,7 @@ typedef struct ImageSnapshot {
 typedef struct SnapshotList {
     GPtrArray *all;       // of ImageSnapshot, owned; NULL: none
     uint64_t table_bytes; // as the table lies in the file
+    bool needs_repair;    // counts or flags could not be put right: the next open does it
     bool is_changing;     // one is being made or deleted, no other meanwhile
     FiberQueue idle;      // who waits for the end of that
 } SnapshotList;

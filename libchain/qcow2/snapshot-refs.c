@@ -3,12 +3,12 @@
 //
 // Raising: table, then its entries, then COPIED goes from the slice, as one step, and last from the
 // L1 entry of the head, if that names the table still (a write may have given the head a copy, in
-// which no entry is COPIED). Refcounts reach the disk before the flags (docs/ordering.md §2, §12).
+// which no entry is COPIED). Refcounts reach the disk before the flags (docs/ordering.md §2, §13).
 //
 // Lowering: entries, then the table, whose cluster may go with its last reference. Then the head's
 // flags: its L1 entry, and each entry of its table there whose cluster has one reference left. That
-// takes the lock of the guest's clusters: whoever is about to copy a cluster must not find it written
-// in place. A flag that is missing costs a copy, no more.
+// takes the lock of the guest's clusters: whoever is about to copy a cluster must not find it
+// written in place. A flag that is missing costs a copy, no more.
 
 #include "qcow2/snapshot-refs.h"
 
@@ -228,7 +228,7 @@ static void lower_slice(Fiber *self, SnapshotRefs *refs, const Place *p, uint32_
     uint64_t dirty_before = image->writeback.parts.dirty.pinned_bytes;
     TableSlice *slice;
     if (image->corrupt || get_slice(self, image, p, &slice) < 0) {
-        refs->has_leaked = true;
+        refs->is_incomplete = true;
         return;
     }
     for (uint32_t i = 0; i < n;) {
@@ -237,7 +237,7 @@ static void lower_slice(Fiber *self, SnapshotRefs *refs, const Place *p, uint32_
         if (range.n && image_range_is_sane(image, range))
             allocator_release(self, image, range);
         else
-            refs->has_leaked |= range.n != 0;
+            refs->is_incomplete |= range.n != 0;
     }
     table_slice_release(slice);
     end_step(self, refs, dirty_before);
@@ -264,32 +264,39 @@ static bool restore_l1_entry(Fiber *self, SnapshotRefs *refs, uint64_t i1)
         return false;
     fiber_mutex_lock(self, &image->l2_mutex);
     Qcow2L1Entry e = qcow2_l1_entry_decode(head->l1.entries[i1]);
-    uint64_t count = 0;
-    if (e.l2.v && !e.copied && count_of(self, image, e.l2, &count) == 0 && count == 1 &&
-        metadata_set_reserve(self, &image->metadata,
-                             image_cluster_of(image, entry_table_place(&head->l1, i1))) == 0) {
+    uint64_t count = 0, l1_cluster = image_cluster_of(image, entry_table_place(&head->l1, i1));
+    int r = e.l2.v && !e.copied ? count_of(self, image, e.l2, &count) : 0;
+    if (r == 0 && count == 1)
+        r = metadata_set_reserve(self, &image->metadata, l1_cluster);
+    if (r == 0 && count == 1) {
         entry_table_set(&head->l1, i1, qcow2_l1_entry_encode(e.l2, true));
         e.copied = true;
     }
+    refs->is_incomplete |= r < 0;
     mapping_end_shared(head, i1);
     fiber_mutex_unlock(self, &image->l2_mutex);
     return e.l2.v && e.copied;
 }
 
 // COPIED of one slice's entries, whose clusters are locked, and whose table is the head's own.
-static void restore_entries(Fiber *self, Qcow2Image *image, TableSlice *slice)
+static int restore_entries(Fiber *self, Qcow2Image *image, TableSlice *slice)
 {
     const Qcow2Geometry *g = &image->geometry;
-    for (uint32_t i = 0; i < g->slice_entries; i++) {
+    int r = metadata_set_reserve_slice(self, &image->metadata, slice);
+    for (uint32_t i = 0; r == 0 && i < g->slice_entries; i++) {
         Qcow2L2Entry e = qcow2_l2_entry_decode(g, slice->data, i);
         bool has_host = e.kind == QCOW2_CLUSTER_DATA || e.kind == QCOW2_CLUSTER_ZERO_ALLOCATED;
         uint64_t count = 0;
-        if (!has_host || e.copied || count_of(self, image, e.host, &count) < 0 || count != 1)
+        if (!has_host || e.copied)
+            continue;
+        r = count_of(self, image, e.host, &count);
+        if (r < 0 || count != 1)
             continue;
         e.copied = true;
         qcow2_l2_entry_encode(g, slice->data, i, &e);
         table_slice_set_dirty(slice, &image->writeback.parts.dirty);
     }
+    return r;
 }
 
 static void restore_slice(Fiber *self, SnapshotRefs *refs, const Place *p)
@@ -300,22 +307,27 @@ static void restore_slice(Fiber *self, SnapshotRefs *refs, const Place *p)
     ClusterLock lock;
     TableSlice *slice;
     cluster_lock(self, &image->locks, &lock, first, first + image->geometry.slice_entries - 1);
-    if (get_slice(self, image, p, &slice) == 0) {
-        if (metadata_set_reserve_slice(self, &image->metadata, slice) == 0)
-            restore_entries(self, image, slice);
+    int r = get_slice(self, image, p, &slice);
+    if (r == 0) {
+        r = restore_entries(self, image, slice);
         table_slice_release(slice);
     }
+    refs->is_incomplete |= r < 0;
     cluster_unlock(&image->locks, &lock);
     end_step(self, refs, dirty_before);
 }
 
-static void restore_table(Fiber *self, SnapshotRefs *refs, uint64_t i1, bool is_touched)
+// `table` is the snapshot's there.
+static void restore_table(Fiber *self, SnapshotRefs *refs, uint64_t i1, HostOff table)
 {
     const Qcow2Geometry *g = &refs->head->image->geometry;
-    if (!restore_l1_entry(self, refs, i1) || !is_touched)
+    bool is_counted = i1 < refs->i1 || (i1 == refs->i1 && refs->has_table);
+    if (!restore_l1_entry(self, refs, i1))
         return;
     // The head's own, so it stays.
     Place p = {i1, qcow2_l1_entry_decode(refs->head->l1.entries[i1]).l2, 0};
+    if (!is_counted && p.table.v == table.v)
+        return; // as it was
     for (; p.first < g->l2_entries && !refs->head->image->corrupt; p.first += g->slice_entries)
         restore_slice(self, refs, &p);
 }
@@ -329,7 +341,7 @@ static void lower_table(Fiber *self, SnapshotRefs *refs, Place p)
     ClusterRange table = {image_cluster_of(image, p.table), 1};
     if (p.table.v & (g->cluster_bytes - 1) || table.first >= image->allocator.tail ||
         (refs->no_tables && cluster_set_contains(refs->no_tables, table.first))) {
-        refs->has_leaked = true;
+        refs->is_incomplete = true;
         return;
     }
     for (; p.first < n; p.first += g->slice_entries)
@@ -340,15 +352,11 @@ static void lower_table(Fiber *self, SnapshotRefs *refs, Place p)
 
 void snapshot_refs_lower(Fiber *self, SnapshotRefs *refs)
 {
-    Qcow2View *head = refs->head;
     for (uint64_t i1 = 0; i1 < refs->n_l1; i1++) {
         Qcow2L1Entry e = qcow2_l1_entry_decode(refs->l1[i1]);
         if (e.l2.v) {
-            bool is_same =
-                i1 < head->l1.n && qcow2_l1_entry_decode(head->l1.entries[i1]).l2.v == e.l2.v;
-            bool is_counted = i1 < refs->i1 || (i1 == refs->i1 && refs->has_table);
             lower_table(self, refs, (Place){i1, e.l2, 0});
-            restore_table(self, refs, i1, is_counted || !is_same);
+            restore_table(self, refs, i1, e.l2);
         }
         if (i1 % ENTRIES_PER_TURN == 0)
             fiber_yield(self);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// What a snapshot's L1 table reaches is referenced once more for it: its L2 tables, and each cluster
-// that their entries name. Counting that, and taking it back, in steps beside the guest's requests;
-// with COPIED of the head's entries, which says where the count is one. For this folder. In a fiber on
-// the image's loop.
+// What a snapshot's L1 table reaches is referenced once more for it: its L2 tables, and each
+// cluster that their entries name. Counting that, and taking it back, in steps beside the guest's
+// requests; with COPIED of the head's entries, which says where the count is one. For this folder.
+// In a fiber on the image's loop.
 #pragma once
 
 #include "qcow2/mapping.h"
@@ -18,13 +18,14 @@ typedef struct SnapshotRefs {
     uint64_t i1;
     bool has_table;
     uint32_t n_entries;
-    bool has_leaked;      // something could not be taken back
+    bool is_incomplete;   // something could not be taken back, or put right
     uint64_t dirty_bytes; // made dirty since the last write-back
 } SnapshotRefs;
 
-// Counts the rest, in memory. On failure (-EOVERFLOW: a refcount's width does not hold more; -ENOSPC;
-// -EIO, where a table cannot be read or is damaged) `refs` says how far it came. The head's tables
-// must be marked as shared (mapping_is_shared()); those marks go as the references are counted.
+// Counts the rest, in memory. On failure (-EOVERFLOW: a refcount's width does not hold more;
+// -ENOSPC; -EIO, where a table cannot be read or is damaged) `refs` says how far it came. The
+// head's tables must be marked as shared (mapping_is_shared()); those marks go as the references
+// are counted.
 int snapshot_refs_raise(Fiber *self, SnapshotRefs *refs);
 // Takes back what was counted, and frees what nobody else references; nothing on disk names the L1
 // table, and nobody reads through it. What cannot be read leaks.

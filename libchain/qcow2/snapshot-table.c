@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Reading the snapshot table, in a window: its length is known only at its end. Writing: always a new
-// table, whole, in clusters of its own (docs/ordering.md §12). In a fiber on the image's loop.
+// Reading the snapshot table, in a window: its length is known only at its end. Writing: always a
+// new table, whole, in clusters of its own (docs/ordering.md §13). In a fiber on the image's loop.
 
 #include "qcow2/snapshot-table.h"
 
@@ -223,7 +223,17 @@ static void edit_table(Qcow2Header *header, const void *arg)
 
 int snapshot_table_set_dirty(Fiber *self, Qcow2Image *image, bool is_dirty)
 {
-    return image->header.version < 3 ? 0 : image_change_header(self, image, edit_dirty, &is_dirty);
+    if (image->header.version < 3 || (image->snapshots.needs_repair && !is_dirty))
+        return 0;
+    return image_change_header(self, image, edit_dirty, &is_dirty);
+}
+
+void snapshot_table_end_repair(Fiber *self, Qcow2Image *image, bool is_incomplete)
+{
+    if (is_incomplete || image->corrupt || writeback_run(self, &image->writeback) < 0)
+        image->snapshots.needs_repair = true;
+    else
+        snapshot_table_set_dirty(self, image, false);
 }
 
 int snapshot_table_switch(Fiber *self, Qcow2Image *image, const SnapshotTable *table, bool is_dirty)
@@ -232,14 +242,14 @@ int snapshot_table_switch(Fiber *self, Qcow2Image *image, const SnapshotTable *t
     ClusterRange old = {image_cluster_of(image, h->snapshot_table),
                         image_clusters_for(image, image->snapshots.table_bytes)};
     TableSwitch s = {table->n ? image_cluster_off(image, table->range.first) : host_off(0),
-                     table->n, is_dirty};
+                     table->n, is_dirty || image->snapshots.needs_repair};
     int r = image_change_header(self, image, edit_table, &s);
     if (r < 0)
         return r;
     for (uint64_t i = 0; i < old.n; i++)
         metadata_set_remove(&image->metadata, old.first + i);
     if (old.n)
-        freed_add(&image->freed, old, host_off(0)); // §12: unlinked durably
+        freed_add(&image->freed, old, host_off(0)); // §13: unlinked durably
     image->snapshots.table_bytes = table->table_bytes;
     return 0;
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// The snapshot table of an image on disk: reading it, and new ones, which are written beside the old
-// before the header names them. For this folder. In a fiber on the image's loop.
+// The snapshot table of an image on disk: reading it, and new ones, which are written beside the
+// old before the header names them. For this folder. In a fiber on the image's loop.
 #pragma once
 
 #include "qcow2/image.h"
@@ -21,8 +21,8 @@ typedef struct SnapshotTable {
     uint8_t *data;
 } SnapshotTable;
 
-// `added` (may be NULL) goes to the end, `removed` (may be NULL) is left out. -EFBIG: too many or too
-// long. After 0, snapshot_table_done(); the clusters are the caller's.
+// `added` (may be NULL) goes to the end, `removed` (may be NULL) is left out. -EFBIG: too many or
+// too long. After 0, snapshot_table_done(); the clusters are the caller's.
 int snapshot_table_make(Fiber *self, Qcow2Image *image, const Qcow2Snapshot *added,
                         const ImageSnapshot *removed, SnapshotTable *ret_table);
 void snapshot_table_done(SnapshotTable *table);
@@ -33,8 +33,11 @@ int snapshot_table_write(Fiber *self, Qcow2Image *image, const SnapshotTable *ta
 
 // Sets or clears the dirty bit, in version 3: while it is set, the next writable open repairs.
 int snapshot_table_set_dirty(Fiber *self, Qcow2Image *image, bool is_dirty);
+// Counts and flags have been put right, in memory; or not all of them (is_incomplete). Where they
+// all can be on disk they are, and the dirty bit goes; else it stays until the next open.
+void snapshot_table_end_repair(Fiber *self, Qcow2Image *image, bool is_incomplete);
 
-// Makes the header name `table` instead of the old one, which is freed, and changes the dirty bit to
-// `is_dirty` in the same write (version 3). What the table names is durable before.
+// Makes the header name `table` instead of the old one, which is freed, and changes the dirty bit
+// to `is_dirty` in the same write (version 3). What the table names is durable before.
 int snapshot_table_switch(Fiber *self, Qcow2Image *image, const SnapshotTable *table,
                           bool is_dirty);

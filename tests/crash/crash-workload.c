@@ -140,6 +140,8 @@ static void do_request(Fiber *self, CrashWorkload *w)
     bool is_fua = pick(w, 100) < c->fua_percent;
     uint64_t kind = pick(w, c->n_write + c->n_zero + c->n_discard + c->n_flush + c->n_read);
     pick_range(w, &off, &len);
+    if (w->port)
+        port_enter(self, w->port);
     if (kind < c->n_write)
         do_write(self, w, off, len, is_fua);
     else if (kind < c->n_write + c->n_zero)
@@ -150,6 +152,8 @@ static void do_request(Fiber *self, CrashWorkload *w)
         do_flush(self, w);
     else
         do_read(self, w, off, len);
+    if (w->port)
+        port_leave(w->port);
 }
 
 static void workload_fiber(Fiber *self, void *arg)

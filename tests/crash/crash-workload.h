@@ -4,6 +4,7 @@
 #pragma once
 
 #include "chain-core/fiber-sync.h"
+#include "chain-core/port.h"
 #include "crash-harness.h"
 
 typedef struct CrashWorkload {
@@ -11,6 +12,7 @@ typedef struct CrashWorkload {
     Sim *sim;
     ShadowModel *model;
     Node *node;
+    Port *port;          // on it, which requests enter; NULL: nobody drains it
     unsigned n_requests; // of each fiber
     char problem[256];   // the first wrong read; empty when there was none
 

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // Internal snapshots of a qcow2 image, made and deleted while its head is written. What takes long
 // (counting what a snapshot references) goes on beside the guest's requests, in steps; the guest
-// waits for the moment itself only: for the writes that are under way then. On the loop of the head,
-// in a fiber. Views on snapshots: qcow2_snapshot_view_new().
+// waits for the moment itself only: for the writes that are under way then. On the loop of the
+// head, in a fiber. Views on snapshots: qcow2_snapshot_view_new().
 //
 // `head` is always the writable head's view, kept open by the caller. One snapshot of an image is
-// made or deleted at a time: a second call waits. After a power cut an image has a snapshot whole or
-// not at all, and the next writable open gives back what counting it left behind
-// (docs/ordering.md §12).
+// made or deleted at a time: a second call waits. After a power cut an image has a snapshot whole
+// or not at all, and the next writable open gives back what counting it left behind
+// (docs/ordering.md §13).
 #pragma once
 
 #include <glib.h>
@@ -30,10 +30,10 @@ GArray *qcow2_snapshots(Node *node); // of Qcow2SnapshotInfo, cleared with it
 // The one with that id and that name, of which one may be NULL. False: there is none.
 bool qcow2_snapshot_find(Node *node, const char *id, const char *name, Qcow2SnapshotInfo *ret_info);
 
-// A snapshot of the head as it is at one moment of the call, named `name`; its id is the next number.
-// *ret_info (NULL: not wanted) says what was made. -EEXIST: a snapshot has that name. -ENOTSUP: the
-// data is in a file of its own. -ENOSPC, -EOVERFLOW (refcounts too narrow), -EFBIG (too many): all
-// is as before.
+// A snapshot of the head as it is at one moment of the call, named `name`; its id is the next
+// number. *ret_info (NULL: not wanted) says what was made. -EEXIST: a snapshot has that name.
+// -ENOTSUP: the data is in a file of its own. -ENOSPC, -EOVERFLOW (refcounts too narrow), -EFBIG
+// (too many): all is as before.
 int qcow2_snapshot_create(Fiber *self, Node *head, const char *name, Qcow2SnapshotInfo *ret_info,
                           GError **error);
 
@@ -48,8 +48,8 @@ int qcow2_snapshot_finish(Fiber *self, Qcow2NewSnapshot *new_snapshot, Qcow2Snap
                           GError **error);
 void qcow2_snapshot_abort(Fiber *self, Qcow2NewSnapshot *new_snapshot); // NULL is fine
 
-// Deletes the snapshot with that id and that name, of which one may be NULL. -ENOENT; -EBUSY while a
-// view of it is open. Once it is off the list, which is first, it succeeds; *ret_info (may be NULL)
-// says what it was.
+// Deletes the snapshot with that id and that name, of which one may be NULL. -ENOENT; -EBUSY while
+// a view of it is open. Once it is off the list, which is first, it succeeds; *ret_info (may be
+// NULL) says what it was.
 int qcow2_snapshot_delete(Fiber *self, Node *head, const char *id, const char *name,
                           Qcow2SnapshotInfo *ret_info, GError **error);
