@@ -68,7 +68,7 @@ static void add(GPtrArray *contexts, const char *name, uint64_t (*flags)(const N
     nbds_context_init(&c->context, &node_kind, name, contexts);
 }
 
-void nbds_context_node_add(GPtrArray *contexts)
+void nbds_context_node_add(GPtrArray *contexts, const NbdsExportConfig *config)
 {
     add(contexts, "base:allocation", nbds_context_allocation_flags);
     add(contexts, "qemu:allocation-depth", nbds_context_depth_flags);

@@ -5,8 +5,10 @@
 #pragma once
 
 #include "context.h"
+#include "nbd/server.h"
 
-void nbds_context_node_add(GPtrArray *contexts);
+// Every export has them; `config` may be NULL.
+void nbds_context_node_add(GPtrArray *contexts, const NbdsExportConfig *config);
 
 // What they say of an extent, as node_status_of_host() of the export's node gave it.
 uint64_t nbds_context_allocation_flags(const NodeExtent *extent);

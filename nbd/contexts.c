@@ -2,17 +2,19 @@
 // The table of kinds. Contexts of one kind stay together: they are walked together.
 #include "contexts.h"
 
+#include "context-bitmap.h"
 #include "context-node.h"
 
-static void (*const kinds[])(GPtrArray *contexts) = {
+static void (*const kinds[])(GPtrArray *contexts, const NbdsExportConfig *config) = {
     nbds_context_node_add,
+    nbds_context_bitmaps_add,
 };
 
-GPtrArray *nbds_contexts_new(void)
+GPtrArray *nbds_contexts_new(const NbdsExportConfig *config)
 {
     GPtrArray *contexts = nbds_context_array_new();
     for (unsigned i = 0; i < G_N_ELEMENTS(kinds); i++)
-        kinds[i](contexts);
+        kinds[i](contexts, config);
     return contexts;
 }
 

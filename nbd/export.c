@@ -45,7 +45,7 @@ NbdsExport *nbds_export_new(NbdsServerLoop *server_loop, const NbdsExportConfig 
         .padding_bytes = config->padding_bytes,
         .preferred_bytes = preferred_bytes(config->node),
         .read_only = config->read_only || config->node->read_only,
-        .contexts = nbds_contexts_new(),
+        .contexts = nbds_contexts_new(config),
     };
     atomic_init(&export->size_bytes, config->node->size_bytes);
     export->server_loop = server_loop;

@@ -34,7 +34,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static GPtrArray *contexts;
     if (!contexts)
-        contexts = nbds_contexts_new();
+        contexts = nbds_contexts_new(NULL);
     const NbdsExportInfo infos[] = {
         {.serial = 1,
          .name = "web",

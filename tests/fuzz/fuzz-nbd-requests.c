@@ -24,7 +24,7 @@ static void check_promise(const NbdsSession *session, const NbdsRequestHead *hea
 // Bit i of `bits`: whether the i-th one is.
 static GPtrArray *select_contexts(uint8_t bits)
 {
-    g_autoptr(GPtrArray) all = nbds_contexts_new();
+    g_autoptr(GPtrArray) all = nbds_contexts_new(NULL);
     g_autofree bool *marks = g_new0(bool, all->len);
     for (unsigned i = 0; i < all->len && i < 8; i++)
         marks[i] = bits >> i & 1;

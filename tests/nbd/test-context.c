@@ -8,13 +8,14 @@
 #include <cmocka.h>
 #include <string.h>
 
+#include "chain-core/dirty-bitmap.h"
 #include "context-node.h"
 #include "contexts.h"
 
 // The names that `query` selects, with a space behind each.
 static char *match(const char *query, bool wildcards)
 {
-    g_autoptr(GPtrArray) contexts = nbds_contexts_new();
+    g_autoptr(GPtrArray) contexts = nbds_contexts_new(NULL);
     static const NbdsContextKind kind;
     for (unsigned i = 0; i < 3; i++) {
         g_autofree char *name = g_strdup_printf("qemu:dirty-bitmap:b%u", i);
@@ -89,9 +90,66 @@ static void data_that_the_host_does_not_store_is_zero_but_no_hole(void **state)
     assert_int_equal(nbds_context_depth_flags(&extent), 1);
 }
 
+static DirtyBitmap *add_bitmap(Node *node, const char *name, uint32_t granularity_bits)
+{
+    DirtyBitmapSpec spec = {.name = name, .node_name = "n", .granularity_bits = granularity_bits};
+    DirtyBitmap *bitmap;
+    assert_int_equal(dirty_bitmap_add(node, &spec, &bitmap, NULL), 0);
+    return bitmap;
+}
+
+static void set_bits(DirtyBitmap *bitmap, uint64_t off, uint64_t len)
+{
+    bitmap_set((Bitmap *)dirty_bitmap_bits(bitmap), off, len);
+}
+
+static bool is_busy(const DirtyBitmap *bitmap)
+{
+    DirtyBitmapInfo info;
+    dirty_bitmap_info(bitmap, &info);
+    return info.is_busy;
+}
+
+static void dirty_bitmaps_tell_their_granules(void **state)
+{
+    static const NodeOps ops = {.driver = "none"};
+    Node *node = g_new0(Node, 1);
+    node_init(node, &ops, NULL, "n", 1 << 20);
+    DirtyBitmap *fine = add_bitmap(node, "fine", 12), *coarse = add_bitmap(node, "coarse", 16);
+    set_bits(fine, 8192, 1);
+    set_bits(coarse, 65536, 65536 + 1);
+    g_autoptr(GPtrArray) bitmaps = g_ptr_array_new();
+    g_ptr_array_add(bitmaps, fine);
+    g_ptr_array_add(bitmaps, coarse);
+    NbdsExportConfig config = {.name = "", .node = node, .bitmaps = bitmaps};
+    g_autoptr(GPtrArray) contexts = nbds_contexts_new(&config);
+    NbdsContext **two = (NbdsContext **)contexts->pdata + contexts->len - 2;
+    assert_string_equal(two[1]->name, "qemu:dirty-bitmap:coarse");
+    assert_true(is_busy(fine) && is_busy(coarse));
+
+    NbdsExtentList lists[2];
+    nbds_extent_list_init(&lists[0], 10);
+    nbds_extent_list_init(&lists[1], 2);
+    NbdsWalk walk = {4096, (1 << 20) + 512, two, lists, 2}; // into the padding
+    assert_int_equal(two[0]->kind->walk(NULL, node, &walk), 0);
+    assert_int_equal(lists[0].n_extents, 3);
+    assert_int_equal(lists[0].extents[0].length, 4096);
+    assert_int_equal(lists[0].extents[1].length, 4096);
+    assert_int_equal(lists[0].extents[1].flags, 1);
+    assert_int_equal(lists[0].extents[2].length, (1 << 20) + 512 - 8192 - 4096);
+    assert_int_equal(lists[1].n_extents, 2);
+    assert_int_equal(lists[1].extents[1].length, 2 * 65536);
+    assert_int_equal(lists[1].extents[1].flags, 1);
+    nbds_extent_list_done(&lists[0]);
+    nbds_extent_list_done(&lists[1]);
+    nbds_contexts_release(NULL, contexts);
+    assert_false(is_busy(fine) || is_busy(coarse));
+    node_unref_close(NULL, node);
+}
+
 static void ids_are_different_and_not_zero(void **state)
 {
-    g_autoptr(GPtrArray) contexts = nbds_contexts_new();
+    g_autoptr(GPtrArray) contexts = nbds_contexts_new(NULL);
     for (unsigned i = 0; i < contexts->len; i++) {
         const NbdsContext *a = contexts->pdata[i];
         assert_int_not_equal(a->id, 0);
@@ -139,6 +197,7 @@ int main(void)
         cmocka_unit_test(unknown_queries_select_nothing),
         cmocka_unit_test(flags_tell_holes_zeros_and_depth),
         cmocka_unit_test(data_that_the_host_does_not_store_is_zero_but_no_hole),
+        cmocka_unit_test(dirty_bitmaps_tell_their_granules),
         cmocka_unit_test(ids_are_different_and_not_zero),
         cmocka_unit_test(equal_neighbours_become_one),
         cmocka_unit_test(lists_grow_up_to_their_bound),

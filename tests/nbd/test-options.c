@@ -35,7 +35,7 @@ static Negotiation *negotiation_new(unsigned n_exports)
 {
     Negotiation *t = g_new0(Negotiation, 1);
     static const char *const names[] = {"web", "", "db"};
-    t->contexts = nbds_contexts_new();
+    t->contexts = nbds_contexts_new(NULL);
     t->infos = g_new0(NbdsExportInfo, n_exports);
     for (unsigned i = 0; i < n_exports; i++) {
         t->infos[i] = (NbdsExportInfo){.serial = i + 1,

@@ -266,7 +266,7 @@ int main(void)
         cmocka_unit_test(a_status_payload_selects_contexts),
         cmocka_unit_test(a_status_payload_that_selects_nothing_or_too_much_is_refused),
     };
-    contexts = nbds_contexts_new();
+    contexts = nbds_contexts_new(NULL);
     int result = cmocka_run_group_tests(tests, NULL, NULL);
     g_ptr_array_unref(contexts);
     return result;

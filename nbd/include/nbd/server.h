@@ -68,6 +68,10 @@ typedef struct NbdsExportConfig {
     const char *description; // NULL: none; same bound
     Node *node;              // takes its own reference
     bool read_only;          // also when the node is
+    // DirtyBitmap *, of the node or one below: clients see them as "qemu:dirty-bitmap:NAME". All
+    // have names, different ones, and bits, and may be used; they are busy from here on until the
+    // export's end. NULL: none.
+    const GPtrArray *bitmaps;
     // At the node's end, for clients that can address whole sectors only: a client that asks for
     // the block sizes, and so will honour that the minimum is 1, is told a size without them.
     uint32_t padding_bytes;
