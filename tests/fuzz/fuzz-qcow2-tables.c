@@ -119,6 +119,15 @@ static void try_bitmaps(const uint8_t *data, size_t size)
             return;
         }
         REQUIRE(r > 0 && r % 8 == 0 && strlen(b.name) <= QCOW2_MAX_BITMAP_NAME_BYTES);
+        g_autofree uint8_t *encoded = g_malloc(r);
+        Qcow2BitmapEntry again;
+        REQUIRE(qcow2_bitmap_entry_encode(&b, NULL) == (size_t)r);
+        qcow2_bitmap_entry_encode(&b, encoded);
+        REQUIRE(qcow2_bitmap_entry_decode(encoded, r, &again, NULL) == r);
+        REQUIRE(b.table.v == again.table.v && b.table_entries == again.table_entries &&
+                b.flags == again.flags && b.granularity_bits == again.granularity_bits &&
+                !strcmp(b.name, again.name));
+        qcow2_bitmap_entry_clear(&again);
         qcow2_bitmap_entry_clear(&b);
         pos += r;
     }
