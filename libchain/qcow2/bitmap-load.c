@@ -16,6 +16,7 @@ typedef struct Load {
     uint64_t left_bytes; // that may still be read
     uint8_t *data;       // a cluster
     Be64 *window;        // of a table
+    ClusterSet clusters; // of bitmaps, so far
     unsigned n_inconsistent;
     char *first; // of those: its name, and why
 } Load;
@@ -38,18 +39,18 @@ static int read_some(Fiber *self, Load *load, HostOff off, void *buf, uint64_t b
     return file_read(self, load->image->file, off, buf, inside);
 }
 
-// Clusters that bitmaps use hold no other metadata, and no other bitmap's.
+// Clusters that bitmaps use hold no other metadata, and no other bitmap's. (Whether a guest has its
+// data there nobody knows: it keeps them.)
 static bool claim_clusters(Load *load, HostOff off, uint64_t n)
 {
-    MetadataSet *set = &load->image->metadata;
     uint64_t first = image_cluster_of(load->image, off);
-    for (uint64_t i = 0; load->image->writable && i < n; i++)
-        if (!metadata_set_add(set, first + i)) {
-            while (i--)
-                metadata_set_remove(set, first + i);
-            return false;
-        }
-    return true;
+    bool is_free = true;
+    for (uint64_t i = 0; i < n; i++) {
+        is_free &= cluster_set_add(&load->clusters, first + i);
+        if (load->image->writable)
+            is_free &= !metadata_set_contains(&load->image->metadata, first + i);
+    }
+    return is_free;
 }
 
 // One entry of a table: the bits from granule `first` on. `bits` NULL: only what the entry names is
@@ -161,6 +162,7 @@ void bitmap_load_all(Fiber *self, Qcow2Image *image, Node *node)
                    "%s: %u of its %u dirty bitmaps %s inconsistent, and can only be removed: %s",
                    image->name, load.n_inconsistent, bitmaps->len,
                    load.n_inconsistent == 1 ? "is" : "are", load.first);
+    cluster_set_done(&load.clusters);
     g_free(load.first);
     g_free(load.data);
     g_free(load.window);

@@ -58,8 +58,6 @@ static int take(Fiber *self, Qcow2Image *image, uint64_t n_wanted, ClusterRange 
     if (r < 0)
         return r;
     *ret_range = allocation.range;
-    for (uint64_t i = 0; i < ret_range->n; i++)
-        metadata_set_add(&image->metadata, ret_range->first + i);
     return 0;
 }
 
@@ -252,6 +250,9 @@ static void edit_bitmaps(Qcow2Header *header, const void *arg)
 static void adopt(Store *s)
 {
     Qcow2Image *image = s->image;
+    uint64_t n = image_clusters_for(image, s->extension.directory_bytes);
+    for (uint64_t i = 0; i < n; i++)
+        metadata_set_add(&image->metadata, image_cluster_of(image, s->extension.directory) + i);
     for (guint i = 0; i < s->dropped->len; i++)
         freed_add(&image->freed, g_array_index(s->dropped, ClusterRange, i), host_off(0));
     g_clear_pointer(&image->bitmaps, g_array_unref);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // Any bytes in the bitmap directory, the tables, the bits and the header's extension of an image with
 // three bitmaps. It is opened for writing on the simulation, what is inconsistent is removed, the
-// rest is stored anew: the guest's data stay, and nothing but bitmaps is damaged or given away. The
+// rest is stored anew: what is written reads back, and no metadata is damaged or given away. (The
+// image has no guest data at first: a table that names some gives it away, here as with QEMU.) The
 // input is a list of patches: two bytes of place, one of value.
 #include <glib.h>
 #include <stdint.h>
@@ -66,10 +67,7 @@ static void make_image(Fiber *self, void *arg)
         REQUIRE(dirty_bitmap_add(node, &spec, &bitmap, NULL) == 0);
         bitmap_set((Bitmap *)dirty_bitmap_bits(bitmap), 5000, 70000);
     }
-    uint8_t block[CLUSTER];
-    memset(block, 7, sizeof block);
-    for (uint64_t off = 0; off < SIZE / 4; off += 3 * CLUSTER)
-        REQUIRE(node_write(self, node, guest_off(off), block, CLUSTER, 0) == 0);
+    REQUIRE(node_zero(self, node, guest_off(0), CLUSTER, 0) == 0); // an L2 table
     node_unref_close(self, node);
     map_memory_free(memory);
 }
@@ -108,7 +106,7 @@ static void assert_content(Fiber *self, Node *node)
 {
     uint8_t block[CLUSTER];
     for (uint64_t off = 0; off < SIZE; off += CLUSTER) {
-        bool is_data = off < SIZE / 4 && off / CLUSTER % 3 == 0;
+        bool is_data = off == SIZE / 2;
         REQUIRE(node_read(self, node, guest_off(off), block, CLUSTER) == 0);
         for (unsigned i = 0; i < CLUSTER; i++)
             REQUIRE(block[i] == (is_data ? 7 : 0));
@@ -122,8 +120,9 @@ static void live(Fiber *self, void *arg)
     bool *ret_is_open = arg;
     *ret_is_open = node;
     if (node) {
-        uint8_t zeros[CLUSTER] = {0};
-        REQUIRE(node_write(self, node, guest_off(SIZE / 2), zeros, CLUSTER, 0) == 0);
+        uint8_t block[CLUSTER];
+        memset(block, 7, sizeof block);
+        REQUIRE(node_write(self, node, guest_off(SIZE / 2), block, CLUSTER, 0) == 0);
         const GPtrArray *bitmaps = dirty_bitmaps_of(node);
         for (guint i = bitmaps ? bitmaps->len : 0; i-- > 0;)
             if (dirty_bitmap_reason(bitmaps->pdata[i]))
