@@ -3,11 +3,15 @@
 // shared with others a read lock on byte 200+bit. First all are taken, then each is tested against
 // its opposite with F_OFD_GETLK for a write lock, which a read lock of anybody else would block:
 // 200+bit for each held, 100+bit for each unshared. (The scheme is that of QEMU's block/file-posix;
-// both programs keep out of each other's way with it.) The calls run on a worker.
+// both programs keep out of each other's way with it.) And how a file is opened once more, for
+// writing, without giving up its locks. The calls run on a worker.
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
+#include "base/error.h"
 #include "host/host-file-holder.h"
 #include "host/host-file.h"
 
@@ -182,4 +186,50 @@ int host_file_lock(Fiber *self, File *file, unsigned held, unsigned unshared, GE
     }
     g_free(c.holder);
     return r;
+}
+
+// --- opening it once more
+
+typedef struct Reopen {
+    int fd; // stays the number, of which nobody needs to hear
+    unsigned locks;
+} Reopen;
+
+// The locks belong to the open file and not to the process, so the new one needs its own. They do
+// not exclude the old one's, which go with it.
+static int take_locks_again(const Reopen *o, int fd)
+{
+    int r = 0;
+    for (unsigned bit = 0; r == 0 && bit < UNSHARED_SHIFT + N_PERMS; bit++)
+        if (o->locks & (1u << bit))
+            r = set_lock(fd, F_RDLCK, lock_byte_of(bit));
+    return r;
+}
+
+// By its descriptor, since the name may mean another file by now.
+static int reopen_call(void *arg)
+{
+    const Reopen *o = arg;
+    char path[64];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", o->fd);
+    int flags = fcntl(o->fd, F_GETFL);
+    if (flags < 0)
+        return -errno;
+    int fd = open(path, O_RDWR | O_CLOEXEC | O_NOCTTY | (flags & O_DIRECT));
+    if (fd < 0)
+        return -errno;
+    int r = take_locks_again(o, fd);
+    if (r == 0 && dup3(fd, o->fd, O_CLOEXEC) < 0)
+        r = -errno;
+    close(fd);
+    return r;
+}
+
+int host_file_make_writable(Fiber *self, File *file, GError **error)
+{
+    HostFile *h = (HostFile *)file;
+    Reopen o = {.fd = h->fd, .locks = h->locks_held};
+    int r = host_device_work(self, h->device, reopen_call, &o);
+    return r < 0 ? error_set(error, r, "cannot open %s for writing: %s", file->path, g_strerror(-r))
+                 : 0;
 }

@@ -388,5 +388,6 @@ const FileOps host_file_ops = {
     .lock = host_file_lock,
     .detach = detach,
     .attach = attach,
+    .make_writable = host_file_make_writable,
     .close = file_close_op,
 };

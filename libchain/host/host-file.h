@@ -54,6 +54,7 @@ int host_file_measure(int fd, bool is_block_device, uint64_t *ret_size);
 void host_file_init_writes(HostFile *h);
 extern const FileOps host_file_ops;
 // host-file-lock.c
+int host_file_make_writable(Fiber *self, File *file, GError **error);
 int host_file_lock(Fiber *self, File *file, unsigned held, unsigned unshared, GError **error);
 
 // Runs a call that blocks on a disk but not on memory: inline or on one of the device's workers.

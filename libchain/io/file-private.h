@@ -71,6 +71,9 @@ struct FileOps {
     int (*get_size)(Fiber *self, File *file, uint64_t *ret_size);
     int (*get_allocated)(Fiber *self, File *file, uint64_t *ret_bytes); // NULL: unknown
     int (*lock)(Fiber *self, File *file, unsigned held, unsigned unshared, GError **error);
+    // From a File opened for reading to one that the host lets write, with the locks it holds.
+    // Reads may be under way.
+    int (*make_writable)(Fiber *self, File *file, GError **error);
     // Nothing is under way. Waits for what is still to come, and lets go of what is the loop's; on
     // its new loop (file->loop) it finds the same there, and does not suspend. NULL: nothing to do.
     void (*detach)(Fiber *self, File *file);
@@ -89,6 +92,8 @@ struct File {
     uint32_t address_alignment; // of buffers; 1 in the simulation, or runs would depend on the heap
     uint32_t zero_alignment;    // of FileOps.zero and discard; file.c writes or skips the odd ends
     bool is_writable;
+    bool host_may_write;     // the host lets it: it was opened so, or made so
+    unsigned held, unshared; // FilePerm
     bool is_block_device;
     unsigned n_refs;
     bool is_detached; // on its way to another loop

@@ -27,6 +27,7 @@ void file_init(File *file, const FileOps *ops, Loop *loop, const char *path, Fil
         .zero_alignment = 1,
         .n_refs = 1,
         .is_writable = flags & FILE_WRITABLE,
+        .host_may_write = flags & FILE_WRITABLE,
     };
 }
 
@@ -605,12 +606,7 @@ int file_allocated_bytes(Fiber *self, File *file, uint64_t *ret_bytes)
     return file->ops->get_allocated ? file->ops->get_allocated(self, file, ret_bytes) : -ENOTSUP;
 }
 
-// --- locks and names -----------------------------------------------------------------------------
-
-int file_lock(Fiber *self, File *file, unsigned held, unsigned unshared, GError **error)
-{
-    return file->ops->lock(self, file, held, unshared, error);
-}
+// --- names -----------------------------------------------------------------------------------
 
 int file_rename(Fiber *self, const char *from, const char *to, GError **error)
 {

@@ -11,7 +11,7 @@ struct Qcow2View {
     Node node; // must be first
     Qcow2Image *image;
     EntryTable l1;
-    bool is_head;
+    bool is_head;            // the writable one
     ImageSnapshot *snapshot; // of a view on one; NULL: on the head
     // While a snapshot is made: which L2 tables of the head it shares, though neither refcounts nor
     // COPIED say so yet. A bit for each of the first `n_shared` L1 entries.

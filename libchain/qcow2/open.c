@@ -231,15 +231,23 @@ int image_claim(Fiber *self, Qcow2Image *image)
     return r == 0 && image->corrupt ? -EIO : r; // found while we waited
 }
 
+int image_check_not_corrupt(const Qcow2Image *image, GError **error)
+{
+    if (!(image->header.incompatible & QCOW2_INCOMPAT_CORRUPT))
+        return 0;
+    return fail(error, -EUCLEAN, image,
+                "marked corrupt by an earlier user; repair it with 'qemu-img check -r all' "
+                "unless the file is cut off, or open it with --read-only");
+}
+
 static int open_header(Fiber *self, Qcow2Image *image, GError **error)
 {
     int r = read_header(self, image, error);
     if (r < 0)
         return r;
-    if (image->writable && (image->header.incompatible & QCOW2_INCOMPAT_CORRUPT))
-        return fail(error, -EUCLEAN, image,
-                    "marked corrupt by an earlier user; repair it with 'qemu-img check -r all' "
-                    "unless the file is cut off, or open it with --read-only");
+    r = image->writable ? image_check_not_corrupt(image, error) : 0;
+    if (r < 0)
+        return r;
     if ((image->header.incompatible & QCOW2_INCOMPAT_DATA_FILE) && !image->header.data_file_name)
         return fail(error, -EINVAL, image,
                     "its header says that an external data file is used, but does not name it: the "
@@ -247,29 +255,44 @@ static int open_header(Fiber *self, Qcow2Image *image, GError **error)
     return 0;
 }
 
-int image_load(Fiber *self, Qcow2Image *image, GError **error)
+int image_load_tables(Fiber *self, Qcow2Image *image, GError **error)
 {
-    if (image->is_loaded)
-        return 0;
     int r = 0;
-    if (image->writable && (image->header.incompatible & QCOW2_INCOMPAT_DIRTY))
+    bool is_dirty = image->header.incompatible & QCOW2_INCOMPAT_DIRTY;
+    if (image->writable && is_dirty)
         r = repair_dirty(self, image, error);
-    if (r == 0) {
-        metadata_set_init(&image->metadata, image->file, image->header.cluster_bits);
+    metadata_set_init(&image->metadata, image->file, image->header.cluster_bits);
+    if (r == 0 && (is_dirty || !image->is_loaded))
         r = snapshot_table_load(self, image, error);
-    }
     if (r == 0 && image->writable)
         r = read_refcount_table(self, image, error);
     if (r < 0)
         return r;
     allocator_init(image);
-    image->inflated = inflated_cache_new(image);
-    image->is_loaded = true;
     image->is_claimed = !image->header.autoclear;
-    r = image->writable ? collect_metadata(image, error) : 0;
+    return image->writable ? collect_metadata(image, error) : 0;
+}
+
+int image_load(Fiber *self, Qcow2Image *image, GError **error)
+{
+    if (image->is_loaded)
+        return 0;
+    int r = image_load_tables(self, image, error);
+    if (!image->allocator.free)
+        return r;
+    if (!image->inflated)
+        image->inflated = inflated_cache_new(image);
+    image->is_loaded = true;
     if (r < 0)
         image->writable = false; // nothing to write back
     return r;
+}
+
+void image_drop_tables(Qcow2Image *image)
+{
+    allocator_done(image);
+    metadata_set_done(&image->metadata);
+    entry_table_done(&image->refcount_table);
 }
 
 static void release_clusters(Fiber *self, void *arg, ClusterRange range)
@@ -319,8 +342,8 @@ Qcow2Image *qcow2_image_ref(Qcow2Image *image)
     return image;
 }
 
-// Writes back what is dirty and releases what was freed, as far as that goes.
-static void finish_writing(Fiber *self, Qcow2Image *image)
+// Writes back what is dirty and releases what was freed, as far as that goes, before it closes.
+static void close_writing(Fiber *self, Qcow2Image *image)
 {
     fiber_wait_group_wait(self, &image->fibers);
     // The first write-back makes frees durable and releases them, the second writes their
@@ -339,20 +362,18 @@ void qcow2_image_unref_close(Fiber *self, Qcow2Image *image)
     if (!image || --image->n_refs)
         return;
     if (image->writable && image->is_loaded)
-        finish_writing(self, image);
+        close_writing(self, image);
     fiber_wait_group_wait(self, &image->fibers);
     inflated_cache_free(image->inflated);
     table_cache_forget_image(image->cache, image, &image->writeback.parts.dirty);
     table_cache_unref(self, image->cache);
     writeback_done(&image->writeback);
     freed_done(&image->freed);
-    allocator_done(image);
-    metadata_set_done(&image->metadata);
+    image_drop_tables(image);
     g_ptr_array_unref(image->views);
     while (image->n_cow_buffers)
         free(image->cow_buffers[--image->n_cow_buffers]);
     snapshot_list_done(&image->snapshots);
-    entry_table_done(&image->refcount_table);
     qcow2_header_clear(&image->header);
     file_close(self, image->data_file);
     file_close(self, image->file);

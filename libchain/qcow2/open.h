@@ -11,6 +11,14 @@
 // image that is to be written. Before the first view is made.
 int image_load(Fiber *self, Qcow2Image *image, GError **error);
 
+// For image_load() and changes of the mode (mode.h): reads and checks what `image->writable` needs;
+// repairs a dirty image that is writable. After a failure, or for another mode,
+// image_drop_tables(); the snapshots stay unless the image was repaired.
+int image_load_tables(Fiber *self, Qcow2Image *image, GError **error);
+void image_drop_tables(Qcow2Image *image);
+// Does the header let it be written? 0, or -EUCLEAN.
+int image_check_not_corrupt(const Qcow2Image *image, GError **error);
+
 // Why the image cannot be opened for writing: the cluster, `what` it is, lies past the end of the
 // file. Returns -EUCLEAN.
 int image_fail_cut_off(const Qcow2Image *image, GError **error, HostOff cluster, const char *what);

@@ -77,7 +77,7 @@ static void view_close(Fiber *self, Node *node)
 {
     Qcow2View *view = view_of(node);
     Qcow2Image *image = view->image;
-    if (view->is_head && image->head == view) {
+    if (view->is_head) {
         bitmap_store_all(self, image, node); // a failure is said
         // Without its L1 later write-backs would make half of its changes durable: there must be
         // none. Nor may one be under way when it goes.
@@ -87,13 +87,7 @@ static void view_close(Fiber *self, Node *node)
         while (image->writeback.running);
         if (r < 0)
             writeback_end(&image->writeback);
-        for (uint64_t i = 0; i < view->l1.n; i++)
-            if (view->l1.entries[i].raw)
-                metadata_set_remove(
-                    &image->metadata,
-                    image_cluster_of(image, qcow2_l1_entry_decode(view->l1.entries[i]).l2));
-        image->head = NULL;
-        image->writeback.parts.l1 = NULL;
+        view_leave_head(view);
     }
     g_ptr_array_remove_fast(image->views, view);
     if (view->snapshot)
@@ -135,64 +129,9 @@ static const NodeOps view_ops = {
     .attach = view_attach,
     .for_each_sibling = view_for_each_sibling,
     .bitmap_store = &qcow2_bitmap_store,
+    .set_writable = view_set_writable,
     .close = view_close,
 };
-
-static int load_l1(Fiber *self, Qcow2View *view, HostOff l1, uint64_t n_l1, GError **error)
-{
-    const Qcow2Image *image = view->image;
-    const Qcow2Geometry *g = &image->geometry;
-    uint64_t bytes = n_l1 * sizeof(Be64);
-    const char *problem = NULL;
-    // That it lies inside the file was checked with the header or the snapshot table.
-    if (n_l1 < qcow2_l1_entries_for(g, view->node.size_bytes))
-        problem = "is too small for its virtual size";
-    else if (bytes > QCOW2_MAX_L1_BYTES)
-        problem = "is larger than 32 MiB";
-    else if (n_l1 && l1.v & (g->cluster_bytes - 1))
-        problem = "is not aligned to a cluster";
-    if (problem) {
-        g_set_error(error, G_FILE_ERROR, G_FILE_ERROR_INVAL,
-                    "%s: its L1 table (%" G_GUINT64_FORMAT " entries at offset %#" G_GINT64_MODIFIER
-                    "x) %s: the image is damaged; try 'qemu-img check'",
-                    image->name, n_l1, l1.v, problem);
-        return -EINVAL;
-    }
-    int r = entry_table_load(self, &view->l1, image->file, l1, n_l1);
-    if (r < 0)
-        g_set_error(error, G_FILE_ERROR, g_file_error_from_errno(-r),
-                    "%s: cannot read its L1 table at offset %#" G_GINT64_MODIFIER "x: %s",
-                    image->name, l1.v, g_strerror(-r));
-    return r;
-}
-
-// The head's L2 tables join the metadata set, which also finds tables claimed twice.
-static int collect_l2_tables(Qcow2View *view, GError **error)
-{
-    Qcow2Image *image = view->image;
-    for (uint32_t i = 0; i < view->l1.n; i++) {
-        Qcow2L1Entry e = qcow2_l1_entry_decode(view->l1.entries[i]);
-        if (!e.l2.v && !e.reserved_set)
-            continue;
-        const char *problem = NULL;
-        bool is_place = !e.reserved_set && !(e.l2.v & (image->geometry.cluster_bytes - 1));
-        bool is_inside = image_cluster_of(image, e.l2) < image->allocator.tail;
-        if (is_place && !is_inside && qcow2_header_could_hold(&image->header, e.l2.v))
-            return image_fail_cut_off(image, error, e.l2, "an L2 table");
-        if (!is_place || !is_inside)
-            problem = "is damaged";
-        else if (!metadata_set_add(&image->metadata, image_cluster_of(image, e.l2)))
-            problem = "names a cluster that holds other metadata";
-        if (problem) {
-            g_set_error(error, G_FILE_ERROR, G_FILE_ERROR_INVAL,
-                        "%s: L1 entry %u (%#" G_GINT64_MODIFIER "x) %s: the image is corrupt; try "
-                        "'qemu-img check -r all', or open it with --read-only",
-                        image->name, i, be64_get(view->l1.entries[i]), problem);
-            return -EUCLEAN;
-        }
-    }
-    return 0;
-}
 
 // Where the list stands still its place in it says the same to all who opened the file; where it
 // changes, another snapshot may come to have that place.
@@ -233,7 +172,6 @@ int qcow2_view_new(Fiber *self, Qcow2Image *image, const char *wanted, Node **re
         snapshot ? g_strdup_printf("%s@%s", image->name, wanted) : g_strdup(image->name);
     node_init(&view->node, &view_ops, image->loop, name, size);
     view->image = image;
-    view->is_head = head_for_writing;
     view->snapshot = snapshot;
     if (snapshot)
         snapshot->n_views++; // it stays while we wait
@@ -244,19 +182,15 @@ int qcow2_view_new(Fiber *self, Qcow2Image *image, const char *wanted, Node **re
         file_identity(image->file, view->node.identity.file);
     if (!image->is_shared && snapshot)
         view->node.identity.view = snapshot_identity(image, snapshot);
-    r = load_l1(self, view, snapshot ? snapshot->entry.l1 : h->l1,
-                snapshot ? snapshot->entry.l1_entries : h->l1_entries, error);
-    if (r == 0 && head_for_writing)
-        r = collect_l2_tables(view, error);
+    r = view_load_l1(self, view, snapshot ? snapshot->entry.l1 : h->l1,
+                     snapshot ? snapshot->entry.l1_entries : h->l1_entries, error);
     qcow2_image_ref(image);
     g_ptr_array_add(image->views, view);
+    if (r == 0 && head_for_writing)
+        r = view_join_as_head(view, error);
     if (r < 0) {
         node_unref_close(self, &view->node);
         return r;
-    }
-    if (head_for_writing) {
-        image->head = view;
-        image->writeback.parts.l1 = &view->l1;
     }
     if (!snapshot)
         bitmap_load_all(self, image, &view->node);

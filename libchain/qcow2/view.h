@@ -13,6 +13,13 @@ int view_zero(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags f
 int view_discard(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags);
 int view_flush(Fiber *self, Node *node);
 
+// The writable head (head.c). Loads the L1 table of a new view; makes a loaded view the head, and the
+// reverse; NodeOps.set_writable.
+int view_load_l1(Fiber *self, Qcow2View *view, HostOff l1, uint64_t n_l1, GError **error);
+int view_join_as_head(Qcow2View *view, GError **error);
+void view_leave_head(Qcow2View *view);
+int view_set_writable(Fiber *self, Node *node, bool is_writable, GError **error);
+
 // Is it an image with preallocated metadata? (preallocation.c)
 bool view_data_may_be_hole(Fiber *self, Node *node);
 

@@ -105,6 +105,21 @@ static void raw_attach(Node *node)
     file_attach(raw_file(node), node->loop);
 }
 
+static int raw_set_writable(Fiber *self, Node *node, bool is_writable, GError **error)
+{
+    File *file = raw_file(node);
+    if (((RawNode *)node)->is_shared)
+        return error_set(error, -EINVAL,
+                         "%s: it was opened for sharing with programs that write it, and cannot be "
+                         "written here",
+                         node->name);
+    int r = is_writable ? 0 : file_flush(self, file);
+    if (r < 0)
+        return error_set(error, r, "%s: what was written cannot be made durable: %s", node->name,
+                         g_strerror(-r));
+    return file_reopen(self, file, is_writable, error);
+}
+
 static void raw_close(Fiber *self, Node *node)
 {
     file_close(self, raw_file(node));
@@ -115,7 +130,7 @@ static void raw_close(Fiber *self, Node *node)
         .driver = name, .read_start = raw_read_start, .write = raw_write, .zero = raw_zero,        \
         .discard = raw_discard, .flush = raw_flush, .map = raw_map, .file = raw_file,              \
         .data_may_be_hole = raw_data_may_be_hole, .detach = raw_detach, .attach = raw_attach,      \
-        .close = raw_close,                                                                        \
+        .set_writable = raw_set_writable, .close = raw_close,                                      \
     }
 static const NodeOps raw_ops = OPS_OF_DRIVER("raw");
 static const NodeOps file_ops = OPS_OF_DRIVER("file");

@@ -334,6 +334,15 @@ static int op_lock(Fiber *self, File *file, unsigned held, unsigned unshared, GE
     return 0;
 }
 
+static int op_make_writable(Fiber *self, File *file, GError **error)
+{
+    int r = begin_op(self, SIM_OP_OPEN, file->path, 0, 0);
+    if (r < 0)
+        g_set_error(error, G_FILE_ERROR, g_file_error_from_errno(-r),
+                    "cannot open %s for writing: %s", file->path, g_strerror(-r));
+    return r;
+}
+
 static void op_close(Fiber *self, File *file)
 {
     SimFile *f = sim_file(file);
@@ -357,6 +366,7 @@ static const FileOps file_ops = {
     .find_extent = op_find_extent,
     .get_size = op_get_size,
     .lock = op_lock,
+    .make_writable = op_make_writable,
     .close = op_close,
 };
 

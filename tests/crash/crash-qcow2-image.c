@@ -174,7 +174,9 @@ int crash_qcow2_open(Fiber *self, const CrashCase *c, CrashImage *ret_image, GEr
     const CrashQcow2 *q = c->data;
     MapMemory *memory = map_memory_new(q->map_memory_bytes ? q->map_memory_bytes : PLENTY_BYTES);
     Node *node = NULL, *base = NULL;
-    int r = open_qcow2(self, c, "/top", false, memory, &node, error);
+    int r = open_qcow2(self, c, "/top", q->changes_mode, memory, &node, error);
+    if (r == 0 && q->changes_mode)
+        r = node_set_writable(self, node, true, error);
     if (r == 0 && q->is_dirty)
         r = expect_clean(self, error);
     if (r == 0 && q->base_format) {
@@ -194,6 +196,9 @@ int crash_qcow2_open(Fiber *self, const CrashCase *c, CrashImage *ret_image, GEr
 
 void crash_qcow2_close(Fiber *self, const CrashCase *c, CrashImage *image)
 {
+    const CrashQcow2 *q = c->data;
+    if (q->changes_mode)
+        node_set_writable(self, image->node, false, NULL); // a failure is seen by what is durable
     node_unref_close(self, image->node);
     map_memory_free(image->data);
 }

@@ -16,6 +16,7 @@ typedef struct CrashQcow2 {
     uint64_t map_memory_bytes; // 0: plenty
     // The image was not closed cleanly: until an open repaired it, its refcounts may be too low.
     bool is_dirty;
+    bool changes_mode; // opened read-only, then made writable; and the reverse before it is closed
     // It has persistent bitmaps or autoclear bits: while a cut left one as if nobody had written,
     // nobody has.
     bool has_marks;

@@ -4,9 +4,11 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -157,6 +159,70 @@ static void we_keep_out_of_what_qemu_holds_and_name_it(void **state)
     run_in_fiber(we_refuse_fiber, NULL);
 }
 
+// A read-only file under another name by now becomes writable without giving up its locks.
+static void reopen_fiber(Fiber *self, void *arg)
+{
+    GError *error = NULL;
+    make_image();
+    File *file = open_image(self, 0);
+    fiber_assert_equal(file_lock(self, file, BACKING, TOP_UNSHARED, &error), 0);
+    Holder h = start_holder(false);
+    fiber_assert_equal(file_reopen(self, file, true, &error), -EAGAIN);
+    g_clear_error(&error);
+    fiber_assert(!file_is_writable(file));
+    end_holder(&h);
+    fiber_assert_equal(rename(path, "test-lock-renamed.tmp"), 0);
+    make_image();
+    for (int i = 0; i < 2; i++) {
+        fiber_assert_equal(file_reopen(self, file, true, &error), 0);
+        fiber_assert_equal(file_write(self, file, host_off(1 << 20), "hello", 5), 0);
+        fiber_assert_equal(qemu_io("-r", "read 0 512"), 0); // another file
+        fiber_assert_equal(rename("test-lock-renamed.tmp", path), 0);
+        fiber_assert(qemu_io("-r", "read 0 512") != 0);
+        fiber_assert_equal(file_reopen(self, file, false, &error), 0);
+        fiber_assert_equal(qemu_io("-r", "read 0 512"), 0);
+        fiber_assert(qemu_io("", "write 0 512") != 0);
+        fiber_assert_equal(rename(path, "test-lock-renamed.tmp"), 0);
+        make_image();
+    }
+    file_close(self, file);
+    unlink(path);
+    unlink("test-lock-renamed.tmp");
+}
+
+static void a_file_is_made_writable_and_back_under_its_locks(void **state)
+{
+    have_qemu();
+    run_in_fiber(reopen_fiber, NULL);
+}
+
+static void without_locks_fiber(Fiber *self, void *arg)
+{
+    GError *error = NULL;
+    make_image();
+    File *file = open_image(self, 0);
+    fiber_assert_equal(file_reopen(self, file, true, &error), 0);
+    fiber_assert_equal(file_write(self, file, host_off(1 << 20), "hello", 5), 0);
+    fiber_assert_equal(qemu_io("", "write 0 512"), 0);
+    file_close(self, file);
+    fiber_assert_equal(chmod(path, 0400), 0);
+    if (geteuid() != 0) { // whom nothing is refused
+        file = open_image(self, 0);
+        fiber_assert_equal(file_lock(self, file, BACKING, TOP_UNSHARED, &error), 0);
+        fiber_assert_equal(file_reopen(self, file, true, &error), -EACCES);
+        g_clear_error(&error);
+        fiber_assert_equal(qemu_io("-r", "read 0 512"), 0); // its locks are those of a reader
+        file_close(self, file);
+    }
+    unlink(path);
+}
+
+static void a_file_without_locks_gets_none_by_becoming_writable(void **state)
+{
+    have_qemu();
+    run_in_fiber(without_locks_fiber, NULL);
+}
+
 static void two_files_fiber(Fiber *self, void *arg)
 {
     GError *error = NULL;
@@ -253,6 +319,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(qemu_is_kept_out_of_what_we_hold),
         cmocka_unit_test(we_keep_out_of_what_qemu_holds_and_name_it),
+        cmocka_unit_test(a_file_is_made_writable_and_back_under_its_locks),
+        cmocka_unit_test(a_file_without_locks_gets_none_by_becoming_writable),
         cmocka_unit_test(two_files_of_one_process_conflict_too),
         cmocka_unit_test(the_lock_of_a_process_that_is_gone_is_waited_for_without_a_worker),
     };

@@ -137,6 +137,12 @@ typedef enum FilePerm {
 // release). On conflict -EAGAIN with a sentence that names the holder where /proc shows it and says
 // what to do; the previous state is then kept.
 int file_lock(Fiber *self, File *file, unsigned held, unsigned unshared, GError **error);
+// Makes a file that was opened for reading writable, or the reverse. The file stays the same one,
+// whatever became of its name. If it holds locks it takes FILE_PERM_WRITE and FILE_PERM_RESIZE
+// before it is writable, or gives them up after; what holds before and after is held all the while,
+// so nobody gets in between. Transfers and locks of others are as file_lock() says; on failure all
+// is as before. Nothing may be changing the file; reads may be under way. Does not flush.
+int file_reopen(Fiber *self, File *file, bool is_writable, GError **error);
 
 // Names. Each is one blocking call on a worker; 0 or -errno with `error` set.
 int file_rename(Fiber *self, const char *from, const char *to, GError **error);

@@ -71,8 +71,11 @@ struct NodeOps {
     bool (*may_have)(Node *node, GuestOff off, uint64_t len);
     // May ranges that map() calls DATA be holes of the file? May suspend. NULL: no.
     bool (*data_may_be_hole)(Fiber *self, Node *node);
-    // Something below `node` changed place (a backing child set, a filter put in or taken out):
-    // forget what was derived from it. Drained; must not suspend. May be NULL.
+    // Makes the driver and its file writable; or read-only, after the last write: everything
+    // written back, durable, and the locks given up. All as before on failure. NULL: cannot.
+    int (*set_writable)(Fiber *self, Node *node, bool is_writable, GError **error);
+    // Something below `node` changed place (a backing child set, a filter put in or taken out) or
+    // mode: forget what was derived from it. Drained; must not suspend. May be NULL.
     void (*below_changed)(Node *node);
     // To another loop (component.h), drained. `detach`, on the old one: waits for what the node does
     // by itself, and lets go of what belongs to the loop; uses no other node. `attach`, on the new
@@ -99,12 +102,13 @@ struct NodeWriteHook {
 
 // Which content a node shows: the file's identity, which view of it (0: all of it, or an image's
 // head), and how it is read: one file as raw and as qcow2 is two contents, and so is one that grew
-// between two opens. Two nodes with equal identities show the same bytes. Drivers set `file` and
-// `view`, all zero: like no other node; the merged map adds the rest. No padding: compared as
-// bytes.
+// between two opens, or was written meanwhile. Two nodes with equal identities show the same bytes.
+// Drivers set `file` and `view`, all zero: like no other node; node_set_writable() sets
+// `generation`, the merged map adds the rest. No padding: compared as bytes.
 typedef struct NodeIdentity {
     uint64_t file[2];
     uint64_t view;
+    uint64_t generation; // of its content: 0 as it was opened, else like no other
     const NodeOps *ops;
     uint64_t size_bytes;
 } NodeIdentity;
@@ -166,5 +170,29 @@ int node_status(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExtent 
 // file system for each extent of such images.
 int node_status_of_host(Fiber *self, Node *node, GuestOff off, uint64_t len,
                         NodeExtent *ret_extent);
+
+// The mode of a node (its `read_only`) changes through these two only. Above it, drivers are told
+// (what they may keep of a node that nobody writes is not what they may keep of another), and
+// filters that it is seen through become read-only with it.
+//
+//               node_set_writable(true)               node_stop_writes()
+//     read-only ───────────────────────▶ writable ───────────────────────▶ stopped
+//         ▲                                  ▲    node_set_writable(true)     │ │
+//         │                                  └────────────────────────────────┘ │
+//         └─────────────────────────────────────────────────────────────────────┘
+//                               node_set_writable(false)
+//
+// Stopped is read-only to everybody above, and may have much that is not durable yet (flush debt:
+// node_flush() settles it) and its locks. From there on the way down needs no drain, so a switch
+// that holds guests up takes no longer than memory does.
+
+// From writable to stopped. Drained. Memory only.
+void node_stop_writes(Node *node);
+// Up: the image's file is opened for writing and locked so, its tables are read and checked, a dirty
+// image is repaired; drained. Down: from writable, drained, or from stopped; all that was written
+// becomes durable and other programs may open the file read-only. For a filter it is done to the
+// node it filters. The error is one sentence; a node that could not be made read-only is stopped.
+int node_set_writable(Fiber *self, Node *node, bool is_writable, GError **error);
+
 void node_add_write_hook(Node *node, NodeWriteHook *hook);
 void node_remove_write_hook(Node *node, NodeWriteHook *hook);

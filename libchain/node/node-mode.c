@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// Who may write a node, and that everybody above hears of a change. On the node's loop.
+#include "chain-core/node.h"
+
+#include <errno.h>
+#include <stdatomic.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "node/node-edge.h"
+
+// Whatever was kept of the content as it was belongs to another identity from now on.
+static void begin_generation(Node *node)
+{
+    static const NodeIdentity none;
+    static atomic_uint_fast64_t n_generations;
+    if (memcmp(&node->identity, &none, sizeof none) != 0)
+        node->identity.generation = atomic_fetch_add(&n_generations, 1) + 1;
+}
+
+static void stop_filters_above(Node *node)
+{
+    for (guint i = 0; i < node->parents->len; i++) {
+        Node *parent = node->parents->pdata[i];
+        if (!parent->ops->is_filter)
+            continue;
+        parent->read_only = true;
+        stop_filters_above(parent);
+    }
+}
+
+void node_stop_writes(Node *node)
+{
+    if (node->ops->is_filter) {
+        node_stop_writes(node->backing);
+        return;
+    }
+    if (node->read_only)
+        return;
+    node->read_only = true;
+    stop_filters_above(node);
+    begin_generation(node);
+    node_edges_changed(node);
+}
+
+static int make_writable(Fiber *self, Node *node, GError **error)
+{
+    int r = node->ops->set_writable(self, node, true, error);
+    if (r < 0)
+        return r;
+    node->read_only = false;
+    begin_generation(node);
+    node_edges_changed(node);
+    return 0;
+}
+
+static int set_filter_writable(Fiber *self, Node *filter, bool is_writable, GError **error)
+{
+    int r = node_set_writable(self, filter->backing, is_writable, error);
+    if (r == 0 && is_writable)
+        filter->read_only = false;
+    return r;
+}
+
+int node_set_writable(Fiber *self, Node *node, bool is_writable, GError **error)
+{
+    if (node->ops->is_filter)
+        return set_filter_writable(self, node, is_writable, error);
+    if (!node->ops->set_writable)
+        return error_set(error, -ENOTSUP, "%s: a %s node cannot be made %s while it is open",
+                         node->name, node->ops->driver, is_writable ? "writable" : "read-only");
+    if (is_writable)
+        return node->read_only ? make_writable(self, node, error) : 0;
+    node_stop_writes(node);
+    return node->ops->set_writable(self, node, false, error);
+}
