@@ -133,16 +133,22 @@ const GPtrArray *dirty_bitmaps_of(const Node *node)
     return node->bitmaps;
 }
 
+int dirty_bitmap_forget(Fiber *self, DirtyBitmap *b, GError **error)
+{
+    return b->is_persistent ? b->node->ops->bitmap_store->forget(self, b->node, b->name, error) : 0;
+}
+
+void dirty_bitmap_drop(DirtyBitmap *b)
+{
+    g_ptr_array_remove(b->node->bitmaps, b);
+}
+
 int dirty_bitmap_remove(Fiber *self, DirtyBitmap *b, GError **error)
 {
-    Node *node = b->node;
-    if (b->is_persistent) {
-        int r = node->ops->bitmap_store->forget(self, node, b->name, error);
-        if (r < 0)
-            return r;
-    }
-    g_ptr_array_remove(node->bitmaps, b);
-    return 0;
+    int r = dirty_bitmap_forget(self, b, error);
+    if (r == 0)
+        dirty_bitmap_drop(b);
+    return r;
 }
 
 DirtyBitmap *dirty_bitmap_ref(DirtyBitmap *b)
@@ -297,9 +303,9 @@ void dirty_bitmap_set_stored(DirtyBitmap *b)
     b->has_changed = false;
 }
 
-char *dirty_bitmap_sha256(const Bitmap *bits)
+char *dirty_bitmap_sha256(Fiber *self, const Bitmap *bits)
 {
-    enum { PIECE_BYTES = 32 << 10 };
+    enum { PIECE_BYTES = 256 << 10 };
     uint64_t granularity_bits = bitmap_granularity_bits(bits), size = bitmap_size_bytes(bits);
     uint64_t n =
         (size >> granularity_bits) + ((size & ((UINT64_C(1) << granularity_bits) - 1)) != 0);
@@ -311,6 +317,7 @@ char *dirty_bitmap_sha256(const Bitmap *bits)
         bitmap_get_bits(bits, first, piece, bytes);
         g_checksum_update(sum, piece, bytes);
         left -= bytes;
+        fiber_yield(self);
     }
     return g_strdup(g_checksum_get_string(sum));
 }

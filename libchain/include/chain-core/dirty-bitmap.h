@@ -63,6 +63,10 @@ DirtyBitmap *dirty_bitmap_find(const Node *node, const char *name); // borrowed;
 const GPtrArray *dirty_bitmaps_of(const Node *node);
 // Off the node, and out of its image if it is persistent. When that fails it stays.
 int dirty_bitmap_remove(Fiber *self, DirtyBitmap *bitmap, GError **error);
+// The two steps of that: out of the image, where it is stored again if it stays on its node; off the
+// node.
+int dirty_bitmap_forget(Fiber *self, DirtyBitmap *bitmap, GError **error);
+void dirty_bitmap_drop(DirtyBitmap *bitmap);
 
 DirtyBitmap *dirty_bitmap_ref(DirtyBitmap *bitmap);
 void dirty_bitmap_unref(DirtyBitmap *bitmap); // accepts NULL; memory only
@@ -105,5 +109,6 @@ bool dirty_bitmap_has_changed(const DirtyBitmap *bitmap);
 void dirty_bitmap_set_stored(DirtyBitmap *bitmap);
 
 // What QEMU's x-debug-block-dirty-bitmap-sha256 says of these bits: a hash, in hexadecimal digits,
-// over whole words of 64 granules, at least one. Owned. Any thread that may use the bits.
-char *dirty_bitmap_sha256(const Bitmap *bits);
+// over whole words of 64 granules, at least one. Owned. In any fiber that may use the bits; lets
+// others have their turn.
+char *dirty_bitmap_sha256(Fiber *self, const Bitmap *bits);
