@@ -61,7 +61,9 @@ uint64_t bitmap_slot_fill(const Bitmap *b, const PartPlace *place, unsigned slot
     uint64_t n = end - start - bitmap_slot_count(b, place, slot);
     if (has_below(place, slot))
         bitmap_part_unref(place->part->parts[slot], place->level - 1);
-    if (!place->level)
+    if (place->level)
+        place->part->parts[slot] = NULL;
+    else
         place->part->words[slot] = bitmap_word_mask(start, start, end);
     place->part->some |= UINT64_C(1) << slot;
     place->part->full |= UINT64_C(1) << slot;
@@ -73,7 +75,9 @@ uint64_t bitmap_slot_empty(const Bitmap *b, const PartPlace *place, unsigned slo
     uint64_t n = bitmap_slot_count(b, place, slot);
     if (has_below(place, slot))
         bitmap_part_unref(place->part->parts[slot], place->level - 1);
-    if (!place->level)
+    if (place->level)
+        place->part->parts[slot] = NULL;
+    else
         place->part->words[slot] = 0;
     place->part->some &= ~(UINT64_C(1) << slot);
     place->part->full &= ~(UINT64_C(1) << slot);

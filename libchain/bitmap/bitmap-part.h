@@ -35,7 +35,7 @@ struct BitmapPart {
     uint64_t n_dirty;
     gatomicrefcount n_refs;
     union {
-        BitmapPart *parts[BITMAP_SLOTS]; // above level 0
+        BitmapPart *parts[BITMAP_SLOTS]; // above level 0; NULL: all clean, or all dirty
         uint64_t words[BITMAP_SLOTS];    // at level 0
     };
 };

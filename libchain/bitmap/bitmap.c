@@ -72,16 +72,17 @@ static bool try_set_in_word(Bitmap *b, GranuleRange range)
     int shared = 0;
     for (; shift > BITMAP_SLOT_BITS; shift -= BITMAP_SLOT_BITS) {
         unsigned slot = (range.first >> shift) & (BITMAP_SLOTS - 1);
-        if (bitmap_has_slot(part->full, slot))
-            return true;
+        BitmapPart *below = part->parts[slot];
+        if (!below)
+            return bitmap_has_slot(part->full, slot);
         path[n_above++] = part;
-        if (!bitmap_has_slot(part->some, slot))
-            return false;
-        part = part->parts[slot];
+        part = below;
         shared |= g_atomic_int_get(&part->n_refs) - 1;
     }
     unsigned slot = (range.first >> BITMAP_SLOT_BITS) & (BITMAP_SLOTS - 1);
-    uint64_t mask = bitmap_word_mask(range.first & ~UINT64_C(63), range.first, range.end);
+    uint64_t mask = UINT64_C(1) << (range.first & 63);
+    if (range.end - range.first > 1)
+        mask = bitmap_word_mask(range.first & ~UINT64_C(63), range.first, range.end);
     uint64_t word = part->words[slot], added = mask & ~word;
     if (!added)
         return true;
