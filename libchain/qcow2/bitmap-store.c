@@ -215,6 +215,13 @@ static void drop(Store *s, HostOff off, uint64_t n)
     g_array_append_val(s->dropped, range);
 }
 
+// Unless it turns out to lie on metadata (a bitmap may have been loaded when nobody knew): it leaks.
+static void drop_if_sane(Store *s, HostOff off, uint64_t n)
+{
+    if (image_range_is_sane(s->image, (ClusterRange){image_cluster_of(s->image, off), n}))
+        drop(s, off, n);
+}
+
 // All clusters of a bitmap that the new directory does not list, or elsewhere. A table that cannot
 // be read any more leaks them.
 static void drop_bitmap(Fiber *self, Store *s, const StoredBitmap *stored)
@@ -230,9 +237,9 @@ static void drop_bitmap(Fiber *self, Store *s, const StoredBitmap *stored)
     for (uint32_t i = 0; i < e->table_entries; i++) {
         HostOff cluster;
         if (qcow2_bitmap_table_entry_decode(be64_get(table[i]), &cluster) && cluster.v)
-            drop(s, cluster, 1);
+            drop_if_sane(s, cluster, 1);
     }
-    drop(s, e->table, MAX(image_clusters_for(image, bytes), 1));
+    drop_if_sane(s, e->table, MAX(image_clusters_for(image, bytes), 1));
 }
 
 static void edit_bitmaps(Qcow2Header *header, const void *arg)
