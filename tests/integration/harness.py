@@ -7,11 +7,13 @@ directory and fails by raising. Tests run alone as well:
 """
 import argparse
 import contextlib
+import fcntl
 import os
 import pathlib
 import random
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -25,6 +27,7 @@ from fuse_disk import NoFuse, fuse_disk
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 HANG = 200  # seconds after which something hangs, and is not merely slow
+F_OFD_GETLK = 36  # Linux, fcntl.h
 
 os.environ["PATH"] += ":/usr/sbin:/sbin"  # mkfs.ext4 and its like, for ordinary users
 
@@ -111,6 +114,20 @@ def need_fuse_disk(directory, *nbdkit):
         yield path
 
 
+def await_unlocked(path):
+    """Waits until nobody holds a lock on the file. The kernel closes what a killed process had given to
+    its io_uring a little after the process is gone, and the locks go with that."""
+    deadline = time.monotonic() + HANG
+    with open(path, "rb") as f:
+        while True:
+            lock = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            kind, = struct.unpack_from("h", fcntl.fcntl(f, F_OFD_GETLK, lock))
+            if kind == fcntl.F_UNLCK:
+                return
+            assert time.monotonic() < deadline, f"{path} is still locked after {HANG} s"
+            time.sleep(0.001)
+
+
 class Daemon:
     """A running chaind. Leaving the `with` block stops it and expects a clean end."""
 
@@ -175,6 +192,10 @@ class Daemon:
         self.process.kill()
         self.process.wait()
         self.reader.join()
+        for arg in self.args[1:]:
+            path = arg.partition("=")[2] or arg
+            if os.path.isfile(path):
+                await_unlocked(path)
         # A private socket outlives a kill; nobody else will remove it.
         if "--nbd" not in self.args and self.uris():
             shutil.rmtree(os.path.dirname(self.socket()), ignore_errors=True)
