@@ -7,11 +7,11 @@
 #pragma once
 
 #include "daemon/qmp/server.h"
+#include "disks.h"
 #include "exports.h"
-#include "listeners.h"
 #include "loops.h"
 #include "monitors.h"
-#include "nbd/server.h"
+#include "nbd-server.h"
 #include "nodes.h"
 #include "options.h"
 #include "stop.h"
@@ -20,14 +20,14 @@ struct Daemon {
     Options options;
     unsigned n_activated; // sockets handed to this process
     Stop *stop;
-    Listeners *listeners;
+    bool is_activated; // started for a client; ends with the last one
     Monitors *monitors;
     Loops *loops;   // of disks
     Loops *control; // one loop
     QmpServer *qmp; // on it
     MapMemory *memory;
     Nodes *nodes;
-    NbdsServer *server;
+    NbdServer *nbd;
     Exports *exports;
 };
 

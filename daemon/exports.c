@@ -1,43 +1,80 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// From FILE arguments to exports and back. Each disk is a named node (nodes.h) with an export on
-// it; both live on one loop, and the main thread makes remote calls and waits.
+// The table of exports. An export is in the table from before it is made until it is gone from its
+// loop. Control loop.
 #include "exports.h"
 
 #include <errno.h>
 #include <string.h>
 
+#include "chain-core/layer.h"
 #include "chain-core/remote-call.h"
 #include "chain-core/whole-sectors.h"
-#include "log.h"
-
-typedef struct Disk {
-    const DiskOption *option;
-    const Options *options;
-    NbdsServer *server;
-    NamedNode *named;
-    NbdsExport *export; // NULL: it could not be made
-    RemoteCall closing;
-    int result;
-    GError *error;
-} Disk;
+#include "daemon/qmp/error.h"
+#include "node-names.h"
+#include "options.h"
 
 struct Exports {
-    unsigned n;
-    Disk disks[];
+    Nodes *nodes;
+    NbdServer *server;
+    ExportRemovedFn *removed;
+    void *removed_arg;
+    GPtrArray *all; // Export
+    FiberWaitGroup removals;
 };
 
-// What clients see beside the name: "web: 20 GiB qcow2, 4 layers, head". Owned.
-static char *describe(const Disk *disk)
+Exports *exports_new(Nodes *nodes, NbdServer *server, ExportRemovedFn *removed, void *removed_arg)
 {
-    if (disk->options->description)
-        return g_strdup(disk->options->description);
-    const char *name = disk->option->name, *summary = named_node_summary(disk->named);
-    char *text = *name ? g_strdup_printf("%s: %s", name, summary) : g_strdup(summary);
-    if (strlen(text) <= OPTIONS_MAX_STRING && g_utf8_validate(text, -1, NULL))
-        return text;
-    g_free(text); // a snapshot's name may be anything
-    return g_strdup("");
+    Exports *exports = g_new0(Exports, 1);
+    exports->nodes = nodes;
+    exports->server = server;
+    exports->removed = removed;
+    exports->removed_arg = removed_arg;
+    exports->all = g_ptr_array_new();
+    return exports;
 }
+
+void exports_free(Exports *exports)
+{
+    if (!exports)
+        return;
+    g_assert(exports->all->len == 0);
+    g_ptr_array_unref(exports->all);
+    g_free(exports);
+}
+
+const GPtrArray *exports_all(const Exports *exports)
+{
+    return exports->all;
+}
+
+Export *exports_find(const Exports *exports, const char *id)
+{
+    for (guint i = 0; i < exports->all->len; i++) {
+        Export *export = exports->all->pdata[i];
+        if (g_str_equal(export->id, id))
+            return export;
+    }
+    return NULL;
+}
+
+static void export_free(Export *export)
+{
+    g_free(export->id);
+    g_free(export->name);
+    g_free(export);
+}
+
+// -- adding ---------------------------------------------------------------------------------------
+
+typedef struct Adding {
+    NbdsServer *server;
+    Node *node;
+    bool is_file; // nothing has locked it yet
+    const ExportSpec *spec;
+    NbdsExport *nbds;
+    int result;
+    GError *error;
+} Adding;
 
 // Some clients can address sectors only (chaind(8), "SIZES"). A new reference.
 static Node *node_to_export(Fiber *self, Node *node)
@@ -45,147 +82,132 @@ static Node *node_to_export(Fiber *self, Node *node)
     return node->size_bytes % SECTOR_BYTES ? whole_sectors_new(self, node) : node_ref(node);
 }
 
-static void export_disk(Fiber *self, void *arg)
+static void add_on_loop(Fiber *self, void *arg)
 {
-    Disk *disk = arg;
-    Node *node = node_to_export(self, named_node_get(disk->named));
-    g_autofree char *description = describe(disk);
+    Adding *a = arg;
+    const ExportSpec *spec = a->spec;
+    if (a->is_file)
+        a->result = layer_lock_file(self, node_file(a->node), spec->is_writable, &a->error);
+    if (a->result < 0)
+        return;
+    Node *node = node_to_export(self, a->node);
     NbdsExportConfig config = {
-        .name = disk->option->name,
-        .description = description,
+        .name = spec->name,
+        .description = spec->description,
         .node = node,
-        .read_only = disk->options->read_only,
-        .padding_bytes = node->size_bytes - named_node_get(disk->named)->size_bytes,
+        .read_only = !spec->is_writable,
+        .writethrough = spec->is_writethrough,
+        .padding_bytes = node->size_bytes - a->node->size_bytes,
     };
-    disk->result = nbds_server_add_export(disk->server, &config, &disk->export, &disk->error);
+    a->result = nbds_server_add_export(a->server, &config, &a->nbds, &a->error);
     node_unref_close(self, node);
 }
 
-// Requests first: what they wrote is flushed too.
-static void close_disk(Fiber *self, void *arg)
+static bool has_name(const Exports *exports, const char *name)
 {
-    Disk *disk = arg;
-    if (disk->export)
-        nbds_server_remove_export(self, disk->export);
-    disk->result = named_node_close(self, disk->named);
+    for (guint i = 0; i < exports->all->len; i++) {
+        const Export *export = exports->all->pdata[i];
+        if (g_str_equal(export->name, name))
+            return true;
+    }
+    return false;
 }
 
-// The node, and the export on it. When the second fails the first is there all the same.
-static int open_disk(Disk *disk, Nodes *nodes, GError **error)
+static int check(const Exports *exports, const NamedNode *named, const ExportSpec *spec,
+                 GError **error)
 {
-    const DiskOption *option = disk->option;
-    const Options *options = disk->options;
-    NodeSpec spec = {
-        .name = *option->name ? option->name : NULL,
-        .label = *option->name ? option->name : option->file,
-        .file = option->file,
-        .format = option->format ? option->format : options->format,
-        .snapshot = options->snapshot,
-        .read_only = options->read_only,
-        .direct = options->direct,
-        .force_share = options->force_share,
+    if (spec->is_writable && named->facts.read_only)
+        return qmp_fail(error, "Cannot export read-only node as writable");
+    if (!nbd_server_get(exports->server))
+        return qmp_fail(error, "NBD server not running");
+    if (strlen(spec->name) > OPTIONS_MAX_STRING)
+        return qmp_fail(error, "export name '%s' too long", spec->name);
+    if (spec->description && strlen(spec->description) > OPTIONS_MAX_STRING)
+        return qmp_fail(error, "description '%s' too long", spec->description);
+    if (has_name(exports, spec->name))
+        return qmp_fail(error, "NBD server already has export named '%s'", spec->name);
+    // Which nodes have bitmaps, and so which can be exported, is for the bitmaps' commands to say.
+    const json_t *bitmap = json_array_get(spec->bitmaps, 0);
+    if (bitmap)
+        return qmp_fail(error, "Bitmap '%s' is not found",
+                        json_string_value(bitmap)
+                            ?: json_string_value(json_object_get(bitmap, "name")));
+    return named_node_check_use(named, "root", spec->is_writable, error);
+}
+
+static int add(Fiber *self, Exports *exports, Export *export, const ExportSpec *spec,
+               GError **error)
+{
+    NamedNode *named = export->named;
+    Adding adding = {
+        .server = nbd_server_get(exports->server),
+        .node = named->node,
+        .is_file = named->driver->is_file && named->users->len == 1,
+        .spec = spec,
     };
-    disk->named = nodes_open(nodes, &spec, error);
-    if (!disk->named)
-        return -EIO;
-    int r = remote_call_reserve(named_node_loop(disk->named), export_disk, disk);
+    int r = remote_call_fiber_reserve(self, named_node_loop(named), add_on_loop, &adding);
     if (r < 0)
-        g_set_error(&disk->error, G_FILE_ERROR, G_FILE_ERROR_NOMEM,
-                    "'%s' cannot be exported: no memory for a fiber's stack", option->file);
-    if (disk->error)
-        g_propagate_error(error, disk->error);
-    return r < 0 ? r : disk->result;
+        return qmp_fail(error, "'%s' cannot be exported: no memory for a fiber's stack",
+                        named->name);
+    if (adding.result < 0)
+        g_propagate_error(error, adding.error);
+    export->nbds = adding.nbds;
+    return adding.result;
 }
 
-Exports *exports_open(const Options *options, Nodes *nodes, NbdsServer *server, GError **error)
+int exports_add(Fiber *self, Exports *exports, NamedNode *named, const ExportSpec *spec,
+                Export **ret_export, GError **error)
 {
-    unsigned n = options->disks->len;
-    Exports *exports = g_malloc0(sizeof(*exports) + n * sizeof(exports->disks[0]));
-    int r = 0;
-    while (r == 0 && exports->n < n) {
-        Disk *disk = &exports->disks[exports->n];
-        *disk = (Disk){
-            .option = g_ptr_array_index(options->disks, exports->n),
-            .options = options,
-            .server = server,
-        };
-        r = open_disk(disk, nodes, error);
-        exports->n += disk->named != NULL;
-    }
-    if (r == 0)
-        return exports;
-    exports_close(exports, -1);
-    return NULL;
-}
-
-static int log_end(const Disk *disk, int r)
-{
-    if (r < 0) {
-        log_line(LOG_ERROR, "'%s' could not be closed: no memory for a fiber's stack",
-                 disk->option->file);
+    int r = check(exports, named, spec, error);
+    if (r < 0)
         return r;
-    }
-    if (disk->result < 0) {
-        log_line(LOG_ERROR,
-                 "'%s' could not be flushed at the end: %s; what was written since the last "
-                 "flush may be lost",
-                 disk->option->file,
-                 named_node_is_corrupt(disk->named) ? "it is damaged" : g_strerror(-disk->result));
-        return -EIO;
-    }
-    return 0;
-}
-
-// Says which disks are late before it waits for any of them without limit.
-static void wait_for_all(Exports *exports, int *results, gint64 timeout_us)
-{
-    gint64 deadline_us = timeout_us < 0 ? -1 : g_get_monotonic_time() + timeout_us;
-    for (unsigned i = 0; i < exports->n; i++) {
-        Disk *disk = &exports->disks[i];
-        results[i] = remote_call_wait(&disk->closing, deadline_us);
-        if (results[i] == -ETIMEDOUT)
-            log_line(LOG_WARNING,
-                     "'%s' is not closed yet: its storage or a client does not answer; waiting "
-                     "(a second signal leaves at once)",
-                     disk->option->file);
-    }
-}
-
-int exports_close(Exports *exports, gint64 timeout_us)
-{
-    if (!exports)
+    g_autofree char *user = g_strdup_printf("block export '%s'", spec->id);
+    Export *export = g_new0(Export, 1);
+    *export = (Export){
+        .id = g_strdup(spec->id),
+        .name = g_strdup(spec->name),
+        .named = named,
+        .use = nodes_use(named, user, spec->is_writable),
+        .server = exports->server,
+    };
+    g_ptr_array_add(exports->all, export);
+    r = add(self, exports, export, spec, error);
+    if (r == 0) {
+        *ret_export = export;
         return 0;
-    for (unsigned i = 0; i < exports->n; i++) {
-        Disk *disk = &exports->disks[i];
-        remote_call_start_reserve(&disk->closing, named_node_loop(disk->named), close_disk, disk);
     }
-    g_autofree int *results = g_new0(int, exports->n + 1);
-    wait_for_all(exports, results, timeout_us);
+    g_ptr_array_remove(exports->all, export);
+    nodes_end_use(self, exports->nodes, export->use);
+    export_free(export);
+    return r;
+}
 
-    int result = 0;
-    for (unsigned i = 0; i < exports->n; i++) {
-        Disk *disk = &exports->disks[i];
-        if (results[i] == -ETIMEDOUT)
-            results[i] = remote_call_wait(&disk->closing, -1);
-        int r = log_end(disk, results[i]);
-        if (r == -ENOMEM || result == 0)
-            result = r;
+// -- removing -------------------------------------------------------------------------------------
+
+static void remove_on_loop(Fiber *self, void *nbds)
+{
+    nbds_server_remove_export(self, nbds);
+}
+
+// Requests first: what they wrote is flushed with the node.
+int exports_remove(Fiber *self, Exports *exports, Export *export)
+{
+    export->is_shutting_down = true;
+    Loop *loop = nbds_export_loop(export->nbds);
+    fiber_wait_group_add(&exports->removals, 1);
+    int r = remote_call_fiber_reserve(self, loop, remove_on_loop, export->nbds);
+    if (r == 0) {
+        g_ptr_array_remove(exports->all, export);
+        r = nodes_end_use(self, exports->nodes, export->use);
+        if (exports->removed)
+            exports->removed(exports->removed_arg, export->id);
+        export_free(export);
     }
-    g_free(exports);
-    return result;
+    fiber_wait_group_done(&exports->removals);
+    return r;
 }
 
-unsigned exports_count(const Exports *exports)
+void exports_wait_removed(Fiber *self, Exports *exports)
 {
-    return exports->n;
-}
-
-const char *exports_name(const Exports *exports, unsigned i)
-{
-    return exports->disks[i].option->name;
-}
-
-const char *exports_summary(const Exports *exports, unsigned i)
-{
-    return named_node_summary(exports->disks[i].named);
+    fiber_wait_group_wait(self, &exports->removals);
 }

@@ -1,27 +1,49 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// The disks that the command line names, opened and visible to clients. Main thread; the work is
-// done on each export's loop.
+// The daemon's exports by id: nodes that clients of the NBD server see under a name. Control loop;
+// the work is done on each node's loop. With the graph lock held, unless said otherwise.
 #pragma once
 
-#include <glib.h>
-
-#include "nbd/server.h"
+#include "nbd-server.h"
 #include "nodes.h"
-#include "options.h"
 
 typedef struct Exports Exports;
 
-// Opens every disk of `options` as a node of `nodes` and exports it. All or nothing: NULL with one
-// sentence that names the file.
-Exports *exports_open(const Options *options, Nodes *nodes, NbdsServer *server, GError **error);
+typedef struct Export {
+    char *id, *name;
+    NamedNode *named;
+    NodeUse *use;
+    NbdsExport *nbds; // its statistics are read from any thread
+    NbdServer *server;
+    bool is_shutting_down;
+} Export;
 
-// Takes all exports away, at the same time: each ends its requests, flushes its disk and closes it,
-// whatever the others do. A disk that is not done after `timeout_us` is named in the log. 0; -EIO
-// when a flush failed, which was logged with the disk's name; -ENOMEM when a disk could not even be
-// asked to close: then its export is still there. Accepts NULL.
-int exports_close(Exports *exports, gint64 timeout_us);
+// Strings are borrowed for the call.
+typedef struct ExportSpec {
+    const char *id;
+    const char *name;        // what clients call it; "" is the default export
+    const char *description; // NULL: none
+    bool is_writable;
+    bool is_writethrough;  // each write is durable before its reply
+    const json_t *bitmaps; // names of dirty bitmaps, for clients; NULL: none
+} ExportSpec;
 
-unsigned exports_count(const Exports *exports);
-const char *exports_name(const Exports *exports, unsigned i);
-// "20 GiB qcow2, 4 layers, head, read-only"
-const char *exports_summary(const Exports *exports, unsigned i);
+// `removed` (may be NULL) is told when an export is gone.
+typedef void ExportRemovedFn(void *arg, const char *id);
+Exports *exports_new(Nodes *nodes, NbdServer *server, ExportRemovedFn *removed, void *removed_arg);
+// Empty. Accepts NULL.
+void exports_free(Exports *exports);
+
+// QEMU's words when it cannot be.
+int exports_add(Fiber *self, Exports *exports, NamedNode *named, const ExportSpec *spec,
+                Export **ret_export, GError **error);
+// Ends the export: its requests end, its clients are disconnected, and its node is closed if nobody
+// else uses it. Suspends until then; the lock is not needed. The result of the node's flush.
+int exports_remove(Fiber *self, Exports *exports, Export *export);
+
+// Returns when all removals that have begun are over.
+void exports_wait_removed(Fiber *self, Exports *exports);
+
+// NULL: there is none.
+Export *exports_find(const Exports *exports, const char *id);
+// All of them, Export, in the order in which they came. Borrowed until one comes or goes.
+const GPtrArray *exports_all(const Exports *exports);

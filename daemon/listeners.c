@@ -260,14 +260,33 @@ static int open_all(Listeners *listeners, unsigned n_activated, char *const *add
     return 0;
 }
 
-Listeners *listeners_open(unsigned n_activated, char *const *addresses, GError **error)
+static Listeners *listeners_new(void)
 {
     Listeners *listeners = g_new0(Listeners, 1);
     listeners->fds = g_array_new(false, false, sizeof(int));
     listeners->origins = g_ptr_array_new_with_free_func(g_free);
     listeners->files = socket_files_new();
+    return listeners;
+}
+
+Listeners *listeners_open(unsigned n_activated, char *const *addresses, GError **error)
+{
+    Listeners *listeners = listeners_new();
     if (open_all(listeners, n_activated, addresses, error) < 0)
         g_clear_pointer(&listeners, listeners_free);
+    return listeners;
+}
+
+Listeners *listeners_open_fd(int fd, GError **error)
+{
+    if (!is_listening_stream(fd)) {
+        fail(error, EINVAL, "descriptor %d is not a listening stream socket", fd);
+        return NULL;
+    }
+    fcntl(fd, F_SETFD, FD_CLOEXEC);
+    fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
+    Listeners *listeners = listeners_new();
+    g_array_append_val(listeners->fds, fd);
     return listeners;
 }
 

@@ -29,7 +29,7 @@ enum {
 static void last_client_left(void *arg)
 {
     Daemon *daemon = arg;
-    if (listeners_are_activated(daemon->listeners))
+    if (daemon->is_activated)
         stop_request(daemon->stop, "the last client left");
 }
 
@@ -99,14 +99,42 @@ static uint64_t choose_busy_poll_ns(const Options *options)
 static void remove_sockets(void *arg)
 {
     const Daemon *daemon = arg;
-    listeners_remove_files(daemon->listeners);
+    nbd_server_remove_files(daemon->nbd);
     monitors_remove_files(daemon->monitors);
 }
 
 // -- control --------------------------------------------------------------------------------------
 
+typedef struct EventPost {
+    LoopCall call; // first
+    const Daemon *daemon;
+    const char *event;
+    json_t *data;
+} EventPost;
+
+static void event_arrives(LoopCall *call)
+{
+    EventPost *post = (EventPost *)call;
+    qmp_emit(post->daemon, post->event, post->data);
+    g_free(post);
+}
+
+// On any thread; `event` is a literal.
+static void post_event(void *arg, const char *event, json_t *data)
+{
+    EventPost *post = g_new(EventPost, 1);
+    *post = (EventPost){.call.fn = event_arrives, .daemon = arg, .event = event, .data = data};
+    loop_post(daemon_control_loop(arg), &post->call);
+}
+
+static void export_removed(void *arg, const char *id)
+{
+    qmp_emit(arg, "BLOCK_EXPORT_DELETED", json_pack("{s:s}", "id", id));
+}
+
 typedef struct ControlStart {
     Daemon *daemon;
+    Listeners *listeners; // taken; NULL: no NBD server is wanted yet
     int result;
     GError *error;
 } ControlStart;
@@ -160,42 +188,75 @@ static void finish_commands(const Daemon *daemon)
 
 // -- start and end --------------------------------------------------------------------------------
 
-static int start(Daemon *daemon, GError **error)
+// The server comes first: it is there before a client can be.
+static void open_disks(Fiber *self, void *arg)
+{
+    ControlStart *start = arg;
+    Daemon *daemon = start->daemon;
+    if (start->listeners)
+        nbd_server_start(daemon->nbd, 0);
+    start->result =
+        disks_open(self, &daemon->options, daemon->nodes, daemon->exports, &start->error);
+    if (start->result == 0 && start->listeners)
+        nbd_server_listen(daemon->nbd, g_steal_pointer(&start->listeners));
+}
+
+static int start_disks(Daemon *daemon, Listeners *listeners, GError **error)
+{
+    ControlStart start = {.daemon = daemon, .listeners = listeners};
+    int r = remote_call_reserve(daemon_control_loop(daemon), open_disks, &start);
+    listeners_free(start.listeners);
+    if (start.error)
+        g_propagate_error(error, start.error);
+    return r < 0 ? r : start.result;
+}
+
+static int start_loops(Daemon *daemon, GError **error)
 {
     const Options *options = &daemon->options;
-    // Nobody but a client of a FILE knows where a private socket is.
-    bool needs_socket = options->disks->len || *options->addresses;
-    daemon->listeners =
-        listeners_open(daemon->n_activated, needs_socket ? options->addresses : NULL, error);
-    if (!daemon->listeners)
-        return -EINVAL;
-    daemon->monitors = monitors_open(options, error);
-    if (!daemon->monitors)
-        return -EINVAL;
-    stop_set_leave(daemon->stop, remove_sockets, daemon);
     unsigned max_connections = choose_max_connections(options);
     LoopConfig loop_config = {
         .busy_poll_ns = choose_busy_poll_ns(options),
         .max_fibers = REQUEST_FIBERS + 2 * max_connections, // any loop may have all of them
     };
     daemon->loops = loops_start("loop", choose_n_loops(options), &loop_config, error);
-    if (!daemon->loops)
-        return -ENOSYS;
-    if (start_control(daemon, error) < 0)
+    if (!daemon->loops || start_control(daemon, error) < 0)
         return -ENOSYS;
     daemon->memory = map_memory_new(options->map_memory_bytes);
-    daemon->nodes = nodes_new(daemon->loops, daemon->memory);
-    daemon->server = nbds_server_new(&(NbdsServerConfig){
-        .limits.max_connections = max_connections,
-        .last_client_left = last_client_left,
-        .full = full,
-        .arg = daemon,
-    });
-    daemon->exports = exports_open(options, daemon->nodes, daemon->server, error);
-    if (!daemon->exports)
-        return -EIO;
-    listeners_serve(daemon->listeners, daemon->server, daemon->loops);
-    return start_monitors(daemon, error);
+    daemon->nodes = nodes_new(daemon->loops, daemon->memory, post_event, daemon);
+    daemon->nbd = nbd_server_new(
+        &(NbdsServerConfig){
+            .limits.max_connections = max_connections,
+            .last_client_left = last_client_left,
+            .full = full,
+            .arg = daemon,
+        },
+        daemon->loops);
+    daemon->exports = exports_new(daemon->nodes, daemon->nbd, export_removed, daemon);
+    return 0;
+}
+
+static int start(Daemon *daemon, GError **error)
+{
+    const Options *options = &daemon->options;
+    // Nobody but a client of a FILE knows where a private socket is.
+    bool needs_socket = options->disks->len || *options->addresses || daemon->n_activated;
+    Listeners *listeners = NULL;
+    if (needs_socket) {
+        listeners = listeners_open(daemon->n_activated, options->addresses, error);
+        if (!listeners)
+            return -EINVAL;
+        daemon->is_activated = listeners_are_activated(listeners);
+    }
+    daemon->monitors = monitors_open(options, error);
+    int r = daemon->monitors ? start_loops(daemon, error) : -EINVAL;
+    if (r < 0) {
+        listeners_free(listeners);
+        return r;
+    }
+    stop_set_leave(daemon->stop, remove_sockets, daemon);
+    r = start_disks(daemon, listeners, error);
+    return r < 0 ? r : start_monitors(daemon, error);
 }
 
 static unsigned count_open_files(void)
@@ -211,7 +272,7 @@ static unsigned count_open_files(void)
 static void check_descriptors(const Daemon *daemon)
 {
     uint64_t limit = descriptor_limit(), for_clients = limit - limit / 8;
-    unsigned n_exports = exports_count(daemon->exports), n_open = count_open_files();
+    unsigned n_exports = exports_all(daemon->exports)->len, n_open = count_open_files();
     if (n_open + (uint64_t)n_exports > for_clients)
         log_line(LOG_WARNING,
                  "the hard limit of %" G_GUINT64_FORMAT " open files does not allow a client for "
@@ -219,57 +280,85 @@ static void check_descriptors(const Daemon *daemon)
                  limit, n_exports);
 }
 
-// The URIs go to stdout, where scripts read them; the log says the same in words.
-static void announce(const Daemon *daemon)
+// The URIs go to stdout, where scripts read them; the log says the same in words. On the control
+// loop.
+static void announce(Fiber *self, void *arg)
 {
-    for (unsigned i = 0; i < exports_count(daemon->exports); i++) {
-        const char *name = exports_name(daemon->exports, i);
-        g_auto(GStrv) uris = listeners_uris(daemon->listeners, name);
+    const Daemon *daemon = arg;
+    check_descriptors(daemon);
+    const GPtrArray *exports = exports_all(daemon->exports);
+    for (guint i = 0; i < exports->len; i++) {
+        const Export *export = exports->pdata[i];
+        g_auto(GStrv) uris = nbd_server_uris(daemon->nbd, export->name);
         for (char **uri = uris; *uri; uri++)
             puts(*uri);
-        log_line(LOG_INFO, "serving '%s': %s", name, exports_summary(daemon->exports, i));
+        g_autofree char *summary = nodes_summary(export->named);
+        log_line(LOG_INFO, "serving '%s': %s", export->name, summary);
     }
     fflush(stdout);
     log_line(LOG_INFO, "ready");
 }
 
+typedef struct ControlEnd {
+    Daemon *daemon;
+    FiberWaitGroup stopping;
+    int result;
+} ControlEnd;
+
 static void stop_server(Fiber *self, void *arg)
 {
-    nbds_server_stop(self, arg);
+    ControlEnd *end = arg;
+    nbd_server_stop(self, end->daemon->nbd);
+    fiber_wait_group_done(&end->stopping);
+}
+
+// Clients and disks end at the same time: a client that hangs holds up its own disk only.
+static void close_all(Fiber *self, void *arg)
+{
+    ControlEnd *end = arg;
+    Daemon *daemon = end->daemon;
+    fiber_wait_group_add(&end->stopping, 1);
+    int stopped = fiber_spawn_reserve(fiber_loop(self), "nbd: stop", stop_server, end);
+    if (stopped < 0)
+        fiber_wait_group_done(&end->stopping);
+    end->result =
+        disks_close_all(self, daemon->nodes, daemon->exports, STOP_TIMEOUT_US * UINT64_C(1000));
+    fiber_wait_group_wait(self, &end->stopping);
+    if (stopped < 0)
+        end->result = -ENOMEM;
+    if (end->result != -ENOMEM)
+        nbd_server_end(daemon->nbd);
 }
 
 // Undoes start(), however far it came: requests in flight end, disks are flushed and unlocked. What
 // cannot be stopped is left as it is: the process ends all the same.
 static int finish(Daemon *daemon)
 {
-    RemoteCall stopping;
+    ControlEnd end = {.daemon = daemon};
     if (daemon->qmp)
         finish_commands(daemon);
-    if (daemon->server)
-        remote_call_start_reserve(&stopping, loops_get(daemon->loops, 0), stop_server,
-                                  daemon->server);
-    int result = exports_close(daemon->exports, STOP_TIMEOUT_US);
-    int stopped = daemon->server ? remote_call_wait(&stopping, -1) : 0;
+    if (daemon->exports && remote_call_reserve(daemon_control_loop(daemon), close_all, &end) < 0)
+        end.result = -ENOMEM;
     stop_set_leave(daemon->stop, NULL, NULL);
-    if (result == -ENOMEM || stopped < 0) {
+    if (end.result == -ENOMEM) {
         log_line(LOG_ERROR, "stopped without closing everything: out of memory");
         remove_sockets(daemon);
         return -ENOMEM;
     }
     if (daemon->qmp)
         remote_call_reserve(daemon_control_loop(daemon), stop_monitors, daemon->qmp);
-    nbds_server_free(daemon->server);
     loops_stop(daemon->control);
     qmp_server_free(daemon->qmp);
     loops_stop(daemon->loops);
     loops_free(daemon->control);
     loops_free(daemon->loops);
+    exports_free(daemon->exports);
+    nbd_server_free(daemon->nbd);
     nodes_free(daemon->nodes);
     map_memory_free(daemon->memory);
-    listeners_free(daemon->listeners);
     monitors_free(daemon->monitors);
     options_clear(&daemon->options);
-    return result;
+    return end.result;
 }
 
 static int check_addresses(char **addresses, GError **error)
@@ -324,8 +413,7 @@ int main(int argc, char **argv)
         finish(&daemon);
         return EXIT_FAILURE;
     }
-    check_descriptors(&daemon);
-    announce(&daemon);
+    remote_call_reserve(daemon_control_loop(&daemon), announce, &daemon);
     log_line(LOG_INFO, "stopping: %s", stop_wait(daemon.stop));
     return finish(&daemon) < 0 ? EXIT_FAILURE : EXIT_SUCCESS;
 }

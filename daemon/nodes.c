@@ -1,64 +1,59 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Opening, watching and closing named chains, each on one loop. One fiber a loop looks now and then
-// whether another program changed the size of a file; it ends with the loop's last node.
+// The table of nodes. A node is opened on its loop in one remote call with all that lies below it,
+// and gets its place in the table when that has returned; it leaves the table first, and is closed
+// then. So what is in the table is open, and what a loop closes nobody finds any more.
 #include "nodes.h"
 
 #include <errno.h>
+#include <string.h>
 
 #include "chain-core/chain.h"
+#include "chain-core/component.h"
 #include "chain-core/remote-call.h"
-#include "file-log.h"
+#include "daemon/qmp/error.h"
 #include "log.h"
-
-// Often enough to tell a user what went wrong, and rare enough to cost nothing.
-static const uint64_t SIZE_CHECK_NS = UINT64_C(5000000000);
-
-// Of one loop, and touched only there.
-typedef struct Watch {
-    GPtrArray *open; // NamedNode
-    Fiber *fiber;    // NULL: nothing to watch, or it is on its way out
-} Watch;
-
-struct NamedNode {
-    NodeEvents events; // first
-    Nodes *nodes;
-    Loop *loop;
-    Watch *watch;
-    char *name, *label, *summary;
-    Node *node; // NULL: closed
-    FileLog file_log;
-    bool is_corrupt;
-};
+#include "node-names.h"
+#include "size-watch.h"
 
 struct Nodes {
     const Loops *loops;
     MapMemory *memory;
-    GHashTable *by_name; // NamedNode, owned
-    unsigned n_opened;   // also those that failed
+    NodeOriginEmit *emit;
+    void *emit_arg;
+    GHashTable *by_name; // NamedNode, borrowed
+    GPtrArray *all;      // the same, owned, in order
+    SizeWatch **watches; // one a loop, and that loop's
     unsigned n_watches;
-    Watch *watches; // one a loop
+    unsigned n_opened;  // also those that failed
+    unsigned n_made_up; // names
+    FiberMutex graph_lock;
 };
 
 static void named_node_free(gpointer p)
 {
     NamedNode *named = p;
-    g_assert(!named->node);
+    g_assert(!named->node && named->users->len == 0);
+    node_origin_unref(named->origin);
+    json_decref(named->facts.info);
+    g_ptr_array_unref(named->children);
+    g_ptr_array_unref(named->users);
     g_free(named->name);
-    g_free(named->label);
-    g_free(named->summary);
     g_free(named);
 }
 
-Nodes *nodes_new(const Loops *loops, MapMemory *memory)
+Nodes *nodes_new(const Loops *loops, MapMemory *memory, NodeOriginEmit *emit, void *emit_arg)
 {
     Nodes *nodes = g_new0(Nodes, 1);
     nodes->loops = loops;
     nodes->memory = memory;
-    nodes->by_name = g_hash_table_new_full(g_str_hash, g_str_equal, NULL, named_node_free);
+    nodes->emit = emit;
+    nodes->emit_arg = emit_arg;
+    nodes->by_name = g_hash_table_new(g_str_hash, g_str_equal);
+    nodes->all = g_ptr_array_new();
     nodes->n_watches = loops_count(loops);
-    nodes->watches = g_new0(Watch, nodes->n_watches);
+    nodes->watches = g_new0(SizeWatch *, nodes->n_watches);
     for (unsigned i = 0; i < nodes->n_watches; i++)
-        nodes->watches[i].open = g_ptr_array_new();
+        nodes->watches[i] = size_watch_new();
     return nodes;
 }
 
@@ -66,64 +61,460 @@ void nodes_free(Nodes *nodes)
 {
     if (!nodes)
         return;
+    g_assert(nodes->all->len == 0);
     for (unsigned i = 0; i < nodes->n_watches; i++)
-        g_ptr_array_unref(nodes->watches[i].open);
+        size_watch_free(nodes->watches[i]);
     g_free(nodes->watches);
     g_hash_table_unref(nodes->by_name);
+    g_ptr_array_unref(nodes->all);
     g_free(nodes);
 }
 
-// -- watching -------------------------------------------------------------------------------------
-
-static void check_sizes(Fiber *self, const NamedNode *named)
+FiberMutex *nodes_graph_lock(Nodes *nodes)
 {
-    // The chain may change, and the disk be closed, whenever this waits.
-    for (Node *node = node_ref(named->node), *next; node; node = next) {
-        File *files[] = {node_file(node), node_metadata_file(node)};
-        for (unsigned i = 0; i < G_N_ELEMENTS(files); i++)
-            if (files[i])
-                file_check_size(self, files[i]); // what fails here fails for clients, too
-        next = chain_backing(node);
-        if (next)
-            node_ref(next);
-        node_unref_close(self, node);
+    return &nodes->graph_lock;
+}
+
+const GPtrArray *nodes_all(const Nodes *nodes)
+{
+    return nodes->all;
+}
+
+NamedNode *nodes_find(const Nodes *nodes, const char *name)
+{
+    return g_hash_table_lookup(nodes->by_name, name);
+}
+
+NamedNode *nodes_get(const Nodes *nodes, const char *name, GError **error)
+{
+    NamedNode *named = nodes_find(nodes, name);
+    if (!named)
+        qmp_fail(error, "Cannot find device='' nor node-name='%s'", name);
+    return named;
+}
+
+static int out_of_memory(const char *what, GError **error)
+{
+    g_set_error(error, G_FILE_ERROR, G_FILE_ERROR_NOMEM,
+                "'%s' cannot be opened: no memory for a fiber's stack", what);
+    return -ENOMEM;
+}
+
+// -- loops ----------------------------------------------------------------------------------------
+
+static SizeWatch *watch_of(const Nodes *nodes, const Loop *loop)
+{
+    unsigned i = 0;
+    while (loops_get(nodes->loops, i) != loop)
+        i++;
+    return nodes->watches[i];
+}
+
+// There another program writes the files.
+static bool is_watched(const NamedNode *named)
+{
+    return !named->driver->is_file &&
+           !(named->config && driver_value_bool(named->config->values, "force-share", false));
+}
+
+typedef struct Watching {
+    SizeWatch *watch;
+    GPtrArray *nodes; // Node
+} Watching;
+
+static void watch_nodes(Fiber *self, void *arg)
+{
+    Watching *w = arg;
+    for (guint i = 0; i < w->nodes->len; i++)
+        size_watch_add(w->watch, w->nodes->pdata[i]);
+}
+
+static void unwatch_nodes(Fiber *self, void *arg)
+{
+    Watching *w = arg;
+    for (guint i = 0; i < w->nodes->len; i++)
+        size_watch_remove(w->watch, w->nodes->pdata[i]);
+}
+
+// Has `fn` called on `loop` for what is watched there.
+static void for_watched(Fiber *self, Nodes *nodes, Loop *loop, FiberFn *fn)
+{
+    g_autoptr(GPtrArray) watched = g_ptr_array_new();
+    for (guint i = 0; i < nodes->all->len; i++) {
+        NamedNode *named = nodes->all->pdata[i];
+        if (named_node_loop(named) == loop && is_watched(named))
+            g_ptr_array_add(watched, named->node);
     }
+    Watching w = {.watch = watch_of(nodes, loop), .nodes = watched};
+    remote_call_fiber_reserve(self, loop, fn, &w);
 }
 
-static void watch_sizes(Fiber *self, void *arg)
+static int move_to(Fiber *self, Nodes *nodes, NamedNode *named, Loop *loop, GError **error)
 {
-    Watch *watch = arg;
-    while (fiber_sleep(self, SIZE_CHECK_NS) == 0)
-        for (guint i = 0; i < watch->open->len; i++)
-            check_sizes(self, watch->open->pdata[i]);
+    Loop *old = named_node_loop(named);
+    for_watched(self, nodes, old, unwatch_nodes);
+    for_watched(self, nodes, loop, unwatch_nodes);
+    int r = component_move(self, named->node, loop, NULL, 0, error);
+    for_watched(self, nodes, old, watch_nodes);
+    for_watched(self, nodes, loop, watch_nodes);
+    return r;
 }
 
-static void begin_watching(NamedNode *named)
+// The loop on which nodes that use all of `used` (NamedNode) can live; the others come to the
+// first one's.
+static int choose_loop(Fiber *self, Nodes *nodes, const GPtrArray *used, Loop **ret_loop,
+                       GError **error)
 {
-    Watch *watch = named->watch;
-    g_ptr_array_add(watch->open, named);
-    // Without memory for a fiber the disk is served all the same.
-    if (!watch->fiber &&
-        fiber_spawn(named->loop, "sizes of files", watch_sizes, watch, &watch->fiber) < 0)
-        watch->fiber = NULL;
-}
-
-static void end_watching(NamedNode *named)
-{
-    Watch *watch = named->watch;
-    g_ptr_array_remove(watch->open, named);
-    if (watch->open->len == 0 && watch->fiber)
-        fiber_cancel(g_steal_pointer(&watch->fiber));
+    if (used->len == 0) {
+        *ret_loop = loops_get(nodes->loops, nodes->n_opened);
+        return 0;
+    }
+    Loop *loop = named_node_loop(used->pdata[0]);
+    for (guint i = 1; i < used->len; i++) {
+        NamedNode *named = used->pdata[i];
+        int r = named_node_loop(named) == loop ? 0 : move_to(self, nodes, named, loop, error);
+        if (r < 0)
+            return r;
+    }
+    *ret_loop = loop;
+    return 0;
 }
 
 // -- opening --------------------------------------------------------------------------------------
 
 typedef struct Opening {
-    NamedNode *named;
-    const NodeSpec *spec;
+    Nodes *nodes;
+    NodeOrigin *origin;
+    SizeWatch *watch;
+    GArray *opened; // ChainNode
+    NodeFacts *facts;
     int result;
     GError *error;
 } Opening;
+
+// On a loop, while control waits for it: nobody changes the table.
+static Node *find_node(void *arg, const char *name)
+{
+    const NamedNode *named = nodes_find(arg, name);
+    return named ? named->node : NULL;
+}
+
+static void take_facts(const Driver *driver, Node *node, NodeFacts *ret_facts)
+{
+    *ret_facts = (NodeFacts){
+        .size_bytes = node->size_bytes,
+        .read_only = node->read_only,
+        .info = driver->info ? driver->info(node) : NULL,
+    };
+}
+
+static void open_nodes(Fiber *self, void *arg)
+{
+    Opening *o = arg;
+    LayerOptions options = {
+        .find_node = find_node,
+        .find_arg = o->nodes,
+        .memory = o->nodes->memory,
+        .events = &o->origin->events,
+        .file_event = node_origin_file_event,
+        .file_event_arg = o->origin,
+    };
+    o->result = chain_open_nodes(self, o->origin->config, &options, &o->opened, &o->error);
+    if (o->result < 0)
+        return;
+    o->facts = g_new0(NodeFacts, o->opened->len);
+    for (guint i = 0; i < o->opened->len; i++) {
+        const ChainNode *opened = &g_array_index(o->opened, ChainNode, i);
+        take_facts(opened->driver, opened->node, &o->facts[i]);
+    }
+}
+
+static NodeUse *use_new(NamedNode *used, const NodeUse *as)
+{
+    NodeUse *use = g_new(NodeUse, 1);
+    *use = *as;
+    use->used = used;
+    g_ptr_array_add(used->users, use);
+    return use;
+}
+
+static void add_child(NamedNode *parent, NamedNode *child, const char *role)
+{
+    NodeUse use = {
+        .by = parent,
+        .role = role,
+        .writes = !parent->facts.read_only && !g_str_equal(role, "backing"),
+        .user = g_strdup_printf("node '%s'", parent->name),
+    };
+    g_ptr_array_add(parent->children, use_new(child, &use));
+}
+
+// Uses the nodes that the config names.
+static void use_named(Nodes *nodes, NamedNode *named)
+{
+    for (unsigned i = 0; named->config && i < named->config->n_children; i++) {
+        const NodeConfigChild *child = &named->config->children[i];
+        if (child->node)
+            add_child(named, nodes_find(nodes, child->node), child->role);
+    }
+}
+
+static char *make_up_name(Nodes *nodes)
+{
+    for (;;) {
+        g_autofree char *name = g_strdup_printf("#block%03u", nodes->n_made_up++);
+        if (!nodes_find(nodes, name))
+            return g_steal_pointer(&name);
+    }
+}
+
+// Takes what is in `opened`, and `facts`.
+static NamedNode *enter(Nodes *nodes, NodeOrigin *origin, ChainNode *opened, NodeFacts facts)
+{
+    const char *name =
+        opened->config ? driver_value_str(opened->config->values, "node-name", NULL) : NULL;
+    NamedNode *named = g_new0(NamedNode, 1);
+    *named = (NamedNode){
+        .name = name ? g_strdup(name) : make_up_name(nodes),
+        .is_made_up = !name,
+        .origin = node_origin_ref(origin),
+        .driver = opened->driver,
+        .config = opened->config,
+        .node = g_steal_pointer(&opened->node),
+        .facts = facts,
+        .children = g_ptr_array_new(),
+        .users = g_ptr_array_new(),
+    };
+    if (opened->own_config)
+        g_ptr_array_add(origin->own_configs, g_steal_pointer(&opened->own_config));
+    g_hash_table_insert(nodes->by_name, named->name, named);
+    g_ptr_array_add(nodes->all, named);
+    return named;
+}
+
+static NamedNode *enter_all(Fiber *self, Opening *o)
+{
+    Nodes *nodes = o->nodes;
+    guint first = nodes->all->len;
+    g_autoptr(GPtrArray) watched = g_ptr_array_new();
+    for (guint i = 0; i < o->opened->len; i++) {
+        ChainNode *opened = &g_array_index(o->opened, ChainNode, i);
+        NamedNode *named = enter(nodes, o->origin, opened, o->facts[i]);
+        if (i > 0)
+            add_child(nodes->all->pdata[first + opened->parent], named, opened->role);
+        if (is_watched(named))
+            g_ptr_array_add(watched, named->node);
+    }
+    for (guint i = first; i < nodes->all->len; i++)
+        use_named(nodes, nodes->all->pdata[i]);
+    NamedNode *top = nodes->all->pdata[first];
+    top->is_added = true;
+    Watching w = {.watch = watch_of(nodes, named_node_loop(top)), .nodes = watched};
+    if (watched->len)
+        remote_call_fiber_reserve(self, named_node_loop(top), watch_nodes, &w);
+    return top;
+}
+
+static int open_on(Fiber *self, Nodes *nodes, NodeOrigin *origin, Loop *loop, NamedNode **ret_named,
+                   GError **error)
+{
+    Opening o = {.nodes = nodes, .origin = origin};
+    nodes->n_opened++;
+    int r = remote_call_fiber_reserve(self, loop, open_nodes, &o);
+    if (r < 0)
+        return out_of_memory(origin->label, error);
+    if (o.result < 0) {
+        if (!o.error)
+            g_set_error(&o.error, G_FILE_ERROR, g_file_error_from_errno(-o.result),
+                        "'%s' cannot be opened: %s", origin->label, g_strerror(-o.result));
+        g_propagate_error(error, o.error);
+        return o.result;
+    }
+    *ret_named = enter_all(self, &o);
+    g_array_unref(o.opened);
+    g_free(o.facts);
+    return 0;
+}
+
+int nodes_add(Fiber *self, Nodes *nodes, NodeConfig *config, const char *label,
+              NamedNode **ret_named, GError **error)
+{
+    const char *name = driver_value_str(config->values, "node-name", NULL);
+    NodeOrigin *origin = node_origin_new(label ?: name ?: "", config, nodes->emit, nodes->emit_arg);
+    g_autoptr(GPtrArray) used = g_ptr_array_new();
+    NamedNode *named = NULL;
+    Loop *loop = NULL;
+    int r = node_names_check(nodes->by_name, config, error);
+    if (r == 0)
+        r = node_names_find_used(nodes->by_name, config, used, error);
+    if (r == 0)
+        r = choose_loop(self, nodes, used, &loop, error);
+    origin->name = g_strdup(name ?: "");
+    if (r == 0)
+        r = open_on(self, nodes, origin, loop, &named, error);
+    node_origin_unref(origin);
+    if (r == 0)
+        *ret_named = named;
+    return r;
+}
+
+static void refresh(Fiber *self, void *arg)
+{
+    NamedNode *named = arg;
+    json_decref(named->facts.info);
+    take_facts(named->driver, named->node, &named->facts);
+}
+
+void nodes_refresh(Fiber *self, NamedNode *named)
+{
+    remote_call_fiber_reserve(self, named_node_loop(named), refresh, named);
+}
+
+// -- closing --------------------------------------------------------------------------------------
+
+typedef struct Closing {
+    SizeWatch *watch;
+    GPtrArray *gone;  // NamedNode of one origin, users before what they use
+    GPtrArray *later; // NodeUse of nodes of other origins, which outlive those that use them
+    Node **nodes;     // of `gone`: the table's references
+    int result;
+} Closing;
+
+static void close_nodes(Fiber *self, void *arg)
+{
+    Closing *c = arg;
+    for (guint i = 0; i < c->gone->len; i++) {
+        Node *node = c->nodes[i];
+        size_watch_remove(c->watch, node);
+        int r = node->read_only ? 0 : node_flush(self, node);
+        if (r < 0 && c->result == 0)
+            c->result = r;
+        node_unref_close(self, node);
+    }
+}
+
+static void unlock_file(Fiber *self, void *node)
+{
+    file_lock(self, node_file(node), 0, 0, NULL);
+}
+
+// True: nobody is left who uses the node.
+static bool end_use(NodeUse *use)
+{
+    NamedNode *used = use->used;
+    g_ptr_array_remove(used->users, use);
+    g_free(use->user);
+    g_free(use);
+    return used->users->len == 0;
+}
+
+// Takes `named`, which nobody uses, out of the table, and with it what only it used of its origin.
+static void leave(Nodes *nodes, NamedNode *named, Closing *c)
+{
+    g_ptr_array_add(c->gone, named);
+    for (guint next = 0; next < c->gone->len; next++) {
+        named = c->gone->pdata[next];
+        g_hash_table_remove(nodes->by_name, named->name);
+        g_ptr_array_remove(nodes->all, named);
+        for (guint i = 0; i < named->children->len; i++) {
+            NodeUse *use = named->children->pdata[i];
+            NamedNode *child = use->used;
+            if (child->origin != named->origin)
+                g_ptr_array_add(c->later, use);
+            else if (end_use(use) && !child->is_added)
+                g_ptr_array_add(c->gone, child);
+        }
+        g_ptr_array_set_size(named->children, 0);
+    }
+    c->nodes = g_new(Node *, c->gone->len);
+    for (guint i = 0; i < c->gone->len; i++)
+        c->nodes[i] = g_steal_pointer(&((NamedNode *)c->gone->pdata[i])->node);
+}
+
+// Ends the uses of what lies below, now that their users are closed; what is unused then is added
+// to `unused`.
+static void end_later(Fiber *self, GPtrArray *later, GPtrArray *unused)
+{
+    for (guint i = 0; i < later->len; i++) {
+        NamedNode *child = ((NodeUse *)later->pdata[i])->used;
+        if (!end_use(later->pdata[i]))
+            continue;
+        if (!child->is_added)
+            g_ptr_array_add(unused, child);
+        else if (child->driver->is_file)
+            remote_call_fiber_reserve(self, named_node_loop(child), unlock_file, child->node);
+    }
+}
+
+static int close_unused(Fiber *self, Nodes *nodes, NamedNode *named)
+{
+    g_autoptr(GPtrArray) unused = g_ptr_array_new();
+    g_ptr_array_add(unused, named);
+    int result = 0;
+    while (unused->len) {
+        named = g_ptr_array_steal_index(unused, unused->len - 1);
+        Loop *loop = named_node_loop(named);
+        Closing c = {
+            .watch = watch_of(nodes, loop),
+            .gone = g_ptr_array_new_with_free_func(named_node_free),
+            .later = g_ptr_array_new(),
+        };
+        leave(nodes, named, &c);
+        int r = remote_call_fiber_reserve(self, loop, close_nodes, &c);
+        if (result == 0)
+            result = r < 0 ? r : c.result;
+        g_ptr_array_unref(c.gone);
+        g_free(c.nodes);
+        end_later(self, c.later, unused);
+        g_ptr_array_unref(c.later);
+    }
+    return result;
+}
+
+// The sentence depends on who uses it, as in QEMU.
+static int refuse_use(const NamedNode *named, GError **error)
+{
+    g_autofree char *users = named_node_users_text(named);
+    for (guint i = 0; i < named->users->len; i++) {
+        const NodeUse *use = named->users->pdata[i];
+        if (!use->by)
+            return qmp_fail(error, "Node %s is in use by %s", named->name, users);
+        if (g_str_equal(use->role, "backing"))
+            return qmp_fail(error, "Node '%s' is busy: node is used as backing hd of '%s'",
+                            named->name, use->by->name);
+    }
+    return qmp_fail(error, "Block device %s is in use by %s", named->name, users);
+}
+
+int nodes_delete(Fiber *self, Nodes *nodes, NamedNode *named, int *ret_flushed, GError **error)
+{
+    if (!named->is_added)
+        return qmp_fail(error, "Node %s is not owned by the monitor", named->name);
+    if (named->users->len)
+        return refuse_use(named, error);
+    named->is_added = false;
+    *ret_flushed = close_unused(self, nodes, named);
+    return 0;
+}
+
+int nodes_close(Fiber *self, Nodes *nodes, NamedNode *named)
+{
+    named->is_added = false;
+    return named->users->len ? 0 : close_unused(self, nodes, named);
+}
+
+NodeUse *nodes_use(NamedNode *named, const char *user, bool writes)
+{
+    return use_new(named, &(NodeUse){.role = "root", .writes = writes, .user = g_strdup(user)});
+}
+
+int nodes_end_use(Fiber *self, Nodes *nodes, NodeUse *use)
+{
+    NamedNode *named = use->used;
+    return end_use(use) && !named->is_added ? close_unused(self, nodes, named) : 0;
+}
+
+// -- words ----------------------------------------------------------------------------------------
 
 // "20 GiB", "512 bytes", "1.5 TiB"
 static char *size_text(uint64_t bytes)
@@ -136,127 +527,18 @@ static char *size_text(uint64_t bytes)
     return g_strdup_printf("%.*f %s", value == (double)(uint64_t)value ? 0 : 1, value, units[unit]);
 }
 
-static char *summarize(const Node *node, const NodeSpec *spec, const ChainInfo *info)
+char *nodes_summary(const NamedNode *named)
 {
-    g_autofree char *size = size_text(node->size_bytes);
-    g_autofree char *view = spec->snapshot ? g_strdup_printf(", snapshot %s", spec->snapshot)
-                            : g_str_equal(info->top_format, "qcow2") ? g_strdup(", head")
-                                                                     : g_strdup("");
-    return g_strdup_printf("%s %s, %u layer%s%s%s", size, info->top_format, info->n_layers,
-                           info->n_layers == 1 ? "" : "s", view,
-                           node->read_only ? ", read-only" : "");
-}
-
-static void log_notice(const NodeEvents *events, const char *sentence)
-{
-    log_line(LOG_WARNING, "%s", sentence);
-}
-
-static void found_corrupt(const NodeEvents *events, const char *sentence)
-{
-    ((NamedNode *)events)->is_corrupt = true;
-    log_line(LOG_ERROR, "%s", sentence);
-}
-
-static void open_node(Fiber *self, void *arg)
-{
-    Opening *opening = arg;
-    NamedNode *named = opening->named;
-    const NodeSpec *spec = opening->spec;
-    LayerOptions options = {
-        .format = spec->format,
-        .snapshot = spec->snapshot,
-        .read_only = spec->read_only,
-        .direct = spec->direct,
-        .force_share = spec->force_share,
-        .memory = named->nodes->memory,
-        .events = &named->events,
-        .file_event = file_log_event,
-        .file_event_arg = &named->file_log,
-    };
-    ChainInfo info;
-    opening->result = chain_open(self, spec->file, &options, &named->node, &info, &opening->error);
-    if (opening->result < 0)
-        return;
-    named->summary = summarize(named->node, spec, &info);
-    if (!spec->force_share) // there another program writes the files
-        begin_watching(named);
-}
-
-static NamedNode *named_node_new(Nodes *nodes, const NodeSpec *spec)
-{
-    NamedNode *named = g_new0(NamedNode, 1);
-    unsigned number = nodes->n_opened++;
-    named->events = (NodeEvents){.corrupt = found_corrupt, .notice = log_notice};
-    named->nodes = nodes;
-    named->loop = loops_get(nodes->loops, number);
-    named->watch = &nodes->watches[number % nodes->n_watches];
-    named->name = spec->name ? g_strdup(spec->name) : g_strdup_printf("#node%u", number);
-    named->label = g_strdup(spec->label);
-    named->file_log.disk = named->label;
-    return named;
-}
-
-NamedNode *nodes_open(Nodes *nodes, const NodeSpec *spec, GError **error)
-{
-    if (spec->name && nodes_find(nodes, spec->name)) {
-        g_set_error(error, G_FILE_ERROR, G_FILE_ERROR_EXIST,
-                    "there is already a node named '%s': choose another name", spec->name);
-        return NULL;
-    }
-    Opening opening = {.named = named_node_new(nodes, spec), .spec = spec};
-    int r = remote_call_reserve(opening.named->loop, open_node, &opening);
-    if (r < 0)
-        g_set_error(&opening.error, G_FILE_ERROR, G_FILE_ERROR_NOMEM,
-                    "'%s' cannot be opened: no memory for a fiber's stack", spec->file);
-    else if (opening.result < 0 && !opening.error)
-        g_set_error(&opening.error, G_FILE_ERROR, g_file_error_from_errno(-opening.result),
-                    "'%s' cannot be opened: %s", spec->file, g_strerror(-opening.result));
-    if (opening.error) {
-        g_propagate_error(error, opening.error);
-        named_node_free(opening.named);
-        return NULL;
-    }
-    g_hash_table_insert(nodes->by_name, opening.named->name, opening.named);
-    return opening.named;
-}
-
-NamedNode *nodes_find(const Nodes *nodes, const char *name)
-{
-    return g_hash_table_lookup(nodes->by_name, name);
-}
-
-const char *named_node_name(const NamedNode *named)
-{
-    return named->name;
-}
-
-Loop *named_node_loop(const NamedNode *named)
-{
-    return named->loop;
-}
-
-const char *named_node_summary(const NamedNode *named)
-{
-    return named->summary;
-}
-
-bool named_node_is_corrupt(const NamedNode *named)
-{
-    return named->is_corrupt;
-}
-
-Node *named_node_get(const NamedNode *named)
-{
-    return named->node;
-}
-
-int named_node_close(Fiber *self, NamedNode *named)
-{
-    end_watching(named);
-    Node *node = g_steal_pointer(&named->node);
-    int r = node->read_only ? 0 : node_flush(self, node);
-    node_unref_close(self, node);
-    file_log_done(&named->file_log);
-    return r;
+    unsigned n_layers = 0;
+    for (const NamedNode *n = named; n; n = named_node_child(n, "backing"))
+        n_layers++;
+    const char *snapshot =
+        named->config ? driver_value_str(named->config->values, "snapshot", NULL) : NULL;
+    g_autofree char *size = size_text(named->facts.size_bytes);
+    g_autofree char *view = snapshot ? g_strdup_printf(", snapshot %s", snapshot)
+                            : named->driver->has_snapshots ? g_strdup(", head")
+                                                           : g_strdup("");
+    return g_strdup_printf("%s %s, %u layer%s%s%s", size, named->driver->name, n_layers,
+                           n_layers == 1 ? "" : "s", view,
+                           named->facts.read_only ? ", read-only" : "");
 }

@@ -1,47 +1,50 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// The daemon's nodes by name: which name stands for which chain, and on which loop that lives. What
-// opening did to an image, and what happens to its files later, is logged here, once. The table is
-// the main thread's; a node's insides are its loop's.
+// The daemon's nodes by name: added, used by others, deleted; a node that nobody added by itself
+// goes with its last user. Control loop: functions with `self` suspend while the nodes' loops work;
+// those that change the table are called with the graph lock held.
 #pragma once
 
-#include <glib.h>
-
+#include "chain-core/fiber-sync.h"
 #include "chain-core/map-memory.h"
-#include "chain-core/node.h"
 #include "loops.h"
+#include "named-node.h"
 
 typedef struct Nodes Nodes;
-typedef struct NamedNode NamedNode;
 
-// `loops` and `memory` are borrowed and outlive the table.
-Nodes *nodes_new(const Loops *loops, MapMemory *memory);
-// When every node is closed and the loops have stopped. Accepts NULL.
+// `loops` and `memory` are borrowed and outlive the table. `emit` (may be NULL) is told of events,
+// on any thread.
+Nodes *nodes_new(const Loops *loops, MapMemory *memory, NodeOriginEmit *emit, void *emit_arg);
+// When every node is closed. Accepts NULL.
 void nodes_free(Nodes *nodes);
 
-// What to open. Strings are borrowed for the call.
-typedef struct NodeSpec {
-    const char *name;  // unique; NULL: one is made up
-    const char *label; // what the user calls it, for the log
-    const char *file;  // a path or a json: name
-    const char *format, *snapshot;
-    bool read_only, direct, force_share;
-} NodeSpec;
+// Held by whoever changes the graph, from before it looks until it is done. Queries do not take it.
+FiberMutex *nodes_graph_lock(Nodes *nodes);
 
-// Opens a chain on the next loop in turn, and logs what that did. NULL with a sentence that names
-// the file. Waits for the loop: never from one.
-NamedNode *nodes_open(Nodes *nodes, const NodeSpec *spec, GError **error);
+// Opens what `config` (taken) describes, and names all its nodes; the top is added. `label` is what
+// the user calls it, for the log; NULL: its node-name. On the loop of the nodes that the config
+// names; without any, on the next one in turn.
+int nodes_add(Fiber *self, Nodes *nodes, NodeConfig *config, const char *label,
+              NamedNode **ret_named, GError **error);
+// Deletes a node that was added, and with it what nobody else uses, once what was written is
+// flushed. QEMU's words when it cannot be deleted. The result of the flush is `*ret_flushed`.
+int nodes_delete(Fiber *self, Nodes *nodes, NamedNode *named, int *ret_flushed, GError **error);
+// At the daemon's end: as if it had not been added by itself. Its users keep it until they end.
+int nodes_close(Fiber *self, Nodes *nodes, NamedNode *named);
+// Copies the node's facts again: who changed its size, say, tells control so.
+void nodes_refresh(Fiber *self, NamedNode *named);
+
 // NULL: there is none of that name.
 NamedNode *nodes_find(const Nodes *nodes, const char *name);
+// The same with QEMU's sentence.
+NamedNode *nodes_get(const Nodes *nodes, const char *name, GError **error);
+// All of them, NamedNode, in the order in which they came. Borrowed until the table changes.
+const GPtrArray *nodes_all(const Nodes *nodes);
 
-const char *named_node_name(const NamedNode *named);
-Loop *named_node_loop(const NamedNode *named);
-// "20 GiB qcow2, 4 layers, head, read-only"
-const char *named_node_summary(const NamedNode *named);
-// An image of it turned out to be corrupt. On its loop, or when that has ended its work on it.
-bool named_node_is_corrupt(const NamedNode *named);
+// That somebody outside of the graph uses `named`, and perhaps writes to it; `user` (copied) is for
+// messages. Owned. Whether the other users allow that is for named_node_check_use() to say.
+NodeUse *nodes_use(NamedNode *named, const char *user, bool writes);
+// Ends that, and closes what nobody uses any more. The result of the flush.
+int nodes_end_use(Fiber *self, Nodes *nodes, NodeUse *use);
 
-// On its loop. Borrowed until named_node_close().
-Node *named_node_get(const NamedNode *named);
-// On its loop, once no request is in flight: flushes what was written, and drops the table's
-// reference. The result of the flush. `named` itself stays until nodes_free().
-int named_node_close(Fiber *self, NamedNode *named);
+// "20 GiB qcow2, 4 layers, head, read-only"; owned.
+char *nodes_summary(const NamedNode *named);

@@ -48,6 +48,7 @@ NbdsExport *nbds_export_new(NbdsServerLoop *server_loop, const NbdsExportConfig 
         .contexts = nbds_contexts_new(config),
     };
     atomic_init(&export->size_bytes, config->node->size_bytes);
+    export->is_writethrough = config->writethrough;
     export->server_loop = server_loop;
     atomic_init(&export->n_refs, 1);
     port_init(&export->port, config->node, export->info.name);

@@ -24,7 +24,8 @@ struct NbdsExport {
     GQueue parked;            // NbdsConnection
     NbdsServerLoop *moved_to; // while it is moving, once it is there
     bool has_privileged;      // admission.h
-    bool sparse_reads_pay;    // see request-read.c
+    bool is_writethrough;
+    bool sparse_reads_pay; // see request-read.c
     uint8_t n_reads_to_probe;
 
     // Written by the loop, read by any thread.

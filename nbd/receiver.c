@@ -131,6 +131,8 @@ static Step take_request(Fiber *self, NbdsReceiver *r, size_t *ret_needed)
     case NBDS_ACTION_REFUSE:
         return refuse(self, r, &head, &check);
     case NBDS_ACTION_EXECUTE:
+        if (c->export->is_writethrough && nbds_request_changes(&head))
+            head.flags |= NBDS_CMD_FLAG_FUA;
         break;
     }
     *ret_needed = head_bytes + check.payload_bytes;

@@ -53,6 +53,11 @@ static NbdsCheck refuse(uint64_t payload, NbdsErrorCode error, const char *messa
     return (NbdsCheck){NBDS_ACTION_REFUSE, payload, error, message};
 }
 
+bool nbds_request_changes(const NbdsRequestHead *head)
+{
+    return rules[head->type].changes_data;
+}
+
 int nbds_request_check_end(const NbdsRequestHead *head, uint64_t size_bytes)
 {
     bool is_inside = head->offset <= size_bytes && head->length <= size_bytes - head->offset;

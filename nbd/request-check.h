@@ -35,6 +35,9 @@ typedef struct NbdsCheck {
 // and WRITE of at most NBDS_MAX_PAYLOAD, nothing that writes to a read-only export.
 NbdsCheck nbds_request_check(const NbdsSession *session, const NbdsRequestHead *head);
 
+// Does a known command change data?
+bool nbds_request_changes(const NbdsRequestHead *head);
+
 // 0, or what a known command gets when its range does not lie inside `size_bytes`: -ENOSPC where
 // data would be written, -EINVAL elsewhere.
 int nbds_request_check_end(const NbdsRequestHead *head, uint64_t size_bytes);

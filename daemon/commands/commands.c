@@ -2,11 +2,11 @@
 // The list of families, in the order of docs/qmp.md. Each is a file of this folder.
 #include "commands.h"
 
+#include "exports.h"
+#include "nodes.h"
 #include "protocol.h"
 #include "transaction.h"
 
 const QmpFamily *const qmp_families[] = {
-    &qmp_protocol_family,
-    &qmp_transaction_family,
-    NULL,
+    &qmp_protocol_family, &qmp_transaction_family, &qmp_nodes_family, &qmp_exports_family, NULL,
 };

@@ -145,3 +145,24 @@ int image_name_parse(const char *text, const char *overlay, NodeConfig **ret_con
     return g_str_has_prefix(text, "json:") ? parse_json(text + strlen("json:"), ret_config, error)
                                            : parse_plain(text, overlay, ret_config, error);
 }
+
+int node_config_new_name(const char *name, const char *format, NodeConfig **ret_config,
+                         GError **error)
+{
+    g_autoptr(NodeConfig) config = NULL;
+    const Driver *wanted = NULL;
+    int r = image_name_parse(name, NULL, &config, error);
+    if (r == 0 && format)
+        r = image_format_parse(format, &wanted, error);
+    if (r == 0 && wanted && config->driver && config->driver != wanted)
+        r = error_set(error, -EINVAL, "the format asked for is %s, and the name says %s",
+                      wanted->name, config->driver->name);
+    if (r < 0) {
+        g_prefix_error(error, "%s: ", name);
+        return r;
+    }
+    if (wanted)
+        config->driver = wanted;
+    *ret_config = g_steal_pointer(&config);
+    return 0;
+}

@@ -337,22 +337,6 @@ static int choose_format(Layer *layer, const Driver *wanted, const char *conflic
     return 0;
 }
 
-static int parse_name(Layer *layer, const char *name, GError **error)
-{
-    const char *format = layer->options->format;
-    const Driver *wanted = NULL;
-    int r = image_name_parse(name, NULL, &layer->own_config, error);
-    if (r == 0)
-        r = set_config(layer, layer->own_config, error);
-    if (r == 0 && format)
-        r = image_format_parse(format, &wanted, error);
-    if (r == 0)
-        r = choose_format(layer, wanted, "the format asked for is %s, and the name says %s", error);
-    if (r < 0)
-        g_prefix_error(error, "%s: ", name);
-    return r;
-}
-
 // Takes `layer`, with the result `r` so far.
 static int open_or_drop(Fiber *self, Layer *layer, int r, Layer **ret_layer, GError **error)
 {
@@ -369,7 +353,11 @@ int layer_open(Fiber *self, const char *name, const LayerOptions *options, Layer
                GError **error)
 {
     Layer *layer = layer_new(options, NULL);
-    int r = parse_name(layer, name, error);
+    int r = node_config_new_name(name, options->format, &layer->own_config, error);
+    if (r == 0)
+        r = set_config(layer, layer->own_config, error);
+    if (r == 0)
+        layer->driver = layer->config->driver;
     return open_or_drop(self, layer, r, ret_layer, error);
 }
 

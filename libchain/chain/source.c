@@ -44,6 +44,11 @@ int source_lock(Fiber *self, const Source *source, const SourceMode *mode, GErro
     return 0;
 }
 
+int layer_lock_file(Fiber *self, File *file, bool is_writable, GError **error)
+{
+    return file_lock(self, file, is_writable ? HELD_WRITING : HELD_READING, UNSHARED, error);
+}
+
 void source_add_remedy(GError **error, const char *remedy)
 {
     if (!error || !*error)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // Disks opened and closed together: one that hangs holds up no other, a full loop can be stopped,
-// failures are told. The chains are made up (chain_open() is replaced), and so is the log.
+// failures are told. The chains are made up (chain_open_nodes() is replaced), and so is the log.
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -15,9 +15,10 @@
 #include "chain-core/chain.h"
 #include "chain-core/fiber-sync.h"
 #include "chain-core/remote-call.h"
-#include "exports.h"
+#include "disks.h"
 
-enum { N_DISKS = 3, TIMEOUT_US = 2 * G_USEC_PER_SEC };
+enum { N_DISKS = 3 };
+static const uint64_t TIMEOUT_NS = UINT64_C(2000000000);
 
 // -- made up chains and log -----------------------------------------------------------------------
 
@@ -51,18 +52,20 @@ static const NodeOps made_up_ops = {
     .close = made_up_close,
 };
 
-int __wrap_chain_open(Fiber *self, const char *path, const LayerOptions *options, Node **ret_node,
-                      ChainInfo *ret_info, GError **error);
-int __wrap_chain_open(Fiber *self, const char *path, const LayerOptions *options, Node **ret_node,
-                      ChainInfo *ret_info, GError **error)
+int __wrap_chain_open_nodes(Fiber *self, const NodeConfig *config, const LayerOptions *options,
+                            GArray **ret_nodes, GError **error);
+int __wrap_chain_open_nodes(Fiber *self, const NodeConfig *config, const LayerOptions *options,
+                            GArray **ret_nodes, GError **error)
 {
+    const char *path = driver_value_str(node_config_file(config)->values, "filename", NULL);
     if (g_str_equal(path, "refused"))
         return -EACCES;
     MemoryNode *m = g_new0(MemoryNode, 1);
     node_init(&m->node, &made_up_ops, fiber_loop(self), path, 4096);
     m->data = g_malloc0(4096);
-    *ret_node = &m->node;
-    *ret_info = (ChainInfo){.n_layers = 1, .top_format = "raw"};
+    ChainNode made = {.node = &m->node, .driver = driver_find("raw"), .config = config};
+    *ret_nodes = g_array_new(FALSE, TRUE, sizeof(ChainNode));
+    g_array_append_val(*ret_nodes, made);
     return 0;
 }
 
@@ -81,10 +84,13 @@ void log_line(LogLevel level, const char *format, ...)
 
 typedef struct World {
     Options options;
-    Loops *loops;
+    Loops *loops, *control;
     MapMemory *memory;
     Nodes *nodes;
-    NbdsServer *server;
+    NbdServer *server;
+    Exports *exports;
+    int result;
+    GError *error;
 } World;
 
 static void add_disk(World *w, const char *name)
@@ -94,48 +100,84 @@ static void add_disk(World *w, const char *name)
     g_ptr_array_add(w->options.disks, disk);
 }
 
+static void on_control(World *w, FiberFn *fn)
+{
+    assert_int_equal(remote_call_reserve(loops_get(w->control, 0), fn, w), 0);
+}
+
+static void start_server(Fiber *self, void *arg)
+{
+    nbd_server_start(((World *)arg)->server, 0);
+}
+
+static void stop_server(Fiber *self, void *arg)
+{
+    World *w = arg;
+    nbd_server_stop(self, w->server);
+    nbd_server_end(w->server);
+}
+
 static int make_world(void **state)
 {
     World *w = g_new0(World, 1);
     w->options.disks = g_ptr_array_new_with_free_func(g_free);
     w->loops = loops_start("loop", 1, NULL, NULL);
+    w->control = loops_start("control", 1, NULL, NULL);
     w->memory = map_memory_new(1 << 20);
-    w->nodes = nodes_new(w->loops, w->memory);
-    w->server = nbds_server_new(&(NbdsServerConfig){0});
+    w->nodes = nodes_new(w->loops, w->memory, NULL, NULL);
+    w->server = nbd_server_new(&(NbdsServerConfig){.limits.max_connections = 1}, w->loops);
+    w->exports = exports_new(w->nodes, w->server, NULL, NULL);
     n_flushed = n_closed = 0;
     on_late = NULL;
     logged = g_string_new("");
+    on_control(w, start_server);
     *state = w;
     return 0;
-}
-
-static void stop_server(Fiber *self, void *arg)
-{
-    nbds_server_stop(self, arg);
 }
 
 static int remove_world(void **state)
 {
     World *w = *state;
-    remote_call_reserve(loops_get(w->loops, 0), stop_server, w->server);
-    nbds_server_free(w->server);
+    on_control(w, stop_server);
+    loops_stop(w->control);
     loops_stop(w->loops);
+    loops_free(w->control);
     loops_free(w->loops);
+    exports_free(w->exports);
+    nbd_server_free(w->server);
     nodes_free(w->nodes);
     map_memory_free(w->memory);
     g_ptr_array_unref(w->options.disks);
+    g_clear_error(&w->error);
     g_free(w);
     g_string_free(logged, true);
     return 0;
 }
 
-static Exports *open_disks(World *w, const char *const names[N_DISKS])
+static void open_all(Fiber *self, void *arg)
+{
+    World *w = arg;
+    w->result = disks_open(self, &w->options, w->nodes, w->exports, &w->error);
+}
+
+static void open_disks(World *w, const char *const names[N_DISKS])
 {
     for (unsigned i = 0; i < N_DISKS; i++)
         add_disk(w, names[i]);
-    Exports *exports = exports_open(&w->options, w->nodes, w->server, NULL);
-    assert_non_null(exports);
-    return exports;
+    on_control(w, open_all);
+    assert_int_equal(w->result, 0);
+}
+
+static void close_all(Fiber *self, void *arg)
+{
+    World *w = arg;
+    w->result = disks_close_all(self, w->nodes, w->exports, TIMEOUT_NS);
+}
+
+static int close_disks(World *w)
+{
+    on_control(w, close_all);
+    return w->result;
 }
 
 // -- tests ----------------------------------------------------------------------------------------
@@ -156,8 +198,8 @@ static void a_disk_that_hangs_is_named_and_holds_up_no_other(void **state)
 {
     World *w = *state;
     on_late = others_are_closed_by_now;
-    Exports *exports = open_disks(w, (const char *const[]){"hung", "b", "c"});
-    assert_int_equal(exports_close(exports, TIMEOUT_US), 0);
+    open_disks(w, (const char *const[]){"hung", "b", "c"});
+    assert_int_equal(close_disks(w), 0);
     assert_int_equal(n_closed, N_DISKS);
     assert_non_null(strstr(logged->str, "'hung' is not closed yet"));
     assert_null(strstr(logged->str, "'b'"));
@@ -166,8 +208,8 @@ static void a_disk_that_hangs_is_named_and_holds_up_no_other(void **state)
 static void a_flush_that_fails_is_told_and_is_the_result(void **state)
 {
     World *w = *state;
-    Exports *exports = open_disks(w, (const char *const[]){"broken", "b", "c"});
-    assert_int_equal(exports_close(exports, TIMEOUT_US), -EIO);
+    open_disks(w, (const char *const[]){"broken", "b", "c"});
+    assert_int_equal(close_disks(w), -EIO);
     assert_int_equal(n_closed, N_DISKS);
     assert_non_null(strstr(logged->str, "'broken' could not be flushed"));
 }
@@ -175,11 +217,11 @@ static void a_flush_that_fails_is_told_and_is_the_result(void **state)
 static void a_failure_without_a_sentence_is_a_failure(void **state)
 {
     World *w = *state;
-    g_autoptr(GError) error = NULL;
     add_disk(w, "good");
     add_disk(w, "refused");
-    assert_null(exports_open(&w->options, w->nodes, w->server, &error));
-    assert_non_null(strstr(error->message, "'refused' cannot be opened: Permission denied"));
+    on_control(w, open_all);
+    assert_int_equal(w->result, -EACCES);
+    assert_non_null(strstr(w->error->message, "'refused' cannot be opened: Permission denied"));
     assert_int_equal(n_closed, 1);
 }
 
@@ -197,9 +239,9 @@ static void fill_loop(Fiber *self, void *arg)
 static void a_loop_full_of_fibers_can_be_stopped(void **state)
 {
     World *w = *state;
-    Exports *exports = open_disks(w, (const char *const[]){"a", "b", "c"});
+    open_disks(w, (const char *const[]){"a", "b", "c"});
     assert_int_equal(remote_call_reserve(loops_get(w->loops, 0), fill_loop, NULL), 0);
-    assert_int_equal(exports_close(exports, TIMEOUT_US), 0);
+    assert_int_equal(close_disks(w), 0);
     assert_int_equal(n_flushed, N_DISKS);
     assert_int_equal(remote_call_reserve(loops_get(w->loops, 0), release, NULL), 0);
 }

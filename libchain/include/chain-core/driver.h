@@ -67,6 +67,9 @@ struct Driver {
     // describe (borrowed; NULL: there is no such option); `options` is borrowed for the call.
     int (*make)(Fiber *self, const DriverOptions *options, Node *child, Node **ret_node,
                 GError **error);
+    // What query-named-block-nodes tells of an image beside what all nodes have, in QEMU's words:
+    // "cluster-size", "format-specific", … A new object; does not suspend. May be NULL.
+    json_t *(*info)(Node *node);
     // What follows is for formats.
     // Does a file that begins with these `len` bytes say that it is of this format? Pure, any
     // thread. NULL: no file does, it must be said.

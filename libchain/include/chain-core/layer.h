@@ -53,6 +53,9 @@ int layer_open_described(Fiber *self, Layer *above, const NodeConfig *config, La
 // format lies in it.
 int layer_open_file(Fiber *self, const NodeConfig *config, const LayerOptions *options,
                     Node **ret_node, GError **error);
+// Keeps other programs out of a file in which no format lies and that is used all the same: as a
+// format would. Ends with file_lock(…, 0, 0).
+int layer_lock_file(Fiber *self, File *file, bool is_writable, GError **error);
 // Makes the node; once. Layers that are not writable may be loaded side by side.
 int layer_load(Fiber *self, Layer *layer, Node **ret_node, GError **error);
 // Frees the layer, and closes what was not loaded. Accepts NULL.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // What to make a node of: its driver, the driver's options, its children. Comes from a json: name,
 // a plain path, or the options of blockdev-add. What is not understood is refused, never guessed.
-// Pure; any thread, and not changed once it is made.
+// Pure; any thread, and not changed once a node is made of it.
 #pragma once
 
 #include "chain-core/driver.h"
@@ -27,6 +27,10 @@ struct NodeConfig {
 // as text. `may_name_nodes`: children may be names of nodes; else that is refused. -ENOTSUP for
 // what chaind does not know, -EINVAL for what makes no sense.
 int node_config_new(json_t *object, bool may_name_nodes, NodeConfig **ret_config, GError **error);
+// From a name that a user gives, a path or a json: name, and a format that is asked for (NULL:
+// none).
+int node_config_new_name(const char *name, const char *format, NodeConfig **ret_config,
+                         GError **error);
 // A format (NULL: as the file says) in the file at `path`.
 NodeConfig *node_config_new_path(const char *path, const Driver *format);
 // A format that is not known yet, in the file (or other source) that `file` describes. Takes it.

@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// Commands of the NBD server and its exports. Control loop.
+#include "exports.h"
+
+#include "daemon/daemon.h"
+#include "daemon/node-names.h"
+#include "daemon/qmp/args.h"
+#include "socket-address.h"
+
+// -- nbd-server-start, nbd-server-stop ------------------------------------------------------------
+
+static const QmpType nbd_server_start_args = {
+    .kind = QMP_OBJECT,
+    .members = (const QmpMember[]){{"addr", &socket_address_legacy, .doc = "where to listen"},
+                                   {"tls-creds", &qmp_str, true, "TLS is not there yet: refused"},
+                                   {"tls-authz", &qmp_str, true, "TLS is not there yet: refused"},
+                                   {"max-connections", &qmp_uint32, true,
+                                    "how many clients at a time; 0 and without it: "
+                                    "as many as the daemon has memory for"},
+                                   {0}},
+};
+
+static int nbd_server_start_command(Fiber *self, QmpCall *call, const json_t *args,
+                                    json_t **ret_reply, GError **error)
+{
+    NbdServer *nbd = call->daemon->nbd;
+    if (nbd_server_get(nbd))
+        return qmp_fail(error, "NBD server already running");
+    if (qmp_args_have(args, "tls-creds") || qmp_args_have(args, "tls-authz"))
+        return qmp_fail(error, "TLS is not supported");
+    Listeners *listeners = socket_address_listen(self, json_object_get(args, "addr"), error);
+    if (!listeners)
+        return -EINVAL;
+    if (nbd_server_get(nbd)) {
+        listeners_free(listeners);
+        return qmp_fail(error, "NBD server already running");
+    }
+    nbd_server_start(nbd, (unsigned)qmp_args_int(args, "max-connections", 0));
+    nbd_server_listen(nbd, listeners);
+    return 0;
+}
+
+static void remove_fiber(Fiber *self, void *arg);
+
+typedef struct Removal {
+    Exports *exports;
+    Export *export;
+} Removal;
+
+static void begin_removal(Fiber *self, Exports *exports, Export *export)
+{
+    export->is_shutting_down = true;
+    Removal *removal = g_new(Removal, 1);
+    *removal = (Removal){exports, export};
+    if (fiber_spawn_reserve(fiber_loop(self), "remove export", remove_fiber, removal) < 0)
+        remove_fiber(self, removal);
+}
+
+// Lets the command that began it answer first.
+static void remove_fiber(Fiber *self, void *arg)
+{
+    Removal removal = *(Removal *)arg;
+    g_free(arg);
+    exports_remove(self, removal.exports, removal.export);
+}
+
+static int nbd_server_stop_command(Fiber *self, QmpCall *call, const json_t *args,
+                                   json_t **ret_reply, GError **error)
+{
+    Daemon *daemon = call->daemon;
+    if (!nbd_server_get(daemon->nbd) || nbd_server_is_stopping(daemon->nbd))
+        return qmp_fail(error, "NBD server not running");
+    const GPtrArray *all = exports_all(daemon->exports);
+    for (guint i = all->len; i-- > 0;) {
+        Export *export = all->pdata[i];
+        if (!export->is_shutting_down)
+            begin_removal(self, daemon->exports, export);
+    }
+    nbd_server_stop(self, daemon->nbd);
+    exports_wait_removed(self, daemon->exports);
+    nbd_server_end(daemon->nbd);
+    return 0;
+}
+
+// -- block-export-add -----------------------------------------------------------------------------
+
+static const QmpType export_type = {
+    .name = "BlockExportType",
+    .kind = QMP_ENUM,
+    .values = (const char *const[]){"nbd", NULL},
+};
+
+static const QmpType bitmap_external = {
+    .name = "BlockDirtyBitmap",
+    .kind = QMP_OBJECT,
+    .members = (const QmpMember[]){{"node", &qmp_str, .doc = "the node it belongs to"},
+                                   {"name", &qmp_str, .doc = "the bitmap"},
+                                   {0}},
+};
+static const QmpType bitmap_ref = {
+    .name = "BlockDirtyBitmapOrStr",
+    .kind = QMP_ALTERNATE,
+    .members = (const QmpMember[]){{"local", &qmp_str}, {"external", &bitmap_external}, {0}},
+};
+static const QmpType bitmap_refs = {.kind = QMP_ARRAY, .element = &bitmap_ref};
+
+static const QmpType nbd_options = {
+    .name = "BlockExportOptionsNbd",
+    .kind = QMP_OBJECT,
+    .members =
+        (const QmpMember[]){
+            {"name", &qmp_str, true, "what clients call the export; the node's name without it"},
+            {"description", &qmp_str, true, "free text for clients, at most 4096 bytes"},
+            {"bitmaps", &bitmap_refs, true, "dirty bitmaps that clients may ask for"},
+            {"allocation-depth", &qmp_bool, true,
+             "accepted; clients may ask for qemu:allocation-depth of every export"},
+            {0}},
+};
+
+static const QmpType block_export_add_args = {
+    .name = "BlockExportOptions",
+    .kind = QMP_OBJECT,
+    .members =
+        (const QmpMember[]){
+            {"type", &export_type, .doc = "nbd"},
+            {"id", &qmp_str, .doc = "the export's name in commands"},
+            {"fixed-iothread", &qmp_bool, true, "accepted: a node's loop is chosen by the daemon"},
+            {"iothread", &qmp_str, true, "an object of that id must exist"},
+            {"node-name", &qmp_str, .doc = "the node"},
+            {"writable", &qmp_bool, true, "whether clients may write; they may not without it"},
+            {"writethrough", &qmp_bool, true, "whether each write is flushed before its reply"},
+            {0}},
+    .tag = "type",
+    .variants = (const QmpVariant[]){{"nbd", &nbd_options}, {0}},
+};
+
+static int add_export(Fiber *self, Daemon *daemon, const json_t *args, GError **error)
+{
+    const char *id = qmp_args_str(args, "id"), *node_name = qmp_args_str(args, "node-name");
+    if (!node_names_is_id(id))
+        return qmp_fail(error, "Invalid block export id");
+    if (exports_find(daemon->exports, id))
+        return qmp_fail(error, "Block export id '%s' is already in use", id);
+    NamedNode *named = nodes_get(daemon->nodes, node_name, error);
+    if (!named)
+        return -ENODEV;
+    const char *name = qmp_args_str(args, "name"), *iothread = qmp_args_str(args, "iothread");
+    if (iothread)
+        return qmp_fail(error, "iothread \"%s\" not found", iothread);
+    ExportSpec spec = {
+        .id = id,
+        .name = name ? name : node_name,
+        .description = qmp_args_str(args, "description"),
+        .is_writable = qmp_args_bool(args, "writable", false),
+        .bitmaps = json_object_get(args, "bitmaps"),
+        .is_writethrough = qmp_args_bool(args, "writethrough", false),
+    };
+    Export *export;
+    return exports_add(self, daemon->exports, named, &spec, &export, error);
+}
+
+static int block_export_add(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_reply,
+                            GError **error)
+{
+    FiberMutex *lock = nodes_graph_lock(call->daemon->nodes);
+    fiber_mutex_lock(self, lock);
+    int r = add_export(self, call->daemon, args, error);
+    fiber_mutex_unlock(self, lock);
+    return r;
+}
+
+// -- block-export-del -----------------------------------------------------------------------------
+
+static const QmpType remove_mode = {
+    .name = "BlockExportRemoveMode",
+    .kind = QMP_ENUM,
+    .values = (const char *const[]){"safe", "hard", NULL},
+};
+
+static const QmpType block_export_del_args = {
+    .kind = QMP_OBJECT,
+    .members = (const QmpMember[]){{"id", &qmp_str, .doc = "the export"},
+                                   {"mode", &remove_mode, true,
+                                    "safe, which is the default: refused while clients are "
+                                    "connected; hard: they are disconnected"},
+                                   {0}},
+};
+
+static int block_export_del(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_reply,
+                            GError **error)
+{
+    const char *id = qmp_args_str(args, "id"), *mode = qmp_args_str(args, "mode");
+    Export *export = exports_find(call->daemon->exports, id);
+    if (!export)
+        return qmp_fail(error, "Export '%s' is not found", id);
+    if (export->is_shutting_down)
+        return qmp_fail(error, "Export '%s' is already shutting down", id);
+    NbdsExportStats stats;
+    nbds_export_get_stats(export->nbds, &stats);
+    if (stats.n_clients && g_strcmp0(mode, "hard") != 0)
+        return qmp_fail(error, "export '%s' still in use", id);
+    begin_removal(self, call->daemon->exports, export);
+    return 0;
+}
+
+// -- query-block-exports --------------------------------------------------------------------------
+
+static const QmpType block_export_info = {
+    .name = "BlockExportInfo",
+    .kind = QMP_OBJECT,
+    .members = (const QmpMember[]){{"id", &qmp_str, .doc = "the export"},
+                                   {"type", &export_type, .doc = "nbd"},
+                                   {"node-name", &qmp_str, .doc = "what it shows"},
+                                   {"shutting-down", &qmp_bool,
+                                    .doc = "whether it is on its way "
+                                           "out"},
+                                   {0}},
+};
+static const QmpType block_export_infos = {.kind = QMP_ARRAY, .element = &block_export_info};
+
+static int query_block_exports(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_reply,
+                               GError **error)
+{
+    const GPtrArray *all = exports_all(call->daemon->exports);
+    json_t *infos = json_array();
+    for (guint i = all->len; i-- > 0;) { // QEMU tells the last one first
+        const Export *export = all->pdata[i];
+        json_array_append_new(infos, json_pack("{s:s, s:s, s:b, s:s}", "node-name",
+                                               export->named->name, "type", "nbd", "shutting-down",
+                                               export->is_shutting_down, "id", export->id));
+    }
+    *ret_reply = infos;
+    return 0;
+}
+
+// -- the family -----------------------------------------------------------------------------------
+
+static const QmpCommand commands[] = {
+    {"nbd-server-start", &nbd_server_start_args, NULL, "Begins to serve exports over NBD.",
+     nbd_server_start_command},
+    {"nbd-server-stop", NULL, NULL,
+     "Removes all exports, disconnects all clients, and listens no more.", nbd_server_stop_command},
+    {"block-export-add", &block_export_add_args, NULL, "Exports a node.", block_export_add},
+    {"block-export-del", &block_export_del_args, NULL,
+     "Removes an export. BLOCK_EXPORT_DELETED tells when it is gone.", block_export_del},
+    {"query-block-exports", NULL, &block_export_infos, "All exports.", query_block_exports},
+    {0},
+};
+
+static const QmpType export_deleted_data = {
+    .kind = QMP_OBJECT,
+    .members = (const QmpMember[]){{"id", &qmp_str, .doc = "the export"}, {0}},
+};
+
+static const QmpEvent events[] = {
+    {"BLOCK_EXPORT_DELETED", &export_deleted_data, "An export is gone, and its id is free."},
+    {0},
+};
+
+const QmpFamily qmp_exports_family = {.title = "Exports", .commands = commands, .events = events};

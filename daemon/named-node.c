@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// What can be told of a named node without its loop. Control loop.
+#include "named-node.h"
+
+#include "chain-core/file.h"
+#include "daemon/qmp/error.h"
+
+NamedNode *named_node_child(const NamedNode *named, const char *role)
+{
+    for (guint i = 0; i < named->children->len; i++) {
+        const NodeUse *use = named->children->pdata[i];
+        if (g_str_equal(use->role, role))
+            return use->used;
+    }
+    return NULL;
+}
+
+const char *named_node_file_name(const NamedNode *named)
+{
+    for (NamedNode *file; !named->driver->is_file; named = file) {
+        file = named_node_child(named, "file");
+        if (!file)
+            return "";
+    }
+    return file_path(node_file(named->node));
+}
+
+// What an overlay or a format relies on must not change under it; whoever comes from outside sees
+// changes as they are made.
+static bool relies_on_content(const char *role)
+{
+    return !g_str_equal(role, "root");
+}
+
+int named_node_check_use(const NamedNode *named, const char *role, bool writes, GError **error)
+{
+    for (guint i = 0; i < named->users->len; i++) {
+        const NodeUse *use = named->users->pdata[i];
+        bool conflicts =
+            (writes && relies_on_content(use->role)) || (use->writes && relies_on_content(role));
+        if (conflicts)
+            return qmp_fail(error, "Conflicts with use by %s as '%s', which %s 'write' on %s",
+                            use->user, use->role, use->writes ? "uses" : "does not allow",
+                            named->name);
+    }
+    return 0;
+}
+
+char *named_node_users_text(const NamedNode *named)
+{
+    g_autoptr(GString) text = g_string_new(NULL);
+    for (guint i = 0; i < named->users->len; i++) {
+        const NodeUse *use = named->users->pdata[i];
+        g_string_append_printf(text, "%s%s", i ? ", " : "", use->user);
+        if (use->by)
+            g_string_append_printf(text, " (as '%s')", use->role);
+    }
+    return g_string_free(g_steal_pointer(&text), FALSE);
+}

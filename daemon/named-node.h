@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// A node of the graph that has a name, as control sees it: what it was made of, its children, and
+// who uses it. What is read of the node itself was copied here when it last changed. Control loop;
+// changed by nodes.c only.
+#pragma once
+
+#include <glib.h>
+
+#include "chain-core/node-config.h"
+#include "node-origin.h"
+
+typedef struct NamedNode NamedNode;
+
+// That a node is used: as a child of another node, or by something outside of the graph, such as an
+// export. It lives as long as its user wants it.
+typedef struct NodeUse {
+    NamedNode *used;
+    NamedNode *by;    // the parent; NULL: `user` is it
+    const char *role; // as which child; "root": for others than nodes
+    bool writes;      // changes what it shows, and so allows no one who relies on that
+    char *user;       // for messages: "block export 'a'", "node 'top'"
+} NodeUse;
+
+// What is known of a node without asking its loop. nodes_refresh() copies it again.
+typedef struct NodeFacts {
+    uint64_t size_bytes;
+    bool read_only;
+    json_t *info; // Driver.info's; owned, or NULL
+} NodeFacts;
+
+struct NamedNode {
+    char *name;
+    bool is_made_up;    // the name
+    bool is_added;      // by itself, and goes when it is deleted; else with its last user
+    NodeOrigin *origin; // a reference
+    const Driver *driver;
+    const NodeConfig *config; // of the origin; NULL: only an image's header speaks of it
+    Node *node;               // the table's reference; used on node->loop, which is read anywhere
+    NodeFacts facts;
+    GPtrArray *children; // NodeUse, owned
+    GPtrArray *users;    // NodeUse, borrowed
+};
+
+static inline Loop *named_node_loop(const NamedNode *named)
+{
+    return named->node->loop;
+}
+
+// The child of that role; NULL: it has none.
+NamedNode *named_node_child(const NamedNode *named, const char *role);
+// The path of the file that it is or lies in; "" where there is none. Borrowed.
+const char *named_node_file_name(const NamedNode *named);
+// May another user come who writes to it, or else relies on its content as `role`? QEMU's words.
+int named_node_check_use(const NamedNode *named, const char *role, bool writes, GError **error);
+// Who uses it, for messages: "node 'top' (as 'backing'), block export 'a'"; owned.
+char *named_node_users_text(const NamedNode *named);

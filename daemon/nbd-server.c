@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// One server after the other, each with its sockets. Control loop.
+#include "nbd-server.h"
+
+struct NbdServer {
+    NbdsServerConfig config;
+    const Loops *loops;
+    NbdsServer *running; // NULL: none
+    bool is_stopping;
+    GMutex mutex;         // of what follows, for the way out in a hurry
+    GPtrArray *listeners; // changed here only
+};
+
+NbdServer *nbd_server_new(const NbdsServerConfig *config, const Loops *loops)
+{
+    NbdServer *server = g_new0(NbdServer, 1);
+    server->config = *config;
+    server->loops = loops;
+    g_mutex_init(&server->mutex);
+    server->listeners = g_ptr_array_new_with_free_func((GDestroyNotify)listeners_free);
+    return server;
+}
+
+void nbd_server_free(NbdServer *server)
+{
+    if (!server)
+        return;
+    g_assert(!server->running);
+    g_ptr_array_unref(server->listeners);
+    g_mutex_clear(&server->mutex);
+    g_free(server);
+}
+
+NbdsServer *nbd_server_get(const NbdServer *server)
+{
+    return server->running;
+}
+
+bool nbd_server_is_stopping(const NbdServer *server)
+{
+    return server->is_stopping;
+}
+
+void nbd_server_start(NbdServer *server, unsigned max_connections)
+{
+    g_assert(!server->running);
+    NbdsServerConfig config = server->config;
+    if (max_connections && max_connections < config.limits.max_connections)
+        config.limits.max_connections = max_connections;
+    server->running = nbds_server_new(&config);
+}
+
+void nbd_server_listen(NbdServer *server, Listeners *listeners)
+{
+    listeners_serve(listeners, server->running, server->loops);
+    g_mutex_lock(&server->mutex);
+    g_ptr_array_add(server->listeners, listeners);
+    g_mutex_unlock(&server->mutex);
+}
+
+char **nbd_server_uris(const NbdServer *server, const char *export_name)
+{
+    g_autoptr(GStrvBuilder) all = g_strv_builder_new();
+    for (guint i = 0; i < server->listeners->len; i++) {
+        g_auto(GStrv) uris = listeners_uris(server->listeners->pdata[i], export_name);
+        g_strv_builder_addv(all, (const char **)uris);
+    }
+    return g_strv_builder_end(all);
+}
+
+void nbd_server_remove_files(NbdServer *server)
+{
+    if (!server)
+        return;
+    g_mutex_lock(&server->mutex);
+    for (guint i = 0; i < server->listeners->len; i++)
+        listeners_remove_files(server->listeners->pdata[i]);
+    g_mutex_unlock(&server->mutex);
+}
+
+void nbd_server_stop(Fiber *self, NbdServer *server)
+{
+    if (server->running && !server->is_stopping) {
+        server->is_stopping = true;
+        nbds_server_stop(self, server->running);
+    }
+    g_mutex_lock(&server->mutex);
+    g_ptr_array_set_size(server->listeners, 0);
+    g_mutex_unlock(&server->mutex);
+}
+
+void nbd_server_end(NbdServer *server)
+{
+    nbds_server_free(g_steal_pointer(&server->running));
+    server->is_stopping = false;
+}

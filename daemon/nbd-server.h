@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// The daemon's NBD server: whether it runs, and on which sockets. Control loop, unless said
+// otherwise.
+#pragma once
+
+#include "listeners.h"
+#include "nbd/server.h"
+
+typedef struct NbdServer NbdServer;
+
+// `config` (copied; its max_connections is the most that nbd_server_start() grants) and `loops` are
+// of all servers that run one after the other.
+NbdServer *nbd_server_new(const NbdsServerConfig *config, const Loops *loops);
+// When it does not run. Accepts NULL.
+void nbd_server_free(NbdServer *server);
+
+// NULL: it does not run.
+NbdsServer *nbd_server_get(const NbdServer *server);
+bool nbd_server_is_stopping(const NbdServer *server);
+
+// Begins to serve; there are no exports yet. `max_connections` 0: as many as the config says.
+void nbd_server_start(NbdServer *server, unsigned max_connections);
+// Takes clients from these sockets, too; takes `listeners`.
+void nbd_server_listen(NbdServer *server, Listeners *listeners);
+// The NBD URIs of an export, one for each address; owned, NULL-terminated.
+char **nbd_server_uris(const NbdServer *server, const char *export_name);
+// Removes the sockets from the file system. Any thread; accepts NULL.
+void nbd_server_remove_files(NbdServer *server);
+// Disconnects all clients, once their requests have ended, and closes the sockets. While or after
+// all exports are removed.
+void nbd_server_stop(Fiber *self, NbdServer *server);
+// After that, when no export is left.
+void nbd_server_end(NbdServer *server);
