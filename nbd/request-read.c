@@ -173,7 +173,7 @@ void nbds_request_read(Fiber *self, NbdsRequest *request)
     int result = nbds_request_enter(self, request, &node);
     if (result >= 0) {
         result = read_node(self, request, node, &reply);
-        port_leave(&request->connection->export->port);
+        nbds_request_leave(request);
     }
     if (result < 0)
         nbds_request_answer(request, result);

@@ -42,7 +42,7 @@ static int walk_range(Fiber *self, NbdsRequest *request, NbdsWalk *walk)
         if (result < 0)
             break;
         result = kind->walk(self, node, walk);
-        port_leave(&request->connection->export->port);
+        nbds_request_leave(request);
     }
     return walk->offset > begin ? 0 : result; // what is known is an answer
 }

@@ -108,14 +108,30 @@ void nbds_request_refuse(NbdsRequest *request, NbdsErrorCode error, const char *
     end(request, reply);
 }
 
+static RequestKind kind_of(uint16_t type)
+{
+    static const uint8_t kinds[] = {
+        [NBDS_CMD_READ] = REQUEST_READ,         [NBDS_CMD_WRITE] = REQUEST_WRITE,
+        [NBDS_CMD_FLUSH] = REQUEST_FLUSH,       [NBDS_CMD_TRIM] = REQUEST_DISCARD,
+        [NBDS_CMD_CACHE] = REQUEST_READ,        [NBDS_CMD_WRITE_ZEROES] = REQUEST_ZERO,
+        [NBDS_CMD_BLOCK_STATUS] = REQUEST_READ,
+    };
+    return kinds[type];
+}
+
+void nbds_request_leave(const NbdsRequest *request)
+{
+    port_leave(&request->connection->export->port, kind_of(request->head.type));
+}
+
 int nbds_request_enter(Fiber *self, const NbdsRequest *request, Node **ret_node)
 {
     Port *port = &request->connection->export->port;
-    Node *node = port_enter(self, port);
+    Node *node = port_enter(self, port, kind_of(request->head.type));
     // The client was promised a size; a port may since have been moved to a smaller node.
     int result = nbds_request_check_end(&request->head, node->size_bytes);
     if (result < 0)
-        port_leave(port);
+        nbds_request_leave(request);
     else
         *ret_node = node;
     return result;
@@ -187,7 +203,7 @@ static int enter_and_execute(Fiber *self, NbdsRequest *request)
     if (result < 0)
         return result;
     result = execute(self, request, node);
-    port_leave(&request->connection->export->port);
+    nbds_request_leave(request);
     return result;
 }
 
@@ -199,8 +215,9 @@ static uint64_t max_part_bytes(const NbdsRequestHead *head)
 }
 
 // TRIM and WRITE_ZEROES can name terabytes, CACHE reads much. In parts, so that neither a drain nor
-// a stop waits for all of it, and others get their turns. A flush after the last part covers the
-// others. Of a CACHE, which is advice, no more than a read may ask for.
+// a stop waits for all of it, and others get their turns. The graph may change between two parts,
+// so what is to be durable is flushed after the last. Of a CACHE, which is advice, no more than a
+// read may ask for.
 static int execute_in_parts(Fiber *self, NbdsRequest *request)
 {
     NbdsFlow *flow = &request->connection->flow;
@@ -214,7 +231,8 @@ static int execute_in_parts(Fiber *self, NbdsRequest *request)
         request->head.offset = whole.offset + done;
         request->head.length = MIN(length - done, max_part_bytes(&whole));
         bool is_last = done + request->head.length == length;
-        request->head.flags = is_last ? whole.flags : whole.flags & ~NBDS_CMD_FLAG_FUA;
+        bool is_all = is_last && done == 0;
+        request->head.flags = is_all ? whole.flags : whole.flags & ~NBDS_CMD_FLAG_FUA;
         uint64_t cost = nbds_flow_part_cost(&request->head);
         nbds_flow_charge(flow, is_fast ? 0 : cost);
         result = enter_and_execute(self, request);
@@ -227,6 +245,10 @@ static int execute_in_parts(Fiber *self, NbdsRequest *request)
                 result = -ESHUTDOWN;
         }
     } while (result >= 0 && done < length);
+    if (result >= 0 && request->head.flags != whole.flags) {
+        request->head = (NbdsRequestHead){.type = NBDS_CMD_FLUSH};
+        result = enter_and_execute(self, request);
+    }
     request->head = whole;
     return result;
 }

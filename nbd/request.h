@@ -30,9 +30,10 @@ void nbds_request_finish(NbdsRequest *request, NbdsBuffer *reply, bool failed);
 void nbds_request_answer(NbdsRequest *request, int result);
 void nbds_request_refuse(NbdsRequest *request, NbdsErrorCode error, const char *message);
 
-// Enters the graph for this request: 0 with the node to use (pair with port_leave()), or what
+// Enters the graph for this request: 0 with the node to use (pair with the leave), or what
 // nbds_request_check_end() says, outside again, when its range no longer lies inside the node.
 int nbds_request_enter(Fiber *self, const NbdsRequest *request, Node **ret_node);
+void nbds_request_leave(const NbdsRequest *request);
 
 void nbds_request_read(Fiber *self, NbdsRequest *request);   // request-read.c
 void nbds_request_status(Fiber *self, NbdsRequest *request); // request-status.c

@@ -143,6 +143,7 @@ void libchain_get_info(const LibChain *chain, LibChainInfo *ret_info)
 
 typedef struct Request {
     LibChain *chain;
+    RequestKind kind;
     uint64_t off, len;
     void *buf;
     const void *data;
@@ -156,9 +157,9 @@ static void request_on_loop(Fiber *self, void *arg)
 {
     Request *request = arg;
     Port *port = &request->chain->port;
-    Node *node = port_enter(self, port);
+    Node *node = port_enter(self, port, request->kind);
     request->result = request->fn(self, node, request);
-    port_leave(port);
+    port_leave(port, request->kind);
 }
 
 static int run_request(Request request)
@@ -205,6 +206,7 @@ static int do_write(Fiber *self, Node *node, const Request *request)
 int libchain_write(LibChain *chain, uint64_t off, const void *buf, size_t len, unsigned flags)
 {
     return run_request((Request){.chain = chain,
+                                 .kind = REQUEST_WRITE,
                                  .off = off,
                                  .len = len,
                                  .data = buf,
@@ -219,8 +221,12 @@ static int do_zero(Fiber *self, Node *node, const Request *request)
 
 int libchain_zero(LibChain *chain, uint64_t off, uint64_t len, unsigned flags)
 {
-    return run_request((Request){
-        .chain = chain, .off = off, .len = len, .flags = node_flags(flags), .fn = do_zero});
+    return run_request((Request){.chain = chain,
+                                 .kind = REQUEST_ZERO,
+                                 .off = off,
+                                 .len = len,
+                                 .flags = node_flags(flags),
+                                 .fn = do_zero});
 }
 
 static int do_discard(Fiber *self, Node *node, const Request *request)
@@ -230,8 +236,12 @@ static int do_discard(Fiber *self, Node *node, const Request *request)
 
 int libchain_discard(LibChain *chain, uint64_t off, uint64_t len, unsigned flags)
 {
-    return run_request((Request){
-        .chain = chain, .off = off, .len = len, .flags = node_flags(flags), .fn = do_discard});
+    return run_request((Request){.chain = chain,
+                                 .kind = REQUEST_DISCARD,
+                                 .off = off,
+                                 .len = len,
+                                 .flags = node_flags(flags),
+                                 .fn = do_discard});
 }
 
 static int do_flush(Fiber *self, Node *node, const Request *request)
@@ -241,7 +251,7 @@ static int do_flush(Fiber *self, Node *node, const Request *request)
 
 int libchain_flush(LibChain *chain)
 {
-    return run_request((Request){.chain = chain, .fn = do_flush});
+    return run_request((Request){.chain = chain, .kind = REQUEST_FLUSH, .fn = do_flush});
 }
 
 static int do_map(Fiber *self, Node *node, const Request *request)

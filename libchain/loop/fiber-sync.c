@@ -7,6 +7,7 @@
 #include <errno.h>
 
 #include "loop/fiber-private.h"
+#include "loop/loop-private.h"
 
 struct FiberWaiter {
     Fiber *fiber;
@@ -66,6 +67,46 @@ static int wait_for(Fiber *self, FiberQueue *queue, uint64_t wants, bool cancell
 int fiber_queue_wait(Fiber *self, FiberQueue *queue, bool cancellable, const char *where)
 {
     return wait_for(self, queue, 0, cancellable, where);
+}
+
+typedef struct Deadline {
+    LoopTimer timer; // first
+    Fiber *fiber;
+    bool is_over;
+} Deadline;
+
+static void deadline_over(LoopTimer *timer)
+{
+    Deadline *deadline = (Deadline *)timer;
+    deadline->is_over = true;
+    fiber_wake(deadline->fiber);
+}
+
+// As in wait_for(): a wake that came first wins.
+static int wait_until(Fiber *self, FiberQueue *queue, uint64_t after_ns, const char *where)
+{
+    FiberWaiter w = {.fiber = self};
+    Deadline deadline = {.timer.fn = deadline_over, .fiber = self};
+    if (!fiber_begin_cancellable(self, cancel_wait, NULL))
+        return -ECANCELED;
+    loop_timer_start(self->loop, &deadline.timer, after_ns);
+    queue_append(queue, &w);
+    while (!w.is_woken && !self->is_cancelled && !deadline.is_over)
+        fiber_suspend(self, where);
+    loop_timer_stop(self->loop, &deadline.timer);
+    fiber_end_cancellable(self);
+    if (w.is_woken)
+        return 0;
+    queue_remove(queue, &w);
+    return self->is_cancelled ? -ECANCELED : -ETIMEDOUT;
+}
+
+int fiber_queue_wait_until(Fiber *self, FiberQueue *queue, uint64_t deadline_ns, const char *where)
+{
+    if (deadline_ns == UINT64_MAX)
+        return wait_for(self, queue, 0, true, where);
+    uint64_t now_ns = loop_now_ns(self->loop);
+    return wait_until(self, queue, deadline_ns > now_ns ? deadline_ns - now_ns : 0, where);
 }
 
 bool fiber_queue_wake_one(FiberQueue *queue)

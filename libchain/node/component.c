@@ -49,6 +49,8 @@ static void collect(Move *m)
         Node *node = m->nodes->pdata[i];
         if (node->backing && !is_changed(m, node))
             see(node->backing, m);
+        for (guint c = 0; node->others && c < node->others->len; c++)
+            see(node->others->pdata[c], m);
         for (guint p = 0; p < node->parents->len; p++)
             if (!is_changed(m, node->parents->pdata[p]))
                 see(node->parents->pdata[p], m);
@@ -68,7 +70,7 @@ static int check(Move *m)
                 &m->error, -ENOTSUP,
                 "%s cannot be moved to another loop: its driver, %s, stays where it is", node->name,
                 node->ops->driver);
-        if (node->n_drains)
+        if (node_is_drained(node))
             return error_set(&m->error, -EBUSY,
                              "%s cannot be moved to another loop: it is being changed", node->name);
     }
@@ -116,14 +118,14 @@ static int park_ports(Fiber *self, Move *m)
 // Below which nothing of the component lies: their drains reach all of it.
 static bool is_lowest(const Move *m, const Node *node)
 {
-    return !node->backing || is_changed(m, node);
+    return !node->others && (!node->backing || is_changed(m, node));
 }
 
 static void detach_all(Fiber *self, Move *m)
 {
     for (guint i = 0; i < m->nodes->len; i++)
         if (is_lowest(m, m->nodes->pdata[i]))
-            node_drain_begin(self, m->nodes->pdata[i]);
+            node_drain_begin(self, m->nodes->pdata[i], REQUESTS_ALL);
     for (guint i = 0; i < m->nodes->len; i++) {
         Node *node = m->nodes->pdata[i];
         node->ops->detach(self, node);
@@ -157,7 +159,7 @@ static void attach_all(void *arg)
     }
     for (guint i = 0; i < m->nodes->len; i++)
         if (is_lowest(m, m->nodes->pdata[i]))
-            node_drain_end(NULL, m->nodes->pdata[i]);
+            node_drain_end(m->nodes->pdata[i], REQUESTS_ALL);
 }
 
 static void move_fiber(Fiber *self, void *arg)

@@ -1,20 +1,56 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Admission of requests, drains, and the changes to the graph that need one. On the nodes' loop.
+// Admission of requests, and drains. On the nodes' loop.
 //
-// One rule holds whenever nobody runs between two lines of this file: a port's n_drains is its own
-// n_holds plus n_drains of each node below it. Every changed edge recounts it, so that drains nest
-// and may begin and end around any change of the graph.
+// One rule holds whenever nobody runs between two lines of this file: a kind of request is stopped
+// at a port exactly when the port itself is held for it, or a node below it is drained of it. Every
+// changed edge counts it again, so that drains nest and may begin and end around any change of the
+// graph. A drain first stops, in one step, and then waits for requests only; those wait for no
+// drain any more, so drains never wait for each other.
 #include "chain-core/port.h"
 
 #include "node/node-edge.h"
 
+static RequestMask mask_of(const uint32_t *counts)
+{
+    RequestMask mask = 0;
+    for (unsigned kind = 0; kind < REQUEST_KINDS; kind++)
+        mask |= counts[kind] ? 1u << kind : 0;
+    return mask;
+}
+
+static void count_kinds(uint32_t *counts, RequestMask kinds, int step)
+{
+    for (unsigned kind = 0; kind < REQUEST_KINDS; kind++) {
+        if (!(kinds >> kind & 1))
+            continue;
+        g_assert(step > 0 || counts[kind] > 0);
+        counts[kind] += step;
+    }
+}
+
+static void add_drains_of(Node *node, void *arg)
+{
+    *(RequestMask *)arg |= mask_of(node->n_drains);
+}
+
+static RequestMask drained_below(Node *node)
+{
+    RequestMask mask = 0;
+    while (node && !node->others) {
+        add_drains_of(node, &mask);
+        node = node->backing;
+    }
+    if (node)
+        node_for_each_below(node, add_drains_of, &mask);
+    return mask;
+}
+
+// Those whose kind is still stopped wait again.
 static void update_port(Port *port)
 {
-    bool was_drained = port->n_drains > 0;
-    port->n_drains = port->n_holds;
-    for (const Node *n = port->node; n; n = n->backing)
-        port->n_drains += n->n_drains;
-    if (was_drained && port->n_drains == 0)
+    RequestMask before = port->stopped;
+    port->stopped = mask_of(port->n_holds) | drained_below(port->node);
+    if (before & ~port->stopped)
         fiber_queue_wake_all(&port->waiting);
 }
 
@@ -38,19 +74,47 @@ void port_init(Port *port, Node *node, const char *owner)
 
 void port_done(Fiber *self, Port *port)
 {
-    g_assert(port->n_in_flight == 0 && fiber_queue_is_empty(&port->waiting));
+    g_assert(!port_in_flight(port) && fiber_queue_is_empty(&port->waiting));
     Node *node = port->node;
     port->node = NULL;
     g_ptr_array_remove_fast(node->ports, port);
     node_unref_close(self, node);
 }
 
-Node *port_enter_slow(Fiber *self, Port *port)
+void port_move(Port *port, Node *to)
 {
-    while (port->n_drains)
+    Node *from = port->node;
+    g_ptr_array_remove_fast(from->ports, port);
+    g_assert(from->n_refs > 1);
+    from->n_refs--;
+    port->node = node_ref(to);
+    g_ptr_array_add(to->ports, port);
+}
+
+RequestMask port_in_flight(const Port *port)
+{
+    return mask_of(port->n_in_flight);
+}
+
+Node *port_enter_slow(Fiber *self, Port *port, RequestKind kind)
+{
+    while (port->stopped >> kind & 1)
         fiber_queue_wait(self, &port->waiting, false, "port: drained");
-    port->n_in_flight++;
+    port->n_in_flight[kind]++;
     return port->node;
+}
+
+int port_enter_until(Fiber *self, Port *port, RequestKind kind, uint64_t deadline_ns,
+                     Node **ret_node)
+{
+    while (port->stopped >> kind & 1) {
+        int r = fiber_queue_wait_until(self, &port->waiting, deadline_ns, "port: drained");
+        if (r < 0)
+            return r;
+    }
+    port->n_in_flight[kind]++;
+    *ret_node = port->node;
+    return 0;
 }
 
 void port_wake_drainers(Port *port)
@@ -58,109 +122,91 @@ void port_wake_drainers(Port *port)
     fiber_queue_wake_all(&port->drainers);
 }
 
+// -- drains ---------------------------------------------------------------------------------------
+
+void node_add_drain(Node *node, RequestMask kinds)
+{
+    count_kinds(node->n_drains, kinds, 1);
+    node_update_ports_above(node);
+}
+
+void node_remove_drain(Node *node, RequestMask kinds)
+{
+    count_kinds(node->n_drains, kinds, -1);
+    node_update_ports_above(node);
+}
+
+bool node_is_drained(const Node *node)
+{
+    return mask_of(node->n_drains);
+}
+
+void port_add_hold(Port *port, RequestMask kinds)
+{
+    count_kinds(port->n_holds, kinds, 1);
+    update_port(port);
+}
+
+void port_remove_hold(Port *port, RequestMask kinds)
+{
+    count_kinds(port->n_holds, kinds, -1);
+    update_port(port);
+}
+
+int port_wait_drained(Fiber *self, Port *port, RequestMask kinds, const uint64_t *deadline_ns)
+{
+    int r = 0;
+    while (r == 0 && port_in_flight(port) & kinds)
+        r = deadline_ns ? fiber_queue_wait_until(self, &port->drainers, *deadline_ns, "drain")
+                        : fiber_queue_wait(self, &port->drainers, false, "drain");
+    return r;
+}
+
+typedef struct BusySearch {
+    RequestMask kinds;
+    Port *busy;
+} BusySearch;
+
 static void find_busy_port(Node *node, void *arg)
 {
-    Port **busy = arg;
-    for (guint i = 0; i < node->ports->len && !*busy; i++) {
+    BusySearch *search = arg;
+    for (guint i = 0; i < node->ports->len && !search->busy; i++) {
         Port *port = node->ports->pdata[i];
-        if (port->n_in_flight)
-            *busy = port;
+        if (port_in_flight(port) & search->kinds)
+            search->busy = port;
     }
 }
 
 // Looks again from the start after each wait: ports may have come and gone meanwhile.
-void node_drain_begin(Fiber *self, Node *node)
+int node_wait_drained(Fiber *self, Node *node, RequestMask kinds, const uint64_t *deadline_ns)
 {
-    node->n_drains++;
-    node_update_ports_above(node);
     for (;;) {
-        Port *busy = NULL;
-        node_for_each_above(node, find_busy_port, &busy);
-        if (!busy)
-            return;
-        fiber_queue_wait(self, &busy->drainers, false, "drain");
+        BusySearch search = {.kinds = kinds};
+        node_for_each_above(node, find_busy_port, &search);
+        if (!search.busy)
+            return 0;
+        int r = port_wait_drained(self, search.busy, kinds, deadline_ns);
+        if (r < 0)
+            return r;
     }
 }
 
-void node_drain_end(Fiber *self, Node *node)
+void node_drain_begin(Fiber *self, Node *node, RequestMask kinds)
 {
-    g_assert(node->n_drains > 0);
-    node->n_drains--;
-    node_update_ports_above(node);
+    node_add_drain(node, kinds);
+    node_wait_drained(self, node, kinds, NULL);
 }
 
-static void assert_idle(Node *node, void *arg)
+int node_drain_begin_until(Fiber *self, Node *node, RequestMask kinds, uint64_t deadline_ns)
 {
-    for (guint i = 0; i < node->ports->len; i++)
-        g_assert(((Port *)node->ports->pdata[i])->n_in_flight == 0);
+    node_add_drain(node, kinds);
+    int r = node_wait_drained(self, node, kinds, &deadline_ns);
+    if (r < 0)
+        node_remove_drain(node, kinds);
+    return r;
 }
 
-// Moves all parents but `except`, and all ports, with the references they hold. `from` must be kept
-// alive by the caller.
-static void move_users(Node *from, Node *to, Node *except)
+void node_drain_end(Node *node, RequestMask kinds)
 {
-    for (guint i = from->parents->len; i-- > 0;) {
-        Node *parent = from->parents->pdata[i];
-        if (parent == except)
-            continue;
-        g_ptr_array_remove_index_fast(from->parents, i);
-        parent->backing = to;
-        g_ptr_array_add(to->parents, parent);
-        to->n_refs++;
-        from->n_refs--;
-    }
-    while (from->ports->len) {
-        Port *port = g_ptr_array_steal_index_fast(from->ports, from->ports->len - 1);
-        port->node = to;
-        g_ptr_array_add(to->ports, port);
-        to->n_refs++;
-        from->n_refs--;
-    }
-}
-
-void node_insert_filter(Fiber *self, Node *node, Node *filter)
-{
-    g_assert(filter->ops->is_filter && !filter->backing && filter->loop == node->loop);
-    g_assert(filter->size_bytes == node->size_bytes);
-    node_drain_begin(self, node);
-    node_for_each_above(node, assert_idle, NULL);
-    filter->read_only = node->read_only;
-    filter->preferred_bytes = node->preferred_bytes;
-    filter->backing = node_ref(node);
-    g_ptr_array_add(node->parents, filter);
-    move_users(node, filter, filter);
-    node_edges_changed(node);
-    node_drain_end(self, node);
-}
-
-void node_remove_filter(Fiber *self, Node *filter)
-{
-    Node *node = filter->backing;
-    g_assert(filter->ops->is_filter && node);
-    node_drain_begin(self, node);
-    node_for_each_above(node, assert_idle, NULL);
-    node_ref(filter);
-    move_users(filter, node, NULL);
-    g_ptr_array_remove_fast(node->parents, filter);
-    filter->backing = NULL;
-    node_edges_changed(node);
-    node_drain_end(self, node);
-    node_unref_close(self, node);
-    node_unref_close(self, filter);
-}
-
-void port_replace(Fiber *self, Port *port, Node *node)
-{
-    g_assert(node->loop == port->node->loop);
-    port->n_holds++;
-    update_port(port);
-    while (port->n_in_flight)
-        fiber_queue_wait(self, &port->drainers, false, "port: replace");
-    Node *old = port->node;
-    port->node = node_ref(node);
-    g_ptr_array_remove_fast(old->ports, port);
-    g_ptr_array_add(node->ports, port);
-    port->n_holds--;
-    update_port(port);
-    node_unref_close(self, old);
+    node_remove_drain(node, kinds);
 }

@@ -287,8 +287,8 @@ int qcow2_snapshot_create(Fiber *self, Node *head, const char *name, Qcow2Snapsh
     int r = prepare(self, view_of(head), name, &s, error);
     if (r < 0)
         return r;
-    node_drain_begin(self, head);
+    node_drain_begin(self, head, REQUESTS_THAT_WRITE);
     qcow2_snapshot_take(s);
-    node_drain_end(self, head);
+    node_drain_end(head, REQUESTS_THAT_WRITE);
     return qcow2_snapshot_finish(self, s, ret_info, error);
 }

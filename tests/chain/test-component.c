@@ -15,6 +15,7 @@
 #include "chain-core/qcow2-create.h"
 #include "chain-core/remote-call.h"
 #include "chain-core/sim.h"
+#include "chain-core/switch.h"
 
 enum {
     DISK_BYTES = 4 << 20,
@@ -53,9 +54,12 @@ static void one_request(Fiber *self, Guest *g, unsigned worker)
     size_t len = 1 + pick(random, MAX_REQUEST);
     uint64_t at = worker * PART_BYTES + pick(random, PART_BYTES - len + 1);
     GuestOff off = guest_off(g->start + at);
-    Node *node = port_enter(self, &g->port);
+    static const RequestKind kinds[8] = {REQUEST_FLUSH, REQUEST_ZERO, REQUEST_WRITE, REQUEST_WRITE,
+                                         REQUEST_WRITE};
+    uint64_t what = pick(random, 64) ? 1 + pick(random, 7) : 0;
+    Node *node = port_enter(self, &g->port, kinds[what]);
     fiber_assert(node->loop == fiber_loop(self));
-    switch (pick(random, 64) ? 1 + pick(random, 7) : 0) {
+    switch (what) {
     case 0:
         fiber_assert_equal(node_flush(self, node), 0);
         break;
@@ -73,7 +77,7 @@ static void one_request(Fiber *self, Guest *g, unsigned worker)
         fiber_assert_equal(node_read(self, node, off, buf, len), 0);
         fiber_assert(memcmp(buf, g->shadow + at, len) == 0);
     }
-    port_leave(&g->port);
+    port_leave(&g->port, kinds[what]);
 }
 
 static void worker(Fiber *self, void *arg)

@@ -12,8 +12,8 @@
 
 #include "../node/on-loop.h"
 #include "../node/pass-filter.h"
-#include "chain-core/port.h"
 #include "chain-core/sim.h"
+#include "chain-core/switch.h"
 #include "chain/merged-map.h"
 #include "chain/region.h"
 #include "fake-layer.h"

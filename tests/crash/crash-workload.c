@@ -133,27 +133,42 @@ static void do_read(Fiber *self, CrashWorkload *w, uint64_t off, uint64_t len)
     shadow_model_read_end(w->model);
 }
 
+// `number`: of all requests that the case weighs, in the order of these.
+static RequestKind kind_of(const CrashCase *c, uint64_t number)
+{
+    const unsigned weights[] = {c->n_write, c->n_zero, c->n_discard, c->n_flush};
+    static const RequestKind kinds[] = {REQUEST_WRITE, REQUEST_ZERO, REQUEST_DISCARD,
+                                        REQUEST_FLUSH};
+    for (unsigned i = 0; i < G_N_ELEMENTS(weights); i++) {
+        if (number < weights[i])
+            return kinds[i];
+        number -= weights[i];
+    }
+    return REQUEST_READ;
+}
+
 static void do_request(Fiber *self, CrashWorkload *w)
 {
     const CrashCase *c = w->c;
     uint64_t off, len;
     bool is_fua = pick(w, 100) < c->fua_percent;
-    uint64_t kind = pick(w, c->n_write + c->n_zero + c->n_discard + c->n_flush + c->n_read);
+    RequestKind kind =
+        kind_of(c, pick(w, c->n_write + c->n_zero + c->n_discard + c->n_flush + c->n_read));
     pick_range(w, &off, &len);
     if (w->port)
-        port_enter(self, w->port);
-    if (kind < c->n_write)
+        port_enter(self, w->port, kind);
+    if (kind == REQUEST_WRITE)
         do_write(self, w, off, len, is_fua);
-    else if (kind < c->n_write + c->n_zero)
+    else if (kind == REQUEST_ZERO)
         do_zero(self, w, off, len, is_fua);
-    else if (kind < c->n_write + c->n_zero + c->n_discard)
+    else if (kind == REQUEST_DISCARD)
         do_discard(self, w, off, len, is_fua);
-    else if (kind < c->n_write + c->n_zero + c->n_discard + c->n_flush)
+    else if (kind == REQUEST_FLUSH)
         do_flush(self, w);
     else
         do_read(self, w, off, len);
     if (w->port)
-        port_leave(w->port);
+        port_leave(w->port, kind);
 }
 
 static void workload_fiber(Fiber *self, void *arg)

@@ -111,10 +111,10 @@ static void make(Fiber *self, Run *run)
             fail(run, sim_n_ops(run->sim), "a snapshot fails: %s", error->message);
         return;
     }
-    node_drain_begin(self, run->head);
+    node_drain_begin(self, run->head, REQUESTS_THAT_WRITE);
     qcow2_snapshot_take(s);
     int r = read_all(self, run->head, &e->content);
-    node_drain_end(self, run->head);
+    node_drain_end(run->head, REQUESTS_THAT_WRITE);
     if (r < 0) {
         qcow2_snapshot_abort(self, s);
         return;

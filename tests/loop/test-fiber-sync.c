@@ -233,6 +233,43 @@ static void count_drained(IoPin *pin)
     n_drained++;
 }
 
+typedef struct Limited {
+    FiberQueue *queue;
+    uint64_t ns;
+    int result; // 1: not over yet
+} Limited;
+
+static void limited_fiber(Fiber *self, void *arg)
+{
+    Limited *limited = arg;
+    uint64_t limit = limited->ns ? loop_now_ns(fiber_loop(self)) + limited->ns : UINT64_MAX;
+    limited->result = fiber_queue_wait_until(self, limited->queue, limit, "test: limited");
+}
+
+FIBER_TEST(a_wait_with_a_deadline_ends_by_a_wake_its_deadline_or_a_cancellation)
+{
+    FiberQueue queue = {0};
+    Loop *loop = fiber_loop(self);
+    Limited late = {&queue, 1000000, 1}, woken = {&queue, UINT64_C(1) << 60, 1};
+    Limited cancelled = {&queue, 0, 1};
+    Fiber *fiber;
+    fiber_assert(fiber_spawn(loop, "late", limited_fiber, &late, NULL) == 0);
+    fiber_assert(fiber_spawn(loop, "woken", limited_fiber, &woken, NULL) == 0);
+    fiber_assert(fiber_spawn(loop, "cancelled", limited_fiber, &cancelled, &fiber) == 0);
+    while (late.result == 1)
+        fiber_sleep(self, 100000);
+    fiber_assert_equal(late.result, -ETIMEDOUT);
+    fiber_cancel(fiber);
+    while (cancelled.result == 1)
+        fiber_yield(self);
+    fiber_assert_equal(cancelled.result, -ECANCELED);
+    fiber_assert(woken.result == 1 && fiber_queue_wake_one(&queue));
+    fiber_assert(!fiber_queue_wake_one(&queue));
+    while (woken.result == 1)
+        fiber_yield(self);
+    fiber_assert_equal(woken.result, 0);
+}
+
 FIBER_TEST(a_batch_holds_each_pin_once_and_lets_go_after_the_wait)
 {
     IoPin pins[IO_BATCH_PINS + 1];
@@ -265,6 +302,7 @@ int main(void)
         cmocka_unit_test(units_handed_to_a_waiter_that_is_then_cancelled_are_not_lost),
         cmocka_unit_test(a_wait_group_waits_for_all),
         cmocka_unit_test(a_queue_wakes_in_order_and_only_cancellable_waits_are_cancelled),
+        cmocka_unit_test(a_wait_with_a_deadline_ends_by_a_wake_its_deadline_or_a_cancellation),
         cmocka_unit_test(a_batch_holds_each_pin_once_and_lets_go_after_the_wait),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -194,10 +194,11 @@ static void change(Fiber *self, Run *run, ShadowKind kind, uint64_t off, uint64_
     uint32_t version = shadow_model_begin(run->model, kind, off, len);
     uint8_t data[2 * CLUSTER];
     shadow_model_fill(run->model, version, off, data, len);
-    Node *node = port_enter(self, &run->port);
+    RequestKind request = kind == SHADOW_DATA ? REQUEST_WRITE : REQUEST_ZERO;
+    Node *node = port_enter(self, &run->port, request);
     int r = kind == SHADOW_DATA ? node_write(self, node, guest_off(off), data, len, flags)
                                 : node_zero(self, node, guest_off(off), len, flags);
-    port_leave(&run->port);
+    port_leave(&run->port, request);
     shadow_model_end(run->model, version, r, flags & NODE_IO_FUA);
 }
 
@@ -225,16 +226,17 @@ static void op_discard(Fiber *self, Run *run)
 {
     const Place *p = run->place;
     uint32_t version = shadow_model_begin(run->model, SHADOW_ZEROS, p->off, p->len);
-    int r = node_discard(self, port_enter(self, &run->port), guest_off(p->off), p->len, 0);
-    port_leave(&run->port);
+    int r = node_discard(self, port_enter(self, &run->port, REQUEST_DISCARD), guest_off(p->off),
+                         p->len, 0);
+    port_leave(&run->port, REQUEST_DISCARD);
     shadow_model_end(run->model, version, r, false);
 }
 
 static void op_flush(Fiber *self, Run *run)
 {
     uint64_t begun = shadow_model_flush_begin(run->model);
-    int r = node_flush(self, port_enter(self, &run->port));
-    port_leave(&run->port);
+    int r = node_flush(self, port_enter(self, &run->port, REQUEST_FLUSH));
+    port_leave(&run->port, REQUEST_FLUSH);
     shadow_model_flush_end(run->model, begun, r);
 }
 
@@ -244,8 +246,9 @@ static void op_read(Fiber *self, Run *run)
     char problem[256];
     const Place *p = run->place;
     uint64_t begun = shadow_model_read_begin(run->model);
-    int r = node_read(self, port_enter(self, &run->port), guest_off(p->off), data, p->len);
-    port_leave(&run->port);
+    int r = node_read(self, port_enter(self, &run->port, REQUEST_READ), guest_off(p->off), data,
+                      p->len);
+    port_leave(&run->port, REQUEST_READ);
     if (r == 0 && !shadow_model_check(run->model, p->off, data, p->len, begun, NULL, problem))
         fail(run, "read: %s", problem);
     shadow_model_read_end(run->model);

@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/socket.h>
 
+#include "chain-core/switch.h"
 #include "client.h"
 #include "connection.h"
 #include "export.h"

@@ -11,7 +11,7 @@
 
 #include <cmocka.h>
 
-#include "chain-core/port.h"
+#include "chain-core/switch.h"
 #include "pass-filter.h"
 
 enum {
@@ -46,8 +46,9 @@ static inline void load_one_request(Fiber *self, Load *load, GRand *rand, unsign
     GuestOff off = guest_off((index * LOAD_BLOCKS_EACH + b) * (uint64_t)LOAD_BLOCK);
     uint8_t buf[LOAD_BLOCK];
     uint64_t start = load_clock_ns();
-    Node *node = port_enter(self, load->port);
-    if (g_rand_boolean(rand)) {
+    RequestKind kind = g_rand_boolean(rand) ? REQUEST_WRITE : REQUEST_READ;
+    Node *node = port_enter(self, load->port, kind);
+    if (kind == REQUEST_WRITE) {
         memset(buf, ++expected[b], LOAD_BLOCK);
         assert_int_equal(node_write(self, node, off, buf, LOAD_BLOCK, 0), 0);
     } else {
@@ -55,7 +56,7 @@ static inline void load_one_request(Fiber *self, Load *load, GRand *rand, unsign
         assert_int_equal(buf[0], expected[b]);
         assert_int_equal(buf[LOAD_BLOCK - 1], expected[b]);
     }
-    port_leave(load->port);
+    port_leave(load->port, kind);
     uint64_t took = load_clock_ns() - start;
     load->max_ns = MAX(load->max_ns, took);
     load->total_ns += took;
@@ -74,12 +75,12 @@ static inline void load_fiber(Fiber *self, void *arg)
     }
     for (unsigned b = 0; b < LOAD_BLOCKS_EACH; b++) {
         uint8_t buf[LOAD_BLOCK];
-        Node *node = port_enter(self, load->port);
+        Node *node = port_enter(self, load->port, REQUEST_READ);
         assert_int_equal(node_read(self, node,
                                    guest_off((index * LOAD_BLOCKS_EACH + b) * (uint64_t)LOAD_BLOCK),
                                    buf, LOAD_BLOCK),
                          0);
-        port_leave(load->port);
+        port_leave(load->port, REQUEST_READ);
         assert_int_equal(buf[17], expected[b]);
     }
     g_rand_free(rand);

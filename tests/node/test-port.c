@@ -8,8 +8,8 @@
 
 #include <cmocka.h>
 
-#include "chain-core/port.h"
 #include "chain-core/raw.h"
+#include "chain-core/switch.h"
 #include "load.h"
 #include "memory-node.h"
 #include "on-loop.h"
@@ -83,20 +83,20 @@ static void drained_node_sees_nothing(Fiber *self, void *arg)
     Load load;
     load_start(self, &load, &port);
     for (int i = 0; i < 300; i++) {
-        node_drain_begin(self, &m->node);
+        node_drain_begin(self, &m->node, REQUESTS_ALL);
         if (i % 3 == 0)
-            node_drain_begin(self, over);
+            node_drain_begin(self, over, REQUESTS_ALL);
         uint64_t before = load.n_requests;
         assert_int_equal(m->n_running, 0);
         for (int turns = 0; turns < 3; turns++)
             fiber_yield(self);
         assert_int_equal(m->n_running, 0);
         assert_int_equal(load.n_requests, before);
-        node_drain_end(self, &m->node);
+        node_drain_end(&m->node, REQUESTS_ALL);
         if (i % 3 == 0) {
             fiber_yield(self);
             assert_int_equal(m->n_running, 0);
-            node_drain_end(self, over);
+            node_drain_end(over, REQUESTS_ALL);
         }
         for (int turns = 0; turns < 7; turns++)
             fiber_yield(self);
@@ -119,18 +119,18 @@ static void ports_follow_drains(Fiber *self, void *arg)
     MemoryNode *b = memory_node_new(fiber_loop(self), LOAD_SIZE);
     Port port;
     port_init(&port, &a->node, "test");
-    node_drain_begin(self, &a->node);
-    assert_int_equal(port.n_drains, 1);
+    node_drain_begin(self, &a->node, REQUESTS_ALL);
+    assert_int_equal(port.stopped, REQUESTS_ALL);
     Port late;
     port_init(&late, &a->node, "late");
-    assert_int_equal(late.n_drains, 1);
+    assert_int_equal(late.stopped, REQUESTS_ALL);
     port_replace(self, &port, &b->node);
-    assert_int_equal(port.n_drains, 0);
+    assert_int_equal(port.stopped, 0);
     port_replace(self, &port, &a->node);
-    assert_int_equal(port.n_drains, 1);
-    node_drain_end(self, &a->node);
-    assert_int_equal(port.n_drains, 0);
-    assert_int_equal(late.n_drains, 0);
+    assert_int_equal(port.stopped, REQUESTS_ALL);
+    node_drain_end(&a->node, REQUESTS_ALL);
+    assert_int_equal(port.stopped, 0);
+    assert_int_equal(late.stopped, 0);
     port_done(self, &port);
     port_done(self, &late);
     node_unref_close(self, &a->node);

@@ -134,9 +134,9 @@ static int write_block(Fiber *self, Node *node, uint64_t off, uint8_t value)
 static int set_mode(Fiber *self, Node *node, bool is_writable)
 {
     g_autoptr(GError) error = NULL;
-    node_drain_begin(self, node);
+    node_drain_begin(self, node, REQUESTS_ALL);
     int r = node_set_writable(self, node, is_writable, &error);
-    node_drain_end(self, node);
+    node_drain_end(node, REQUESTS_ALL);
     assert_true((r < 0) == (error != NULL));
     return r;
 }
@@ -169,9 +169,9 @@ static void writes_fiber(Fiber *self, void *arg)
     assert_int_equal(read_block(self, t->top, 0), 2);
     assert_int_equal(read_block(self, t->top, 512 << 10), 3);
 
-    node_drain_begin(self, t->base);
+    node_drain_begin(self, t->base, REQUESTS_ALL);
     node_stop_writes(t->base);
-    node_drain_end(self, t->base);
+    node_drain_end(t->base, REQUESTS_ALL);
     assert_true(t->base->read_only);
     assert_int_equal(write_block(self, t->base, 0, 4), -EROFS);
     assert_int_equal(read_block(self, t->top, 0), 2);

@@ -71,7 +71,11 @@ static void one_request(Fiber *self, Writer *w)
     len = MIN(len, w->start + part - off);
     g_autofree uint8_t *buf = g_malloc(len);
     int r;
-    Node *node = port_enter(self, &run->port);
+    RequestKind request = kind < 60   ? REQUEST_WRITE
+                          : kind < 72 ? REQUEST_ZERO
+                          : kind < 90 ? REQUEST_DISCARD
+                                      : REQUEST_FLUSH;
+    Node *node = port_enter(self, &run->port, request);
     if (kind < 60) {
         memset(buf, 1 + pick(run, 255), len);
         r = node_write(self, node, guest_off(off), buf, len, kind < 5 ? NODE_IO_FUA : 0);
@@ -86,7 +90,7 @@ static void one_request(Fiber *self, Writer *w)
     } else {
         r = node_flush(self, node);
     }
-    port_leave(&run->port);
+    port_leave(&run->port, request);
     assert_int_equal(r, 0);
 }
 
@@ -119,10 +123,10 @@ static void make(Fiber *self, Run *run)
     g_snprintf(k->name, sizeof(k->name), "made-%u", run->n_made++);
     if (qcow2_snapshot_prepare(self, run->head, k->name, &s, &error) < 0)
         fail_msg("%s", error->message);
-    node_drain_begin(self, run->head);
+    node_drain_begin(self, run->head, REQUESTS_THAT_WRITE);
     qcow2_snapshot_take(s);
     k->content = g_memdup2(run->shadow, DISK);
-    node_drain_end(self, run->head);
+    node_drain_end(run->head, REQUESTS_THAT_WRITE);
     if (qcow2_snapshot_finish(self, s, &info, &error) < 0)
         fail_msg("%s", error->message);
     assert_string_equal(info.name, k->name);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // Nodes: named places in the graph. A node has a driver (qcow2, raw, the merged map of a chain, a
-// filter), at most one backing child (what it shows where it has nothing itself), and lives on
-// one loop. Drivers implement NodeOps; everybody else calls the node_* functions, which check
+// filter), at most one backing child (what it shows where it has nothing itself), perhaps other
+// children (where a filter copies to), and lives on one loop. Drivers implement NodeOps; everybody else calls the node_* functions, which check
 // bounds, run write hooks and keep drivers small. All functions: on the node's loop.
 #pragma once
 
@@ -22,6 +22,21 @@ typedef enum NodeIoFlags {
     NODE_IO_NO_UNMAP = 1 << 1,  // write-zeroes: keep the space allocated (NBD NO_HOLE)
     NODE_IO_FAST_ZERO = 1 << 2, // write-zeroes: -ENOTSUP at once, data untouched, if not fast
 } NodeIoFlags;
+
+// What a request is to those who let it in (port.h).
+typedef enum RequestKind {
+    REQUEST_READ, // and whatever else changes nothing: block status, look-ups
+    REQUEST_WRITE,
+    REQUEST_ZERO,
+    REQUEST_DISCARD,
+    REQUEST_FLUSH,
+    REQUEST_KINDS, // how many there are
+} RequestKind;
+typedef unsigned RequestMask; // of 1 << RequestKind
+enum {
+    REQUESTS_ALL = (1 << REQUEST_KINDS) - 1,
+    REQUESTS_THAT_WRITE = 1 << REQUEST_WRITE | 1 << REQUEST_ZERO | 1 << REQUEST_DISCARD,
+};
 
 typedef enum NodeExtentKind {
     NODE_EXTENT_BELOW,          // nothing here: ask the backing child (zeros when there is none)
@@ -124,22 +139,28 @@ struct Node {
     bool read_only;
     uint32_t preferred_bytes; // good I/O size (cluster size), a power of 2
     uint32_t n_refs;
-    Node *backing; // owned reference or NULL
+    Node *backing;     // owned reference or NULL
+    GPtrArray *others; // children beside `backing`, owned references; NULL: none
     NodeWriteHook *write_hooks;
     GPtrArray *bitmaps; // its dirty bitmaps (chain-core/dirty-bitmap.h), or NULL
     NodeIdentity identity;
-    GPtrArray *parents; // nodes whose `backing` this is
-    GPtrArray *ports;   // ports whose target this is
-    uint32_t n_drains;  // node_drain_begin() calls not yet ended
+    GPtrArray *parents;               // nodes whose child this is, once for each edge
+    GPtrArray *ports;                 // ports whose target this is
+    uint32_t n_drains[REQUEST_KINDS]; // begun and not yet ended
 };
 
 void node_init(Node *node, const NodeOps *ops, Loop *loop, const char *name, uint64_t size_bytes);
 Node *node_ref(Node *node);
 // Drops a reference; the last one closes the node (does I/O), then its backing child. NULL is fine.
 void node_unref_close(Fiber *self, Node *node);
-// Sets or replaces the backing child (takes a new reference, drops the old one; NULL: none). If
-// requests can reach `node`, it is drained.
+// Sets or replaces the backing child (takes a new reference, drops the old one; NULL: none) of a
+// node that no request can reach yet. Where requests are, a Switch does it (switch.h).
 void node_set_backing(Fiber *self, Node *node, Node *backing);
+// Adds a child beside the backing child (takes a new reference), or takes it out and returns the
+// reference, to be dropped when nothing is drained any more. A drain of the child stops what enters
+// above `node`, too. Memory only; not while requests are in `node`.
+void node_add_child(Node *node, Node *child);
+Node *node_take_child(Node *node, Node *child);
 
 // Bounds are the caller's promise (asserted): off+len ≤ size_bytes.
 int node_read_start(Fiber *self, Node *node, GuestOff off, void *buf, size_t len, IoBatch *batch);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // A port is where requests enter the graph: an export's or a job's attachment to a node. It counts
-// requests in flight, stops admission while drained, and can be moved to another node. On the
-// node's loop.
+// requests in flight by kind, stops admission of the kinds that are drained, and can be moved to
+// another node. On the node's loop.
 #pragma once
 
 #include "chain-core/fiber-sync.h"
@@ -21,11 +21,11 @@ typedef struct PortMoveOps {
 } PortMoveOps;
 
 struct Port {
-    Node *node; // current target; valid between port_enter() and port_leave()
-    uint32_t n_in_flight;
-    uint32_t n_drains;  // >0: admission stopped; drains of nodes below, plus n_holds
-    uint32_t n_holds;   // port_replace() under way
-    FiberQueue waiting; // requests kept out
+    Node *node;          // current target; valid between port_enter() and port_leave()
+    RequestMask stopped; // kinds not admitted: drained at a node below, or held here
+    uint32_t n_in_flight[REQUEST_KINDS];
+    uint32_t n_holds[REQUEST_KINDS]; // drains of this port alone
+    FiberQueue waiting;              // requests kept out
     FiberQueue drainers;
     const char *owner;
     const PortMoveOps *move_ops; // set after port_init(); NULL: it cannot be moved
@@ -36,32 +36,32 @@ void port_init(Port *port, Node *node, const char *owner);
 // Nothing may be in flight. Drops the reference (may close the node: I/O).
 void port_done(Fiber *self, Port *port);
 
-// Enter before the request's first disk I/O, leave after its last completion; never held over
-// socket time. Enter waits while drained and returns the node to use.
-Node *port_enter_slow(Fiber *self, Port *port);
+// Enter before the request's first disk I/O, leave (with the same kind) after its last completion;
+// never held over socket time, nor while waiting for a limit. Enter waits while its kind is drained
+// and returns the node to use.
+Node *port_enter_slow(Fiber *self, Port *port, RequestKind kind);
 void port_wake_drainers(Port *port);
-static inline Node *port_enter(Fiber *self, Port *port)
+static inline Node *port_enter(Fiber *self, Port *port, RequestKind kind)
 {
-    if (__builtin_expect(port->n_drains != 0, 0))
-        return port_enter_slow(self, port);
-    port->n_in_flight++;
+    if (__builtin_expect(port->stopped >> kind & 1, 0))
+        return port_enter_slow(self, port, kind);
+    port->n_in_flight[kind]++;
     return port->node;
 }
-static inline void port_leave(Port *port)
+static inline void port_leave(Port *port, RequestKind kind)
 {
-    if (--port->n_in_flight == 0 && __builtin_expect(port->n_drains != 0, 0))
+    if (--port->n_in_flight[kind] == 0 && __builtin_expect(port->stopped >> kind & 1, 0))
         port_wake_drainers(port);
 }
+// For those who may give up: 0 (and inside), -ECANCELED once the fiber is cancelled, -ETIMEDOUT
+// once loop_now_ns() has reached `deadline_ns` (UINT64_MAX: no limit).
+int port_enter_until(Fiber *self, Port *port, RequestKind kind, uint64_t deadline_ns,
+                     Node **ret_node);
 
-// Stops admission at every port from which `node` can be reached and waits until none of their
-// requests is in flight. Nests. End resumes. Never while holding a port entered. Ports and edges
-// that appear below a drain inherit it.
-void node_drain_begin(Fiber *self, Node *node);
-void node_drain_end(Fiber *self, Node *node);
-
-// Puts `filter` (whose backing child must be NULL) between `node` and all its parents and ports;
-// drains, switches in one step, resumes. The removal is the reverse.
-void node_insert_filter(Fiber *self, Node *node, Node *filter);
-void node_remove_filter(Fiber *self, Node *filter);
-// Moves one port to `node`, drained.
-void port_replace(Fiber *self, Port *port, Node *node);
+// Stops admission of `kinds` at every port from which `node` can be reached, through whatever edge,
+// and waits until none of them is in flight. Nests. End resumes. Never while holding a port
+// entered. Ports and edges that appear below a drain inherit it.
+void node_drain_begin(Fiber *self, Node *node, RequestMask kinds);
+void node_drain_end(Node *node, RequestMask kinds);
+// The same for one that may give up, as above; nothing is drained then.
+int node_drain_begin_until(Fiber *self, Node *node, RequestMask kinds, uint64_t deadline_ns);
