@@ -22,12 +22,49 @@ struct Nodes {
     void *emit_arg;
     GHashTable *by_name; // NamedNode, borrowed
     GPtrArray *all;      // the same, owned, in order
-    SizeWatch **watches; // one a loop, and that loop's
-    unsigned n_watches;
+    SizeWatch *watch;
     unsigned n_opened;  // also those that failed
     unsigned n_made_up; // names
     FiberMutex graph_lock;
 };
+
+// -- sizes ----------------------------------------------------------------------------------------
+
+static void check_files(Fiber *self, void *arg)
+{
+    Node *node = node_ref(arg); // the disk may be closed whenever this waits
+    File *files[] = {node_file(node), node_metadata_file(node)};
+    for (unsigned i = 0; i < G_N_ELEMENTS(files); i++)
+        if (files[i])
+            file_check_size(self, files[i]); // what fails here fails for clients, too
+    node_unref_close(self, node);
+}
+
+// With the lock: nothing moves to another loop meanwhile.
+static void check_sizes(Fiber *self, void *arg, void *key)
+{
+    Nodes *nodes = arg;
+    fiber_mutex_lock(self, &nodes->graph_lock);
+    if (g_ptr_array_find(nodes->all, key, NULL)) {
+        const NamedNode *named = key;
+        remote_call_fiber_reserve(self, named_node_loop(named), check_files, named->node);
+    }
+    fiber_mutex_unlock(self, &nodes->graph_lock);
+}
+
+// Not where another program writes the files.
+static void watch_sizes(Fiber *self, Nodes *nodes, NamedNode *named)
+{
+    if (named->driver->is_file ||
+        (named->config && driver_value_bool(named->config->values, "force-share", false)))
+        return;
+    const File *files[] = {node_file(named->node), node_metadata_file(named->node)};
+    for (unsigned i = 0; i < G_N_ELEMENTS(files); i++)
+        if (files[i])
+            size_watch_add(self, nodes->watch, file_path(files[i]), named);
+}
+
+// -- the table ------------------------------------------------------------------------------------
 
 static void named_node_free(gpointer p)
 {
@@ -50,10 +87,7 @@ Nodes *nodes_new(const Loops *loops, MapMemory *memory, NodeOriginEmit *emit, vo
     nodes->emit_arg = emit_arg;
     nodes->by_name = g_hash_table_new(g_str_hash, g_str_equal);
     nodes->all = g_ptr_array_new();
-    nodes->n_watches = loops_count(loops);
-    nodes->watches = g_new0(SizeWatch *, nodes->n_watches);
-    for (unsigned i = 0; i < nodes->n_watches; i++)
-        nodes->watches[i] = size_watch_new();
+    nodes->watch = size_watch_new(check_sizes, nodes);
     return nodes;
 }
 
@@ -62,9 +96,7 @@ void nodes_free(Nodes *nodes)
     if (!nodes)
         return;
     g_assert(nodes->all->len == 0);
-    for (unsigned i = 0; i < nodes->n_watches; i++)
-        size_watch_free(nodes->watches[i]);
-    g_free(nodes->watches);
+    size_watch_free(nodes->watch);
     g_hash_table_unref(nodes->by_name);
     g_ptr_array_unref(nodes->all);
     g_free(nodes);
@@ -102,62 +134,9 @@ static int out_of_memory(const char *what, GError **error)
 
 // -- loops ----------------------------------------------------------------------------------------
 
-static SizeWatch *watch_of(const Nodes *nodes, const Loop *loop)
-{
-    unsigned i = 0;
-    while (loops_get(nodes->loops, i) != loop)
-        i++;
-    return nodes->watches[i];
-}
-
-// There another program writes the files.
-static bool is_watched(const NamedNode *named)
-{
-    return !named->driver->is_file &&
-           !(named->config && driver_value_bool(named->config->values, "force-share", false));
-}
-
-typedef struct Watching {
-    SizeWatch *watch;
-    GPtrArray *nodes; // Node
-} Watching;
-
-static void watch_nodes(Fiber *self, void *arg)
-{
-    Watching *w = arg;
-    for (guint i = 0; i < w->nodes->len; i++)
-        size_watch_add(w->watch, w->nodes->pdata[i]);
-}
-
-static void unwatch_nodes(Fiber *self, void *arg)
-{
-    Watching *w = arg;
-    for (guint i = 0; i < w->nodes->len; i++)
-        size_watch_remove(w->watch, w->nodes->pdata[i]);
-}
-
-// Has `fn` called on `loop` for what is watched there.
-static void for_watched(Fiber *self, Nodes *nodes, Loop *loop, FiberFn *fn)
-{
-    g_autoptr(GPtrArray) watched = g_ptr_array_new();
-    for (guint i = 0; i < nodes->all->len; i++) {
-        NamedNode *named = nodes->all->pdata[i];
-        if (named_node_loop(named) == loop && is_watched(named))
-            g_ptr_array_add(watched, named->node);
-    }
-    Watching w = {.watch = watch_of(nodes, loop), .nodes = watched};
-    remote_call_fiber_reserve(self, loop, fn, &w);
-}
-
 static int move_to(Fiber *self, Nodes *nodes, NamedNode *named, Loop *loop, GError **error)
 {
-    Loop *old = named_node_loop(named);
-    for_watched(self, nodes, old, unwatch_nodes);
-    for_watched(self, nodes, loop, unwatch_nodes);
-    int r = component_move(self, named->node, loop, NULL, 0, error);
-    for_watched(self, nodes, old, watch_nodes);
-    for_watched(self, nodes, loop, watch_nodes);
-    return r;
+    return component_move(self, named->node, loop, NULL, 0, error);
 }
 
 // The loop on which nodes that use all of `used` (NamedNode) can live; the others come to the
@@ -185,7 +164,6 @@ static int choose_loop(Fiber *self, Nodes *nodes, const GPtrArray *used, Loop **
 typedef struct Opening {
     Nodes *nodes;
     NodeOrigin *origin;
-    SizeWatch *watch;
     GArray *opened; // ChainNode
     NodeFacts *facts;
     int result;
@@ -296,22 +274,17 @@ static NamedNode *enter_all(Fiber *self, Opening *o)
 {
     Nodes *nodes = o->nodes;
     guint first = nodes->all->len;
-    g_autoptr(GPtrArray) watched = g_ptr_array_new();
     for (guint i = 0; i < o->opened->len; i++) {
         ChainNode *opened = &g_array_index(o->opened, ChainNode, i);
         NamedNode *named = enter(nodes, o->origin, opened, o->facts[i]);
         if (i > 0)
             add_child(nodes->all->pdata[first + opened->parent], named, opened->role);
-        if (is_watched(named))
-            g_ptr_array_add(watched, named->node);
+        watch_sizes(self, nodes, named);
     }
     for (guint i = first; i < nodes->all->len; i++)
         use_named(nodes, nodes->all->pdata[i]);
     NamedNode *top = nodes->all->pdata[first];
     top->is_added = true;
-    Watching w = {.watch = watch_of(nodes, named_node_loop(top)), .nodes = watched};
-    if (watched->len)
-        remote_call_fiber_reserve(self, named_node_loop(top), watch_nodes, &w);
     return top;
 }
 
@@ -373,7 +346,6 @@ void nodes_refresh(Fiber *self, NamedNode *named)
 // -- closing --------------------------------------------------------------------------------------
 
 typedef struct Closing {
-    SizeWatch *watch;
     GPtrArray *gone;  // NamedNode of one origin, users before what they use
     GPtrArray *later; // NodeUse of nodes of other origins, which outlive those that use them
     Node **nodes;     // of `gone`: the table's references
@@ -385,7 +357,6 @@ static void close_nodes(Fiber *self, void *arg)
     Closing *c = arg;
     for (guint i = 0; i < c->gone->len; i++) {
         Node *node = c->nodes[i];
-        size_watch_remove(c->watch, node);
         int r = node->read_only ? 0 : node_flush(self, node);
         if (r < 0 && c->result == 0)
             c->result = r;
@@ -416,6 +387,7 @@ static void leave(Nodes *nodes, NamedNode *named, Closing *c)
         named = c->gone->pdata[next];
         g_hash_table_remove(nodes->by_name, named->name);
         g_ptr_array_remove(nodes->all, named);
+        size_watch_remove(nodes->watch, named);
         for (guint i = 0; i < named->children->len; i++) {
             NodeUse *use = named->children->pdata[i];
             NamedNode *child = use->used;
@@ -455,7 +427,6 @@ static int close_unused(Fiber *self, Nodes *nodes, NamedNode *named)
         named = g_ptr_array_steal_index(unused, unused->len - 1);
         Loop *loop = named_node_loop(named);
         Closing c = {
-            .watch = watch_of(nodes, loop),
             .gone = g_ptr_array_new_with_free_func(named_node_free),
             .later = g_ptr_array_new(),
         };
