@@ -14,11 +14,13 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <string.h>
 
 #include "qcow2/allocator.h"
 
 enum {
-    MAX_DIRTY_BYTES = 1 << 20,   // before a write-back: guests have the rest of what may be dirty
+    MAX_DIRTY_BYTES = 4 << 20,   // before a write-back: guests have the rest of what may be dirty
+    MAX_FETCH_BYTES = 128 << 10, // what one table adds to the cache at a time
     ENTRIES_PER_TURN = 32 << 10, // of an L1 table without anything
 };
 
@@ -28,18 +30,32 @@ typedef struct Place {
     uint32_t first; // entry
 } Place;
 
-// Lets others go on, and what is dirty to the disk. An error comes again at the end.
-static void end_step(Fiber *self, SnapshotRefs *refs, uint64_t dirty_before)
+// Lets others go on, and what this has made dirty to the disk. An error comes again at the end.
+static void end_step(Fiber *self, SnapshotRefs *refs)
 {
     Qcow2Image *image = refs->head->image;
-    uint64_t dirty = image->writeback.parts.dirty.pinned_bytes;
     uint64_t share = table_cache_dirty_share(image->cache) / 4;
-    refs->dirty_bytes += dirty > dirty_before ? dirty - dirty_before : 0;
     if (refs->dirty_bytes >= MIN(MAX_DIRTY_BYTES, share)) {
         refs->dirty_bytes = 0;
         writeback_run(self, &image->writeback);
     }
     fiber_yield(self);
+}
+
+static void note_dirty(SnapshotRefs *refs, const TableSlice *slice)
+{
+    refs->dirty_bytes += slice->dirty ? 0 : slice->bytes;
+}
+
+// Loads the beginning of a table at once, instead of one slice after the other.
+static void fetch_table(Fiber *self, Qcow2Image *image, const Place *p)
+{
+    uint32_t slice_bytes = image->geometry.slice_bytes;
+    TableFetch fetch;
+    table_fetch_begin(self, &fetch, image->cache, image, image->file, slice_bytes);
+    for (uint32_t o = 0; o < MIN(image->geometry.cluster_bytes, MAX_FETCH_BYTES); o += slice_bytes)
+        table_fetch_add(&fetch, host_off(p->table.v + o), TABLE_SLICE_L2);
+    table_fetch_end(self, &fetch);
 }
 
 static int get_slice(Fiber *self, Qcow2Image *image, const Place *p, TableSlice **ret_slice)
@@ -74,8 +90,9 @@ static uint32_t find_run(const Qcow2Geometry *g, const TableSlice *slice, uint32
 
 // --- raising -------------------------------------------------------------------------------------
 
-static int raise_some(Fiber *self, Qcow2Image *image, ClusterRange range, uint64_t *ret_n)
+static int raise_some(Fiber *self, SnapshotRefs *refs, ClusterRange range, uint64_t *ret_n)
 {
+    Qcow2Image *image = refs->head->image;
     RefcountPlace place;
     int r;
     do
@@ -92,32 +109,35 @@ static int raise_some(Fiber *self, Qcow2Image *image, ClusterRange range, uint64
             return image_mark_corrupt(image, "cluster %" PRIu64 " is in use but has refcount 0",
                                       range.first + i);
     *ret_n = n;
+    note_dirty(refs, place.slice);
     return refcounts_raise(image, place, n);
 }
 
 // All of the range, or nothing.
-static int raise_range(Fiber *self, Qcow2Image *image, ClusterRange range)
+static int raise_range(Fiber *self, SnapshotRefs *refs, ClusterRange range)
 {
     ClusterRange done = {range.first, 0};
     int r = 0;
     while (done.n < range.n && r == 0) {
         uint64_t n = 0;
-        r = raise_some(self, image, (ClusterRange){done.first + done.n, range.n - done.n}, &n);
+        r = raise_some(self, refs, (ClusterRange){done.first + done.n, range.n - done.n}, &n);
         done.n += r == 0 ? n : 0;
     }
     if (r < 0 && done.n)
-        allocator_release(self, image, done);
+        allocator_release(self, refs->head->image, done);
     return r;
 }
 
 // COPIED is no longer right anywhere in the slice. Nothing suspends.
-static void clear_copied(Qcow2Image *image, TableSlice *slice)
+static void clear_copied(SnapshotRefs *refs, TableSlice *slice)
 {
+    Qcow2Image *image = refs->head->image;
     const Qcow2Geometry *g = &image->geometry;
     for (uint32_t i = 0; i < g->slice_entries; i++) {
         Qcow2L2Entry e = qcow2_l2_entry_decode(g, slice->data, i);
         if (!e.copied)
             continue;
+        note_dirty(refs, slice);
         e.copied = false;
         qcow2_l2_entry_encode(g, slice->data, i, &e);
         table_slice_set_dirty(slice, &image->writeback.parts.dirty);
@@ -148,7 +168,7 @@ static int raise_entries(Fiber *self, SnapshotRefs *refs, const Place *p, const 
                                       " names no data cluster",
                                       refs->n_entries, p->table.v);
         if (range.n)
-            r = raise_range(self, image, range);
+            r = raise_range(self, refs, range);
         refs->n_entries += r == 0 ? n : 0;
     }
     return r;
@@ -157,7 +177,6 @@ static int raise_entries(Fiber *self, SnapshotRefs *refs, const Place *p, const 
 static int raise_slice(Fiber *self, SnapshotRefs *refs, const Place *p)
 {
     Qcow2Image *image = refs->head->image;
-    uint64_t dirty_before = image->writeback.parts.dirty.pinned_bytes;
     TableSlice *slice;
     int r = get_slice(self, image, p, &slice);
     if (r < 0)
@@ -166,9 +185,9 @@ static int raise_slice(Fiber *self, SnapshotRefs *refs, const Place *p)
     if (r == 0)
         r = raise_entries(self, refs, p, slice);
     if (r == 0)
-        clear_copied(image, slice);
+        clear_copied(refs, slice);
     table_slice_release(slice);
-    end_step(self, refs, dirty_before);
+    end_step(self, refs);
     return r;
 }
 
@@ -194,8 +213,10 @@ static int raise_table(Fiber *self, SnapshotRefs *refs, Place p)
     uint64_t cluster = image_cluster_of(image, p.table);
     if (p.table.v & (image->geometry.cluster_bytes - 1) || cluster >= image->allocator.tail)
         return image_mark_corrupt(image, "L1 entry %" PRIu64 " is damaged", p.i1);
-    int r = refs->has_table ? 0 : raise_range(self, image, (ClusterRange){cluster, 1});
+    int r = refs->has_table ? 0 : raise_range(self, refs, (ClusterRange){cluster, 1});
     refs->has_table |= r == 0;
+    if (r == 0)
+        fetch_table(self, image, &p);
     while (r == 0 && refs->n_entries < image->geometry.l2_entries) {
         p.first = refs->n_entries;
         r = raise_slice(self, refs, &p);
@@ -221,26 +242,49 @@ int snapshot_refs_raise(Fiber *self, SnapshotRefs *refs)
 
 // --- lowering ------------------------------------------------------------------------------------
 
+// In empty_slices, of the slice at `p`.
+static uint64_t *slice_word(SnapshotRefs *refs, const Place *p)
+{
+    return &refs->empty_slices[p->first / refs->head->image->geometry.slice_entries / 64];
+}
+
+static uint64_t slice_bit(const SnapshotRefs *refs, const Place *p)
+{
+    return UINT64_C(1) << p->first / refs->head->image->geometry.slice_entries % 64;
+}
+
+static void lower_range(Fiber *self, SnapshotRefs *refs, ClusterRange range)
+{
+    Qcow2Image *image = refs->head->image;
+    RefcountPlace place;
+    if (refcounts_find(self, image, range.first, &place) == 0)
+        note_dirty(refs, place.slice);
+    allocator_release(self, image, range);
+}
+
 // The first `n` entries of a slice.
 static void lower_slice(Fiber *self, SnapshotRefs *refs, const Place *p, uint32_t n)
 {
     Qcow2Image *image = refs->head->image;
-    uint64_t dirty_before = image->writeback.parts.dirty.pinned_bytes;
     TableSlice *slice;
     if (image->corrupt || get_slice(self, image, p, &slice) < 0) {
         refs->is_incomplete = true;
         return;
     }
+    bool is_empty = n == image->geometry.slice_entries;
     for (uint32_t i = 0; i < n;) {
         ClusterRange range;
         i += find_run(&image->geometry, slice, i, n, &range);
+        is_empty &= range.n == 0;
         if (range.n && image_range_is_sane(image, range))
-            allocator_release(self, image, range);
+            lower_range(self, refs, range);
         else
             refs->is_incomplete |= range.n != 0;
     }
     table_slice_release(slice);
-    end_step(self, refs, dirty_before);
+    if (is_empty)
+        *slice_word(refs, p) |= slice_bit(refs, p);
+    end_step(self, refs);
 }
 
 static int count_of(Fiber *self, Qcow2Image *image, HostOff off, uint64_t *ret_count)
@@ -279,8 +323,9 @@ static bool restore_l1_entry(Fiber *self, SnapshotRefs *refs, uint64_t i1)
 }
 
 // COPIED of one slice's entries, whose clusters are locked, and whose table is the head's own.
-static int restore_entries(Fiber *self, Qcow2Image *image, TableSlice *slice)
+static int restore_entries(Fiber *self, SnapshotRefs *refs, TableSlice *slice)
 {
+    Qcow2Image *image = refs->head->image;
     const Qcow2Geometry *g = &image->geometry;
     int r = metadata_set_reserve_slice(self, &image->metadata, slice);
     for (uint32_t i = 0; r == 0 && i < g->slice_entries; i++) {
@@ -292,6 +337,7 @@ static int restore_entries(Fiber *self, Qcow2Image *image, TableSlice *slice)
         r = count_of(self, image, e.host, &count);
         if (r < 0 || count != 1)
             continue;
+        note_dirty(refs, slice);
         e.copied = true;
         qcow2_l2_entry_encode(g, slice->data, i, &e);
         table_slice_set_dirty(slice, &image->writeback.parts.dirty);
@@ -302,19 +348,18 @@ static int restore_entries(Fiber *self, Qcow2Image *image, TableSlice *slice)
 static void restore_slice(Fiber *self, SnapshotRefs *refs, const Place *p)
 {
     Qcow2Image *image = refs->head->image;
-    uint64_t dirty_before = image->writeback.parts.dirty.pinned_bytes;
     uint64_t first = p->i1 * image->geometry.l2_entries + p->first;
     ClusterLock lock;
     TableSlice *slice;
     cluster_lock(self, &image->locks, &lock, first, first + image->geometry.slice_entries - 1);
     int r = get_slice(self, image, p, &slice);
     if (r == 0) {
-        r = restore_entries(self, image, slice);
+        r = restore_entries(self, refs, slice);
         table_slice_release(slice);
     }
     refs->is_incomplete |= r < 0;
     cluster_unlock(&image->locks, &lock);
-    end_step(self, refs, dirty_before);
+    end_step(self, refs);
 }
 
 // `table` is the snapshot's there.
@@ -329,7 +374,8 @@ static void restore_table(Fiber *self, SnapshotRefs *refs, uint64_t i1, HostOff 
     if (!is_counted && p.table.v == table.v)
         return; // as it was
     for (; p.first < g->l2_entries && !refs->head->image->corrupt; p.first += g->slice_entries)
-        restore_slice(self, refs, &p);
+        if (!(*slice_word(refs, &p) & slice_bit(refs, &p)))
+            restore_slice(self, refs, &p);
 }
 
 static void lower_table(Fiber *self, SnapshotRefs *refs, Place p)
@@ -344,6 +390,7 @@ static void lower_table(Fiber *self, SnapshotRefs *refs, Place p)
         refs->is_incomplete = true;
         return;
     }
+    fetch_table(self, image, &p);
     for (; p.first < n; p.first += g->slice_entries)
         lower_slice(self, refs, &p, MIN(n - p.first, g->slice_entries));
     if ((is_whole || (is_last && refs->has_table)) && !image->corrupt)
@@ -355,6 +402,7 @@ void snapshot_refs_lower(Fiber *self, SnapshotRefs *refs)
     for (uint64_t i1 = 0; i1 < refs->n_l1; i1++) {
         Qcow2L1Entry e = qcow2_l1_entry_decode(refs->l1[i1]);
         if (e.l2.v) {
+            memset(refs->empty_slices, 0, sizeof(refs->empty_slices));
             lower_table(self, refs, (Place){i1, e.l2, 0});
             restore_table(self, refs, i1, e.l2);
         }

@@ -7,6 +7,8 @@
 
 #include "qcow2/mapping.h"
 
+enum { SNAPSHOT_REFS_MAX_SLICES = 512 }; // of a table: a cluster of 2 MiB
+
 // All is zero but the first four: nothing is counted yet.
 typedef struct SnapshotRefs {
     Qcow2View *head;
@@ -18,6 +20,8 @@ typedef struct SnapshotRefs {
     uint64_t i1;
     bool has_table;
     uint32_t n_entries;
+    // Of the table that is being taken back: slices of which no entry names anything, a bit each.
+    uint64_t empty_slices[SNAPSHOT_REFS_MAX_SLICES / 64];
     bool is_incomplete;   // something could not be taken back, or put right
     uint64_t dirty_bytes; // made dirty since the last write-back
 } SnapshotRefs;
