@@ -11,7 +11,7 @@
 static const char TOO_LARGE[] = "JSON token size limit exceeded";
 static const char TOO_DEEP[] = "JSON nesting depth limit exceeded";
 static const char BAD_STRING[] = "JSON parse error, a string is not ended";
-static const char BAD_BYTE[] = "JSON parse error, invalid UTF-8";
+static const char BAD_BYTE[] = "JSON parse error, stray '\xff'";
 static const char NO_VALUE[] = "JSON parse error, expecting value";
 
 void qmp_framing_init(QmpFraming *framing)
