@@ -9,6 +9,7 @@
 #include "daemon/qmp/server.h"
 #include "disks.h"
 #include "exports.h"
+#include "jobs/job.h"
 #include "loops.h"
 #include "monitors.h"
 #include "nbd-server.h"
@@ -25,6 +26,7 @@ struct Daemon {
     Loops *loops;   // of disks
     Loops *control; // one loop
     QmpServer *qmp; // on it
+    JobTable *jobs; // likewise
     MapMemory *memory;
     Nodes *nodes;
     NbdServer *nbd;

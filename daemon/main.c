@@ -16,6 +16,7 @@
 #include "chain-core/remote-call.h"
 #include "daemon.h"
 #include "daemon/commands/commands.h"
+#include "daemon/commands/jobs.h"
 #include "log.h"
 
 enum {
@@ -151,6 +152,7 @@ static int start_control(Daemon *daemon, GError **error)
     if (!daemon->control)
         return -ENOSYS;
     daemon->qmp = qmp_server_new(daemon_control_loop(daemon), daemon, qmp_families);
+    daemon->jobs = job_table_new(qmp_jobs_status_changed, daemon);
     return 0;
 }
 
@@ -164,9 +166,12 @@ static int start_monitors(Daemon *daemon, GError **error)
     return start.result;
 }
 
+// Jobs that a command started end with the commands.
 static void end_commands(Fiber *self, void *arg)
 {
-    qmp_server_end_commands(self, arg);
+    const Daemon *daemon = arg;
+    qmp_server_end_commands(self, daemon->qmp);
+    job_table_end(self, daemon->jobs);
 }
 
 static void stop_monitors(Fiber *self, void *arg)
@@ -178,10 +183,10 @@ static void stop_monitors(Fiber *self, void *arg)
 static void finish_commands(const Daemon *daemon)
 {
     RemoteCall call;
-    remote_call_start_reserve(&call, daemon_control_loop(daemon), end_commands, daemon->qmp);
+    remote_call_start_reserve(&call, daemon_control_loop(daemon), end_commands, (void *)daemon);
     if (remote_call_wait(&call, g_get_monotonic_time() + STOP_TIMEOUT_US) != -ETIMEDOUT)
         return;
-    log_line(LOG_WARNING, "a command is still running: the storage that it needs does not answer; "
+    log_line(LOG_WARNING, "a command or job still runs: the storage that it needs does not answer; "
                           "waiting (a second signal leaves at once)");
     remote_call_wait(&call, -1);
 }
@@ -349,6 +354,7 @@ static int finish(Daemon *daemon)
         remote_call_reserve(daemon_control_loop(daemon), stop_monitors, daemon->qmp);
     loops_stop(daemon->control);
     qmp_server_free(daemon->qmp);
+    job_table_free(daemon->jobs);
     loops_stop(daemon->loops);
     loops_free(daemon->control);
     loops_free(daemon->loops);

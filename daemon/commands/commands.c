@@ -3,10 +3,16 @@
 #include "commands.h"
 
 #include "exports.h"
+#include "jobs.h"
 #include "nodes.h"
 #include "protocol.h"
 #include "transaction.h"
 
 const QmpFamily *const qmp_families[] = {
-    &qmp_protocol_family, &qmp_transaction_family, &qmp_nodes_family, &qmp_exports_family, NULL,
+    &qmp_protocol_family,
+    &qmp_nodes_family,
+    &qmp_exports_family,
+    &qmp_transaction_family,
+    &qmp_jobs_family,
+    NULL,
 };

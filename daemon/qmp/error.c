@@ -4,7 +4,10 @@
 
 #include <errno.h>
 
-G_DEFINE_QUARK(qmp - error, qmp_error)
+GQuark qmp_error_quark(void)
+{
+    return g_quark_from_static_string("qmp-error");
+}
 
 json_t *qmp_error_to_json(const GError *error)
 {

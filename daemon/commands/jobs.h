@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// Commands and events of jobs.
+#pragma once
+
+#include "daemon/qmp/command.h"
+#include "jobs/job.h"
+
+extern const QmpFamily qmp_jobs_family;
+
+// A JobStatusFn of the daemon (`arg`): tells the monitors.
+void qmp_jobs_status_changed(void *arg, const Job *job);
