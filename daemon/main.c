@@ -17,7 +17,10 @@
 #include "daemon.h"
 #include "daemon/commands/commands.h"
 #include "daemon/commands/jobs.h"
+#include "daemonize.h"
 #include "log.h"
+#include "pid-file.h"
+#include "startup.h"
 
 enum {
     EXIT_USAGE = 2,
@@ -87,7 +90,8 @@ static unsigned choose_n_loops(const Options *options)
     unsigned n_processors = (unsigned)g_get_num_processors();
     if (options->n_loops)
         return options->n_loops;
-    return *options->qmp_paths ? n_processors : MIN(options->disks->len, n_processors);
+    return *options->qmp_paths || options->startups->len ? n_processors
+                                                         : MIN(options->disks->len, n_processors);
 }
 
 // On the only processor a loop that polls for a client's request keeps that client from running.
@@ -200,8 +204,15 @@ static void open_disks(Fiber *self, void *arg)
     Daemon *daemon = start->daemon;
     if (start->listeners)
         nbd_server_start(daemon->nbd, 0);
-    start->result =
-        disks_open(self, &daemon->options, daemon->nodes, daemon->exports, &start->error);
+    QmpCall call = {
+        .daemon = daemon,
+        .table = qmp_server_table(daemon->qmp),
+        .is_negotiated = true,
+    };
+    start->result = startup_run(self, &call, &daemon->options, &start->error);
+    if (start->result == 0)
+        start->result =
+            disks_open(self, &daemon->options, daemon->nodes, daemon->exports, &start->error);
     if (start->result == 0 && start->listeners)
         nbd_server_listen(daemon->nbd, g_steal_pointer(&start->listeners));
 }
@@ -295,7 +306,7 @@ static void announce(Fiber *self, void *arg)
     for (guint i = 0; i < exports->len; i++) {
         const Export *export = exports->pdata[i];
         g_auto(GStrv) uris = nbd_server_uris(daemon->nbd, export->name);
-        for (char **uri = uris; *uri; uri++)
+        for (char **uri = uris; *uri && !monitors_use_stdio(daemon->monitors); uri++)
             puts(*uri);
         g_autofree char *summary = nodes_summary(export->named);
         log_line(LOG_INFO, "serving '%s': %s", export->name, summary);
@@ -413,13 +424,29 @@ int main(int argc, char **argv)
         return EXIT_FAILURE;
     }
     daemon.n_activated = (unsigned)r;
+    Daemonize *daemonize = NULL;
+    if (daemon.options.daemonize && !(daemonize = daemonize_begin(&error))) {
+        log_line(LOG_ERROR, "%s", error->message);
+        options_clear(&daemon.options);
+        return EXIT_FAILURE;
+    }
     daemon.stop = stop_new();
-    if (start(&daemon, &error) < 0) {
+    PidFile *pid_file = NULL;
+    r = start(&daemon, &error);
+    if (r == 0 && daemon.options.pidfile) {
+        pid_file = pid_file_new(daemon.options.pidfile, &error);
+        r = pid_file ? 0 : -EEXIST;
+    }
+    if (r < 0) {
         log_line(LOG_ERROR, "%s", error->message);
         finish(&daemon);
         return EXIT_FAILURE;
     }
     remote_call_reserve(daemon_control_loop(&daemon), announce, &daemon);
+    if (daemonize)
+        daemonize_ready(daemonize);
     log_line(LOG_INFO, "stopping: %s", stop_wait(daemon.stop));
-    return finish(&daemon) < 0 ? EXIT_FAILURE : EXIT_SUCCESS;
+    r = finish(&daemon);
+    pid_file_free(pid_file);
+    return r < 0 ? EXIT_FAILURE : EXIT_SUCCESS;
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <glib.h>
+#include <stdbool.h>
 
 #include "daemon/qmp/server.h"
 #include "options.h"
@@ -15,6 +16,9 @@ Monitors *monitors_open(const Options *options, GError **error);
 void monitors_remove_files(const Monitors *monitors);
 // Removes them too. Accepts NULL.
 void monitors_free(Monitors *monitors);
+
+// One of them speaks through standard input and output, which are for nothing else then.
+bool monitors_use_stdio(const Monitors *monitors);
 
 // From now on clients are served. On the control loop, once. 0, or -ENOMEM with a sentence.
 int monitors_serve(Monitors *monitors, QmpServer *server, GError **error);

@@ -41,7 +41,12 @@ static const char help_text[] =
     "  --map-memory SIZE    bound on cached tables and maps, e.g. 64M (32M)\n"
     "  --busy-poll USEC     how long an idle thread may poll before it sleeps; 0: never (50)\n"
     "  --log LEVEL          error, warning, info or debug (info)\n"
+    "  --daemonize          go to the background once everything is served\n"
+    "  --pidfile FILE       where to write the number of the process\n"
     "  --help, --version    this text, or the version\n"
+    "\n"
+    "As qemu-storage-daemon has them, in any order, with dotted keys or JSON\n"
+    "  --blockdev, --nbd-server, --export, --object, --chardev, --monitor\n"
     "\n"
     "Examples\n"
     "  chaind disk.qcow2\n"
@@ -91,6 +96,14 @@ static void append(char ***strings, const char *value)
     *strings = g_renew(char *, *strings, n + 2);
     (*strings)[n] = g_strdup(value);
     (*strings)[n + 1] = NULL;
+}
+
+static void startup_option_free(gpointer p)
+{
+    StartupOption *startup = p;
+    g_free(startup->text);
+    json_decref(startup->args);
+    g_free(startup);
 }
 
 static void disk_option_free(gpointer p)
@@ -184,6 +197,31 @@ static int parse_disks(char **arguments, GPtrArray *disks, GError **error)
     return 0;
 }
 
+// `name`: of the option. Words without a key mean what they mean to qemu-storage-daemon.
+static int add_startup(Options *options, StartupKind kind, const char *name, const char *value,
+                       GError **error)
+{
+    static const char *const implied_keys[] = {
+        [STARTUP_BLOCKDEV] = "driver", [STARTUP_EXPORT] = "type",     [STARTUP_OBJECT] = "qom-type",
+        [STARTUP_CHARDEV] = "backend", [STARTUP_MONITOR] = "chardev", [STARTUP_NBD_SERVER] = NULL,
+    };
+    g_autoptr(GError) fault = NULL;
+    g_autofree char *keyed = kind == STARTUP_CHARDEV ? qmp_keyval_expand(value) : g_strdup(value);
+    QmpInput input;
+    json_t *args = qmp_keyval_parse(keyed, implied_keys[kind], &input, &fault);
+    if (!args)
+        return refuse(error, "--%s %s: %s", name, value, fault->message);
+    StartupOption *startup = g_new0(StartupOption, 1);
+    *startup = (StartupOption){
+        .kind = kind,
+        .text = g_strdup_printf("--%s %s", name, value),
+        .args = args,
+        .input = input,
+    };
+    g_ptr_array_add(options->startups, startup);
+    return 0;
+}
+
 static int parse_value(int option, const char *name, const char *value, Options *options,
                        GError **error)
 {
@@ -239,6 +277,22 @@ static int parse_value(int option, const char *name, const char *value, Options 
         if (!log_level_parse(value, &options->log_level))
             return refuse(error, "--log is error, warning, info or debug, not '%s'", value);
         return 0;
+    case 'B':
+        return add_startup(options, STARTUP_BLOCKDEV, name, value, error);
+    case 'E':
+        return add_startup(options, STARTUP_EXPORT, name, value, error);
+    case 'N':
+        return add_startup(options, STARTUP_NBD_SERVER, name, value, error);
+    case 'O':
+        return add_startup(options, STARTUP_OBJECT, name, value, error);
+    case 'C':
+        return add_startup(options, STARTUP_CHARDEV, name, value, error);
+    case 'M':
+        return add_startup(options, STARTUP_MONITOR, name, value, error);
+    case 'p':
+        g_free(options->pidfile);
+        options->pidfile = g_strdup(value);
+        return 0;
     default:
         return refuse(error, "--%s is not known", name);
     }
@@ -258,6 +312,14 @@ static const struct option long_options[] = {
     {"map-memory", required_argument, NULL, 'm'},
     {"busy-poll", required_argument, NULL, 'b'},
     {"log", required_argument, NULL, 'g'},
+    {"blockdev", required_argument, NULL, 'B'},
+    {"export", required_argument, NULL, 'E'},
+    {"nbd-server", required_argument, NULL, 'N'},
+    {"object", required_argument, NULL, 'O'},
+    {"chardev", required_argument, NULL, 'C'},
+    {"monitor", required_argument, NULL, 'M'},
+    {"daemonize", no_argument, NULL, 'D'},
+    {"pidfile", required_argument, NULL, 'p'},
     {"help", no_argument, NULL, 'h'},
     {"version", no_argument, NULL, 'V'},
     {0},
@@ -277,6 +339,9 @@ static int parse(int argc, char **argv, Options *options, GError **error)
             break;
         case 'U':
             options->force_share = options->read_only = true;
+            break;
+        case 'D':
+            options->daemonize = true;
             break;
         case 'h':
             fputs(help_text, stdout);
@@ -298,7 +363,7 @@ static int parse(int argc, char **argv, Options *options, GError **error)
     if (options->snapshot)
         options->read_only = true;
     int r = parse_disks(argv + optind, options->disks, error);
-    if (r == 0 && options->disks->len == 0 && !*options->qmp_paths)
+    if (r == 0 && options->disks->len == 0 && !*options->qmp_paths && options->startups->len == 0)
         return refuse(error, "no FILE to serve was given, and no --qmp to add some");
     return r;
 }
@@ -312,6 +377,7 @@ int options_parse(int argc, char **argv, Options *ret_options, GError **error)
         .addresses = g_new0(char *, 1),
         .qmp_paths = g_new0(char *, 1),
         .disks = g_ptr_array_new_with_free_func(disk_option_free),
+        .startups = g_ptr_array_new_with_free_func(startup_option_free),
     };
     int r = parse(argc, argv, &options, error);
     if (r == 0)
@@ -327,5 +393,7 @@ void options_clear(Options *options)
     g_strfreev(options->qmp_paths);
     g_free(options->snapshot);
     g_free(options->description);
+    g_free(options->pidfile);
+    g_clear_pointer(&options->startups, g_ptr_array_unref);
     g_clear_pointer(&options->disks, g_ptr_array_unref);
 }

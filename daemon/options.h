@@ -6,6 +6,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "daemon/qmp/keyval.h"
 #include "log.h"
 
 // Of what goes to clients (names, descriptions); NBD allows no more.
@@ -17,6 +18,23 @@ typedef struct DiskOption {
     char *file;
     const char *format; // its own, "qcow2" or "raw", or NULL
 } DiskOption;
+
+// Options of qemu-storage-daemon, which name things by the commands that make them.
+typedef enum StartupKind {
+    STARTUP_BLOCKDEV,
+    STARTUP_EXPORT,
+    STARTUP_NBD_SERVER,
+    STARTUP_OBJECT,
+    STARTUP_CHARDEV,
+    STARTUP_MONITOR,
+} StartupKind;
+
+typedef struct StartupOption {
+    StartupKind kind;
+    char *text;   // as it was given: "--blockdev driver=…"
+    json_t *args; // an object
+    QmpInput input;
+} StartupOption;
 
 typedef struct Options {
     char **addresses;   // --nbd, NULL-terminated; empty: a private socket
@@ -30,7 +48,10 @@ typedef struct Options {
     uint64_t map_memory_bytes;
     unsigned busy_poll_us; // LoopConfig's, where there is more than one CPU
     LogLevel log_level;
-    GPtrArray *disks; // DiskOption *; at least one, unless there are monitors
+    GPtrArray *disks;    // DiskOption *; at least one, unless there are monitors or startup options
+    GPtrArray *startups; // StartupOption *, in their order
+    bool daemonize;
+    char *pidfile; // NULL: none
 } Options;
 
 // 0; 1 when the command line asked only for a text (--help, --version), which was then printed; or

@@ -9,10 +9,6 @@
 #include "transaction.h"
 
 const QmpFamily *const qmp_families[] = {
-    &qmp_protocol_family,
-    &qmp_nodes_family,
-    &qmp_exports_family,
-    &qmp_transaction_family,
-    &qmp_jobs_family,
-    NULL,
+    &qmp_protocol_family,    &qmp_nodes_family, &qmp_exports_family,
+    &qmp_transaction_family, &qmp_jobs_family,  NULL,
 };

@@ -7,6 +7,7 @@
 //     cleaned
 #include "transaction.h"
 
+#include "daemon/daemon.h"
 #include "daemon/qmp/args.h"
 #include "daemon/qmp/table.h"
 
@@ -174,6 +175,8 @@ static int transaction(Fiber *self, QmpCall *call, const json_t *args, json_t **
     int r = check_grouped(args, error);
     if (r < 0)
         return r;
+    FiberMutex *lock = nodes_graph_lock(call->daemon->nodes);
+    fiber_mutex_lock(self, lock);
     r = prepare_and_drain(&t, args, error);
     if (r == 0)
         commit_all(&t);
@@ -181,6 +184,7 @@ static int transaction(Fiber *self, QmpCall *call, const json_t *args, json_t **
     if (r < 0)
         abort_all(&t);
     clean_all(&t);
+    fiber_mutex_unlock(self, lock);
     return r;
 }
 

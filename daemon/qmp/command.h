@@ -38,7 +38,8 @@ typedef struct QmpEvent {
     const char *doc;
 } QmpEvent;
 
-// Actions of one transaction take effect together or not at all. For all in their order: prepare;
+// Actions of one transaction take effect together or not at all; the graph lock (nodes_graph_lock())
+// is held throughout, so they do not take it. For all in their order: prepare;
 // then drain; then commit; then resume; then clean. When one of prepare or drain fails: resume what
 // was drained, abort in reverse order those that were prepared before, clean. All functions but
 // prepare may be NULL.

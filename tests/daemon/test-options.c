@@ -249,6 +249,55 @@ static void strings_for_clients_have_at_most_4096_bytes(void **state)
         g_free(lines[i]);
 }
 
+static const StartupOption *startup(const Options *options, guint i)
+{
+    assert_true(i < options->startups->len);
+    return options->startups->pdata[i];
+}
+
+static void assert_startup(const StartupOption *option, StartupKind kind, const char *args)
+{
+    char *got = json_dumps(option->args, JSON_COMPACT);
+    assert_int_equal(option->kind, kind);
+    assert_string_equal(got, args);
+    free(got);
+}
+
+static void options_of_qemu_storage_daemon_keep_their_order(void **state)
+{
+    Options o = parsed("--export|nbd,id=e|--blockdev|qcow2,file=f|--nbd-server|addr.type=unix|"
+                       "--object|secret,id=s|--chardev|socket,id=c,server,nowait|--monitor|c|"
+                       "--blockdev|{\"driver\":\"raw\"}|--daemonize|--pidfile|p");
+    assert_int_equal(o.startups->len, 7);
+    assert_startup(startup(&o, 0), STARTUP_EXPORT, "{\"type\":\"nbd\",\"id\":\"e\"}");
+    assert_startup(startup(&o, 1), STARTUP_BLOCKDEV, "{\"driver\":\"qcow2\",\"file\":\"f\"}");
+    assert_startup(startup(&o, 2), STARTUP_NBD_SERVER, "{\"addr\":{\"type\":\"unix\"}}");
+    assert_startup(startup(&o, 3), STARTUP_OBJECT, "{\"qom-type\":\"secret\",\"id\":\"s\"}");
+    assert_startup(startup(&o, 4), STARTUP_CHARDEV,
+                   "{\"backend\":\"socket\",\"id\":\"c\",\"server\":\"on\",\"wait\":\"off\"}");
+    assert_startup(startup(&o, 5), STARTUP_MONITOR, "{\"chardev\":\"c\"}");
+    assert_startup(startup(&o, 6), STARTUP_BLOCKDEV, "{\"driver\":\"raw\"}");
+    assert_int_equal(startup(&o, 5)->input, QMP_INPUT_KEYVAL);
+    assert_int_equal(startup(&o, 6)->input, QMP_INPUT_JSON);
+    assert_string_equal(startup(&o, 0)->text, "--export nbd,id=e");
+    assert_true(o.daemonize);
+    assert_string_equal(o.pidfile, "p");
+    assert_int_equal(o.disks->len, 0);
+    options_clear(&o);
+    assert_refused("--nbd-server|x", "--nbd-server x: Expected '=' after parameter 'x'");
+    assert_refused("--blockdev|{\"a\"", "JSON parse error");
+}
+
+static void a_monitor_needs_no_file(void **state)
+{
+    Options o = parsed("--qmp|a|--qmp|b");
+    assert_string_equal(o.qmp_paths[0], "a");
+    assert_string_equal(o.qmp_paths[1], "b");
+    assert_null(o.qmp_paths[2]);
+    options_clear(&o);
+    assert_refused("--qmp|", "--qmp");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -263,6 +312,8 @@ int main(void)
         cmocka_unit_test(after_two_dashes_everything_is_a_file),
         cmocka_unit_test(sizes_are_checked),
         cmocka_unit_test(what_makes_no_sense_is_refused),
+        cmocka_unit_test(options_of_qemu_storage_daemon_keep_their_order),
+        cmocka_unit_test(a_monitor_needs_no_file),
         cmocka_unit_test(strings_for_clients_have_at_most_4096_bytes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -6,7 +6,16 @@
 #include <string.h>
 
 #include "daemon/commands/transaction.h"
+#include "daemon/daemon.h"
 #include "daemon/qmp/table.h"
+
+// Of the table that is not there.
+static FiberMutex lock;
+
+FiberMutex *nodes_graph_lock(Nodes *nodes)
+{
+    return &lock;
+}
 
 static GString *said; // what the actions did, in order
 
@@ -18,6 +27,7 @@ static const QmpType note_data = {
 
 static void say(const char *verb, void *state)
 {
+    fiber_assert(lock.owner);
     g_string_append_printf(said, "%s%s %s", said->len ? ", " : "", verb, (char *)state);
 }
 
@@ -75,10 +85,12 @@ static void run_transaction(Fiber *self, void *arg)
 {
     Try *one = arg;
     QmpTable *table = qmp_table_new(families);
-    QmpCall call = {.table = table, .is_negotiated = true};
+    Daemon daemon = {0};
+    QmpCall call = {.daemon = &daemon, .table = table, .is_negotiated = true};
     json_auto_t *request = json_loads(one->actions, 0, NULL);
     fiber_assert(request);
     json_auto_t *reply = qmp_table_dispatch(self, &call, request);
+    fiber_assert(!lock.owner);
     one->reply = json_dumps(reply, JSON_COMPACT);
     qmp_table_free(table);
 }

@@ -19,12 +19,13 @@ directory, so names of files are relative. Lines of a script:
     sorted              of the next reply, the list in no particular order
     unseen              of the next reply or output, nothing but whether it succeeded
     $ COMMAND           a shell command; its output and status are compared
-    end                 waits until the program ends by itself, and compares what it says
-                        (otherwise the script sends quit at its end)
+    end                 waits until the program ends by itself, and compares what it says; then it
+                        can be started again (otherwise the script sends quit at its end)
 
 The program starts at the first line that needs it.
 
-Normalised: times of events, names that were made up (#block123), the working directory.
+Normalised: times of events, names that were made up (#block123), the working directory, the order of
+events after quit.
 
 usage: side-by-side.py [--chaind PATH] [--show] [NAME]...
 """
@@ -147,7 +148,8 @@ class Player:
         self.monitors = {}
         self.filters = []
         names = ["qmp", *(rest for verb, rest in steps if verb == "monitor" and rest != "qmp")]
-        self.command_line = command_line(program, dict.fromkeys(names))
+        self.first_words = command_line(program, dict.fromkeys(names))
+        self.command_line = list(self.first_words)
         self.process = None
         self.log = open(os.path.join(self.directory, ".log"), "w+", encoding="utf-8")
 
@@ -252,20 +254,27 @@ class Player:
             if name != "qmp":
                 monitor.socket.close()
         self.step(first, "send*", '{"execute": "quit"}')
+        n = len(self.transcript)
         while self.take_line(first) is not None:
             pass
+        # All ends at the same time.
+        self.transcript[n:] = sorted(self.transcript[n:])
         self.write("=", f"status {self.process.wait(HANG)}")
 
     def see_end(self):
         """What a program says that ends by itself."""
         if not self.process:
             self.start()
+        self.write("!", shlex.join(self.command_line[len(self.first_words):]))
         status = self.process.wait(HANG)
         self.log.seek(0)
         for line in self.log:
             line = re.sub("^(qemu-storage-daemon|chaind): ", "PROGRAM: ", line.rstrip("\n"))
             self.write(" ", self.normal(line))
         self.write("=", f"status {status}")
+        self.log.truncate(0)
+        self.log.seek(0)
+        self.process, self.command_line = None, list(self.first_words)
 
     def step(self, monitor, verb, rest):
         """The monitor from here on; None: the first."""
@@ -303,7 +312,7 @@ class Player:
             monitor = None
             for verb, rest in self.steps:
                 monitor = self.step(monitor, verb, rest)
-            if not any(verb == "end" for verb, _ in self.steps):
+            if self.steps[-1][0] != "end":
                 self.quit()
         except BaseException:
             self.log.seek(0)
@@ -360,7 +369,8 @@ def read_differences(path):
 
 
 def compare(script, qemu, chaind, differences):
-    """The first lines that differ without a reason, or None."""
+    """The lines that differ without a reason."""
+    wrong = []
     i = j = 0
     while i < len(qemu) or j < len(chaind):
         a = qemu[i] if i < len(qemu) else None
@@ -378,8 +388,10 @@ def compare(script, qemu, chaind, differences):
                 i, j = i + left, j + right
                 break
         else:
-            return f"after {qemu[i - 1] if i else 'the start'}\nqemu:   {a}\nchaind: {b}"
-    return None
+            before = qemu[i - 1] if 0 < i <= len(qemu) else "the start"
+            wrong.append(f"after {before}\nqemu:   {a}\nchaind: {b}")
+            i, j = i + 1, j + 1
+    return wrong
 
 
 # -- the run --------------------------------------------------------------------------------------
@@ -391,7 +403,7 @@ def run_script(path, differences, show):
         print("\n".join(f"# {line}" for line in chaind))
     wrong = compare(path.stem, qemu, chaind, differences)
     if wrong:
-        raise AssertionError(wrong)
+        raise AssertionError("\n".join(wrong))
 
 
 def main():
