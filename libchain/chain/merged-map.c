@@ -92,13 +92,45 @@ static void merged_below_changed(Node *node)
     node->size_bytes = node->backing->size_bytes;
 }
 
+static const NodeOps merged_ops;
+
+// The map that the first layer had when it was the head: the same layers without that one. It may
+// answer only if both see the same layers.
+static MergedMap *map_below(const MergedMap *m)
+{
+    const MapLayer *first = &m->layers[0];
+    Node *below = first->is_barrier ? NULL : first->node->backing;
+    MergedMap *b = below && below->ops == &merged_ops ? (MergedMap *)below : NULL;
+    return b && b->layers && b->n_layers + 1 == m->n_layers ? b : NULL;
+}
+
+// What the map below knows of the region, with a reference. It leaves that map where nobody but this
+// one can reach it any more.
+static Region *take_region_below(const MergedMap *m, uint64_t number, uint32_t len)
+{
+    MergedMap *b = map_below(m);
+    Region *region = b ? region_set_find(b->set, number) : NULL;
+    if (region && region->len != len) {
+        region_unref(region);
+        return NULL;
+    }
+    const Node *first = m->layers[0].node;
+    if (region && first->ports->len == 0 && first->parents->len == 1)
+        region_table_drop(&b->table, number);
+    return region;
+}
+
 static int build(Fiber *self, MergedMap *m, uint64_t number, Region **ret_region)
 {
     Region *region = region_set_find(m->set, number);
     if (!region) {
         uint64_t len = MIN(m->node.size_bytes - (number << REGION_BITS), REGION_BYTES);
-        int r =
-            region_build(self, m->layers, m->n_layers, number, (uint32_t)len, m->memory, &region);
+        RegionPlan plan = {m->layers, m->n_layers, number, (uint32_t)len, NULL};
+        Region *below = take_region_below(m, number, plan.len);
+        plan.below = below;
+        int r = region_build(self, &plan, m->memory, &region);
+        if (below)
+            region_unref(below);
         if (r < 0)
             return r;
         region = region_set_add(m->set, region);

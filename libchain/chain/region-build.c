@@ -234,21 +234,37 @@ static void map_layers(Fiber *self, RegionBuild *build)
         finish_first_task(self, build);
 }
 
-int region_build(Fiber *self, const MapLayer *layers, unsigned n_layers, uint64_t number,
-                 uint32_t len, MapMemory *memory, Region **ret_region)
+// Those with numbers from the second layer on.
+static void add_region_below(RegionBuild *build, const Region *below)
+{
+    g_autoptr(GArray) pieces = g_array_sized_new(FALSE, FALSE, sizeof(Piece), below->n_runs);
+    for (const Run *run = below->runs; run < below->runs + below->n_runs; run++) {
+        if (run->kind == NODE_EXTENT_BELOW)
+            continue;
+        Piece piece = {.span = {run->start, region_run_end(below, run)}, .run = *run};
+        piece.run.layer++;
+        g_array_append_val(pieces, piece);
+    }
+    region_draft_add_layer(&build->draft, (const Piece *)pieces->data, pieces->len);
+    count_held(build);
+}
+
+int region_build(Fiber *self, const RegionPlan *plan, MapMemory *memory, Region **ret_region)
 {
     RegionBuild build = {
         .fiber = self,
-        .layers = layers,
-        .n_layers = n_layers,
-        .base = number << REGION_BITS,
+        .layers = plan->layers,
+        .n_layers = plan->below ? 1 : plan->n_layers,
+        .base = plan->number << REGION_BITS,
         .memory = memory,
     };
-    region_draft_init(&build.draft, len);
+    region_draft_init(&build.draft, plan->len);
     build.reserved = bytes_for_a_layer(&build);
     enter_gate(self, &build);
     map_layers(self, &build);
-    Region *region = region_draft_finish(&build.draft, number, memory);
+    if (plan->below)
+        add_region_below(&build, plan->below);
+    Region *region = region_draft_finish(&build.draft, plan->number, memory);
     region_draft_done(&build.draft);
     leave_gate(self, &build);
     if (!region)

@@ -13,7 +13,17 @@ typedef struct MapLayer {
     bool is_barrier; // a filter, or writable: may change, so it is read and never mapped
 } MapLayer;
 
-// `layers` must stay during the call. Fails only with -ENOMEM: where a layer cannot tell what it
-// has (an unreadable table), the region says to read that layer, and the reader gets the error.
-int region_build(Fiber *self, const MapLayer *layers, unsigned n_layers, uint64_t number,
-                 uint32_t len, MapMemory *memory, Region **ret_region);
+typedef struct RegionPlan {
+    const MapLayer *layers; // top first
+    unsigned n_layers;
+    uint64_t number;
+    uint32_t len;
+    // What the layers from the second on show in it, of the same length, their numbers counted from
+    // the second: they need not be asked again. NULL: not known.
+    const Region *below;
+} RegionPlan;
+
+// What `plan` points to must stay during the call. Fails only with -ENOMEM: where a layer cannot
+// tell what it has (an unreadable table), the region says to read that layer, and the reader gets
+// the error.
+int region_build(Fiber *self, const RegionPlan *plan, MapMemory *memory, Region **ret_region);

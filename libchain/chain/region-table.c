@@ -111,6 +111,17 @@ static void drop_slot(RegionTable *table, uint32_t hole)
     table->slots[hole] = (RegionSlot){0};
 }
 
+void region_table_drop(RegionTable *table, uint64_t number)
+{
+    uint32_t i = region_table_home(table, number);
+    while (table->slots[i].key && table->slots[i].region->number != number)
+        i = (i + 1) & table->mask;
+    if (table->slots[i].key)
+        drop_slot(table, i);
+    if (table->n_used == 0)
+        region_table_clear(table);
+}
+
 // Moves the hand on: an entry that was used loses its mark, one that was not is dropped. Ends after
 // `n_steps`, or when `n_drops` were dropped and the memory is inside its share.
 static void sweep(RegionTable *table, uint32_t n_steps, uint32_t n_drops)

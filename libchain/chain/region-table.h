@@ -30,7 +30,8 @@ void region_table_close(Fiber *self, RegionTable *table);
 // To another loop, with its regions. The first waits like region_table_close().
 void region_table_detach(Fiber *self, RegionTable *table);
 void region_table_attach(RegionTable *table, Loop *loop);
-// Drops all regions.
+// Drops one that may be there, or all.
+void region_table_drop(RegionTable *table, uint64_t number);
 void region_table_clear(RegionTable *table);
 
 static inline uint32_t region_table_home(const RegionTable *table, uint64_t number)

@@ -63,6 +63,7 @@ int node_write(Fiber *self, Node *node, GuestOff off, const void *buf, size_t le
         return -EROFS;
     int r = node->ops->write ? node->ops->write(self, node, off, buf, len, flags)
                              : node_write(self, filtered(node), off, buf, len, flags);
+    node->n_changes++;
     if (node->write_hooks)
         run_write_hooks(node, off, len);
     return r;
@@ -93,6 +94,7 @@ int node_zero(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags f
     int r = node->ops->zero    ? node->ops->zero(self, node, off, len, flags)
             : node->ops->write ? zero_by_writing(self, node, off, len, flags)
                                : node_zero(self, filtered(node), off, len, flags);
+    node->n_changes++;
     if (node->write_hooks)
         run_write_hooks(node, off, len);
     return r;
@@ -110,16 +112,47 @@ int node_discard(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlag
         r = node_discard(self, filtered(node), off, len, flags);
     else if (flags & NODE_IO_FUA)
         r = node_flush(self, node);
+    node->n_changes++;
     if (node->write_hooks)
         run_write_hooks(node, off, len);
     return r;
 }
 
+static int flush_one(Fiber *self, Node *node)
+{
+    uint64_t n_changes = node->n_changes;
+    int r = node->ops->flush ? node->ops->flush(self, node) : 0;
+    if (r == 0)
+        node->n_flushed = MAX(node->n_flushed, n_changes);
+    return r;
+}
+
+// The graph may change whenever a layer is flushed, so the next one is held.
+static int flush_layers_below(Fiber *self, Node *node)
+{
+    int result = 0;
+    for (Node *n = node->backing ? node_ref(node->backing) : NULL, *next; n; n = next) {
+        int r = n->n_flushed < n->n_changes ? flush_one(self, n) : 0;
+        result = result ? result : r;
+        next = n->backing ? node_ref(n->backing) : NULL;
+        node_unref_close(self, n);
+    }
+    if (result == 0)
+        node->owes_flush_below = false;
+    return result;
+}
+
+// docs/ordering.md §14: what was written below before the switch is durable, too.
 int node_flush(Fiber *self, Node *node)
 {
     while (!node->ops->flush && node->ops->is_filter)
         node = filtered(node);
-    return node->ops->flush ? node->ops->flush(self, node) : 0;
+    int r = flush_one(self, node);
+    if (G_UNLIKELY(node->owes_flush_below)) {
+        int below = flush_layers_below(self, node);
+        r = r < 0 ? r : below;
+    }
+    return r;
 }
 
 int node_map(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExtent *ret_extent)

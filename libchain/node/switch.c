@@ -70,6 +70,8 @@ static void commit_backing(Switch *s, const Step *step)
     Node *old = node_exchange_backing(step->drained, step->to);
     if (old)
         g_ptr_array_add(s->kept, old);
+    // Flush debt: what is written below and not durable yet is the new head's to flush.
+    step->drained->owes_flush_below = step->to != NULL;
     g_ptr_array_add(s->changed, step->drained);
 }
 
@@ -134,27 +136,24 @@ void switch_call(Switch *s, SwitchFn *fn, void *arg)
 
 // -- stages ---------------------------------------------------------------------------------------
 
-typedef struct Above {
-    GHashTable *exempt;
-    bool must_be_told;
-} Above;
+static void look_for_port(Node *node, void *arg)
+{
+    *(bool *)arg |= node->ports->len > 0;
+}
 
 static void look_for_told(Node *node, void *arg)
 {
-    Above *above = arg;
-    if (node->ops->below_changed && !g_hash_table_contains(above->exempt, node))
-        above->must_be_told = true;
+    if (node->ops->below_changed)
+        node_for_each_above(node, look_for_port, arg);
 }
 
 // What was derived from what lies below is dropped by the step: nobody may be using it then.
 static bool needs_everything_drained(const Step *step)
 {
-    if (!step->drained || !step->to)
-        return false;
-    g_autoptr(GHashTable) exempt = nodes_below(step->to);
-    Above above = {.exempt = exempt};
-    node_for_each_above(step->drained, look_for_told, &above);
-    return above.must_be_told;
+    bool is_in_use = false;
+    if (step->drained)
+        node_for_each_above(step->drained, look_for_told, &is_in_use);
+    return is_in_use;
 }
 
 static void stop(Switch *s)

@@ -288,6 +288,57 @@ static void missing_together(Fiber *self, void *arg)
     g_free(table.granules);
 }
 
+static unsigned maps_of(FakeLayer *const *layers, unsigned n)
+{
+    unsigned n_maps = 0;
+    for (unsigned i = 0; i < n; i++)
+        n_maps += layers[i]->n_maps;
+    return n_maps;
+}
+
+// Layer upon layer, each the head for a while: a read of each region asks only what came new, and
+// what is kept of the maps is that of one.
+static void grow(Fiber *self, void *arg)
+{
+    enum { N = 200, REGIONS = 3 };
+    FakeTable tables[2];
+    make_plain_table(&tables[0], REGIONS);
+    make_plain_table(&tables[1], REGIONS);
+    for (uint64_t i = 0; i < tables[1].size_bytes / tables[1].granule_bytes; i++)
+        if (i % 50)
+            tables[1].granules[i].kind = NODE_EXTENT_BELOW;
+    MapMemory *memory = map_memory_new(4 << 20);
+    FakeLayer *layers[N];
+    uint64_t used = 0;
+    for (unsigned i = 0; i < N; i++) {
+        layers[i] = fake_layer_new(self, &tables[i > 0], data_path);
+        if (i)
+            chain_set_backing(self, &layers[i]->node, &layers[i - 1]->node, memory);
+        uint8_t byte;
+        unsigned n_before = maps_of(layers, i ? i - 1 : 0);
+        for (uint64_t region = 0; i && region < REGIONS; region++)
+            assert_int_equal(node_read(self, layers[i]->node.backing,
+                                       guest_off(region << REGION_BITS), &byte, 1),
+                             0);
+        assert_int_equal(maps_of(layers, i ? i - 1 : 0), n_before);
+        assert_true(i == 0 || layers[i - 1]->n_maps > 0);
+        if (i == 10)
+            used = map_memory_used(memory, MAP_MEMORY_REGIONS);
+    }
+    assert_in_range(map_memory_used(memory, MAP_MEMORY_REGIONS), 1, used);
+    for (unsigned i = N; i-- > 0;)
+        node_unref_close(self, &layers[i]->node);
+    assert_int_equal(map_memory_used(memory, MAP_MEMORY_REGIONS), 0);
+    map_memory_free(memory);
+    g_free(tables[0].granules);
+    g_free(tables[1].granules);
+}
+
+static void a_new_head_leaves_what_is_known_of_the_layers_below(void **state)
+{
+    on_loop(grow, NULL);
+}
+
 static void requests_that_miss_one_region_build_it_once(void **state)
 {
     on_loop(missing_together, NULL);
@@ -568,6 +619,7 @@ int main(void)
         cmocka_unit_test(random_chains_read_as_layer_by_layer),
         cmocka_unit_test(random_chains_read_as_layer_by_layer_in_the_simulation),
         cmocka_unit_test(requests_that_miss_one_region_build_it_once),
+        cmocka_unit_test(a_new_head_leaves_what_is_known_of_the_layers_below),
         cmocka_unit_test(layers_are_mapped_16_at_a_time_and_a_hit_asks_none),
         cmocka_unit_test(chains_of_the_same_layers_share_regions),
         cmocka_unit_test(memory_stays_within_its_share_and_keeps_what_is_used),

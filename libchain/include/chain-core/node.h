@@ -147,6 +147,8 @@ struct Node {
     GPtrArray *parents;               // nodes whose child this is, once for each edge
     GPtrArray *ports;                 // ports whose target this is
     uint32_t n_drains[REQUEST_KINDS]; // begun and not yet ended
+    uint64_t n_changes, n_flushed;    // writes that ended; how many of them a flush has covered
+    bool owes_flush_below; // flush debt: layers below may have been written and not flushed
 };
 
 void node_init(Node *node, const NodeOps *ops, Loop *loop, const char *name, uint64_t size_bytes);
@@ -171,6 +173,8 @@ int node_write(Fiber *self, Node *node, GuestOff off, const void *buf, size_t le
                NodeIoFlags flags);
 int node_zero(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags);
 int node_discard(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags);
+// Everything that was written to `node` before is durable, and what was written to layers below it
+// when they were the head.
 int node_flush(Fiber *self, Node *node);
 int node_map(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExtent *ret_extent);
 // The file of the node's DATA extents, borrowed while it is open; NULL where there is none.
