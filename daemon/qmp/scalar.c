@@ -42,7 +42,7 @@ bool qmp_scalar_parse_size(const char *text, int64_t *ret_bytes)
     if (errno || shift < 0)
         return false;
     value = ldexp(value, shift);
-    if (value >= 0x1p63 || value != floor(value))
+    if (value >= 0x1p63 || value != (double)(int64_t)value)
         return false;
     *ret_bytes = (int64_t)value;
     return true;
