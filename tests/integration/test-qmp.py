@@ -1,0 +1,268 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Monitors from outside: the wire, several clients, clients that do not read, the sockets, the end."""
+import json
+import os
+import socket
+import stat
+import subprocess
+
+import harness
+from harness import Daemon, fails, main, qemu_img, run, says
+from qmp_client import Qmp
+
+
+def image(path, size="10M"):
+    qemu_img("create", "-q", "-f", "qcow2", path, size)
+    return path
+
+
+def test_greeting(tmp):
+    """The greeting names the version and offers no capabilities."""
+    with Daemon("--qmp", tmp / "q"):
+        greeting = Qmp(tmp / "q", negotiate=False).greeting
+        assert greeting["capabilities"] == [], greeting
+        assert sorted(greeting["version"]["qemu"]) == ["major", "micro", "minor"], greeting
+        assert greeting["version"]["package"].startswith("chaind "), greeting
+
+
+def test_empty(tmp):
+    """A daemon with a monitor and no FILE runs until quit, and answers that before it ends."""
+    d = Daemon("--qmp", tmp / "q")
+    q = Qmp(tmp / "q")
+    assert d.uris() == []
+    q.send({"execute": "quit", "id": 7})
+    assert q.line() == {"return": {}, "id": 7}
+    assert q.line() is None
+    assert d.wait() == 0
+    assert not (tmp / "q").exists()
+
+
+def test_sigterm(tmp):
+    """SIGTERM ends all monitors, and status is 0."""
+    d = Daemon("--qmp", tmp / "q", "--qmp", tmp / "r", image(tmp / "a.qcow2"))
+    monitors = [Qmp(tmp / "q"), Qmp(tmp / "q"), Qmp(tmp / "r", negotiate=False)]
+    d.stop()
+    for q in monitors:
+        while (line := q.line()) is not None:
+            assert line["event"] == "BLOCK_EXPORT_DELETED", line
+
+
+def test_mode(tmp):
+    """Only the user may connect, whatever the umask; a stale socket is replaced, a live one is not."""
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(tmp / "q"))
+    with Daemon("--qmp", tmp / "q", preexec_fn=lambda: os.umask(0)):
+        assert stat.S_IMODE(os.stat(tmp / "q").st_mode) == 0o600
+        says(fails("--qmp", tmp / "q"), "another program listens")
+        Qmp(tmp / "q").close()
+
+
+def test_pipelined(tmp):
+    """Many requests in one piece are answered in their order, each with its id."""
+    with Daemon("--qmp", tmp / "q"):
+        q = Qmp(tmp / "q")
+        names = ["query-version", "nope", "query-commands"] * 200
+        q.send("".join(json.dumps({"execute": n, "id": i}) for i, n in enumerate(names)).encode())
+        for i, name in enumerate(names):
+            reply = q.reply()
+            assert reply["id"] == i and ("error" in reply) == (name == "nope"), reply
+
+
+def test_half_closed(tmp):
+    """A client that sends its commands and closes that direction gets all replies."""
+    with Daemon("--qmp", tmp / "q"):
+        q = Qmp(tmp / "q", negotiate=False)
+        q.send(b"{'execute':'qmp_capabilities'}" + b"{'execute':'query-version'}" * 100)
+        q.socket.shutdown(socket.SHUT_WR)
+        n = 0
+        while (reply := q.line()) is not None:
+            assert "return" in reply, reply
+            n += 1
+        assert n == 101, n
+
+
+def test_bytewise(tmp):
+    """Requests that come byte by byte are the same requests."""
+    with Daemon("--qmp", tmp / "q"):
+        q = Qmp(tmp / "q")
+        for byte in b'{"execute":\r\n "query-version"\n,"id":"\xc3\xa4{"}':
+            q.send(bytes([byte]))
+        assert q.reply()["id"] == "\u00e4{"
+
+
+def test_events_to_all(tmp):
+    """Each monitor that has negotiated is told of an event, before the reply of who caused it."""
+    disk = image(tmp / "a.qcow2")
+    with Daemon("--qmp", tmp / "q"):
+        a, b, early = Qmp(tmp / "q"), Qmp(tmp / "q"), Qmp(tmp / "q", negotiate=False)
+        a.command("nbd-server-start", addr={"type": "unix", "data": {"path": str(tmp / "n")}})
+        a.command("blockdev-add", driver="qcow2", node_name="n",
+                  file={"driver": "file", "filename": str(disk)})
+        a.command("block-export-add", type="nbd", id="e", node_name="n")
+        a.command("block-export-del", id="e")
+        assert a.event("BLOCK_EXPORT_DELETED") == {"id": "e"}
+        assert b.event("BLOCK_EXPORT_DELETED") == {"id": "e"}
+        early.send({"execute": "qmp_capabilities"})
+        assert early.line() == {"return": {}}
+        assert early.events == []
+
+
+def test_slow_reader(tmp):
+    """A client that reads nothing is not served further, and nobody else notices."""
+    with Daemon("--qmp", tmp / "q") as d:
+        slow, other = Qmp(tmp / "q"), Qmp(tmp / "q")
+        slow.socket.setblocking(False)
+        request, sent = json.dumps({"execute": "query-qmp-schema"}).encode() * 50, 0
+        # Until it is not taken any more: what is unread is bounded, and so is what is taken.
+        silent = 0
+        while silent < 50:
+            try:
+                sent += slow.socket.send(request)
+                silent = 0
+            except BlockingIOError:
+                silent += 1
+                other.command("query-version")
+        assert sent < 64 << 20, sent
+        rss = int(open(f"/proc/{d.process.pid}/statm").read().split()[1]) * os.sysconf("SC_PAGESIZE")
+        assert rss < 256 << 20, rss
+        other.command("query-version")
+        slow.close()
+        other.command("query-version")
+
+
+def test_deaf_at_the_end(tmp):
+    """A client that reads nothing does not keep the daemon from ending."""
+    d = Daemon("--qmp", tmp / "q")
+    slow = Qmp(tmp / "q")
+    slow.socket.setblocking(False)
+    try:
+        while True:
+            slow.socket.send(json.dumps({"execute": "query-qmp-schema"}).encode() * 50)
+    except BlockingIOError:
+        pass
+    d.stop()
+
+
+def test_hostile(tmp):
+    """Too deep, too large, and no JSON at all: refused, and the next request is served."""
+    with Daemon("--qmp", tmp / "q"):
+        q = Qmp(tmp / "q")
+        for bad in (b"[" * 100000 + b"]" * 100000, b'{"execute":"' + b"x" * (5 << 20) + b'"}',
+                    b'{"execute":"query-version","id":' + b"[" * 97 + b"]" * 97 + b"}",
+                    b"\x00\x01\x02 ", b'{"execute":"a\nb"}'[:14], b"\xff" * 3):
+            q.send(bad)
+            assert "error" in q.reply()
+        q.send(b'\xff{"execute":"query-version","id":' + b"[" * 90 + b"]" * 90 + b"}")
+        while "return" not in (reply := q.reply()):
+            pass
+        assert str(reply["id"]).count("[") == 90
+
+
+def test_leaves_within_a_request(tmp):
+    """Clients that leave at any byte leave nothing behind."""
+    with Daemon("--qmp", tmp / "q") as d:
+        before = len(os.listdir(f"/proc/{d.process.pid}/fd"))
+        request = b'{"execute":"qmp_capabilities"}{"execute":"query-commands"}'
+        for n in range(len(request)):
+            q = Qmp(tmp / "q", negotiate=False)
+            q.send(request[:n])
+            q.close()
+        last = Qmp(tmp / "q")
+        while len(os.listdir(f"/proc/{d.process.pid}/fd")) > before + 1:
+            last.command("query-version")
+
+
+def test_schema(tmp):
+    """The schema is whole: each type that is referred to is there once, all commands are."""
+    with Daemon("--qmp", tmp / "q"):
+        q = Qmp(tmp / "q")
+        schema = q.command("query-qmp-schema")
+        names = [entry["name"] for entry in schema]
+        assert len(names) == len(set(names))
+        for entry in schema:
+            used = [entry.get(k) for k in ("arg-type", "ret-type", "element-type")]
+            used += [m["type"] for m in entry.get("members", ()) if entry["meta-type"] != "enum"]
+            used += [v["type"] for v in entry.get("variants", ())]
+            for name in used:
+                assert name is None or name in names, (entry, name)
+            if "tag" in entry:
+                tag = next(m for m in entry["members"] if m["name"] == entry["tag"])
+                values = next(e for e in schema if e["name"] == tag["type"])["values"]
+                assert sorted(v["case"] for v in entry["variants"]) == sorted(values), entry
+        commands = {c["name"] for c in q.command("query-commands")}
+        assert commands == {e["name"] for e in schema if e["meta-type"] == "command"}
+
+
+def test_stdio(tmp):
+    """A monitor on standard input and output; its end leaves the daemon running."""
+    requests = b'{"execute":"qmp_capabilities"}{"execute":"query-version"}{"execute":"quit"}'
+    done = subprocess.run([harness.chaind_path, "--chardev", "stdio,id=s", "--monitor", "s",
+                           str(image(tmp / "a.qcow2"))], input=requests, timeout=harness.HANG,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=True)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert ["QMP" in lines[0], *("return" in line for line in lines[1:4])] == [True] * 4, lines
+    says(fails("--chardev", "stdio,id=s", "--monitor", "s", "--daemonize"), "stdio", "--daemonize")
+
+
+def test_descriptors(tmp):
+    """Monitors on sockets that the process was started with, listening and connected; and one that
+    connects by itself."""
+    listening, (ours, theirs) = socket.socket(socket.AF_UNIX), socket.socketpair()
+    listening.bind(str(tmp / "l"))
+    listening.listen()
+    called = socket.socket(socket.AF_UNIX)
+    called.bind(str(tmp / "c"))
+    called.listen()
+    args = []
+    for i, backend in enumerate((f"fd={listening.fileno()},server=on", f"fd={theirs.fileno()}",
+                                 f"path={tmp}/c")):
+        args += ["--monitor", f"m{i}", "--chardev", f"socket,id=m{i},{backend}"]
+    with Daemon(*args, pass_fds=(listening.fileno(), theirs.fileno())):
+        theirs.close()
+        for q in Qmp(tmp / "l"), Qmp(sock=ours), Qmp(sock=called.accept()[0]):
+            q.command("query-version")
+    assert (tmp / "l").exists(), "a socket that somebody else made was removed"
+
+
+def test_daemonize(tmp):
+    """--daemonize returns when all is served, --pidfile names the process; failures are told."""
+    disk, pid_file = image(tmp / "a.qcow2"), tmp / "p"
+    args = ("--daemonize", "--pidfile", pid_file, "--qmp", tmp / "q", "--nbd", tmp / "n")
+    run(harness.chaind_path, *args, disk)
+    pid = int(pid_file.read_text())
+    q = Qmp(tmp / "q")
+    run("nbdinfo", "--size", f"nbd+unix:///?socket={tmp}/n")
+    second = run(harness.chaind_path, "--pidfile", pid_file, "--qmp", tmp / "q2", check=False)
+    assert second.returncode == 1
+    says(second.stderr, "PID file", "another process")
+    q.command("quit")
+    assert q.line() is None or q.line() is None
+    while os.path.exists(f"/proc/{pid}") and pid_file.exists():
+        os.sched_yield()
+    assert not pid_file.exists()
+    done = run(harness.chaind_path, *args, tmp / "nope", check=False)
+    assert done.returncode == 1 and "nope" in done.stderr, done
+    assert not pid_file.exists()
+
+
+def test_qemu_qmp(tmp):
+    """python's qemu.qmp talks to it, if it is there."""
+    try:
+        import asyncio
+        from qemu.qmp import QMPClient
+    except ImportError:
+        raise harness.Skip("python's qemu.qmp is not installed") from None
+
+    async def talk():
+        client = QMPClient("test")
+        await client.connect(str(tmp / "q"))
+        version = await client.execute("query-version")
+        await client.disconnect()
+        return version
+
+    with Daemon("--qmp", tmp / "q"):
+        assert "qemu" in asyncio.run(talk())
+
+
+main(globals())
