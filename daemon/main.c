@@ -17,6 +17,8 @@
 #include "daemon.h"
 #include "daemon/commands/commands.h"
 #include "daemon/commands/jobs.h"
+#include "daemon/qmp/reference.h"
+#include "daemon/qmp/table.h"
 #include "daemonize.h"
 #include "log.h"
 #include "pid-file.h"
@@ -400,8 +402,20 @@ static void occupy_standard_descriptors(void)
         close(fd);
 }
 
+// Of the tables alone; docs/qmp.md.
+static int print_reference(void)
+{
+    QmpTable *table = qmp_table_new(qmp_families);
+    g_autofree char *text = qmp_reference_make(qmp_families);
+    fputs(text, stdout);
+    qmp_table_free(table);
+    return EXIT_SUCCESS;
+}
+
 int main(int argc, char **argv)
 {
+    if (argc == 2 && g_str_equal(argv[1], "--qmp-reference"))
+        return print_reference();
     occupy_standard_descriptors();
     Daemon daemon = {0};
     g_autoptr(GError) error = NULL;
