@@ -270,20 +270,33 @@ static NamedNode *enter(Nodes *nodes, NodeOrigin *origin, ChainNode *opened, Nod
     return named;
 }
 
-static NamedNode *enter_all(Fiber *self, Opening *o)
+// In the order in which QEMU makes them, and tells of them: a file before what lies in it.
+static void enter_in_order(Opening *o, NamedNode **entered)
 {
-    Nodes *nodes = o->nodes;
-    guint first = nodes->all->len;
     for (guint i = 0; i < o->opened->len; i++) {
         ChainNode *opened = &g_array_index(o->opened, ChainNode, i);
-        NamedNode *named = enter(nodes, o->origin, opened, o->facts[i]);
-        if (i > 0)
-            add_child(nodes->all->pdata[first + opened->parent], named, opened->role);
-        watch_sizes(self, nodes, named);
+        bool has_file = i + 1 < o->opened->len && opened[1].parent == i &&
+                        g_strcmp0(opened[1].role, "file") == 0 && opened[1].driver->is_file;
+        if (has_file)
+            entered[i + 1] = enter(o->nodes, o->origin, &opened[1], o->facts[i + 1]);
+        entered[i] = enter(o->nodes, o->origin, opened, o->facts[i]);
+        i += has_file;
     }
-    for (guint i = first; i < nodes->all->len; i++)
-        use_named(nodes, nodes->all->pdata[i]);
-    NamedNode *top = nodes->all->pdata[first];
+}
+
+static NamedNode *enter_all(Fiber *self, Opening *o)
+{
+    g_autofree NamedNode **entered = g_new(NamedNode *, o->opened->len);
+    enter_in_order(o, entered);
+    for (guint i = 0; i < o->opened->len; i++) {
+        const ChainNode *opened = &g_array_index(o->opened, ChainNode, i);
+        if (i > 0)
+            add_child(entered[opened->parent], entered[i], opened->role);
+        watch_sizes(self, o->nodes, entered[i]);
+    }
+    for (guint i = 0; i < o->opened->len; i++)
+        use_named(o->nodes, entered[i]);
+    NamedNode *top = entered[0];
     top->is_added = true;
     return top;
 }

@@ -4,11 +4,17 @@
 
 #include "exports.h"
 #include "jobs.h"
+#include "node-queries.h"
 #include "nodes.h"
 #include "protocol.h"
 #include "transaction.h"
 
 const QmpFamily *const qmp_families[] = {
-    &qmp_protocol_family,    &qmp_nodes_family, &qmp_exports_family,
-    &qmp_transaction_family, &qmp_jobs_family,  NULL,
+    &qmp_protocol_family,
+    &qmp_nodes_family,
+    &qmp_node_queries_family,
+    &qmp_exports_family,
+    &qmp_transaction_family,
+    &qmp_jobs_family,
+    NULL, // ends
 };

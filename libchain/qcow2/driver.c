@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "chain-core/qcow2.h"
+#include "qcow2/info.h"
 
 typedef struct Qcow2DriverImage {
     DriverImage head; // first
@@ -120,6 +121,7 @@ static const DriverOption option_table[] = {
 const Driver qcow2_driver = {
     .name = "qcow2",
     .options = option_table,
+    .info = qcow2_info,
     .probe = probe,
     .has_snapshots = true,
     .open = open_image,

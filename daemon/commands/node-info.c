@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// BlockDeviceInfo and ImageInfo, as QEMU makes them. Control loop.
+#include "node-info.h"
+
+#include <string.h>
+#include <sys/stat.h>
+
+#include "chain-core/whole-sectors.h"
+
+// -- types ----------------------------------------------------------------------------------------
+
+static const QmpType snapshot_info = {
+    .name = "SnapshotInfo",
+    .kind = QMP_OBJECT,
+    .members = (const QmpMember[]){{"id", &qmp_str, .doc = "a number"},
+                                   {"name", &qmp_str, .doc = "what the user called it"},
+                                   {"vm-state-size", &qmp_int, .doc = "bytes of a machine's state"},
+                                   {"date-sec", &qmp_int, .doc = "when it was made"},
+                                   {"date-nsec", &qmp_int, .doc = "and the fraction"},
+                                   {"vm-clock-sec", &qmp_int, .doc = "the machine's clock"},
+                                   {"vm-clock-nsec", &qmp_int, .doc = "and the fraction"},
+                                   {"icount", &qmp_int, true, "instructions executed"},
+                                   {0}},
+};
+static const QmpType snapshot_infos = {.kind = QMP_ARRAY, .element = &snapshot_info};
+
+static const QmpType image_info;
+static const QmpType image_info = {
+    .name = "ImageInfo",
+    .kind = QMP_OBJECT,
+    .members =
+        (const QmpMember[]){
+            {"filename", &qmp_str, .doc = "the image's name"},
+            {"format", &qmp_str, .doc = "the driver"},
+            {"virtual-size", &qmp_int, .doc = "bytes that it shows"},
+            {"actual-size", &qmp_int, true, "bytes that its file takes"},
+            {"dirty-flag", &qmp_bool, true, "whether it was not closed"},
+            {"cluster-size", &qmp_int, true, "bytes of a cluster"},
+            {"backing-filename", &qmp_str, true, "what the header names as lying below"},
+            {"full-backing-filename", &qmp_str, true, "the same as a path"},
+            {"backing-filename-format", &qmp_str, true, "the format recorded with it"},
+            {"snapshots", &snapshot_infos, true, "internal snapshots"},
+            {"backing-image", &image_info, true, "the node below"},
+            {"format-specific", &qmp_any, true, "what only this format has"},
+            {0}},
+};
+
+static const QmpType cache_info = {
+    .name = "BlockdevCacheInfo",
+    .kind = QMP_OBJECT,
+    .members = (const QmpMember[]){{"writeback", &qmp_bool, .doc = "true"},
+                                   {"direct", &qmp_bool, .doc = "past the page cache"},
+                                   {"no-flush", &qmp_bool, .doc = "as it was given"},
+                                   {0}},
+};
+
+#define LIMIT_DOC "always 0: limits are in throttle nodes"
+const QmpType block_device_info = {
+    .name = "BlockDeviceInfo",
+    .kind = QMP_OBJECT,
+    .members =
+        (const QmpMember[]){{"node-name", &qmp_str, true, "the node"},
+                            {"drv", &qmp_str, .doc = "its driver"},
+                            {"file", &qmp_str, .doc = "its name as a file"},
+                            {"ro", &qmp_bool, .doc = "whether it is read-only"},
+                            {"backing_file", &qmp_str, true, "the name of what lies below"},
+                            {"backing_file_depth", &qmp_int, .doc = "how many nodes lie below"},
+                            {"encrypted", &qmp_bool, .doc = "false"},
+                            {"detect_zeroes", &qmp_str, .doc = "as it was given"},
+                            {"bps", &qmp_int, .doc = LIMIT_DOC},
+                            {"bps_rd", &qmp_int, .doc = LIMIT_DOC},
+                            {"bps_wr", &qmp_int, .doc = LIMIT_DOC},
+                            {"iops", &qmp_int, .doc = LIMIT_DOC},
+                            {"iops_rd", &qmp_int, .doc = LIMIT_DOC},
+                            {"iops_wr", &qmp_int, .doc = LIMIT_DOC},
+                            {"image", &image_info, .doc = "the image"},
+                            {"cache", &cache_info, .doc = "how its files are opened"},
+                            {"write_threshold", &qmp_int, .doc = "of block-set-write-threshold"},
+                            {0}},
+};
+
+// -- space ----------------------------------------------------------------------------------------
+
+struct FileSpace {
+    GHashTable *bytes; // by path: uint64_t *
+};
+
+static int measure(void *arg)
+{
+    FileSpace *space = arg;
+    GHashTableIter iter;
+    gpointer path, bytes;
+    g_hash_table_iter_init(&iter, space->bytes);
+    while (g_hash_table_iter_next(&iter, &path, &bytes)) {
+        struct stat st;
+        if (stat(path, &st) == 0)
+            *(uint64_t *)bytes = (uint64_t)st.st_blocks * 512;
+    }
+    return 0;
+}
+
+FileSpace *file_space_new(Fiber *self, const GPtrArray *nodes)
+{
+    FileSpace *space = g_new0(FileSpace, 1);
+    space->bytes = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, g_free);
+    for (guint i = 0; i < nodes->len; i++) {
+        const char *path = named_node_file_name(nodes->pdata[i]);
+        if (*path && !g_hash_table_contains(space->bytes, path))
+            g_hash_table_insert(space->bytes, g_strdup(path), g_new0(uint64_t, 1));
+    }
+    loop_work(self, measure, space);
+    return space;
+}
+
+void file_space_free(FileSpace *space)
+{
+    g_hash_table_unref(space->bytes);
+    g_free(space);
+}
+
+// -- names ----------------------------------------------------------------------------------------
+
+// What describes `named` in a json: name: its driver and what decides about its content. A new
+// object.
+static json_t *describe(const NamedNode *named)
+{
+    static const char *const decisive[] = {"offset", "size", "filename", "snapshot"};
+    json_t *object = json_pack("{s:s}", "driver", named->driver->name);
+    for (size_t i = 0; i < G_N_ELEMENTS(decisive); i++) {
+        json_t *value = named->config ? json_object_get(named->config->values, decisive[i]) : NULL;
+        if (value)
+            json_object_set(object, decisive[i], value);
+    }
+    if (named->driver->is_file)
+        json_object_set_new(object, "filename", json_string(named_node_file_name(named)));
+    for (guint i = 0; i < named->children->len; i++) {
+        const NodeUse *use = named->children->pdata[i];
+        if (!g_str_equal(use->role, "backing"))
+            json_object_set_new(object, use->role, describe(use->used));
+    }
+    return object;
+}
+
+static bool is_more_than_a_file(const NamedNode *named)
+{
+    if (named->driver->is_file)
+        return false;
+    const json_t *values = named->config ? named->config->values : NULL;
+    return !named->driver->open || json_object_get(values, "offset") ||
+           json_object_get(values, "size") || json_object_get(values, "snapshot");
+}
+
+// The node's name as a file; owned.
+static char *file_name(const NamedNode *named)
+{
+    if (!is_more_than_a_file(named))
+        return g_strdup(named_node_file_name(named));
+    json_t *object = describe(named);
+    char *text = json_dumps(object, JSON_PRESERVE_ORDER);
+    char *name = g_strconcat("json:", text, NULL);
+    free(text);
+    json_decref(object);
+    return name;
+}
+
+static void set_text(json_t *object, const char *name, const char *text)
+{
+    g_autofree char *valid = g_utf8_make_valid(text, -1); // names of files may be anything
+    json_object_set_new(object, name, json_string(valid));
+}
+
+// -- info -----------------------------------------------------------------------------------------
+
+// QEMU counts disks in sectors.
+static json_int_t whole_sectors(uint64_t bytes)
+{
+    return (json_int_t)((bytes + SECTOR_BYTES - 1) / SECTOR_BYTES * SECTOR_BYTES);
+}
+
+static json_t *image_info_of(const NamedNode *named, const FileSpace *space)
+{
+    json_t *info =
+        named->facts.info ? json_copy(named->facts.info) : json_pack("{s:b}", "dirty-flag", 0);
+    g_autofree char *name = file_name(named);
+    const char *path = named_node_file_name(named);
+    const uint64_t *bytes = g_hash_table_lookup(space->bytes, path);
+    set_text(info, "filename", name);
+    json_object_set_new(info, "format", json_string(named->driver->name));
+    json_object_set_new(info, "virtual-size", json_integer(whole_sectors(named->facts.size_bytes)));
+    if (bytes)
+        json_object_set_new(info, "actual-size", json_integer((json_int_t)*bytes));
+    const char *backing = json_string_value(json_object_get(info, "backing-filename"));
+    if (!backing)
+        return info;
+    g_autofree char *dir = g_path_get_dirname(path);
+    bool is_relative = *backing != '/' && !strchr(backing, ':');
+    g_autofree char *full =
+        is_relative && strchr(path, '/') ? g_build_filename(dir, backing, NULL) : g_strdup(backing);
+    set_text(info, "full-backing-filename", full);
+    return info;
+}
+
+// What it shows instead of what it has not itself; NULL: nothing.
+static const NamedNode *below(const NamedNode *named)
+{
+    return named_node_child(named, named->driver->make ? "file" : "backing");
+}
+
+static json_t *cache_info_of(const NamedNode *named)
+{
+    const json_t *values = named->config ? named->config->values : NULL;
+    return json_pack("{s:b, s:b, s:b}", "writeback", 1, "direct",
+                     driver_value_bool(values, "cache.direct", false), "no-flush",
+                     driver_value_bool(values, "cache.no-flush", false));
+}
+
+// The images of `named` and all below it, each in the one above; `*ret_depth` of them.
+static json_t *nested_images(const NamedNode *named, const FileSpace *space, unsigned *ret_depth)
+{
+    json_t *top = image_info_of(named, space), *last = top;
+    for (named = below(named); named; named = below(named)) {
+        json_t *image = image_info_of(named, space);
+        json_object_set_new(last, "backing-image", image);
+        last = image;
+        ++*ret_depth;
+    }
+    return top;
+}
+
+json_t *node_info(const NamedNode *named, const FileSpace *space, bool is_flat)
+{
+    static const char *const limits[] = {"bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"};
+    const json_t *values = named->config ? named->config->values : NULL;
+    unsigned depth = 0;
+    json_t *image = is_flat ? image_info_of(named, space) : nested_images(named, space, &depth);
+    json_t *info = json_pack("{s:s, s:s, s:b, s:i, s:b, s:s, s:o, s:o, s:i}", "node-name",
+                             named->name, "drv", named->driver->name, "ro", named->facts.read_only,
+                             "backing_file_depth", (int)depth, "encrypted", 0, "detect_zeroes",
+                             driver_value_str(values, "detect-zeroes", "off"), "image", image,
+                             "cache", cache_info_of(named), "write_threshold", 0);
+    for (size_t i = 0; i < G_N_ELEMENTS(limits); i++)
+        json_object_set_new(info, limits[i], json_integer(0));
+    g_autofree char *name = file_name(named);
+    set_text(info, "file", name);
+    const NamedNode *backing = named_node_child(named, "backing");
+    g_autofree char *backing_name = backing ? file_name(backing) : NULL;
+    if (backing_name)
+        set_text(info, "backing_file", backing_name);
+    return info;
+}
