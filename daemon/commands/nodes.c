@@ -17,6 +17,9 @@ static int add_node(Fiber *self, Daemon *daemon, const json_t *options, GError *
     int r = node_config_new((json_t *)options, true, &config, error);
     if (r < 0)
         return r;
+    // QEMU's default; disks of the command line let them through.
+    if (!driver_value_str(config->values, "discard", NULL))
+        json_object_set_new(config->values, "discard", json_string("ignore"));
     NamedNode *named;
     fiber_mutex_lock(self, nodes_graph_lock(daemon->nodes));
     r = nodes_add(self, daemon->nodes, config, NULL, &named, error);

@@ -119,9 +119,21 @@ static bool is_loaded_last(const Step *step)
     return !step->layer || layer_is_writable(step->layer);
 }
 
+void chain_set_modes(Node *node, const NodeConfig *config)
+{
+    const char *discard = driver_value_str(config->values, "discard", "unmap");
+    const char *zeroes = driver_value_str(config->values, "detect-zeroes", "off");
+    node->ignores_discards = g_str_equal(discard, "ignore");
+    node->zero_detection = g_str_equal(zeroes, "on")      ? NODE_ZEROES_ALLOCATED
+                           : g_str_equal(zeroes, "unmap") ? NODE_ZEROES_UNMAPPED
+                                                          : NODE_ZEROES_WRITTEN;
+}
+
 static int load_one(Fiber *self, Opening *o, Step *step)
 {
     int r = layer_load(self, step->layer, &step->node, &step->error);
+    if (r == 0)
+        chain_set_modes(step->node, step->config);
     if (r < 0 && o->result == 0)
         o->result = r;
     return r;
@@ -167,7 +179,10 @@ static int make_step(Fiber *self, Opening *o, Step *step, Node *below)
         .memory = options->memory,
         .events = options->events,
     };
-    return step->driver->make(self, &made_of, below, &step->node, &step->error);
+    int r = step->driver->make(self, &made_of, below, &step->node, &step->error);
+    if (r == 0)
+        chain_set_modes(step->node, step->config);
+    return r;
 }
 
 static int join_steps(Fiber *self, Opening *o)
@@ -271,6 +286,8 @@ static void add_file(GArray *nodes, unsigned parent, const Layer *layer, const c
         .parent = parent,
         .role = role,
     };
+    if (file.config)
+        chain_set_modes(node, file.config);
     g_array_append_val(nodes, file);
 }
 
@@ -306,6 +323,7 @@ static int open_file_node(Fiber *self, const NodeConfig *config, const LayerOpti
     int r = layer_open_file(self, config, options, &node, error);
     if (r < 0)
         return r;
+    chain_set_modes(node, config);
     ChainNode file = {.node = node, .driver = config->driver, .config = config};
     g_array_append_val(nodes, file);
     return 0;

@@ -55,12 +55,21 @@ static bool can_change(const Node *node)
     return !node->read_only && (node->ops->write || node->ops->is_filter);
 }
 
+static bool is_zero(const uint8_t *buf, size_t len)
+{
+    return len && buf[0] == 0 && memcmp(buf, buf + 1, len - 1) == 0;
+}
+
 int node_write(Fiber *self, Node *node, GuestOff off, const void *buf, size_t len,
                NodeIoFlags flags)
 {
     assert_inside(node, off, len);
     if (!can_change(node))
         return -EROFS;
+    if (G_UNLIKELY(node->zero_detection) && is_zero(buf, len))
+        return node_zero(self, node, off, len,
+                         node->zero_detection == NODE_ZEROES_UNMAPPED ? flags
+                                                                      : flags | NODE_IO_NO_UNMAP);
     int r = node->ops->write ? node->ops->write(self, node, off, buf, len, flags)
                              : node_write(self, filtered(node), off, buf, len, flags);
     node->n_changes++;
@@ -91,6 +100,8 @@ int node_zero(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags f
     assert_inside(node, off, len);
     if (!can_change(node))
         return -EROFS;
+    if (node->ignores_discards)
+        flags |= NODE_IO_NO_UNMAP;
     int r = node->ops->zero    ? node->ops->zero(self, node, off, len, flags)
             : node->ops->write ? zero_by_writing(self, node, off, len, flags)
                                : node_zero(self, filtered(node), off, len, flags);
@@ -105,6 +116,8 @@ int node_discard(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlag
     assert_inside(node, off, len);
     if (!can_change(node))
         return -EROFS;
+    if (node->ignores_discards)
+        return flags & NODE_IO_FUA ? node_flush(self, node) : 0;
     int r = 0;
     if (node->ops->discard)
         r = node->ops->discard(self, node, off, len, flags);

@@ -32,6 +32,99 @@ static void count_call(NodeWriteHook *hook, GuestOff off, uint64_t len)
     c->len = len;
 }
 
+// -- modes ----------------------------------------------------------------------------------------
+
+typedef struct Calls {
+    Node node; // first
+    unsigned n_writes, n_zeroes, n_discards, n_flushes;
+    NodeIoFlags flags; // of the last one
+} Calls;
+
+static int calls_write(Fiber *self, Node *node, GuestOff off, const void *buf, size_t len,
+                       NodeIoFlags flags)
+{
+    ((Calls *)node)->n_writes++;
+    return 0;
+}
+
+static int calls_zero(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags)
+{
+    ((Calls *)node)->n_zeroes++;
+    ((Calls *)node)->flags = flags;
+    return 0;
+}
+
+static int calls_discard(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags)
+{
+    ((Calls *)node)->n_discards++;
+    return 0;
+}
+
+static int calls_flush(Fiber *self, Node *node)
+{
+    ((Calls *)node)->n_flushes++;
+    return 0;
+}
+
+static const NodeOps calls_ops = {
+    .driver = "calls",
+    .write = calls_write,
+    .zero = calls_zero,
+    .discard = calls_discard,
+    .flush = calls_flush,
+};
+
+static void ignore_discards(Fiber *self, void *arg)
+{
+    Calls *c = g_new0(Calls, 1);
+    node_init(&c->node, &calls_ops, fiber_loop(self), "calls", SIZE);
+    assert_int_equal(node_discard(self, &c->node, guest_off(0), 4096, 0), 0);
+    assert_int_equal(c->n_discards, 1);
+    c->node.ignores_discards = true;
+    assert_int_equal(node_discard(self, &c->node, guest_off(0), 4096, 0), 0);
+    assert_int_equal(c->n_discards, 1);
+    assert_int_equal(node_discard(self, &c->node, guest_off(0), 4096, NODE_IO_FUA), 0);
+    assert_int_equal(c->n_flushes, 1);
+    assert_int_equal(node_zero(self, &c->node, guest_off(0), 4096, NODE_IO_FUA), 0);
+    assert_int_equal(c->flags, NODE_IO_FUA | NODE_IO_NO_UNMAP);
+    node_unref_close(self, &c->node);
+}
+
+static void discards_end_at_a_node_that_ignores_them(void **state)
+{
+    on_loop(ignore_discards, NULL);
+}
+
+static void detect_zeroes(Fiber *self, void *arg)
+{
+    Calls *c = g_new0(Calls, 1);
+    uint8_t zeroes[512] = {0}, nearly[512] = {[511] = 1};
+    node_init(&c->node, &calls_ops, fiber_loop(self), "calls", SIZE);
+    assert_int_equal(node_write(self, &c->node, guest_off(0), zeroes, 512, 0), 0);
+    assert_int_equal(c->n_writes, 1);
+    c->node.zero_detection = NODE_ZEROES_ALLOCATED;
+    assert_int_equal(node_write(self, &c->node, guest_off(0), nearly, 512, 0), 0);
+    assert_int_equal(c->n_writes, 2);
+    assert_int_equal(node_write(self, &c->node, guest_off(0), zeroes, 512, NODE_IO_FUA), 0);
+    assert_int_equal(c->n_writes, 2);
+    assert_int_equal(c->n_zeroes, 1);
+    assert_int_equal(c->flags, NODE_IO_FUA | NODE_IO_NO_UNMAP);
+    c->node.zero_detection = NODE_ZEROES_UNMAPPED;
+    assert_int_equal(node_write(self, &c->node, guest_off(0), zeroes, 512, 0), 0);
+    assert_int_equal(c->flags, 0);
+    c->node.ignores_discards = true;
+    assert_int_equal(node_write(self, &c->node, guest_off(0), zeroes, 512, 0), 0);
+    assert_int_equal(c->flags, NODE_IO_NO_UNMAP);
+    node_unref_close(self, &c->node);
+}
+
+static void written_zeroes_are_detected_where_that_is_wanted(void **state)
+{
+    on_loop(detect_zeroes, NULL);
+}
+
+// -- hooks ----------------------------------------------------------------------------------------
+
 static void hooks_run(Fiber *self, void *arg)
 {
     MemoryNode *m = memory_node_new(fiber_loop(self), SIZE);
@@ -242,6 +335,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(write_hooks_run_after_every_change_also_a_failed_one),
+        cmocka_unit_test(discards_end_at_a_node_that_ignores_them),
+        cmocka_unit_test(written_zeroes_are_detected_where_that_is_wanted),
         cmocka_unit_test(what_a_driver_lacks_is_made_up_for),
         cmocka_unit_test(a_very_long_chain_is_closed_without_recursion),
         cmocka_unit_test(raw_files_may_have_any_size),

@@ -128,6 +128,13 @@ typedef struct NodeIdentity {
     uint64_t size_bytes;
 } NodeIdentity;
 
+// What a node's user wants done with requests, whatever the driver.
+typedef enum NodeZeroDetection {
+    NODE_ZEROES_WRITTEN,   // as they are
+    NODE_ZEROES_ALLOCATED, // become zeroes that keep their space
+    NODE_ZEROES_UNMAPPED,  // and need not, where discards are let through
+} NodeZeroDetection;
+
 // The head of every driver's own struct (first member; the struct comes from g_new0()). Drivers
 // fill it with node_init(); others read only through the functions below, and `size_bytes`,
 // `read_only`.
@@ -137,7 +144,9 @@ struct Node {
     char *name;          // for messages: the node's name or the image's file name
     uint64_t size_bytes; // fixed while open
     bool read_only;
-    uint32_t preferred_bytes; // good I/O size (cluster size), a power of 2
+    bool ignores_discards;            // they end here, and zeroes keep their space
+    NodeZeroDetection zero_detection; // of writes
+    uint32_t preferred_bytes;         // good I/O size (cluster size), a power of 2
     uint32_t n_refs;
     Node *backing;     // owned reference or NULL
     GPtrArray *others; // children beside `backing`, owned references; NULL: none
