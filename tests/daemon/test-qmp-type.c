@@ -80,8 +80,7 @@ static void what_is_right_stays_as_it_is(void **state)
         "{\"kind\":\"none\"}",
         "{\"kind\":\"disk\",\"path\":\"/x\",\"flag\":true}",
         "{\"kind\":\"net\",\"port\":65535,\"size\":5,\"n\":-1,\"ratio\":2,\"mode\":\"safe\"}",
-        "{\"kind\":\"none\",\"modes\":[\"fast\",\"safe\"],\"inner\":{\"path\":\"p\"},\"inners\":[]"
-        "}",
+        "{\"kind\":\"none\",\"modes\":[\"fast\"],\"inner\":{\"path\":\"p\"},\"inners\":[]}",
         "{\"kind\":\"none\",\"ref\":\"x\",\"refs\":[\"x\",{\"path\":\"p\"}],\"anything\":[null]}",
     };
     for (unsigned i = 0; i < G_N_ELEMENTS(right); i++)

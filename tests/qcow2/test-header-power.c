@@ -181,7 +181,7 @@ static Qcow2Image *open_image(Fiber *self, MapMemory *memory)
 {
     Qcow2OpenOptions options = {.memory = memory};
     File *file;
-    Qcow2Image *image;
+    Qcow2Image *image = NULL;
     g_autoptr(GError) error = NULL;
     if (file_open(self, PATH, FILE_WRITABLE, &file, &error) < 0 ||
         qcow2_image_open(self, file, &options, &image, &error) < 0 ||
@@ -309,7 +309,7 @@ static void change_on_host_fiber(Fiber *self, void *arg)
     MapMemory *memory = map_memory_new(1 << 20);
     Qcow2OpenOptions options = {.memory = memory};
     File *file;
-    Qcow2Image *image;
+    Qcow2Image *image = NULL;
     g_autoptr(GError) error = NULL;
     if (file_open(self, place->path, FILE_WRITABLE, &file, &error) < 0 ||
         qcow2_image_open(self, file, &options, &image, &error) < 0 ||

@@ -91,7 +91,7 @@ static Node *open_node(Fiber *self, Test *t, const char *path, const char *forma
 {
     LayerOptions options = {.format = format, .read_only = read_only, .memory = t->memory};
     Layer *layer;
-    Node *node;
+    Node *node = NULL;
     g_autoptr(GError) error = NULL;
     if (layer_open(self, path, &options, &layer, &error) < 0 ||
         layer_load(self, layer, &node, &error) < 0)
