@@ -192,9 +192,11 @@ static void remove_on_loop(Fiber *self, void *nbds)
 // Requests first: what they wrote is flushed with the node.
 int exports_remove(Fiber *self, Exports *exports, Export *export)
 {
+    FiberRwLock *move_lock = nodes_move_lock(exports->nodes);
     export->is_shutting_down = true;
-    Loop *loop = nbds_export_loop(export->nbds);
     fiber_wait_group_add(&exports->removals, 1);
+    fiber_rw_lock_read(self, move_lock);
+    Loop *loop = nbds_export_loop(export->nbds);
     int r = remote_call_fiber_reserve(self, loop, remove_on_loop, export->nbds);
     if (r == 0) {
         g_ptr_array_remove(exports->all, export);
@@ -203,6 +205,7 @@ int exports_remove(Fiber *self, Exports *exports, Export *export)
             exports->removed(exports->removed_arg, export->id);
         export_free(export);
     }
+    fiber_rw_unlock_read(self, move_lock);
     fiber_wait_group_done(&exports->removals);
     return r;
 }

@@ -37,8 +37,9 @@ struct NamedNode {
     const NodeConfig *config; // of the origin; NULL: only an image's header speaks of it
     Node *node;               // the table's reference; used on node->loop, which is read anywhere
     NodeFacts facts;
-    GPtrArray *children; // NodeUse, owned
-    GPtrArray *users;    // NodeUse, borrowed
+    GPtrArray *children;  // NodeUse, owned
+    GPtrArray *users;     // NodeUse, borrowed
+    GPtrArray *instances; // NodeInstance, on other loops (node-instances.h); NULL: none
 };
 
 static inline Loop *named_node_loop(const NamedNode *named)

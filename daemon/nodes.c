@@ -8,10 +8,10 @@
 #include <string.h>
 
 #include "chain-core/chain.h"
-#include "chain-core/component.h"
 #include "chain-core/remote-call.h"
 #include "daemon/qmp/error.h"
 #include "log.h"
+#include "node-moves.h"
 #include "node-names.h"
 #include "size-watch.h"
 
@@ -26,6 +26,8 @@ struct Nodes {
     unsigned n_opened;  // also those that failed
     unsigned n_made_up; // names
     FiberMutex graph_lock;
+    FiberRwLock move_lock;
+    bool is_trimming; // a fiber is about to
 };
 
 // -- sizes ----------------------------------------------------------------------------------------
@@ -134,29 +136,83 @@ static int out_of_memory(const char *what, GError **error)
 
 // -- loops ----------------------------------------------------------------------------------------
 
-static int move_to(Fiber *self, Nodes *nodes, NamedNode *named, Loop *loop, GError **error)
+// Whoever closes something keeps nodes from moving, and waits while some do.
+static int begin_move(Fiber *self, Nodes *nodes, GError **error)
 {
-    return component_move(self, named->node, loop, NULL, 0, error);
+    FiberRwLock *lock = &nodes->move_lock;
+    if (lock->n_readers || lock->writer)
+        return qmp_fail(error, "A node or an export is being closed: try again");
+    fiber_rw_lock_write(self, lock);
+    return 0;
 }
 
-// The loop on which nodes that use all of `used` (NamedNode) can live; the others come to the
-// first one's.
-static int choose_loop(Fiber *self, Nodes *nodes, const GPtrArray *used, Loop **ret_loop,
-                       GError **error)
+FiberRwLock *nodes_move_lock(Nodes *nodes)
 {
-    if (used->len == 0) {
-        *ret_loop = loops_get(nodes->loops, nodes->n_opened);
+    return &nodes->move_lock;
+}
+
+static NodeFinder finder_for(const Nodes *nodes, Loop *loop)
+{
+    return (NodeFinder){nodes->by_name, loop, nodes->memory};
+}
+
+// Has all of `used` on one loop, and says on which: if none has to be on one, the next in turn, but
+// what is read only stays with what it is made of.
+static int join(Fiber *self, Nodes *nodes, const NodeConfig *config, const GPtrArray *used,
+                NodeFinder *ret_finder, GError **error)
+{
+    *ret_finder = finder_for(nodes, loops_get(nodes->loops, nodes->n_opened));
+    if (!used->len)
         return 0;
+    if (driver_value_bool(config->values, "read-only", false))
+        ret_finder->loop = named_node_loop(used->pdata[0]);
+    int r = begin_move(self, nodes, error);
+    if (r < 0)
+        return r;
+    r = node_moves_join(self, ret_finder, config, used, error);
+    fiber_rw_unlock_write(self, &nodes->move_lock);
+    return r;
+}
+
+// Closes instances that nobody uses. With the lock.
+static void trim(Fiber *self, Nodes *nodes)
+{
+    for (guint i = 0; i < nodes->all->len; i++) {
+        NodeInstance *instance = node_instances_take_unused(nodes->all->pdata[i]);
+        if (!instance)
+            continue;
+        node_instance_close(self, instance);
+        i = (guint)-1; // anything may have changed
     }
-    Loop *loop = named_node_loop(used->pdata[0]);
-    for (guint i = 1; i < used->len; i++) {
-        NamedNode *named = used->pdata[i];
-        int r = named_node_loop(named) == loop ? 0 : move_to(self, nodes, named, loop, error);
-        if (r < 0)
-            return r;
-    }
-    *ret_loop = loop;
-    return 0;
+}
+
+static void trim_fiber(Fiber *self, void *arg)
+{
+    Nodes *nodes = arg;
+    fiber_mutex_lock(self, &nodes->graph_lock);
+    nodes->is_trimming = false;
+    trim(self, nodes);
+    fiber_mutex_unlock(self, &nodes->graph_lock);
+}
+
+// For those who do not have the lock.
+static void trim_later(Fiber *self, Nodes *nodes)
+{
+    if (!nodes->is_trimming)
+        nodes->is_trimming =
+            fiber_spawn_reserve(fiber_loop(self), "instances", trim_fiber, nodes) == 0;
+}
+
+int nodes_move(Fiber *self, Nodes *nodes, NamedNode *named, Loop *loop, GError **error)
+{
+    NodeFinder finder = finder_for(nodes, loop);
+    int r = named_node_loop(named) == loop ? 0 : begin_move(self, nodes, error);
+    if (r < 0 || named_node_loop(named) == loop)
+        return r;
+    r = node_move(self, &finder, named, error);
+    fiber_rw_unlock_write(self, &nodes->move_lock);
+    trim(self, nodes);
+    return r;
 }
 
 // -- opening --------------------------------------------------------------------------------------
@@ -164,18 +220,12 @@ static int choose_loop(Fiber *self, Nodes *nodes, const GPtrArray *used, Loop **
 typedef struct Opening {
     Nodes *nodes;
     NodeOrigin *origin;
+    const NodeFinder *finder;
     GArray *opened; // ChainNode
     NodeFacts *facts;
     int result;
     GError *error;
 } Opening;
-
-// On a loop, while control waits for it: nobody changes the table.
-static Node *find_node(void *arg, const char *name)
-{
-    const NamedNode *named = nodes_find(arg, name);
-    return named ? named->node : NULL;
-}
 
 static void take_facts(const Driver *driver, Node *node, NodeFacts *ret_facts)
 {
@@ -190,8 +240,8 @@ static void open_nodes(Fiber *self, void *arg)
 {
     Opening *o = arg;
     LayerOptions options = {
-        .find_node = find_node,
-        .find_arg = o->nodes,
+        .find_node = node_instances_find, // control waits: nobody changes the table
+        .find_arg = (void *)o->finder,
         .memory = o->nodes->memory,
         .events = &o->origin->events,
         .file_event = node_origin_file_event,
@@ -301,12 +351,12 @@ static NamedNode *enter_all(Fiber *self, Opening *o)
     return top;
 }
 
-static int open_on(Fiber *self, Nodes *nodes, NodeOrigin *origin, Loop *loop, NamedNode **ret_named,
-                   GError **error)
+static int open_found(Fiber *self, Nodes *nodes, NodeOrigin *origin, const NodeFinder *finder,
+                      NamedNode **ret_named, GError **error)
 {
-    Opening o = {.nodes = nodes, .origin = origin};
+    Opening o = {.nodes = nodes, .origin = origin, .finder = finder};
     nodes->n_opened++;
-    int r = remote_call_fiber_reserve(self, loop, open_nodes, &o);
+    int r = remote_call_fiber_reserve(self, finder->loop, open_nodes, &o);
     if (r < 0)
         return out_of_memory(origin->label, error);
     if (o.result < 0) {
@@ -329,15 +379,17 @@ int nodes_add(Fiber *self, Nodes *nodes, NodeConfig *config, const char *label,
     NodeOrigin *origin = node_origin_new(label ?: name ?: "", config, nodes->emit, nodes->emit_arg);
     g_autoptr(GPtrArray) used = g_ptr_array_new();
     NamedNode *named = NULL;
-    Loop *loop = NULL;
+    NodeFinder finder;
     int r = node_names_check(nodes->by_name, config, error);
     if (r == 0)
         r = node_names_find_used(nodes->by_name, config, used, error);
     if (r == 0)
-        r = choose_loop(self, nodes, used, &loop, error);
+        r = join(self, nodes, config, used, &finder, error);
     origin->name = g_strdup(name ?: "");
     if (r == 0)
-        r = open_on(self, nodes, origin, loop, &named, error);
+        r = open_found(self, nodes, origin, &finder, &named, error);
+    if (r < 0)
+        trim(self, nodes);
     node_origin_unref(origin);
     if (r == 0)
         *ret_named = named;
@@ -420,15 +472,24 @@ static void leave(Nodes *nodes, NamedNode *named, Closing *c)
 // to `unused`.
 static void end_later(Fiber *self, GPtrArray *later, GPtrArray *unused)
 {
-    for (guint i = 0; i < later->len; i++) {
+    g_autoptr(GPtrArray) idle = g_ptr_array_new();
+    for (guint i = 0; i < later->len; i++) { // all in one step: their users are gone
         NamedNode *child = ((NodeUse *)later->pdata[i])->used;
-        if (!end_use(later->pdata[i]))
-            continue;
-        if (!child->is_added)
-            g_ptr_array_add(unused, child);
-        else if (child->driver->is_file)
+        if (end_use(later->pdata[i]))
+            g_ptr_array_add(child->is_added ? idle : unused, child);
+    }
+    for (guint i = 0; i < idle->len; i++) {
+        NamedNode *child = idle->pdata[i];
+        if (child->driver->is_file)
             remote_call_fiber_reserve(self, named_node_loop(child), unlock_file, child->node);
     }
+}
+
+static void close_instances(Fiber *self, const GPtrArray *gone)
+{
+    for (guint i = 0; i < gone->len; i++)
+        for (NodeInstance *instance; (instance = node_instances_take_unused(gone->pdata[i]));)
+            node_instance_close(self, instance);
 }
 
 static int close_unused(Fiber *self, Nodes *nodes, NamedNode *named)
@@ -436,6 +497,7 @@ static int close_unused(Fiber *self, Nodes *nodes, NamedNode *named)
     g_autoptr(GPtrArray) unused = g_ptr_array_new();
     g_ptr_array_add(unused, named);
     int result = 0;
+    fiber_rw_lock_read(self, &nodes->move_lock);
     while (unused->len) {
         named = g_ptr_array_steal_index(unused, unused->len - 1);
         Loop *loop = named_node_loop(named);
@@ -447,11 +509,14 @@ static int close_unused(Fiber *self, Nodes *nodes, NamedNode *named)
         int r = remote_call_fiber_reserve(self, loop, close_nodes, &c);
         if (result == 0)
             result = r < 0 ? r : c.result;
+        close_instances(self, c.gone);
         g_ptr_array_unref(c.gone);
         g_free(c.nodes);
         end_later(self, c.later, unused);
         g_ptr_array_unref(c.later);
     }
+    fiber_rw_unlock_read(self, &nodes->move_lock);
+    trim_later(self, nodes);
     return result;
 }
 

@@ -16,10 +16,7 @@
 #include "node/node-edge.h"
 
 typedef struct Move {
-    Node *start;
-    Loop *from, *to;
-    const ComponentEdge *edges;
-    unsigned n_edges;
+    const ComponentMove *as;
     GPtrArray *nodes, *ports; // of the component
     GHashTable *seen;         // nodes
     Node **stay;              // of each edge: what lay below
@@ -29,8 +26,8 @@ typedef struct Move {
 
 static bool is_changed(const Move *m, const Node *above)
 {
-    for (unsigned i = 0; i < m->n_edges; i++)
-        if (m->edges[i].above == above)
+    for (unsigned i = 0; i < m->as->n_edges; i++)
+        if (m->as->edges[i].above == above)
             return true;
     return false;
 }
@@ -44,7 +41,8 @@ static void see(Node *node, void *arg)
 
 static void collect(Move *m)
 {
-    see(m->start, m);
+    for (unsigned i = 0; i < m->as->n_nodes; i++)
+        see(m->as->nodes[i], m);
     for (guint i = 0; i < m->nodes->len; i++) {
         Node *node = m->nodes->pdata[i];
         if (node->backing && !is_changed(m, node))
@@ -74,9 +72,9 @@ static int check(Move *m)
             return error_set(&m->error, -EBUSY,
                              "%s cannot be moved to another loop: it is being changed", node->name);
     }
-    for (unsigned i = 0; i < m->n_edges; i++) {
-        const ComponentEdge *e = &m->edges[i];
-        g_assert(g_hash_table_contains(m->seen, e->above) && e->below->loop == m->to);
+    for (unsigned i = 0; i < m->as->n_edges; i++) {
+        const ComponentEdge *e = &m->as->edges[i];
+        g_assert(g_hash_table_contains(m->seen, e->above) && e->below->loop == m->as->loop);
         if (g_hash_table_contains(m->seen, e->above->backing))
             return error_set(&m->error, -EBUSY,
                              "%s cannot be left behind by %s, which moves to another loop: others "
@@ -130,8 +128,8 @@ static void detach_all(Fiber *self, Move *m)
         Node *node = m->nodes->pdata[i];
         node->ops->detach(self, node);
     }
-    for (unsigned i = 0; i < m->n_edges; i++) {
-        Node *above = m->edges[i].above;
+    for (unsigned i = 0; i < m->as->n_edges; i++) {
+        Node *above = m->as->edges[i].above;
         m->stay[i] = g_steal_pointer(&above->backing);
         if (m->stay[i])
             g_ptr_array_remove_fast(m->stay[i]->parents, above);
@@ -144,18 +142,18 @@ static void attach_all(void *arg)
     Move *m = arg;
     for (guint i = 0; i < m->nodes->len; i++) {
         Node *node = m->nodes->pdata[i];
-        node->loop = m->to;
+        node->loop = m->as->loop;
         node->ops->attach(node);
     }
-    for (unsigned i = 0; i < m->n_edges; i++) {
-        Node *above = m->edges[i].above;
-        above->backing = node_ref(m->edges[i].below);
+    for (unsigned i = 0; i < m->as->n_edges; i++) {
+        Node *above = m->as->edges[i].above;
+        above->backing = node_ref(m->as->edges[i].below);
         g_ptr_array_add(above->backing->parents, above);
         node_edges_changed(above);
     }
     for (guint i = 0; i < m->ports->len; i++) {
         Port *port = m->ports->pdata[i];
-        port->move_ops->attach(port, m->to);
+        port->move_ops->attach(port, m->as->loop);
     }
     for (guint i = 0; i < m->nodes->len; i++)
         if (is_lowest(m, m->nodes->pdata[i]))
@@ -172,32 +170,30 @@ static void move_fiber(Fiber *self, void *arg)
     if (m->result < 0)
         return;
     detach_all(self, m);
-    remote_call_plain(self, m->to, attach_all, m);
+    remote_call_plain(self, m->as->loop, attach_all, m);
     resume_ports(m, m->ports->len);
-    for (unsigned i = 0; i < m->n_edges; i++)
+    for (unsigned i = 0; i < m->as->n_edges; i++)
         node_unref_close(self, m->stay[i]);
 }
 
-int component_move(Fiber *self, Node *node, Loop *loop, const ComponentEdge *edges,
-                   unsigned n_edges, GError **error)
+int component_move(Fiber *self, const ComponentMove *move, GError **error)
 {
-    if (node->loop == loop)
+    const Node *first = move->nodes[0];
+    if (first->loop == move->loop)
         return 0;
+    for (unsigned i = 1; i < move->n_nodes; i++)
+        g_assert(move->nodes[i]->loop == first->loop);
     Move m = {
-        .start = node,
-        .from = node->loop,
-        .to = loop,
-        .edges = edges,
-        .n_edges = n_edges,
+        .as = move,
         .nodes = g_ptr_array_new(),
         .ports = g_ptr_array_new(),
         .seen = g_hash_table_new(NULL, NULL),
-        .stay = g_new0(Node *, n_edges + 1),
+        .stay = g_new0(Node *, move->n_edges + 1),
     };
-    if (remote_call_fiber_reserve(self, m.from, move_fiber, &m) < 0)
+    if (remote_call_fiber_reserve(self, first->loop, move_fiber, &m) < 0)
         m.result = error_set(&m.error, -ENOMEM,
                              "%s cannot be moved to another loop: no memory for a fiber's stack",
-                             node->name);
+                             first->name);
     if (m.error)
         g_propagate_error(error, m.error);
     g_ptr_array_unref(m.nodes);

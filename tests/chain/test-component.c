@@ -307,7 +307,7 @@ static void let_guests_go_on(Fiber *self, const World *w)
 static void move(Fiber *self, Node *node, Loop *loop)
 {
     g_autoptr(GError) error = NULL;
-    if (component_move(self, node, loop, NULL, 0, &error) < 0)
+    if (component_move(self, &(ComponentMove){&node, 1, loop}, &error) < 0)
         g_error("%s", error->message);
     fiber_assert(node->loop == loop);
 }
@@ -451,7 +451,8 @@ static void leave_and_rejoin(Fiber *self, World *w)
         Instance instance = {.w = w};
         on(self, to, open_instance, &instance);
         ComponentEdge edge = {w->node, instance.below};
-        fiber_assert_equal(component_move(self, w->node, to, &edge, 1, NULL), 0);
+        fiber_assert_equal(component_move(self, &(ComponentMove){&w->node, 1, to, &edge, 1}, NULL),
+                           0);
         fiber_assert(w->node->loop == to && w->node->backing == instance.below);
         fiber_assert(w->other->loop == w->loops[0]);
         on(self, to, drop_instance, &instance); // the overlay has its own reference
@@ -495,7 +496,8 @@ static void all_that_edges_join_moves_together(void **state)
 static void expect_refusal(Fiber *self, World *w, int expected, const char *words)
 {
     g_autoptr(GError) error = NULL;
-    fiber_assert_equal(component_move(self, w->node, w->loops[1], NULL, 0, &error), expected);
+    fiber_assert_equal(component_move(self, &(ComponentMove){&w->node, 1, w->loops[1]}, &error),
+                       expected);
     if (!strstr(error->message, words))
         g_error("'%s' does not speak of '%s'", error->message, words);
     fiber_assert(w->node->loop == w->loops[0]);

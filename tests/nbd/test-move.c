@@ -239,7 +239,8 @@ static void move_export(Fiber *self, void *arg)
 {
     ExportMove *m = arg;
     g_autoptr(GError) error = NULL;
-    m->result = component_move(self, &m->f->nodes[0]->node, m->f->loops[m->to], NULL, 0, &error);
+    Node *node = &m->f->nodes[0]->node;
+    m->result = component_move(self, &(ComponentMove){&node, 1, m->f->loops[m->to]}, &error);
     if (m->result < 0)
         assert_non_null(strstr(error->message, "does not take its replies"));
 }

@@ -14,11 +14,20 @@ typedef struct ComponentEdge {
     Node *above, *below;
 } ComponentEdge;
 
-// Moves the component of `node` to `loop`. From a fiber of any loop, while nobody else changes the
-// graph. 0 (also when it lives there already), or negative with a sentence, and nothing has changed:
-// -EBUSY when somebody cannot be parked, -ENOTSUP when a driver or a port's owner cannot be moved.
-int component_move(Fiber *self, Node *node, Loop *loop, const ComponentEdge *edges,
-                   unsigned n_edges, GError **error);
+// What moves, and where: all that edges join to one of `nodes`, which live on one loop. Several where
+// they share what the graph does not show: a file.
+typedef struct ComponentMove {
+    Node *const *nodes;
+    unsigned n_nodes; // at least one
+    Loop *loop;
+    const ComponentEdge *edges;
+    unsigned n_edges;
+} ComponentMove;
+
+// From a fiber of any loop, while nobody else changes the graph. 0 (also when it lives there
+// already), or negative with a sentence, and nothing has changed: -EBUSY when somebody cannot be
+// parked, -ENOTSUP when a driver or a port's owner cannot be moved.
+int component_move(Fiber *self, const ComponentMove *move, GError **error);
 
 // For NodeOps of nodes that keep nothing of their loop.
 void component_detach_nothing(Fiber *self, Node *node);

@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// Instances: a node that only shows what nobody changes is open once on each loop that uses it, by
+// its description, with files of its own. NamedNode.node is the first; the others come with their
+// first user on a loop, and go with the last. Control loop, with the graph lock held.
+#pragma once
+
+#include "chain-core/map-memory.h"
+#include "named-node.h"
+
+typedef struct NodeInstance NodeInstance;
+
+// May it be? It and all below is read-only, and known by a description.
+bool node_instances_are_possible(const NamedNode *named);
+// More than one? Says which loops, where that is in the way of what is asked: it becomes writable.
+int node_instances_check_single(const NamedNode *named, GError **error);
+
+// Where a loop finds the nodes that are named there: an argument of LayerOptions.find_node.
+typedef struct NodeFinder {
+    GHashTable *by_name; // NamedNode
+    Loop *loop;
+    MapMemory *memory;
+} NodeFinder;
+Node *node_instances_find(void *finder, const char *name);
+// The node on that loop, which is there. Borrowed.
+Node *node_instances_get(const NamedNode *named, const Loop *loop);
+// Has it there, with all that its description names; at first use it is opened.
+int node_instances_open(Fiber *self, const NodeFinder *finder, NamedNode *named, GError **error);
+// One that has no user left on its loop, taken off the node; NULL: there is none. Where no node that
+// is about to use it is still being opened.
+NodeInstance *node_instances_take_unused(NamedNode *named);
+int node_instance_close(Fiber *self, NodeInstance *instance); // takes it

@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// What moves together, as control's table knows it: nodes that use each other, but for overlays and
+// the layers below them of which each loop may have an instance.
+#include "node-moves.h"
+
+#include "chain-core/chain.h"
+#include "chain-core/component.h"
+#include "chain-core/remote-call.h"
+
+static bool is_separable(const NodeUse *use)
+{
+    return use->by && g_str_equal(use->role, "backing") && node_instances_are_possible(use->used);
+}
+
+// NamedNode, `named` first. Returned owned.
+static GPtrArray *collect(NamedNode *named)
+{
+    GPtrArray *all = g_ptr_array_new();
+    g_autoptr(GHashTable) seen = g_hash_table_new(NULL, NULL);
+    g_ptr_array_add(all, named);
+    g_hash_table_add(seen, named);
+    for (guint i = 0; i < all->len; i++) {
+        named = all->pdata[i];
+        for (guint c = 0; c < named->children->len; c++) {
+            const NodeUse *use = named->children->pdata[c];
+            if (!is_separable(use) && g_hash_table_add(seen, use->used))
+                g_ptr_array_add(all, use->used);
+        }
+        for (guint u = 0; u < named->users->len; u++) {
+            const NodeUse *use = named->users->pdata[u];
+            // An overlay on this loop is on the node itself, not on another instance.
+            bool is_joined = use->by && (!is_separable(use) ||
+                                         named_node_loop(use->by) == named_node_loop(named));
+            if (is_joined && g_hash_table_add(seen, use->by))
+                g_ptr_array_add(all, use->by);
+        }
+    }
+    return all;
+}
+
+// --- layers that stay ----------------------------------------------------------------------------
+
+// An overlay that moves, and what it will find below.
+typedef struct Below {
+    const NodeFinder *finder;
+    Node *instance, *below;
+} Below;
+
+static void make_below(Fiber *self, void *arg)
+{
+    Below *b = arg;
+    b->below = chain_below_new(self, b->instance, b->finder->memory);
+}
+
+static void drop_below(Fiber *self, void *arg)
+{
+    node_unref_close(self, ((Below *)arg)->below);
+}
+
+static int provide_below(Fiber *self, const NodeFinder *finder, NamedNode *layer, Below *ret_below,
+                         GError **error)
+{
+    int r = node_instances_open(self, finder, layer, error);
+    if (r < 0)
+        return r;
+    *ret_below = (Below){
+        .finder = finder,
+        .instance = node_instances_get(layer, finder->loop),
+    };
+    r = remote_call_fiber_reserve(self, finder->loop, make_below, ret_below);
+    if (r < 0)
+        g_set_error(error, G_FILE_ERROR, G_FILE_ERROR_NOMEM,
+                    "'%s' cannot be moved: no memory for a fiber's stack", layer->name);
+    return r;
+}
+
+static int provide_all(Fiber *self, const NodeFinder *finder, const GPtrArray *all, GArray *belows,
+                       GArray *edges, GError **error)
+{
+    for (guint i = 0; i < all->len; i++) {
+        NamedNode *named = all->pdata[i];
+        for (guint c = 0; c < named->children->len; c++) {
+            const NodeUse *use = named->children->pdata[c];
+            if (!is_separable(use) || g_ptr_array_find((GPtrArray *)all, use->used, NULL))
+                continue;
+            Below below;
+            int r = provide_below(self, finder, use->used, &below, error);
+            if (r < 0)
+                return r;
+            g_array_append_val(belows, below);
+            ComponentEdge edge = {named->node, below.below};
+            g_array_append_val(edges, edge);
+        }
+    }
+    return 0;
+}
+
+// --- moving --------------------------------------------------------------------------------------
+
+int node_move(Fiber *self, const NodeFinder *finder, NamedNode *named, GError **error)
+{
+    if (named_node_loop(named) == finder->loop)
+        return 0;
+    g_autoptr(GPtrArray) all = collect(named);
+    g_autoptr(GPtrArray) nodes = g_ptr_array_new();
+    g_autoptr(GArray) belows = g_array_new(FALSE, FALSE, sizeof(Below));
+    g_autoptr(GArray) edges = g_array_new(FALSE, FALSE, sizeof(ComponentEdge));
+    for (guint i = 0; i < all->len; i++)
+        g_ptr_array_add(nodes, ((const NamedNode *)all->pdata[i])->node);
+    int r = provide_all(self, finder, all, belows, edges, error);
+    if (r == 0) {
+        ComponentMove move = {
+            .nodes = (Node **)nodes->pdata,
+            .n_nodes = nodes->len,
+            .loop = finder->loop,
+            .edges = (const ComponentEdge *)edges->data,
+            .n_edges = edges->len,
+        };
+        r = component_move(self, &move, error);
+    }
+    // An overlay that has moved has its own reference.
+    for (guint i = 0; i < belows->len; i++)
+        remote_call_fiber_reserve(self, finder->loop, drop_below, &g_array_index(belows, Below, i));
+    return r;
+}
+
+static guint size_of(NamedNode *named)
+{
+    g_autoptr(GPtrArray) all = collect(named);
+    return all->len;
+}
+
+// Only what lies below an overlay can be another instance: other edges share more than content.
+static bool is_only_backing(const NodeConfig *config, const char *name)
+{
+    for (unsigned i = 0; i < config->n_children; i++) {
+        const NodeConfigChild *child = &config->children[i];
+        if ((child->config && !is_only_backing(child->config, name)) ||
+            (child->node && g_str_equal(child->node, name) && !g_str_equal(child->role, "backing")))
+            return false;
+    }
+    return true;
+}
+
+static bool has_instances(const NamedNode *named, const NodeConfig *config)
+{
+    return node_instances_are_possible(named) && is_only_backing(config, named->name);
+}
+
+static NamedNode *find_largest(const GPtrArray *used, const NodeConfig *config)
+{
+    NamedNode *largest = NULL;
+    guint largest_size = 0;
+    for (guint i = 0; i < used->len; i++) {
+        NamedNode *named = used->pdata[i];
+        guint size = has_instances(named, config) ? 0 : size_of(named);
+        if (size > largest_size)
+            largest = named;
+        largest_size = MAX(largest_size, size);
+    }
+    return largest;
+}
+
+int node_moves_join(Fiber *self, NodeFinder *finder, const NodeConfig *config,
+                    const GPtrArray *used, GError **error)
+{
+    const NamedNode *largest = find_largest(used, config);
+    if (largest)
+        finder->loop = named_node_loop(largest);
+    for (guint i = 0; i < used->len; i++) {
+        NamedNode *named = used->pdata[i];
+        int r = has_instances(named, config) ? node_instances_open(self, finder, named, error)
+                                             : node_move(self, finder, named, error);
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
