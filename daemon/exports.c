@@ -113,6 +113,11 @@ static bool has_name(const Exports *exports, const char *name)
     return false;
 }
 
+static char *user_text(const char *id)
+{
+    return g_strdup_printf("block export '%s'", id);
+}
+
 static int check(const Exports *exports, const NamedNode *named, const ExportSpec *spec,
                  GError **error)
 {
@@ -132,7 +137,9 @@ static int check(const Exports *exports, const NamedNode *named, const ExportSpe
         return qmp_fail(error, "Bitmap '%s' is not found",
                         json_string_value(bitmap)
                             ?: json_string_value(json_object_get(bitmap, "name")));
-    return named_node_check_use(named, "root", spec->is_writable, error);
+    g_autofree char *user = user_text(spec->id);
+    NodeUse use = {.role = "root", .writes = spec->is_writable, .user = user};
+    return named_node_check_use(named, &use, error);
 }
 
 static int add(Fiber *self, Exports *exports, Export *export, const ExportSpec *spec,
@@ -161,7 +168,7 @@ int exports_add(Fiber *self, Exports *exports, NamedNode *named, const ExportSpe
     int r = check(exports, named, spec, error);
     if (r < 0)
         return r;
-    g_autofree char *user = g_strdup_printf("block export '%s'", spec->id);
+    g_autofree char *user = user_text(spec->id);
     Export *export = g_new0(Export, 1);
     *export = (Export){
         .id = g_strdup(spec->id),

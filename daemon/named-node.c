@@ -32,16 +32,27 @@ static bool relies_on_content(const char *role)
     return !g_str_equal(role, "root");
 }
 
-int named_node_check_use(const NamedNode *named, const char *role, bool writes, GError **error)
+// `writer` and `reader` are both of `named`, which one of them already has.
+static int refuse_both(const NamedNode *named, const NodeUse *writer, const NodeUse *reader,
+                       GError **error)
+{
+    const char *permissions = relies_on_content(writer->role) ? "write, resize" : "write";
+    return qmp_fail(error,
+                    "Permission conflict on node '%s': permissions '%s' are both required by %s "
+                    "(uses node '%s' as '%s' child) and unshared by %s (uses node '%s' as '%s' "
+                    "child).",
+                    named->name, permissions, writer->user, named->name, writer->role, reader->user,
+                    named->name, reader->role);
+}
+
+int named_node_check_use(const NamedNode *named, const NodeUse *use, GError **error)
 {
     for (guint i = 0; i < named->users->len; i++) {
-        const NodeUse *use = named->users->pdata[i];
-        bool conflicts =
-            (writes && relies_on_content(use->role)) || (use->writes && relies_on_content(role));
-        if (conflicts)
-            return qmp_fail(error, "Conflicts with use by %s as '%s', which %s 'write' on %s",
-                            use->user, use->role, use->writes ? "uses" : "does not allow",
-                            named->name);
+        const NodeUse *other = named->users->pdata[i];
+        if (use->writes && relies_on_content(other->role))
+            return refuse_both(named, use, other, error);
+        if (other->writes && relies_on_content(use->role))
+            return refuse_both(named, other, use, error);
     }
     return 0;
 }

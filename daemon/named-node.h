@@ -51,7 +51,7 @@ static inline Loop *named_node_loop(const NamedNode *named)
 NamedNode *named_node_child(const NamedNode *named, const char *role);
 // The path of the file that it is or lies in; "" where there is none. Borrowed.
 const char *named_node_file_name(const NamedNode *named);
-// May another user come who writes to it, or else relies on its content as `role`? QEMU's words.
-int named_node_check_use(const NamedNode *named, const char *role, bool writes, GError **error);
+// May `use` begin? QEMU's words when another use does not allow it.
+int named_node_check_use(const NamedNode *named, const NodeUse *use, GError **error);
 // Who uses it, for messages: "node 'top' (as 'backing'), block export 'a'"; owned.
 char *named_node_users_text(const NamedNode *named);

@@ -60,13 +60,21 @@ int node_names_find_used(GHashTable *by_name, const NodeConfig *config, GPtrArra
             return r;
         NamedNode *named = child->node ? g_hash_table_lookup(by_name, child->node) : NULL;
         if (child->node && !named)
-            return qmp_fail(error, "Cannot find device='%s' nor node-name='%s'", child->node,
-                            child->node);
+            return qmp_fail(error, "%sCannot find device='%s' nor node-name='%s'",
+                            g_str_equal(child->role, "backing") ? "Could not open backing file: "
+                                                                : "",
+                            child->node, child->node);
         if (!named)
             continue;
-        bool writes = !g_str_equal(child->role, "backing") &&
-                      !driver_value_bool(config->values, "read-only", false);
-        r = named_node_check_use(named, child->role, writes, error);
+        const char *name = driver_value_str(config->values, "node-name", "");
+        g_autofree char *user = g_strdup_printf("node '%s'", name);
+        NodeUse use = {
+            .role = child->role,
+            .writes = !g_str_equal(child->role, "backing") &&
+                      !driver_value_bool(config->values, "read-only", false),
+            .user = user,
+        };
+        r = named_node_check_use(named, &use, error);
         if (r < 0)
             return r;
         if (!g_ptr_array_find(used, named, NULL))

@@ -524,7 +524,7 @@ static int close_unused(Fiber *self, Nodes *nodes, NamedNode *named)
 static int refuse_use(const NamedNode *named, GError **error)
 {
     g_autofree char *users = named_node_users_text(named);
-    for (guint i = 0; i < named->users->len; i++) {
+    for (guint i = named->users->len; i-- > 0;) {
         const NodeUse *use = named->users->pdata[i];
         if (!use->by)
             return qmp_fail(error, "Node %s is in use by %s", named->name, users);

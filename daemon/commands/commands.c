@@ -2,6 +2,7 @@
 // The list of families, in the order of docs/qmp.md. Each is a file of this folder.
 #include "commands.h"
 
+#include "create.h"
 #include "exports.h"
 #include "jobs.h"
 #include "node-queries.h"
@@ -12,6 +13,7 @@
 const QmpFamily *const qmp_families[] = {
     &qmp_protocol_family,
     &qmp_nodes_family,
+    &qmp_create_family,
     &qmp_node_queries_family,
     &qmp_exports_family,
     &qmp_transaction_family,

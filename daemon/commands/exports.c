@@ -199,7 +199,10 @@ static int block_export_del(Fiber *self, QmpCall *call, const json_t *args, json
     nbds_export_get_stats(export->nbds, &stats);
     if (stats.n_clients && g_strcmp0(mode, "hard") != 0)
         return qmp_fail(error, "export '%s' still in use", id);
-    begin_removal(self, call->daemon->exports, export);
+    if (stats.n_clients)
+        begin_removal(self, call->daemon->exports, export);
+    else
+        exports_remove(self, call->daemon->exports, export); // at once, as in QEMU
     return 0;
 }
 

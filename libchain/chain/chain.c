@@ -272,12 +272,16 @@ static const NodeConfig *file_child_config(const NodeConfig *config, const char 
     return child && child->config ? node_config_file(child->config) : NULL;
 }
 
-// A file of the layer, unless it belongs to a node that there was already.
+// Joins a file of the layer to it: it drains and moves to another loop with it. Adds it, unless it
+// belongs to a node that there was already.
 static void add_file(GArray *nodes, unsigned parent, const Layer *layer, const char *role,
                      Node *node)
 {
     const NodeConfigChild *child = node_config_child(layer_config(layer), role);
-    if (!node || (child && child->node))
+    if (!node)
+        return;
+    node_add_child(g_array_index(nodes, ChainNode, parent).node, node);
+    if (child && child->node)
         return;
     ChainNode file = {
         .node = node_ref(node),

@@ -224,7 +224,8 @@ static int write_tables(Fiber *self, File *file, const Layout *l)
     if (!buf)
         return -ENOMEM;
     // A new file is all zeros: an L1 table without L2 tables needs no write.
-    int r = file_truncate(self, file, l->total << l->g.cluster_bits);
+    int r =
+        file_is_block_device(file) ? 0 : file_truncate(self, file, l->total << l->g.cluster_bits);
     if (r >= 0)
         r = append_all(self, &a, l, 1, l->n_refcount_table, fill_refcount_table);
     if (r >= 0)
@@ -273,24 +274,13 @@ static int write_header(Fiber *self, File *file, const Layout *l, const uint8_t 
     return r < 0 ? r : file_flush(self, file);
 }
 
-// Everything between the file's creation and the caller's handling of failures.
-static int fill_file(Fiber *self, File *file, const Layout *l, const uint8_t *header,
-                     GError **error)
-{
-    unsigned held = FILE_PERM_WRITE | FILE_PERM_RESIZE;
-    int r = file_lock(self, file, held, held, error);
-    if (r < 0)
-        return r;
-    r = write_tables(self, file, l);
-    if (r >= 0)
-        r = write_header(self, file, l, header);
-    if (r < 0)
-        return error_set(error, r, "cannot write the new image '%s': %s; it is removed again",
-                         file_path(file), g_strerror(-r));
-    return file_sync_dir(self, file_path(file), error);
-}
+// What a new image consists of: its layout, and its first cluster; owned.
+typedef struct Image {
+    Layout layout;
+    uint8_t *header;
+} Image;
 
-int qcow2_create(Fiber *self, const char *path, const Qcow2CreateOptions *options, GError **error)
+static int make_image(const Qcow2CreateOptions *options, Image *ret_image, GError **error)
 {
     Qcow2CreateOptions o = *options;
     o.version = o.version ? o.version : 3;
@@ -302,7 +292,6 @@ int qcow2_create(Fiber *self, const char *path, const Qcow2CreateOptions *option
         r = plan(&o, &l, error);
     if (r < 0)
         return r;
-
     g_autofree uint8_t *cluster = g_try_malloc(l.g.cluster_bytes);
     if (!cluster)
         return error_set(error, -ENOMEM, "no memory for a cluster of %" PRIu32 " bytes",
@@ -313,14 +302,69 @@ int qcow2_create(Fiber *self, const char *path, const Qcow2CreateOptions *option
                          "the backing file's name does not fit into a cluster of %" PRIu32
                          " bytes; use a shorter path or a larger cluster size",
                          l.g.cluster_bytes);
+    *ret_image = (Image){l, g_steal_pointer(&cluster)};
+    return 0;
+}
 
+// Everything between the file's creation and the caller's handling of failures.
+static int fill_file(Fiber *self, File *file, const Image *image, GError **error)
+{
+    unsigned held = FILE_PERM_WRITE | FILE_PERM_RESIZE;
+    int r = file_lock(self, file, held, held, error);
+    if (r < 0)
+        return r;
+    r = write_tables(self, file, &image->layout);
+    if (r >= 0)
+        r = write_header(self, file, &image->layout, image->header);
+    if (r < 0)
+        return error_set(error, r, "cannot write the new image '%s': %s", file_path(file),
+                         g_strerror(-r));
+    return file_sync_dir(self, file_path(file), error);
+}
+
+int qcow2_create(Fiber *self, const char *path, const Qcow2CreateOptions *options, GError **error)
+{
+    Image image;
+    int r = make_image(options, &image, error);
+    if (r < 0)
+        return r;
+    g_autofree uint8_t *header = image.header;
     File *file;
     r = file_open(self, path, FILE_WRITABLE | FILE_CREATE, &file, error);
     if (r < 0)
         return r;
-    r = fill_file(self, file, &l, cluster, error);
+    r = fill_file(self, file, &image, error);
     file_close(self, file);
     if (r < 0)
         file_unlink(self, path, NULL);
     return r;
+}
+
+// Nothing of what was there is left, durably: a crash from here on leaves no image.
+static int clear_file(Fiber *self, File *file, const Layout *l)
+{
+    uint64_t bytes = l->total << l->g.cluster_bits;
+    int r = file_is_block_device(file) ? 0 : file_truncate(self, file, 0);
+    if (r == 0 && file_is_block_device(file))
+        r = bytes > file_size(file) ? -ENOSPC
+                                    : file_zero(self, file, host_off(0), bytes, FILE_ZERO_UNMAP);
+    return r < 0 ? r : file_flush(self, file);
+}
+
+int qcow2_create_in(Fiber *self, File *file, const Qcow2CreateOptions *options, GError **error)
+{
+    Image image;
+    unsigned held = FILE_PERM_WRITE | FILE_PERM_RESIZE;
+    int r = make_image(options, &image, error);
+    if (r < 0)
+        return r;
+    g_autofree uint8_t *header = image.header;
+    r = file_lock(self, file, held, held, error);
+    if (r < 0)
+        return r;
+    r = clear_file(self, file, &image.layout);
+    if (r < 0)
+        return error_set(error, r, "cannot clear '%s' for a new image: %s", file_path(file),
+                         g_strerror(-r));
+    return fill_file(self, file, &image, error);
 }

@@ -4,7 +4,7 @@
 
 #include <glib.h>
 
-#include "chain-core/fiber.h"
+#include "chain-core/file.h"
 #include "chain-core/units.h"
 
 typedef struct Qcow2CreateOptions {
@@ -23,3 +23,6 @@ typedef struct Qcow2CreateOptions {
 // Creates `path`, which must not exist. The header is written last, after all else is durable, so a
 // crash leaves no file that opens as something else. On failure the file is removed again.
 int qcow2_create(Fiber *self, const char *path, const Qcow2CreateOptions *options, GError **error);
+// The same in an open, writable file, or a block device that is large enough, which loses its
+// content. On failure it has none that opens.
+int qcow2_create_in(Fiber *self, File *file, const Qcow2CreateOptions *options, GError **error);

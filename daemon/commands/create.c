@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// blockdev-create: files of the host, and qcow2 images in files. Each is made by a job, whose fiber
+// is here; the work is done on the loop of the file. Control loop.
+#include "create.h"
+
+#include <errno.h>
+
+#include "blockdev-type.h"
+#include "chain-core/chain.h"
+#include "chain-core/qcow2-create.h"
+#include "chain-core/remote-call.h"
+#include "daemon/daemon.h"
+#include "daemon/qmp/args.h"
+
+// -- types ----------------------------------------------------------------------------------------
+
+static const QmpType preallocation = {
+    .name = "PreallocMode",
+    .kind = QMP_ENUM,
+    .values = (const char *const[]){"off", "metadata", "falloc", "full", NULL},
+};
+static const QmpType file_options = {
+    .name = "BlockdevCreateOptionsFile",
+    .kind = QMP_OBJECT,
+    .members = (const QmpMember[]){{"filename", &qmp_str, .doc = "the path"},
+                                   {"size", &qmp_size, .doc = "in bytes"},
+                                   {"preallocation", &preallocation, true,
+                                    "off, which is the default; falloc and full: the host's space "
+                                    "is taken"},
+                                   {"nocow", &qmp_bool, true, "accepted, does nothing"},
+                                   {"extent-size-hint", &qmp_size, true, "accepted, does nothing"},
+                                   {0}},
+};
+static const QmpType version = {
+    .name = "BlockdevQcow2Version",
+    .kind = QMP_ENUM,
+    .values = (const char *const[]){"v2", "v3", NULL},
+};
+static const QmpType compression = {
+    .name = "Qcow2CompressionType",
+    .kind = QMP_ENUM,
+    .values = (const char *const[]){"zlib", "zstd", NULL},
+};
+static const QmpType format_name = {.name = "BlockdevBackingFormat",
+                                    .kind = QMP_ENUM,
+                                    .values = (const char *const[]){"qcow2", "raw", NULL}};
+static const QmpType qcow2_options = {
+    .name = "BlockdevCreateOptionsQcow2",
+    .kind = QMP_OBJECT,
+    .members =
+        (const QmpMember[]){
+            {"file", &blockdev_ref, .doc = "a writable file node, whose content is replaced"},
+            {"size", &qmp_size, .doc = "of the disk, in bytes"},
+            {"version", &version, true, "v3 without it"},
+            {"backing-file", &qmp_str, true, "what the header names as lying below"},
+            {"backing-fmt", &format_name, true, "and its format, which is required with it"},
+            {"cluster-size", &qmp_size, true, "64 KiB without it"},
+            {"preallocation", &preallocation, true, "off, which is the default, or metadata"},
+            {"lazy-refcounts", &qmp_bool, true, "recorded; chaind has no use for it"},
+            {"refcount-bits", &qmp_int, true, "16 without it"},
+            {"compression-type", &compression, true, "zlib without it"},
+            {"extended-l2", &qmp_bool, true, "whether clusters have subclusters"},
+            {0}},
+};
+static const QmpType create_driver = {
+    .name = "BlockdevCreateDriver",
+    .kind = QMP_ENUM,
+    .values = (const char *const[]){"file", "qcow2", NULL},
+};
+static const QmpType create_options = {
+    .name = "BlockdevCreateOptions",
+    .kind = QMP_OBJECT,
+    .members = (const QmpMember[]){{"driver", &create_driver, .doc = "what to make"}, {0}},
+    .tag = "driver",
+    .variants = (const QmpVariant[]){{"file", &file_options}, {"qcow2", &qcow2_options}, {0}},
+};
+static const QmpType blockdev_create_args = {
+    .kind = QMP_OBJECT,
+    .members = (const QmpMember[]){{"job-id", &qmp_str, .doc = "of the job that makes it"},
+                                   {"options", &create_options, .doc = "what to make"},
+                                   {0}},
+};
+
+// -- on the file's loop ---------------------------------------------------------------------------
+
+typedef struct Creation {
+    Daemon *daemon;
+    Job *job;
+    json_t *options;
+    NamedNode *named; // the file node in which a format is made; NULL: a file is made
+    NodeUse *use;
+    int result;
+    GError *error;
+} Creation;
+
+static bool takes_space(const json_t *options)
+{
+    const char *mode = qmp_args_str(options, "preallocation");
+    return g_strcmp0(mode, "falloc") == 0 || g_strcmp0(mode, "full") == 0;
+}
+
+// An existing file loses its content, once nobody else uses it.
+static int fill_file(Fiber *self, File *file, const json_t *options, GError **error)
+{
+    uint64_t size = (uint64_t)qmp_args_int(options, "size", 0);
+    int r = layer_lock_file(self, file, true, error);
+    if (r < 0)
+        return r;
+    if (file_is_block_device(file))
+        return qmp_fail(error, "'%s' is a device: it cannot be created", file_path(file));
+    r = file_truncate(self, file, 0);
+    if (r == 0)
+        r = file_truncate(self, file, size);
+    if (r == 0 && takes_space(options) && size)
+        r = file_reserve(self, file, host_off(0), size);
+    if (r == 0)
+        r = file_flush(self, file);
+    if (r == 0)
+        return file_sync_dir(self, file_path(file), error);
+    qmp_fail(error, "Could not resize file '%s': %s", file_path(file), g_strerror(-r));
+    return r;
+}
+
+static int create_file(Fiber *self, const json_t *options, GError **error)
+{
+    const char *path = qmp_args_str(options, "filename");
+    File *file;
+    int r = file_open(self, path, FILE_WRITABLE | FILE_CREATE, &file, NULL);
+    if (r < 0)
+        r = file_open(self, path, FILE_WRITABLE, &file, error);
+    if (r < 0)
+        return r;
+    r = fill_file(self, file, options, error);
+    file_close(self, file);
+    return r;
+}
+
+static int create_qcow2(Fiber *self, Node *node, const json_t *options, GError **error)
+{
+    const char *mode = qmp_args_str(options, "preallocation");
+    Qcow2CreateOptions create = {
+        .size_bytes = (uint64_t)qmp_args_int(options, "size", 0),
+        .version = g_strcmp0(qmp_args_str(options, "version"), "v2") == 0 ? 2 : 3,
+        .cluster_bytes = (uint32_t)qmp_args_int(options, "cluster-size", 0),
+        .refcount_bits = (unsigned)qmp_args_int(options, "refcount-bits", 0),
+        .zstd = g_strcmp0(qmp_args_str(options, "compression-type"), "zstd") == 0,
+        .extended_l2 = qmp_args_bool(options, "extended-l2", false),
+        .lazy_refcounts = qmp_args_bool(options, "lazy-refcounts", false),
+        .preallocate_metadata = g_strcmp0(mode, "metadata") == 0,
+        .backing_name = qmp_args_str(options, "backing-file"),
+        .backing_format = qmp_args_str(options, "backing-fmt"),
+    };
+    if (takes_space(options))
+        return qmp_fail(error, "preallocation '%s' of a qcow2 image is not supported", mode);
+    File *file = node_file(node);
+    int r = qcow2_create_in(self, file, &create, error);
+    node->size_bytes = file_size(file); // nobody else uses it
+    file_lock(self, file, 0, 0, NULL);
+    return r;
+}
+
+static void create_on_loop(Fiber *self, void *arg)
+{
+    Creation *c = arg;
+    c->result = c->named ? create_qcow2(self, c->named->node, c->options, &c->error)
+                         : create_file(self, c->options, &c->error);
+}
+
+// -- the job --------------------------------------------------------------------------------------
+
+// The file node in which the image is to be made, used by the job from here on.
+static int take_file(Fiber *self, Creation *c, GError **error)
+{
+    Nodes *nodes = c->daemon->nodes;
+    json_t *file = json_object_get(c->options, "file");
+    const char *name = json_string_value(file);
+    NodeConfig *config = NULL;
+    bool is_temporary = !name;
+    int r = is_temporary ? node_config_new(file, true, &config, error) : 0;
+    if (r == 0 && is_temporary)
+        r = nodes_add(self, nodes, config, NULL, &c->named, error);
+    else if (r == 0)
+        c->named = nodes_find(nodes, name);
+    if (r < 0)
+        return r;
+    if (!c->named)
+        return qmp_fail(error, "Cannot find device='%s' nor node-name='%s'", name, name);
+    g_autofree char *user = g_strdup_printf("job '%s'", job_id(c->job));
+    if (!c->named->driver->is_file || c->named->facts.read_only)
+        r = qmp_fail(error, "'%s' is not a writable file", c->named->name);
+    else
+        r = named_node_check_use(c->named, &(NodeUse){.role = "file", .writes = true, .user = user},
+                                 error);
+    if (r == 0)
+        c->use = nodes_use(c->named, user, true);
+    if (is_temporary)
+        nodes_close(self, nodes, c->named);
+    return r;
+}
+
+static int create(Fiber *self, Creation *c, GError **error)
+{
+    bool is_format = !g_str_equal(qmp_args_str(c->options, "driver"), "file");
+    FiberMutex *lock = nodes_graph_lock(c->daemon->nodes);
+    fiber_mutex_lock(self, lock);
+    int r = is_format ? take_file(self, c, error) : 0;
+    fiber_mutex_unlock(self, lock);
+    if (r < 0)
+        return r;
+    Loop *loop = c->use ? named_node_loop(c->named) : loops_get(c->daemon->loops, 0);
+    r = remote_call_fiber(self, loop, create_on_loop, c);
+    if (c->use)
+        nodes_refresh(self, c->named);
+    if (r < 0)
+        return qmp_fail(error, "no memory for a fiber's stack");
+    if (c->result < 0 && c->error)
+        g_propagate_error(error, g_steal_pointer(&c->error));
+    return c->result;
+}
+
+static void run_job(Fiber *self, void *arg)
+{
+    Creation *c = arg;
+    g_autoptr(GError) error = NULL;
+    JobProgress *progress = job_progress(c->job);
+    atomic_store(&progress->total, 1);
+    int r = create(self, c, &error);
+    if (c->use)
+        nodes_end_use(self, c->daemon->nodes, c->use);
+    atomic_store(&progress->current, 1);
+    job_conclude(c->job, r == 0 ? NULL : error ? error->message : g_strerror(-r));
+    json_decref(c->options);
+    g_free(c);
+}
+
+static int blockdev_create(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_reply,
+                           GError **error)
+{
+    Job *job = job_new(call->daemon->jobs, qmp_args_str(args, "job-id"), "create", error);
+    if (!job)
+        return -EINVAL;
+    Creation *c = g_new0(Creation, 1);
+    *c = (Creation){
+        .daemon = call->daemon,
+        .job = job,
+        .options = json_deep_copy(json_object_get(args, "options")),
+    };
+    job_start(job);
+    if (fiber_spawn_reserve(fiber_loop(self), "blockdev-create", run_job, c) < 0)
+        run_job(self, c);
+    return 0;
+}
+
+static const QmpCommand commands[] = {
+    {"blockdev-create", &blockdev_create_args, NULL,
+     "Makes a file, or a qcow2 image in the file of a node. A job does it, which stays until it is "
+     "dismissed.",
+     blockdev_create},
+    {0},
+};
+
+const QmpFamily qmp_create_family = {.title = "New images", .commands = commands};
