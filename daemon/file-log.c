@@ -26,6 +26,7 @@ static const char *verb(FileEventKind kind)
         return "cannot decompress a cluster of";
     case FILE_EVENT_FLUSH_FAILED:
     case FILE_EVENT_RESIZED:
+    case FILE_EVENT_THRESHOLD:
         break;
     }
     g_assert_not_reached();
@@ -61,7 +62,7 @@ void file_log_event(File *file, const FileEvent *event, void *file_log)
             " to %" G_GUINT64_FORMAT " bytes: another program writes to it; clients see the "
             "size from before until chaind opens it again",
             log->disk, file_path(file), file_size(file), event->off);
-    else
+    else if (event->kind != FILE_EVENT_THRESHOLD) // no failure
         tell_failure(log, file, event);
 }
 

@@ -91,6 +91,18 @@ static bool has_export(const NbdsServer *server, const char *name)
 }
 
 // With the lock held.
+void nbds_server_refresh_size(NbdsExport *export)
+{
+    export->size_bytes = export->port.node->size_bytes;
+    export->server_loop->server->generation++;
+}
+
+// Clients that it has keep the size that they were told.
+static void port_resized(Port *port)
+{
+    nbds_server_refresh_size((NbdsExport *)((char *)port - offsetof(NbdsExport, port)));
+}
+
 static int add_export(NbdsServer *server, const NbdsExportConfig *config, NbdsExport **ret_export,
                       GError **error)
 {
@@ -104,6 +116,7 @@ static int add_export(NbdsServer *server, const NbdsExportConfig *config, NbdsEx
     if (!export)
         return -EINVAL;
     export->port.move_ops = &nbds_export_move_ops;
+    export->port.resized = port_resized;
     g_ptr_array_add(server->exports, export);
     server->generation++;
     *ret_export = export;
@@ -117,12 +130,6 @@ int nbds_server_add_export(NbdsServer *server, const NbdsExportConfig *config,
     int result = add_export(server, config, ret_export, error);
     pthread_mutex_unlock(&server->lock);
     return result;
-}
-
-void nbds_server_refresh_size(NbdsExport *export)
-{
-    export->size_bytes = export->port.node->size_bytes;
-    export->server_loop->server->generation++;
 }
 
 static void drain_connections(NbdsServerLoop *server_loop, const NbdsExport *export)

@@ -69,8 +69,10 @@ static DirtyBitmap *add(Node *node, const DirtyBitmapSpec *spec, Bitmap *bits)
     b->is_persistent = spec->is_persistent;
     atomic_init(&b->is_inconsistent, !bits);
     atomic_init(&b->is_read_only, spec->is_persistent && node->read_only);
-    if (!node->bitmaps)
+    if (!node->bitmaps) {
         node->bitmaps = g_ptr_array_new_with_free_func(leave_node);
+        node->resize_bitmaps = dirty_bitmaps_resize;
+    }
     g_ptr_array_add(node->bitmaps, b);
     if (bits)
         publish(b);

@@ -25,6 +25,7 @@ void file_init(File *file, const FileOps *ops, Loop *loop, const char *path, Fil
         .alignment = 1,
         .address_alignment = 1,
         .zero_alignment = 1,
+        .write_threshold = UINT64_MAX,
         .n_refs = 1,
         .is_writable = flags & FILE_WRITABLE,
         .host_may_write = flags & FILE_WRITABLE,
@@ -128,8 +129,33 @@ int file_refresh_size(Fiber *self, File *file)
     return 0;
 }
 
+void file_set_write_threshold(File *file, uint64_t off)
+{
+    file->write_threshold = off ? off : UINT64_MAX;
+}
+
+uint64_t file_write_threshold(const File *file)
+{
+    return file->write_threshold == UINT64_MAX ? 0 : file->write_threshold;
+}
+
+// All that there is changes where the size does: that is no write.
+static void cross_threshold(File *file, uint64_t end)
+{
+    FileEvent event = {.kind = FILE_EVENT_THRESHOLD,
+                       .off = file->write_threshold,
+                       .beyond = end - file->write_threshold};
+    if (end == UINT64_MAX)
+        return;
+    file->write_threshold = UINT64_MAX;
+    if (file->event_fn)
+        file->event_fn(file, &event, file->event_arg);
+}
+
 void file_note_change(File *file, uint64_t off, uint64_t len)
 {
+    if (unlikely(off + len > file->write_threshold))
+        cross_threshold(file, off + len);
     file->n_changes++;
     if (off < file->extent_end && off + len > file->extent_start)
         file->extent_start = file->extent_end = 0;

@@ -22,7 +22,7 @@ static void stop_filters_above(Node *node)
 {
     for (guint i = 0; i < node->parents->len; i++) {
         Node *parent = node->parents->pdata[i];
-        if (!parent->ops->is_filter)
+        if (!parent->ops->is_filter || parent->backing != node)
             continue;
         parent->read_only = true;
         stop_filters_above(parent);

@@ -59,6 +59,11 @@ static int flush(Fiber *self, Node *node)
     return node_flush(self, node->backing);
 }
 
+static uint64_t size_over(const Node *below)
+{
+    return (below->size_bytes + SECTOR_BYTES - 1) / SECTOR_BYTES * SECTOR_BYTES;
+}
+
 static const NodeOps ops = {
     .driver = "whole-sectors",
     .is_filter = true,
@@ -67,6 +72,7 @@ static const NodeOps ops = {
     .zero = zero_inside,
     .discard = discard_inside,
     .flush = flush,
+    .size_over = size_over,
     .detach = component_detach_nothing,
     .attach = component_attach_nothing,
 };
@@ -74,8 +80,7 @@ static const NodeOps ops = {
 Node *whole_sectors_new(Fiber *self, Node *node)
 {
     Node *filter = g_new0(Node, 1);
-    uint64_t size = (node->size_bytes + SECTOR_BYTES - 1) / SECTOR_BYTES * SECTOR_BYTES;
-    node_init(filter, &ops, node->loop, node->name, size);
+    node_init(filter, &ops, node->loop, node->name, size_over(node));
     filter->read_only = node->read_only;
     filter->preferred_bytes = node->preferred_bytes;
     node_set_backing(self, filter, node);

@@ -38,7 +38,6 @@ void allocator_init(Qcow2Image *image)
     a->scan_end = a->tail;
     // A block device holds whatever was there before.
     a->fresh_from = a->tail;
-    a->limit = UINT64_MAX;
     if (!file_is_block_device(image->file))
         return;
     // A block device ends where it ends, and holds whatever was there before: what no refcount
@@ -46,10 +45,10 @@ void allocator_init(Qcow2Image *image)
     uint64_t n_blocks = image->refcount_table.n;
     while (n_blocks && !image->refcount_table.entries[n_blocks - 1].raw)
         n_blocks--;
-    a->limit = file_size(image->file) / cb;
     a->fresh_from = UINT64_MAX;
     if (image->writable)
-        a->tail = a->scan_end = MIN(n_blocks << image->geometry.refcounts_per_block_bits, a->limit);
+        a->tail = a->scan_end =
+            MIN(n_blocks << image->geometry.refcounts_per_block_bits, image_host_clusters(image));
 }
 
 void allocator_done(Qcow2Image *image)
@@ -59,7 +58,7 @@ void allocator_done(Qcow2Image *image)
 
 static uint64_t max_cluster(const Qcow2Image *image)
 {
-    return MIN(QCOW2_ENTRY_OFFSET_MASK >> image->geometry.cluster_bits, image->allocator.limit);
+    return MIN(QCOW2_ENTRY_OFFSET_MASK >> image->geometry.cluster_bits, image_host_clusters(image));
 }
 
 // Remembers a free range, or leaves it to a later scan when there are too many.
@@ -336,6 +335,14 @@ static int take_chosen(Qcow2Image *image, ClusterRange c, bool from_free, Refcou
     return refcounts_raise(image, place, n);
 }
 
+// Somebody may have made the device larger, as its user's answer to a full one.
+static bool has_device_grown(Fiber *self, Qcow2Image *image)
+{
+    uint64_t old = file_size(image->file);
+    return file_is_block_device(image->file) && file_refresh_size(self, image->file) == 0 &&
+           file_size(image->file) > old;
+}
+
 int allocator_take(Fiber *self, Qcow2Image *image, uint64_t n_wanted, Allocation *ret_allocation)
 {
     bool tail_is_full = false;
@@ -345,6 +352,11 @@ int allocator_take(Fiber *self, Qcow2Image *image, uint64_t n_wanted, Allocation
         ClusterRange c;
         RefcountPlace place;
         int from = choose(self, image, n_wanted, tail_is_full, &c);
+        if (from == -ENOSPC && has_device_grown(self, image)) {
+            tail_is_full = false;
+            r = 1;
+            continue;
+        }
         if (from < 0)
             return from;
         r = refcounts_find(self, image, c.first, &place);

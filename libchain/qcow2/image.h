@@ -43,7 +43,6 @@ typedef struct Allocator {
     uint64_t scan_next; // refcounts below are in `free` or in use; scanned on demand up to scan_end
     uint64_t scan_end;
     bool rescan; // a free range was forgotten for lack of room: scan again when the rest is used up
-    uint64_t limit;      // clusters that the host can hold: a block device's end
     uint64_t tail;       // all clusters from here on are unused
     uint64_t fresh_from; // clusters from here on were never written: they read as zeros
     FiberMutex grow_mutex;
@@ -193,6 +192,13 @@ static inline HostOff image_cluster_off(const Qcow2Image *image, uint64_t cluste
 static inline uint64_t image_clusters_for(const Qcow2Image *image, uint64_t bytes)
 {
     return (bytes + image->geometry.cluster_bytes - 1) >> image->geometry.cluster_bits;
+}
+
+// How many clusters the host can hold: as far as a block device goes now.
+static inline uint64_t image_host_clusters(const Qcow2Image *image)
+{
+    bool is_device = file_is_block_device(image->file);
+    return is_device ? file_size(image->file) >> image->geometry.cluster_bits : UINT64_MAX;
 }
 
 // The slice of a table that holds byte `off` of the file.

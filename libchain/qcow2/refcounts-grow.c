@@ -63,7 +63,7 @@ static int add_block(Fiber *self, Qcow2Image *image, uint64_t cluster)
     Allocator *a = &image->allocator;
     HostOff off = image_cluster_off(image, cluster);
     bool zeroed = cluster >= a->fresh_from;
-    if (cluster >= a->limit)
+    if (cluster >= image_host_clusters(image))
         return -ENOSPC;
     int r = refuse_uncounted_metadata(image, cluster);
     if (r < 0)
@@ -132,7 +132,7 @@ static int plan_area(const Qcow2Image *image, uint64_t first, NewArea *ret_area)
         area.n_blocks = MAX(need, area.n_blocks);
         n_entries = MAX(n_entries, area.index + area.n_blocks);
     }
-    if (first + area_clusters(&area) > image->allocator.limit)
+    if (first + area_clusters(&area) > image_host_clusters(image))
         return -ENOSPC;
     if (area.n_table * g->cluster_bytes > QCOW2_MAX_REFCOUNT_TABLE_BYTES) {
         area.n_table = QCOW2_MAX_REFCOUNT_TABLE_BYTES / g->cluster_bytes;

@@ -130,6 +130,7 @@ static const NodeOps view_ops = {
     .for_each_sibling = view_for_each_sibling,
     .bitmap_store = &qcow2_bitmap_store,
     .set_writable = view_set_writable,
+    .resize = view_resize,
     .close = view_close,
 };
 

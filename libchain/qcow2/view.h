@@ -12,6 +12,10 @@ int view_write(Fiber *self, Node *node, GuestOff off, const void *buf, size_t le
 int view_zero(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags);
 int view_discard(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags);
 int view_flush(Fiber *self, Node *node);
+int view_resize(Fiber *self, Node *node, uint64_t size_bytes, GError **error); // resize.c
+// Whole clusters of [from, to) read as zeros, or as what lies below in version 2; what they named is
+// freed. `to` may be the end of the view's last cluster.
+int view_zero_clusters(Fiber *self, Qcow2View *view, uint64_t from, uint64_t to);
 
 // The writable head (head.c). Loads the L1 table of a new view; makes a loaded view the head, and the
 // reverse; NodeOps.set_writable.

@@ -266,6 +266,11 @@ static int zero_whole(Fiber *self, Qcow2View *view, uint64_t from, uint64_t to, 
     return r;
 }
 
+int view_zero_clusters(Fiber *self, Qcow2View *view, uint64_t from, uint64_t to)
+{
+    return zero_whole(self, view, from, to, true);
+}
+
 // Can a range that does not fill a cluster be zeroed without allocating and copying? What reads as
 // zeros stays as it is, clusters of our own are written in place, whole subclusters of one that is
 // not compressed get their zero bits.

@@ -12,6 +12,7 @@ typedef struct RawNode {
     Node node;
     File *file;      // owned
     uint64_t offset; // host offset of guest offset 0
+    bool is_part;    // of the file: its length was given
     bool is_shared;  // another program may write the file
 } RawNode;
 
@@ -120,6 +121,35 @@ static int raw_set_writable(Fiber *self, Node *node, bool is_writable, GError **
     return file_reopen(self, file, is_writable, error);
 }
 
+// The device's size is what somebody else made it: larger than that it cannot be.
+static int take_device_size(Fiber *self, RawNode *raw, uint64_t size_bytes, GError **error)
+{
+    int r = file_refresh_size(self, raw->file);
+    if (r < 0)
+        return error_set(error, r, "%s: cannot tell its size: %s", raw->node.name, g_strerror(-r));
+    uint64_t end = file_size(raw->file);
+    if (raw->offset > end || size_bytes > end - raw->offset)
+        return error_set(error, -EINVAL, "Cannot grow device files");
+    raw->node.size_bytes = end - raw->offset;
+    return 0;
+}
+
+static int raw_resize(Fiber *self, Node *node, uint64_t size_bytes, GError **error)
+{
+    RawNode *raw = (RawNode *)node;
+    if (raw->is_part)
+        return error_set(error, -ENOTSUP, "Cannot resize fixed-size raw disks");
+    if (size_bytes > INT64_MAX - raw->offset)
+        return error_set(error, -EINVAL, "Disk size too large");
+    if (file_is_block_device(raw->file))
+        return take_device_size(self, raw, size_bytes, error);
+    int r = file_truncate(self, raw->file, raw->offset + size_bytes);
+    if (r < 0)
+        return error_set(error, r, "Failed to resize the file: %s", g_strerror(-r));
+    node->size_bytes = size_bytes;
+    return 0;
+}
+
 static void raw_close(Fiber *self, Node *node)
 {
     file_close(self, raw_file(node));
@@ -130,7 +160,7 @@ static void raw_close(Fiber *self, Node *node)
         .driver = name, .read_start = raw_read_start, .write = raw_write, .zero = raw_zero,        \
         .discard = raw_discard, .flush = raw_flush, .map = raw_map, .file = raw_file,              \
         .data_may_be_hole = raw_data_may_be_hole, .detach = raw_detach, .attach = raw_attach,      \
-        .set_writable = raw_set_writable, .close = raw_close,                                      \
+        .set_writable = raw_set_writable, .resize = raw_resize, .close = raw_close,                \
     }
 static const NodeOps raw_ops = OPS_OF_DRIVER("raw");
 static const NodeOps file_ops = OPS_OF_DRIVER("file");
@@ -181,9 +211,11 @@ int raw_node_new_part(Fiber *self, File *file, uint64_t offset, uint64_t size_by
         file_close(self, file);
         return r;
     }
-    if (size_bytes == RAW_TO_END)
+    bool is_part = size_bytes != RAW_TO_END;
+    if (!is_part)
         size_bytes = file_size(file) - offset;
     RawNode *raw = make_node(file, &raw_ops, offset, size_bytes);
+    raw->is_part = is_part;
     raw->node.identity.view = offset; // its length tells parts apart that begin at one place
     *ret_node = &raw->node;
     return 0;

@@ -89,6 +89,12 @@ struct NodeOps {
     // Makes the driver and its file writable; or read-only, after the last write: everything
     // written back, durable, and the locks given up. All as before on failure. NULL: cannot.
     int (*set_writable)(Fiber *self, Node *node, bool is_writable, GError **error);
+    // Brings the file to another size and sets `size_bytes`, which is what is there on failure, too.
+    // Drained, on a node that is not read-only; what comes new reads as zeros. NULL: cannot; a
+    // filter without it has what it filters resized.
+    int (*resize)(Fiber *self, Node *node, uint64_t size_bytes, GError **error);
+    // Of a filter whose size is not that of `below`, which it filters: what it is. NULL: the same.
+    uint64_t (*size_over)(const Node *below);
     // Something below `node` changed place (a backing child set, a filter put in or taken out) or
     // mode: forget what was derived from it. Drained; must not suspend. May be NULL.
     void (*below_changed)(Node *node);
@@ -142,7 +148,7 @@ struct Node {
     const NodeOps *ops;
     Loop *loop;
     char *name;          // for messages: the node's name or the image's file name
-    uint64_t size_bytes; // fixed while open
+    uint64_t size_bytes; // changes only drained (node_resize())
     bool read_only;
     bool ignores_discards;            // they end here, and zeroes keep their space
     NodeZeroDetection zero_detection; // of writes
@@ -152,6 +158,7 @@ struct Node {
     GPtrArray *others; // children beside `backing`, owned references; NULL: none
     NodeWriteHook *write_hooks;
     GPtrArray *bitmaps; // its dirty bitmaps (chain-core/dirty-bitmap.h), or NULL
+    int (*resize_bitmaps)(Node *node, uint64_t size_bytes); // with them; -ENOMEM: none follows
     NodeIdentity identity;
     GPtrArray *parents;               // nodes whose child this is, once for each edge
     GPtrArray *ports;                 // ports whose target this is
@@ -220,13 +227,22 @@ int node_status_of_host(Fiber *self, Node *node, GuestOff off, uint64_t len,
 // node_flush() settles it) and its locks. From there on the way down needs no drain, so a switch
 // that holds guests up takes no longer than memory does.
 
-// From writable to stopped. Drained. Memory only.
+// From writable to stopped. Memory only. Drained: of requests that write, and where overlays lie
+// above that are read from already, of all.
 void node_stop_writes(Node *node);
 // Up: the image's file is opened for writing and locked so, its tables are read and checked, a dirty
 // image is repaired; drained. Down: from writable, drained, or from stopped; all that was written
 // becomes durable and other programs may open the file read-only. For a filter it is done to the
 // node it filters. The error is one sentence; a node that could not be made read-only is stopped.
 int node_set_writable(Fiber *self, Node *node, bool is_writable, GError **error);
+
+// Another size: of the image or file, then of all that shows it: filters, maps, dirty bitmaps, and
+// those that enter through ports (Port.resized). Drains, so the caller holds no port entered. What
+// comes new reads as zeros, whatever lies below; what is cut off is gone. Overlays keep their size.
+// A block device's node takes the size that the device has. The error is QEMU's sentence.
+int node_resize(Fiber *self, Node *node, uint64_t size_bytes, GError **error);
+// For drivers whose `size_bytes` changed otherwise; drained.
+void node_size_changed(Node *node);
 
 void node_add_write_hook(Node *node, NodeWriteHook *hook);
 void node_remove_write_hook(Node *node, NodeWriteHook *hook);

@@ -28,6 +28,8 @@ struct Port {
     FiberQueue waiting;              // requests kept out
     FiberQueue drainers;
     const char *owner;
+    void (*resized)(
+        Port *port); // set after port_init(): the node's size has changed. NULL: no matter
     const PortMoveOps *move_ops; // set after port_init(); NULL: it cannot be moved
 };
 
