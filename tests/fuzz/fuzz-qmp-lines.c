@@ -49,13 +49,20 @@ static void check(json_t *value, QmpInput input)
 
 static unsigned depth_of(const json_t *value)
 {
-    unsigned deepest = 0;
+    unsigned deepest = 0, depth;
     const char *name;
     size_t i;
     json_t *inner;
-    if (json_is_object(value))
-        json_object_foreach((json_t *)value, name, inner) deepest = MAX(deepest, depth_of(inner));
-    json_array_foreach(value, i, inner) deepest = MAX(deepest, depth_of(inner));
+    json_object_foreach((json_t *)value, name, inner)
+    {
+        depth = depth_of(inner);
+        deepest = MAX(deepest, depth);
+    }
+    json_array_foreach(value, i, inner)
+    {
+        depth = depth_of(inner);
+        deepest = MAX(deepest, depth);
+    }
     return deepest + (json_is_object(value) || json_is_array(value));
 }
 
