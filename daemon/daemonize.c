@@ -67,6 +67,12 @@ void daemonize_ready(Daemonize *daemonize)
     // A parent that is gone already needs no answer.
     if (chdir("/") < 0 || write(daemonize->parent, "", 1) < 0)
         errno = 0;
+}
+
+void daemonize_free(Daemonize *daemonize)
+{
+    if (!daemonize)
+        return;
     close(daemonize->parent);
     g_free(daemonize);
 }

@@ -10,5 +10,7 @@ typedef struct Daemonize Daemonize;
 // daemonize_ready() and ends with status 0, or with 1 when the child ended before. NULL with a
 // sentence.
 Daemonize *daemonize_begin(GError **error);
-// Lets the parent end, and leaves the terminal: what is logged from now on is not seen. Frees.
+// Lets the parent end, and leaves the terminal: what is logged from now on is not seen.
 void daemonize_ready(Daemonize *daemonize);
+// A parent that still waits ends with status 1. Accepts NULL.
+void daemonize_free(Daemonize *daemonize);

@@ -454,11 +454,13 @@ int main(int argc, char **argv)
     if (r < 0) {
         log_line(LOG_ERROR, "%s", error->message);
         finish(&daemon);
+        daemonize_free(daemonize);
         return EXIT_FAILURE;
     }
     remote_call_reserve(daemon_control_loop(&daemon), announce, &daemon);
     if (daemonize)
         daemonize_ready(daemonize);
+    daemonize_free(daemonize);
     log_line(LOG_INFO, "stopping: %s", stop_wait(daemon.stop));
     r = finish(&daemon);
     pid_file_free(pid_file);

@@ -64,13 +64,13 @@ static const QmpType *enum_type(const DriverOption *option, const char *owner)
 
 static const QmpType *alternate_type(const DriverOption *option, const char *owner)
 {
-    QmpType *type = type_new(owner, option->name, QMP_ALTERNATE);
-    QmpMember *members = g_new0(QmpMember, 3);
+    g_autofree char *name = g_strdup_printf("%s-or-flags", option->name);
     g_autofree char *inner = g_strdup_printf("%s-either", owner);
+    QmpType *type = type_new(owner, name, QMP_ALTERNATE);
+    QmpMember *members = g_new0(QmpMember, 3);
     members[0] = (QmpMember){"flags", object_type(option, inner)};
     members[1] = (QmpMember){"mode", enum_type(option, owner)};
     type->members = members;
-    type->name = g_strdup_printf("%s-%s-or-flags", owner, option->name);
     return type;
 }
 
