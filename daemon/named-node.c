@@ -18,7 +18,7 @@ NamedNode *named_node_child(const NamedNode *named, const char *role)
 const char *named_node_file_name(const NamedNode *named)
 {
     for (NamedNode *file; !named->driver->is_file; named = file) {
-        file = named_node_child(named, "file");
+        file = named_node_child(named, "file") ?: named_node_child(named, "snapshot");
         if (!file)
             return "";
     }
@@ -29,7 +29,15 @@ const char *named_node_file_name(const NamedNode *named)
 // changes as they are made.
 static bool relies_on_content(const char *role)
 {
-    return !g_str_equal(role, "root");
+    return !g_str_equal(role, "root") && !g_str_equal(role, "snapshot");
+}
+
+const char *named_node_role(const NamedNode *used, const NodeConfig *config,
+                            const NodeConfigChild *child)
+{
+    bool is_snapshot = g_str_equal(child->role, "file") && used->driver->has_snapshots &&
+                       driver_value_str(config->values, "snapshot", NULL);
+    return is_snapshot ? "snapshot" : child->role;
 }
 
 // `writer` and `reader` are both of `named`, which one of them already has.

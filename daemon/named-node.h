@@ -47,6 +47,10 @@ static inline Loop *named_node_loop(const NamedNode *named)
     return named->node->loop;
 }
 
+// As what a node that `config` describes uses the one that is named as its `child`. "snapshot": one
+// of the internal snapshots of that image, which the image's other users cannot change.
+const char *named_node_role(const NamedNode *used, const NodeConfig *config,
+                            const NodeConfigChild *child);
 // The child of that role; NULL: it has none.
 NamedNode *named_node_child(const NamedNode *named, const char *role);
 // The path of the file that it is or lies in; "" where there is none. Borrowed.

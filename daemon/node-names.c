@@ -68,9 +68,10 @@ int node_names_find_used(GHashTable *by_name, const NodeConfig *config, GPtrArra
             continue;
         const char *name = driver_value_str(config->values, "node-name", "");
         g_autofree char *user = g_strdup_printf("node '%s'", name);
+        const char *role = named_node_role(named, config, child);
         NodeUse use = {
-            .role = child->role,
-            .writes = !g_str_equal(child->role, "backing") &&
+            .role = role,
+            .writes = !g_str_equal(role, "backing") && !g_str_equal(role, "snapshot") &&
                       !driver_value_bool(config->values, "read-only", false),
             .user = user,
         };

@@ -282,8 +282,9 @@ static void use_named(Nodes *nodes, NamedNode *named)
 {
     for (unsigned i = 0; named->config && i < named->config->n_children; i++) {
         const NodeConfigChild *child = &named->config->children[i];
-        if (child->node)
-            add_child(named, nodes_find(nodes, child->node), child->role);
+        NamedNode *used = child->node ? nodes_find(nodes, child->node) : NULL;
+        if (used)
+            add_child(named, used, named_node_role(used, named->config, child));
     }
 }
 

@@ -4,6 +4,7 @@
 
 #include "create.h"
 #include "exports.h"
+#include "internal-snapshots.h"
 #include "jobs.h"
 #include "node-queries.h"
 #include "nodes.h"
@@ -16,6 +17,7 @@ const QmpFamily *const qmp_families[] = {
     &qmp_create_family,
     &qmp_node_queries_family,
     &qmp_exports_family,
+    &qmp_internal_snapshots_family,
     &qmp_transaction_family,
     &qmp_jobs_family,
     NULL, // ends

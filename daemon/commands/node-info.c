@@ -9,7 +9,7 @@
 
 // -- types ----------------------------------------------------------------------------------------
 
-static const QmpType snapshot_info = {
+const QmpType snapshot_info = {
     .name = "SnapshotInfo",
     .kind = QMP_OBJECT,
     .members = (const QmpMember[]){{"id", &qmp_str, .doc = "a number"},

@@ -7,6 +7,7 @@
 #include "daemon/qmp/type.h"
 
 extern const QmpType block_device_info; // BlockDeviceInfo
+extern const QmpType snapshot_info;     // SnapshotInfo
 
 // How much space the files of nodes take; asked of the host, on a worker.
 typedef struct FileSpace FileSpace;

@@ -132,11 +132,30 @@ static void resume_all(Transaction *t)
             t->steps[i].action->resume(t->self, t->steps[i].state);
 }
 
-static void abort_all(Transaction *t)
+static void abort_all(Transaction *t, bool has_committed)
 {
-    for (size_t i = t->n_prepared; i-- > 0;)
-        if (t->steps[i].action->abort)
-            t->steps[i].action->abort(t->self, t->steps[i].state);
+    for (size_t i = t->n_prepared; i-- > 0;) {
+        const QmpAction *of = t->steps[i].action;
+        if (of->abort && (of->finish || !has_committed))
+            of->abort(t->self, t->steps[i].state);
+    }
+}
+
+static bool has_finish(const Transaction *t)
+{
+    for (size_t i = 0; i < t->n_prepared; i++)
+        if (t->steps[i].action->finish)
+            return true;
+    return false;
+}
+
+static int finish_all(Transaction *t, GError **error)
+{
+    int r = 0;
+    for (size_t i = 0; r == 0 && i < t->n_prepared; i++)
+        if (t->steps[i].action->finish)
+            r = t->steps[i].action->finish(t->self, t->steps[i].state, error);
+    return r;
 }
 
 static void clean_all(Transaction *t)
@@ -178,11 +197,17 @@ static int transaction(Fiber *self, QmpCall *call, const json_t *args, json_t **
     FiberMutex *lock = nodes_graph_lock(call->daemon->nodes);
     fiber_mutex_lock(self, lock);
     r = prepare_and_drain(&t, args, error);
-    if (r == 0)
+    bool has_committed = r == 0;
+    if (has_committed)
         commit_all(&t);
     resume_all(&t);
+    if (has_committed && has_finish(&t)) {
+        fiber_mutex_unlock(self, lock); // that may take long
+        r = finish_all(&t, error);
+        fiber_mutex_lock(self, lock);
+    }
     if (r < 0)
-        abort_all(&t);
+        abort_all(&t, has_committed);
     clean_all(&t);
     fiber_mutex_unlock(self, lock);
     return r;

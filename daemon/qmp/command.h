@@ -41,7 +41,9 @@ typedef struct QmpEvent {
 // Actions of one transaction take effect together or not at all; the graph lock (nodes_graph_lock())
 // is held throughout, so they do not take it. For all in their order: prepare;
 // then drain; then commit; then resume; then clean. When one of prepare or drain fails: resume what
-// was drained, abort in reverse order those that were prepared before, clean. All functions but
+// was drained, abort in reverse order those that were prepared before, clean. After resume comes
+// finish, for actions that have work left then; when one fails, so does the transaction, and those
+// with a finish are aborted. The graph lock is held in all of it but finish. All functions but
 // prepare may be NULL.
 typedef struct QmpAction {
     const char *name;
@@ -58,6 +60,7 @@ typedef struct QmpAction {
     void (*resume)(Fiber *self, void *state);
     // Frees `state`.
     void (*clean)(Fiber *self, void *state);
+    int (*finish)(Fiber *self, void *state, GError **error);
 } QmpAction;
 
 // Tables end with an entry without a name; NULL: there are none.

@@ -16,6 +16,7 @@ enum { LOADS_AT_ONCE = 32 };
 // nothing (the last step).
 typedef struct Step {
     Layer *layer; // NULL: not a layer
+    Node *beside; // an internal snapshot of its image is shown; borrowed. NULL: nothing of the kind
     const NodeConfig *config;
     const Driver *driver;
     Node *node; // NULL: not loaded
@@ -58,9 +59,25 @@ static int add_layer(Opening *o, Layer *layer, GError **error)
     return add_step(o, (Step){.layer = layer, .config = layer_config(layer)}, error);
 }
 
+// The image that is open already whose internal snapshot is to be shown: it is given as the file.
+// NULL: none is.
+static Node *find_beside(const Opening *o, const NodeConfig *config)
+{
+    const LayerOptions *options = o->options;
+    const NodeConfigChild *file = node_config_child(config, "file");
+    if (!file || !file->node || !options->find_node || !config->driver ||
+        !driver_value_str(config->values, "snapshot", NULL))
+        return NULL;
+    Node *node = options->find_node(options->find_arg, file->node);
+    return node && driver_find(node->ops->driver) == config->driver ? node : NULL;
+}
+
 static int open_step(Fiber *self, Opening *o, const NodeConfig *config, GError **error)
 {
     const Driver *driver = config->driver;
+    Node *beside = find_beside(o, config);
+    if (beside && driver->open_beside)
+        return add_step(o, (Step){.config = config, .driver = driver, .beside = beside}, error);
     if (driver && driver->make)
         return add_step(o, (Step){.config = config, .driver = driver}, error);
     Layer *layer;
@@ -74,6 +91,8 @@ static const NodeConfigChild *described_below(const Step *step)
 {
     if (step->layer)
         return node_config_child(step->config, "backing");
+    if (step->beside)
+        return NULL;
     return step->config->n_children ? &step->config->children[0] : NULL;
 }
 
@@ -170,6 +189,10 @@ static int load_layers(Fiber *self, Opening *o)
 
 static int make_step(Fiber *self, Opening *o, Step *step, Node *below)
 {
+    if (step->beside) {
+        const char *snapshot = driver_value_str(step->config->values, "snapshot", NULL);
+        return step->driver->open_beside(self, step->beside, snapshot, &step->node, &step->error);
+    }
     const LayerOptions *options = o->options;
     DriverOptions made_of = {
         .name = driver_value_str(step->config->values, "node-name", step->driver->name),

@@ -97,7 +97,9 @@ static const DriverOption option_table[] = {
      .doc = "The external data file, instead of what the image's header says."},
     {.name = "snapshot",
      .type = DRIVER_OPTION_STR,
-     .doc = "An internal snapshot, by id or name, read-only; not in QEMU."},
+     .doc = "An internal snapshot, by id or name, read-only. Where \"file\" is a qcow2 node, it is "
+            "one "
+            "of that node's image, also while that is written. Not in QEMU."},
     {.name = "lazy-refcounts",
      .type = DRIVER_OPTION_BOOL,
      .doc = "Accepted, does nothing: refcounts never lag behind."},
@@ -124,6 +126,7 @@ const Driver qcow2_driver = {
     .info = qcow2_info,
     .probe = probe,
     .has_snapshots = true,
+    .open_beside = qcow2_snapshot_view_new,
     .open = open_image,
     .load = load,
     .drop = drop,

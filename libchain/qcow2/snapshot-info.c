@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Telling which internal snapshots an image has. On the image's loop.
+// Telling which internal snapshots an image has, and keeping it in its place while they change. On
+// the image's loop.
 
 #include "qcow2/snapshot-info.h"
 
@@ -47,4 +48,18 @@ bool qcow2_snapshot_find(Node *node, const char *id, const char *name, Qcow2Snap
     if (found && ret_info)
         snapshot_info_fill(&found->entry, ret_info);
     return found;
+}
+
+void qcow2_snapshot_hold(Node *head)
+{
+    Qcow2Image *image = qcow2_node_image(head);
+    if (image)
+        fiber_wait_group_add(&image->fibers, 1);
+}
+
+void qcow2_snapshot_release(Node *head)
+{
+    Qcow2Image *image = qcow2_node_image(head);
+    if (image)
+        fiber_wait_group_done(&image->fibers);
 }

@@ -54,7 +54,7 @@ class Qmp:
                 return line
             self.events.append(line)
 
-    def command(self, name, **arguments):
+    def command(self, name, /, **arguments):
         """What it returns. Words of arguments are joined with `_` for `-`."""
         self.send({"execute": name,
                    "arguments": {k.replace("_", "-"): v for k, v in arguments.items()}})
@@ -62,7 +62,7 @@ class Qmp:
         assert reply and "return" in reply, f"{name}: {reply}"
         return reply["return"]
 
-    def error(self, name, **arguments):
+    def error(self, name, /, **arguments):
         """The sentence of its refusal."""
         self.send({"execute": name,
                    "arguments": {k.replace("_", "-"): v for k, v in arguments.items()}})

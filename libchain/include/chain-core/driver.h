@@ -75,6 +75,10 @@ struct Driver {
     // thread. NULL: no file does, it must be said.
     bool (*probe)(const uint8_t *head, size_t len);
     bool has_snapshots; // images may hold internal snapshots
+    // A view of an internal snapshot beside `image`, a node of this driver that is open, perhaps for
+    // writing; it has the same below. Where has_snapshots.
+    int (*open_beside)(Fiber *self, Node *image, const char *snapshot, Node **ret_node,
+                       GError **error);
     // Takes `file`, locked, also on failure; `options` is borrowed until load() or drop().
     int (*open)(Fiber *self, File *file, const DriverOptions *options, DriverImage **ret_image,
                 GError **error);

@@ -30,6 +30,11 @@ GArray *qcow2_snapshots(Node *node); // of Qcow2SnapshotInfo, cleared with it
 // The one with that id and that name, of which one may be NULL. False: there is none.
 bool qcow2_snapshot_find(Node *node, const char *id, const char *name, Qcow2SnapshotInfo *ret_info);
 
+// Keeps the image of `head` on its loop until the release, however long its snapshots are worked on
+// from elsewhere. Neither suspends.
+void qcow2_snapshot_hold(Node *head);
+void qcow2_snapshot_release(Node *head);
+
 // A snapshot of the head as it is at one moment of the call, named `name`; its id is the next
 // number. *ret_info (NULL: not wanted) says what was made. -EEXIST: a snapshot has that name.
 // -ENOTSUP: the data is in a file of its own. -ENOSPC, -EOVERFLOW (refcounts too narrow), -EFBIG
