@@ -14,6 +14,7 @@ typedef struct EntryTable {
     HostOff off; // in the image's file
     Be64 *entries;
     uint64_t n;
+    size_t mapped_bytes; // of `entries`; 0: from the heap
     GArray *changed; // ChangedEntry; NULL: none so far
 } EntryTable;
 
