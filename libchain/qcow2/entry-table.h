@@ -15,7 +15,7 @@ typedef struct EntryTable {
     Be64 *entries;
     uint64_t n;
     size_t mapped_bytes; // of `entries`; 0: from the heap
-    GArray *changed; // ChangedEntry; NULL: none so far
+    GArray *changed;     // ChangedEntry; NULL: none so far
 } EntryTable;
 
 typedef struct ChangedEntry {
