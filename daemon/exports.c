@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "bitmaps.h"
 #include "chain-core/layer.h"
 #include "chain-core/remote-call.h"
 #include "chain-core/whole-sectors.h"
@@ -71,6 +72,7 @@ typedef struct Adding {
     Node *node;
     bool is_file; // nothing has locked it yet
     const ExportSpec *spec;
+    GPtrArray *bitmaps;
     NbdsExport *nbds;
     int result;
     GError *error;
@@ -97,6 +99,7 @@ static void add_on_loop(Fiber *self, void *arg)
         .node = node,
         .read_only = !spec->is_writable,
         .writethrough = spec->is_writethrough,
+        .bitmaps = a->bitmaps,
         .padding_bytes = node->size_bytes - a->node->size_bytes,
     };
     a->result = nbds_server_add_export(a->server, &config, &a->nbds, &a->error);
@@ -131,12 +134,6 @@ static int check(const Exports *exports, const NamedNode *named, const ExportSpe
         return qmp_fail(error, "description '%s' too long", spec->description);
     if (has_name(exports, spec->name))
         return qmp_fail(error, "NBD server already has export named '%s'", spec->name);
-    // Which nodes have bitmaps, and so which can be exported, is for the bitmaps' commands to say.
-    const json_t *bitmap = json_array_get(spec->bitmaps, 0);
-    if (bitmap)
-        return qmp_fail(error, "Bitmap '%s' is not found",
-                        json_string_value(bitmap)
-                            ?: json_string_value(json_object_get(bitmap, "name")));
     g_autofree char *user = user_text(spec->id);
     NodeUse use = {.role = "root", .writes = spec->is_writable, .user = user};
     return named_node_check_use(named, &use, error);
@@ -152,7 +149,12 @@ static int add(Fiber *self, Exports *exports, Export *export, const ExportSpec *
         .is_file = named->driver->is_file && named->users->len == 1,
         .spec = spec,
     };
-    int r = remote_call_fiber_reserve(self, named_node_loop(named), add_on_loop, &adding);
+    int r = bitmaps_for_export(exports->nodes, named, spec->bitmaps, spec->is_writable,
+                               &adding.bitmaps, error);
+    if (r < 0)
+        return r;
+    r = remote_call_fiber_reserve(self, named_node_loop(named), add_on_loop, &adding);
+    g_ptr_array_unref(adding.bitmaps);
     if (r < 0)
         return qmp_fail(error, "'%s' cannot be exported: no memory for a fiber's stack",
                         named->name);

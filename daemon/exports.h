@@ -24,7 +24,7 @@ typedef struct ExportSpec {
     const char *description; // NULL: none
     bool is_writable;
     bool is_writethrough;  // each write is durable before its reply
-    const json_t *bitmaps; // names of dirty bitmaps, for clients; NULL: none
+    const json_t *bitmaps; // BlockDirtyBitmapOrStr, for clients; NULL: none
 } ExportSpec;
 
 // `removed` (may be NULL) is told when an export is gone.

@@ -25,7 +25,8 @@ typedef struct NodeUse {
 typedef struct NodeFacts {
     uint64_t size_bytes;
     bool read_only;
-    json_t *info; // Driver.info's; owned, or NULL
+    json_t *info;       // Driver.info's; owned, or NULL
+    GPtrArray *bitmaps; // DirtyBitmap, a reference each, oldest first
 } NodeFacts;
 
 struct NamedNode {

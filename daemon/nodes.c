@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "chain-core/chain.h"
+#include "chain-core/dirty-bitmap.h"
 #include "chain-core/remote-call.h"
 #include "daemon/qmp/error.h"
 #include "log.h"
@@ -68,12 +69,18 @@ static void watch_sizes(Fiber *self, Nodes *nodes, NamedNode *named)
 
 // -- the table ------------------------------------------------------------------------------------
 
+static void clear_facts(NodeFacts *facts)
+{
+    json_decref(facts->info);
+    g_clear_pointer(&facts->bitmaps, g_ptr_array_unref);
+}
+
 static void named_node_free(gpointer p)
 {
     NamedNode *named = p;
     g_assert(!named->node && named->users->len == 0);
     node_origin_unref(named->origin);
-    json_decref(named->facts.info);
+    clear_facts(&named->facts);
     g_ptr_array_unref(named->children);
     g_ptr_array_unref(named->users);
     g_free(named->name);
@@ -233,7 +240,11 @@ static void take_facts(const Driver *driver, Node *node, NodeFacts *ret_facts)
         .size_bytes = node->size_bytes,
         .read_only = node->read_only,
         .info = driver->info ? driver->info(node) : NULL,
+        .bitmaps = g_ptr_array_new_with_free_func((GDestroyNotify)dirty_bitmap_unref),
     };
+    const GPtrArray *bitmaps = dirty_bitmaps_of(node);
+    for (guint i = 0; bitmaps && i < bitmaps->len; i++)
+        g_ptr_array_add(ret_facts->bitmaps, dirty_bitmap_ref(bitmaps->pdata[i]));
 }
 
 static void open_nodes(Fiber *self, void *arg)
@@ -400,7 +411,7 @@ int nodes_add(Fiber *self, Nodes *nodes, NodeConfig *config, const char *label,
 static void refresh(Fiber *self, void *arg)
 {
     NamedNode *named = arg;
-    json_decref(named->facts.info);
+    clear_facts(&named->facts);
     take_facts(named->driver, named->node, &named->facts);
 }
 

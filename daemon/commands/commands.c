@@ -2,6 +2,7 @@
 // The list of families, in the order of docs/qmp.md. Each is a file of this folder.
 #include "commands.h"
 
+#include "bitmaps.h"
 #include "create.h"
 #include "exports.h"
 #include "internal-snapshots.h"
@@ -16,6 +17,7 @@ const QmpFamily *const qmp_families[] = {
     &qmp_nodes_family,
     &qmp_create_family,
     &qmp_node_queries_family,
+    &qmp_bitmaps_family,
     &qmp_exports_family,
     &qmp_internal_snapshots_family,
     &qmp_transaction_family,

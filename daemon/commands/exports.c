@@ -2,6 +2,7 @@
 // Commands of the NBD server and its exports. Control loop.
 #include "exports.h"
 
+#include "bitmaps.h"
 #include "daemon/daemon.h"
 #include "daemon/node-names.h"
 #include "daemon/qmp/args.h"
@@ -90,20 +91,6 @@ static const QmpType export_type = {
     .values = (const char *const[]){"nbd", NULL},
 };
 
-static const QmpType bitmap_external = {
-    .name = "BlockDirtyBitmap",
-    .kind = QMP_OBJECT,
-    .members = (const QmpMember[]){{"node", &qmp_str, .doc = "the node it belongs to"},
-                                   {"name", &qmp_str, .doc = "the bitmap"},
-                                   {0}},
-};
-static const QmpType bitmap_ref = {
-    .name = "BlockDirtyBitmapOrStr",
-    .kind = QMP_ALTERNATE,
-    .members = (const QmpMember[]){{"local", &qmp_str}, {"external", &bitmap_external}, {0}},
-};
-static const QmpType bitmap_refs = {.kind = QMP_ARRAY, .element = &bitmap_ref};
-
 static const QmpType nbd_options = {
     .name = "BlockExportOptionsNbd",
     .kind = QMP_OBJECT,
@@ -111,7 +98,7 @@ static const QmpType nbd_options = {
         (const QmpMember[]){
             {"name", &qmp_str, true, "what clients call the export; the node's name without it"},
             {"description", &qmp_str, true, "free text for clients, at most 4096 bytes"},
-            {"bitmaps", &bitmap_refs, true, "dirty bitmaps that clients may ask for"},
+            {"bitmaps", &bitmap_refs_type, true, "dirty bitmaps that clients may ask for"},
             {"allocation-depth", &qmp_bool, true,
              "accepted; clients may ask for qemu:allocation-depth of every export"},
             {0}},

@@ -5,7 +5,9 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "bitmaps.h"
 #include "chain-core/whole-sectors.h"
+#include "daemon/bitmaps.h"
 
 // -- types ----------------------------------------------------------------------------------------
 
@@ -76,6 +78,7 @@ const QmpType block_device_info = {
                             {"image", &image_info, .doc = "the image"},
                             {"cache", &cache_info, .doc = "how its files are opened"},
                             {"write_threshold", &qmp_int, .doc = "of block-set-write-threshold"},
+                            {"dirty-bitmaps", &bitmap_infos_type, true, "its dirty bitmaps"},
                             {0}},
 };
 
@@ -246,5 +249,8 @@ json_t *node_info(const NamedNode *named, const FileSpace *space, bool is_flat)
     g_autofree char *backing_name = backing ? file_name(backing) : NULL;
     if (backing_name)
         set_text(info, "backing_file", backing_name);
+    json_t *bitmaps = bitmaps_info(named);
+    if (bitmaps)
+        json_object_set_new(info, "dirty-bitmaps", bitmaps);
     return info;
 }
