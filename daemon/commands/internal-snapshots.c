@@ -42,10 +42,11 @@ static NamedNode *find_device(const Daemon *daemon, const char *device, GError *
     return NULL;
 }
 
-// A node that is worked on: it stays, on its loop.
+// A node that is worked on: it stays, and until let_go() on its loop.
 typedef struct Held {
     NamedNode *named;
     NodeUse *use;
+    bool is_on_loop;
 } Held;
 
 static void hold_on_loop(void *arg)
@@ -61,15 +62,24 @@ static void release_on_loop(void *arg)
 // With the graph lock: nothing moves meanwhile.
 static void hold(Fiber *self, NamedNode *named, Held *ret_held)
 {
-    *ret_held = (Held){named, nodes_use(named, "internal snapshot", false)};
+    *ret_held = (Held){named, nodes_use(named, "internal snapshot", false), true};
     remote_call_plain(self, named_node_loop(named), hold_on_loop, named->node);
+}
+
+// As soon as the work is done: what makes the image read-only waits for it, perhaps another action of
+// the same transaction.
+static void let_go(Fiber *self, Held *held)
+{
+    if (held->is_on_loop)
+        remote_call_plain(self, named_node_loop(held->named), release_on_loop, held->named->node);
+    held->is_on_loop = false;
 }
 
 // With the graph lock. What is known of the image has changed.
 static void release(Fiber *self, Daemon *daemon, Held *held)
 {
+    let_go(self, held);
     nodes_refresh(self, held->named);
-    remote_call_plain(self, named_node_loop(held->named), release_on_loop, held->named->node);
     nodes_end_use(self, daemon->nodes, held->use);
 }
 
@@ -243,6 +253,7 @@ static int finish(Fiber *self, void *state, GError **error)
     Making *m = state;
     int r = call(self, m, finish_on_loop, error);
     m->is_made = r == 0;
+    let_go(self, &m->held);
     return r;
 }
 
@@ -251,6 +262,7 @@ static void undo(Fiber *self, void *state)
     Making *m = state;
     if (m->is_made || m->taken)
         remote_call_fiber_reserve(self, named_node_loop(m->held.named), undo_on_loop, m);
+    let_go(self, &m->held);
 }
 
 // Without the graph lock.
@@ -325,6 +337,18 @@ static json_t *describe(const Qcow2SnapshotInfo *info)
     return o;
 }
 
+// Who shows snapshots of the image; owned.
+static char *viewers(const NamedNode *named)
+{
+    GString *text = g_string_new(NULL);
+    for (guint i = 0; i < named->users->len; i++) {
+        const NodeUse *use = named->users->pdata[i];
+        if (use->by && g_str_equal(use->role, "snapshot"))
+            g_string_append_printf(text, "%snode '%s'", text->len ? ", " : "", use->by->name);
+    }
+    return g_string_free(text, FALSE);
+}
+
 static int end_deletion(Deletion *d, const char *device, json_t **ret_reply, GError **error)
 {
     int r = d->result;
@@ -334,6 +358,12 @@ static int end_deletion(Deletion *d, const char *device, json_t **ret_reply, GEr
     } else if (r == -ENOENT) {
         qmp_fail(error, "Snapshot with id '%s' and name '%s' does not exist on device '%s'",
                  d->id ? d->id : "null", d->name ? d->name : "null", device);
+    } else if (r == -EBUSY) {
+        g_autofree char *who = viewers(d->held.named);
+        qmp_fail(error,
+                 "Snapshot with id '%s' and name '%s' on device '%s' is in use: snapshots of it "
+                 "are shown by %s",
+                 d->id ? d->id : "null", d->name ? d->name : "null", device, who);
     } else {
         qmp_fail(error, "Failed to delete snapshot with id '%s' and name '%s' on device '%s': %s",
                  d->id ? d->id : "null", d->name ? d->name : "null", device,

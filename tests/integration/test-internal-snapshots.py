@@ -173,7 +173,7 @@ def test_beside_the_live_head(tmp):
             show(qmp, moment.name, f"n{i}")
             moment.check(read_all(tmp, f"n{i}"))
         text = qmp.error("blockdev-snapshot-delete-internal-sync", device="disk", name="s1")
-        assert "is open" in text, text
+        assert "is in use" in text and "node 'n1'" in text, text
         for i, moment in enumerate(moments):
             moment.check(read_all(tmp, f"n{i}"))
         infos = qmp.command("query-named-block-nodes")

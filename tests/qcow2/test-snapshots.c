@@ -2,6 +2,7 @@
 // Internal snapshots made and deleted while the head is written, zeroed and discarded: each shows
 // what the disk was at its moment, also beside the live head, and qemu-img finds the image clean. On
 // real files, with images and some snapshots of qemu-img's.
+#include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -15,6 +16,7 @@
 #include "chain-core/port.h"
 #include "chain-core/qcow2-snapshot.h"
 #include "engine-fixture.h"
+#include "format/qcow2-snapshot.h"
 
 enum { DISK = 4 << 20, N_WRITERS = 4, N_CHANGES = 14, MAX_KEPT = 4, MAX_REQUEST = 100 << 10 };
 
@@ -236,12 +238,135 @@ static void snapshots_keep_their_moment_under_load(void **state)
     engine_fixture_done(&run.f);
 }
 
+// --- what other programs left --------------------------------------------------------------------
+
+typedef struct Foreign {
+    EngineFixture f;
+    Qcow2Snapshot entry;
+} Foreign;
+
+enum { ROOM = 64 << 10 };
+
+// The first entry of the table in the file at `path`; and the file's content, owned.
+static uint8_t *load_entry(const char *path, Qcow2Snapshot *ret_entry, gsize *ret_bytes,
+                           uint64_t *ret_off)
+{
+    uint8_t *data;
+    g_autoptr(GError) error = NULL;
+    Qcow2Header h;
+    assert_true(g_file_get_contents(path, (char **)&data, ret_bytes, NULL));
+    data = g_realloc(data, *ret_bytes + ROOM); // the table may end with the file
+    memset(data + *ret_bytes, 0, ROOM);
+    *ret_bytes += ROOM;
+    assert_int_equal(qcow2_header_decode(data, *ret_bytes, *ret_bytes, &h, &error), 0);
+    *ret_off = h.snapshot_table.v;
+    assert_true(qcow2_snapshot_decode(data + *ret_off, *ret_bytes - *ret_off, h.size_bytes,
+                                      ret_entry, &error) > 0);
+    qcow2_header_clear(&h);
+    return data;
+}
+
+static void change_fiber(Fiber *self, void *arg)
+{
+    Foreign *t = arg;
+    g_autoptr(GError) error = NULL;
+    Node *head = engine_open(self, &t->f, "disk.qcow2", NULL, false, NULL);
+    if (qcow2_snapshot_create(self, head, "two", NULL, &error) < 0 ||
+        qcow2_snapshot_create(self, head, "three", NULL, &error) < 0 ||
+        qcow2_snapshot_delete(self, head, "2", "two", NULL, &error) < 0)
+        fail_msg("%s", error->message);
+    assert_int_equal(qcow2_snapshot_delete(self, head, "2", NULL, NULL, NULL), -ENOENT);
+    assert_int_equal(qcow2_snapshot_delete(self, head, "1", "three", NULL, NULL), -ENOENT);
+    assert_int_equal(qcow2_snapshot_create(self, head, "three", NULL, NULL), -EEXIST);
+    node_unref_close(self, head);
+}
+
+// A machine's state, its clocks, and fields that nobody knows yet.
+static void what_an_entry_says_is_kept(void **state)
+{
+    static const char future[] = "of a later version";
+    Foreign t = {0};
+    gsize bytes;
+    uint64_t off;
+    engine_fixture_init(&t.f, 8 << 20);
+    engine_shell(&t.f, "qemu-img create -q -f qcow2 disk.qcow2 4M && "
+                       "qemu-io -f qcow2 -c 'write -P 7 1M 64k' disk.qcow2 && "
+                       "qemu-img snapshot -c one disk.qcow2");
+    g_autofree char *path = g_build_filename(t.f.dir, "disk.qcow2", NULL);
+    g_autofree uint8_t *data = load_entry(path, &t.entry, &bytes, &off);
+    t.entry.vm_clock_ns = UINT64_C(123456789012345);
+    t.entry.vm_state_bytes = UINT64_C(5) << 32;
+    t.entry.icount = 99;
+    t.entry.extra = g_memdup2(future, sizeof(future));
+    t.entry.extra_bytes = sizeof(future);
+    qcow2_snapshot_encode(&t.entry, data + off);
+    assert_true(g_file_set_contents(path, (const char *)data, (gssize)bytes, NULL));
+    engine_run(change_fiber, &t);
+    Qcow2Snapshot kept;
+    g_free(load_entry(path, &kept, &bytes, &off));
+    assert_string_equal(kept.name, "one");
+    assert_int_equal(kept.vm_clock_ns, t.entry.vm_clock_ns);
+    assert_int_equal(kept.vm_state_bytes, t.entry.vm_state_bytes);
+    assert_int_equal(kept.icount, 99);
+    assert_int_equal(kept.date_sec, t.entry.date_sec);
+    assert_int_equal(kept.extra_bytes, sizeof(future));
+    assert_memory_equal(kept.extra, future, sizeof(future));
+    engine_shell(&t.f, "qemu-img check disk.qcow2 && qemu-img snapshot -l disk.qcow2 | "
+                       "awk 'NR > 2 {print $1, $2}' | tr '\\n' ';' | grep -x '1 one;3 three;'");
+    qcow2_snapshot_clear(&t.entry);
+    qcow2_snapshot_clear(&kept);
+    engine_fixture_done(&t.f);
+}
+
+static void sizes_fiber(Fiber *self, void *arg)
+{
+    EngineFixture *f = arg;
+    g_autoptr(GError) error = NULL;
+    Qcow2SnapshotInfo info;
+    uint8_t byte;
+    Node *view = NULL, *head = engine_open(self, f, "disk.qcow2", NULL, false, NULL);
+    if (qcow2_snapshot_create(self, head, "large", &info, &error) < 0 ||
+        qcow2_snapshot_view_new(self, head, "small", &view, &error) < 0)
+        fail_msg("%s", error->message);
+    assert_int_equal(info.size_bytes, 300 << 20);
+    assert_int_equal(view->size_bytes, 1 << 20);
+    assert_int_equal(node_read(self, view, guest_off(1000), &byte, 1), 0);
+    assert_int_equal(byte, 7);
+    node_unref_close(self, view);
+    if (qcow2_snapshot_delete(self, head, NULL, "small", NULL, &error) < 0)
+        fail_msg("%s", error->message);
+    qcow2_snapshot_info_clear(&info);
+    node_unref_close(self, head);
+}
+
+// The L1 table of one is shorter than the other's.
+static void snapshots_have_the_size_of_their_moment(void **state)
+{
+    EngineFixture f;
+    engine_fixture_init(&f, 8 << 20);
+    engine_shell(&f, "qemu-img create -q -f qcow2 -o cluster_size=4k disk.qcow2 1M && "
+                     "qemu-io -f qcow2 -c 'write -P 7 0 1M' disk.qcow2 && "
+                     "qemu-img snapshot -c small disk.qcow2 && "
+                     "qemu-img resize disk.qcow2 300M && "
+                     "qemu-io -f qcow2 -c 'write -P 8 0 8k' -c 'write -P 9 299M 64k' disk.qcow2");
+    engine_run(sizes_fiber, &f);
+    engine_shell(&f, "qemu-img check disk.qcow2 && qemu-io -f qcow2 -r -c 'read -P 8 0 8k' "
+                     "-c 'read -P 7 8k 1016k' -c 'read -P 9 299M 64k' disk.qcow2 && "
+                     "qemu-img convert -f qcow2 -l large -O raw disk.qcow2 large.raw && "
+                     "qemu-img compare -f qcow2 -F raw disk.qcow2 large.raw");
+    engine_fixture_done(&f);
+}
+
 int main(void)
 {
-    struct CMUnitTest tests[G_N_ELEMENTS(kinds)];
+    enum { N_OTHERS = 2 };
+    struct CMUnitTest tests[G_N_ELEMENTS(kinds) + N_OTHERS];
     for (unsigned i = 0; i < G_N_ELEMENTS(kinds); i++)
         tests[i] = (struct CMUnitTest){.name = kinds[i].name,
                                        .test_func = snapshots_keep_their_moment_under_load,
                                        .initial_state = (void *)&kinds[i]};
+    struct CMUnitTest *others = tests + G_N_ELEMENTS(kinds);
+    others[0] = (struct CMUnitTest)cmocka_unit_test(what_an_entry_says_is_kept);
+    others[1] = (struct CMUnitTest)cmocka_unit_test(snapshots_have_the_size_of_their_moment);
     return _cmocka_run_group_tests("qcow2 snapshots", tests, G_N_ELEMENTS(tests), NULL, NULL);
 }
