@@ -136,7 +136,7 @@ static void end_one(Fiber *self, void *arg)
 
 static void begin_one(Fiber *self, Ending *ending, Export *export, NamedNode *named)
 {
-    const NamedNode *top = export ? export->named : named;
+    const NamedNode *top = export ? export_node(export) : named;
     const char *file = named_node_file_name(top);
     OneEnd *one = g_new0(OneEnd, 1);
     *one = (OneEnd){

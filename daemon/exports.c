@@ -142,7 +142,7 @@ static int check(const Exports *exports, const NamedNode *named, const ExportSpe
 static int add(Fiber *self, Exports *exports, Export *export, const ExportSpec *spec,
                GError **error)
 {
-    NamedNode *named = export->named;
+    NamedNode *named = export_node(export);
     Adding adding = {
         .server = nbd_server_get(exports->server),
         .node = named->node,
@@ -175,7 +175,6 @@ int exports_add(Fiber *self, Exports *exports, NamedNode *named, const ExportSpe
     *export = (Export){
         .id = g_strdup(spec->id),
         .name = g_strdup(spec->name),
-        .named = named,
         .use = nodes_use(named, user, spec->is_writable),
         .server = exports->server,
     };

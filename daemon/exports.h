@@ -10,12 +10,16 @@ typedef struct Exports Exports;
 
 typedef struct Export {
     char *id, *name;
-    NamedNode *named;
-    NodeUse *use;
+    NodeUse *use; // of the node that it has now: snapshots put others in
     NbdsExport *nbds; // its statistics are read from any thread
     NbdServer *server;
     bool is_shutting_down;
 } Export;
+
+static inline NamedNode *export_node(const Export *export)
+{
+    return export->use->used;
+}
 
 // Strings are borrowed for the call.
 typedef struct ExportSpec {

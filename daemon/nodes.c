@@ -533,7 +533,7 @@ static int close_unused(Fiber *self, Nodes *nodes, NamedNode *named)
 }
 
 // The sentence depends on who uses it, as in QEMU.
-static int refuse_use(const NamedNode *named, GError **error)
+static int check_unused(const NamedNode *named, GError **error)
 {
     g_autofree char *users = named_node_users_text(named);
     for (guint i = named->users->len; i-- > 0;) {
@@ -544,15 +544,18 @@ static int refuse_use(const NamedNode *named, GError **error)
             return qmp_fail(error, "Node '%s' is busy: node is used as backing hd of '%s'",
                             named->name, use->by->name);
     }
-    return qmp_fail(error, "Block device %s is in use by %s", named->name, users);
+    if (!named->is_added)
+        return qmp_fail(error, "Node %s is not owned by the monitor", named->name);
+    if (named->users->len)
+        return qmp_fail(error, "Block device %s is in use by %s", named->name, users);
+    return 0;
 }
 
 int nodes_delete(Fiber *self, Nodes *nodes, NamedNode *named, int *ret_flushed, GError **error)
 {
-    if (!named->is_added)
-        return qmp_fail(error, "Node %s is not owned by the monitor", named->name);
-    if (named->users->len)
-        return refuse_use(named, error);
+    int r = check_unused(named, error);
+    if (r < 0)
+        return r;
     named->is_added = false;
     *ret_flushed = close_unused(self, nodes, named);
     return 0;

@@ -10,6 +10,7 @@
 #include "node-queries.h"
 #include "nodes.h"
 #include "protocol.h"
+#include "snapshots.h"
 #include "transaction.h"
 
 const QmpFamily *const qmp_families[] = {
@@ -20,6 +21,7 @@ const QmpFamily *const qmp_families[] = {
     &qmp_bitmaps_family,
     &qmp_exports_family,
     &qmp_internal_snapshots_family,
+    &qmp_snapshots_family,
     &qmp_transaction_family,
     &qmp_jobs_family,
     NULL, // ends

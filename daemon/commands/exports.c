@@ -215,9 +215,9 @@ static int query_block_exports(Fiber *self, QmpCall *call, const json_t *args, j
     json_t *infos = json_array();
     for (guint i = all->len; i-- > 0;) { // QEMU tells the last one first
         const Export *export = all->pdata[i];
-        json_array_append_new(infos, json_pack("{s:s, s:s, s:b, s:s}", "node-name",
-                                               export->named->name, "type", "nbd", "shutting-down",
-                                               export->is_shutting_down, "id", export->id));
+        json_array_append_new(
+            infos, json_pack("{s:s, s:s, s:b, s:s}", "node-name", export_node(export)->name, "type",
+                             "nbd", "shutting-down", export->is_shutting_down, "id", export->id));
     }
     *ret_reply = infos;
     return 0;

@@ -160,12 +160,12 @@ static GHashTable *count_exports(const Exports *exports)
     const GPtrArray *all = exports_all(exports);
     for (guint i = 0; i < all->len; i++) {
         const Export *export = all->pdata[i];
-        NodeCounts *counts = g_hash_table_lookup(by_node, export->named);
+        NodeCounts *counts = g_hash_table_lookup(by_node, export_node(export));
         if (!export->nbds)
             continue;
         if (!counts) {
             counts = g_new0(NodeCounts, 1);
-            g_hash_table_insert(by_node, export->named, counts);
+            g_hash_table_insert(by_node, export_node(export), counts);
         }
         NbdsExportStats stats;
         nbds_export_get_stats(export->nbds, &stats);

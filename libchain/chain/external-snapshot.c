@@ -29,7 +29,7 @@ static int check_overlay(const Node *head, const Node *overlay, GError **error)
         return error_set(error, -EBUSY,
                          "%s cannot lie over %s: somebody uses it already; end that use first",
                          overlay->name, head->name);
-    if (overlay->read_only)
+    if (overlay->read_only && !head->read_only)
         return error_set(error, -EROFS, "%s cannot lie over %s: it is read-only", overlay->name,
                          head->name);
     if (overlay->size_bytes < head->size_bytes)

@@ -242,7 +242,7 @@ void switch_commit(Switch *s)
 
 void switch_resume(Switch *s)
 {
-    g_assert(s->state == SWITCH_COMMITTED);
+    g_assert(s->state == SWITCH_DRAINED || s->state == SWITCH_COMMITTED);
     let_in(s);
     s->state = SWITCH_RESUMED;
 }

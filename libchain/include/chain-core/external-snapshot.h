@@ -14,7 +14,7 @@
 #include "chain-core/map-memory.h"
 #include "chain-core/switch.h"
 
-// `overlay` is writable, has no backing layer, is not smaller than `head`, and nobody uses it yet.
+// `overlay` is writable (unless `head` is not), has no backing layer, is not smaller than `head`, and nobody uses it yet.
 // Its file, which names that of `head` below, is durable. Parents of `head` that are filters, and
 // all ports, will move; another overlay on it is -EBUSY. Flushes ahead, so that little is left to
 // wait for. The Switch is the caller's; ending it uncommitted leaves all as it was.

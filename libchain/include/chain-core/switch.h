@@ -37,7 +37,7 @@ int switch_drain(Fiber *self, Switch *s, uint64_t deadline_ns);
 // The same for as long as it takes.
 void switch_drain_always(Fiber *self, Switch *s);
 void switch_commit(Switch *s);
-// Lets requests in again.
+// Lets requests in again: after the commit, or to give up what was drained.
 void switch_resume(Switch *s);
 // Resumes what is drained still, then closes and frees. Accepts NULL.
 void switch_end(Fiber *self, Switch *s);

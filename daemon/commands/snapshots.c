@@ -1,0 +1,469 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// External snapshots of one disk or, in a transaction, of several at one moment, whatever loops they
+// live on. A stage of an action is a remote call to the disk's loop; control holds the graph lock
+// from the first to the last. The write order is libchain/chain/external-snapshot.c's.
+#include "snapshots.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "chain-core/external-snapshot.h"
+#include "chain-core/loop.h"
+#include "chain-core/qcow2-create.h"
+#include "chain-core/remote-call.h"
+#include "daemon/daemon.h"
+#include "daemon/log.h"
+#include "daemon/node-overlay.h"
+#include "daemon/qmp/args.h"
+
+// Guests are kept from writing while the slowest write in flight ends: shorter than the time after
+// which they give up their disk.
+static const uint64_t MAX_STALL_NS = UINT64_C(20000000000);
+
+typedef struct Snapshot {
+    Daemon *daemon;
+    NamedNode *below, *overlay;
+    bool is_opened; // the overlay, by this action
+    Switch *graph;
+    // Of a call to the loop.
+    int result;
+    GError *error;
+} Snapshot;
+
+static Node *node_below(const Snapshot *s)
+{
+    return s->below->node;
+}
+
+// Calls `fn` on the disk's loop, with the Snapshot. The error, if any, is that of `fn`.
+static int call(Fiber *self, Snapshot *s, FiberFn *fn, GError **error)
+{
+    s->result = 0;
+    int r = remote_call_fiber_reserve(self, named_node_loop(s->below), fn, s);
+    if (r < 0)
+        return qmp_fail(error, "Node '%s': no memory for a fiber's stack", s->below->name);
+    if (s->error)
+        g_propagate_error(error, g_steal_pointer(&s->error));
+    return s->result;
+}
+
+// -- which nodes ----------------------------------------------------------------------------------
+
+static int check_below(const NamedNode *below, GError **error)
+{
+    for (guint i = 0; i < below->users->len; i++) {
+        const NodeUse *use = below->users->pdata[i];
+        if (use->by && g_str_equal(use->role, "backing"))
+            return qmp_fail(error, "Node '%s' is busy: node is used as backing hd of '%s'",
+                            below->name, use->by->name);
+    }
+    return 0;
+}
+
+static bool may_have_backing(const NamedNode *named)
+{
+    return driver_option_find(named->driver->options, "backing", strlen("backing"));
+}
+
+static int check_overlay(const NamedNode *overlay, GError **error)
+{
+    if (overlay->users->len)
+        return qmp_fail(error, "The overlay is already in use");
+    if (overlay->node->ops->is_filter)
+        return qmp_fail(error, "Filters cannot be used as overlays");
+    if (named_node_child(overlay, "backing"))
+        return qmp_fail(error, "The overlay already has a backing image");
+    if (!may_have_backing(overlay))
+        return qmp_fail(error, "The overlay does not support backing images");
+    return 0;
+}
+
+// Nodes have no devices; both names stand in QEMU's sentence.
+static NamedNode *find(const Nodes *nodes, const char *device, const char *name, GError **error)
+{
+    NamedNode *named = name ? nodes_find(nodes, name) : NULL;
+    if (!named)
+        qmp_fail(error, "Cannot find device='%s' nor node-name='%s'", device ?: "", name ?: "");
+    return named;
+}
+
+// -- stages ---------------------------------------------------------------------------------------
+
+static void prepare_on_loop(Fiber *self, void *arg)
+{
+    Snapshot *s = arg;
+    s->result = external_snapshot_prepare(self, node_below(s), s->overlay->node,
+                                          s->daemon->memory, &s->graph, &s->error);
+}
+
+static void close_overlay(Fiber *self, Snapshot *s)
+{
+    if (s->is_opened)
+        nodes_close(self, s->daemon->nodes, s->overlay);
+}
+
+// Takes `s`, also on failure.
+static int prepare_overlay(Fiber *self, Snapshot *s, void **ret_state, GError **error)
+{
+    int r = check_overlay(s->overlay, error);
+    if (r == 0)
+        r = nodes_move(self, s->daemon->nodes, s->overlay, named_node_loop(s->below), error);
+    if (r == 0)
+        r = call(self, s, prepare_on_loop, error);
+    if (r < 0) {
+        close_overlay(self, s);
+        g_free(s);
+        return r;
+    }
+    node_overlay_begin(s->overlay, s->below);
+    *ret_state = s;
+    return 0;
+}
+
+static Snapshot *snapshot_new(Daemon *daemon, NamedNode *below)
+{
+    Snapshot *s = g_new0(Snapshot, 1);
+    s->daemon = daemon;
+    s->below = below;
+    return s;
+}
+
+static void drain_on_loop(Fiber *self, void *arg)
+{
+    Snapshot *s = arg;
+    s->result = switch_drain(self, s->graph, loop_now_ns(fiber_loop(self)) + MAX_STALL_NS);
+}
+
+static int drain(Fiber *self, void *state, GError **error)
+{
+    Snapshot *s = state;
+    int r = call(self, s, drain_on_loop, error);
+    if (r < 0 && !*error)
+        qmp_fail(error,
+                 "Node '%s': no snapshot was taken, since a write to it has not ended within %u s; "
+                 "its storage does not answer",
+                 s->below->name, (unsigned)(MAX_STALL_NS / 1000000000));
+    return r;
+}
+
+static void commit_on_loop(Fiber *self, void *arg)
+{
+    switch_commit(((Snapshot *)arg)->graph);
+}
+
+static void commit(Fiber *self, void *state)
+{
+    Snapshot *s = state;
+    call(self, s, commit_on_loop, NULL);
+    node_overlay_end(s->overlay, !s->is_opened);
+}
+
+static void resume_on_loop(Fiber *self, void *arg)
+{
+    switch_resume(((Snapshot *)arg)->graph);
+}
+
+static void resume(Fiber *self, void *state)
+{
+    call(self, state, resume_on_loop, NULL);
+}
+
+static void abort_on_loop(Fiber *self, void *arg)
+{
+    switch_end(self, ((Snapshot *)arg)->graph);
+}
+
+static void undo(Fiber *self, void *state)
+{
+    Snapshot *s = state;
+    call(self, s, abort_on_loop, NULL);
+    s->graph = NULL;
+    node_overlay_abort(s->overlay);
+    close_overlay(self, s);
+}
+
+static void finish_on_loop(Fiber *self, void *arg)
+{
+    Snapshot *s = arg;
+    Node *old = node_ref(node_below(s));
+    switch_end(self, s->graph);
+    s->result = external_snapshot_finish(self, old, &s->error);
+    node_unref_close(self, old);
+}
+
+// What guests wrote before is made durable here, long after they go on.
+static void finish(Fiber *self, Snapshot *s)
+{
+    g_autoptr(GError) error = NULL;
+    if (call(self, s, finish_on_loop, &error) < 0)
+        log_line(LOG_ERROR, "after the snapshot of '%s': %s", s->below->name, error->message);
+    nodes_refresh(self, s->below);
+    nodes_refresh(self, s->overlay);
+}
+
+static void clean(Fiber *self, void *state)
+{
+    Snapshot *s = state;
+    if (s->graph)
+        finish(self, s);
+    g_free(s);
+}
+
+// -- blockdev-snapshot ----------------------------------------------------------------------------
+
+static const QmpType snapshot_args = {
+    .name = "BlockdevSnapshot",
+    .kind = QMP_OBJECT,
+    .members = (const QmpMember[]){{"node", &qmp_str, .doc = "the node that gets an overlay"},
+                                   {"overlay", &qmp_str,
+                                    .doc = "the node that lies over it from then on: without a "
+                                           "backing node, and used by nobody"},
+                                   {0}},
+};
+
+static int prepare_snapshot(Fiber *self, QmpCall *qmp, const json_t *data, void **ret_state,
+                            GError **error)
+{
+    Nodes *nodes = qmp->daemon->nodes;
+    const char *node = qmp_args_str(data, "node"), *overlay = qmp_args_str(data, "overlay");
+    NamedNode *below = find(nodes, node, node, error);
+    if (!below)
+        return -EINVAL;
+    int r = check_below(below, error);
+    NamedNode *above = r == 0 ? find(nodes, overlay, overlay, error) : NULL;
+    if (!above)
+        return -EINVAL;
+    Snapshot *s = snapshot_new(qmp->daemon, below);
+    s->overlay = above;
+    return prepare_overlay(self, s, ret_state, error);
+}
+
+// -- blockdev-snapshot-sync -----------------------------------------------------------------------
+
+static const QmpType image_mode = {
+    .name = "NewImageMode",
+    .kind = QMP_ENUM,
+    .values = (const char *const[]){"existing", "absolute-paths", NULL},
+};
+static const QmpType snapshot_sync_args = {
+    .name = "BlockdevSnapshotSync",
+    .kind = QMP_OBJECT,
+    .members =
+        (const QmpMember[]){
+            {"device", &qmp_str, true, "not used: nodes have no devices"},
+            {"node-name", &qmp_str, true, "the node that gets an overlay"},
+            {"snapshot-file", &qmp_str, .doc = "the overlay's file"},
+            {"snapshot-node-name", &qmp_str, true, "the overlay's node"},
+            {"format", &qmp_str, true, "the overlay's format; qcow2, unless it is given"},
+            {"mode", &image_mode, true,
+             "whether the file exists already, or is made (absolute-paths, unless it is given)"},
+            {0}},
+};
+
+typedef struct NewOverlay {
+    const char *path, *node_name, *format;
+    const NamedNode *below; // the image that its header is to name
+    int result;
+    GError *error;
+} NewOverlay;
+
+// Not a filter: what an image's header can name.
+static const NamedNode *image_of(const NamedNode *named)
+{
+    while (named && named->node->ops->is_filter)
+        named = named_node_child(named, "file") ?: named_node_child(named, "backing");
+    return named;
+}
+
+// A relative name in a header counts from the header's folder.
+static char *name_for_header(const char *overlay, const char *below)
+{
+    g_autofree char *dir = g_path_get_dirname(overlay), *other = g_path_get_dirname(below);
+    if (g_path_is_absolute(below))
+        return g_strdup(below);
+    return g_str_equal(dir, other) ? g_path_get_basename(below)
+                                   : g_canonicalize_filename(below, NULL);
+}
+
+// Scripts like to reserve a name with an empty file.
+static bool remove_if_empty(Fiber *self, const char *path)
+{
+    File *file;
+    if (file_open(self, path, 0, &file, NULL) < 0)
+        return false;
+    bool is_empty = file_size(file) == 0;
+    file_close(self, file);
+    return is_empty && file_unlink(self, path, NULL) == 0;
+}
+
+static void create_on_loop(Fiber *self, void *arg)
+{
+    NewOverlay *new = arg;
+    g_autofree char *name = name_for_header(new->path, named_node_file_name(new->below));
+    Qcow2CreateOptions options = {
+        .size_bytes = new->below->node->size_bytes,
+        .backing_name = name,
+        .backing_format = new->below->driver->name,
+    };
+    new->result = qcow2_create(self, new->path, &options, &new->error);
+    if (new->result == -EEXIST && remove_if_empty(self, new->path)) {
+        g_clear_error(&new->error);
+        new->result = qcow2_create(self, new->path, &options, &new->error);
+    }
+}
+
+static int create_file(Fiber *self, NewOverlay *new, GError **error)
+{
+    const Driver *driver = driver_find(new->format);
+    if (!driver || !driver->open)
+        return qmp_fail(error, "Unknown file format '%s'", new->format);
+    if (!driver_option_find(driver->options, "backing", strlen("backing")))
+        return qmp_fail(error, "Backing file not supported for file format '%s'", new->format);
+    if (!new->below || !*named_node_file_name(new->below))
+        return qmp_fail(error,
+                        "Node '%s' is no file that an image's header could name; make the "
+                        "overlay with blockdev-create, and use blockdev-snapshot",
+                        new->below ? new->below->name : "");
+    int r = remote_call_fiber_reserve(self, named_node_loop(new->below), create_on_loop, new);
+    if (r < 0)
+        return qmp_fail(error, "'%s': no memory for a fiber's stack", new->path);
+    if (new->result == -EEXIST) {
+        g_clear_error(&new->error);
+        return qmp_fail(error,
+                        "'%s' exists already and is not empty: choose another name, or take "
+                        "it as it is with \"mode\": \"existing\"",
+                        new->path);
+    }
+    if (new->error)
+        g_propagate_error(error, new->error);
+    return new->result;
+}
+
+// Opened as what lies below it was: past the page cache or not, read-only or not.
+static json_t *options_of(const NewOverlay *new, const NamedNode *below)
+{
+    const json_t *values = below->config ? below->config->values : NULL;
+    json_t *cache = json_object_get(values, "cache");
+    json_t *options = json_pack("{s:s, s:b, s:n, s:{s:s, s:s}}", "driver", new->format, "read-only",
+                                below->facts.read_only, "backing", "file", "driver", "file",
+                                "filename", new->path);
+    if (cache)
+        json_object_set(options, "cache", cache);
+    if (new->node_name)
+        json_object_set_new(options, "node-name", json_string(new->node_name));
+    return options;
+}
+
+static int open_file(Fiber *self, Snapshot *s, const NewOverlay *new, GError **error)
+{
+    NodeConfig *config = NULL;
+    json_t *options = options_of(new, s->below);
+    int r = node_config_new(options, true, &config, error);
+    json_decref(options);
+    if (r == 0)
+        r = nodes_add(self, s->daemon->nodes, config, new->path, &s->overlay, error);
+    s->is_opened = r == 0;
+    return r;
+}
+
+static int check_sync(const Nodes *nodes, const json_t *data, GError **error)
+{
+    const char *name = qmp_args_str(data, "snapshot-node-name");
+    if (qmp_args_have(data, "node-name") && !name)
+        return qmp_fail(error, "New overlay node-name missing");
+    if (name && nodes_find(nodes, name))
+        return qmp_fail(error, "New overlay node-name already in use");
+    return 0;
+}
+
+static int prepare_snapshot_sync(Fiber *self, QmpCall *qmp, const json_t *data, void **ret_state,
+                                 GError **error)
+{
+    Nodes *nodes = qmp->daemon->nodes;
+    const char *mode = qmp_args_str(data, "mode");
+    NamedNode *below =
+        find(nodes, qmp_args_str(data, "device"), qmp_args_str(data, "node-name"), error);
+    if (!below)
+        return -EINVAL;
+    int r = check_below(below, error);
+    if (r == 0)
+        r = check_sync(nodes, data, error);
+    if (r < 0)
+        return r;
+    NewOverlay new = {
+        .path = qmp_args_str(data, "snapshot-file"),
+        .node_name = qmp_args_str(data, "snapshot-node-name"),
+        .format = qmp_args_str(data, "format") ?: "qcow2",
+        .below = image_of(below),
+    };
+    if (!mode || !g_str_equal(mode, "existing"))
+        r = create_file(self, &new, error);
+    Snapshot *s = snapshot_new(qmp->daemon, below);
+    if (r == 0)
+        r = open_file(self, s, &new, error);
+    if (r < 0) {
+        g_free(s);
+        return r;
+    }
+    return prepare_overlay(self, s, ret_state, error);
+}
+
+// -- commands -------------------------------------------------------------------------------------
+
+static const QmpAction actions[] = {
+    {"blockdev-snapshot", &snapshot_args, "As the command.", prepare_snapshot, drain, commit, undo,
+     resume, clean},
+    {"blockdev-snapshot-sync", &snapshot_sync_args, "As the command.", prepare_snapshot_sync, drain,
+     commit, undo, resume, clean},
+    {0},
+};
+
+// As a transaction of this one does.
+static int run_alone(Fiber *self, QmpCall *qmp, const QmpAction *action, const json_t *args,
+                     GError **error)
+{
+    FiberMutex *lock = nodes_graph_lock(qmp->daemon->nodes);
+    void *state;
+    fiber_mutex_lock(self, lock);
+    int r = action->prepare(self, qmp, args, &state, error);
+    if (r == 0) {
+        r = drain(self, state, error);
+        if (r == 0) {
+            commit(self, state);
+            resume(self, state);
+        } else {
+            undo(self, state);
+        }
+        clean(self, state);
+    }
+    fiber_mutex_unlock(self, lock);
+    return r;
+}
+
+static int blockdev_snapshot(Fiber *self, QmpCall *qmp, const json_t *args, json_t **ret_reply,
+                             GError **error)
+{
+    return run_alone(self, qmp, &actions[0], args, error);
+}
+
+static int blockdev_snapshot_sync(Fiber *self, QmpCall *qmp, const json_t *args, json_t **ret_reply,
+                                  GError **error)
+{
+    return run_alone(self, qmp, &actions[1], args, error);
+}
+
+static const QmpCommand commands[] = {
+    {"blockdev-snapshot", &snapshot_args, NULL,
+     "Puts a node over another: whoever used that, clients of exports too, uses the new one from "
+     "then on, and what lies below keeps what it showed at that moment.",
+     blockdev_snapshot},
+    {"blockdev-snapshot-sync", &snapshot_sync_args, NULL,
+     "The same with a file that is opened, and made if need be, for it.", blockdev_snapshot_sync},
+    {0},
+};
+
+const QmpFamily qmp_snapshots_family = {
+    .title = "External snapshots",
+    .commands = commands,
+    .actions = actions,
+};

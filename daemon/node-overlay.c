@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// The uses that change with an overlay.
+#include "node-overlay.h"
+
+static const char role[] = "backing";
+
+void node_overlay_begin(NamedNode *overlay, NamedNode *below)
+{
+    NodeUse *use = g_new(NodeUse, 1);
+    *use = (NodeUse){
+        .used = below,
+        .by = overlay,
+        .role = role,
+        .user = g_strdup_printf("node '%s'", overlay->name),
+    };
+    g_ptr_array_add(below->users, use);
+    g_ptr_array_add(overlay->children, use);
+}
+
+static NodeUse *use_below(const NamedNode *overlay)
+{
+    guint i = 0;
+    while (!g_str_equal(((NodeUse *)overlay->children->pdata[i])->role, role))
+        i++;
+    return overlay->children->pdata[i];
+}
+
+void node_overlay_abort(NamedNode *overlay)
+{
+    NodeUse *use = use_below(overlay);
+    g_ptr_array_remove(overlay->children, use);
+    g_ptr_array_remove(use->used->users, use);
+    g_free(use->user);
+    g_free(use);
+}
+
+void node_overlay_end(NamedNode *overlay, bool stays)
+{
+    NodeUse *own = use_below(overlay);
+    GPtrArray *users = own->used->users;
+    for (guint i = users->len; i-- > 0;) {
+        NodeUse *use = users->pdata[i];
+        if (use == own)
+            continue;
+        g_ptr_array_remove_index(users, i);
+        use->used = overlay;
+        g_ptr_array_insert(overlay->users, 0, use);
+    }
+    overlay->is_added = stays || overlay->users->len == 0;
+}
