@@ -10,7 +10,7 @@ typedef struct Exports Exports;
 
 typedef struct Export {
     char *id, *name;
-    NodeUse *use; // of the node that it has now: snapshots put others in
+    NodeUse *use;     // of the node that it has now: snapshots put others in
     NbdsExport *nbds; // its statistics are read from any thread
     NbdServer *server;
     bool is_shutting_down;

@@ -25,13 +25,6 @@ const char *named_node_file_name(const NamedNode *named)
     return file_path(node_file(named->node));
 }
 
-// What an overlay or a format relies on must not change under it; whoever comes from outside sees
-// changes as they are made.
-static bool relies_on_content(const char *role)
-{
-    return !g_str_equal(role, "root") && !g_str_equal(role, "snapshot");
-}
-
 const char *named_node_role(const NamedNode *used, const NodeConfig *config,
                             const NodeConfigChild *child)
 {
@@ -40,27 +33,64 @@ const char *named_node_role(const NamedNode *used, const NodeConfig *config,
     return is_snapshot ? "snapshot" : child->role;
 }
 
-// `writer` and `reader` are both of `named`, which one of them already has.
-static int refuse_both(const NamedNode *named, const NodeUse *writer, const NodeUse *reader,
-                       GError **error)
+static NodePerms perms_of_role(const NodeUse *use)
 {
-    const char *permissions = relies_on_content(writer->role) ? "write, resize" : "write";
+    static const struct {
+        const char *role;
+        NodeUser user;
+    } users[] = {
+        {"root", NODE_USER_OUTSIDE},
+        {"backing", NODE_USER_BACKING},
+        {"snapshot", NODE_USER_SNAPSHOT},
+    };
+    for (unsigned i = 0; i < G_N_ELEMENTS(users); i++)
+        if (g_str_equal(use->role, users[i].role))
+            return node_perms_of(users[i].user, use->writes);
+    return node_perms_of(NODE_USER_FORMAT, use->writes);
+}
+
+NodePerms node_use_perms(const NodeUse *use)
+{
+    return use->perms ? *use->perms : perms_of_role(use);
+}
+
+// Both are of `named`, which one of them already has.
+static int check_pair(const NamedNode *named, const NodeUse *holder, const NodeUse *sharer,
+                      GError **error)
+{
+    unsigned conflict = node_perms_conflict(node_use_perms(holder), node_use_perms(sharer));
+    g_autofree char *text = node_perms_text(conflict);
+    if (!conflict)
+        return 0;
     return qmp_fail(error,
                     "Permission conflict on node '%s': permissions '%s' are both required by %s "
                     "(uses node '%s' as '%s' child) and unshared by %s (uses node '%s' as '%s' "
                     "child).",
-                    named->name, permissions, writer->user, named->name, writer->role, reader->user,
-                    named->name, reader->role);
+                    named->name, text, holder->user, named->name, holder->role, sharer->user,
+                    named->name, sharer->role);
 }
 
 int named_node_check_use(const NamedNode *named, const NodeUse *use, GError **error)
 {
-    for (guint i = 0; i < named->users->len; i++) {
+    int r = 0;
+    for (guint i = 0; r == 0 && i < named->users->len; i++) {
         const NodeUse *other = named->users->pdata[i];
-        if (use->writes && relies_on_content(other->role))
-            return refuse_both(named, use, other, error);
-        if (other->writes && relies_on_content(use->role))
-            return refuse_both(named, other, use, error);
+        r = check_pair(named, use, other, error);
+        if (r == 0)
+            r = check_pair(named, other, use, error);
+    }
+    return r;
+}
+
+int named_node_check_change(const NamedNode *named, const char *what, GError **error)
+{
+    for (guint i = 0; i < named->users->len; i++) {
+        const NodeUse *use = named->users->pdata[i];
+        if (!(node_use_perms(use).shared & NODE_PERM_GRAPH_MOD))
+            return qmp_fail(error,
+                            "Node '%s' is busy: %s is at work on it, and does not allow %s; wait "
+                            "for its end, or end it",
+                            named->name, use->user, what);
     }
     return 0;
 }

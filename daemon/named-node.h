@@ -7,6 +7,7 @@
 #include <glib.h>
 
 #include "chain-core/node-config.h"
+#include "chain-core/node-perm.h"
 #include "node-origin.h"
 
 typedef struct NamedNode NamedNode;
@@ -15,11 +16,14 @@ typedef struct NamedNode NamedNode;
 // export. It lives as long as its user wants it.
 typedef struct NodeUse {
     NamedNode *used;
-    NamedNode *by;    // the parent; NULL: `user` is it
-    const char *role; // as which child; "root": for others than nodes
-    bool writes;      // changes what it shows, and so allows no one who relies on that
-    char *user;       // for messages: "block export 'a'", "node 'top'"
+    NamedNode *by;          // the parent; NULL: `user` is it
+    const char *role;       // as which child; "root": for others than nodes
+    bool writes;            // changes what it shows, and so allows no one who relies on that
+    char *user;             // for messages: "block export 'a'", "node 'top'"
+    const NodePerms *perms; // a literal; NULL: what the role and `writes` say
 } NodeUse;
+
+NodePerms node_use_perms(const NodeUse *use);
 
 // What is known of a node without asking its loop. nodes_refresh() copies it again.
 typedef struct NodeFacts {
@@ -58,5 +62,7 @@ NamedNode *named_node_child(const NamedNode *named, const char *role);
 const char *named_node_file_name(const NamedNode *named);
 // May `use` begin? QEMU's words when another use does not allow it.
 int named_node_check_use(const NamedNode *named, const NodeUse *use, GError **error);
+// May another node be put in its place, or over it? `what` is done: "a snapshot". Who uses it says so.
+int named_node_check_change(const NamedNode *named, const char *what, GError **error);
 // Who uses it, for messages: "node 'top' (as 'backing'), block export 'a'"; owned.
 char *named_node_users_text(const NamedNode *named);

@@ -37,7 +37,7 @@ CORE = {
     "file.h": "io", "stream.h": "io", "sim.h": "sim",
     "node.h": "node", "port.h": "node", "driver.h": "node", "whole-sectors.h": "node",
     "node-drivers.h": "node", "driver-option.h": "node", "component.h": "node",
-    "switch.h": "node", "external-snapshot.h": "chain",
+    "switch.h": "node", "node-perm.h": "node", "external-snapshot.h": "chain",
     "bitmap.h": "bitmap", "dirty-bitmap.h": "bitmap",
     "raw.h": "raw",
     "qcow2.h": "qcow2", "qcow2-snapshot.h": "qcow2",

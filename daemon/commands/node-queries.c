@@ -252,18 +252,22 @@ static json_t *graph_node_new(guint id, const char *type, const char *name)
     return json_pack("{s:i, s:s, s:s}", "id", (int)id, "type", type, "name", name);
 }
 
+// A change of the graph is a permission of ours alone.
+static json_t *perm_names(unsigned perms)
+{
+    json_t *names = json_array();
+    for (unsigned bit = 1; bit < NODE_PERM_GRAPH_MOD; bit <<= 1)
+        if (perms & bit)
+            json_array_append_new(names, json_string(node_perm_name(bit)));
+    return names;
+}
+
 static json_t *graph_edge_new(guint parent, guint child, const NodeUse *use)
 {
-    bool is_file = !g_str_equal(use->role, "backing") && !g_str_equal(use->role, "root");
-    json_t *perm = use->writes ? json_pack("[s, s]", "consistent-read", "write")
-                               : json_pack("[s]", "consistent-read");
-    if (use->writes && is_file)
-        json_array_append_new(perm, json_string("resize"));
-    json_t *shared = json_pack("[s, s]", "consistent-read", "write-unchanged");
-    if (!is_file)
-        json_array_append_new(shared, json_string("write"));
+    NodePerms perms = node_use_perms(use);
     return json_pack("{s:i, s:i, s:s, s:o, s:o}", "parent", (int)parent, "child", (int)child,
-                     "name", use->role, "perm", perm, "shared-perm", shared);
+                     "name", use->role, "perm", perm_names(perms.held), "shared-perm",
+                     perm_names(perms.shared));
 }
 
 static int query_block_graph(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_reply,

@@ -57,7 +57,7 @@ static int check_below(const NamedNode *below, GError **error)
             return qmp_fail(error, "Node '%s' is busy: node is used as backing hd of '%s'",
                             below->name, use->by->name);
     }
-    return 0;
+    return named_node_check_change(below, "a snapshot", error);
 }
 
 static bool may_have_backing(const NamedNode *named)
@@ -92,8 +92,8 @@ static NamedNode *find(const Nodes *nodes, const char *device, const char *name,
 static void prepare_on_loop(Fiber *self, void *arg)
 {
     Snapshot *s = arg;
-    s->result = external_snapshot_prepare(self, node_below(s), s->overlay->node,
-                                          s->daemon->memory, &s->graph, &s->error);
+    s->result = external_snapshot_prepare(self, node_below(s), s->overlay->node, s->daemon->memory,
+                                          &s->graph, &s->error);
 }
 
 static void close_overlay(Fiber *self, Snapshot *s)

@@ -40,8 +40,21 @@ static int check_overlay(const Node *head, const Node *overlay, GError **error)
     return 0;
 }
 
+static unsigned count_layers(const Node *node)
+{
+    unsigned n = 0;
+    for (; node; node = chain_backing(node))
+        n++;
+    return n;
+}
+
 static int check_head(const Node *head, GError **error)
 {
+    if (count_layers(head) >= CHAIN_MAX_LAYERS)
+        return error_set(error, -E2BIG,
+                         "%s has %u layers below it already, and a longer chain could not be "
+                         "opened again; make it shorter with qemu-img commit or rebase",
+                         head->name, CHAIN_MAX_LAYERS - 1);
     for (guint i = 0; i < head->parents->len; i++) {
         const Node *parent = head->parents->pdata[i];
         if (!parent->ops->is_filter)

@@ -367,6 +367,21 @@ static void assert_refused(Fiber *self, World *w, Node *overlay, int wanted, con
         g_error("'%s' does not say '%s'", error->message, why);
 }
 
+static void refuse_at_the_limit(Fiber *self, World *w, Node *overlay)
+{
+    Node *base = w->head, *top = node_ref(base);
+    for (unsigned i = 1; i < CHAIN_MAX_LAYERS; i++) {
+        Node *filter = pass_filter_new(fiber_loop(self), "filter", DISK);
+        node_set_backing(self, filter, top);
+        node_unref_close(self, top);
+        top = filter;
+    }
+    w->head = top;
+    assert_refused(self, w, overlay, -E2BIG, "999 layers below");
+    w->head = base;
+    node_unref_close(self, top);
+}
+
 static void refuse(Fiber *self, void *arg)
 {
     World *w = arg;
@@ -393,6 +408,7 @@ static void refuse(Fiber *self, void *arg)
     Node *filter = pass_filter_new(fiber_loop(self), "filter", DISK);
     assert_refused(self, w, filter, -EINVAL, "no backing file");
     node_unref_close(self, filter);
+    refuse_at_the_limit(self, w, third);
     Switch *s = prepare(self, w, third);
     switch_end(self, s);
     node_unref_close(self, third);
