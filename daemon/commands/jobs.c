@@ -73,6 +73,41 @@ static int dismiss(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_
     return job ? job_dismiss(job, error) : -ENOENT;
 }
 
+static const QmpType io_status = {
+    .name = "BlockDeviceIoStatus",
+    .kind = QMP_ENUM,
+    .values = (const char *const[]){"ok", "failed", "nospace", NULL},
+};
+static const QmpType block_job_info = {
+    .name = "BlockJobInfo",
+    .kind = QMP_OBJECT,
+    .members =
+        (const QmpMember[]){
+            {"type", &type_type, .doc = "what it does"},
+            {"device", &qmp_str, .doc = "its id"},
+            {"len", &qmp_int, .doc = "how much there is, in bytes"},
+            {"offset", &qmp_int, .doc = "how much of it is done"},
+            {"busy", &qmp_bool, .doc = "whether it is at work right now"},
+            {"paused", &qmp_bool, .doc = "whether somebody paused it"},
+            {"speed", &qmp_int, .doc = "its limit, in bytes a second; 0: none"},
+            {"io-status", &io_status, .doc = "of its last request"},
+            {"ready", &qmp_bool, .doc = "whether it can be completed"},
+            {"status", &status_type, .doc = "where it is"},
+            {"auto-finalize", &qmp_bool, .doc = "whether it goes on from pending by itself"},
+            {"auto-dismiss", &qmp_bool, .doc = "whether it is forgotten when it has ended"},
+            {"error", &qmp_str, true, "why it failed"},
+            {0}},
+};
+static const QmpType block_job_infos = {.kind = QMP_ARRAY, .element = &block_job_info};
+
+// The jobs that there are so far make files; they are jobs, and no block jobs.
+static int query_block_jobs(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_reply,
+                            GError **error)
+{
+    *ret_reply = json_array();
+    return 0;
+}
+
 void qmp_jobs_status_changed(void *arg, const Job *job)
 {
     qmp_emit(
@@ -95,6 +130,10 @@ static const QmpEvent events[] = {
 static const QmpCommand commands[] = {
     {"query-jobs", NULL, &job_infos, "All jobs, also those that have ended and were not dismissed.",
      query_jobs},
+    {"query-block-jobs", NULL, &block_job_infos,
+     "The jobs that copy from node to node. There are none yet: jobs of type create are told by "
+     "query-jobs alone.",
+     query_block_jobs},
     {"job-dismiss", &job_id_args, NULL,
      "Forgets a job that has ended. Until then its result stays known, and its id taken.", dismiss},
     {0},
