@@ -16,7 +16,7 @@ static char *describe(const DiskOption *disk, const Options *options, const Name
 {
     if (options->description)
         return g_strdup(options->description);
-    g_autofree char *summary = nodes_summary(named);
+    g_autofree char *summary = named_node_summary(named);
     char *text =
         *disk->name ? g_strdup_printf("%s: %s", disk->name, summary) : g_steal_pointer(&summary);
     if (strlen(text) <= OPTIONS_MAX_STRING && g_utf8_validate(text, -1, NULL))

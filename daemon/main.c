@@ -310,7 +310,7 @@ static void announce(Fiber *self, void *arg)
         g_auto(GStrv) uris = nbd_server_uris(daemon->nbd, export->name);
         for (char **uri = uris; *uri && !monitors_use_stdio(daemon->monitors); uri++)
             puts(*uri);
-        g_autofree char *summary = nodes_summary(export_node(export));
+        g_autofree char *summary = named_node_summary(export_node(export));
         log_line(LOG_INFO, "serving '%s': %s", export->name, summary);
     }
     fflush(stdout);

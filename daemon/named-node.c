@@ -106,3 +106,32 @@ char *named_node_users_text(const NamedNode *named)
     }
     return g_string_free(g_steal_pointer(&text), FALSE);
 }
+
+// -- words ----------------------------------------------------------------------------------------
+
+// "20 GiB", "512 bytes", "1.5 TiB"
+static char *size_text(uint64_t bytes)
+{
+    static const char *const units[] = {"bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
+    unsigned unit = 0;
+    double value = (double)bytes;
+    for (; value >= 1024 && unit + 1 < G_N_ELEMENTS(units); unit++)
+        value /= 1024;
+    return g_strdup_printf("%.*f %s", value == (double)(uint64_t)value ? 0 : 1, value, units[unit]);
+}
+
+char *named_node_summary(const NamedNode *named)
+{
+    unsigned n_layers = 0;
+    for (const NamedNode *n = named; n; n = named_node_child(n, "backing"))
+        n_layers++;
+    const char *snapshot =
+        named->config ? driver_value_str(named->config->values, "snapshot", NULL) : NULL;
+    g_autofree char *size = size_text(named->facts.size_bytes);
+    g_autofree char *view = snapshot ? g_strdup_printf(", snapshot %s", snapshot)
+                            : named->driver->has_snapshots ? g_strdup(", head")
+                                                           : g_strdup("");
+    return g_strdup_printf("%s %s, %u layer%s%s%s", size, named->driver->name, n_layers,
+                           n_layers == 1 ? "" : "s", view,
+                           named->facts.read_only ? ", read-only" : "");
+}

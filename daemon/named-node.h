@@ -64,5 +64,7 @@ const char *named_node_file_name(const NamedNode *named);
 int named_node_check_use(const NamedNode *named, const NodeUse *use, GError **error);
 // May another node be put in its place, or over it? `what` is done: "a snapshot". Who uses it says so.
 int named_node_check_change(const NamedNode *named, const char *what, GError **error);
+// "20 GiB qcow2, 4 layers, head, read-only"; owned.
+char *named_node_summary(const NamedNode *named);
 // Who uses it, for messages: "node 'top' (as 'backing'), block export 'a'"; owned.
 char *named_node_users_text(const NamedNode *named);

@@ -578,31 +578,33 @@ int nodes_end_use(Fiber *self, Nodes *nodes, NodeUse *use)
     return end_use(use) && !named->is_added ? close_unused(self, nodes, named) : 0;
 }
 
-// -- words ----------------------------------------------------------------------------------------
+// -- changes --------------------------------------------------------------------------------------
 
-// "20 GiB", "512 bytes", "1.5 TiB"
-static char *size_text(uint64_t bytes)
+int nodes_bring_to(Fiber *self, Nodes *nodes, NamedNode *named, Loop *loop, GError **error)
 {
-    static const char *const units[] = {"bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
-    unsigned unit = 0;
-    double value = (double)bytes;
-    for (; value >= 1024 && unit + 1 < G_N_ELEMENTS(units); unit++)
-        value /= 1024;
-    return g_strdup_printf("%.*f %s", value == (double)(uint64_t)value ? 0 : 1, value, units[unit]);
+    NodeFinder finder = finder_for(nodes, loop);
+    return node_instances_are_possible(named) ? node_instances_open(self, &finder, named, error)
+                                              : nodes_move(self, nodes, named, loop, error);
 }
 
-char *nodes_summary(const NamedNode *named)
+void nodes_set_config(NamedNode *named, NodeConfig *config)
 {
-    unsigned n_layers = 0;
-    for (const NamedNode *n = named; n; n = named_node_child(n, "backing"))
-        n_layers++;
-    const char *snapshot =
-        named->config ? driver_value_str(named->config->values, "snapshot", NULL) : NULL;
-    g_autofree char *size = size_text(named->facts.size_bytes);
-    g_autofree char *view = snapshot ? g_strdup_printf(", snapshot %s", snapshot)
-                            : named->driver->has_snapshots ? g_strdup(", head")
-                                                           : g_strdup("");
-    return g_strdup_printf("%s %s, %u layer%s%s%s", size, named->driver->name, n_layers,
-                           n_layers == 1 ? "" : "s", view,
-                           named->facts.read_only ? ", read-only" : "");
+    g_ptr_array_add(named->origin->own_configs, config);
+    named->config = config;
+}
+
+void nodes_set_child(Fiber *self, Nodes *nodes, NamedNode *named, const char *role,
+                     NamedNode *child)
+{
+    NodeUse *old = NULL;
+    for (guint i = 0; !old && i < named->children->len; i++) {
+        NodeUse *use = named->children->pdata[i];
+        if (g_str_equal(use->role, role))
+            old = g_ptr_array_steal_index(named->children, i);
+    }
+    if (child)
+        add_child(named, child, role);
+    if (old)
+        nodes_end_use(self, nodes, old);
+    trim(self, nodes);
 }

@@ -52,5 +52,11 @@ NodeUse *nodes_use(NamedNode *named, const char *user, bool writes);
 // Ends that, and closes what nobody uses any more. The result of the flush.
 int nodes_end_use(Fiber *self, Nodes *nodes, NodeUse *use);
 
-// "20 GiB qcow2, 4 layers, head, read-only"; owned.
-char *nodes_summary(const NamedNode *named);
+// Has `named` on that loop, as the node itself or as an instance, for who is about to use it there:
+// node_instances_get().
+int nodes_bring_to(Fiber *self, Nodes *nodes, NamedNode *named, Loop *loop, GError **error);
+// The node is what `config` (taken) describes from now on.
+void nodes_set_config(NamedNode *named, NodeConfig *config);
+// It has another child of that role, or (NULL) none; what nobody uses any more is closed.
+void nodes_set_child(Fiber *self, Nodes *nodes, NamedNode *named, const char *role,
+                     NamedNode *child);

@@ -2,6 +2,7 @@
 // The list of families, in the order of docs/qmp.md. Each is a file of this folder.
 #include "commands.h"
 
+#include "backing-file.h"
 #include "bitmaps.h"
 #include "create.h"
 #include "exports.h"
@@ -10,13 +11,16 @@
 #include "node-queries.h"
 #include "nodes.h"
 #include "protocol.h"
+#include "reopen.h"
 #include "snapshots.h"
 #include "transaction.h"
 
 const QmpFamily *const qmp_families[] = {
     &qmp_protocol_family,
     &qmp_nodes_family,
+    &qmp_reopen_family,
     &qmp_create_family,
+    &qmp_backing_file_family,
     &qmp_node_queries_family,
     &qmp_bitmaps_family,
     &qmp_exports_family,

@@ -173,6 +173,23 @@ static const QmpType block_export_del_args = {
                                    {0}},
 };
 
+// A client that has closed its connection may not be gone yet: it is given a moment.
+static bool still_has_clients(Fiber *self, const Exports *exports, const char *id)
+{
+    enum { N_LOOKS = 10 };
+    static const uint64_t LOOK_NS = 2000000;
+    for (unsigned i = 0; i < N_LOOKS; i++) {
+        const Export *export = exports_find(exports, id); // others may remove it meanwhile
+        NbdsExportStats stats = {0};
+        if (export && !export->is_shutting_down)
+            nbds_export_get_stats(export->nbds, &stats);
+        if (!stats.n_clients)
+            return false;
+        fiber_sleep(self, LOOK_NS);
+    }
+    return true;
+}
+
 static int block_export_del(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_reply,
                             GError **error)
 {
@@ -182,11 +199,13 @@ static int block_export_del(Fiber *self, QmpCall *call, const json_t *args, json
         return qmp_fail(error, "Export '%s' is not found", id);
     if (export->is_shutting_down)
         return qmp_fail(error, "Export '%s' is already shutting down", id);
-    NbdsExportStats stats;
-    nbds_export_get_stats(export->nbds, &stats);
-    if (stats.n_clients && g_strcmp0(mode, "hard") != 0)
+    bool has_clients = still_has_clients(self, call->daemon->exports, id);
+    export = exports_find(call->daemon->exports, id); // it suspended
+    if (!export || export->is_shutting_down)
+        return qmp_fail(error, "Export '%s' is already shutting down", id);
+    if (has_clients && g_strcmp0(mode, "hard") != 0)
         return qmp_fail(error, "export '%s' still in use", id);
-    if (stats.n_clients)
+    if (has_clients)
         begin_removal(self, call->daemon->exports, export);
     else
         exports_remove(self, call->daemon->exports, export); // at once, as in QEMU

@@ -322,21 +322,28 @@ static int fill_file(Fiber *self, File *file, const Image *image, GError **error
     return file_sync_dir(self, file_path(file), error);
 }
 
+// Takes `file`, which is new.
+static int create_and_close(Fiber *self, const char *path, File *file, const Image *image,
+                            GError **error)
+{
+    int r = fill_file(self, file, image, error);
+    file_close(self, file);
+    if (r < 0)
+        file_unlink(self, path, NULL);
+    return r;
+}
+
 int qcow2_create(Fiber *self, const char *path, const Qcow2CreateOptions *options, GError **error)
 {
     Image image;
     int r = make_image(options, &image, error);
     if (r < 0)
         return r;
-    g_autofree uint8_t *header = image.header;
     File *file;
     r = file_open(self, path, FILE_WRITABLE | FILE_CREATE, &file, error);
-    if (r < 0)
-        return r;
-    r = fill_file(self, file, &image, error);
-    file_close(self, file);
-    if (r < 0)
-        file_unlink(self, path, NULL);
+    if (r == 0)
+        r = create_and_close(self, path, file, &image, error);
+    g_free(image.header);
     return r;
 }
 
@@ -351,20 +358,26 @@ static int clear_file(Fiber *self, File *file, const Layout *l)
     return r < 0 ? r : file_flush(self, file);
 }
 
-int qcow2_create_in(Fiber *self, File *file, const Qcow2CreateOptions *options, GError **error)
+static int create_over(Fiber *self, File *file, const Image *image, GError **error)
 {
-    Image image;
     unsigned held = FILE_PERM_WRITE | FILE_PERM_RESIZE;
-    int r = make_image(options, &image, error);
+    int r = file_lock(self, file, held, held, error);
     if (r < 0)
         return r;
-    g_autofree uint8_t *header = image.header;
-    r = file_lock(self, file, held, held, error);
-    if (r < 0)
-        return r;
-    r = clear_file(self, file, &image.layout);
+    r = clear_file(self, file, &image->layout);
     if (r < 0)
         return error_set(error, r, "cannot clear '%s' for a new image: %s", file_path(file),
                          g_strerror(-r));
-    return fill_file(self, file, &image, error);
+    return fill_file(self, file, image, error);
+}
+
+int qcow2_create_in(Fiber *self, File *file, const Qcow2CreateOptions *options, GError **error)
+{
+    Image image;
+    int r = make_image(options, &image, error);
+    if (r < 0)
+        return r;
+    r = create_over(self, file, &image, error);
+    g_free(image.header);
+    return r;
 }
