@@ -24,7 +24,6 @@ enum {
     // The headers of a chain are read one after the other, often from a cold disk: no more than
     // nearly all of them take.
     FIRST_READ_BYTES = 4 << 10,
-    MAX_SNAPSHOT_L1_BYTES = 1 << 30,
 };
 
 static int fail(GError **error, int r, const Qcow2Image *image, const char *format, ...)
@@ -111,11 +110,11 @@ static int collect_snapshot_tables(Qcow2Image *image, GError **error)
         const Qcow2Snapshot *s = &snapshot_list_get(&image->snapshots, i)->entry;
         uint64_t bytes = (uint64_t)s->l1_entries * 8;
         total += bytes;
-        if (total > MAX_SNAPSHOT_L1_BYTES)
+        if (total > SNAPSHOT_TABLE_MAX_L1_BYTES)
             return fail(error, -EUCLEAN, image,
                         "the L1 tables of its snapshots are larger than %d bytes together: open it "
                         "with --read-only",
-                        MAX_SNAPSHOT_L1_BYTES);
+                        SNAPSHOT_TABLE_MAX_L1_BYTES);
         if (bytes)
             r = add_metadata(image, s->l1, image_clusters_for(image, bytes),
                              "a snapshot's L1 table", error);

@@ -92,9 +92,19 @@ static void give_back(Fiber *self, Qcow2NewSnapshot *s)
     s->l1_range = s->table.range = (ClusterRange){0};
 }
 
+// More would make an image that cannot be opened for writing any more.
+static bool has_room_for(const SnapshotList *list, uint64_t l1_bytes)
+{
+    for (guint i = 0; i < snapshot_list_count(list); i++)
+        l1_bytes += snapshot_list_get(list, i)->entry.l1_entries * sizeof(Be64);
+    return l1_bytes <= SNAPSHOT_TABLE_MAX_L1_BYTES;
+}
+
 static int take_space(Fiber *self, Qcow2NewSnapshot *s)
 {
     uint64_t l1_bytes = s->n_l1 * sizeof(Be64);
+    if (!has_room_for(&s->image->snapshots, l1_bytes))
+        return -EFBIG;
     s->l1 = g_try_malloc0(MAX(l1_bytes, 1));
     s->shared = g_try_malloc0(s->n_l1 / 8 + sizeof(uint64_t));
     if (!s->l1 || !s->shared)
@@ -131,7 +141,10 @@ static int prepare(Fiber *self, Qcow2View *head, const char *name, Qcow2NewSnaps
         if (r == 0)
             r = snapshot_table_set_dirty(self, image, true);
         if (r < 0)
-            error_set(error, r, "%s: no snapshot can be taken: %s", image->name, g_strerror(-r));
+            error_set(error, r, "%s: no snapshot can be taken: %s", image->name,
+                      r == -EFBIG ? "it has too many, or no room for another one's tables in one "
+                                    "piece"
+                                  : g_strerror(-r));
     }
     if (r == 0) {
         fiber_wait_group_add(&image->fibers, 1); // it stays on its loop

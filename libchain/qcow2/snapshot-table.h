@@ -5,6 +5,10 @@
 
 #include "qcow2/image.h"
 
+// Of all snapshots together, of an image that is written: a bound on what a crafted one can fill
+// memory with.
+enum { SNAPSHOT_TABLE_MAX_L1_BYTES = 1 << 30 };
+
 // Reads the table that the header names into the image's list, and checks each entry.
 int snapshot_table_load(Fiber *self, Qcow2Image *image, GError **error);
 

@@ -18,6 +18,7 @@ import nbd
 
 import harness
 from harness import KIB, MIB, Daemon, qemu_img, run
+from qmp_client import Qmp
 
 SIZE = 96 * MIB
 BLOCK = 64 * KIB
@@ -148,6 +149,49 @@ def check(tmp, below):
     print("  The two lower layers were not touched.")
 
 
+def command(qmp, what, /, **arguments):
+    words = ", ".join(f"{k.replace(chr(95), chr(45))}={v}" for k, v in arguments.items() if isinstance(v, str))
+    print(f"  QMP: {what} {words}")
+    return qmp.command(what, **arguments)
+
+
+def old_state(tmp):
+    title("7. An old state of the disk beside the live one")
+    with Daemon("--qmp", tmp / "qmp") as daemon:
+        qmp = Qmp(tmp / "qmp")
+        command(qmp, "blockdev-add", driver="qcow2", node_name="disk",
+                file={"driver": "file", "filename": str(tmp / "tuesday.qcow2")})
+        qmp.command("nbd-server-start", addr={"type": "unix", "data": {"path": str(tmp / "nbd")}})
+        command(qmp, "block-export-add", type="nbd", id="disk", node_name="disk", writable=True)
+        command(qmp, "blockdev-snapshot-internal-sync", device="disk", name="before")
+        live, old = (f"nbd+unix:///{name}?socket={tmp}/nbd" for name in ("disk", "before"))
+
+        shutil.copy(tmp / "now.raw", tmp / "later.raw")
+        debugfs(tmp / "later.raw", "rm monday.txt", "rm tuesday.txt")
+        h = nbd.NBD()
+        h.connect_uri(live)
+        for offset, data in changed_blocks(tmp / "now.raw", tmp / "later.raw"):
+            h.pwrite(data, offset)
+        print("  Somebody deletes monday.txt and tuesday.txt on the live disk.")
+
+        command(qmp, "blockdev-add", driver="qcow2", node_name="before", file="disk", snapshot="before")
+        command(qmp, "block-export-add", type="nbd", id="before", node_name="before")
+        run("nbdcopy", old, tmp / "copy.raw")
+        run("cmp", tmp / "copy.raw", tmp / "now.raw")
+        text = run("debugfs", "-R", "cat monday.txt", tmp / "copy.raw").stdout
+        assert text == "written on monday\n" * 1000
+        run("nbdcopy", live, tmp / "copy.raw")
+        run("cmp", tmp / "copy.raw", tmp / "later.raw")
+        print("  The export 'before' still has both files, at the same time as the live disk has not.")
+
+        h.shutdown()
+        command(qmp, "block-export-del", id="before")
+        qmp.event("BLOCK_EXPORT_DELETED")
+        command(qmp, "blockdev-del", node_name="before")
+        command(qmp, "blockdev-snapshot-delete-internal-sync", device="disk", name="before")
+    show("qemu-img", "check", tmp / "tuesday.qcow2")
+
+
 def demo(tmp):
     make_chain(tmp)
     below = {tmp / n: digest(tmp / n) for n in ("base.qcow2", "monday.qcow2")}
@@ -168,10 +212,13 @@ def demo(tmp):
     run("cmp", tmp / "copy.raw", tmp / "now.raw")
     print("  nbdcopy started chaind by itself, and it ended with the copy.")
 
+    old_state(tmp)
+
     title("What this showed")
     print("  chaind opened a chain of three qcow2 images made by QEMU's tools, one of them compressed,\n"
           "  served the content that the layers make together, took writes into the top layer only,\n"
-          "  and left images that qemu-img finds clean and equal to what was written.")
+          "  kept an old state and showed it beside the live disk, and left images that qemu-img\n"
+          "  finds clean and equal to what was written.")
 
 
 def main():
