@@ -63,6 +63,7 @@ static void release_on_loop(void *arg)
 static void hold(Fiber *self, NamedNode *named, Held *ret_held)
 {
     *ret_held = (Held){named, nodes_use(named, "internal snapshot", false), true};
+    ret_held->use->role = "snapshot"; // of this image, whatever lies over it by then
     remote_call_plain(self, named_node_loop(named), hold_on_loop, named->node);
 }
 
@@ -432,7 +433,8 @@ static const QmpAction actions[] = {
     {.name = "blockdev-snapshot-internal-sync",
      .data = &snapshot_args,
      .doc =
-         "Makes an internal snapshot of the moment at which all actions take effect. If it cannot "
+         "Makes an internal snapshot, one of each node, of the moment at which all actions take "
+         "effect. If it cannot "
          "be completed then, no internal snapshot of the transaction is made, and it fails; other "
          "actions stand.",
      .prepare = prepare,

@@ -217,6 +217,35 @@ def test_one_moment_of_two_disks(tmp):
         check_image(image)
 
 
+def test_with_an_external_snapshot(tmp):
+    """an internal and an external snapshot of one disk are of one moment, and a shown one stays"""
+    image, over = tmp / "a.qcow2", tmp / "over.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", image, SIZE)
+    daemon, qmp = serve(tmp, image)
+    with daemon:
+        guests = begin(tmp)
+        make(qmp, "first")
+        show(qmp, "first", "n")
+        before = read_all(tmp, "n")
+        moment = Moment("both", guests)
+        qmp.command("transaction", actions=[
+            {"type": "blockdev-snapshot-internal-sync", "data": {"device": "disk", "name": "both"}},
+            {"type": "blockdev-snapshot-sync",
+             "data": {"node-name": "disk", "snapshot-file": str(over), "snapshot-node-name": "over"}}])
+        moment.made()
+        n_then = guests[0].n_done
+        while guests[0].n_done < n_then + 100 and guests[0].is_alive():
+            time.sleep(0.01)
+        assert read_all(tmp, "n") == before
+        hide(qmp, "n")
+        end(guests)
+    check_image(image)
+    content = content_of(tmp, image, "both")
+    moment.check(content)
+    assert content_of(tmp, image) == content
+    Moment("the end", guests).made().check(content_of(tmp, over))
+
+
 def one_life(tmp, image, guests_of, moments, rng):
     """Until a kill. `moments`: the snapshots that are there for sure, and that may be."""
     daemon, qmp = serve(tmp, image)
