@@ -30,7 +30,7 @@ typedef struct NodeFacts {
     uint64_t size_bytes;
     bool read_only;
     json_t *info;       // Driver.info's; owned, or NULL
-    GPtrArray *bitmaps; // DirtyBitmap, a reference each, oldest first
+    GPtrArray *bitmaps; // DirtyBitmap, a reference each, oldest first; NULL: none
 } NodeFacts;
 
 struct NamedNode {

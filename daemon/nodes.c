@@ -240,9 +240,10 @@ static void take_facts(const Driver *driver, Node *node, NodeFacts *ret_facts)
         .size_bytes = node->size_bytes,
         .read_only = node->read_only,
         .info = driver->info ? driver->info(node) : NULL,
-        .bitmaps = g_ptr_array_new_with_free_func((GDestroyNotify)dirty_bitmap_unref),
     };
     const GPtrArray *bitmaps = dirty_bitmaps_of(node);
+    if (bitmaps)
+        ret_facts->bitmaps = g_ptr_array_new_with_free_func((GDestroyNotify)dirty_bitmap_unref);
     for (guint i = 0; bitmaps && i < bitmaps->len; i++)
         g_ptr_array_add(ret_facts->bitmaps, dirty_bitmap_ref(bitmaps->pdata[i]));
 }
