@@ -13,6 +13,8 @@ import pathlib
 import shutil
 import sys
 import tempfile
+import threading
+import time
 
 import nbd
 
@@ -22,6 +24,7 @@ from qmp_client import Qmp
 
 SIZE = 96 * MIB
 BLOCK = 64 * KIB
+BUSY_SIZE, BUSY_BLOCK = 32 * MIB, 4 * KIB
 
 
 def title(text):
@@ -192,6 +195,86 @@ def old_state(tmp):
     show("qemu-img", "check", tmp / "tuesday.qcow2")
 
 
+class Writer(threading.Thread):
+    """Writes numbered blocks one after the other, each to a place that its number gives."""
+
+    def __init__(self, uri):
+        super().__init__()
+        self.uri, self.n, self.slowest, self.enough = uri, 0, 0, threading.Event()
+
+    @staticmethod
+    def place(number):
+        return number * 7919 % (BUSY_SIZE // BUSY_BLOCK)
+
+    def run(self):
+        h = nbd.NBD()
+        h.connect_uri(self.uri)
+        while not self.enough.is_set():
+            number = self.n + 1
+            start = time.monotonic()
+            h.pwrite(number.to_bytes(8, "little") * (BUSY_BLOCK // 8), self.place(number) * BUSY_BLOCK)
+            self.slowest = max(self.slowest, time.monotonic() - start)
+            self.n = number
+        h.flush()
+        h.shutdown()
+
+    def wait_for(self, number):
+        deadline = time.monotonic() + harness.HANG
+        while self.n < number:
+            assert self.is_alive() and time.monotonic() < deadline, "the client has stopped writing"
+            time.sleep(0.01)
+
+
+def newest_number(content):
+    return max(int.from_bytes(content[at:at + 8], "little") for at in range(0, len(content), BUSY_BLOCK))
+
+
+def content_after(n_writes):
+    content = bytearray(BUSY_SIZE)
+    for number in range(1, n_writes + 1):
+        at = Writer.place(number) * BUSY_BLOCK
+        content[at:at + BUSY_BLOCK] = number.to_bytes(8, "little") * (BUSY_BLOCK // 8)
+    return bytes(content)
+
+
+def read_all(uri):
+    h = nbd.NBD()
+    h.connect_uri(uri)
+    content = h.pread(BUSY_SIZE, 0)
+    h.shutdown()
+    return content
+
+
+def snapshot_under_load(tmp):
+    title("8. A snapshot while a client writes")
+    qemu_img("create", "-q", "-f", "qcow2", tmp / "busy.qcow2", BUSY_SIZE)
+    with Daemon("--qmp", tmp / "qmp", "--nbd", tmp / "nbd", f"busy={tmp}/busy.qcow2") as daemon:
+        qmp = Qmp(tmp / "qmp")
+        writer = Writer(daemon.uri("busy"))
+        writer.start()
+        writer.wait_for(2000)
+        before = writer.n
+        command(qmp, "blockdev-snapshot-sync", node_name="busy", snapshot_node_name="top",
+                snapshot_file=str(tmp / "top.qcow2"), format="qcow2")
+        after = writer.n
+        writer.wait_for(after + 2000)
+        writer.enough.set()
+        writer.join()
+        print(f"  The client goes on and notices nothing: {writer.n} writes, the slowest took "
+              f"{writer.slowest * 1000:.1f} ms.")
+
+        command(qmp, "block-export-add", type="nbd", id="old", node_name="busy", name="old")
+        old = read_all(f"nbd+unix:///old?socket={tmp}/nbd")
+        moment = newest_number(old)
+        assert before <= moment <= after + 1, f"{before} <= {moment} <= {after} + 1"
+        assert old == content_after(moment), "the old layer is not the state of one moment"
+        assert read_all(daemon.uri("busy")) == content_after(writer.n), "the live disk lacks writes"
+        print(f"  The old layer is the disk as it was after write {moment}, whole; the live disk has "
+              "them all.")
+    for name in ("busy.qcow2", "top.qcow2"):
+        show("qemu-img", "check", tmp / name)
+
+
 def demo(tmp):
     make_chain(tmp)
     below = {tmp / n: digest(tmp / n) for n in ("base.qcow2", "monday.qcow2")}
@@ -213,12 +296,14 @@ def demo(tmp):
     print("  nbdcopy started chaind by itself, and it ended with the copy.")
 
     old_state(tmp)
+    snapshot_under_load(tmp)
 
     title("What this showed")
     print("  chaind opened a chain of three qcow2 images made by QEMU's tools, one of them compressed,\n"
           "  served the content that the layers make together, took writes into the top layer only,\n"
-          "  kept an old state and showed it beside the live disk, and left images that qemu-img\n"
-          "  finds clean and equal to what was written.")
+          "  kept an old state and showed it beside the live disk, put a snapshot under a client that\n"
+          "  wrote all the time, and left images that qemu-img finds clean and equal to what was\n"
+          "  written.")
 
 
 def main():
