@@ -26,7 +26,6 @@ static const char *verb(FileEventKind kind)
         return "cannot decompress a cluster of";
     case FILE_EVENT_FLUSH_FAILED:
     case FILE_EVENT_RESIZED:
-    case FILE_EVENT_THRESHOLD:
         break;
     }
     g_assert_not_reached();
@@ -62,7 +61,7 @@ void file_log_event(File *file, const FileEvent *event, void *file_log)
             " to %" G_GUINT64_FORMAT " bytes: another program writes to it; clients see the "
             "size from before until chaind opens it again",
             log->disk, file_path(file), file_size(file), event->off);
-    else if (event->kind != FILE_EVENT_THRESHOLD) // no failure
+    else
         tell_failure(log, file, event);
 }
 

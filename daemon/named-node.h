@@ -11,6 +11,7 @@
 #include "node-origin.h"
 
 typedef struct NamedNode NamedNode;
+typedef struct WriteThreshold WriteThreshold;
 
 // That a node is used: as a child of another node, or by something outside of the graph, such as an
 // export. It lives as long as its user wants it.
@@ -42,9 +43,10 @@ struct NamedNode {
     const NodeConfig *config; // of the origin; NULL: only an image's header speaks of it
     Node *node;               // the table's reference; used on node->loop, which is read anywhere
     NodeFacts facts;
-    GPtrArray *children;  // NodeUse, owned
-    GPtrArray *users;     // NodeUse, borrowed
-    GPtrArray *instances; // NodeInstance, on other loops (node-instances.h); NULL: none
+    WriteThreshold *threshold; // a reference (write-threshold.h), or NULL
+    GPtrArray *children;       // NodeUse, owned
+    GPtrArray *users;          // NodeUse, borrowed
+    GPtrArray *instances;      // NodeInstance, on other loops (node-instances.h); NULL: none
 };
 
 static inline Loop *named_node_loop(const NamedNode *named)

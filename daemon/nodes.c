@@ -15,6 +15,7 @@
 #include "node-moves.h"
 #include "node-names.h"
 #include "size-watch.h"
+#include "write-threshold.h"
 
 struct Nodes {
     const Loops *loops;
@@ -81,6 +82,7 @@ static void named_node_free(gpointer p)
     g_assert(!named->node && named->users->len == 0);
     node_origin_unref(named->origin);
     clear_facts(&named->facts);
+    write_threshold_unref(named->threshold);
     g_ptr_array_unref(named->children);
     g_ptr_array_unref(named->users);
     g_free(named->name);
@@ -237,7 +239,7 @@ typedef struct Opening {
 static void take_facts(const Driver *driver, Node *node, NodeFacts *ret_facts)
 {
     *ret_facts = (NodeFacts){
-        .size_bytes = node->size_bytes,
+        .size_bytes = node->ops->is_file ? file_size(node_file(node)) : node->size_bytes,
         .read_only = node->read_only,
         .info = driver->info ? driver->info(node) : NULL,
     };

@@ -12,6 +12,7 @@
 #include "nodes.h"
 #include "protocol.h"
 #include "reopen.h"
+#include "resize.h"
 #include "snapshots.h"
 #include "transaction.h"
 
@@ -23,6 +24,7 @@ const QmpFamily *const qmp_families[] = {
     &qmp_backing_file_family,
     &qmp_node_queries_family,
     &qmp_bitmaps_family,
+    &qmp_resize_family,
     &qmp_exports_family,
     &qmp_internal_snapshots_family,
     &qmp_snapshots_family,

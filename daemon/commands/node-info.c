@@ -8,6 +8,7 @@
 #include "bitmaps.h"
 #include "chain-core/whole-sectors.h"
 #include "daemon/bitmaps.h"
+#include "daemon/write-threshold.h"
 
 // -- types ----------------------------------------------------------------------------------------
 
@@ -236,11 +237,12 @@ json_t *node_info(const NamedNode *named, const FileSpace *space, bool is_flat)
     const json_t *values = named->config ? named->config->values : NULL;
     unsigned depth = 0;
     json_t *image = is_flat ? image_info_of(named, space) : nested_images(named, space, &depth);
-    json_t *info = json_pack("{s:s, s:s, s:b, s:i, s:b, s:s, s:o, s:o, s:i}", "node-name",
-                             named->name, "drv", named->driver->name, "ro", named->facts.read_only,
-                             "backing_file_depth", (int)depth, "encrypted", 0, "detect_zeroes",
-                             driver_value_str(values, "detect-zeroes", "off"), "image", image,
-                             "cache", cache_info_of(named), "write_threshold", 0);
+    json_t *info =
+        json_pack("{s:s, s:s, s:b, s:i, s:b, s:s, s:o, s:o, s:I}", "node-name", named->name, "drv",
+                  named->driver->name, "ro", named->facts.read_only, "backing_file_depth",
+                  (int)depth, "encrypted", 0, "detect_zeroes",
+                  driver_value_str(values, "detect-zeroes", "off"), "image", image, "cache",
+                  cache_info_of(named), "write_threshold", (json_int_t)write_threshold_get(named));
     for (size_t i = 0; i < G_N_ELEMENTS(limits); i++)
         json_object_set_new(info, limits[i], json_integer(0));
     g_autofree char *name = file_name(named);

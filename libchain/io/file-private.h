@@ -108,9 +108,11 @@ struct File {
     uint64_t extent_start, extent_end;
     bool extent_is_data;
     uint64_t write_threshold; // UINT64_MAX: none
-    uint64_t n_changes;       // writes, zeroes, … begun or ended
-    unsigned n_changing;      // under way
-    uint64_t told_size;       // of the last RESIZED event
+    FileThresholdFn *threshold_fn;
+    void *threshold_arg;
+    uint64_t n_changes;  // writes, zeroes, … begun or ended
+    unsigned n_changing; // under way
+    uint64_t told_size;  // of the last RESIZED event
     FileEventFn *event_fn;
     void *event_arg;
 

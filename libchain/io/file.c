@@ -129,27 +129,21 @@ int file_refresh_size(Fiber *self, File *file)
     return 0;
 }
 
-void file_set_write_threshold(File *file, uint64_t off)
+void file_set_write_threshold(File *file, uint64_t off, FileThresholdFn *fn, void *arg)
 {
     file->write_threshold = off ? off : UINT64_MAX;
-}
-
-uint64_t file_write_threshold(const File *file)
-{
-    return file->write_threshold == UINT64_MAX ? 0 : file->write_threshold;
+    file->threshold_fn = fn;
+    file->threshold_arg = arg;
 }
 
 // All that there is changes where the size does: that is no write.
 static void cross_threshold(File *file, uint64_t end)
 {
-    FileEvent event = {.kind = FILE_EVENT_THRESHOLD,
-                       .off = file->write_threshold,
-                       .beyond = end - file->write_threshold};
+    uint64_t beyond = end - file->write_threshold;
     if (end == UINT64_MAX)
         return;
     file->write_threshold = UINT64_MAX;
-    if (file->event_fn)
-        file->event_fn(file, &event, file->event_arg);
+    file->threshold_fn(file->threshold_arg, beyond);
 }
 
 void file_note_change(File *file, uint64_t off, uint64_t len)

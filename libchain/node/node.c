@@ -56,6 +56,7 @@ void node_unref_close(Fiber *self, Node *node)
         forget_parent(backing, node);
         for (guint i = 0; others && i < others->len; i++)
             forget_parent(others->pdata[i], node);
+        node_set_write_threshold(node, NULL);
         if (node->ops->close)
             node->ops->close(self, node);
         close_others(self, others);

@@ -155,16 +155,17 @@ static void raw_close(Fiber *self, Node *node)
     file_close(self, raw_file(node));
 }
 
-#define OPS_OF_DRIVER(name)                                                                        \
+#define OPS_OF_DRIVER(name, file_node)                                                             \
     {                                                                                              \
-        .driver = name, .read_start = raw_read_start, .write = raw_write, .zero = raw_zero,        \
-        .discard = raw_discard, .flush = raw_flush, .map = raw_map, .file = raw_file,              \
-        .data_may_be_hole = raw_data_may_be_hole, .detach = raw_detach, .attach = raw_attach,      \
-        .set_writable = raw_set_writable, .resize = raw_resize, .close = raw_close,                \
+        .driver = name, .is_file = file_node, .read_start = raw_read_start, .write = raw_write,    \
+        .zero = raw_zero, .discard = raw_discard, .flush = raw_flush, .map = raw_map,              \
+        .file = raw_file, .data_may_be_hole = raw_data_may_be_hole, .detach = raw_detach,          \
+        .attach = raw_attach, .set_writable = raw_set_writable, .resize = raw_resize,              \
+        .close = raw_close,                                                                        \
     }
-static const NodeOps raw_ops = OPS_OF_DRIVER("raw");
-static const NodeOps file_ops = OPS_OF_DRIVER("file");
-static const NodeOps host_device_ops = OPS_OF_DRIVER("host_device");
+static const NodeOps raw_ops = OPS_OF_DRIVER("raw", false);
+static const NodeOps file_ops = OPS_OF_DRIVER("file", true);
+static const NodeOps host_device_ops = OPS_OF_DRIVER("host_device", true);
 
 static int check_part(const File *file, uint64_t offset, uint64_t size_bytes, GError **error)
 {

@@ -85,14 +85,12 @@ typedef enum FileEventKind {
     FILE_EVENT_DECODE_FAILED, // a driver's: what was read is broken (file_tell())
     FILE_EVENT_FLUSH_FAILED,  // for the first time; it sticks
     FILE_EVENT_RESIZED,       // by somebody else (file_check_size())
-    FILE_EVENT_THRESHOLD,     // a write goes beyond it (file_set_write_threshold())
 } FileEventKind;
 
 typedef struct FileEvent {
     FileEventKind kind;
-    uint64_t off;    // bytes; RESIZED: the new size; FLUSH_FAILED: 0; THRESHOLD: where it was
-    int error;       // -errno; RESIZED, THRESHOLD: 0
-    uint64_t beyond; // THRESHOLD: by how much
+    uint64_t off; // bytes; RESIZED: the new size; FLUSH_FAILED: 0
+    int error;    // -errno; RESIZED: 0
 } FileEvent;
 
 // `fn` is called for each event of `file`, on its loop, inside or outside a fiber. It must not
@@ -105,10 +103,10 @@ void file_tell(File *file, FileEventKind kind, uint64_t off, int error);
 // each new size. Says nothing while a write is under way, which may change it too. 0 or -errno.
 int file_check_size(Fiber *self, File *file);
 
-// Tells once, when a write (zeroing, taking space) begins that ends beyond `off`; then there is none
-// any more. 0: none.
-void file_set_write_threshold(File *file, uint64_t off);
-uint64_t file_write_threshold(const File *file);
+// Calls `fn` once, with how far it goes, when a write (zeroing, taking space) begins that ends
+// beyond `off`; then there is no threshold any more. `fn` must not suspend. 0: none.
+typedef void FileThresholdFn(void *arg, uint64_t beyond);
+void file_set_write_threshold(File *file, uint64_t off, FileThresholdFn *fn, void *arg);
 
 typedef enum FileZeroFlags {
     FILE_ZERO_UNMAP = 1 << 0, // may deallocate (punch hole)

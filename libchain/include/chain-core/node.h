@@ -62,6 +62,7 @@ struct NodeOps {
     const char *driver; // "qcow2", "raw", …
     bool is_filter;     // shows its backing child's content; a barrier for the chain map
     bool covers_below;  // no layer itself: map() answers for the whole chain below (merged map)
+    bool is_file;       // the node of a file: formats write the file itself, and not through it
     // Reads [off, off+len), already inside the node's size: starts transfers into `buf` in `batch`;
     // may suspend for metadata. `buf` is filled when io_batch_wait() returned 0. Returns 0 or
     // -errno (the batch must be waited for in both cases).
@@ -121,6 +122,16 @@ struct NodeWriteHook {
     NodeWriteHook *next;
 };
 
+// Told when a node is written beyond `off`, once: node_set_write_threshold(). On the node's loop.
+typedef struct NodeThreshold NodeThreshold;
+struct NodeThreshold {
+    NodeWriteHook hook; // first; set by the node, like `node`
+    Node *node;
+    uint64_t off;
+    void (*crossed)(NodeThreshold *threshold, uint64_t beyond); // must not suspend
+    void (*drop)(NodeThreshold *threshold); // the node has it no longer; frees it
+};
+
 // Which content a node shows: the file's identity, which view of it (0: all of it, or an image's
 // head), and how it is read: one file as raw and as qcow2 is two contents, and so is one that grew
 // between two opens, or was written meanwhile. Two nodes with equal identities show the same bytes.
@@ -157,7 +168,8 @@ struct Node {
     Node *backing;     // owned reference or NULL
     GPtrArray *others; // children beside `backing`, owned references; NULL: none
     NodeWriteHook *write_hooks;
-    GPtrArray *bitmaps; // its dirty bitmaps (chain-core/dirty-bitmap.h), or NULL
+    NodeThreshold *threshold; // or NULL
+    GPtrArray *bitmaps;       // its dirty bitmaps (chain-core/dirty-bitmap.h), or NULL
     int (*resize_bitmaps)(Node *node, uint64_t size_bytes); // with them; -ENOMEM: none follows
     NodeIdentity identity;
     GPtrArray *parents;               // nodes whose child this is, once for each edge
@@ -243,6 +255,10 @@ int node_set_writable(Fiber *self, Node *node, bool is_writable, GError **error)
 int node_resize(Fiber *self, Node *node, uint64_t size_bytes, GError **error);
 // For drivers whose `size_bytes` changed otherwise; drained.
 void node_size_changed(Node *node);
+
+// Takes `threshold` and drops the one that the node had. NULL: none from now on. Of a file's node it
+// counts what formats write to the file, too.
+void node_set_write_threshold(Node *node, NodeThreshold *threshold);
 
 void node_add_write_hook(Node *node, NodeWriteHook *hook);
 void node_remove_write_hook(Node *node, NodeWriteHook *hook);
