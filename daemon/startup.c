@@ -61,7 +61,8 @@ int startup_run(Fiber *self, QmpCall *call, const Options *options, GError **err
         if (option->kind == STARTUP_NBD_SERVER)
             nest_address(args);
         const QmpCommand *command = qmp_table_find_command(call->table, name);
-        int r = qmp_table_run(self, call, command, args, option->input, &reply, &fault);
+        int r = command ? qmp_table_run(self, call, command, args, option->input, &reply, &fault)
+                        : qmp_fail(&fault, "The command %s has not been found", name);
         if (r < 0) {
             g_autofree char *sentence = flatten_path(fault->message);
             g_set_error(error, fault->domain, fault->code, "%s: %s", option->text, sentence);
