@@ -68,11 +68,18 @@ json_t *bitmaps_info(const NamedNode *named)
 
 // -- for exports ----------------------------------------------------------------------------------
 
+// The node that shows the same disk before it had the last layer, or through a filter.
+static const NamedNode *next_below(const NamedNode *named)
+{
+    bool is_filter = named->node->ops->is_filter;
+    return named_node_child(named, is_filter ? "file" : "backing");
+}
+
 // Of the node, or else of the first one below that has one of that name.
 static int find_below(const NamedNode *named, const char *name, NamedBitmap *ret_bitmap,
                       GError **error)
 {
-    for (const NamedNode *n = named; n; n = named_node_child(n, "backing")) {
+    for (const NamedNode *n = named; n; n = next_below(n)) {
         DirtyBitmap *bitmap = bitmaps_of(n, name);
         if (bitmap) {
             *ret_bitmap = (NamedBitmap){(NamedNode *)n, bitmap};

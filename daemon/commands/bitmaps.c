@@ -83,6 +83,11 @@ static int fill_add(Nodes *nodes, const json_t *args, BitmapChange *change, GErr
     change->named = nodes_find(nodes, node);
     if (!change->named)
         return qmp_fail(error, "Cannot find device='%s' nor node-name='%s'", node, node);
+    if (change->named->driver->is_file) // formats write to files past their nodes
+        return qmp_fail(error,
+                        "Node '%s' is a file, which does not see all that is written through the "
+                        "nodes above it: add the bitmap to one of those",
+                        node);
     int64_t granularity = qmp_args_int(args, "granularity", -1);
     if (granularity >= 0 && (granularity < 512 || granularity & (granularity - 1)))
         return qmp_fail(error, "Granularity must be power of 2 and at least 512");
