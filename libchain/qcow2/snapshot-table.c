@@ -122,13 +122,10 @@ int snapshot_table_load(Fiber *self, Qcow2Image *image, GError **error)
 
 // --- new tables ----------------------------------------------------------------------------------
 
-int snapshot_table_take_clusters(Fiber *self, Qcow2Image *image, uint64_t bytes,
-                                 ClusterRange *ret_range)
+static int take_clusters(Fiber *self, Qcow2Image *image, uint64_t n, ClusterRange *ret_range)
 {
-    uint64_t n = image_clusters_for(image, bytes);
     Allocation taken = {0};
-    *ret_range = (ClusterRange){0};
-    int r = n ? allocator_take_piece(self, image, n, &taken) : 0;
+    int r = allocator_take_piece(self, image, n, &taken);
     for (uint64_t i = 0; r == 0 && i < n; i++) {
         // Metadata from now on, though nothing names it yet: no entry may lead a write here.
         if (!metadata_set_add(&image->metadata, taken.range.first + i))
@@ -142,6 +139,19 @@ int snapshot_table_take_clusters(Fiber *self, Qcow2Image *image, uint64_t bytes,
         allocator_release(self, image, taken.range);
     if (r == 0)
         *ret_range = taken.range;
+    return r;
+}
+
+int snapshot_table_take_clusters(Fiber *self, Qcow2Image *image, uint64_t bytes,
+                                 ClusterRange *ret_range)
+{
+    uint64_t n = image_clusters_for(image, bytes), n_released;
+    int r = 0;
+    *ret_range = (ClusterRange){0};
+    do {
+        n_released = image->freed.n_released;
+        r = n ? take_clusters(self, image, n, ret_range) : 0;
+    } while (r == -ENOSPC && writeback_reclaim(self, &image->writeback, n_released));
     return r;
 }
 
