@@ -167,6 +167,7 @@ static int copy_discard(Fiber *self, Node *node, GuestOff off, uint64_t len, Nod
 static const NodeOps copy_ops = {
     .driver = "copy-on-read",
     .is_filter = true,
+    .reads_write = true,
     .read_start = copy_read_start,
     .write = copy_write,
     .zero = copy_zero,

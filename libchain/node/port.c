@@ -28,28 +28,44 @@ static void count_kinds(uint32_t *counts, RequestMask kinds, int step)
     }
 }
 
-static void add_drains_of(Node *node, void *arg)
+typedef struct Below {
+    RequestMask drained;
+    bool reads_write;
+} Below;
+
+static void look_at(Node *node, void *arg)
 {
-    *(RequestMask *)arg |= mask_of(node->n_drains);
+    Below *below = arg;
+    below->drained |= mask_of(node->n_drains);
+    below->reads_write |= node->ops->reads_write;
 }
 
-static RequestMask drained_below(Node *node)
+static Below look_below(Node *node)
 {
-    RequestMask mask = 0;
+    Below below = {0};
     while (node && !node->others) {
-        add_drains_of(node, &mask);
+        look_at(node, &below);
         node = node->backing;
     }
     if (node)
-        node_for_each_below(node, add_drains_of, &mask);
-    return mask;
+        node_for_each_below(node, look_at, &below);
+    return below;
+}
+
+// What has to be stopped and waited for at this port, for `kinds` to be.
+static RequestMask kinds_at(const Port *port, RequestMask kinds)
+{
+    bool is_read_too = port->reads_write && kinds & REQUESTS_THAT_WRITE;
+    return is_read_too ? kinds | 1 << REQUEST_READ : kinds;
 }
 
 // Those whose kind is still stopped wait again.
 static void update_port(Port *port)
 {
     RequestMask before = port->stopped;
-    port->stopped = mask_of(port->n_holds) | drained_below(port->node);
+    Below below = look_below(port->node);
+    port->reads_write = below.reads_write;
+    port->stopped = kinds_at(port, mask_of(port->n_holds) | below.drained);
     if (before & ~port->stopped)
         fiber_queue_wake_all(&port->waiting);
 }
@@ -156,7 +172,7 @@ void port_remove_hold(Port *port, RequestMask kinds)
 int port_wait_drained(Fiber *self, Port *port, RequestMask kinds, const uint64_t *deadline_ns)
 {
     int r = 0;
-    while (r == 0 && port_in_flight(port) & kinds)
+    while (r == 0 && port_in_flight(port) & kinds_at(port, kinds))
         r = deadline_ns ? fiber_queue_wait_until(self, &port->drainers, *deadline_ns, "drain")
                         : fiber_queue_wait(self, &port->drainers, false, "drain");
     return r;
@@ -172,7 +188,7 @@ static void find_busy_port(Node *node, void *arg)
     BusySearch *search = arg;
     for (guint i = 0; i < node->ports->len && !search->busy; i++) {
         Port *port = node->ports->pdata[i];
-        if (port_in_flight(port) & search->kinds)
+        if (port_in_flight(port) & kinds_at(port, search->kinds))
             search->busy = port;
     }
 }

@@ -28,6 +28,7 @@ typedef struct Versions {
 } Versions;
 
 typedef struct World {
+    SimHook hook; // first
     Sim *sim;
     uint64_t seed;
     MapMemory *memory;
@@ -38,7 +39,7 @@ typedef struct World {
     FiberWaitGroup workers;
     Versions issued, acked, durable;
     Versions kept[SNAPSHOTS]; // of each layer that is no head any more
-    unsigned n_layers, next_worker, n_cuts;
+    unsigned n_layers, n_finished, next_worker, n_cuts;
 } World;
 
 static uint64_t pick(World *w, uint64_t bound)
@@ -155,13 +156,15 @@ typedef struct AfterCut {
     const World *before;
 } AfterCut;
 
-// What the last head shows, and what lies below it, is as old as each was when it was kept.
+// The head has what was flushed, and layers whose snapshot is over are what they were.
 static void after_cut(Fiber *self, void *arg)
 {
     AfterCut *after = arg;
     const World *before = after->before;
     after->world.memory = map_memory_new(1 << 20);
     check_layer(self, &after->world, before->n_layers - 1, &before->durable, &before->issued);
+    for (unsigned i = MAX(before->n_finished, 2) - 2; i < before->n_finished; i++)
+        check_layer(self, &after->world, i, &before->kept[i], &before->kept[i]);
     map_memory_free(after->world.memory);
 }
 
@@ -171,6 +174,16 @@ static void cut_power(World *w)
     Sim *sim = sim_clone_after_power_cut(w->sim, w->seed * 1000 + w->n_cuts++);
     fiber_assert(sim_run(sim, after_cut, &after));
     sim_free(sim);
+}
+
+// Also in the middle of whatever the disks are doing.
+static int cut_now_and_then(SimHook *hook, uint64_t n, SimOp op, const char *path, uint64_t off,
+                            uint64_t len)
+{
+    World *w = (World *)hook;
+    if (op != SIM_OP_READ && n % 32 == w->seed % 32)
+        cut_power(w);
+    return 0;
 }
 
 static void create_overlay(Fiber *self, World *w, unsigned number, uint64_t size_bytes)
@@ -239,6 +252,7 @@ static void take_snapshot(Fiber *self, World *w)
     g_autoptr(GError) error = NULL;
     if (external_snapshot_finish(self, old, &error) < 0)
         g_error("%s", error->message);
+    w->n_finished = w->n_layers - 1;
     node_unref_close(self, old);
 }
 
@@ -274,6 +288,8 @@ static void snapshots_under_load(Fiber *self, void *arg)
 {
     World *w = arg;
     begin(self, w);
+    w->hook.fn = cut_now_and_then;
+    sim_set_hook(w->sim, &w->hook);
     fiber_wait_group_add(&w->workers, WORKERS);
     for (int i = 0; i < WORKERS; i++)
         fiber_assert_equal(fiber_spawn(fiber_loop(self), "guest", worker, w, NULL), 0);
@@ -291,6 +307,7 @@ static void snapshots_under_load(Fiber *self, void *arg)
     for (unsigned i = 0; i < SNAPSHOTS; i++)
         check_layer(self, w, i, &w->kept[i], &w->kept[i]);
     check_layer(self, w, SNAPSHOTS, &w->acked, &w->acked);
+    sim_set_hook(w->sim, NULL);
     end(self, w);
 }
 

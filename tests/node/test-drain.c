@@ -220,6 +220,41 @@ SIM_TEST(a_drain_follows_children_beside_the_backing_child)
     node_unref_close(self, &source->node);
 }
 
+static const NodeOps reads_write_ops = {
+    .driver = "reads-write", .is_filter = true, .reads_write = true};
+
+SIM_TEST(reads_that_write_are_drained_with_what_writes)
+{
+    MemoryNode *m = memory_node_new(fiber_loop(self), SIZE);
+    Node *copier = g_new0(Node, 1);
+    node_init(copier, &reads_write_ops, fiber_loop(self), "copier", SIZE);
+    node_set_backing(self, copier, &m->node);
+    Port port, beside;
+    port_init(&port, copier, "test");
+    port_init(&beside, &m->node, "beside");
+    Request reader, late, other;
+    start(self, &reader, &port, REQUEST_READ);
+    wait_inside(self, &reader);
+    Drain drain = {.node = &m->node, .deadline_ns = UINT64_MAX, .result = 1};
+    fiber_assert(fiber_spawn(fiber_loop(self), "drain", drain_fiber, &drain, NULL) == 0);
+    let_others_run(self);
+    fiber_assert_equal(drain.result, 1);
+    start(self, &other, &beside, REQUEST_READ);
+    finish(self, &other);
+    finish(self, &reader);
+    while (drain.result == 1)
+        fiber_yield(self);
+    start(self, &late, &port, REQUEST_READ);
+    let_others_run(self);
+    fiber_assert(!late.is_inside);
+    node_drain_end(&m->node, REQUESTS_THAT_WRITE);
+    finish(self, &late);
+    port_done(self, &port);
+    port_done(self, &beside);
+    node_unref_close(self, copier);
+    node_unref_close(self, &m->node);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -227,6 +262,7 @@ int main(void)
         cmocka_unit_test(a_drain_waits_for_the_slowest_writer_and_can_be_given_up),
         cmocka_unit_test(who_waits_at_a_port_can_give_up),
         cmocka_unit_test(a_drain_follows_children_beside_the_backing_child),
+        cmocka_unit_test(reads_that_write_are_drained_with_what_writes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

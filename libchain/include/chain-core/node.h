@@ -63,6 +63,7 @@ struct NodeOps {
     bool is_filter;     // shows its backing child's content; a barrier for the chain map
     bool covers_below;  // no layer itself: map() answers for the whole chain below (merged map)
     bool is_file;       // the node of a file: formats write the file itself, and not through it
+    bool reads_write;   // a read may write below (copy-on-read), and is drained with what writes
     // Reads [off, off+len), already inside the node's size: starts transfers into `buf` in `batch`;
     // may suspend for metadata. `buf` is filled when io_batch_wait() returned 0. Returns 0 or
     // -errno (the batch must be waited for in both cases).

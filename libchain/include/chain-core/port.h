@@ -23,6 +23,7 @@ typedef struct PortMoveOps {
 struct Port {
     Node *node;          // current target; valid between port_enter() and port_leave()
     RequestMask stopped; // kinds not admitted: drained at a node below, or held here
+    bool reads_write;    // NodeOps.reads_write of a node below
     uint32_t n_in_flight[REQUEST_KINDS];
     uint32_t n_holds[REQUEST_KINDS]; // drains of this port alone
     FiberQueue waiting;              // requests kept out
