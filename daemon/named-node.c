@@ -5,6 +5,48 @@
 #include "chain-core/file.h"
 #include "daemon/qmp/error.h"
 
+NodeUse *named_node_use(NamedNode *used, const NodeUse *as)
+{
+    NodeUse *use = g_new(NodeUse, 1);
+    *use = *as;
+    use->used = used;
+    g_ptr_array_add(used->users, use);
+    return use;
+}
+
+static bool writes_child(const NamedNode *parent, const char *role)
+{
+    return !parent->facts.read_only && !g_str_equal(role, "backing");
+}
+
+void named_node_add_child(NamedNode *parent, NamedNode *child, const char *role)
+{
+    NodeUse use = {
+        .by = parent,
+        .role = role,
+        .writes = writes_child(parent, role),
+        .user = g_strdup_printf("node '%s'", parent->name),
+    };
+    g_ptr_array_add(parent->children, named_node_use(child, &use));
+}
+
+bool named_node_end_use(NodeUse *use)
+{
+    NamedNode *used = use->used;
+    g_ptr_array_remove(used->users, use);
+    g_free(use->user);
+    g_free(use);
+    return used->users->len == 0;
+}
+
+void named_node_mode_changed(NamedNode *named)
+{
+    for (guint i = 0; i < named->children->len; i++) {
+        NodeUse *use = named->children->pdata[i];
+        use->writes = writes_child(named, use->role);
+    }
+}
+
 NamedNode *named_node_child(const NamedNode *named, const char *role)
 {
     for (guint i = 0; i < named->children->len; i++) {
@@ -75,6 +117,8 @@ int named_node_check_use(const NamedNode *named, const NodeUse *use, GError **er
     int r = 0;
     for (guint i = 0; r == 0 && i < named->users->len; i++) {
         const NodeUse *other = named->users->pdata[i];
+        if (use->by && other->by == use->by && g_str_equal(other->role, use->role))
+            continue; // what it is to be instead
         r = check_pair(named, use, other, error);
         if (r == 0)
             r = check_pair(named, other, use, error);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // A node of the graph that has a name, as control sees it: what it was made of, its children, and
 // who uses it. What is read of the node itself was copied here when it last changed. Control loop;
-// changed by nodes.c only.
+// nodes.c decides what changes.
 #pragma once
 
 #include <glib.h>
@@ -62,7 +62,16 @@ const char *named_node_role(const NamedNode *used, const NodeConfig *config,
 NamedNode *named_node_child(const NamedNode *named, const char *role);
 // The path of the file that it is or lies in; "" where there is none. Borrowed.
 const char *named_node_file_name(const NamedNode *named);
-// May `use` begin? QEMU's words when another use does not allow it.
+// Begins a use of `used` as `as` says, whose `user` is taken; in both it is noted. Owned by its
+// user.
+NodeUse *named_node_use(NamedNode *used, const NodeUse *as);
+// The same of a child, for its parent, which owns it.
+void named_node_add_child(NamedNode *parent, NamedNode *child, const char *role);
+// Ends it, and says whether it was the last one. The parent has let go of it.
+bool named_node_end_use(NodeUse *use);
+// Its facts say another mode now: it writes its children, or no more.
+void named_node_mode_changed(NamedNode *named);
+// May `use` begin, or a child's use become this? QEMU's words when another use does not allow it.
 int named_node_check_use(const NamedNode *named, const NodeUse *use, GError **error);
 // May another node be put in its place, or over it? `what` is done: "a snapshot". Who uses it says so.
 int named_node_check_change(const NamedNode *named, const char *what, GError **error);

@@ -271,26 +271,6 @@ static void open_nodes(Fiber *self, void *arg)
     }
 }
 
-static NodeUse *use_new(NamedNode *used, const NodeUse *as)
-{
-    NodeUse *use = g_new(NodeUse, 1);
-    *use = *as;
-    use->used = used;
-    g_ptr_array_add(used->users, use);
-    return use;
-}
-
-static void add_child(NamedNode *parent, NamedNode *child, const char *role)
-{
-    NodeUse use = {
-        .by = parent,
-        .role = role,
-        .writes = !parent->facts.read_only && !g_str_equal(role, "backing"),
-        .user = g_strdup_printf("node '%s'", parent->name),
-    };
-    g_ptr_array_add(parent->children, use_new(child, &use));
-}
-
 // Uses the nodes that the config names.
 static void use_named(Nodes *nodes, NamedNode *named)
 {
@@ -298,7 +278,7 @@ static void use_named(Nodes *nodes, NamedNode *named)
         const NodeConfigChild *child = &named->config->children[i];
         NamedNode *used = child->node ? nodes_find(nodes, child->node) : NULL;
         if (used)
-            add_child(named, used, named_node_role(used, named->config, child));
+            named_node_add_child(named, used, named_node_role(used, named->config, child));
     }
 }
 
@@ -356,7 +336,7 @@ static NamedNode *enter_all(Fiber *self, Opening *o)
     for (guint i = 0; i < o->opened->len; i++) {
         const ChainNode *opened = &g_array_index(o->opened, ChainNode, i);
         if (i > 0)
-            add_child(entered[opened->parent], entered[i], opened->role);
+            named_node_add_child(entered[opened->parent], entered[i], opened->role);
         watch_sizes(self, o->nodes, entered[i]);
     }
     for (guint i = 0; i < o->opened->len; i++)
@@ -421,6 +401,7 @@ static void refresh(Fiber *self, void *arg)
 void nodes_refresh(Fiber *self, NamedNode *named)
 {
     remote_call_fiber_reserve(self, named_node_loop(named), refresh, named);
+    named_node_mode_changed(named);
 }
 
 // -- closing --------------------------------------------------------------------------------------
@@ -432,12 +413,19 @@ typedef struct Closing {
     int result;
 } Closing;
 
+// What lies in a file has flushed it.
+static bool needs_flush(const Closing *c, guint i)
+{
+    const NamedNode *named = c->gone->pdata[i];
+    return !c->nodes[i]->read_only && (i == 0 || !named->driver->is_file);
+}
+
 static void close_nodes(Fiber *self, void *arg)
 {
     Closing *c = arg;
     for (guint i = 0; i < c->gone->len; i++) {
         Node *node = c->nodes[i];
-        int r = node->read_only ? 0 : node_flush(self, node);
+        int r = needs_flush(c, i) ? node_flush(self, node) : 0;
         if (r < 0 && c->result == 0)
             c->result = r;
         node_unref_close(self, node);
@@ -447,16 +435,6 @@ static void close_nodes(Fiber *self, void *arg)
 static void unlock_file(Fiber *self, void *node)
 {
     file_lock(self, node_file(node), 0, 0, NULL);
-}
-
-// True: nobody is left who uses the node.
-static bool end_use(NodeUse *use)
-{
-    NamedNode *used = use->used;
-    g_ptr_array_remove(used->users, use);
-    g_free(use->user);
-    g_free(use);
-    return used->users->len == 0;
 }
 
 // Takes `named`, which nobody uses, out of the table, and with it what only it used of its origin.
@@ -473,7 +451,7 @@ static void leave(Nodes *nodes, NamedNode *named, Closing *c)
             NamedNode *child = use->used;
             if (child->origin != named->origin)
                 g_ptr_array_add(c->later, use);
-            else if (end_use(use) && !child->is_added)
+            else if (named_node_end_use(use) && !child->is_added)
                 g_ptr_array_add(c->gone, child);
         }
         g_ptr_array_set_size(named->children, 0);
@@ -490,7 +468,7 @@ static void end_later(Fiber *self, GPtrArray *later, GPtrArray *unused)
     g_autoptr(GPtrArray) idle = g_ptr_array_new();
     for (guint i = 0; i < later->len; i++) { // all in one step: their users are gone
         NamedNode *child = ((NodeUse *)later->pdata[i])->used;
-        if (end_use(later->pdata[i]))
+        if (named_node_end_use(later->pdata[i]))
             g_ptr_array_add(child->is_added ? idle : unused, child);
     }
     for (guint i = 0; i < idle->len; i++) {
@@ -572,13 +550,14 @@ int nodes_close(Fiber *self, Nodes *nodes, NamedNode *named)
 
 NodeUse *nodes_use(NamedNode *named, const char *user, bool writes)
 {
-    return use_new(named, &(NodeUse){.role = "root", .writes = writes, .user = g_strdup(user)});
+    return named_node_use(named,
+                          &(NodeUse){.role = "root", .writes = writes, .user = g_strdup(user)});
 }
 
 int nodes_end_use(Fiber *self, Nodes *nodes, NodeUse *use)
 {
     NamedNode *named = use->used;
-    return end_use(use) && !named->is_added ? close_unused(self, nodes, named) : 0;
+    return named_node_end_use(use) && !named->is_added ? close_unused(self, nodes, named) : 0;
 }
 
 // -- changes --------------------------------------------------------------------------------------
@@ -606,7 +585,7 @@ void nodes_set_child(Fiber *self, Nodes *nodes, NamedNode *named, const char *ro
             old = g_ptr_array_steal_index(named->children, i);
     }
     if (child)
-        add_child(named, child, role);
+        named_node_add_child(named, child, role);
     if (old)
         nodes_end_use(self, nodes, old);
     trim(self, nodes);

@@ -144,6 +144,18 @@ static bool has_writer(const NamedNode *named)
     return false;
 }
 
+// Does nobody else rely on what it lies in, so that it may write there?
+static int check_may_write(const NamedNode *named, GError **error)
+{
+    int r = 0;
+    for (guint i = 0; r == 0 && i < named->children->len; i++) {
+        NodeUse use = *(const NodeUse *)named->children->pdata[i];
+        use.writes = !g_str_equal(use.role, "backing");
+        r = named_node_check_use(use.used, &use, error);
+    }
+    return r;
+}
+
 static int check(const Nodes *nodes, Reopening *r, GError **error)
 {
     const NamedNode *named = r->named;
@@ -167,6 +179,8 @@ static int check(const Nodes *nodes, Reopening *r, GError **error)
                         named->name);
     if (result == 0)
         result = find_backing(nodes, r, error);
+    if (result == 0 && r->was_read_only && !r->read_only)
+        result = check_may_write(named, error);
     // What there is several times is the same everywhere.
     if (result == 0 && (r->changes_backing || r->read_only != r->was_read_only))
         result = node_instances_check_single(named, error);

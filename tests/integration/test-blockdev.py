@@ -159,6 +159,32 @@ def test_deleted_is_written(tmp):
         check_image(tmp / "disk")
 
 
+def test_mode(tmp):
+    """A node that became read-only lets others read its file, and becomes writable when they are gone"""
+    qemu_img("create", "-q", "-f", "qcow2", tmp / "disk", MIB)
+    with World(tmp) as w:
+        def reopen(**options):
+            return {"options": [{"driver": "qcow2", "node-name": "disk", "file": "file",
+                                 "backing": None, **options}]}
+
+        reader = {"driver": "qcow2", "node-name": "reader", "file": "file", "read-only": True}
+        w.qmp.command("blockdev-add", driver="file", node_name="file", filename=str(tmp / "disk"))
+        w.qmp.command("blockdev-add", driver="qcow2", node_name="disk", file="file")
+        w.export("disk")
+        w.io("disk", "write -P 0x21 0 64k")
+        w.qmp.command("block-export-del", id="e-disk")
+        says(w.qmp.error("blockdev-add", **reader), "Permission conflict on node 'file'")
+        w.qmp.command("blockdev-reopen", **reopen(**{"read-only": True}))
+        run("qemu-io", "-r", "-c", "read -P 0x21 0 64k", tmp / "disk")
+        w.qmp.command("blockdev-add", **reader)
+        says(w.qmp.error("blockdev-reopen", **reopen()), "Permission conflict on node 'file'")
+        w.qmp.command("blockdev-del", node_name="reader")
+        w.qmp.command("blockdev-reopen", **reopen())
+        w.export("disk")
+        w.io("disk", "read -P 0x21 0 64k", "write -P 0x22 0 64k")
+    run("qemu-io", "-c", "read -P 0x22 0 64k", tmp / "disk")
+
+
 def test_discard(tmp):
     """Discards are ignored unless they are let through; written zeroes are detected where it is wanted"""
     def blocks(name):
