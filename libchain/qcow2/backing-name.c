@@ -7,6 +7,7 @@
 #include "chain-core/qcow2.h"
 #include "qcow2/image.h"
 #include "qcow2/mapping.h"
+#include "qcow2/open.h"
 
 typedef struct BackingName {
     const char *name, *format;
@@ -30,7 +31,9 @@ int qcow2_set_backing_name(Fiber *self, Node *node, const char *name, const char
     if (node->read_only)
         return error_set(error, -EROFS, "%s: it is read-only", node->name);
     Qcow2Image *image = ((Qcow2View *)node)->image;
-    int r = image_change_header(self, image, set_backing,
+    int r = image_begin_change(self, image); // §7: no marks of others over what changes
+    if (r == 0)
+        r = image_change_header(self, image, set_backing,
                                 &(BackingName){.name = name, .format = format});
     if (r < 0)
         return error_set(error, r, "%s: cannot record '%s' as its backing file: %s", node->name,

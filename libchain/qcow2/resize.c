@@ -59,9 +59,7 @@ static bool has_changed_entries(const EntryTable *table)
 static int write_l1(Fiber *self, Qcow2View *view, const NewL1 *l1)
 {
     Qcow2Image *image = view->image;
-    int r = writeback_run(self, &image->writeback);
-    if (r == 0)
-        r = writeback_run_refcounts(self, &image->writeback);
+    int r = writeback_run_refcounts(self, &image->writeback);
     if (r == 0 && has_changed_entries(&view->l1))
         r = -EIO;
     if (r < 0)
