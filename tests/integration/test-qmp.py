@@ -1,14 +1,17 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Monitors from outside: the wire, several clients, clients that do not read, the sockets, the end."""
+import contextlib
 import json
 import os
+import signal
 import socket
 import stat
 import subprocess
 
 import harness
-from harness import Daemon, fails, main, qemu_img, run, says
+from fuse_disk import write_script
+from harness import Daemon, fails, main, need_fuse_disk, qemu_img, run, says
 from qmp_client import Qmp
 
 
@@ -192,6 +195,44 @@ def test_schema(tmp):
                 assert sorted(v["case"] for v in entry["variants"]) == sorted(values), entry
         commands = {c["name"] for c in q.command("query-commands")}
         assert commands == {e["name"] for e in schema if e["meta-type"] == "command"}
+
+
+@contextlib.contextmanager
+def storage_that_hangs(tmp):
+    """A daemon, a monitor whose command waits for storage until the file `go` is there, another one."""
+    wait = f'while [ ! -e {tmp}/go ]; do sleep 0.02; done; head -c "$3" /dev/zero'
+    script = write_script(tmp / "storage", pread=f"echo >{tmp}/asked; {wait}")
+    with need_fuse_disk(tmp / "mnt", "sh", script) as disk, Daemon("--qmp", tmp / "q") as d:
+        waits, other = Qmp(tmp / "q"), Qmp(tmp / "q")
+        waits.send({"execute": "blockdev-add", "arguments": {
+            "driver": "qcow2", "node-name": "n", "file": {"driver": "file", "filename": disk}}})
+        while not (tmp / "asked").exists():
+            other.command("query-version")
+        yield d, waits, other
+
+
+def test_storage_that_hangs(tmp):
+    """While a command waits for storage that does not answer, other monitors' queries are answered."""
+    with storage_that_hangs(tmp) as (d, waits, other):
+        for _ in range(20):
+            for query in ("query-jobs", "query-named-block-nodes", "query-block-exports",
+                          "query-block", "query-blockstats", "query-commands"):
+                other.command(query)
+        (tmp / "go").touch()
+        assert "error" in waits.reply()  # zeros are no qcow2
+        d.stop()
+
+
+def test_storage_that_hangs_at_the_end(tmp):
+    """A command that waits for storage holds up the end, which the log says; it is still answered."""
+    with storage_that_hangs(tmp) as (d, waits, other):
+        d.process.send_signal(signal.SIGTERM)
+        while "a command or job still runs" not in d.log():
+            os.sched_yield()
+        (tmp / "go").touch()
+        assert "error" in waits.reply()
+        assert waits.line() is None and other.line() is None
+        assert d.wait() == 0
 
 
 def test_stdio(tmp):
