@@ -72,6 +72,8 @@ int qmp_table_run(Fiber *self, QmpCall *call, const QmpCommand *command, json_t 
         return r;
     json_t *reply = NULL;
     r = command->fn(self, call, args, &reply, error);
+    if (r < 0 && error && !*error)
+        qmp_fail(error, "%s", g_strerror(-r)); // what failed below control has no words
     if (r < 0)
         return r;
     *ret_reply = reply ? reply : json_object();

@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include <cmocka.h>
+#include <errno.h>
 #include <string.h>
 
 #include "chain-core/sim.h"
@@ -53,6 +54,12 @@ static int large(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_re
     return 0;
 }
 
+static int wordless(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_reply,
+                    GError **error)
+{
+    return -ENOSPC;
+}
+
 static int negotiate(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_reply,
                      GError **error)
 {
@@ -65,6 +72,7 @@ static const QmpCommand commands[] = {
     {"emit", NULL, NULL, "", emit},
     {"slow", NULL, NULL, "", slow},
     {"large", NULL, &qmp_str, "", large},
+    {"wordless", NULL, NULL, "", wordless},
     {0},
 };
 static const QmpFamily family = {.title = "Test", .commands = commands};
@@ -185,6 +193,22 @@ static void order_fiber(Fiber *self, void *arg)
 static void events_precede_the_reply_of_their_command(void **state)
 {
     run_seeds(order_fiber, N_SEEDS);
+}
+
+static void wordless_fiber(Fiber *self, void *arg)
+{
+    World w;
+    begin(self, &w);
+    send_text(self, &w, "{'execute':'qmp_capabilities'}{'execute':'wordless'}");
+    receive(self, &w, 3);
+    g_assert(strstr(w.received->str, "\"GenericError\", \"desc\": \"No space left on device\""));
+    stream_end_sending(w.client);
+    end(self, &w);
+}
+
+static void a_failure_without_words_is_told_as_the_errno(void **state)
+{
+    run_seeds(wordless_fiber, 1);
 }
 
 static void does_not_read_fiber(Fiber *self, void *arg)
@@ -310,6 +334,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(events_precede_the_reply_of_their_command),
+        cmocka_unit_test(a_failure_without_words_is_told_as_the_errno),
         cmocka_unit_test(a_client_that_does_not_read_is_not_served_further_until_it_does),
         cmocka_unit_test(a_client_that_misses_events_is_disconnected),
         cmocka_unit_test(the_end_waits_for_the_command_that_runs_and_takes_no_other),
