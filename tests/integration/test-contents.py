@@ -183,8 +183,9 @@ def test_map_random(tmp):
     for seed in range(12):
         layers = random_chain(1000 + seed)
         (tmp / str(seed)).mkdir()
-        paths, _ = make_chain(random.Random(seed), tmp / str(seed), layers, 6 * MIB)
-        same_maps(paths[-1], fmt=layers[-1].fmt)
+        with contextlib.chdir(tmp / str(seed)):  # where QEMU looks for data files
+            paths, _ = make_chain(random.Random(seed), tmp / str(seed), layers, 6 * MIB)
+            same_maps(paths[-1], fmt=layers[-1].fmt)
 
 
 def test_map_copied_sparsely(tmp):
