@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "base/mutant.h"
 #include "io/io-loop.h"
 #include "io/iov.h"
 
@@ -424,7 +425,7 @@ int file_write(Fiber *self, File *file, HostOff off, const void *buf, size_t len
 
 static void note_flush_failed(File *file, int error)
 {
-    file->has_flush_failed = true; // for good, so this happens once
+    file->has_flush_failed = !MUTANT("failed-sync-sticks"); // for good, so this happens once
     file_tell(file, FILE_EVENT_FLUSH_FAILED, 0, error);
 }
 
@@ -432,7 +433,7 @@ static void note_flush_failed(File *file, int error)
 // caller needs the next one; all who come meanwhile share that next one.
 int file_flush(Fiber *self, File *file)
 {
-    uint64_t needed = file->flush_started + 1;
+    uint64_t needed = file->flush_started + !MUTANT("shared-sync-starts-later");
     while (!file->has_flush_failed && file->flush_done < needed) {
         if (file->is_flushing) {
             fiber_queue_wait(self, &file->flush_waiters, false, "flush of another");

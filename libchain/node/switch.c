@@ -6,6 +6,7 @@
 //         └──────────────────────────┴── switch_end: abort                switch_end ─────────┘
 #include "chain-core/switch.h"
 
+#include "base/mutant.h"
 #include "node/node-edge.h"
 
 typedef enum SwitchState {
@@ -71,7 +72,7 @@ static void commit_backing(Switch *s, const Step *step)
     if (old)
         g_ptr_array_add(s->kept, old);
     // Flush debt: what is written below and not durable yet is the new head's to flush.
-    step->drained->owes_flush_below = step->to != NULL;
+    step->drained->owes_flush_below = step->to != NULL && !MUTANT("flush-debt");
     g_ptr_array_add(s->changed, step->drained);
 }
 

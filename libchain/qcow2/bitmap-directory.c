@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "base/mutant.h"
 #include "format/qcow2-snapshot.h"
 
 static void clear_stored(void *stored)
@@ -109,7 +110,7 @@ int bitmap_directory_mark_in_use(Fiber *self, Qcow2Image *image)
         return r;
     const Qcow2BitmapsExtension *b = &image->header.bitmaps;
     r = file_write(self, image->file, b->directory, bytes, b->directory_bytes);
-    if (r == 0)
+    if (r == 0 && !MUTANT("sync-of-bitmap-marks"))
         r = file_flush(self, image->file);
     for (guint i = 0; r == 0 && image->bitmaps && i < image->bitmaps->len; i++)
         g_array_index(image->bitmaps, StoredBitmap, i).entry.flags |= QCOW2_BITMAP_IN_USE;

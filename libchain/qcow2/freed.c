@@ -12,6 +12,7 @@
 // every request that could have looked them up has then ended.
 
 #include "qcow2/freed.h"
+#include "base/mutant.h"
 
 static void pin_drained(IoPin *pin);
 
@@ -40,6 +41,11 @@ void freed_done(FreedClusters *f)
 
 void freed_add(FreedClusters *f, ClusterRange range, HostOff by)
 {
+    if (MUTANT("freed-only-when-durable")) {
+        freed_add_durable(f, range);
+        freed_turn(f);
+        return;
+    }
     guint n = f->unlinked->len;
     FreedRange *last = n ? &g_array_index(f->unlinked, FreedRange, n - 1) : NULL;
     if (last && last->by.v == by.v && last->range.first + last->range.n == range.first) {
@@ -95,7 +101,7 @@ void freed_turn(FreedClusters *f)
     // punch what the first has made free.
     if (!f->durable->len || f->releasing->len || f->n_fibers || f->pins[!old].pin.n_holders)
         return;
-    if (f->n_holds)
+    if (f->n_holds && !MUTANT("freed-held-for-snapshot"))
         return;
     GArray *empty = f->releasing;
     f->releasing = f->durable;

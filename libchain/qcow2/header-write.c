@@ -20,6 +20,7 @@
 // header says all of the new one but the feature names, which only help people.
 
 #include "qcow2/header-write.h"
+#include "base/mutant.h"
 
 #include <errno.h>
 #include <string.h>
@@ -38,7 +39,7 @@ typedef struct Rewrite {
 static int write_synced(Fiber *self, File *file, uint64_t off, const void *data, size_t len)
 {
     int r = file_write(self, file, host_off(off), data, len);
-    return r < 0 ? r : file_flush(self, file);
+    return r < 0 || MUTANT("sync-of-header") ? r : file_flush(self, file);
 }
 
 // §11: in one piece. When it fails the old sector is put back.

@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "base/mutant.h"
 #include "chain-core/file.h"
 #include "format/qcow2-header.h"
 #include "format/qcow2-table.h"
@@ -236,7 +237,7 @@ static int write_tables(Fiber *self, File *file, const Layout *l)
         r = append_all(self, &a, l, l->l2, l->n_l2, fill_l2);
     if (r >= 0)
         r = appender_write_out(self, &a);
-    return r < 0 ? r : file_flush(self, file);
+    return r < 0 || MUTANT("sync-before-header-of-new-image") ? r : file_flush(self, file);
 }
 
 static Qcow2Header make_header(const Qcow2CreateOptions *o, const Layout *l)
@@ -266,7 +267,7 @@ static int write_header(Fiber *self, File *file, const Layout *l, const uint8_t 
     if (l->g.cluster_bytes > SECTOR_BYTES) {
         r = file_write(self, file, host_off(SECTOR_BYTES), cluster + SECTOR_BYTES,
                        l->g.cluster_bytes - SECTOR_BYTES);
-        if (r >= 0)
+        if (r >= 0 && !MUTANT("sync-before-magic-of-new-image"))
             r = file_flush(self, file);
     }
     if (r >= 0)

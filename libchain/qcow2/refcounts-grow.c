@@ -8,6 +8,7 @@
 // durable → new table and the block that covers it written → sync → header (one sector) → sync →
 // the old table is freed (docs/ordering.md §5).
 
+#include "base/mutant.h"
 #include "qcow2/refcounts.h"
 
 #include <errno.h>
@@ -159,7 +160,7 @@ static int write_area(Fiber *self, Qcow2Image *image, const NewArea *area, Be64 
     }
     if (r == 0)
         r = file_write(self, image->file, area->table, table, area->n_table * bytes);
-    return r < 0 ? r : file_flush(self, image->file);
+    return r < 0 || MUTANT("sync-of-new-refcount-table") ? r : file_flush(self, image->file);
 }
 
 static void edit_refcount_table(Qcow2Header *header, const void *arg)

@@ -26,6 +26,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "base/mutant.h"
 #include "chain-core/port.h"
 #include "qcow2/allocator.h"
 #include "qcow2/open.h"
@@ -210,13 +211,13 @@ static int write_l1(Fiber *self, Qcow2NewSnapshot *s)
 static int make_durable(Fiber *self, Qcow2NewSnapshot *s)
 {
     Qcow2Image *image = s->image;
-    int r = writeback_run(self, &image->writeback);
+    int r = MUTANT("write-back-before-snapshot") ? 0 : writeback_run(self, &image->writeback);
     if (r == 0)
         r = write_l1(self, s);
     snapshot_table_update(&s->table, &s->entry);
     if (r == 0)
         r = snapshot_table_write(self, image, &s->table);
-    return r < 0 ? r : file_flush(self, image->file);
+    return r < 0 || MUTANT("sync-of-snapshot-tables") ? r : file_flush(self, image->file);
 }
 
 // Nothing names it, and nothing will.

@@ -19,6 +19,7 @@
 // pass, so each pass judges anew. In a fiber on the image's loop.
 
 #include "qcow2/writeback-pass.h"
+#include "base/mutant.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -78,6 +79,8 @@ static void copy_slices(WritebackPass *p)
         memcpy(copy, slice->data, slice_bytes);
         Piece piece = {slice->host, slice_bytes, copy, slice, false};
         bool is_early = slice->kind == TABLE_SLICE_REFCOUNT || is_of_new_table(p, slice);
+        if (slice->kind == TABLE_SLICE_REFCOUNT && MUTANT("refcounts-before-entries"))
+            is_early = false;
         g_array_append_val(is_early ? p->early : p->late, piece);
         copy += slice_bytes;
         table_slice_begin_write(slice, dirty);
@@ -188,6 +191,10 @@ static int write_pieces(Fiber *self, WritebackPass *p, GArray *pieces)
     g_array_sort(pieces, compare_pieces);
     if (write_together(self, p->parts->file, pieces) < 0)
         write_apart(self, p, pieces);
+    if ((pieces == p->early && MUTANT("sync-of-early-group")) ||
+        (pieces == p->entries && MUTANT("sync-of-entries")) ||
+        (pieces == p->late && MUTANT("sync-of-late-group")))
+        return 0;
     return file_flush(self, p->parts->file);
 }
 
@@ -391,7 +398,9 @@ int writeback_pass_write(Fiber *self, WritebackPass *p)
 {
     // §2: data and copied edges were complete when their L2 entries were made, so this sync covers
     // them; in a file of its own they have a sync of their own, before anything is written (§1).
-    int r = p->parts->data_file ? file_flush(self, p->parts->data_file) : 0;
+    int r = 0;
+    if (p->parts->data_file && !MUTANT("sync-of-data-file"))
+        r = file_flush(self, p->parts->data_file);
     if (r < 0)
         return r;
     r = write_pieces(self, p, p->early);

@@ -1,0 +1,115 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Leaves out one sync, wait, lock or check after the other (MUTANT() in the sources) and expects a test
+to fail each time: what no test misses need not be there, or its test is missing.
+
+usage: test-mutants.py --source ROOT --build DIRECTORY [NAME]...     a build with -Dmutants=true
+       test-mutants.py --source ROOT --names-only                    is each in the list below?
+"""
+import argparse
+import os
+import re
+import subprocess
+import sys
+import time
+
+LIMIT = 300  # seconds; what hangs has failed, too
+
+MODEL = ["tests/model/test-model"]
+SNAPSHOTS = ["tests/crash/test-crash-snapshots"]
+
+
+def crash(case):
+    return ["tests/crash/test-crash-qcow2", "--points", "1500", "--case", case]
+
+
+# Each with the program that is to fail.
+MUTANTS = {
+    # §1, §2: data and refcounts before what names them
+    "sync-of-early-group": MODEL,
+    "sync-of-late-group": MODEL,
+    "sync-of-data-file": crash("a data file of its own"),
+    "refcounts-before-entries": MODEL,
+    # §3
+    "sync-of-entries": crash("growing refcount table"),
+    # §4
+    "freed-only-when-durable": MODEL,
+    # §5
+    "sync-of-new-refcount-table": crash("growing refcount table"),
+    # §7
+    "sync-of-bitmap-marks": crash("persistent bitmaps"),
+    # §8
+    "sync-before-header-of-new-image": ["tests/qcow2/test-qcow2-power"],
+    "sync-before-magic-of-new-image": ["tests/qcow2/test-qcow2-power"],
+    # §9
+    "failed-sync-sticks": ["tests/io/test-io-file-common"],
+    "shared-sync-starts-later": crash("cluster 512, refcount 1"),
+    # §10
+    "space-before-the-answer": ["tests/qcow2/test-qcow2-full"],
+    # §11
+    "sync-of-header": ["tests/qcow2/test-qcow2-header-power"],
+    # §13
+    "write-back-before-snapshot": MODEL,
+    "sync-of-snapshot-tables": MODEL,
+    "sync-of-shorter-snapshot-table": SNAPSHOTS,
+    "freed-held-for-snapshot": SNAPSHOTS,
+    # memory
+    "cluster-locks": MODEL,
+    "blocks-of-direct-files": ["tests/io/test-io-file-direct"],
+    "drain-waits-for-requests": ["tests/node/test-node-port"],
+    "flush-debt": ["tests/chain/test-chain-external-snapshot"],
+}
+
+
+def names_in_sources(root):
+    names = set()
+    for folder, _, files in os.walk(root):
+        for name in files:
+            if name.endswith((".c", ".h")) and name != "mutant.h":
+                with open(os.path.join(folder, name), encoding="utf-8") as f:
+                    names |= set(re.findall(r'\bMUTANT\("([^"]*)"\)', f.read()))
+    return names
+
+
+def check_names(source):
+    names = names_in_sources(os.path.join(source, "libchain"))
+    wrong = [f"{name} is not in the list" for name in sorted(names - set(MUTANTS))]
+    wrong += [f"{name} is in the list and nowhere else" for name in sorted(set(MUTANTS) - names)]
+    for line in wrong:
+        print(f"# {line}")
+    return not wrong and len(names) > 0
+
+
+def survives(build, name):
+    """Its test succeeds."""
+    program, *args = MUTANTS[name]
+    try:
+        done = subprocess.run([os.path.join(os.path.abspath(build), program), *args], timeout=LIMIT, cwd=build,
+                              env={**os.environ, "CHAIND_MUTANT": name}, stdin=subprocess.DEVNULL,
+                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode == 0
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__)
+    ap.add_argument("--source", required=True)
+    ap.add_argument("--build")
+    ap.add_argument("--names-only", action="store_true")
+    ap.add_argument("names", nargs="*")
+    args = ap.parse_args()
+    is_good = check_names(args.source)
+    print(f"{'' if is_good else 'not '}ok 1 - each name in the sources is in the list")
+    wanted = [] if args.names_only else args.names or list(MUTANTS)
+    for i, name in enumerate(wanted, 2):
+        start = time.monotonic()
+        is_missed = not survives(args.build, name)
+        is_good &= is_missed
+        print(f"{'' if is_missed else 'not '}ok {i} - {name} is missed "
+              f"({time.monotonic() - start:.0f} s)", flush=True)
+    print(f"1..{len(wanted) + 1}")
+    return 0 if is_good else 1
+
+
+sys.exit(main())
