@@ -69,7 +69,8 @@ const DriverOption driver_common_options[] = {
     {.name = "discard",
      .type = DRIVER_OPTION_ENUM,
      .values = discard_values,
-     .doc = "Whether discards reach the node (\"unmap\") or end above it (\"ignore\")."},
+     .doc = "Whether discards reach the node (\"unmap\") or end above it (\"ignore\", as with "
+            "blockdev-add unless said)."},
     {.name = "cache", .type = DRIVER_OPTION_OBJECT, .members = cache_members, .doc = "Caching."},
     {.name = "read-only",
      .type = DRIVER_OPTION_BOOL,
