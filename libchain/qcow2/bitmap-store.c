@@ -297,10 +297,17 @@ static uint32_t flags_of(const DirtyBitmap *bitmap)
     return info.is_enabled ? QCOW2_BITMAP_AUTO : 0;
 }
 
+// None, where the header has forgotten the directory (a repair, when the image became writable):
+// what it listed may be others' now.
+static guint n_stored(const Qcow2Image *image)
+{
+    return image->bitmaps && bitmap_directory_is_valid(image) ? image->bitmaps->len : 0;
+}
+
 static GHashTable *index_stored(const Qcow2Image *image)
 {
     GHashTable *index = g_hash_table_new(g_str_hash, g_str_equal);
-    for (guint i = 0; image->bitmaps && i < image->bitmaps->len; i++) {
+    for (guint i = 0; i < n_stored(image); i++) {
         StoredBitmap *stored = &g_array_index(image->bitmaps, StoredBitmap, i);
         g_hash_table_insert(index, stored->entry.name, stored);
     }
@@ -324,6 +331,8 @@ static int store_one(Fiber *self, Store *s, const DirtyBitmap *bitmap, const Sto
         bitmap_directory_add(s->directory, &next);
         return 0;
     }
+    if (!bits) // inconsistent, and the file has lost it
+        return 0;
     int r = write_bitmap(self, s, bits, &next.entry);
     if (r < 0)
         return r;
@@ -455,7 +464,7 @@ static int store_without(Fiber *self, Qcow2Image *image, const char *name)
     Store s;
     store_init(&s, image);
     bool is_there = false;
-    for (guint i = 0; image->bitmaps && i < image->bitmaps->len; i++) {
+    for (guint i = 0; i < n_stored(image); i++) {
         const StoredBitmap *stored = &g_array_index(image->bitmaps, StoredBitmap, i);
         if (strcmp(stored->entry.name, name) != 0) {
             bitmap_directory_add(s.directory, stored);
