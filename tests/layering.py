@@ -26,6 +26,7 @@ LIBCHAIN = {
     "node": {"node", "io", "loop", "base"},
     "bitmap": {"bitmap", "node", "io", "loop", "base"},
     "qcow2": {"qcow2", "format", "bitmap", "node", "io", "loop", "base"},
+    "remote": {"remote", "node", "io", "loop", "base"},
     "raw": {"raw", "node", "io", "loop", "base"},
     "chain": {"chain", "node", "io", "loop", "base"},
 }
@@ -39,13 +40,13 @@ CORE = {
     "node-drivers.h": "node", "driver-option.h": "node", "component.h": "node",
     "switch.h": "node", "node-perm.h": "node", "external-snapshot.h": "chain",
     "bitmap.h": "bitmap", "dirty-bitmap.h": "bitmap",
-    "raw.h": "raw",
+    "raw.h": "raw", "nbd-client.h": "remote", "fd-wait.h": "io",
     "qcow2.h": "qcow2", "qcow2-snapshot.h": "qcow2",
     "qcow2-check.h": "qcow2", "qcow2-create.h": "qcow2",
     "chain.h": "chain", "layer.h": "chain", "node-config.h": "chain",
 }
 # The chain opens its layers by their drivers' headers, never by their insides.
-CORE_EXTRA = {"chain": {"raw.h", "qcow2.h", "qcow2-check.h", "qcow2-create.h"}}
+CORE_EXTRA = {"chain": {"raw.h", "nbd-client.h", "qcow2.h", "qcow2-check.h", "qcow2-create.h"}}
 # Outside libchain: whose include folders may be seen.
 OUTSIDE = {
     "nbd": {"chain-core", "chain"},

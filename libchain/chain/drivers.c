@@ -5,13 +5,14 @@
 
 #include <string.h>
 
+#include "chain-core/nbd-client.h"
 #include "chain-core/node-drivers.h"
 #include "chain-core/qcow2.h"
 #include "chain-core/raw.h"
 
 static const Driver *const drivers[] = {
-    &qcow2_driver,       &raw_driver,     &file_driver,
-    &host_device_driver, &null_co_driver, &copy_on_read_driver,
+    &qcow2_driver, &raw_driver,     &file_driver,         &host_device_driver,
+    &nbd_driver,   &null_co_driver, &copy_on_read_driver,
 };
 
 const Driver *drivers_get(unsigned i)

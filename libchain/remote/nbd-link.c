@@ -1,0 +1,342 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// A link to an NBD export that outlives its connections. Requests go through a session, and when
+// that is lost through the next one:
+//
+//                 lost                      reconnect-delay is over
+//     CONNECTED ───────▶ WAITING ──────────────────────────────────▶ FAILING
+//         ▲                 │ a session                                 │
+//         └─────────────────┴────────────────────────◀─────────────────┘
+//
+//     WAITING   requests wait, and are made again (a read or write made twice is one)
+//     FAILING   requests answer -EIO; a fiber goes on trying to connect
+//
+// What the server had acknowledged and not made durable may be gone with a connection: nobody can
+// tell a server that lost its network from one that lost its memory. So the flush that should have
+// covered it fails, once. On the loop, in fibers.
+#include "remote/nbd-link.h"
+
+#include <errno.h>
+#include <stddef.h>
+
+#include "base/error.h"
+#include "chain-core/fiber-sync.h"
+
+#define SECOND_NS UINT64_C(1000000000)
+// Of a connection, and of a handshake. As long as a lost packet or two of a handshake take.
+#define ATTEMPT_NS (10 * SECOND_NS)
+enum { MAX_PAUSE_S = 16 }; // between attempts, which come less often the longer it takes
+
+typedef enum LinkState { LINK_CONNECTED, LINK_WAITING, LINK_FAILING } LinkState;
+
+struct NbdLink {
+    Loop *loop;
+    NbdAddress *address;
+    NbdLinkOptions options;
+    NbdSessionFacts facts;
+    NbdSession *session; // NULL while none is usable
+    NbdSession *dead;    // to be closed by the connecting fiber, once n_users is 0
+    unsigned n_users;    // requests inside `session` or `dead`
+    LinkState state;
+    Fiber *connecting;
+    bool is_closing;
+    LoopTimer give_up;  // WAITING becomes FAILING
+    FiberQueue changed; // the state, n_users, or the end of the fiber
+    uint64_t n_written; // requests that changed something, and are not known to be durable
+    bool has_lost_writes;
+};
+
+// --- connections ---------------------------------------------------------------------------------
+
+static void set_state(NbdLink *link, LinkState state)
+{
+    link->state = state;
+    fiber_queue_wake_all(&link->changed);
+}
+
+static void tell(const NbdLink *link, const char *what)
+{
+    if (!link->options.events || !link->options.events->notice)
+        return;
+    g_autofree char *sentence = g_strdup_printf("%s: %s", link->address->text, what);
+    link->options.events->notice(link->options.events, sentence);
+}
+
+static void gave_up(LoopTimer *timer)
+{
+    NbdLink *link = (NbdLink *)((char *)timer - offsetof(NbdLink, give_up));
+    if (link->state == LINK_WAITING)
+        set_state(link, LINK_FAILING);
+}
+
+// Does the export look as it did when the node was opened?
+static int check_same(const NbdLink *link, const NbdSession *session, GError **error)
+{
+    const NbdSessionFacts *facts = nbd_session_facts(session);
+    if (facts->size_bytes != link->facts.size_bytes)
+        return error_set(error, -EIO,
+                         "%s: the server has an export of %" G_GUINT64_FORMAT
+                         " bytes now, not of %" G_GUINT64_FORMAT,
+                         link->address->text, facts->size_bytes, link->facts.size_bytes);
+    if (facts->read_only && link->options.is_writable)
+        return error_set(error, -EIO, "%s: the server has made the export read-only",
+                         link->address->text);
+    return 0;
+}
+
+static void start_connecting(NbdLink *link);
+
+static void connection_lost(void *arg)
+{
+    NbdLink *link = arg;
+    link->dead = g_steal_pointer(&link->session);
+    link->has_lost_writes |= link->n_written > 0;
+    if (link->state != LINK_CONNECTED) // lost before anybody used it
+        return;
+    tell(link, "the connection is lost");
+    set_state(link, link->options.reconnect_delay_ns ? LINK_WAITING : LINK_FAILING);
+    if (link->options.reconnect_delay_ns)
+        loop_timer_start(link->loop, &link->give_up, link->options.reconnect_delay_ns);
+    start_connecting(link);
+}
+
+static void close_dead(Fiber *self, NbdLink *link)
+{
+    while (link->dead && link->n_users)
+        fiber_queue_wait(self, &link->changed, false, "nbd: requests on a lost connection");
+    nbd_session_close(self, g_steal_pointer(&link->dead));
+}
+
+static int connect_again(Fiber *self, NbdLink *link, GError **error)
+{
+    NbdSession *session;
+    int r = nbd_session_open(self, link->address, ATTEMPT_NS, &session, error);
+    if (r < 0)
+        return r;
+    r = check_same(link, session, error);
+    if (r < 0 || link->is_closing) {
+        nbd_session_close(self, session);
+        return r < 0 ? r : -ECANCELED;
+    }
+    link->session = session;
+    link->facts = *nbd_session_facts(session);
+    r = nbd_session_start(session, link->loop, connection_lost, link);
+    if (r < 0 || link->session != session) { // lost again already
+        link->dead = g_steal_pointer(&link->session) ?: link->dead;
+        close_dead(self, link);
+        return error_set(error, -ECONNRESET, "%s: the connection is lost", link->address->text);
+    }
+    loop_timer_stop(link->loop, &link->give_up);
+    tell(link, "connected again");
+    set_state(link, LINK_CONNECTED);
+    return 0;
+}
+
+static void connect_fiber(Fiber *self, void *arg)
+{
+    NbdLink *link = arg;
+    close_dead(self, link);
+    g_autofree char *told = NULL;
+    for (unsigned pause_s = 1; !link->is_closing; pause_s = MIN(pause_s * 2, MAX_PAUSE_S)) {
+        g_autoptr(GError) error = NULL;
+        if (connect_again(self, link, &error) == 0 || link->is_closing)
+            break;
+        if (g_strcmp0(told, error->message) != 0 && link->options.events &&
+            link->options.events->notice)
+            link->options.events->notice(link->options.events, error->message);
+        g_free(told);
+        told = g_strdup(error->message);
+        if (fiber_sleep(self, pause_s * SECOND_NS) < 0)
+            break;
+    }
+    link->connecting = NULL;
+    fiber_queue_wake_all(&link->changed);
+    if (link->dead && !link->is_closing)
+        start_connecting(link); // lost again meanwhile
+}
+
+static void start_connecting(NbdLink *link)
+{
+    if (link->connecting || link->is_closing)
+        return;
+    if (fiber_spawn(link->loop, "nbd client: connects", connect_fiber, link, &link->connecting) < 0)
+        link->connecting = NULL; // no stack: the next request tries
+}
+
+static void stop_connecting(Fiber *self, NbdLink *link)
+{
+    link->is_closing = true;
+    if (link->connecting)
+        fiber_cancel(link->connecting);
+    while (link->connecting)
+        fiber_queue_wait(self, &link->changed, false, "nbd: the end of connecting");
+    loop_timer_stop(link->loop, &link->give_up);
+}
+
+// --- requests ------------------------------------------------------------------------------------
+
+static int submit(Fiber *self, NbdSession *s, NbdCommand *c)
+{
+    bool is_fua = c->flags & NODE_IO_FUA;
+    switch (c->op) {
+    case NBD_READ:
+        return nbd_session_read(self, s, c->off, c->buf, c->len);
+    case NBD_WRITE:
+        return nbd_session_write(self, s, c->off, c->buf, c->len, is_fua);
+    case NBD_ZERO:
+        return nbd_session_zero(self, s, c->off, c->len, c->flags);
+    case NBD_TRIM:
+        return nbd_session_trim(self, s, c->off, c->len, is_fua);
+    case NBD_STATUS:
+        return nbd_session_status(self, s, c->off, c->len, &c->extent);
+    }
+    g_assert_not_reached();
+}
+
+// A session to use, or -EIO. Waits where requests wait.
+static int get_session(Fiber *self, NbdLink *link, NbdSession **ret_session)
+{
+    while (link->state == LINK_WAITING)
+        fiber_queue_wait(self, &link->changed, false, "nbd: a new connection");
+    if (link->state == LINK_FAILING) {
+        start_connecting(link);
+        return -EIO;
+    }
+    *ret_session = link->session;
+    return 0;
+}
+
+// ENOTSUP and ENOSPC mean something above; the rest is a failure.
+static int translate(int r)
+{
+    return r == 0 || r == -ENOSPC || r == -ENOTSUP || r == -ENOMEM ? r : -EIO;
+}
+
+// Until there is a connection that carries it out, or none in time.
+static int carry_out(Fiber *self, NbdLink *link, NbdCommand *command)
+{
+    for (;;) {
+        NbdSession *session;
+        int r = get_session(self, link, &session);
+        if (r < 0)
+            return r;
+        link->n_users++;
+        r = command ? submit(self, session, command) : nbd_session_flush(self, session);
+        if (--link->n_users == 0)
+            fiber_queue_wake_all(&link->changed);
+        if (r != -ENOTCONN)
+            return translate(r);
+        if (link->session == session)
+            return -EIO; // it was not sent, for some reason that another time would not mend
+    }
+}
+
+int nbd_link_request(Fiber *self, NbdLink *link, NbdCommand *command)
+{
+    bool is_change = command->op != NBD_READ && command->op != NBD_STATUS;
+    int r = carry_out(self, link, command);
+    link->n_written += is_change && !(command->flags & NODE_IO_FUA);
+    return r;
+}
+
+int nbd_link_flush(Fiber *self, NbdLink *link)
+{
+    uint64_t n_written = link->n_written;
+    int r = 0;
+    if (!link->has_lost_writes && link->facts.can_flush)
+        r = carry_out(self, link, NULL);
+    if (link->has_lost_writes) { // perhaps while this one waited
+        link->has_lost_writes = false;
+        link->n_written = 0;
+        return -EIO;
+    }
+    if (r == 0)
+        link->n_written -= MIN(n_written, link->n_written);
+    return r;
+}
+
+// --- opening and closing -------------------------------------------------------------------------
+
+static int open_session(Fiber *self, const NbdAddress *address, uint64_t timeout_ns,
+                        NbdSession **ret_session, GError **error)
+{
+    enum { PAUSE_NS = 1000000000 };
+    uint64_t end_ns = loop_now_ns(fiber_loop(self)) + timeout_ns;
+    for (;;) {
+        uint64_t now_ns = loop_now_ns(fiber_loop(self));
+        uint64_t left_ns = now_ns < end_ns ? end_ns - now_ns : 1;
+        uint64_t attempt_ns = timeout_ns ? MIN(ATTEMPT_NS, left_ns) : ATTEMPT_NS;
+        g_autoptr(GError) why = NULL;
+        int r = nbd_session_open(self, address, attempt_ns, ret_session, &why);
+        if (r == 0)
+            return 0;
+        now_ns = loop_now_ns(fiber_loop(self));
+        if (now_ns + PAUSE_NS >= end_ns || fiber_sleep(self, PAUSE_NS) < 0) {
+            g_propagate_error(error, g_steal_pointer(&why));
+            return r;
+        }
+    }
+}
+
+static int check_access(const NbdLink *link, GError **error)
+{
+    if (!link->options.is_writable || !link->facts.read_only)
+        return 0;
+    return error_set(error, -EACCES,
+                     "request on write denied without write permission: %s is a read-only export; "
+                     "read-only opens it",
+                     link->address->text);
+}
+
+int nbd_link_open(Fiber *self, NbdAddress *address, const NbdLinkOptions *options,
+                  NbdLink **ret_link, GError **error)
+{
+    NbdLink *link = g_new0(NbdLink, 1);
+    link->loop = fiber_loop(self);
+    link->address = address;
+    link->options = *options;
+    link->give_up.fn = gave_up;
+    int r = open_session(self, address, options->open_timeout_ns, &link->session, error);
+    if (r == 0) {
+        link->facts = *nbd_session_facts(link->session);
+        r = check_access(link, error);
+    }
+    if (r == 0 && nbd_session_start(link->session, link->loop, connection_lost, link) < 0)
+        r = error_set(error, -ENOMEM, "%s: no stack for its fibers", address->text);
+    if (r < 0)
+        nbd_link_close(self, link);
+    else
+        *ret_link = link;
+    return r;
+}
+
+void nbd_link_close(Fiber *self, NbdLink *link)
+{
+    stop_connecting(self, link);
+    close_dead(self, link);
+    nbd_session_close(self, link->session);
+    nbd_address_free(link->address);
+    g_free(link);
+}
+
+void nbd_link_detach(Fiber *self, NbdLink *link)
+{
+    stop_connecting(self, link);
+    close_dead(self, link);
+    if (link->session)
+        nbd_session_pause(self, link->session);
+}
+
+void nbd_link_attach(NbdLink *link, Loop *loop)
+{
+    link->loop = loop;
+    link->is_closing = false;
+    if (link->session && nbd_session_start(link->session, loop, connection_lost, link) < 0)
+        connection_lost(link);
+    else if (!link->session)
+        start_connecting(link);
+}
+
+const NbdSessionFacts *nbd_link_facts(const NbdLink *link)
+{
+    return &link->facts;
+}
