@@ -187,6 +187,15 @@ static int load_layers(Fiber *self, Opening *o)
     return o->result;
 }
 
+// Whether it lies below a layer, and is never written then.
+static bool is_backing(const Opening *o, const Step *step)
+{
+    for (guint i = 0; step_at(o, i) != step; i++)
+        if (step_at(o, i)->layer)
+            return true;
+    return false;
+}
+
 static int make_step(Fiber *self, Opening *o, Step *step, Node *below)
 {
     if (step->beside) {
@@ -194,10 +203,11 @@ static int make_step(Fiber *self, Opening *o, Step *step, Node *below)
         return step->driver->open_beside(self, step->beside, snapshot, &step->node, &step->error);
     }
     const LayerOptions *options = o->options;
+    bool is_read_only = options->read_only || is_backing(o, step) ||
+                        driver_value_bool(step->config->values, "read-only", false);
     DriverOptions made_of = {
         .name = driver_value_str(step->config->values, "node-name", step->driver->name),
-        .is_writable =
-            !options->read_only && !driver_value_bool(step->config->values, "read-only", false),
+        .is_writable = !is_read_only,
         .values = step->config->values,
         .memory = options->memory,
         .events = options->events,
