@@ -189,6 +189,17 @@ Node *node_take_child(Node *node, Node *child)
     return child;
 }
 
+static void give_up(Node *node, void *arg)
+{
+    if (node->ops->give_up)
+        node->ops->give_up(node);
+}
+
+void node_give_up(Node *node)
+{
+    node_for_each_below(node, give_up, NULL);
+}
+
 // -- write hooks ----------------------------------------------------------------------------------
 
 void node_add_write_hook(Node *node, NodeWriteHook *hook)

@@ -8,7 +8,7 @@
 //         └─────────────────┴────────────────────────◀─────────────────┘
 //
 //     WAITING   requests wait, and are made again (a read or write made twice is one)
-//     FAILING   requests answer -EIO; a fiber goes on trying to connect
+//     FAILING   requests answer -EIO; a fiber goes on trying to connect, unless it was given up
 //
 // What the server had acknowledged and not made durable may be gone with a connection: nobody can
 // tell a server that lost its network from one that lost its memory. So the flush that should have
@@ -38,7 +38,7 @@ struct NbdLink {
     unsigned n_users;    // requests inside `session` or `dead`
     LinkState state;
     Fiber *connecting;
-    bool is_closing;
+    bool is_closing, is_given_up;
     LoopTimer give_up;  // WAITING becomes FAILING
     FiberQueue changed; // the state, n_users, or the end of the fiber
     uint64_t n_written; // requests that changed something, and are not known to be durable
@@ -93,8 +93,9 @@ static void connection_lost(void *arg)
     if (link->state != LINK_CONNECTED) // lost before anybody used it
         return;
     tell(link, "the connection is lost");
-    set_state(link, link->options.reconnect_delay_ns ? LINK_WAITING : LINK_FAILING);
-    if (link->options.reconnect_delay_ns)
+    bool waits = link->options.reconnect_delay_ns && !link->is_given_up;
+    set_state(link, waits ? LINK_WAITING : LINK_FAILING);
+    if (waits)
         loop_timer_start(link->loop, &link->give_up, link->options.reconnect_delay_ns);
     start_connecting(link);
 }
@@ -113,7 +114,7 @@ static int connect_again(Fiber *self, NbdLink *link, GError **error)
     if (r < 0)
         return r;
     r = check_same(link, session, error);
-    if (r < 0 || link->is_closing) {
+    if (r < 0 || link->is_closing || link->is_given_up) {
         nbd_session_close(self, session);
         return r < 0 ? r : -ECANCELED;
     }
@@ -136,7 +137,8 @@ static void connect_fiber(Fiber *self, void *arg)
     NbdLink *link = arg;
     close_dead(self, link);
     g_autofree char *told = NULL;
-    for (unsigned pause_s = 1; !link->is_closing; pause_s = MIN(pause_s * 2, MAX_PAUSE_S)) {
+    for (unsigned pause_s = 1; !link->is_closing && !link->is_given_up;
+         pause_s = MIN(pause_s * 2, MAX_PAUSE_S)) {
         g_autoptr(GError) error = NULL;
         if (connect_again(self, link, &error) == 0 || link->is_closing)
             break;
@@ -156,7 +158,7 @@ static void connect_fiber(Fiber *self, void *arg)
 
 static void start_connecting(NbdLink *link)
 {
-    if (link->connecting || link->is_closing)
+    if (link->connecting || link->is_closing || link->is_given_up)
         return;
     if (fiber_spawn(link->loop, "nbd client: connects", connect_fiber, link, &link->connecting) < 0)
         link->connecting = NULL; // no stack: the next request tries
@@ -334,6 +336,17 @@ void nbd_link_attach(NbdLink *link, Loop *loop)
         connection_lost(link);
     else if (!link->session)
         start_connecting(link);
+}
+
+void nbd_link_give_up(NbdLink *link)
+{
+    link->is_given_up = true;
+    if (link->state == LINK_WAITING)
+        set_state(link, LINK_FAILING);
+    if (link->connecting)
+        fiber_cancel(link->connecting);
+    if (link->session)
+        nbd_session_cut(link->session);
 }
 
 const NbdSessionFacts *nbd_link_facts(const NbdLink *link)

@@ -24,6 +24,9 @@ void nbd_link_close(Fiber *self, NbdLink *link);
 void nbd_link_detach(Fiber *self, NbdLink *link);
 void nbd_link_attach(NbdLink *link, Loop *loop);
 
+// Requests, also those in flight, fail from now on. Must not suspend.
+void nbd_link_give_up(NbdLink *link);
+
 // Of the connection that is there, or was there last. The size stays.
 const NbdSessionFacts *nbd_link_facts(const NbdLink *link);
 

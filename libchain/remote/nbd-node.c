@@ -269,6 +269,11 @@ static void nbd_node_attach(Node *node)
     nbd_link_attach(nbd_of(node)->link, node->loop);
 }
 
+static void nbd_node_give_up(Node *node)
+{
+    nbd_link_give_up(nbd_of(node)->link);
+}
+
 static void nbd_node_close(Fiber *self, Node *node)
 {
     nbd_link_close(self, nbd_of(node)->link);
@@ -284,6 +289,7 @@ static const NodeOps nbd_ops = {
     .map = nbd_node_map,
     .detach = nbd_node_detach,
     .attach = nbd_node_attach,
+    .give_up = nbd_node_give_up,
     .close = nbd_node_close,
 };
 

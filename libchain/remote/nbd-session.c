@@ -275,6 +275,12 @@ static void kill_handle(NbdSession *s)
     }
 }
 
+void nbd_session_cut(NbdSession *s)
+{
+    kill_handle(s);
+    note_lost(s);
+}
+
 void nbd_session_close(Fiber *self, NbdSession *s)
 {
     if (!s)

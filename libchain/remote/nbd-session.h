@@ -31,7 +31,9 @@ int nbd_session_open(Fiber *self, const NbdAddress *address, uint64_t timeout_ns
 int nbd_session_start(NbdSession *session, Loop *loop, NbdSessionLostFn *lost, void *arg);
 // Ends its fibers; no request may be in flight.
 void nbd_session_pause(Fiber *self, NbdSession *session);
-// Requests in flight fail with -ENOTCONN, as on a lost connection. Closes it. Accepts NULL.
+// Cuts the connection, which is then lost: requests in flight fail with -ENOTCONN. Must not suspend.
+void nbd_session_cut(NbdSession *session);
+// Cuts it, and closes. Accepts NULL.
 void nbd_session_close(Fiber *self, NbdSession *session);
 
 const NbdSessionFacts *nbd_session_facts(const NbdSession *session);

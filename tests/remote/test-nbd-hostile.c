@@ -23,7 +23,8 @@ typedef enum Misdeed {
     UNKNOWN_ERROR,
     CUT_REPLY,
     CLOSED_ON_REQUEST,
-    N_MISDEEDS
+    N_MISDEEDS,
+    NO_REPLY = N_MISDEEDS
 } Misdeed;
 
 typedef struct Scene {
@@ -60,6 +61,10 @@ static void answer(int fd, Misdeed misdeed)
     if (recv(fd, request, sizeof request, MSG_WAITALL) != sizeof request ||
         misdeed == CLOSED_ON_REQUEST)
         return;
+    if (misdeed == NO_REPLY) {
+        (void)!recv(fd, request, 1, 0);
+        return;
+    }
     memcpy(reply + 8, request + 8, 8);
     if (misdeed == GARBAGE_REPLY)
         memset(reply, 'x', sizeof reply);
@@ -131,9 +136,58 @@ static void servers_that_break_the_protocol_give_eio(void **state)
     host_remove_dir(g_steal_pointer(&dir));
 }
 
+// --- silence -------------------------------------------------------------------------------------
+
+typedef struct Waiting {
+    Node *node;
+    int result;
+    bool is_done;
+} Waiting;
+
+static void wait_for_answer(Fiber *self, void *arg)
+{
+    Waiting *w = arg;
+    uint8_t buf[512];
+    w->result = node_read(self, w->node, guest_off(0), buf, 512);
+    w->is_done = true;
+}
+
+// The dead connection has nobody to close it but the node.
+static void give_up(Fiber *self, void *arg)
+{
+    Scene *s = arg;
+    g_autofree char *text =
+        g_strdup_printf("{'driver': 'nbd', 'path': '%s', 'reconnect-delay': 3600}", s->path);
+    Waiting w = {.node = driver_node_make(self, text, NULL)};
+    assert_int_equal(fiber_spawn(fiber_loop(self), "reads", wait_for_answer, &w, NULL), 0);
+    fiber_sleep(self, 50000000);
+    assert_false(w.is_done);
+    node_give_up(w.node);
+    while (!w.is_done)
+        fiber_yield(self);
+    assert_int_equal(w.result, -EIO);
+    wait_for_answer(self, &w);
+    assert_int_equal(w.result, -EIO);
+    node_unref_close(self, w.node);
+}
+
+static void a_server_that_never_answers_can_be_given_up(void **state)
+{
+    g_autofree char *dir = host_make_dir(), *path = g_build_filename(dir, "s", NULL);
+    Scene s = {.dir = dir, .path = path, .misdeed = NO_REPLY};
+    start(&s);
+    GThread *thread = g_thread_new("server", serve, &s);
+    host_run(give_up, &s);
+    shutdown(s.listener, SHUT_RDWR);
+    g_thread_join(thread);
+    close(s.listener);
+    host_remove_dir(g_steal_pointer(&dir));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_server_that_never_answers_can_be_given_up),
         cmocka_unit_test(servers_that_break_the_protocol_give_eio),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -139,8 +139,7 @@ static void servers_that_want_whole_blocks_get_them(void **state)
 
 static void servers_that_lack_commands_get_others(void **state)
 {
-    run_with("--filter=nozero --filter=fua memory 4M zeromode=none", NULL,
-             use_every_command);
+    run_with("--filter=nozero --filter=fua memory 4M zeromode=none", NULL, use_every_command);
     run_with("--filter=nozero memory 4M zeromode=notrim", NULL, use_every_command);
     run_with("--no-sr memory 4M", NULL, use_every_command);
 }

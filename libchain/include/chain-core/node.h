@@ -110,6 +110,9 @@ struct NodeOps {
     void (*for_each_sibling)(Node *node, NodeVisitFn *fn, void *arg);
     // How persistent dirty bitmaps are kept (chain-core/dirty-bitmap.h). NULL: none can be.
     const DirtyBitmapStore *bitmap_store;
+    // From now on requests fail rather than wait for somebody else, those in flight too. Must not
+    // suspend. NULL: it waits for nobody but the host.
+    void (*give_up)(Node *node);
     // Writes back what is dirty, frees what the driver's struct holds; may be NULL. Called once, by
     // node_unref_close(), which then frees the struct itself with g_free().
     void (*close)(Fiber *self, Node *node);
@@ -260,6 +263,10 @@ void node_size_changed(Node *node);
 // Takes `threshold` and drops the one that the node had. NULL: none from now on. Of a file's node it
 // counts what formats write to the file, too.
 void node_set_write_threshold(Node *node, NodeThreshold *threshold);
+
+// For the end of it all: whatever waits at `node`, or below it, for another machine fails with -EIO
+// at once, and so does all that comes.
+void node_give_up(Node *node);
 
 void node_add_write_hook(Node *node, NodeWriteHook *hook);
 void node_remove_write_hook(Node *node, NodeWriteHook *hook);

@@ -1,0 +1,126 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Layers on other NBD servers: content, and what a server that hangs, or goes away, does to its own
+disk and to others."""
+import contextlib
+import json
+import os
+import random
+import signal
+import time
+
+import nbd
+
+from harness import MIB, Daemon, connect, fails, main, qemu_img, qemu_io, run, same_content
+
+
+@contextlib.contextmanager
+def server(tmp, *args):
+    """qemu-nbd, read-only unless told otherwise, on tmp/s."""
+    socket, pid = tmp / "s", tmp / "pid"
+    run("qemu-nbd", "--fork", "-k", socket, "--pid-file", pid, "-t", "-e", "8", *args)
+    number = int(pid.read_text())
+    try:
+        yield number
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(number, signal.SIGCONT)
+            os.kill(number, signal.SIGKILL)
+        while os.path.exists(f"/proc/{number}"):
+            time.sleep(0.01)
+        socket.unlink(missing_ok=True)
+
+
+def over(tmp, top, **options):
+    """A name of the image `top` over what the server shows."""
+    backing = {"driver": "nbd", "server": {"type": "unix", "path": str(tmp / "s")}, **options}
+    return "json:" + json.dumps({"driver": "qcow2", "backing": backing,
+                                 "file": {"driver": "file", "filename": str(top)}})
+
+
+def make_base(tmp):
+    qemu_img("create", "-q", "-f", "qcow2", tmp / "base.qcow2", 32 * MIB)
+    rng = random.Random(1)
+    qemu_io(tmp / "base.qcow2", *(f"write -P {rng.randrange(1, 256)} {rng.randrange(31 * MIB)} 70000"
+                                  for _ in range(40)))
+    qemu_img("create", "-q", "-f", "qcow2", tmp / "top.qcow2", 32 * MIB)
+    qemu_img("convert", "-f", "qcow2", "-O", "raw", tmp / "base.qcow2", tmp / "want.raw")
+
+
+def test_backing(tmp):
+    """An export below an image: read, copied up around writes, holes known from block status."""
+    make_base(tmp)
+    shadow = bytearray((tmp / "want.raw").read_bytes())
+    with server(tmp, "-r", "-f", "qcow2", tmp / "base.qcow2"), Daemon(over(tmp, tmp / "top.qcow2")) as d:
+        h = connect(d.uri())
+        assert h.pread(32 * MIB, 0) == shadow
+        rng = random.Random(2)
+        for _ in range(60):
+            start = rng.randrange(31 * MIB)
+            data = rng.randbytes(rng.choice((1, 512, 5000, 70000)))
+            h.pwrite(data, start)
+            shadow[start:start + len(data)] = data
+        assert h.pread(32 * MIB, 0) == shadow
+        extents = json.loads(run("nbdinfo", "--json", "--map", d.uri()).stdout)
+        at = 0
+        for extent in extents:
+            if extent["type"] & nbd.STATE_ZERO:
+                assert not any(shadow[at:at + extent["length"]]), extent
+            at += extent["length"]
+        assert at == 32 * MIB and any(e["type"] & nbd.STATE_HOLE for e in extents), extents
+        h.shutdown()
+    (tmp / "shadow.raw").write_bytes(shadow)
+    with server(tmp, "-r", "-f", "qcow2", tmp / "base.qcow2"):
+        uri = f"nbd+unix:///?socket={tmp}/s"
+        qemu_img("rebase", "-u", "-F", "raw", "-b", uri, tmp / "top.qcow2")
+        same_content(tmp / "top.qcow2", tmp / "shadow.raw", "qcow2", "raw")
+
+
+def test_hanging_server(tmp):
+    """A server that hangs holds up its own disk and no other one."""
+    make_base(tmp)
+    qemu_img("create", "-q", "-f", "qcow2", tmp / "other.qcow2", MIB)
+    with server(tmp, "-r", "-f", "qcow2", tmp / "base.qcow2") as pid:
+        with Daemon("a=" + over(tmp, tmp / "top.qcow2"), f"b={tmp}/other.qcow2") as d:
+            a, b = connect(d.uri("a")), connect(d.uri("b"))
+            os.kill(pid, signal.SIGSTOP)
+            hung = a.aio_pread(nbd.Buffer(4096), 0)
+            for i in range(50):
+                b.pwrite(bytes([i + 1]) * 512, 0)
+                assert b.pread(512, 0) == bytes([i + 1]) * 512
+            b.flush()
+            assert not a.aio_command_completed(hung)
+            os.kill(pid, signal.SIGCONT)
+            while not a.aio_command_completed(hung):
+                a.poll(-1)
+            a.shutdown()
+            b.shutdown()
+
+
+def test_server_that_comes_back(tmp):
+    """Within reconnect-delay requests wait; without it they fail until the server is back."""
+    make_base(tmp)
+    want = (tmp / "want.raw").read_bytes()
+    with contextlib.ExitStack() as first:
+        first.enter_context(server(tmp, "-r", "-f", "qcow2", tmp / "base.qcow2"))
+        with Daemon(over(tmp, tmp / "top.qcow2", **{"reconnect-delay": 600})) as d:
+            h = connect(d.uri())
+            assert h.pread(MIB, 0) == want[:MIB]
+            first.close()
+            buffer = nbd.Buffer(MIB)
+            cookie = h.aio_pread(buffer, 4 * MIB)
+            with server(tmp, "-r", "-f", "qcow2", tmp / "base.qcow2"):
+                while not h.aio_command_completed(cookie):
+                    h.poll(-1)
+                assert buffer.to_bytearray() == want[4 * MIB:5 * MIB]
+            h.shutdown()
+
+
+def test_refused(tmp):
+    """No server, and TLS: one sentence."""
+    make_base(tmp)
+    for options, word in (({}, "Failed to connect to"), ({"tls-creds": "t"}, "TLS is not supported")):
+        assert word in fails(over(tmp, tmp / "top.qcow2", **options))
+
+
+main(globals())
