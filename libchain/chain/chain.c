@@ -210,6 +210,7 @@ static int make_step(Fiber *self, Opening *o, Step *step, Node *below)
         .is_writable = !is_read_only,
         .values = step->config->values,
         .memory = options->memory,
+        .throttle_groups = options->throttle_groups,
         .events = options->events,
     };
     int r = step->driver->make(self, &made_of, below, &step->node, &step->error);

@@ -12,7 +12,7 @@
 
 static const Driver *const drivers[] = {
     &qcow2_driver, &raw_driver,     &file_driver,         &host_device_driver,
-    &nbd_driver,   &null_co_driver, &copy_on_read_driver,
+    &nbd_driver,   &null_co_driver, &copy_on_read_driver, &throttle_driver,
 };
 
 const Driver *drivers_get(unsigned i)

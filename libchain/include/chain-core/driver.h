@@ -25,6 +25,7 @@
 #include "chain-core/file.h"
 #include "chain-core/map-memory.h"
 #include "chain-core/node.h"
+#include "chain-core/throttle-group.h"
 
 typedef struct Driver Driver;
 typedef struct DriverImage DriverImage;
@@ -46,7 +47,8 @@ typedef struct DriverOptions {
     const char *snapshot; // internal snapshot by id or name; NULL: the head
     const json_t *values; // those of Driver.options that were given; NULL: none
     MapMemory *memory;    // borrowed, outlives the node
-    const NodeEvents *events; // borrowed, outlives the node; NULL: nobody is told
+    ThrottleGroups *throttle_groups; // borrowed for the call; NULL: there are none
+    const NodeEvents *events;        // borrowed, outlives the node; NULL: nobody is told
 } DriverOptions;
 
 // The head (first member) of a driver's own struct: an image that was opened and not yet loaded.

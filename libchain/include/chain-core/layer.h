@@ -26,8 +26,9 @@ typedef struct LayerOptions {
     // that name. May be NULL.
     Node *(*find_node)(void *arg, const char *name);
     void *find_arg;
-    MapMemory *memory;        // borrowed, outlives the node
-    const NodeEvents *events; // borrowed, outlives the node; NULL: nobody is told
+    MapMemory *memory;               // borrowed, outlives the node
+    ThrottleGroups *throttle_groups; // borrowed; NULL: there are none
+    const NodeEvents *events;        // borrowed, outlives the node; NULL: nobody is told
     // Hears of the host's failures with each file, as file_set_event_fn() has it; may be NULL.
     FileEventFn *file_event;
     void *file_event_arg;

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// Throttle groups: limits on bytes and requests a second that nodes of any loops share. What they
+// mean is QEMU's leaky bucket. A table finds groups by name; all functions: any thread, unless said
+// otherwise.
+#pragma once
+
+#include <glib.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "chain-core/fiber-sync.h"
+#include "chain-core/loop.h"
+
+typedef enum ThrottleKind {
+    THROTTLE_BPS_TOTAL,
+    THROTTLE_BPS_READ,
+    THROTTLE_BPS_WRITE,
+    THROTTLE_IOPS_TOTAL,
+    THROTTLE_IOPS_READ,
+    THROTTLE_IOPS_WRITE,
+    THROTTLE_N_KINDS
+} ThrottleKind;
+
+// Of bytes, or requests, a second.
+typedef struct ThrottleRate {
+    uint64_t average; // 0: no limit
+    uint64_t burst;   // allowed for `burst_s` in a row, before it is the average; 0: none
+    uint64_t burst_s; // ≥1
+} ThrottleRate;
+
+typedef struct ThrottleLimits {
+    ThrottleRate rates[THROTTLE_N_KINDS];
+    uint64_t request_bytes; // a longer request counts as several; 0: as one
+} ThrottleLimits;
+
+void throttle_limits_init(ThrottleLimits *limits); // none
+// -EINVAL with QEMU's sentence where they make no sense. Pure.
+int throttle_limits_check(const ThrottleLimits *limits, GError **error);
+
+typedef struct ThrottleGroup ThrottleGroup;
+typedef struct ThrottleGroups ThrottleGroups;
+
+ThrottleGroups *throttle_groups_new(void);
+// Nodes may still have groups of it. Accepts NULL.
+void throttle_groups_free(ThrottleGroups *groups);
+// False: there is one of that name. `limits` were checked.
+bool throttle_groups_add(ThrottleGroups *groups, const char *name, const ThrottleLimits *limits);
+// -ENOENT, or -EBUSY while nodes are members.
+int throttle_groups_remove(ThrottleGroups *groups, const char *name);
+// A new reference; NULL: there is none of that name. `groups` may be NULL.
+ThrottleGroup *throttle_groups_find(ThrottleGroups *groups, const char *name);
+
+ThrottleGroup *throttle_group_ref(ThrottleGroup *group);
+void throttle_group_unref(ThrottleGroup *group); // accepts NULL
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(ThrottleGroup, throttle_group_unref)
+const char *throttle_group_name(const ThrottleGroup *group);
+// Changes of checked limits hold for requests that wait, too.
+void throttle_group_set_limits(ThrottleGroup *group, const ThrottleLimits *limits);
+void throttle_group_get_limits(ThrottleGroup *group, ThrottleLimits *ret_limits);
+
+// A node's place in a group, on the node's loop. Members take turns, one request each.
+typedef struct ThrottleRequest ThrottleRequest;
+typedef struct ThrottleMember ThrottleMember;
+
+// A member's requests of one direction that wait.
+typedef struct ThrottleQueue {
+    ThrottleMember *member;
+    bool is_write, is_in_turn; // in the group's list of turns
+    bool is_called;            // `call` is on its way
+    ThrottleRequest *first, **last_next;
+    LoopTimer timer;
+    LoopCall call; // its turn has come, or the limits have changed
+    GList turn;    // in the group's list
+} ThrottleQueue;
+
+struct ThrottleMember {
+    ThrottleGroup *group;
+    Loop *loop;
+    bool is_unlimited;
+    ThrottleQueue queues[2]; // reads, writes
+    FiberQueue idle;         // woken when no call is on its way any more
+};
+
+// Takes `group`.
+void throttle_member_init(ThrottleMember *member, ThrottleGroup *group, Loop *loop);
+// Nothing may wait.
+void throttle_member_done(Fiber *self, ThrottleMember *member);
+// Waits until a request of so many bytes may go on.
+void throttle_member_wait(Fiber *self, ThrottleMember *member, bool is_write, uint64_t bytes);
+// From now on (until false) nothing waits, and what does goes on at once; it is still counted.
+void throttle_member_set_unlimited(ThrottleMember *member, bool is_unlimited);

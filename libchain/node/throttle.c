@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// throttle: a filter whose requests wait as the limits of its group say. Zeroes and discards count
+// by their bytes, like QEMU's; flushes do not wait. While somebody waits for its requests to end (a
+// drain, the end of the program) they go on without waiting. On the node's loop, in fibers.
+#include "chain-core/component.h"
+#include "chain-core/node-drivers.h"
+#include "chain-core/throttle-group.h"
+
+#include <errno.h>
+
+#include "base/error.h"
+
+typedef struct ThrottleNode {
+    Node node;
+    ThrottleMember member;
+} ThrottleNode;
+
+static ThrottleMember *member_of(Node *node)
+{
+    return &((ThrottleNode *)node)->member;
+}
+
+static int throttle_read_start(Fiber *self, Node *node, GuestOff off, void *buf, size_t len,
+                               IoBatch *batch)
+{
+    throttle_member_wait(self, member_of(node), false, len);
+    return node_read_start(self, node->backing, off, buf, len, batch);
+}
+
+static int throttle_write(Fiber *self, Node *node, GuestOff off, const void *buf, size_t len,
+                          NodeIoFlags flags)
+{
+    throttle_member_wait(self, member_of(node), true, len);
+    return node_write(self, node->backing, off, buf, len, flags);
+}
+
+static int throttle_zero(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags)
+{
+    throttle_member_wait(self, member_of(node), true, len);
+    return node_zero(self, node->backing, off, len, flags);
+}
+
+static int throttle_discard(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags)
+{
+    throttle_member_wait(self, member_of(node), true, len);
+    return node_discard(self, node->backing, off, len, flags);
+}
+
+// Drained: nothing waits.
+static void throttle_detach(Fiber *self, Node *node)
+{
+    ThrottleGroup *group = throttle_group_ref(member_of(node)->group);
+    throttle_member_done(self, member_of(node));
+    member_of(node)->group = group;
+}
+
+static void throttle_attach(Node *node)
+{
+    throttle_member_init(member_of(node), member_of(node)->group, node->loop);
+}
+
+static void throttle_give_up(Node *node)
+{
+    throttle_member_set_unlimited(member_of(node), true);
+}
+
+static void throttle_close(Fiber *self, Node *node)
+{
+    throttle_member_done(self, member_of(node));
+}
+
+static const NodeOps throttle_ops = {
+    .driver = "throttle",
+    .is_filter = true,
+    .read_start = throttle_read_start,
+    .write = throttle_write,
+    .zero = throttle_zero,
+    .discard = throttle_discard,
+    .detach = throttle_detach,
+    .attach = throttle_attach,
+    .give_up = throttle_give_up,
+    .close = throttle_close,
+};
+
+static int throttle_make(Fiber *self, const DriverOptions *options, Node *child, Node **ret_node,
+                         GError **error)
+{
+    const char *name = driver_value_str(options->values, "throttle-group", NULL);
+    ThrottleGroup *group = throttle_groups_find(options->throttle_groups, name);
+    if (!group)
+        return error_set(error, -ENOENT, "Throttle group '%s' does not exist", name);
+    ThrottleNode *t = g_new0(ThrottleNode, 1);
+    node_init(&t->node, &throttle_ops, child->loop, options->name, child->size_bytes);
+    t->node.read_only = !options->is_writable || child->read_only;
+    t->node.preferred_bytes = child->preferred_bytes;
+    throttle_member_init(&t->member, group, child->loop);
+    node_set_backing(self, &t->node, child);
+    *ret_node = &t->node;
+    return 0;
+}
+
+static const DriverOption throttle_options[] = {
+    {.name = "file",
+     .type = DRIVER_OPTION_CHILD,
+     .is_required = true,
+     .doc = "The node to limit: its name, or what to make one of."},
+    {.name = "throttle-group",
+     .type = DRIVER_OPTION_STR,
+     .is_required = true,
+     .doc = "The group whose limits hold: the id of an object throttle-group."},
+    {0},
+};
+
+const Driver throttle_driver = {
+    .name = "throttle", .options = throttle_options, .make = throttle_make};
