@@ -14,6 +14,7 @@
 #include "monitors.h"
 #include "nbd-server.h"
 #include "nodes.h"
+#include "objects.h"
 #include "options.h"
 #include "stop.h"
 
@@ -28,6 +29,7 @@ struct Daemon {
     QmpServer *qmp; // on it
     JobTable *jobs; // likewise
     MapMemory *memory;
+    Objects *objects;
     Nodes *nodes;
     NbdServer *nbd;
     Exports *exports;

@@ -241,7 +241,9 @@ static int start_loops(Daemon *daemon, GError **error)
     if (!daemon->loops || start_control(daemon, error) < 0)
         return -ENOSYS;
     daemon->memory = map_memory_new(options->map_memory_bytes);
+    daemon->objects = objects_new();
     daemon->nodes = nodes_new(daemon->loops, daemon->memory, post_event, daemon);
+    nodes_set_throttle_groups(daemon->nodes, objects_throttle_groups(daemon->objects));
     daemon->nbd = nbd_server_new(
         &(NbdsServerConfig){
             .limits.max_connections = max_connections,
@@ -374,6 +376,7 @@ static int finish(Daemon *daemon)
     exports_free(daemon->exports);
     nbd_server_free(daemon->nbd);
     nodes_free(daemon->nodes);
+    objects_free(daemon->objects);
     map_memory_free(daemon->memory);
     monitors_free(daemon->monitors);
     options_clear(&daemon->options);

@@ -20,6 +20,7 @@
 struct Nodes {
     const Loops *loops;
     MapMemory *memory;
+    ThrottleGroups *throttle_groups; // NULL: there are none
     NodeOriginEmit *emit;
     void *emit_arg;
     GHashTable *by_name; // NamedNode, borrowed
@@ -100,6 +101,11 @@ Nodes *nodes_new(const Loops *loops, MapMemory *memory, NodeOriginEmit *emit, vo
     nodes->all = g_ptr_array_new();
     nodes->watch = size_watch_new(check_sizes, nodes);
     return nodes;
+}
+
+void nodes_set_throttle_groups(Nodes *nodes, ThrottleGroups *groups)
+{
+    nodes->throttle_groups = groups;
 }
 
 void nodes_free(Nodes *nodes)
@@ -257,6 +263,7 @@ static void open_nodes(Fiber *self, void *arg)
         .find_node = node_instances_find, // control waits: nobody changes the table
         .find_arg = (void *)o->finder,
         .memory = o->nodes->memory,
+        .throttle_groups = o->nodes->throttle_groups,
         .events = &o->origin->events,
         .file_event = node_origin_file_event,
         .file_event_arg = o->origin,

@@ -6,6 +6,7 @@
 
 #include "chain-core/fiber-sync.h"
 #include "chain-core/map-memory.h"
+#include "chain-core/throttle-group.h"
 #include "loops.h"
 #include "named-node.h"
 
@@ -14,6 +15,8 @@ typedef struct Nodes Nodes;
 // `loops` and `memory` are borrowed and outlive the table. `emit` (may be NULL) is told of events,
 // on any thread.
 Nodes *nodes_new(const Loops *loops, MapMemory *memory, NodeOriginEmit *emit, void *emit_arg);
+// From which nodes that are made have their groups; outlives the table. Before any is made.
+void nodes_set_throttle_groups(Nodes *nodes, ThrottleGroups *groups);
 // When every node is closed. Accepts NULL.
 void nodes_free(Nodes *nodes);
 
