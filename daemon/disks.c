@@ -111,6 +111,7 @@ struct Ending {
     FiberWaitGroup left;
 };
 
+// And goes on without other machines.
 static void say_who_is_late(LoopTimer *timer)
 {
     const Ending *ending = (const Ending *)timer;
@@ -122,6 +123,7 @@ static void say_who_is_late(LoopTimer *timer)
                      "(a second signal leaves at once)",
                      one->file);
     }
+    nodes_give_up(ending->nodes);
 }
 
 static void end_one(Fiber *self, void *arg)

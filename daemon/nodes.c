@@ -405,6 +405,29 @@ static void refresh(Fiber *self, void *arg)
     take_facts(named->driver, named->node, &named->facts);
 }
 
+// What is in the table is closed later than a message that is sent now arrives.
+typedef struct GiveUp {
+    LoopCall call; // first
+    Node *node;
+} GiveUp;
+
+static void give_up_arrives(LoopCall *call)
+{
+    GiveUp *give_up = (GiveUp *)call;
+    node_give_up(give_up->node);
+    g_free(give_up);
+}
+
+void nodes_give_up(const Nodes *nodes)
+{
+    for (guint i = 0; i < nodes->all->len; i++) {
+        const NamedNode *named = nodes->all->pdata[i];
+        GiveUp *give_up = g_new(GiveUp, 1);
+        *give_up = (GiveUp){.call.fn = give_up_arrives, .node = named->node};
+        loop_post(named->node->loop, &give_up->call);
+    }
+}
+
 void nodes_refresh(Fiber *self, NamedNode *named)
 {
     remote_call_fiber_reserve(self, named_node_loop(named), refresh, named);

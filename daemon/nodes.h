@@ -39,6 +39,8 @@ int nodes_add(Fiber *self, Nodes *nodes, NodeConfig *config, const char *label,
 int nodes_delete(Fiber *self, Nodes *nodes, NamedNode *named, int *ret_flushed, GError **error);
 // At the daemon's end: as if it had not been added by itself. Its users keep it until they end.
 int nodes_close(Fiber *self, Nodes *nodes, NamedNode *named);
+// At the daemon's end: what waits for other machines fails. Returns before the loops do it.
+void nodes_give_up(const Nodes *nodes);
 // Copies the node's facts again: who changed its size, say, tells control so.
 void nodes_refresh(Fiber *self, NamedNode *named);
 

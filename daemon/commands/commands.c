@@ -17,7 +17,6 @@
 #include "snapshots.h"
 #include "transaction.h"
 
-// clang-format off: one a line
 const QmpFamily *const qmp_families[] = {
     &qmp_protocol_family,
     &qmp_nodes_family,
@@ -33,8 +32,13 @@ const QmpFamily *const qmp_families[] = {
     &qmp_transaction_family,
     &qmp_jobs_family,
     NULL, // ends
-    &qmp_protocol_family,     &qmp_nodes_family,   &qmp_create_family,
-    &qmp_node_queries_family, &qmp_exports_family, &qmp_transaction_family,
-    &qmp_jobs_family,         &qmp_objects_family, NULL,
+    &qmp_protocol_family,
+    &qmp_nodes_family,
+    &qmp_create_family,
+    &qmp_node_queries_family,
+    &qmp_exports_family,
+    &qmp_transaction_family,
+    &qmp_jobs_family,
+    &qmp_objects_family,
+    NULL,
 };
-// clang-format on

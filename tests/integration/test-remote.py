@@ -97,6 +97,20 @@ def test_hanging_server(tmp):
             b.shutdown()
 
 
+def test_end_beside_a_hanging_server(tmp):
+    """A signal ends the program, however long a server does not answer or come back."""
+    make_base(tmp)
+    for options in {}, {"reconnect-delay": 100000}:
+        with server(tmp, "-r", "-f", "qcow2", tmp / "base.qcow2") as pid:
+            d = Daemon(over(tmp, tmp / "top.qcow2", **options))
+            h = connect(d.uri())
+            os.kill(pid, signal.SIGKILL if options else signal.SIGSTOP)
+            h.aio_pread(nbd.Buffer(4096), 0)
+            h.aio_pread(nbd.Buffer(4096), MIB)
+            d.process.send_signal(signal.SIGTERM)
+            assert d.wait() == 0, d.log()
+
+
 def test_server_that_comes_back(tmp):
     """Within reconnect-delay requests wait; without it they fail until the server is back."""
     make_base(tmp)
