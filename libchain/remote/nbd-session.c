@@ -319,9 +319,7 @@ static int completed(void *user_data, int *error)
 static int await(Fiber *self, NbdSession *s, Request *request, int64_t cookie)
 {
     if (cookie < 0)
-        return nbd_aio_is_ready(s->handle) == 1 || nbd_aio_is_processing(s->handle) == 1
-                   ? -(nbd_get_errno() ?: EIO)
-                   : -ENOTCONN;
+        return note_lost(s) ? -ENOTCONN : -(nbd_get_errno() ?: EIO);
     // It has begun to send, and may wait for the socket, or have found it closed.
     if (!note_lost(s))
         fiber_queue_wake_all(&s->direction_changed);

@@ -65,7 +65,7 @@ static void a_colon_is_a_protocol_only_where_one_is_known(void **state)
     assert_path("host_device:///dev/sda", "/dir/t", "///dev/sda");
     assert_path("host_device:/dev/sda", "/dir/t", "/dev/sda");
     assert_refused("nbd:localhost:10809", -ENOTSUP, "nbd");
-    assert_refused("nbd+unix:///x?socket=s", -ENOTSUP, "nbd+unix");
+    assert_refused("nbds+unix:///x?socket=s", -ENOTSUP, "nbds+unix");
     assert_refused("https://host/x", -ENOTSUP, "https");
     assert_refused("strange://host/x", -ENOTSUP, "strange");
     assert_refused("fat:rw:/tmp", -ENOTSUP, "fat");
@@ -133,9 +133,9 @@ static void json_names_that_are_not_understood_are_refused(void **state)
     assert_refused("json:", -EINVAL, "JSON");
     assert_refused("json:[]", -EINVAL, "not a JSON object");
     assert_refused("json:{\"driver\":", -EINVAL, "JSON");
-    assert_refused("json:{\"driver\":\"nbd\",\"host\":\"x\"}", -ENOTSUP, "'nbd'");
-    assert_refused("json:{\"driver\":\"qcow2\",\"file\":{\"driver\":\"nbd\",\"host\":\"x\"}}",
-                   -ENOTSUP, "'nbd'");
+    assert_refused("json:{\"driver\":\"ssh\",\"host\":\"x\"}", -ENOTSUP, "'ssh'");
+    assert_refused("json:{\"driver\":\"qcow2\",\"file\":{\"driver\":\"ssh\",\"host\":\"x\"}}",
+                   -ENOTSUP, "'ssh'");
     assert_refused("json:{\"driver\":\"vmdk\",\"file.filename\":\"x\"}", -ENOTSUP, "'vmdk'");
     assert_refused("json:{\"driver\":\"qcow2\",\"offset\":512,\"file.filename\":\"x\"}", -ENOTSUP,
                    "'offset'");
