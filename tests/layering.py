@@ -40,7 +40,7 @@ CORE = {
     "node-drivers.h": "node", "driver-option.h": "node", "component.h": "node",
     "switch.h": "node", "node-perm.h": "node", "external-snapshot.h": "chain",
     "switch.h": "node", "external-snapshot.h": "chain",
-    "throttle-group.h": "node",
+    "throttle-group.h": "node", "node-file.h": "node",
     "bitmap.h": "bitmap", "dirty-bitmap.h": "bitmap",
     "raw.h": "raw", "nbd-client.h": "remote", "fd-wait.h": "io",
     "qcow2.h": "qcow2", "qcow2-snapshot.h": "qcow2",

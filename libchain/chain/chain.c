@@ -303,7 +303,10 @@ void chain_nodes_close(Fiber *self, GArray *nodes)
 static const NodeConfig *file_child_config(const NodeConfig *config, const char *role)
 {
     const NodeConfigChild *child = node_config_child(config, role);
-    return child && child->config ? node_config_file(child->config) : NULL;
+    if (!child || !child->config)
+        return NULL;
+    bool is_made = child->config->driver && child->config->driver->make;
+    return is_made ? child->config : node_config_file(child->config);
 }
 
 // Joins a file of the layer to it: it drains and moves to another loop with it. Adds it, unless it

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "chain-core/nbd-client.h"
 
 int image_format_parse(const char *format, const Driver **ret_format, GError **error)
 {
@@ -117,6 +118,28 @@ static int parse_json(const char *text, NodeConfig **ret_config, GError **error)
     return 0;
 }
 
+// -- nbd: -----------------------------------------------------------------------------------
+
+static bool is_nbd_uri(const char *text)
+{
+    return g_str_has_prefix(text, "nbd://") || g_str_has_prefix(text, "nbd+tcp://") ||
+           g_str_has_prefix(text, "nbd+unix://");
+}
+
+static int parse_nbd_uri(const char *text, NodeConfig **ret_config, GError **error)
+{
+    json_t *object = nbd_client_values_of_uri(text, error);
+    if (!object)
+        return -EINVAL;
+    json_object_set_new(object, "driver", json_string("nbd"));
+    NodeConfig *config = NULL;
+    int r = node_config_new(object, false, &config, error);
+    json_decref(object);
+    if (r == 0)
+        *ret_config = node_config_new_over(config);
+    return r;
+}
+
 // -- all names --------------------------------------------------------------------------------
 
 static int parse_plain(const char *text, const char *overlay, NodeConfig **ret_config,
@@ -130,6 +153,8 @@ static int parse_plain(const char *text, const char *overlay, NodeConfig **ret_c
         if (!is_bare)
             text += strlen(of_files[i]); // all of the rest is the path: file:///x is ///x
     }
+    if (is_bare && is_nbd_uri(text))
+        return parse_nbd_uri(text, ret_config, error);
     if (is_bare && text[len] == ':' && is_foreign_protocol(text, len))
         return error_set(error, -ENOTSUP, "the protocol '%.*s' is not supported, only files",
                          (int)len, text);

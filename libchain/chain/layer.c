@@ -58,11 +58,16 @@ bool layer_is_writable(const Layer *layer)
     return layer->mode.is_writable;
 }
 
+static bool can_hold_image(const Driver *driver)
+{
+    return driver && (driver->is_file || driver->make);
+}
+
 // The child in which a format lies, through formats that are nothing of themselves. NULL: none.
 static const NodeConfigChild *innermost_file(const NodeConfig *config)
 {
     const NodeConfigChild *file = node_config_child(config, "file");
-    while (file && file->config && !(file->config->driver && file->config->driver->is_file))
+    while (file && file->config && !can_hold_image(file->config->driver))
         file = node_config_child(file->config, "file");
     return file;
 }
@@ -72,7 +77,8 @@ const char *layer_path(const Layer *layer)
     if (layer->file.file)
         return file_path(layer->file.file);
     const NodeConfigChild *file = innermost_file(layer->config);
-    return file->node ?: driver_value_str(file->config->values, "filename", NULL);
+    return file->node
+               ?: driver_value_str(file->config->values, "filename", file->config->driver->name);
 }
 
 // An option of the file, else of the layer, else what the layer above has (`inherited`).
@@ -308,9 +314,14 @@ static int open_image(Fiber *self, Layer *layer, GError **error)
 static int open_source(Fiber *self, Layer *layer, GError **error)
 {
     const NodeConfigChild *child = innermost_file(layer->config);
-    return child->node
-               ? source_take_node(child->node, layer->options, &layer->mode, &layer->file, error)
-               : open_path(self, layer, layer_path(layer), &layer->file, error);
+    if (child->node)
+        return source_take_node(child->node, layer->options, &layer->mode, &layer->file, error);
+    if (child->config->driver->is_file)
+        return open_path(self, layer, layer_path(layer), &layer->file, error);
+    if (layer->recorded && layer->options->allowed_dirs)
+        return error_set(error, -EACCES, "%s is no file in a folder that is allowed",
+                         layer->recorded);
+    return source_make(self, child->config, layer->options, &layer->mode, &layer->file, error);
 }
 
 static int open_layer(Fiber *self, Layer *layer, GError **error)

@@ -7,6 +7,7 @@
 #include <sys/resource.h>
 
 #include "base/error.h"
+#include "chain-core/node-file.h"
 #include "chain-core/raw.h"
 #include "chain/allowed-dirs.h"
 
@@ -128,6 +129,81 @@ int source_open_confined(Fiber *self, const char *path, const LayerOptions *opti
     return r;
 }
 
+// A node that is no file, as one.
+static int hold_node(Node *node, SourceMode *mode, Source *ret_source, GError **error)
+{
+    File *file;
+    mode->is_writable &= !(node->read_only && mode->may_fall_back);
+    int r = node_file_new(node, mode->is_writable, &file, error);
+    if (r == 0)
+        *ret_source = (Source){.file = file, .node = node_ref(node)};
+    return r;
+}
+
+static int make_node(Fiber *self, const NodeConfig *config, const LayerOptions *options,
+                     SourceMode *mode, Node **ret_node, GError **error);
+
+// A new reference on the node that `child` names or describes.
+static int make_child(Fiber *self, const NodeConfigChild *child, const LayerOptions *options,
+                      SourceMode *mode, Node **ret_node, GError **error)
+{
+    Source source;
+    const Driver *driver = child->config ? child->config->driver : NULL;
+    if (child->node) {
+        Node *node = options->find_node ? options->find_node(options->find_arg, child->node) : NULL;
+        if (!node)
+            return error_set(error, -ENODEV, "Cannot find device='' nor node-name='%s'",
+                             child->node);
+        *ret_node = node_ref(node);
+        return 0;
+    }
+    if (driver && driver->make)
+        return make_node(self, child->config, options, mode, ret_node, error);
+    if (!driver || !driver->is_file)
+        return error_set(error, -ENOTSUP, "an image inside an image is not supported");
+    const char *path = driver_value_str(child->config->values, "filename", NULL);
+    int r = source_open(self, path, options, mode, &source, error);
+    if (r < 0)
+        return r;
+    *ret_node = node_ref(source_node(&source));
+    source_close(self, &source);
+    return 0;
+}
+
+static int make_node(Fiber *self, const NodeConfig *config, const LayerOptions *options,
+                     SourceMode *mode, Node **ret_node, GError **error)
+{
+    Node *child = NULL;
+    int r = config->n_children
+                ? make_child(self, &config->children[0], options, mode, &child, error)
+                : 0;
+    if (r < 0)
+        return r;
+    DriverOptions made_of = {
+        .name = driver_value_str(config->values, "node-name", config->driver->name),
+        .is_writable = mode->is_writable,
+        .values = config->values,
+        .memory = options->memory,
+        .throttle_groups = options->throttle_groups,
+        .events = options->events,
+    };
+    r = config->driver->make(self, &made_of, child, ret_node, error);
+    node_unref_close(self, child);
+    return r;
+}
+
+int source_make(Fiber *self, const NodeConfig *config, const LayerOptions *options,
+                SourceMode *mode, Source *ret_source, GError **error)
+{
+    Node *node;
+    int r = make_node(self, config, options, mode, &node, error);
+    if (r < 0)
+        return r;
+    r = hold_node(node, mode, ret_source, error);
+    node_unref_close(self, node);
+    return r;
+}
+
 int source_take_node(const char *name, const LayerOptions *options, SourceMode *mode,
                      Source *ret_source, GError **error)
 {
@@ -135,6 +211,8 @@ int source_take_node(const char *name, const LayerOptions *options, SourceMode *
     if (!node)
         return error_set(error, -ENODEV, "Cannot find device='' nor node-name='%s'", name);
     const Driver *driver = driver_find(node->ops->driver);
+    if (driver && driver->make)
+        return hold_node(node, mode, ret_source, error);
     File *file = driver && driver->is_file ? node_file(node) : NULL;
     if (!file)
         return error_set(error, -ENOTSUP, "the node '%s' is not a file, in which an image can lie",

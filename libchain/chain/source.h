@@ -27,6 +27,9 @@ int source_open_confined(Fiber *self, const char *path, const LayerOptions *opti
 // The file of the node named `name`.
 int source_take_node(const char *name, const LayerOptions *options, SourceMode *mode,
                      Source *ret_source, GError **error);
+// Makes the node that `config`, not of a file, describes, and what it lies over.
+int source_make(Fiber *self, const NodeConfig *config, const LayerOptions *options,
+                SourceMode *mode, Source *ret_source, GError **error);
 // Keeps other programs out as `mode` says, and looks how long the file is now.
 int source_lock(Fiber *self, const Source *source, const SourceMode *mode, GError **error);
 // The node that holds the file; made at the first call. Borrowed; NULL: there is no file.

@@ -3,6 +3,7 @@
 """Layers on other NBD servers: content, and what a server that hangs, or goes away, does to its own
 disk and to others."""
 import contextlib
+import errno
 import json
 import os
 import random
@@ -11,7 +12,7 @@ import time
 
 import nbd
 
-from harness import MIB, Daemon, connect, fails, main, qemu_img, qemu_io, run, same_content
+from harness import MIB, Daemon, check_image, connect, fails, main, qemu_img, qemu_io, run, same_content
 
 
 @contextlib.contextmanager
@@ -74,6 +75,52 @@ def test_backing(tmp):
         uri = f"nbd+unix:///?socket={tmp}/s"
         qemu_img("rebase", "-u", "-F", "raw", "-b", uri, tmp / "top.qcow2")
         same_content(tmp / "top.qcow2", tmp / "shadow.raw", "qcow2", "raw")
+
+
+def test_recorded(tmp):
+    """A backing name that is a URI, as qemu-img records it: raw, and an image on the server."""
+    make_base(tmp)
+    want = (tmp / "want.raw").read_bytes()
+    uri = f"nbd+unix:///?socket={tmp}/s"
+    for fmt, served in ("raw", "qcow2"), ("qcow2", "raw"):
+        with server(tmp, "-r", "-f", served, tmp / "base.qcow2"):
+            qemu_img("create", "-q", "-f", "qcow2", "-F", fmt, "-b", uri, tmp / "over.qcow2")
+            with Daemon(tmp / "over.qcow2") as d:
+                h = connect(d.uri())
+                assert h.pread(32 * MIB, 0) == want
+                h.pwrite(b"x" * 1000, 5000)
+                assert h.pread(32 * MIB, 0) == want[:5000] + b"x" * 1000 + want[6000:]
+                h.shutdown()
+
+
+def test_image_on_a_server(tmp):
+    """An image that lies on a server is written, up to the server's end."""
+    with open(tmp / "disk", "wb") as f:
+        f.truncate(8 * MIB)
+    with server(tmp, "-f", "raw", tmp / "disk"):
+        remote = f"nbd+unix:///?socket={tmp}/s"
+        qemu_img("create", "-q", "-f", "qcow2", remote, 64 * MIB)
+        shadow = bytearray(64 * MIB)
+        rng = random.Random(3)
+        name = {"driver": "qcow2", "file": {"driver": "nbd", "path": str(tmp / "s")}}
+        with Daemon("json:" + json.dumps(name)) as d:
+            h = connect(d.uri())
+            for _ in range(60):
+                start = rng.randrange(4 * MIB)
+                data = rng.randbytes(rng.choice((1, 512, 5000, 70000)))
+                h.pwrite(data, start)
+                shadow[start:start + len(data)] = data
+            h.flush()
+            try:
+                for i in range(16):
+                    h.pwrite(b"y" * MIB, (32 + i) * MIB)
+                    shadow[(32 + i) * MIB:(33 + i) * MIB] = b"y" * MIB
+                raise AssertionError("there is space for all of it")
+            except nbd.Error as e:
+                assert e.errnum == errno.ENOSPC, e
+            assert h.pread(32 * MIB, 0) == shadow[:32 * MIB]
+            h.shutdown()
+        check_image(remote)
 
 
 def test_hanging_server(tmp):
