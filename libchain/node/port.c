@@ -141,16 +141,25 @@ void port_wake_drainers(Port *port)
 
 // -- drains ---------------------------------------------------------------------------------------
 
+static void tell_drained(Node *node, void *arg)
+{
+    const Port *held = arg;
+    if (node->ops->drained)
+        node->ops->drained(node, drained_below(node) || (held && mask_of(held->n_holds)));
+}
+
 void node_add_drain(Node *node, RequestMask kinds)
 {
     count_kinds(node->n_drains, kinds, 1);
     node_update_ports_above(node);
+    node_for_each_above(node, tell_drained, NULL);
 }
 
 void node_remove_drain(Node *node, RequestMask kinds)
 {
     count_kinds(node->n_drains, kinds, -1);
     node_update_ports_above(node);
+    node_for_each_above(node, tell_drained, NULL);
 }
 
 bool node_is_drained(const Node *node)
@@ -162,12 +171,14 @@ void port_add_hold(Port *port, RequestMask kinds)
 {
     count_kinds(port->n_holds, kinds, 1);
     update_port(port);
+    node_for_each_below(port->node, tell_drained, port);
 }
 
 void port_remove_hold(Port *port, RequestMask kinds)
 {
     count_kinds(port->n_holds, kinds, -1);
     update_port(port);
+    node_for_each_below(port->node, tell_drained, port);
 }
 
 int port_wait_drained(Fiber *self, Port *port, RequestMask kinds, const uint64_t *deadline_ns)

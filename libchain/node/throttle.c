@@ -13,6 +13,7 @@
 typedef struct ThrottleNode {
     Node node;
     ThrottleMember member;
+    bool is_given_up;
 } ThrottleNode;
 
 static ThrottleMember *member_of(Node *node)
@@ -59,8 +60,15 @@ static void throttle_attach(Node *node)
     throttle_member_init(member_of(node), member_of(node)->group, node->loop);
 }
 
+static void throttle_drained(Node *node, bool is_drained)
+{
+    throttle_member_set_unlimited(member_of(node),
+                                  is_drained || ((ThrottleNode *)node)->is_given_up);
+}
+
 static void throttle_give_up(Node *node)
 {
+    ((ThrottleNode *)node)->is_given_up = true;
     throttle_member_set_unlimited(member_of(node), true);
 }
 
@@ -78,6 +86,7 @@ static const NodeOps throttle_ops = {
     .discard = throttle_discard,
     .detach = throttle_detach,
     .attach = throttle_attach,
+    .drained = throttle_drained,
     .give_up = throttle_give_up,
     .close = throttle_close,
 };

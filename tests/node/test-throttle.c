@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "chain-core/fiber-sync.h"
+#include "chain-core/port.h"
 #include "chain-core/sim.h"
 
 #define SECOND UINT64_C(1000000000)
@@ -156,6 +157,54 @@ static void give_up(Fiber *self, void *arg)
     node_unref_close(self, node);
 }
 
+// Requests that enter through a port.
+typedef struct Entrant {
+    Port *port;
+    bool is_done;
+} Entrant;
+
+static void enter_and_read(Fiber *self, void *arg)
+{
+    Entrant *e = arg;
+    uint8_t buf[512];
+    Node *node = port_enter(self, e->port, REQUEST_READ);
+    assert_int_equal(node_read(self, node, guest_off(0), buf, sizeof buf), 0);
+    port_leave(e->port, REQUEST_READ);
+    e->is_done = true;
+}
+
+static void drain(Fiber *self, void *arg)
+{
+    Scene *s = arg;
+    set_limits(s, THROTTLE_IOPS_TOTAL, 1);
+    Node *node = make_throttled(self, s);
+    Entrant entrants[30];
+    Port port;
+    port_init(&port, node, "test");
+    for (unsigned i = 0; i < 30; i++) {
+        entrants[i] = (Entrant){.port = &port};
+        assert_int_equal(
+            fiber_spawn(fiber_loop(self), "enters", enter_and_read, &entrants[i], NULL), 0);
+    }
+    fiber_sleep(self, SECOND / 10);
+    uint64_t start_ns = loop_now_ns(node->loop);
+    node_drain_begin(self, node->backing, REQUESTS_ALL);
+    assert_true(loop_now_ns(node->loop) - start_ns < SECOND);
+    for (unsigned i = 0; i < 30; i++)
+        assert_true(entrants[i].is_done);
+    node_drain_end(node->backing, REQUESTS_ALL);
+    // What went on was counted: the limit holds again.
+    entrants[0].is_done = false;
+    assert_int_equal(fiber_spawn(fiber_loop(self), "enters", enter_and_read, &entrants[0], NULL),
+                     0);
+    fiber_sleep(self, 10 * SECOND);
+    assert_false(entrants[0].is_done);
+    fiber_sleep(self, 30 * SECOND);
+    assert_true(entrants[0].is_done);
+    port_done(self, &port);
+    node_unref_close(self, node);
+}
+
 static void be_refused(Fiber *self, void *arg)
 {
     Scene *s = arg;
@@ -242,6 +291,11 @@ static void at_the_end_nobody_waits(void **state)
     run(give_up);
 }
 
+static void a_drain_does_not_wait_for_limits(void **state)
+{
+    run(drain);
+}
+
 static void a_group_that_is_not_there_is_refused(void **state)
 {
     run(be_refused);
@@ -259,6 +313,7 @@ int main(void)
         cmocka_unit_test(members_take_turns_whatever_each_has_waiting),
         cmocka_unit_test(new_limits_hold_for_who_waits),
         cmocka_unit_test(at_the_end_nobody_waits),
+        cmocka_unit_test(a_drain_does_not_wait_for_limits),
         cmocka_unit_test(a_group_that_is_not_there_is_refused),
         cmocka_unit_test(nodes_on_several_loops_share_a_group),
     };

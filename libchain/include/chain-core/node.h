@@ -110,6 +110,9 @@ struct NodeOps {
     void (*for_each_sibling)(Node *node, NodeVisitFn *fn, void *arg);
     // How persistent dirty bitmaps are kept (chain-core/dirty-bitmap.h). NULL: none can be.
     const DirtyBitmapStore *bitmap_store;
+    // Somebody waits until its requests have ended, or no longer: limits do not hold meanwhile. Must
+    // not suspend. NULL: it has none.
+    void (*drained)(Node *node, bool is_drained);
     // From now on requests fail rather than wait for somebody else, those in flight too. Must not
     // suspend. NULL: it waits for nobody but the host.
     void (*give_up)(Node *node);
