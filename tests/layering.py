@@ -39,7 +39,6 @@ CORE = {
     "node.h": "node", "port.h": "node", "driver.h": "node", "whole-sectors.h": "node",
     "node-drivers.h": "node", "driver-option.h": "node", "component.h": "node",
     "switch.h": "node", "node-perm.h": "node", "external-snapshot.h": "chain",
-    "switch.h": "node", "external-snapshot.h": "chain",
     "throttle-group.h": "node", "node-file.h": "node",
     "bitmap.h": "bitmap", "dirty-bitmap.h": "bitmap",
     "raw.h": "raw", "nbd-client.h": "remote", "fd-wait.h": "io",

@@ -31,14 +31,6 @@ const QmpFamily *const qmp_families[] = {
     &qmp_snapshots_family,
     &qmp_transaction_family,
     &qmp_jobs_family,
-    NULL, // ends
-    &qmp_protocol_family,
-    &qmp_nodes_family,
-    &qmp_create_family,
-    &qmp_node_queries_family,
-    &qmp_exports_family,
-    &qmp_transaction_family,
-    &qmp_jobs_family,
     &qmp_objects_family,
-    NULL,
+    NULL, // ends
 };
