@@ -11,8 +11,8 @@
 #include "chain-core/raw.h"
 
 static const Driver *const drivers[] = {
-    &qcow2_driver, &raw_driver,     &file_driver,         &host_device_driver,
-    &nbd_driver,   &null_co_driver, &copy_on_read_driver, &throttle_driver,
+    &qcow2_driver,   &raw_driver,          &file_driver,     &host_device_driver, &nbd_driver,
+    &null_co_driver, &copy_on_read_driver, &throttle_driver, &blkdebug_driver,
 };
 
 const Driver *drivers_get(unsigned i)
