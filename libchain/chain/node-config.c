@@ -77,8 +77,9 @@ const NodeConfig *node_config_file(const NodeConfig *config)
 // Where in the description: recursion is bounded in all directions, since flat names
 // ("file.file.…") nest without a brace.
 typedef struct Place {
-    unsigned layer; // "backing" steps from the outermost object
-    unsigned depth; // steps to other children from its layer's object
+    unsigned layer;   // "backing" steps from the outermost object
+    unsigned depth;   // steps to other children from its layer's object
+    bool is_in_image; // a format's child that is not "backing"
     bool may_name_nodes;
 } Place;
 
@@ -190,6 +191,7 @@ static int parse_child(const DriverOption *option, json_t *value, Place place, N
     place = (Place){
         .layer = place.layer + is_backing,
         .depth = is_backing ? 0 : place.depth + 1,
+        .is_in_image = !is_backing && (!config->driver || config->driver->open),
         .may_name_nodes = place.may_name_nodes,
     };
     return parse_object(value, place, &add_child(config, option->name)->config, error);
@@ -287,7 +289,7 @@ static int parse_options(json_t *object, Place place, NodeConfig *config, GError
             return r;
     }
     int r = check_required(config, error);
-    return r == 0 && place.depth > 0 ? check_inner(config, error) : r;
+    return r == 0 && place.is_in_image ? check_inner(config, error) : r;
 }
 
 static int parse_object(json_t *object, Place place, NodeConfig **ret_config, GError **error)
