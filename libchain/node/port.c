@@ -145,7 +145,7 @@ static void tell_drained(Node *node, void *arg)
 {
     const Port *held = arg;
     if (node->ops->drained)
-        node->ops->drained(node, drained_below(node) || (held && mask_of(held->n_holds)));
+        node->ops->drained(node, look_below(node).drained || (held && mask_of(held->n_holds)));
 }
 
 void node_add_drain(Node *node, RequestMask kinds)
