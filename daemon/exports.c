@@ -52,7 +52,7 @@ Export *exports_find(const Exports *exports, const char *id)
 {
     for (guint i = 0; i < exports->all->len; i++) {
         Export *export = exports->all->pdata[i];
-        if (g_str_equal(export->id, id))
+        if (export->nbds && g_str_equal(export->id, id))
             return export;
     }
     return NULL;
@@ -126,7 +126,7 @@ static int check(const Exports *exports, const NamedNode *named, const ExportSpe
 {
     if (spec->is_writable && named->facts.read_only)
         return qmp_fail(error, "Cannot export read-only node as writable");
-    if (!nbd_server_get(exports->server))
+    if (!nbd_server_get(exports->server) || nbd_server_is_stopping(exports->server))
         return qmp_fail(error, "NBD server not running");
     if (strlen(spec->name) > OPTIONS_MAX_STRING)
         return qmp_fail(error, "export name '%s' too long", spec->name);

@@ -11,7 +11,7 @@ typedef struct Exports Exports;
 typedef struct Export {
     char *id, *name;
     NodeUse *use;     // of the node that it has now: snapshots put others in
-    NbdsExport *nbds; // its statistics are read from any thread
+    NbdsExport *nbds; // NULL: still being added; its statistics are read from any thread
     NbdServer *server;
     bool is_shutting_down;
 } Export;
@@ -47,7 +47,8 @@ int exports_remove(Fiber *self, Exports *exports, Export *export);
 // Returns when all removals that have begun are over.
 void exports_wait_removed(Fiber *self, Exports *exports);
 
-// NULL: there is none.
+// NULL: there is none. Without the lock, too: one that is still being added is not there yet.
 Export *exports_find(const Exports *exports, const char *id);
-// All of them, Export, in the order in which they came. Borrowed until one comes or goes.
+// All of them, Export, in the order in which they came; without the lock, one may still be being
+// added. Borrowed until one comes or goes.
 const GPtrArray *exports_all(const Exports *exports);

@@ -6,7 +6,7 @@ struct NbdServer {
     NbdsServerConfig config;
     const Loops *loops;
     NbdsServer *running; // NULL: none
-    bool is_stopping;
+    bool is_stopping, is_disconnecting;
     GMutex mutex;         // of what follows, for the way out in a hurry
     GPtrArray *listeners; // changed here only
 };
@@ -78,10 +78,19 @@ void nbd_server_remove_files(NbdServer *server)
     g_mutex_unlock(&server->mutex);
 }
 
+bool nbd_server_begin_stop(NbdServer *server)
+{
+    if (!server->running || server->is_stopping)
+        return false;
+    server->is_stopping = true;
+    return true;
+}
+
 void nbd_server_stop(Fiber *self, NbdServer *server)
 {
-    if (server->running && !server->is_stopping) {
-        server->is_stopping = true;
+    nbd_server_begin_stop(server);
+    if (server->running && !server->is_disconnecting) {
+        server->is_disconnecting = true;
         nbds_server_stop(self, server->running);
     }
     g_mutex_lock(&server->mutex);
@@ -92,5 +101,5 @@ void nbd_server_stop(Fiber *self, NbdServer *server)
 void nbd_server_end(NbdServer *server)
 {
     nbds_server_free(g_steal_pointer(&server->running));
-    server->is_stopping = false;
+    server->is_stopping = server->is_disconnecting = false;
 }

@@ -26,6 +26,8 @@ void nbd_server_listen(NbdServer *server, Listeners *listeners);
 char **nbd_server_uris(const NbdServer *server, const char *export_name);
 // Removes the sockets from the file system. Any thread; accepts NULL.
 void nbd_server_remove_files(NbdServer *server);
+// It takes no more exports; nbd_server_stop() follows. False: it does not run, or stops already.
+bool nbd_server_begin_stop(NbdServer *server);
 // Disconnects all clients, once their requests have ended, and closes the sockets. While or after
 // all exports are removed.
 void nbd_server_stop(Fiber *self, NbdServer *server);

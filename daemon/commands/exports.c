@@ -65,18 +65,35 @@ static void remove_fiber(Fiber *self, void *arg)
     exports_remove(self, removal.exports, removal.export);
 }
 
+// Marks them, so that nobody else removes them; owned.
+static GPtrArray *exports_to_remove(const Exports *exports)
+{
+    GPtrArray *chosen = g_ptr_array_new();
+    const GPtrArray *all = exports_all(exports);
+    for (guint i = all->len; i-- > 0;) {
+        Export *export = all->pdata[i];
+        if (!export->nbds || export->is_shutting_down)
+            continue;
+        export->is_shutting_down = true;
+        g_ptr_array_add(chosen, export);
+    }
+    return chosen;
+}
+
 static int nbd_server_stop_command(Fiber *self, QmpCall *call, const json_t *args,
                                    json_t **ret_reply, GError **error)
 {
     Daemon *daemon = call->daemon;
-    if (!nbd_server_get(daemon->nbd) || nbd_server_is_stopping(daemon->nbd))
+    g_autoptr(GPtrArray) leaving = NULL;
+    FiberMutex *lock = nodes_graph_lock(daemon->nodes); // an export that is being added comes first
+    fiber_mutex_lock(self, lock);
+    if (nbd_server_begin_stop(daemon->nbd))
+        leaving = exports_to_remove(daemon->exports);
+    fiber_mutex_unlock(self, lock);
+    if (!leaving)
         return qmp_fail(error, "NBD server not running");
-    const GPtrArray *all = exports_all(daemon->exports);
-    for (guint i = all->len; i-- > 0;) {
-        Export *export = all->pdata[i];
-        if (!export->is_shutting_down)
-            begin_removal(self, daemon->exports, export);
-    }
+    for (guint i = 0; i < leaving->len; i++)
+        begin_removal(self, daemon->exports, leaving->pdata[i]);
     nbd_server_stop(self, daemon->nbd);
     exports_wait_removed(self, daemon->exports);
     nbd_server_end(daemon->nbd);
@@ -234,6 +251,8 @@ static int query_block_exports(Fiber *self, QmpCall *call, const json_t *args, j
     json_t *infos = json_array();
     for (guint i = all->len; i-- > 0;) { // QEMU tells the last one first
         const Export *export = all->pdata[i];
+        if (!export->nbds)
+            continue; // still being added
         json_array_append_new(
             infos, json_pack("{s:s, s:s, s:b, s:s}", "node-name", export_node(export)->name, "type",
                              "nbd", "shutting-down", export->is_shutting_down, "id", export->id));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // Disks opened and closed together: one that hangs holds up no other, a full loop can be stopped,
-// failures are told. The chains are made up (chain_open_nodes() is replaced), and so is the log.
+// failures are told. Exports that are being added, and a server that stops. The chains are made up (chain_open_nodes() is replaced), and so is the log.
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -246,6 +246,67 @@ static void a_loop_full_of_fibers_can_be_stopped(void **state)
     assert_int_equal(remote_call_reserve(loops_get(w->loops, 0), release, NULL), 0);
 }
 
+typedef struct Second {
+    World *w;
+    FiberWaitGroup added;
+    Export *export;
+    int result;
+} Second;
+
+// Of the first disk's node.
+static void add_second(Fiber *self, void *arg)
+{
+    Second *second = arg;
+    World *w = second->w;
+    const Export *first = exports_all(w->exports)->pdata[0];
+    ExportSpec spec = {.id = "second", .name = "second"};
+    second->result =
+        exports_add(self, w->exports, export_node(first), &spec, &second->export, &w->error);
+    fiber_wait_group_done(&second->added);
+}
+
+static void find_while_adding(Fiber *self, void *arg)
+{
+    World *w = arg;
+    Second second = {.w = w};
+    fiber_wait_group_add(&second.added, 1);
+    assert_int_equal(fiber_spawn(fiber_loop(self), "add", add_second, &second, NULL), 0);
+    assert_int_equal(exports_all(w->exports)->len, N_DISKS + 1); // it waits for the node's loop
+    assert_null(exports_find(w->exports, "second"));
+    fiber_wait_group_wait(self, &second.added);
+    assert_int_equal(second.result, 0);
+    assert_ptr_equal(exports_find(w->exports, "second"), second.export);
+}
+
+static void an_export_is_not_found_before_it_is_made(void **state)
+{
+    World *w = *state;
+    open_disks(w, (const char *const[]){"a", "b", "c"});
+    on_control(w, find_while_adding);
+    assert_int_equal(close_disks(w), 0);
+}
+
+static void add_while_stopping(Fiber *self, void *arg)
+{
+    World *w = arg;
+    assert_true(nbd_server_begin_stop(w->server));
+    assert_false(nbd_server_begin_stop(w->server));
+    Second second = {.w = w};
+    fiber_wait_group_add(&second.added, 1);
+    add_second(self, &second);
+    w->result = second.result;
+}
+
+static void a_server_that_stops_takes_no_more_exports(void **state)
+{
+    World *w = *state;
+    open_disks(w, (const char *const[]){"a", "b", "c"});
+    on_control(w, add_while_stopping);
+    assert_true(w->result < 0);
+    assert_string_equal(w->error->message, "NBD server not running");
+    assert_int_equal(close_disks(w), 0);
+}
+
 int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, make_world, remove_world)
@@ -254,6 +315,8 @@ int main(void)
         TEST(a_flush_that_fails_is_told_and_is_the_result),
         TEST(a_failure_without_a_sentence_is_a_failure),
         TEST(a_loop_full_of_fibers_can_be_stopped),
+        TEST(an_export_is_not_found_before_it_is_made),
+        TEST(a_server_that_stops_takes_no_more_exports),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
