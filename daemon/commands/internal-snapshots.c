@@ -112,7 +112,9 @@ static void prepare_on_loop(Fiber *self, void *arg)
 
 static void drain_on_loop(Fiber *self, void *arg)
 {
-    node_drain_begin(self, ((Making *)arg)->held.named->node, REQUESTS_THAT_WRITE);
+    Making *m = arg;
+    uint64_t deadline_ns = loop_now_ns(fiber_loop(self)) + PORT_MAX_STALL_NS;
+    m->result = node_drain_begin_until(self, m->held.named->node, REQUESTS_THAT_WRITE, deadline_ns);
 }
 
 static void take_on_loop(void *arg)

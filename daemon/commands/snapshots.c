@@ -9,16 +9,13 @@
 
 #include "chain-core/external-snapshot.h"
 #include "chain-core/loop.h"
+#include "chain-core/port.h"
 #include "chain-core/qcow2-create.h"
 #include "chain-core/remote-call.h"
 #include "daemon/daemon.h"
 #include "daemon/log.h"
 #include "daemon/node-overlay.h"
 #include "daemon/qmp/args.h"
-
-// Guests are kept from writing while the slowest write in flight ends: shorter than the time after
-// which they give up their disk.
-static const uint64_t MAX_STALL_NS = UINT64_C(20000000000);
 
 typedef struct Snapshot {
     Daemon *daemon;
@@ -131,7 +128,7 @@ static Snapshot *snapshot_new(Daemon *daemon, NamedNode *below)
 static void drain_on_loop(Fiber *self, void *arg)
 {
     Snapshot *s = arg;
-    s->result = switch_drain(self, s->graph, loop_now_ns(fiber_loop(self)) + MAX_STALL_NS);
+    s->result = switch_drain(self, s->graph, loop_now_ns(fiber_loop(self)) + PORT_MAX_STALL_NS);
 }
 
 static int drain(Fiber *self, void *state, GError **error)
@@ -142,7 +139,7 @@ static int drain(Fiber *self, void *state, GError **error)
         qmp_fail(error,
                  "Node '%s': no snapshot was taken, since a write to it has not ended within %u s; "
                  "its storage does not answer",
-                 s->below->name, (unsigned)(MAX_STALL_NS / 1000000000));
+                 s->below->name, (unsigned)(PORT_MAX_STALL_NS / 1000000000));
     return r;
 }
 

@@ -141,14 +141,6 @@ static void abort_all(Transaction *t, bool has_committed)
     }
 }
 
-static bool has_finish(const Transaction *t)
-{
-    for (size_t i = 0; i < t->n_prepared; i++)
-        if (t->steps[i].action->finish)
-            return true;
-    return false;
-}
-
 static int finish_all(Transaction *t, GError **error)
 {
     int r = 0;
@@ -201,11 +193,8 @@ static int transaction(Fiber *self, QmpCall *call, const json_t *args, json_t **
     if (has_committed)
         commit_all(&t);
     resume_all(&t);
-    if (has_committed && has_finish(&t)) {
-        fiber_mutex_unlock(self, lock); // that may take long
+    if (has_committed) // what the other actions refer to must stay meanwhile
         r = finish_all(&t, error);
-        fiber_mutex_lock(self, lock);
-    }
     if (r < 0)
         abort_all(&t, has_committed);
     clean_all(&t);

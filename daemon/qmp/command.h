@@ -43,8 +43,7 @@ typedef struct QmpEvent {
 // then drain; then commit; then resume; then clean. When one of prepare or drain fails: resume what
 // was drained, abort in reverse order those that were prepared before, clean. After resume comes
 // finish, for actions that have work left then; when one fails, so does the transaction, and those
-// with a finish are aborted. The graph lock is held in all of it but finish. All functions but
-// prepare may be NULL.
+// with a finish are aborted. All functions but prepare may be NULL.
 typedef struct QmpAction {
     const char *name;
     const QmpType *data; // an object

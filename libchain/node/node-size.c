@@ -69,8 +69,12 @@ int node_resize(Fiber *self, Node *node, uint64_t size_bytes, GError **error)
     if (size_bytes > INT64_MAX)
         return error_set(error, -EINVAL, "Parameter 'size' expects a >0 size");
     node_flush(self, node); // ahead, so that the drain is short; its failure comes again
-    node_drain_begin(self, node, REQUESTS_ALL);
-    int r = resize_drained(self, node, size_bytes, error);
+    uint64_t deadline_ns = loop_now_ns(fiber_loop(self)) + PORT_MAX_STALL_NS;
+    int r = node_drain_begin_until(self, node, REQUESTS_ALL, deadline_ns);
+    if (r < 0)
+        return error_set(error, r, "%s: not resized, as requests under way do not end: %s",
+                         node->name, g_strerror(-r));
+    r = resize_drained(self, node, size_bytes, error);
     node_drain_end(node, REQUESTS_ALL);
     return r;
 }

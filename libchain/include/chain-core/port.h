@@ -66,5 +66,8 @@ int port_enter_until(Fiber *self, Port *port, RequestKind kind, uint64_t deadlin
 // entered. Ports and edges that appear below a drain inherit it.
 void node_drain_begin(Fiber *self, Node *node, RequestMask kinds);
 void node_drain_end(Node *node, RequestMask kinds);
+// A drain for a change that somebody asks for gives up after that time: shorter than the time after
+// which guests give up their disk (30 s and more).
+#define PORT_MAX_STALL_NS UINT64_C(20000000000)
 // The same for one that may give up, as above; nothing is drained then.
 int node_drain_begin_until(Fiber *self, Node *node, RequestMask kinds, uint64_t deadline_ns);
