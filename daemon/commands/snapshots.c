@@ -230,6 +230,9 @@ static int prepare_snapshot(Fiber *self, QmpCall *qmp, const json_t *data, void 
     NamedNode *above = r == 0 ? find(nodes, overlay, overlay, error) : NULL;
     if (!above)
         return -EINVAL;
+    if (above == below)
+        return qmp_fail(error, "Making '%s' a backing child of '%s' would create a cycle", node,
+                        overlay);
     Snapshot *s = snapshot_new(qmp->daemon, below);
     s->overlay = above;
     return prepare_overlay(self, s, ret_state, error);
