@@ -12,7 +12,7 @@
 //
 // What the server had acknowledged and not made durable may be gone with a connection: nobody can
 // tell a server that lost its network from one that lost its memory. So the flush that should have
-// covered it fails, once. On the loop, in fibers.
+// covered it fails, once; of several that were under way, each. On the loop, in fibers.
 #include "remote/nbd-link.h"
 
 #include <errno.h>
@@ -41,8 +41,11 @@ struct NbdLink {
     bool is_closing, is_given_up;
     LoopTimer give_up;  // WAITING becomes FAILING
     FiberQueue changed; // the state, n_users, or the end of the fiber
-    uint64_t n_written; // requests that changed something, and are not known to be durable
-    bool has_lost_writes;
+    // Changes without FUA, counted in the order of their acknowledgement. None of these falls.
+    uint64_t n_written;  // all of them
+    uint64_t n_durable;  // up to here: durable, or lost
+    uint64_t n_lost;     // up to here: some may be lost; differs after each loss
+    uint64_t n_reported; // up to here: a flush has failed for the lost ones
 };
 
 // --- connections ---------------------------------------------------------------------------------
@@ -85,11 +88,18 @@ static int check_same(const NbdLink *link, const NbdSession *session, GError **e
 
 static void start_connecting(NbdLink *link);
 
+// The connection is gone, and with it, perhaps, what was not durable.
+static void lose_writes(NbdLink *link)
+{
+    if (link->n_written > link->n_durable)
+        link->n_lost = link->n_durable = link->n_written;
+}
+
 static void connection_lost(void *arg)
 {
     NbdLink *link = arg;
     link->dead = g_steal_pointer(&link->session);
-    link->has_lost_writes |= link->n_written > 0;
+    lose_writes(link);
     if (link->state != LINK_CONNECTED) // lost before anybody used it
         return;
     tell(link, "the connection is lost");
@@ -213,6 +223,17 @@ static int translate(int r)
     return r == 0 || r == -ENOSPC || r == -ENOTSUP || r == -ENOMEM ? r : -EIO;
 }
 
+// `session` has acknowledged the command (NULL: a flush).
+static void count_change(NbdLink *link, const NbdSession *session, const NbdCommand *command)
+{
+    if (!command || command->op == NBD_READ || command->op == NBD_STATUS ||
+        (command->flags & NODE_IO_FUA))
+        return;
+    link->n_written++;
+    if (link->session != session) // lost between the answer and this fiber's turn
+        lose_writes(link);
+}
+
 // Until there is a connection that carries it out, or none in time.
 static int carry_out(Fiber *self, NbdLink *link, NbdCommand *command)
 {
@@ -223,6 +244,8 @@ static int carry_out(Fiber *self, NbdLink *link, NbdCommand *command)
             return r;
         link->n_users++;
         r = command ? submit(self, session, command) : nbd_session_flush(self, session);
+        if (r == 0) // while `session` is in use: no other one can have its address
+            count_change(link, session, command);
         if (--link->n_users == 0)
             fiber_queue_wake_all(&link->changed);
         if (r != -ENOTCONN)
@@ -234,25 +257,21 @@ static int carry_out(Fiber *self, NbdLink *link, NbdCommand *command)
 
 int nbd_link_request(Fiber *self, NbdLink *link, NbdCommand *command)
 {
-    bool is_change = command->op != NBD_READ && command->op != NBD_STATUS;
-    int r = carry_out(self, link, command);
-    link->n_written += is_change && !(command->flags & NODE_IO_FUA);
-    return r;
+    return carry_out(self, link, command);
 }
 
 int nbd_link_flush(Fiber *self, NbdLink *link)
 {
-    uint64_t n_written = link->n_written;
+    uint64_t n_covered = link->n_written, n_lost = link->n_lost;
     int r = 0;
-    if (!link->has_lost_writes && link->facts.can_flush)
+    if (link->n_lost <= link->n_reported && link->facts.can_flush)
         r = carry_out(self, link, NULL);
-    if (link->has_lost_writes) { // perhaps while this one waited
-        link->has_lost_writes = false;
-        link->n_written = 0;
+    if (link->n_lost > link->n_reported || link->n_lost != n_lost) { // perhaps while it waited
+        link->n_reported = MAX(link->n_reported, n_covered);
         return -EIO;
     }
     if (r == 0)
-        link->n_written -= MIN(n_written, link->n_written);
+        link->n_durable = MAX(link->n_durable, n_covered);
     return r;
 }
 
@@ -326,6 +345,7 @@ void nbd_link_detach(Fiber *self, NbdLink *link)
     close_dead(self, link);
     if (link->session)
         nbd_session_pause(self, link->session);
+    loop_timer_stop(link->loop, &link->give_up); // lost while it paused
 }
 
 void nbd_link_attach(NbdLink *link, Loop *loop)
@@ -336,6 +356,8 @@ void nbd_link_attach(NbdLink *link, Loop *loop)
         connection_lost(link);
     else if (!link->session)
         start_connecting(link);
+    if (link->state == LINK_WAITING) // the delay begins again
+        loop_timer_start(loop, &link->give_up, link->options.reconnect_delay_ns);
 }
 
 void nbd_link_give_up(NbdLink *link)

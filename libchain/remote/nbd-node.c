@@ -173,7 +173,7 @@ static int write_zeros(Fiber *self, NbdNode *n, NbdCommand c)
     int r = zeros ? 0 : -ENOMEM;
     while (c.len && r == 0) {
         uint64_t len = MIN(c.len, CHUNK_BYTES);
-        r = nbd_node_write(self, &n->node, guest_off(c.off), zeros, len, 0);
+        r = nbd_node_write(self, &n->node, guest_off(c.off), zeros, len, c.flags & NODE_IO_FUA);
         c.off += len;
         c.len -= len;
     }
