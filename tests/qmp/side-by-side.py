@@ -49,11 +49,15 @@ HANG = 200  # seconds after which something hangs, and is not merely slow
 chaind_path = os.environ.get("CHAIND", str(HERE.parents[1] / "build/daemon/chaind"))
 
 
+PID_FILE = ".pid"
+
+
 def command_line(program, monitors):
-    """QEMU has one client a monitor, so each gets a socket of its own there."""
+    """QEMU has one client a monitor, so each gets a socket of its own there. Its pid file appears when
+    its monitors take clients; one that comes earlier is greeted twice, or not answered."""
     if program == "chaind":
         return [chaind_path, "--qmp", "qmp.sock"]
-    words = ["qemu-storage-daemon"]
+    words = ["qemu-storage-daemon", "--pidfile", PID_FILE]
     for i, name in enumerate(monitors):
         words += ["--chardev", f"socket,id=qmp{i},path={name}.sock,server=on,wait=off",
                   "--monitor", f"chardev=qmp{i}"]
@@ -227,8 +231,14 @@ class Player:
         if name not in self.monitors:
             start = time.monotonic()
             path = f"{name}.sock" if self.program == "qemu" else "qmp.sock"
-            monitor = Monitor(self.directory, path, lambda: self.process.poll() is not None or
-                              time.monotonic() - start > HANG)
+
+            def is_late():
+                return self.process.poll() is not None or time.monotonic() - start > HANG
+            while self.program == "qemu" and not os.path.exists(f"{self.directory}/{PID_FILE}"):
+                if is_late():
+                    raise Bad("the program does not come up")
+                time.sleep(0.001)
+            monitor = Monitor(self.directory, path, is_late)
             greeting = monitor.receive()
             self.monitors[name] = monitor
             if "QMP" not in greeting:
