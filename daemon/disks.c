@@ -59,6 +59,7 @@ static int export_disk(Fiber *self, const DiskOption *disk, const Options *optio
         .name = disk->name,
         .description = description,
         .is_writable = !named->facts.read_only,
+        .has_allocation_depth = true,
     };
     Export *export;
     return exports_add(self, exports, named, &spec, &export, error);

@@ -99,6 +99,7 @@ static void add_on_loop(Fiber *self, void *arg)
         .node = node,
         .read_only = !spec->is_writable,
         .writethrough = spec->is_writethrough,
+        .allocation_depth = spec->has_allocation_depth,
         .bitmaps = a->bitmaps,
         .padding_bytes = node->size_bytes - a->node->size_bytes,
     };

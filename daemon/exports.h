@@ -27,8 +27,9 @@ typedef struct ExportSpec {
     const char *name;        // what clients call it; "" is the default export
     const char *description; // NULL: none
     bool is_writable;
-    bool is_writethrough;  // each write is durable before its reply
-    const json_t *bitmaps; // BlockDirtyBitmapOrStr, for clients; NULL: none
+    bool is_writethrough;      // each write is durable before its reply
+    const json_t *bitmaps;     // BlockDirtyBitmapOrStr, for clients; NULL: none
+    bool has_allocation_depth; // clients may ask for it
 } ExportSpec;
 
 // `removed` (may be NULL) is told when an export is gone.

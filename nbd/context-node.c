@@ -71,5 +71,6 @@ static void add(GPtrArray *contexts, const char *name, uint64_t (*flags)(const N
 void nbds_context_node_add(GPtrArray *contexts, const NbdsExportConfig *config)
 {
     add(contexts, "base:allocation", nbds_context_allocation_flags);
-    add(contexts, "qemu:allocation-depth", nbds_context_depth_flags);
+    if (!config || config->allocation_depth)
+        add(contexts, "qemu:allocation-depth", nbds_context_depth_flags);
 }

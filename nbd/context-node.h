@@ -7,7 +7,7 @@
 #include "context.h"
 #include "nbd/server.h"
 
-// Every export has them; `config` may be NULL.
+// base:allocation for every export, the other one where `config` (NULL: both) wants it.
 void nbds_context_node_add(GPtrArray *contexts, const NbdsExportConfig *config);
 
 // What they say of an extent, as node_status_of_host() of the export's node gave it.

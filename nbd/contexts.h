@@ -6,7 +6,7 @@
 #include "context.h"
 #include "nbd/server.h"
 
-// Of an export that is to be made so (NULL: those that every export has). Returned owned.
+// Of an export that is to be made so (NULL: all that need nothing of its own). Returned owned.
 GPtrArray *nbds_contexts_new(const NbdsExportConfig *config);
 // Gives up what they pin: on the export's loop, when it has no client any more.
 void nbds_contexts_release(Fiber *self, const GPtrArray *contexts);

@@ -117,7 +117,7 @@ static const QmpType nbd_options = {
             {"description", &qmp_str, true, "free text for clients, at most 4096 bytes"},
             {"bitmaps", &bitmap_refs_type, true, "dirty bitmaps that clients may ask for"},
             {"allocation-depth", &qmp_bool, true,
-             "accepted; clients may ask for qemu:allocation-depth of every export"},
+             "whether clients may ask for qemu:allocation-depth; they may not without it"},
             {0}},
 };
 
@@ -158,6 +158,7 @@ static int add_export(Fiber *self, Daemon *daemon, const json_t *args, GError **
         .is_writable = qmp_args_bool(args, "writable", false),
         .bitmaps = json_object_get(args, "bitmaps"),
         .is_writethrough = qmp_args_bool(args, "writethrough", false),
+        .has_allocation_depth = qmp_args_bool(args, "allocation-depth", false),
     };
     Export *export;
     return exports_add(self, daemon->exports, named, &spec, &export, error);

@@ -54,6 +54,7 @@ static void add_export(Fiber *self, void *arg)
         .description = "a memory node",
         .node = &node->node,
         .read_only = a->config->read_only,
+        .allocation_depth = true,
     };
     GError *error = NULL;
     int result = nbds_server_add_export(f->server, &config, &f->exports[a->index], &error);

@@ -147,6 +147,19 @@ static void dirty_bitmaps_tell_their_granules(void **state)
     node_unref_close(NULL, node);
 }
 
+static void the_depth_is_told_only_where_it_is_wanted(void **state)
+{
+    for (int is_wanted = 0; is_wanted < 2; is_wanted++) {
+        NbdsExportConfig config = {.name = "", .allocation_depth = is_wanted};
+        g_autoptr(GPtrArray) contexts = nbds_contexts_new(&config);
+        assert_int_equal(contexts->len, 1 + is_wanted);
+        NbdsContext **all = (NbdsContext **)contexts->pdata;
+        assert_string_equal(all[0]->name, "base:allocation");
+        assert_string_equal(all[is_wanted]->name,
+                            is_wanted ? "qemu:allocation-depth" : "base:allocation");
+    }
+}
+
 static void ids_are_different_and_not_zero(void **state)
 {
     g_autoptr(GPtrArray) contexts = nbds_contexts_new(NULL);
@@ -198,6 +211,7 @@ int main(void)
         cmocka_unit_test(flags_tell_holes_zeros_and_depth),
         cmocka_unit_test(data_that_the_host_does_not_store_is_zero_but_no_hole),
         cmocka_unit_test(dirty_bitmaps_tell_their_granules),
+        cmocka_unit_test(the_depth_is_told_only_where_it_is_wanted),
         cmocka_unit_test(ids_are_different_and_not_zero),
         cmocka_unit_test(equal_neighbours_become_one),
         cmocka_unit_test(lists_grow_up_to_their_bound),

@@ -72,7 +72,8 @@ typedef struct NbdsExportConfig {
     // have names, different ones, and bits, and may be used; they are busy from here on until the
     // export's end. NULL: none.
     const GPtrArray *bitmaps;
-    bool writethrough; // each write is durable before its reply
+    bool writethrough;     // each write is durable before its reply
+    bool allocation_depth; // clients may ask for qemu:allocation-depth
     // At the node's end, for clients that can address whole sectors only: a client that asks for
     // the block sizes, and so will honour that the minimum is 1, is told a size without them.
     uint32_t padding_bytes;
