@@ -158,7 +158,7 @@ static int start_control(Daemon *daemon, GError **error)
     if (!daemon->control)
         return -ENOSYS;
     daemon->qmp = qmp_server_new(daemon_control_loop(daemon), daemon, qmp_families);
-    daemon->jobs = job_table_new(qmp_jobs_status_changed, daemon);
+    daemon->jobs = job_table_new(qmp_jobs_happened, daemon);
     return 0;
 }
 

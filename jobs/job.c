@@ -1,107 +1,27 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// The lifecycle of jobs. Who makes each transition:
+// Jobs by id, and what is known of one. Control loop. Who makes each transition:
 //
-//     created ─ job_start ─→ running ⇄ paused
-//                              │ ↘ ready ⇄ standby
-//                              ↓      ↓
-//              job_conclude: waiting → pending → concluded ─ job_dismiss ─→ null
-//              or, with an error: aborting ────→ concluded
-//
-// A job that was never started can be concluded with an error.
+//     created ─ job_start ─→ running ⇄ paused           the work's news (hear)
+//        │                     │ ↘ ready ⇄ standby
+//     job_drop                 ↓     ↓
+//        ↓              the work's end: waiting ─ all of the group ─→ pending
+//      null                    │           │                             │ prepared
+//                              ↓           ↓                             ↓
+//                  it failed: aborting ────┴───────────────────────→ concluded ─ job_dismiss ─→ null
 #include "jobs/job.h"
 
 #include <errno.h>
-#include <stdbool.h>
 #include <string.h>
 
 #include "chain-core/fiber-sync.h"
-
-struct Job {
-    JobTable *table;
-    char *id, *error;
-    const char *type;
-    JobStatus status;
-    JobProgress progress;
-};
+#include "job-private.h"
 
 struct JobTable {
-    JobStatusFn *changed;
+    JobEventFn *happened;
     void *arg;
     GPtrArray *jobs;
     FiberQueue ended; // a job has
 };
-
-static const char *const status_names[JOB_N_STATUSES] = {
-    "created", "running", "paused",   "ready",     "standby",
-    "waiting", "pending", "aborting", "concluded", "null",
-};
-
-static const char *const verb_names[JOB_N_VERBS] = {
-    "cancel", "pause", "resume", "set-speed", "complete", "finalize", "dismiss", "change",
-};
-
-// Which state may follow which.
-static const bool transitions[JOB_N_STATUSES][JOB_N_STATUSES] = {
-    [JOB_CREATED] = {[JOB_RUNNING] = true, [JOB_ABORTING] = true},
-    [JOB_RUNNING] =
-        {[JOB_PAUSED] = true, [JOB_READY] = true, [JOB_WAITING] = true, [JOB_ABORTING] = true},
-    [JOB_PAUSED] = {[JOB_RUNNING] = true, [JOB_ABORTING] = true},
-    [JOB_READY] = {[JOB_STANDBY] = true, [JOB_WAITING] = true, [JOB_ABORTING] = true},
-    [JOB_STANDBY] = {[JOB_READY] = true, [JOB_ABORTING] = true},
-    [JOB_WAITING] = {[JOB_PENDING] = true, [JOB_ABORTING] = true},
-    [JOB_PENDING] = {[JOB_ABORTING] = true, [JOB_CONCLUDED] = true},
-    [JOB_ABORTING] = {[JOB_CONCLUDED] = true},
-    [JOB_CONCLUDED] = {[JOB_NULL] = true},
-};
-
-// Which verb is allowed in which state.
-static const bool allowed[JOB_N_VERBS][JOB_N_STATUSES] = {
-    [JOB_CANCEL] = {[JOB_CREATED] = true,
-                    [JOB_RUNNING] = true,
-                    [JOB_PAUSED] = true,
-                    [JOB_READY] = true,
-                    [JOB_STANDBY] = true,
-                    [JOB_WAITING] = true,
-                    [JOB_PENDING] = true},
-    [JOB_PAUSE] = {[JOB_CREATED] = true,
-                   [JOB_RUNNING] = true,
-                   [JOB_PAUSED] = true,
-                   [JOB_READY] = true,
-                   [JOB_STANDBY] = true},
-    [JOB_RESUME] = {[JOB_CREATED] = true,
-                    [JOB_RUNNING] = true,
-                    [JOB_PAUSED] = true,
-                    [JOB_READY] = true,
-                    [JOB_STANDBY] = true},
-    [JOB_SET_SPEED] = {[JOB_CREATED] = true,
-                       [JOB_RUNNING] = true,
-                       [JOB_PAUSED] = true,
-                       [JOB_READY] = true,
-                       [JOB_STANDBY] = true},
-    [JOB_COMPLETE] = {[JOB_READY] = true},
-    [JOB_FINALIZE] = {[JOB_PENDING] = true},
-    [JOB_DISMISS] = {[JOB_CONCLUDED] = true},
-    [JOB_CHANGE] = {[JOB_CREATED] = true,
-                    [JOB_RUNNING] = true,
-                    [JOB_PAUSED] = true,
-                    [JOB_READY] = true,
-                    [JOB_STANDBY] = true},
-};
-
-static void set_status(Job *job, JobStatus status)
-{
-    g_assert(transitions[job->status][status]);
-    job->status = status;
-    job->table->changed(job->table->arg, job);
-}
-
-static void job_free(gpointer p)
-{
-    Job *job = p;
-    g_free(job->id);
-    g_free(job->error);
-    g_free(job);
-}
 
 GQuark job_error_quark(void)
 {
@@ -110,28 +30,24 @@ GQuark job_error_quark(void)
 
 // -- the table ------------------------------------------------------------------------------------
 
-JobTable *job_table_new(JobStatusFn *changed, void *arg)
+JobTable *job_table_new(JobEventFn *happened, void *arg)
 {
     JobTable *table = g_new0(JobTable, 1);
-    table->changed = changed;
+    table->happened = happened;
     table->arg = arg;
-    table->jobs = g_ptr_array_new_with_free_func(job_free);
+    table->jobs = g_ptr_array_new();
     return table;
-}
-
-static bool any_runs(const JobTable *table)
-{
-    for (guint i = 0; i < table->jobs->len; i++)
-        if (((Job *)table->jobs->pdata[i])->status != JOB_CONCLUDED)
-            return true;
-    return false;
 }
 
 void job_table_free(JobTable *table)
 {
     if (!table)
         return;
-    g_assert(!any_runs(table));
+    while (table->jobs->len) {
+        Job *job = table->jobs->pdata[0];
+        g_assert(job->status == JOB_CONCLUDED);
+        job_forget(job);
+    }
     g_ptr_array_unref(table->jobs);
     g_free(table);
 }
@@ -157,12 +73,23 @@ const GPtrArray *job_table_all(const JobTable *table)
     return table->jobs;
 }
 
-void job_table_end(Fiber *self, JobTable *table)
+static bool any_runs(const JobTable *table)
+{
+    for (guint i = 0; i < table->jobs->len; i++)
+        if (((Job *)table->jobs->pdata[i])->status != JOB_CONCLUDED)
+            return true;
+    return false;
+}
+
+void job_table_wait(Fiber *self, JobTable *table)
 {
     while (any_runs(table))
         fiber_queue_wait(self, &table->ended, false, "jobs: one still runs");
-    while (table->jobs->len)
-        job_dismiss(table->jobs->pdata[0], NULL);
+}
+
+void job_table_wake(JobTable *table)
+{
+    fiber_queue_wake_all(&table->ended);
 }
 
 // -- jobs -----------------------------------------------------------------------------------------
@@ -175,34 +102,99 @@ static bool is_well_formed(const char *id)
     return !id[strspn(id, G_CSET_A_2_Z G_CSET_a_2_z G_CSET_DIGITS "-._")];
 }
 
-Job *job_new(JobTable *table, const char *id, const char *type, GError **error)
+Job *job_new(JobTable *table, const JobSpec *spec, GError **error)
 {
-    if (!is_well_formed(id)) {
-        g_set_error(error, JOB_ERROR, EINVAL, "Invalid job ID '%s'", id);
+    if (!is_well_formed(spec->id)) {
+        g_set_error(error, JOB_ERROR, EINVAL, "Invalid job ID '%s'", spec->id);
         return NULL;
     }
-    if (find(table, id)) {
-        g_set_error(error, JOB_ERROR, EEXIST, "Job ID '%s' already in use", id);
+    if (find(table, spec->id)) {
+        g_set_error(error, JOB_ERROR, EEXIST, "Job ID '%s' already in use", spec->id);
         return NULL;
     }
-    Job *job = g_new0(Job, 1);
-    job->table = table;
-    job->id = g_strdup(id);
-    job->type = type;
-    job->status = JOB_CREATED;
+    Job *job = g_new(Job, 1);
+    *job = (Job){
+        .table = table,
+        .group = spec->group ?: job_group_new(),
+        .control = job_control_new(spec->speed),
+        .kind = spec->kind,
+        .work = spec->work,
+        .id = g_strdup(spec->id),
+        .waits_pending = spec->waits_pending,
+        .waits_concluded = spec->waits_concluded,
+        .status = JOB_CREATED,
+    };
+    if (spec->group)
+        job->group->n_refs++;
+    job->group->n_left++;
+    g_ptr_array_add(job->group->jobs, job);
     g_ptr_array_add(table->jobs, job);
-    table->changed(table->arg, job);
+    job_tell(job, (JobEvent){JOB_EVENT_STATUS});
     return job;
 }
+
+void job_tell(const Job *job, JobEvent event)
+{
+    job->table->happened(job->table->arg, job, &event);
+}
+
+void job_set_status(Job *job, JobStatus status)
+{
+    g_assert(job_status_may_follow(job->status, status));
+    job->status = status;
+    job_tell(job, (JobEvent){JOB_EVENT_STATUS});
+}
+
+void job_forget(Job *job)
+{
+    g_ptr_array_remove(job->table->jobs, job);
+    job_table_wake(job->table);
+    g_ptr_array_remove(job->group->jobs, job);
+    job_group_unref(job->group);
+    job_control_drop(job->control);
+    g_clear_error(&job->run_error);
+    g_free(job->id);
+    g_free(job->error);
+    g_free(job);
+}
+
+JobGroup *job_group_new(void)
+{
+    JobGroup *group = g_new0(JobGroup, 1);
+    group->n_refs = 1;
+    group->jobs = g_ptr_array_new();
+    return group;
+}
+
+void job_group_unref(JobGroup *group)
+{
+    if (!group || --group->n_refs > 0)
+        return;
+    g_ptr_array_unref(group->jobs);
+    g_free(group);
+}
+
+void job_group_fail(JobGroup *group, const Job *job)
+{
+    if (group->has_failed)
+        return;
+    group->has_failed = true;
+    for (guint i = 0; i < group->jobs->len; i++)
+        if (group->jobs->pdata[i] != job)
+            job_control_cancel(((Job *)group->jobs->pdata[i])->control);
+    fiber_queue_wake_all(&group->changed);
+}
+
+// -- what is known --------------------------------------------------------------------------------
 
 const char *job_id(const Job *job)
 {
     return job->id;
 }
 
-const char *job_type(const Job *job)
+const JobKind *job_kind(const Job *job)
 {
-    return job->type;
+    return job->kind;
 }
 
 JobStatus job_status(const Job *job)
@@ -210,54 +202,49 @@ JobStatus job_status(const Job *job)
     return job->status;
 }
 
-const char *job_status_name(JobStatus status)
-{
-    return status_names[status];
-}
-
 const char *job_error(const Job *job)
 {
     return job->error;
 }
 
-JobProgress *job_progress(Job *job)
+bool job_waits_pending(const Job *job)
 {
-    return &job->progress;
+    return job->waits_pending;
 }
 
-void job_start(Job *job)
+bool job_waits_concluded(const Job *job)
 {
-    set_status(job, JOB_RUNNING);
+    return job->waits_concluded;
 }
 
-void job_conclude(Job *job, const char *error)
+static JobIoStatus io_status_of(unsigned pauses)
 {
-    job->error = g_strdup(error);
-    if (error) {
-        set_status(job, JOB_ABORTING);
-    } else {
-        set_status(job, JOB_WAITING);
-        set_status(job, JOB_PENDING);
+    return pauses & JOB_PAUSED_BY_ENOSPC  ? JOB_IO_NOSPACE
+           : pauses & JOB_PAUSED_BY_ERROR ? JOB_IO_FAILED
+                                          : JOB_IO_OK;
+}
+
+JobInfo job_info(const Job *job, uint64_t now_ns)
+{
+    const JobControl *control = job->control;
+    unsigned pauses = job_control_pauses(control);
+    JobInfo info = {
+        .total = job_control_total(control),
+        .rate = job_control_rate(control, now_ns),
+        .seconds_left = -1,
+        .speed = job_speed(control),
+        .is_busy = job_control_is_busy(control),
+        .is_paused = pauses,
+        .io_status = io_status_of(pauses),
+    };
+    for (JobBytes how = 0; how < JOB_N_BYTES; how++) {
+        info.bytes[how] = job_control_count(control, how);
+        info.current += info.bytes[how];
     }
-    set_status(job, JOB_CONCLUDED);
-    fiber_queue_wake_all(&job->table->ended);
-}
-
-int job_check_verb(const Job *job, JobVerb verb, GError **error)
-{
-    if (allowed[verb][job->status])
-        return 0;
-    g_set_error(error, JOB_ERROR, EPERM, "Job '%s' in state '%s' cannot accept command verb '%s'",
-                job->id, status_names[job->status], verb_names[verb]);
-    return -EPERM;
-}
-
-int job_dismiss(Job *job, GError **error)
-{
-    int r = job_check_verb(job, JOB_DISMISS, error);
-    if (r < 0)
-        return r;
-    set_status(job, JOB_NULL);
-    g_ptr_array_remove(job->table->jobs, job);
-    return 0;
+    info.total = MAX(info.total, info.current);
+    if (info.current == info.total)
+        info.seconds_left = 0;
+    else if (info.rate)
+        info.seconds_left = (int64_t)((info.total - info.current + info.rate - 1) / info.rate);
+    return info;
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// blockdev-create: files of the host, and qcow2 images in files. Each is made by a job, whose fiber
-// is here; the work is done on the loop of the file. Control loop.
+// blockdev-create: files of the host, and qcow2 images in files. Each is made by a job, whose work
+// runs here and is done on the loop of the file. Control loop.
 #include "create.h"
 
 #include <errno.h>
@@ -85,7 +85,7 @@ static const QmpType blockdev_create_args = {
 
 typedef struct Creation {
     Daemon *daemon;
-    Job *job;
+    char *user; // what its use of the node is called
     json_t *options;
     NamedNode *named; // the file node in which a format is made; NULL: a file is made
     NodeUse *use;
@@ -185,14 +185,13 @@ static int take_file(Fiber *self, Creation *c, GError **error)
         return r;
     if (!c->named)
         return qmp_fail(error, "Cannot find device='%s' nor node-name='%s'", name, name);
-    g_autofree char *user = g_strdup_printf("job '%s'", job_id(c->job));
     if (!c->named->driver->is_file || c->named->facts.read_only)
         r = qmp_fail(error, "'%s' is not a writable file", c->named->name);
     else
-        r = named_node_check_use(c->named, &(NodeUse){.role = "file", .writes = true, .user = user},
-                                 error);
+        r = named_node_check_use(
+            c->named, &(NodeUse){.role = "file", .writes = true, .user = c->user}, error);
     if (r == 0)
-        c->use = nodes_use(c->named, user, true);
+        c->use = nodes_use(c->named, c->user, true);
     if (is_temporary)
         nodes_close(self, nodes, c->named);
     return r;
@@ -218,36 +217,44 @@ static int create(Fiber *self, Creation *c, GError **error)
     return c->result;
 }
 
-static void run_job(Fiber *self, void *arg)
+// On the control loop: only what the file's loop has to do is done there.
+static int run_job(Fiber *self, JobControl *control, void *work, GError **error)
 {
-    Creation *c = arg;
-    g_autoptr(GError) error = NULL;
-    JobProgress *progress = job_progress(c->job);
-    atomic_store(&progress->total, 1);
-    int r = create(self, c, &error);
+    job_set_total(control, 1);
+    int r = create(self, work, error);
+    job_count(control, JOB_BYTES_COPIED, 1);
+    return r;
+}
+
+static void clean_job(Fiber *self, void *work)
+{
+    Creation *c = work;
     if (c->use)
         nodes_end_use(self, c->daemon->nodes, c->use);
-    atomic_store(&progress->current, 1);
-    job_conclude(c->job, r == 0 ? NULL : error ? error->message : g_strerror(-r));
     json_decref(c->options);
+    g_free(c->user);
     g_free(c);
 }
+
+static const JobKind create_kind = {.type = "create", .run = run_job, .clean = clean_job};
 
 static int blockdev_create(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_reply,
                            GError **error)
 {
-    Job *job = job_new(call->daemon->jobs, qmp_args_str(args, "job-id"), "create", error);
-    if (!job)
-        return -EINVAL;
+    const char *id = qmp_args_str(args, "job-id");
     Creation *c = g_new0(Creation, 1);
+    JobSpec spec = {.id = id, .kind = &create_kind, .work = c, .waits_concluded = true};
+    Job *job = job_new(call->daemon->jobs, &spec, error);
+    if (!job) {
+        g_free(c);
+        return -EINVAL;
+    }
     *c = (Creation){
         .daemon = call->daemon,
-        .job = job,
+        .user = g_strdup_printf("job '%s'", id),
         .options = json_deep_copy(json_object_get(args, "options")),
     };
-    job_start(job);
-    if (fiber_spawn_reserve(fiber_loop(self), "blockdev-create", run_job, c) < 0)
-        run_job(self, c);
+    job_start(self, job, fiber_loop(self));
     return 0;
 }
 

@@ -21,7 +21,7 @@ static const QmpType type_type = {
     .kind = QMP_ENUM,
     .values = (const char *const[]){"commit", "stream", "mirror", "backup", "create", NULL},
 };
-static const QmpType job_info = {
+static const QmpType info_type = {
     .name = "JobInfo",
     .kind = QMP_OBJECT,
     .members =
@@ -34,20 +34,20 @@ static const QmpType job_info = {
             {"error", &qmp_str, true, "why it failed"},
             {0}},
 };
-static const QmpType job_infos = {.kind = QMP_ARRAY, .element = &job_info};
+static const QmpType job_infos = {.kind = QMP_ARRAY, .element = &info_type};
 
 static const QmpType job_id_args = {
     .kind = QMP_OBJECT,
     .members = (const QmpMember[]){{"id", &qmp_str, .doc = "of the job"}, {0}},
 };
 
-static json_t *describe(Job *job)
+static json_t *describe(Fiber *self, const Job *job)
 {
-    const JobProgress *progress = job_progress(job);
-    json_t *info = json_pack("{s:s, s:s, s:s, s:I, s:I}", "id", job_id(job), "type", job_type(job),
-                             "status", job_status_name(job_status(job)), "current-progress",
-                             (json_int_t)atomic_load(&progress->current), "total-progress",
-                             (json_int_t)atomic_load(&progress->total));
+    JobInfo of = job_info(job, loop_now_ns(fiber_loop(self)));
+    json_t *info =
+        json_pack("{s:s, s:s, s:s, s:I, s:I}", "id", job_id(job), "type", job_kind(job)->type,
+                  "status", job_status_name(job_status(job)), "current-progress",
+                  (json_int_t)of.current, "total-progress", (json_int_t)of.total);
     if (job_error(job)) {
         g_autofree char *error = g_utf8_make_valid(job_error(job), -1);
         json_object_set_new(info, "error", json_string(error));
@@ -61,7 +61,7 @@ static int query_jobs(Fiber *self, QmpCall *call, const json_t *args, json_t **r
     const GPtrArray *jobs = job_table_all(call->daemon->jobs);
     json_t *infos = json_array();
     for (guint i = 0; i < jobs->len; i++)
-        json_array_append_new(infos, describe(jobs->pdata[i]));
+        json_array_append_new(infos, describe(self, jobs->pdata[i]));
     *ret_reply = infos;
     return 0;
 }
@@ -108,11 +108,12 @@ static int query_block_jobs(Fiber *self, QmpCall *call, const json_t *args, json
     return 0;
 }
 
-void qmp_jobs_status_changed(void *arg, const Job *job)
+void qmp_jobs_happened(void *arg, const Job *job, const JobEvent *event)
 {
-    qmp_emit(
-        arg, "JOB_STATUS_CHANGE",
-        json_pack("{s:s, s:s}", "status", job_status_name(job_status(job)), "id", job_id(job)));
+    if (event->kind == JOB_EVENT_STATUS)
+        qmp_emit(
+            arg, "JOB_STATUS_CHANGE",
+            json_pack("{s:s, s:s}", "status", job_status_name(job_status(job)), "id", job_id(job)));
 }
 
 static const QmpType status_change = {

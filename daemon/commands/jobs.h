@@ -7,5 +7,5 @@
 
 extern const QmpFamily qmp_jobs_family;
 
-// A JobStatusFn of the daemon (`arg`): tells the monitors.
-void qmp_jobs_status_changed(void *arg, const Job *job);
+// A JobEventFn of the daemon (`arg`): tells the monitors.
+JobEventFn qmp_jobs_happened;

@@ -1,84 +1,131 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Jobs as their users see them: an id, a state, a result that stays known until the job is
-// dismissed. Knows no kind of job. Everything here is for one loop (the daemon's control loop),
-// except the progress.
+// Jobs as their users see them: an id, a state, verbs, a result that stays known until the job is
+// dismissed. Knows no kind of job. Everything here is for one loop, the daemon's control loop; the
+// work of a job runs on another (jobs/job-control.h).
+//
+// A job runs, then waits for those of its group, and ends with them, in steps: all are prepared,
+// which may fail; then each is committed, or each aborted, and cleaned.
 #pragma once
 
 #include <glib.h>
-#include <stdatomic.h>
 #include <stdint.h>
 
-#include "chain-core/fiber.h"
+#include "jobs/job-control.h"
+#include "jobs/job-states.h"
 
-typedef enum JobStatus {
-    JOB_CREATED,
-    JOB_RUNNING,
-    JOB_PAUSED,
-    JOB_READY,
-    JOB_STANDBY,
-    JOB_WAITING,
-    JOB_PENDING,
-    JOB_ABORTING,
-    JOB_CONCLUDED,
-    JOB_NULL, // gone, or about to be
-    JOB_N_STATUSES,
-} JobStatus;
-
-// What users may ask of a job.
-typedef enum JobVerb {
-    JOB_CANCEL,
-    JOB_PAUSE,
-    JOB_RESUME,
-    JOB_SET_SPEED,
-    JOB_COMPLETE,
-    JOB_FINALIZE,
-    JOB_DISMISS,
-    JOB_CHANGE,
-    JOB_N_VERBS,
-} JobVerb;
-
-// Of any unit; written by whoever does the work, on any thread.
-typedef struct JobProgress {
-    _Atomic uint64_t current, total;
-} JobProgress;
+// What one kind of job does. `work` is its own. Functions but run() may be NULL, and are called on
+// the control loop, in a fiber that holds no lock.
+typedef struct JobKind {
+    const char *type;  // "stream"
+    bool is_block_job; // copies between nodes: query-block-jobs and BLOCK_JOB_* events tell of it
+    bool can_be_ready; // calls job_ready(), and ends when it is asked to
+    // On the loop that job_start() was given. 0, -ECANCELED after it was cancelled, or negative, with
+    // a sentence or without.
+    int (*run)(Fiber *self, JobControl *control, void *work, GError **error);
+    // What has been done takes effect, or can from here on without fail: 0 or negative. Users cannot
+    // cancel any more.
+    int (*prepare)(Fiber *self, void *work, GError **error);
+    // One of them, for each job that was started.
+    void (*commit)(Fiber *self, void *work);
+    void (*abort)(Fiber *self, void *work);
+    // Last: frees `work`.
+    void (*clean)(Fiber *self, void *work);
+} JobKind;
 
 #define JOB_ERROR (job_error_quark())
 GQuark job_error_quark(void); // codes are errno
 
 typedef struct Job Job;
 typedef struct JobTable JobTable;
+typedef struct JobGroup JobGroup;
 
-// Told of each change of a status, when it has happened; must not suspend.
-typedef void JobStatusFn(void *arg, const Job *job);
+// -- what happens to jobs -------------------------------------------------------------------------
 
-JobTable *job_table_new(JobStatusFn *changed, void *arg);
+typedef enum JobEventKind {
+    JOB_EVENT_STATUS, // it is in another state
+    JOB_EVENT_READY,
+    JOB_EVENT_PENDING,   // it waits for job_finalize()
+    JOB_EVENT_COMPLETED, // well, or not: job_error()
+    JOB_EVENT_CANCELLED,
+    JOB_EVENT_ERROR, // a read or write of it failed
+} JobEventKind;
+typedef struct JobEvent {
+    JobEventKind kind;
+    bool is_read;          // ERROR
+    JobErrorAction action; // ERROR
+} JobEvent;
+// Told when it has happened; must not suspend.
+typedef void JobEventFn(void *arg, const Job *job, const JobEvent *event);
+
+// -- all jobs -------------------------------------------------------------------------------------
+
+JobTable *job_table_new(JobEventFn *happened, void *arg);
 // No job may run. Accepts NULL.
 void job_table_free(JobTable *table);
 // NULL with "Job not found".
 Job *job_table_get(const JobTable *table, const char *id, GError **error);
 // Job, in the order in which they were made. Borrowed until the table changes.
 const GPtrArray *job_table_all(const JobTable *table);
-// Waits until no job runs, and dismisses those that are concluded.
+// Cancels all jobs, waits until none runs, and dismisses them.
 void job_table_end(Fiber *self, JobTable *table);
 
-// A job in state `created`. NULL with QEMU's words when the id is none, or taken. `type` is a
-// literal, such as "create".
-Job *job_new(JobTable *table, const char *id, const char *type, GError **error);
+// -- the life of a job ----------------------------------------------------------------------------
+
+// Jobs that end together: when one fails or is cancelled, all are. They are joined before any of
+// them is started. With one reference.
+JobGroup *job_group_new(void);
+void job_group_unref(JobGroup *group); // accepts NULL
+
+typedef struct JobSpec {
+    const char *id; // copied
+    const JobKind *kind;
+    void *work;           // taken by job_start()
+    uint64_t speed;       // bytes a second; 0: no limit
+    bool waits_pending;   // for job_finalize()
+    bool waits_concluded; // for job_dismiss()
+    JobGroup *group;      // NULL: by itself
+} JobSpec;
+
+// A job in state `created`. NULL with QEMU's words when the id is none, or taken.
+Job *job_new(JobTable *table, const JobSpec *spec, GError **error);
+// created → running; the work runs in a fiber of `loop`, and the job is borrowed from here on.
+void job_start(Fiber *self, Job *job, Loop *loop);
+// Instead of that, and before any of its group is started, created → null; or, for what has begun together with others, by `aborting`, as a
+// cancelled job. Both free the job; its work is the caller's.
+void job_drop(Job *job);
+void job_drop_cancelled(Job *job);
+
+// -- what users ask; -EPERM with QEMU's words where the state does not allow it --------------------
+
+int job_check_verb(const Job *job, JobVerb verb, GError **error);
+// `force`: also one that is ready ends without having completed, and one that is paused.
+int job_cancel(Job *job, bool force, GError **error);
+int job_pause(Job *job, GError **error);
+int job_resume(Job *job, GError **error);
+int job_set_speed(Job *job, int64_t speed, GError **error);
+int job_complete(Job *job, GError **error);
+int job_finalize(Job *job, GError **error); // and all of its group
+int job_dismiss(Job *job, GError **error);  // frees the job
+
+// -- what is known --------------------------------------------------------------------------------
+
 const char *job_id(const Job *job);
-const char *job_type(const Job *job);
+const JobKind *job_kind(const Job *job);
 JobStatus job_status(const Job *job);
-const char *job_status_name(JobStatus status);
 // Why it failed; NULL: it did not, or not yet.
 const char *job_error(const Job *job);
-// To be written by the job's work; stays until the job is dismissed.
-JobProgress *job_progress(Job *job);
+bool job_waits_pending(const Job *job);
+bool job_waits_concluded(const Job *job);
 
-// created → running.
-void job_start(Job *job);
-// It has ended, well (NULL) or with `error`: by the steps that users see, to `concluded`.
-void job_conclude(Job *job, const char *error);
-
-// Does the job's state allow `verb`? -EPERM with QEMU's words if not.
-int job_check_verb(const Job *job, JobVerb verb, GError **error);
-// concluded → null; frees the job. -EPERM when it is not concluded.
-int job_dismiss(Job *job, GError **error);
+typedef enum JobIoStatus { JOB_IO_OK, JOB_IO_FAILED, JOB_IO_NOSPACE } JobIoStatus;
+// Numbers may be of slightly different moments.
+typedef struct JobInfo {
+    uint64_t current, total;     // all that is done, of all there is
+    uint64_t bytes[JOB_N_BYTES]; // JobBytes
+    uint64_t rate;               // bytes a second copied or shared, in the last seconds
+    int64_t seconds_left;        // at this rate; -1: not known
+    uint64_t speed;              // the limit; 0: none
+    bool is_busy, is_paused;
+    JobIoStatus io_status;
+} JobInfo;
+JobInfo job_info(const Job *job, uint64_t now_ns);
