@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // Reads the environment once. Any thread.
-#include "base/mutant.h"
+#include "chain-core/mutant.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -22,7 +22,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/mutant.h"
+#include "chain-core/mutant.h"
 #include "io/file-private.h"
 #include "io/iov.h"
 #include "loop/fiber-private.h"

@@ -10,7 +10,7 @@
 #include <errno.h>
 #include <string.h>
 
-#include "base/mutant.h"
+#include "chain-core/mutant.h"
 #include "io/io-loop.h"
 #include "io/iov.h"
 

@@ -8,7 +8,7 @@
 // drain any more, so drains never wait for each other.
 #include "chain-core/port.h"
 
-#include "base/mutant.h"
+#include "chain-core/mutant.h"
 #include "node/node-edge.h"
 
 static RequestMask mask_of(const uint32_t *counts)
@@ -137,6 +137,24 @@ int port_enter_until(Fiber *self, Port *port, RequestKind kind, uint64_t deadlin
 void port_wake_drainers(Port *port)
 {
     fiber_queue_wake_all(&port->drainers);
+}
+
+static void add_load(Node *node, void *arg)
+{
+    PortLoad *load = arg;
+    for (guint i = 0; i < node->ports->len; i++) {
+        const Port *port = node->ports->pdata[i];
+        for (unsigned kind = 0; kind < REQUEST_KINDS && !port->is_background; kind++)
+            load->n_in_flight += port->n_in_flight[kind];
+        load->n_ended += port->is_background ? 0 : port->n_ended;
+    }
+}
+
+PortLoad port_load_above(Node *node)
+{
+    PortLoad load = {0};
+    node_for_each_above(node, add_load, &load);
+    return load;
 }
 
 // -- drains ---------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@
 //         └──────────────────────────┴── switch_end: abort                switch_end ─────────┘
 #include "chain-core/switch.h"
 
-#include "base/mutant.h"
+#include "chain-core/mutant.h"
 #include "node/node-edge.h"
 
 typedef enum SwitchState {

@@ -5,7 +5,7 @@
 #include <errno.h>
 #include <string.h>
 
-#include "base/mutant.h"
+#include "chain-core/mutant.h"
 #include "format/qcow2-snapshot.h"
 
 static void clear_stored(void *stored)

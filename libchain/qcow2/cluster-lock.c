@@ -2,7 +2,7 @@
 // A list is enough: it is as long as there are allocating requests in flight. On the image's loop.
 
 #include "qcow2/cluster-lock.h"
-#include "base/mutant.h"
+#include "chain-core/mutant.h"
 
 #include <stddef.h>
 

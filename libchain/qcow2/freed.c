@@ -12,7 +12,7 @@
 // every request that could have looked them up has then ended.
 
 #include "qcow2/freed.h"
-#include "base/mutant.h"
+#include "chain-core/mutant.h"
 
 static void pin_drained(IoPin *pin);
 

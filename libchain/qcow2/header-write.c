@@ -20,7 +20,7 @@
 // header says all of the new one but the feature names, which only help people.
 
 #include "qcow2/header-write.h"
-#include "base/mutant.h"
+#include "chain-core/mutant.h"
 
 #include <errno.h>
 #include <string.h>

@@ -5,7 +5,7 @@
 // and reservations take turns.
 
 #include "qcow2/metadata-set.h"
-#include "base/mutant.h"
+#include "chain-core/mutant.h"
 
 #include <errno.h>
 #include <glib.h>

@@ -16,8 +16,8 @@
 #include <string.h>
 
 #include "base/error.h"
-#include "base/mutant.h"
 #include "chain-core/file.h"
+#include "chain-core/mutant.h"
 #include "format/qcow2-header.h"
 #include "format/qcow2-table.h"
 

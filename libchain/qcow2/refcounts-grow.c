@@ -8,7 +8,7 @@
 // durable → new table and the block that covers it written → sync → header (one sector) → sync →
 // the old table is freed (docs/ordering.md §5).
 
-#include "base/mutant.h"
+#include "chain-core/mutant.h"
 #include "qcow2/refcounts.h"
 
 #include <errno.h>

@@ -26,7 +26,7 @@
 #include <string.h>
 
 #include "base/error.h"
-#include "base/mutant.h"
+#include "chain-core/mutant.h"
 #include "chain-core/port.h"
 #include "qcow2/allocator.h"
 #include "qcow2/open.h"

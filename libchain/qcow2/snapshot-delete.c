@@ -12,7 +12,7 @@
 #include <inttypes.h>
 
 #include "base/error.h"
-#include "base/mutant.h"
+#include "chain-core/mutant.h"
 #include "qcow2/allocator.h"
 #include "qcow2/open.h"
 #include "qcow2/snapshot-info.h"

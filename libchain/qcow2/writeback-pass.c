@@ -19,7 +19,7 @@
 // pass, so each pass judges anew. In a fiber on the image's loop.
 
 #include "qcow2/writeback-pass.h"
-#include "base/mutant.h"
+#include "chain-core/mutant.h"
 
 #include <errno.h>
 #include <stdlib.h>

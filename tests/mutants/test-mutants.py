@@ -58,6 +58,8 @@ MUTANTS = {
     "blocks-of-direct-files": ["tests/io/test-io-file-direct"],
     "drain-waits-for-requests": ["tests/node/test-node-port"],
     "flush-debt": ["tests/chain/test-chain-external-snapshot"],
+    # jobs
+    "range-lock": ["tests/jobs/test-jobs-range-lock"],
 }
 
 
@@ -72,7 +74,7 @@ def names_in_sources(root):
 
 
 def check_names(source):
-    names = names_in_sources(os.path.join(source, "libchain"))
+    names = names_in_sources(os.path.join(source, "libchain")) | names_in_sources(os.path.join(source, "jobs"))
     wrong = [f"{name} is not in the list" for name in sorted(names - set(MUTANTS))]
     wrong += [f"{name} is in the list and nowhere else" for name in sorted(set(MUTANTS) - names)]
     for line in wrong:

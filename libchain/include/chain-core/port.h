@@ -24,7 +24,9 @@ struct Port {
     Node *node;          // current target; valid between port_enter() and port_leave()
     RequestMask stopped; // kinds not admitted: drained at a node below, or held here
     bool reads_write;    // NodeOps.reads_write of a node below
+    bool is_background;  // set after port_init(): a job's, which gives way to guests
     uint32_t n_in_flight[REQUEST_KINDS];
+    uint64_t n_ended;                // requests, of any kind
     uint32_t n_holds[REQUEST_KINDS]; // drains of this port alone
     FiberQueue waiting;              // requests kept out
     FiberQueue drainers;
@@ -53,6 +55,7 @@ static inline Node *port_enter(Fiber *self, Port *port, RequestKind kind)
 }
 static inline void port_leave(Port *port, RequestKind kind)
 {
+    port->n_ended++;
     if (--port->n_in_flight[kind] == 0 && __builtin_expect(port->stopped >> kind & 1, 0))
         port_wake_drainers(port);
 }
@@ -60,6 +63,13 @@ static inline void port_leave(Port *port, RequestKind kind)
 // once loop_now_ns() has reached `deadline_ns` (UINT64_MAX: no limit).
 int port_enter_until(Fiber *self, Port *port, RequestKind kind, uint64_t deadline_ns,
                      Node **ret_node);
+
+// What guests do at all ports from which `node` can be reached.
+typedef struct PortLoad {
+    uint64_t n_in_flight;
+    uint64_t n_ended; // so far; less than before where a port has gone
+} PortLoad;
+PortLoad port_load_above(Node *node);
 
 // Stops admission of `kinds` at every port from which `node` can be reached, through whatever edge,
 // and waits until none of them is in flight. Nests. End resumes. Never while holding a port
