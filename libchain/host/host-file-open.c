@@ -167,6 +167,7 @@ int host_file_open(Fiber *self, Loop *loop, const char *path, FileOpenFlags flag
     h->file.address_alignment = o.address_alignment;
     h->file.zero_alignment = o.zero_alignment;
     h->file.is_block_device = is_block_device;
+    h->file.is_in_memory = o.is_memory;
     h->file.identity[0] = is_block_device ? UINT64_MAX : o.st.st_dev;
     h->file.identity[1] = is_block_device ? o.st.st_rdev : o.st.st_ino;
     h->host = (HostLoop *)loop;

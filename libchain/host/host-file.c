@@ -381,6 +381,7 @@ const FileOps host_file_ops = {
     .zero = host_file_zero,
     .reserve = host_file_reserve,
     .discard = host_file_discard,
+    .copy = host_file_copy,
     .truncate = host_file_truncate,
     .find_extent = host_file_find_extent,
     .get_size = host_file_get_size,

@@ -23,6 +23,7 @@ struct HostFile {
     bool has_own_map;  // a file system's, which it may have to read first
     WarmMap warm;      // for files with such a map
     atomic_bool has_no_punch, has_no_zero_range; // the file system said so; set by any worker
+    _Atomic(dev_t) no_sharing_with;              // files of that device; 0: none was tried in vain
     unsigned locks_held; // bits: FilePerm, and FilePerm << LOCK_UNSHARED_SHIFT
     // Buffered writes, each list latest first: of this turn; handed to the job, which takes them
     // while it runs; and done by it (results in backend_data).
@@ -50,6 +51,9 @@ int host_file_get_size(Fiber *self, File *file, uint64_t *ret_size);
 int host_file_get_allocated(Fiber *self, File *file, uint64_t *ret_bytes);
 // Size of an open descriptor; blocking.
 int host_file_measure(int fd, bool is_block_device, uint64_t *ret_size);
+// host-file-copy.c: FileOps.copy
+int host_file_copy(Fiber *self, File *from, uint64_t from_off, File *to, uint64_t to_off,
+                   uint64_t len);
 // host-file.c
 void host_file_init_writes(HostFile *h);
 extern const FileOps host_file_ops;

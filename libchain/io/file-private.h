@@ -66,6 +66,9 @@ struct FileOps {
     int (*reserve)(Fiber *self, File *file, uint64_t off, uint64_t len); // -ENOTSUP is fine
     int (*discard)(Fiber *self, File *file, uint64_t off, uint64_t len); // -ENOTSUP is fine
     int (*truncate)(Fiber *self, File *file, uint64_t size);
+    // Like file_copy(), of a range that lies inside `from`. NULL: -ENOTSUP.
+    int (*copy)(Fiber *self, File *from, uint64_t from_off, File *to, uint64_t to_off,
+                uint64_t len);
     int (*find_extent)(Fiber *self, File *file, uint64_t off, uint64_t len, bool *ret_is_data,
                        uint64_t *ret_len); // -ENOTSUP: unknown
     int (*get_size)(Fiber *self, File *file, uint64_t *ret_size);
@@ -95,6 +98,7 @@ struct File {
     bool host_may_write;     // the host lets it: it was opened so, or made so
     unsigned held, unshared; // FilePerm
     bool is_block_device;
+    bool is_in_memory;
     unsigned n_refs;
     bool is_detached; // on its way to another loop
 
@@ -126,7 +130,7 @@ struct File {
 };
 
 // Fills the head: zeroes, then sets the fields given, the alignments to 1. Copies `path`. The back
-// end sets size, identity, alignments and is_block_device.
+// end sets size, identity, alignments, is_block_device and is_in_memory.
 void file_init(File *file, const FileOps *ops, Loop *loop, const char *path, FileOpenFlags flags);
 void file_done(File *file);
 

@@ -99,6 +99,11 @@ bool file_is_block_device(const File *file)
     return file->is_block_device;
 }
 
+bool file_is_in_memory(const File *file)
+{
+    return file->is_in_memory;
+}
+
 void file_identity(const File *file, uint64_t ret_id[2])
 {
     memcpy(ret_id, file->identity, sizeof(file->identity));

@@ -295,6 +295,29 @@ static int op_truncate(Fiber *self, File *file, uint64_t size)
     return change_inode(self, sim_file(file), SIM_OP_TRUNCATE, SIM_CHANGE_TRUNCATE, size, 0);
 }
 
+// One write of what the source shows at its beginning.
+static int op_copy(Fiber *self, File *from, uint64_t from_off, File *to, uint64_t to_off,
+                   uint64_t len)
+{
+    SimFile *f = sim_file(to);
+    bool is_aligned = !((from_off | to_off | len) % SIM_PAGE_BYTES);
+    if (!f->sim->config.can_copy || !is_aligned || sim_random_chance(&f->sim->random, 30))
+        return -ENOTSUP;
+    g_autofree uint8_t *data = g_malloc(len);
+    struct iovec iov = {data, len};
+    int r = begin_op(self, SIM_OP_WRITE, to->path, to_off, len);
+    read_now(sim_file(from), from_off, &iov, 1, len);
+    if (r == 0 && (!may_end_at(f, to_off + len) || !sim_has_space(f->sim, f->inode, to_off, len)))
+        return -ENOSPC;
+    SimChange *change = sim_inode_begin(f->inode, SIM_CHANGE_WRITE, to_off, len, &iov, 1, true);
+    sim_delay(self, "copy");
+    if (r < 0)
+        sim_inode_fail(f->inode, change, &f->sim->random);
+    else
+        sim_inode_end(f->inode, change, len);
+    return r < 0 ? r : sim_random_chance(&f->sim->random, 50);
+}
+
 static int op_find_extent(Fiber *self, File *file, uint64_t off, uint64_t len, bool *ret_is_data,
                           uint64_t *ret_len)
 {
@@ -363,6 +386,7 @@ static const FileOps file_ops = {
     .reserve = op_reserve,
     .discard = op_discard,
     .truncate = op_truncate,
+    .copy = op_copy,
     .find_extent = op_find_extent,
     .get_size = op_get_size,
     .lock = op_lock,

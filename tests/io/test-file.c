@@ -284,6 +284,44 @@ FILE_TEST(a_hole_takes_no_space_of_the_host)
     g_free(buf);
 }
 
+// From one file of the place to another, inside and past its end. Who can copy says so, and where
+// nobody can nothing is done.
+FIBER_TEST(copies_within_the_host_are_writes_or_nothing)
+{
+    enum { LEN = 64 * 1024, AT = 3 * LEN };
+    static const uint64_t offs[][3] = {{0, 0, LEN}, {4096, AT, LEN - 4096}, {3, 5, 1000}};
+    g_autofree uint8_t *from = g_malloc(LEN), *to = g_malloc(LEN);
+    for (size_t i = 0; i < LEN; i++)
+        from[i] = (uint8_t)(i * 31 + i / 251);
+    for (size_t i = 0; i < G_N_ELEMENTS(places); i++) {
+        Place other = {"chaind-test-file-from.tmp", places[i].flags};
+        g_autofree char *in_memory = g_strdup_printf("%s-from", memory_path);
+        if (i == 0)
+            other.path = in_memory;
+        File *source = create(self, &other), *file = create(self, &places[i]);
+        fiber_assert(file_is_in_memory(file) == (i == 0));
+        fiber_assert_equal(file_write(self, source, host_off(0), from, LEN), 0);
+        fiber_assert_equal(file_write(self, file, host_off(0), "other", 5), 0);
+        for (size_t n = 0; n < G_N_ELEMENTS(offs); n++) {
+            uint64_t from_off = offs[n][0], to_off = offs[n][1], len = offs[n][2];
+            uint64_t size = file_size(file);
+            int r = file_copy(self, source, host_off(from_off), file, host_off(to_off), len);
+            fiber_assert(i == 0 ? r == 0 : r >= 0 || r == -ENOTSUP);
+            fiber_assert_equal(file_size(file), r < 0 ? size : MAX(size, to_off + len));
+            fiber_assert_equal(file_read(self, file, host_off(to_off), to, len), 0);
+            if (r >= 0)
+                fiber_assert(!memcmp(to, from + from_off, len));
+            else
+                fiber_assert(n || !memcmp(to, "other", 6));
+        }
+        // What lies past the end of the source is for reads only.
+        fiber_assert_equal(file_copy(self, source, host_off(LEN - 1), file, host_off(0), 2),
+                           -ENOTSUP);
+        destroy(self, source);
+        destroy(self, file);
+    }
+}
+
 FILE_TEST(the_size_follows_another_program_on_request)
 {
     fiber_assert_equal(file_size(file), 0);
@@ -385,6 +423,7 @@ int main(void)
         cmocka_unit_test(discard_leaves_the_rest_and_truncate_sets_the_size),
         cmocka_unit_test(extents_are_found_and_forgotten_when_they_change),
         cmocka_unit_test(a_hole_takes_no_space_of_the_host),
+        cmocka_unit_test(copies_within_the_host_are_writes_or_nothing),
         cmocka_unit_test(the_size_follows_another_program_on_request),
         cmocka_unit_test(a_write_that_the_host_refuses_fails_with_its_errno),
         cmocka_unit_test(opening_says_what_is_wrong),

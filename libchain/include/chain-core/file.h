@@ -46,6 +46,8 @@ const char *file_path(const File *file); // as given to file_open()
 Loop *file_loop(const File *file);
 bool file_is_writable(const File *file);
 bool file_is_block_device(const File *file);
+// Nothing there waits for a device, and transfers take the processor of who asks for them.
+bool file_is_in_memory(const File *file);
 // Identity for loop detection and sharing: (st_dev, st_ino), or the device number of a block
 // device.
 void file_identity(const File *file, uint64_t ret_id[2]);
@@ -64,6 +66,11 @@ void file_write_start(File *file, HostOff off, const struct iovec *iov, unsigned
                       IoBatch *batch);
 int file_read(Fiber *self, File *file, HostOff off, void *buf, size_t len);
 int file_write(Fiber *self, File *file, HostOff off, const void *buf, size_t len);
+// Copies [from_off, from_off+len) of `from` into `to`, within the host: 1 when both share the bytes
+// now (a reflink: nothing was moved); 0 when the host moved them, which it does where that is
+// cheaper than reading and writing. -ENOTSUP: neither can be; nothing was done, read and write. In
+// every other way it is a write to `to`. Both files are on the same loop.
+int file_copy(Fiber *self, File *from, HostOff from_off, File *to, HostOff to_off, uint64_t len);
 // Buffered writes of all files of `loop` that workers make or are about to make. A small one takes
 // microseconds, unless the disk does not keep up. Always 0 under sim.
 unsigned file_n_buffered_writes(Loop *loop);

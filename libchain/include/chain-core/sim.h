@@ -18,6 +18,7 @@ typedef struct SimConfig {
     bool short_transfers;   // transfers may be cut short (and are continued by File)
     bool inline_completion; // some transfers complete inline, as page-cache hits do
     bool no_punch;          // the file system can neither zero, reserve nor discard ranges
+    bool can_copy;          // file_copy() of whole pages, now and then
     uint64_t space_bytes;   // what the files may take in all, in pages of 4 KiB; 0: no limit
     uint32_t max_delay_us;  // completions take 0 … this much virtual time; 0 = 100
     unsigned slow_percent;  // so many of them take up to SIM_SLOW times as long
