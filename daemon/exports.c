@@ -70,7 +70,6 @@ static void export_free(Export *export)
 typedef struct Adding {
     NbdsServer *server;
     Node *node;
-    bool is_file; // nothing has locked it yet
     const ExportSpec *spec;
     GPtrArray *bitmaps;
     NbdsExport *nbds;
@@ -88,8 +87,7 @@ static void add_on_loop(Fiber *self, void *arg)
 {
     Adding *a = arg;
     const ExportSpec *spec = a->spec;
-    if (a->is_file)
-        a->result = layer_lock_file(self, node_file(a->node), spec->is_writable, &a->error);
+    a->result = layer_lock_node(self, a->node, spec->is_writable, &a->error);
     if (a->result < 0)
         return;
     Node *node = node_to_export(self, a->node);
@@ -147,7 +145,6 @@ static int add(Fiber *self, Exports *exports, Export *export, const ExportSpec *
     Adding adding = {
         .server = nbd_server_get(exports->server),
         .node = named->node,
-        .is_file = named->driver->is_file && named->users->len == 1,
         .spec = spec,
     };
     int r = bitmaps_for_export(exports->nodes, named, spec->bitmaps, spec->is_writable,

@@ -462,9 +462,27 @@ static void close_nodes(Fiber *self, void *arg)
     }
 }
 
-static void unlock_file(Fiber *self, void *node)
+static void unlock(Fiber *self, void *node)
 {
-    file_lock(self, node_file(node), 0, 0, NULL);
+    node_lock(self, node, 0, 0, NULL);
+}
+
+// Of a format the locks are its own. Else is what `named` lies in used through it alone?
+static bool holds_all_locks(const NamedNode *named)
+{
+    while (!named->driver->open && !named->driver->is_file && named->children->len) {
+        named = ((const NodeUse *)named->children->pdata[0])->used;
+        if (named->users->len > 1)
+            return false;
+    }
+    return named->driver->is_file;
+}
+
+// Nobody uses it, but it stays. Whoever uses it from now on finds it unlocked.
+static void unlock_unused(Fiber *self, NamedNode *named)
+{
+    if (holds_all_locks(named))
+        remote_call_fiber_reserve(self, named_node_loop(named), unlock, named->node);
 }
 
 // Takes `named`, which nobody uses, out of the table, and with it what only it used of its origin.
@@ -501,11 +519,8 @@ static void end_later(Fiber *self, GPtrArray *later, GPtrArray *unused)
         if (named_node_end_use(later->pdata[i]))
             g_ptr_array_add(child->is_added ? idle : unused, child);
     }
-    for (guint i = 0; i < idle->len; i++) {
-        NamedNode *child = idle->pdata[i];
-        if (child->driver->is_file)
-            remote_call_fiber_reserve(self, named_node_loop(child), unlock_file, child->node);
-    }
+    for (guint i = 0; i < idle->len; i++)
+        unlock_unused(self, idle->pdata[i]);
 }
 
 static void close_instances(Fiber *self, const GPtrArray *gone)
@@ -587,7 +602,14 @@ NodeUse *nodes_use(NamedNode *named, const char *user, bool writes)
 int nodes_end_use(Fiber *self, Nodes *nodes, NodeUse *use)
 {
     NamedNode *named = use->used;
-    return named_node_end_use(use) && !named->is_added ? close_unused(self, nodes, named) : 0;
+    if (!named_node_end_use(use))
+        return 0;
+    if (!named->is_added)
+        return close_unused(self, nodes, named);
+    fiber_rw_lock_read(self, &nodes->move_lock);
+    unlock_unused(self, named);
+    fiber_rw_unlock_read(self, &nodes->move_lock);
+    return 0;
 }
 
 // -- changes --------------------------------------------------------------------------------------

@@ -103,11 +103,12 @@ static bool takes_space(const json_t *options)
 static int fill_file(Fiber *self, File *file, const json_t *options, GError **error)
 {
     uint64_t size = (uint64_t)qmp_args_int(options, "size", 0);
-    int r = layer_lock_file(self, file, true, error);
-    if (r < 0)
-        return r;
     if (file_is_block_device(file))
         return qmp_fail(error, "'%s' is a device: it cannot be created", file_path(file));
+    int r = file_lock(self, file, FILE_PERM_WRITE | FILE_PERM_RESIZE,
+                      FILE_PERM_WRITE | FILE_PERM_RESIZE, error);
+    if (r < 0)
+        return r;
     r = file_truncate(self, file, 0);
     if (r == 0)
         r = file_truncate(self, file, size);

@@ -309,16 +309,12 @@ static const NodeConfig *file_child_config(const NodeConfig *config, const char 
     return is_made ? child->config : node_config_file(child->config);
 }
 
-// Joins a file of the layer to it: it drains and moves to another loop with it. Adds it, unless it
-// belongs to a node that there was already.
+// Adds a file of the layer, unless it belongs to a node that there was already.
 static void add_file(GArray *nodes, unsigned parent, const Layer *layer, const char *role,
                      Node *node)
 {
     const NodeConfigChild *child = node_config_child(layer_config(layer), role);
-    if (!node)
-        return;
-    node_add_child(g_array_index(nodes, ChainNode, parent).node, node);
-    if (child && child->node)
+    if (!node || (child && child->node))
         return;
     ChainNode file = {
         .node = node_ref(node),
@@ -352,8 +348,9 @@ static void add_nodes(Opening *o, GArray *nodes)
         g_array_append_val(nodes, made);
         if (!step->layer)
             continue;
-        add_file(nodes, parent, step->layer, "file", layer_file_node(step->layer));
-        add_file(nodes, parent, step->layer, "data-file", layer_data_node(step->layer));
+        Node *node = made.node;
+        add_file(nodes, parent, step->layer, "file", layer_file_node(step->layer, node));
+        add_file(nodes, parent, step->layer, "data-file", layer_data_node(step->layer, node));
     }
 }
 

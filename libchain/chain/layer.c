@@ -118,8 +118,9 @@ static int set_config(Layer *layer, const NodeConfig *config, GError **error)
 
 static int refuse_loop(const Layer *layer, GError **error)
 {
+    bool has_id = layer->file_id[0] || layer->file_id[1]; // what lies in a node has none
     for (const Layer *above = layer->above; above; above = above->above) {
-        if (memcmp(above->file_id, layer->file_id, sizeof layer->file_id) == 0)
+        if (has_id && memcmp(above->file_id, layer->file_id, sizeof layer->file_id) == 0)
             return error_set(error, -ELOOP,
                              "%s: its backing file %s is the same file as %s further up, so the "
                              "chain is a loop; record the right one: qemu-img rebase -u -F FORMAT "
@@ -467,11 +468,23 @@ int layer_open_file(Fiber *self, const NodeConfig *config, const LayerOptions *o
     return 0;
 }
 
+// What it lies in is drained, and moves to another loop, with it.
+static void join(Node *node, Node *source)
+{
+    if (source && !g_ptr_array_find(source->parents, node, NULL))
+        node_add_child(node, source);
+}
+
 int layer_load(Fiber *self, Layer *layer, Node **ret_node, GError **error)
 {
     DriverImage *image = g_steal_pointer(&layer->image);
     File *data = layer->data.file ? file_ref(layer->data.file) : NULL;
-    return layer->driver->load(self, image, data, ret_node, error);
+    int r = layer->driver->load(self, image, data, ret_node, error);
+    if (r == 0) {
+        join(*ret_node, layer->file.node);
+        join(*ret_node, layer->data.node);
+    }
+    return r;
 }
 
 const NodeConfig *layer_config(const Layer *layer)
@@ -484,12 +497,14 @@ NodeConfig *layer_take_config(Layer *layer)
     return g_steal_pointer(&layer->own_config);
 }
 
-Node *layer_file_node(Layer *layer)
+Node *layer_file_node(Layer *layer, Node *node)
 {
-    return source_node(&layer->file);
+    join(node, source_node(&layer->file));
+    return layer->file.node;
 }
 
-Node *layer_data_node(Layer *layer)
+Node *layer_data_node(Layer *layer, Node *node)
 {
-    return source_node(&layer->data);
+    join(node, source_node(&layer->data));
+    return layer->data.node;
 }

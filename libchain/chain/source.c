@@ -45,9 +45,21 @@ int source_lock(Fiber *self, const Source *source, const SourceMode *mode, GErro
     return 0;
 }
 
-int layer_lock_file(Fiber *self, File *file, bool is_writable, GError **error)
+int layer_lock_node(Fiber *self, Node *node, bool is_writable, GError **error)
 {
-    return file_lock(self, file, is_writable ? HELD_WRITING : HELD_READING, UNSHARED, error);
+    while (node->ops->is_filter)
+        node = node->backing;
+    File *file = node->ops->is_file ? node_file(node) : NULL;
+    if (!file)
+        return 0;
+    int r = file_lock_also(self, file, is_writable ? HELD_WRITING : HELD_READING, UNSHARED, error);
+    if (r < 0)
+        return r;
+    // Whoever used the file until now may have made it longer since it was opened.
+    r = node_remeasure(self, node);
+    return r < 0 ? error_set(error, r, "%s: cannot tell its size: %s", file_path(file),
+                             g_strerror(-r))
+                 : 0;
 }
 
 void source_add_remedy(GError **error, const char *remedy)

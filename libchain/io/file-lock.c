@@ -2,13 +2,30 @@
 // What a file holds against other programs, and whether it may be written. On the file's loop.
 #include "io/file-private.h"
 
-int file_lock(Fiber *self, File *file, unsigned held, unsigned unshared, GError **error)
+// With the mutex.
+static int change(Fiber *self, File *file, unsigned held, unsigned unshared, GError **error)
 {
     int r = file->ops->lock(self, file, held, unshared, error);
     if (r == 0) {
         file->held = held;
         file->unshared = unshared;
     }
+    return r;
+}
+
+int file_lock(Fiber *self, File *file, unsigned held, unsigned unshared, GError **error)
+{
+    fiber_mutex_lock(self, &file->lock_mutex);
+    int r = change(self, file, held, unshared, error);
+    fiber_mutex_unlock(self, &file->lock_mutex);
+    return r;
+}
+
+int file_lock_also(Fiber *self, File *file, unsigned held, unsigned unshared, GError **error)
+{
+    fiber_mutex_lock(self, &file->lock_mutex);
+    int r = change(self, file, file->held | held, file->unshared | unshared, error);
+    fiber_mutex_unlock(self, &file->lock_mutex);
     return r;
 }
 

@@ -97,6 +97,7 @@ struct File {
     bool is_writable;
     bool host_may_write;     // the host lets it: it was opened so, or made so
     unsigned held, unshared; // FilePerm
+    FiberMutex lock_mutex;   // of these: changes take effect in the order in which they come
     bool is_block_device;
     bool is_in_memory;
     unsigned n_refs;

@@ -91,6 +91,46 @@ static int check(Move *m)
     return 0;
 }
 
+static guint n_users_in(const Move *m, const Node *node)
+{
+    guint n = 0;
+    for (guint i = 0; i < node->parents->len; i++)
+        n += g_hash_table_contains(m->seen, node->parents->pdata[i]);
+    return n;
+}
+
+static void count_down(GHashTable *n_users, GPtrArray *ordered, Node *node)
+{
+    guint n = GPOINTER_TO_UINT(g_hash_table_lookup(n_users, node));
+    if (n == 1)
+        g_ptr_array_add(ordered, node);
+    if (n > 0)
+        g_hash_table_insert(n_users, node, GUINT_TO_POINTER(n - 1));
+}
+
+// Users before what they use: an image that lies in a node may still be writing there by itself.
+static void order_from_the_top(Move *m)
+{
+    g_autoptr(GHashTable) n_users = g_hash_table_new(NULL, NULL);
+    GPtrArray *ordered = g_ptr_array_new();
+    for (guint i = 0; i < m->nodes->len; i++) {
+        guint n = n_users_in(m, m->nodes->pdata[i]);
+        g_hash_table_insert(n_users, m->nodes->pdata[i], GUINT_TO_POINTER(n));
+        if (n == 0)
+            g_ptr_array_add(ordered, m->nodes->pdata[i]);
+    }
+    for (guint i = 0; i < ordered->len; i++) {
+        Node *node = ordered->pdata[i];
+        if (node->backing && !is_changed(m, node))
+            count_down(n_users, ordered, node->backing);
+        for (guint c = 0; node->others && c < node->others->len; c++)
+            count_down(n_users, ordered, node->others->pdata[c]);
+    }
+    g_assert(ordered->len == m->nodes->len);
+    g_ptr_array_unref(m->nodes);
+    m->nodes = ordered;
+}
+
 // Those before `n`.
 static void resume_ports(Move *m, guint n)
 {
@@ -169,6 +209,7 @@ static void move_fiber(Fiber *self, void *arg)
         m->result = park_ports(self, m);
     if (m->result < 0)
         return;
+    order_from_the_top(m);
     detach_all(self, m);
     remote_call_plain(self, m->as->loop, attach_all, m);
     resume_ports(m, m->ports->len);

@@ -5,6 +5,10 @@
 
 #include "chain-core/port.h"
 
+// What was written ends at `end`: the node, and filters above it, do not end before. -ENOMEM: its
+// dirty bitmaps cannot follow, and it ends where it did.
+int node_note_end(Node *node, uint64_t end);
+
 // Visits `node` and every node from which it can be reached, each once. `fn` changes no edge.
 void node_for_each_above(Node *node, NodeVisitFn *fn, void *arg);
 // The same for `node` and every node that can be reached from it.

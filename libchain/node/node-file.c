@@ -17,10 +17,17 @@ static Node *node_of(const File *file)
     return ((const NodeFile *)file)->node;
 }
 
-static bool is_inside(const File *file, uint64_t off, uint64_t len)
+// Whether a change may end there, and with which flag: it may end past a node that grows.
+static int check_end(const File *file, uint64_t off, uint64_t len, NodeIoFlags *ret_flags)
 {
     uint64_t size = node_of(file)->size_bytes;
-    return off <= size && len <= size - off;
+    *ret_flags = 0;
+    if (off <= size && len <= size - off)
+        return 0;
+    *ret_flags = NODE_IO_GROW;
+    if (file->is_block_device)
+        return -ENOSPC;
+    return off <= INT64_MAX && len <= INT64_MAX - off ? 0 : -EFBIG;
 }
 
 // --- transfers -----------------------------------------------------------------------------------
@@ -40,13 +47,14 @@ static ssize_t transfer_one(Fiber *self, const FileTransfer *x)
     Node *node = node_of(x->file);
     const struct iovec *iov = &x->iov[x->first_iov];
     size_t len = iov->iov_len;
+    NodeIoFlags flags;
     int r;
-    if (x->is_write && !is_inside(x->file, x->off, len))
-        return -ENOSPC;
     if (!x->is_write && x->off >= node->size_bytes)
         return 0;
     if (x->is_write) {
-        r = node_write(self, node, guest_off(x->off), iov->iov_base, len, 0);
+        r = check_end(x->file, x->off, len, &flags);
+        if (r == 0)
+            r = node_write(self, node, guest_off(x->off), iov->iov_base, len, flags);
     } else {
         len = MIN(len, node->size_bytes - x->off);
         r = node_read(self, node, guest_off(x->off), iov->iov_base, len);
@@ -76,27 +84,32 @@ static int op_flush(Fiber *self, File *file)
 
 static int op_zero(Fiber *self, File *file, uint64_t off, uint64_t len, FileZeroFlags flags)
 {
-    NodeIoFlags node_flags = (flags & FILE_ZERO_UNMAP ? 0 : NODE_IO_NO_UNMAP) |
-                             (flags & FILE_ZERO_FAST ? NODE_IO_FAST_ZERO : 0);
-    if (!is_inside(file, off, len))
-        return -ENOSPC;
-    return node_zero(self, node_of(file), guest_off(off), len, node_flags);
+    NodeIoFlags node_flags;
+    int r = check_end(file, off, len, &node_flags);
+    node_flags |= (flags & FILE_ZERO_UNMAP ? 0 : NODE_IO_NO_UNMAP) |
+                  (flags & FILE_ZERO_FAST ? NODE_IO_FAST_ZERO : 0);
+    return r < 0 ? r : node_zero(self, node_of(file), guest_off(off), len, node_flags);
 }
 
 static int op_reserve(Fiber *self, File *file, uint64_t off, uint64_t len)
 {
-    return is_inside(file, off, len) ? 0 : -ENOSPC;
+    NodeIoFlags flags;
+    int r = check_end(file, off, len, &flags);
+    return r < 0 ? r : node_reserve(self, node_of(file), guest_off(off), len);
 }
 
 static int op_discard(Fiber *self, File *file, uint64_t off, uint64_t len)
 {
-    return is_inside(file, off, len) ? node_discard(self, node_of(file), guest_off(off), len, 0)
-                                     : 0;
+    Node *node = node_of(file);
+    uint64_t end = MIN(off + len, node->size_bytes);
+    return off < end ? node_discard(self, node, guest_off(off), end - off, 0) : 0;
 }
 
+// Drains what enters above the node: only where no request is inside.
 static int op_truncate(Fiber *self, File *file, uint64_t size)
 {
-    return size == node_of(file)->size_bytes ? 0 : -ENOTSUP;
+    Node *node = node_of(file);
+    return size == node->size_bytes ? 0 : node_resize(self, node, size, NULL);
 }
 
 static int op_find_extent(Fiber *self, File *file, uint64_t off, uint64_t len, bool *ret_is_data,
@@ -113,31 +126,20 @@ static int op_find_extent(Fiber *self, File *file, uint64_t off, uint64_t len, b
 
 static int op_get_size(Fiber *self, File *file, uint64_t *ret_size)
 {
+    int r = node_remeasure(self, node_of(file));
     *ret_size = node_of(file)->size_bytes;
-    return 0;
+    return r;
 }
 
 static int op_lock(Fiber *self, File *file, unsigned held, unsigned unshared, GError **error)
 {
-    return 0;
+    return node_lock(self, node_of(file), held, unshared, error);
 }
 
 static int op_make_writable(Fiber *self, File *file, GError **error)
 {
-    return error_set(error, -EROFS, "the node '%s' is read-only", node_of(file)->name);
-}
-
-static void op_detach(Fiber *self, File *file)
-{
-    if (node_of(file)->ops->detach)
-        node_of(file)->ops->detach(self, node_of(file));
-}
-
-static void op_attach(File *file)
-{
-    node_of(file)->loop = file->loop;
-    if (node_of(file)->ops->attach)
-        node_of(file)->ops->attach(node_of(file));
+    Node *node = node_of(file);
+    return node->read_only ? node_set_writable(self, node, true, error) : 0;
 }
 
 static void op_close(Fiber *self, File *file)
@@ -160,19 +162,27 @@ static const FileOps ops = {
     .get_size = op_get_size,
     .lock = op_lock,
     .make_writable = op_make_writable,
-    .detach = op_detach,
-    .attach = op_attach,
     .close = op_close,
 };
+
+// Where images look for what their names are relative to.
+static const char *path_of(Node *node)
+{
+    Node *bottom = node;
+    while (bottom->ops->is_filter)
+        bottom = bottom->backing;
+    const File *file = node_file(bottom);
+    return file ? file_path(file) : node->name;
+}
 
 int node_file_new(Node *node, bool is_writable, File **ret_file, GError **error)
 {
     if (is_writable && node->read_only)
         return error_set(error, -EACCES, "the node '%s' is read-only", node->name);
     NodeFile *f = g_new0(NodeFile, 1);
-    file_init(&f->file, &ops, node->loop, node->name, is_writable ? FILE_WRITABLE : 0);
+    file_init(&f->file, &ops, node->loop, path_of(node), is_writable ? FILE_WRITABLE : 0);
     f->file.size = node->size_bytes;
-    f->file.is_block_device = true;
+    f->file.is_block_device = !node_can_grow(node);
     f->node = node_ref(node);
     *ret_file = &f->file;
     return 0;

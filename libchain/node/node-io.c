@@ -8,9 +8,20 @@
 
 #include <string.h>
 
+#include "node/node-edge.h"
+
 static inline void assert_inside(const Node *node, GuestOff off, uint64_t len)
 {
     g_assert(off.v <= node->size_bytes && len <= node->size_bytes - off.v);
+}
+
+static inline void assert_may_change(const Node *node, GuestOff off, uint64_t len,
+                                     NodeIoFlags flags)
+{
+    if (flags & NODE_IO_GROW)
+        g_assert(off.v <= INT64_MAX && len <= INT64_MAX - off.v);
+    else
+        assert_inside(node, off, len);
 }
 
 // The node that a request goes on to where `node` lacks the operation.
@@ -41,13 +52,27 @@ int node_read(Fiber *self, Node *node, GuestOff off, void *buf, size_t len)
 }
 
 // Before the caller hears of the result, and also when it is a failure: part of it may be on disk.
-// A hook may take itself out.
+// A hook may take itself out. What did not become part of the node did not change it.
 static void run_write_hooks(Node *node, GuestOff off, uint64_t len)
 {
+    if (off.v > node->size_bytes)
+        return;
+    len = MIN(len, node->size_bytes - off.v);
     for (NodeWriteHook *hook = node->write_hooks, *next; hook; hook = next) {
         next = hook->next;
         hook->fn(hook, off, len);
     }
+}
+
+// The end of a change that came to `r`: whoever counts changes is told.
+static int end_change(Node *node, GuestOff off, uint64_t len, int r)
+{
+    if (r == 0 && G_UNLIKELY(off.v + len > node->size_bytes))
+        r = node_note_end(node, off.v + len);
+    node->n_changes++;
+    if (node->write_hooks)
+        run_write_hooks(node, off, len);
+    return r;
 }
 
 static bool can_change(const Node *node)
@@ -63,7 +88,7 @@ static bool is_zero(const uint8_t *buf, size_t len)
 int node_write(Fiber *self, Node *node, GuestOff off, const void *buf, size_t len,
                NodeIoFlags flags)
 {
-    assert_inside(node, off, len);
+    assert_may_change(node, off, len, flags);
     if (!can_change(node))
         return -EROFS;
     if (G_UNLIKELY(node->zero_detection) && is_zero(buf, len))
@@ -72,10 +97,7 @@ int node_write(Fiber *self, Node *node, GuestOff off, const void *buf, size_t le
                                                                       : flags | NODE_IO_NO_UNMAP);
     int r = node->ops->write ? node->ops->write(self, node, off, buf, len, flags)
                              : node_write(self, filtered(node), off, buf, len, flags);
-    node->n_changes++;
-    if (node->write_hooks)
-        run_write_hooks(node, off, len);
-    return r;
+    return end_change(node, off, len, r);
 }
 
 static int zero_by_writing(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags)
@@ -97,7 +119,7 @@ static int zero_by_writing(Fiber *self, Node *node, GuestOff off, uint64_t len, 
 
 int node_zero(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags)
 {
-    assert_inside(node, off, len);
+    assert_may_change(node, off, len, flags);
     if (!can_change(node))
         return -EROFS;
     if (node->ignores_discards)
@@ -105,10 +127,7 @@ int node_zero(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags f
     int r = node->ops->zero    ? node->ops->zero(self, node, off, len, flags)
             : node->ops->write ? zero_by_writing(self, node, off, len, flags)
                                : node_zero(self, filtered(node), off, len, flags);
-    node->n_changes++;
-    if (node->write_hooks)
-        run_write_hooks(node, off, len);
-    return r;
+    return end_change(node, off, len, r);
 }
 
 int node_discard(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags)
@@ -125,10 +144,7 @@ int node_discard(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlag
         r = node_discard(self, filtered(node), off, len, flags);
     else if (flags & NODE_IO_FUA)
         r = node_flush(self, node);
-    node->n_changes++;
-    if (node->write_hooks)
-        run_write_hooks(node, off, len);
-    return r;
+    return end_change(node, off, len, r);
 }
 
 static int flush_one(Fiber *self, Node *node)
@@ -249,4 +265,40 @@ int node_status_of_host(Fiber *self, Node *node, GuestOff off, uint64_t len, Nod
         find_hole(self, &extent); // a failure leaves it plain data
     *ret_extent = extent;
     return 0;
+}
+
+// -- as a file ------------------------------------------------------------------------------------
+
+bool node_can_grow(Node *node)
+{
+    while (!node->ops->can_grow && node->ops->is_filter)
+        node = filtered(node);
+    return node->ops->can_grow && node->ops->can_grow(node);
+}
+
+int node_reserve(Fiber *self, Node *node, GuestOff off, uint64_t len)
+{
+    assert_may_change(node, off, len, NODE_IO_GROW);
+    if (!can_change(node))
+        return -EROFS;
+    int r = 0;
+    if (node->ops->reserve)
+        r = node->ops->reserve(self, node, off, len);
+    else if (node->ops->is_filter)
+        r = node_reserve(self, filtered(node), off, len);
+    return r < 0 ? r : node_note_end(node, off.v + len);
+}
+
+int node_remeasure(Fiber *self, Node *node)
+{
+    while (!node->ops->remeasure && node->ops->is_filter)
+        node = filtered(node);
+    return node->ops->remeasure ? node->ops->remeasure(self, node) : 0;
+}
+
+int node_lock(Fiber *self, Node *node, unsigned held, unsigned unshared, GError **error)
+{
+    while (!node->ops->lock && node->ops->is_filter)
+        node = filtered(node);
+    return node->ops->lock ? node->ops->lock(self, node, held, unshared, error) : 0;
 }

@@ -38,6 +38,17 @@ static void resize_filters_above(Node *node)
     }
 }
 
+int node_note_end(Node *node, uint64_t end)
+{
+    if (end <= node->size_bytes)
+        return 0;
+    if (resize_bitmaps(node, end) < 0)
+        return -ENOMEM;
+    node->size_bytes = end;
+    resize_filters_above(node);
+    return 0;
+}
+
 void node_size_changed(Node *node)
 {
     node_edges_changed(node);

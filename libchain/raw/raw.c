@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "node/node-edge.h"
 
 typedef struct RawNode {
     Node node;
@@ -150,6 +151,31 @@ static int raw_resize(Fiber *self, Node *node, uint64_t size_bytes, GError **err
     return 0;
 }
 
+static bool raw_can_grow(Node *node)
+{
+    return !((RawNode *)node)->is_part && !file_is_block_device(raw_file(node));
+}
+
+static int raw_reserve(Fiber *self, Node *node, GuestOff off, uint64_t len)
+{
+    return file_reserve(self, raw_file(node), raw_host(node, off), len);
+}
+
+static int raw_remeasure(Fiber *self, Node *node)
+{
+    const RawNode *raw = (RawNode *)node;
+    if (raw->is_part)
+        return 0;
+    int r = file_refresh_size(self, raw->file);
+    uint64_t end = file_size(raw->file);
+    return r < 0 || end < raw->offset ? r : node_note_end(node, end - raw->offset);
+}
+
+static int raw_lock(Fiber *self, Node *node, unsigned held, unsigned unshared, GError **error)
+{
+    return file_lock(self, raw_file(node), held, unshared, error);
+}
+
 static void raw_close(Fiber *self, Node *node)
 {
     file_close(self, raw_file(node));
@@ -161,7 +187,8 @@ static void raw_close(Fiber *self, Node *node)
         .zero = raw_zero, .discard = raw_discard, .flush = raw_flush, .map = raw_map,              \
         .file = raw_file, .data_may_be_hole = raw_data_may_be_hole, .detach = raw_detach,          \
         .attach = raw_attach, .set_writable = raw_set_writable, .resize = raw_resize,              \
-        .close = raw_close,                                                                        \
+        .can_grow = raw_can_grow, .reserve = raw_reserve, .remeasure = raw_remeasure,              \
+        .lock = raw_lock, .close = raw_close,                                                      \
     }
 static const NodeOps raw_ops = OPS_OF_DRIVER("raw", false);
 static const NodeOps file_ops = OPS_OF_DRIVER("file", true);

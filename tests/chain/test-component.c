@@ -155,6 +155,8 @@ typedef struct World {
     MapMemory *memory;
     char *dir;
     bool is_direct;
+    bool is_behind_filters; // the top's file
+    ThrottleGroups *groups;
     unsigned n_moves;
     void (*test)(Fiber *self, struct World *w);
     // Of a call to a loop.
@@ -182,13 +184,32 @@ static void create_image(Fiber *self, const World *w, const char *name, const ch
     fiber_assert_equal(qcow2_create(self, path, &options, NULL), 0);
 }
 
+// Makes the path a name for the image there.
+static void put_behind_filters(char **path)
+{
+    static const char format[] =
+        "json:{'driver': 'qcow2', 'file': {'driver': 'copy-on-read', 'file': {'driver': "
+        "'throttle', "
+        "'throttle-group': 'group', 'file': {'driver': 'blkdebug', 'image': {'driver': 'file', "
+        "'filename': '%s'}}}}}";
+    g_autofree char *plain = g_steal_pointer(path);
+    *path = g_strdelimit(g_strdup_printf(format, plain), "'", '"');
+}
+
 static Node *open_chain(Fiber *self, World *w, const char *name, bool read_only)
 {
     g_autofree char *path = path_in(w, name);
     g_autoptr(GError) error = NULL;
     Node *node;
+    if (w->is_behind_filters && g_str_equal(name, "top"))
+        put_behind_filters(&path);
     LayerOptions options = {
-        .memory = w->memory, .direct = w->is_direct, .format = "qcow2", .read_only = read_only};
+        .memory = w->memory,
+        .direct = w->is_direct,
+        .format = "qcow2",
+        .read_only = read_only,
+        .throttle_groups = w->groups,
+    };
     if (chain_open(self, path, &options, &node, NULL, &error) < 0)
         g_error("%s", error->message);
     return node;
@@ -312,6 +333,14 @@ static void move(Fiber *self, Node *node, Loop *loop)
     fiber_assert(node->loop == loop);
 }
 
+// Of what an image lies in. Wherever a move begins, all that hangs together moves.
+static Node *lowest(Node *node)
+{
+    for (node = node->others->pdata[0]; node->backing; node = node->backing)
+        ;
+    return node;
+}
+
 // --- moves under load ----------------------------------------------------------------------------
 
 static void move_back_and_forth(Fiber *self, World *w)
@@ -319,7 +348,7 @@ static void move_back_and_forth(Fiber *self, World *w)
     on(self, w->loops[0], create_and_open, w);
     for (unsigned i = 1; i <= w->n_moves; i++) {
         let_guests_go_on(self, w);
-        move(self, w->node, w->loops[i % 2]);
+        move(self, w->is_behind_filters ? lowest(w->node) : w->node, w->loops[i % 2]);
     }
     on(self, w->loops[w->n_moves % 2], close_and_verify, w);
 }
@@ -342,6 +371,23 @@ static void a_chain_with_direct_files_moves_under_load(void **state)
 {
     World w = {.test = move_back_and_forth, .n_moves = 101, .is_direct = true};
     run_on_host(&w);
+}
+
+static void what_an_image_lies_in_moves_with_it(void **state)
+{
+    World w = {.test = move_back_and_forth, .is_behind_filters = true};
+    ThrottleLimits limits;
+    throttle_limits_init(&limits);
+    w.groups = throttle_groups_new();
+    assert_true(throttle_groups_add(w.groups, "group", &limits));
+    for (uint64_t seed = 1; seed <= 12; seed++) {
+        World on_sim = w;
+        on_sim.n_moves = 40;
+        run_on_sim(&on_sim, seed);
+    }
+    w.n_moves = 200;
+    run_on_host(&w);
+    throttle_groups_free(w.groups);
 }
 
 // --- what goes along -----------------------------------------------------------------------------
@@ -550,6 +596,7 @@ int main(void)
         cmocka_unit_test(a_chain_moves_under_load_on_simulated_loops),
         cmocka_unit_test(a_chain_moves_under_load_on_loops_of_the_host),
         cmocka_unit_test(a_chain_with_direct_files_moves_under_load),
+        cmocka_unit_test(what_an_image_lies_in_moves_with_it),
         cmocka_unit_test(what_was_dirty_is_durable_after_a_flush_on_the_new_loop),
         cmocka_unit_test(an_overlay_moves_and_its_layers_are_another_instance_there),
         cmocka_unit_test(all_that_edges_join_moves_together),

@@ -149,6 +149,8 @@ typedef enum FilePerm {
 // release). On conflict -EAGAIN with a sentence that names the holder where /proc shows it and says
 // what to do; the previous state is then kept.
 int file_lock(Fiber *self, File *file, unsigned held, unsigned unshared, GError **error);
+// The same beside what it holds.
+int file_lock_also(Fiber *self, File *file, unsigned held, unsigned unshared, GError **error);
 // Makes a file that was opened for reading writable, or the reverse. The file stays the same one,
 // whatever became of its name. If it holds locks it takes FILE_PERM_WRITE and FILE_PERM_RESIZE
 // before it is writable, or gives them up after; what holds before and after is held all the while,

@@ -54,9 +54,10 @@ int layer_open_described(Fiber *self, Layer *above, const NodeConfig *config, La
 // format lies in it.
 int layer_open_file(Fiber *self, const NodeConfig *config, const LayerOptions *options,
                     Node **ret_node, GError **error);
-// Keeps other programs out of a file in which no format lies and that is used all the same: as a
-// format would. Ends with file_lock(…, 0, 0).
-int layer_lock_file(Fiber *self, File *file, bool is_writable, GError **error);
+// Keeps other programs out of a file that is used without a format in it, itself or through filters:
+// as a format would, beside what is locked already. A format has locked its own. Ends with
+// node_lock(…, 0, 0).
+int layer_lock_node(Fiber *self, Node *node, bool is_writable, GError **error);
 // Makes the node; once. Layers that are not writable may be loaded side by side.
 int layer_load(Fiber *self, Layer *layer, Node **ret_node, GError **error);
 // Frees the layer, and closes what was not loaded. Accepts NULL.
@@ -68,7 +69,7 @@ bool layer_is_writable(const Layer *layer);
 const NodeConfig *layer_config(const Layer *layer);
 // The config, where it was made up from a name: owned. NULL: it was given.
 NodeConfig *layer_take_config(Layer *layer);
-// The nodes of the image's file, and of its external data file (NULL: it has none). Borrowed until
-// layer_drop().
-Node *layer_file_node(Layer *layer);
-Node *layer_data_node(Layer *layer);
+// The nodes of the image's file, and of its external data file (NULL: it has none), as children of
+// `node`, which was loaded. Borrowed until layer_drop().
+Node *layer_file_node(Layer *layer, Node *node);
+Node *layer_data_node(Layer *layer, Node *node);

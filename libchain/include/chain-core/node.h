@@ -21,6 +21,9 @@ typedef enum NodeIoFlags {
     NODE_IO_FUA = 1 << 0,       // durable before the call returns
     NODE_IO_NO_UNMAP = 1 << 1,  // write-zeroes: keep the space allocated (NBD NO_HOLE)
     NODE_IO_FAST_ZERO = 1 << 2, // write-zeroes: -ENOTSUP at once, data untouched, if not fast
+    // Write, write-zeroes: may end past the node's end, which moves there; what lies between reads as
+    // zeros. Where node_can_grow(). For whoever uses the node like a file (node-file.h).
+    NODE_IO_GROW = 1 << 3,
 } NodeIoFlags;
 
 // What a request is to those who let it in (port.h).
@@ -97,6 +100,16 @@ struct NodeOps {
     int (*resize)(Fiber *self, Node *node, uint64_t size_bytes, GError **error);
     // Of a filter whose size is not that of `below`, which it filters: what it is. NULL: the same.
     uint64_t (*size_over)(const Node *below);
+    // What a file can, for an image that lies in the node (node-file.h); a filter without them has
+    // it done to what it filters. Does a write past its end make it longer? NULL: it ends where it
+    // ends.
+    bool (*can_grow)(Node *node);
+    // Takes the host's space, as file_reserve() has it. NULL: nobody can tell, and it passes for done.
+    int (*reserve)(Fiber *self, Node *node, GuestOff off, uint64_t len);
+    // Looks how long it is now, as file_refresh_size() has it; only longer. NULL: as it knows.
+    int (*remeasure)(Fiber *self, Node *node);
+    // Keeps other programs out, as file_lock() has it. NULL: nobody can be.
+    int (*lock)(Fiber *self, Node *node, unsigned held, unsigned unshared, GError **error);
     // Something below `node` changed place (a backing child set, a filter put in or taken out) or
     // mode: forget what was derived from it. Drained; must not suspend. May be NULL.
     void (*below_changed)(Node *node);
@@ -166,7 +179,7 @@ struct Node {
     const NodeOps *ops;
     Loop *loop;
     char *name;          // for messages: the node's name or the image's file name
-    uint64_t size_bytes; // changes only drained (node_resize())
+    uint64_t size_bytes; // shrinks only drained (node_resize()); NODE_IO_GROW makes it longer
     bool read_only;
     bool ignores_discards;            // they end here, and zeroes keep their space
     NodeZeroDetection zero_detection; // of writes
@@ -199,7 +212,7 @@ void node_set_backing(Fiber *self, Node *node, Node *backing);
 void node_add_child(Node *node, Node *child);
 Node *node_take_child(Node *node, Node *child);
 
-// Bounds are the caller's promise (asserted): off+len ≤ size_bytes.
+// Bounds are the caller's promise (asserted): off+len ≤ size_bytes; with NODE_IO_GROW, ≤ INT64_MAX.
 int node_read_start(Fiber *self, Node *node, GuestOff off, void *buf, size_t len, IoBatch *batch);
 int node_read(Fiber *self, Node *node, GuestOff off, void *buf, size_t len);
 // -EROFS on read-only nodes. Data is in the host's hands (page cache) on return; durable after a
@@ -212,6 +225,11 @@ int node_discard(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlag
 // when they were the head.
 int node_flush(Fiber *self, Node *node);
 int node_map(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExtent *ret_extent);
+// The same as a file can, of NodeOps; a reservation may end past the end as with NODE_IO_GROW.
+bool node_can_grow(Node *node);
+int node_reserve(Fiber *self, Node *node, GuestOff off, uint64_t len);
+int node_remeasure(Fiber *self, Node *node);
+int node_lock(Fiber *self, Node *node, unsigned held, unsigned unshared, GError **error);
 // The file of the node's DATA extents, borrowed while it is open; NULL where there is none.
 static inline File *node_file(Node *node)
 {
