@@ -113,6 +113,16 @@ static void end_group(Fiber *self, JobGroup *group)
         prepare_all(self, group);
     while (group->jobs->len)
         end_one(self, group->jobs->pdata[0]);
+    group->is_over = true;
+    fiber_queue_wake_all(&group->changed);
+    job_group_unref(group);
+}
+
+void job_group_wait(Fiber *self, JobGroup *group)
+{
+    group->n_refs++;
+    while (!group->is_over)
+        fiber_queue_wait(self, &group->changed, false, "job: its end");
     job_group_unref(group);
 }
 

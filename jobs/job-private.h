@@ -15,6 +15,7 @@ struct JobGroup {
     bool has_failed;
     bool is_finalized; // by a user, or since none has to
     bool is_ending;    // it is too late to cancel
+    bool is_over;      // all have concluded
     FiberQueue changed;
 };
 
@@ -43,3 +44,5 @@ void job_table_wake(JobTable *table);
 
 // `job` has failed, or is cancelled: the others of its group are cancelled, too.
 void job_group_fail(JobGroup *group, const Job *job);
+// Returns when all have concluded.
+void job_group_wait(Fiber *self, JobGroup *group);

@@ -20,18 +20,20 @@ static int refuse(GError **error, const char *text)
     return -EPERM;
 }
 
-static void cancel(Job *job)
+// Whether it has to be waited for: the work is over, and the end follows at once.
+static bool cancel(Job *job)
 {
     job_control_cancel(job->control);
-    if (job->status == JOB_WAITING || job->status == JOB_PENDING)
-        job_group_fail(job->group, job);
+    if (job->status != JOB_WAITING && job->status != JOB_PENDING)
+        return false;
+    job_group_fail(job->group, job);
+    return true;
 }
 
-int job_cancel(Job *job, bool force, GError **error)
+int job_cancel(Fiber *self, Job *job, bool force, GError **error)
 {
     if (!force && job_control_pauses(job->control)) {
-        g_set_error(error, JOB_ERROR, EPERM,
-                    "The block job for device '%s' is currently paused and cannot be cancelled",
+        g_set_error(error, JOB_ERROR, EPERM, "The block job for device '%s' is currently paused",
                     job->id);
         return -EPERM;
     }
@@ -40,8 +42,8 @@ int job_cancel(Job *job, bool force, GError **error)
         return r;
     if (!force && (job->status == JOB_READY || job->status == JOB_STANDBY))
         job_control_ask_end(job->control, JOB_END_CANCEL);
-    else
-        cancel(job);
+    else if (cancel(job))
+        job_group_wait(self, job->group);
     return 0;
 }
 
@@ -91,13 +93,14 @@ int job_complete(Job *job, GError **error)
     return 0;
 }
 
-int job_finalize(Job *job, GError **error)
+int job_finalize(Fiber *self, Job *job, GError **error)
 {
     int r = job_check_verb(job, JOB_FINALIZE, error);
     if (r < 0)
         return r;
     job->group->is_finalized = true;
     fiber_queue_wake_all(&job->group->changed);
+    job_group_wait(self, job->group);
     return 0;
 }
 

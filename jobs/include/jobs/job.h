@@ -98,14 +98,16 @@ void job_drop_cancelled(Job *job);
 // -- what users ask; -EPERM with QEMU's words where the state does not allow it --------------------
 
 int job_check_verb(const Job *job, JobVerb verb, GError **error);
-// `force`: also one that is ready ends without having completed, and one that is paused.
-int job_cancel(Job *job, bool force, GError **error);
+// `force`: also one that is ready ends without having completed, and one that is paused. One whose
+// work is over already has concluded on return.
+int job_cancel(Fiber *self, Job *job, bool force, GError **error);
 int job_pause(Job *job, GError **error);
 int job_resume(Job *job, GError **error);
 int job_set_speed(Job *job, int64_t speed, GError **error);
 int job_complete(Job *job, GError **error);
-int job_finalize(Job *job, GError **error); // and all of its group
-int job_dismiss(Job *job, GError **error);  // frees the job
+// And all of its group: they have concluded on return.
+int job_finalize(Fiber *self, Job *job, GError **error);
+int job_dismiss(Job *job, GError **error); // frees the job
 
 // -- what is known --------------------------------------------------------------------------------
 
