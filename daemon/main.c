@@ -185,7 +185,13 @@ static void stop_monitors(Fiber *self, void *arg)
     qmp_server_stop(self, arg);
 }
 
-// No command runs after this. One that waits for storage that does not answer is waited for.
+static void give_up_nodes(Fiber *self, void *arg)
+{
+    nodes_give_up(((const Daemon *)arg)->nodes);
+}
+
+// No command runs after this. One that waits for a disk that does not answer is waited for; what
+// waits for other machines goes on without them.
 static void finish_commands(const Daemon *daemon)
 {
     RemoteCall call;
@@ -194,6 +200,7 @@ static void finish_commands(const Daemon *daemon)
         return;
     log_line(LOG_WARNING, "a command or job still runs: the storage that it needs does not answer; "
                           "waiting (a second signal leaves at once)");
+    remote_call_reserve(daemon_control_loop(daemon), give_up_nodes, (void *)daemon);
     remote_call_wait(&call, -1);
 }
 

@@ -132,7 +132,11 @@ static void live(Fiber *self, void *arg)
 {
     Job *job = arg;
     JobGroup *group = job->group;
-    int r = remote_call_fiber_reserve(self, job->loop, run, job);
+    int r = 0;
+    if (job->loop == fiber_loop(self))
+        run(self, job); // what fails at once has done so when the command returns, as in QEMU
+    else
+        r = remote_call_fiber_reserve(self, job->loop, run, job);
     job_control_end(job->control);
     if (r == 0)
         r = job->result;

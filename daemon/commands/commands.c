@@ -4,6 +4,7 @@
 
 #include "backing-file.h"
 #include "bitmaps.h"
+#include "block-jobs.h"
 #include "create.h"
 #include "exports.h"
 #include "internal-snapshots.h"
@@ -31,6 +32,7 @@ const QmpFamily *const qmp_families[] = {
     &qmp_snapshots_family,
     &qmp_transaction_family,
     &qmp_jobs_family,
+    &qmp_block_jobs_family,
     &qmp_objects_family,
     NULL, // ends
 };

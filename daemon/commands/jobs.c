@@ -1,22 +1,22 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Looks at jobs and dismisses them. What a query tells are the table and the progress, which the
-// work counts in atomics: it waits for nobody. Control loop.
+// All jobs: what is asked of them by id, and told of them. A query tells the table and atomics of the
+// work: it waits for nobody. Control loop.
 #include "jobs.h"
 
 #include <errno.h>
 
+#include "block-jobs.h"
 #include "daemon/daemon.h"
 #include "daemon/qmp/args.h"
 
-static const QmpType status_type = {
+const QmpType qmp_job_status = {
     .name = "JobStatus",
     .kind = QMP_ENUM,
-    .doc = "States of a job: created, running ⇄ paused, ready ⇄ standby, waiting, pending, "
-           "concluded, and null when it is gone; aborting, when it failed or was cancelled.",
+    .doc = "States of a job; see [Jobs](#jobs).",
     .values = (const char *const[]){"undefined", "created", "running", "paused", "ready", "standby",
                                     "waiting", "pending", "aborting", "concluded", "null", NULL},
 };
-static const QmpType type_type = {
+const QmpType qmp_job_type = {
     .name = "JobType",
     .kind = QMP_ENUM,
     .values = (const char *const[]){"commit", "stream", "mirror", "backup", "create", NULL},
@@ -27,16 +27,16 @@ static const QmpType info_type = {
     .members =
         (const QmpMember[]){
             {"id", &qmp_str, .doc = "its id"},
-            {"type", &type_type, .doc = "what it does"},
-            {"status", &status_type, .doc = "where it is"},
+            {"type", &qmp_job_type, .doc = "what it does"},
+            {"status", &qmp_job_status, .doc = "where it is"},
             {"current-progress", &qmp_int, .doc = "how much is done, in a unit of its own"},
             {"total-progress", &qmp_int, .doc = "how much there is, as far as is known"},
             {"error", &qmp_str, true, "why it failed"},
             {0}},
 };
-static const QmpType job_infos = {.kind = QMP_ARRAY, .element = &info_type};
+static const QmpType infos_type = {.kind = QMP_ARRAY, .element = &info_type};
 
-static const QmpType job_id_args = {
+static const QmpType id_args = {
     .kind = QMP_OBJECT,
     .members = (const QmpMember[]){{"id", &qmp_str, .doc = "of the job"}, {0}},
 };
@@ -48,12 +48,19 @@ static json_t *describe(Fiber *self, const Job *job)
         json_pack("{s:s, s:s, s:s, s:I, s:I}", "id", job_id(job), "type", job_kind(job)->type,
                   "status", job_status_name(job_status(job)), "current-progress",
                   (json_int_t)of.current, "total-progress", (json_int_t)of.total);
-    if (job_error(job)) {
-        g_autofree char *error = g_utf8_make_valid(job_error(job), -1);
-        json_object_set_new(info, "error", json_string(error));
-    }
+    qmp_jobs_add_error(info, job);
     return info;
 }
+
+void qmp_jobs_add_error(json_t *info, const Job *job)
+{
+    if (!job_error(job))
+        return;
+    g_autofree char *error = g_utf8_make_valid(job_error(job), -1);
+    json_object_set_new(info, "error", json_string(error));
+}
+
+// -- commands -------------------------------------------------------------------------------------
 
 static int query_jobs(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_reply,
                       GError **error)
@@ -66,47 +73,54 @@ static int query_jobs(Fiber *self, QmpCall *call, const json_t *args, json_t **r
     return 0;
 }
 
+static Job *find(const QmpCall *call, const json_t *args, GError **error)
+{
+    return job_table_get(call->daemon->jobs, qmp_args_str(args, "id"), error);
+}
+
+static int cancel(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_reply,
+                  GError **error)
+{
+    Job *job = find(call, args, error);
+    return job ? job_cancel(self, job, true, error) : -ENOENT;
+}
+
+static int pause_job(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_reply,
+                     GError **error)
+{
+    Job *job = find(call, args, error);
+    return job ? job_pause(job, error) : -ENOENT;
+}
+
+static int resume(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_reply,
+                  GError **error)
+{
+    Job *job = find(call, args, error);
+    return job ? job_resume(job, error) : -ENOENT;
+}
+
+static int complete(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_reply,
+                    GError **error)
+{
+    Job *job = find(call, args, error);
+    return job ? job_complete(job, error) : -ENOENT;
+}
+
+static int finalize(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_reply,
+                    GError **error)
+{
+    Job *job = find(call, args, error);
+    return job ? job_finalize(self, job, error) : -ENOENT;
+}
+
 static int dismiss(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_reply,
                    GError **error)
 {
-    Job *job = job_table_get(call->daemon->jobs, qmp_args_str(args, "id"), error);
+    Job *job = find(call, args, error);
     return job ? job_dismiss(job, error) : -ENOENT;
 }
 
-static const QmpType io_status = {
-    .name = "BlockDeviceIoStatus",
-    .kind = QMP_ENUM,
-    .values = (const char *const[]){"ok", "failed", "nospace", NULL},
-};
-static const QmpType block_job_info = {
-    .name = "BlockJobInfo",
-    .kind = QMP_OBJECT,
-    .members =
-        (const QmpMember[]){
-            {"type", &type_type, .doc = "what it does"},
-            {"device", &qmp_str, .doc = "its id"},
-            {"len", &qmp_int, .doc = "how much there is, in bytes"},
-            {"offset", &qmp_int, .doc = "how much of it is done"},
-            {"busy", &qmp_bool, .doc = "whether it is at work right now"},
-            {"paused", &qmp_bool, .doc = "whether somebody paused it"},
-            {"speed", &qmp_int, .doc = "its limit, in bytes a second; 0: none"},
-            {"io-status", &io_status, .doc = "of its last request"},
-            {"ready", &qmp_bool, .doc = "whether it can be completed"},
-            {"status", &status_type, .doc = "where it is"},
-            {"auto-finalize", &qmp_bool, .doc = "whether it goes on from pending by itself"},
-            {"auto-dismiss", &qmp_bool, .doc = "whether it is forgotten when it has ended"},
-            {"error", &qmp_str, true, "why it failed"},
-            {0}},
-};
-static const QmpType block_job_infos = {.kind = QMP_ARRAY, .element = &block_job_info};
-
-// The jobs that there are so far make files; they are jobs, and no block jobs.
-static int query_block_jobs(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_reply,
-                            GError **error)
-{
-    *ret_reply = json_array();
-    return 0;
-}
+// -- events ---------------------------------------------------------------------------------------
 
 void qmp_jobs_happened(void *arg, const Job *job, const JobEvent *event)
 {
@@ -114,12 +128,14 @@ void qmp_jobs_happened(void *arg, const Job *job, const JobEvent *event)
         qmp_emit(
             arg, "JOB_STATUS_CHANGE",
             json_pack("{s:s, s:s}", "status", job_status_name(job_status(job)), "id", job_id(job)));
+    else if (job_kind(job)->is_block_job)
+        qmp_block_jobs_happened(arg, job, event);
 }
 
 static const QmpType status_change = {
     .kind = QMP_OBJECT,
     .members = (const QmpMember[]){{"id", &qmp_str, .doc = "of the job"},
-                                   {"status", &status_type, .doc = "the new one"},
+                                   {"status", &qmp_job_status, .doc = "the new one"},
                                    {0}},
 };
 
@@ -129,15 +145,45 @@ static const QmpEvent events[] = {
 };
 
 static const QmpCommand commands[] = {
-    {"query-jobs", NULL, &job_infos, "All jobs, also those that have ended and were not dismissed.",
-     query_jobs},
-    {"query-block-jobs", NULL, &block_job_infos,
-     "The jobs that copy from node to node. There are none yet: jobs of type create are told by "
-     "query-jobs alone.",
-     query_block_jobs},
-    {"job-dismiss", &job_id_args, NULL,
+    {"query-jobs", NULL, &infos_type,
+     "All jobs, also those that have ended and were not dismissed.", query_jobs},
+    {"job-pause", &id_args, NULL,
+     "Pauses a job: it finishes what is in flight, and is `paused` then.", pause_job},
+    {"job-resume", &id_args, NULL,
+     "Lets a job go on that was paused, by a user or for an error; what failed is tried again.",
+     resume},
+    {"job-cancel", &id_args, NULL,
+     "Ends a job before its time. Every image is valid then, and shows what it did before.",
+     cancel},
+    {"job-complete", &id_args, NULL, "Has a job that is ready do what it was made ready for.",
+     complete},
+    {"job-finalize", &id_args, NULL,
+     "Lets a job that is pending, and all of its group, take effect. They have concluded on "
+     "return.",
+     finalize},
+    {"job-dismiss", &id_args, NULL,
      "Forgets a job that has ended. Until then its result stays known, and its id taken.", dismiss},
     {0},
 };
 
-const QmpFamily qmp_jobs_family = {.title = "Jobs", .commands = commands, .events = events};
+static char *text(void)
+{
+    g_autofree char *states = job_states_text();
+    return g_strdup_printf(
+        "A job works beside all other requests. Its states, which may follow, and what may be "
+        "asked "
+        "of it there; anything else is refused with an error:\n\n%s\n"
+        "A job that is well goes from `running` (by `ready`, if it has to be completed) to "
+        "`waiting`, for the other jobs of its group, to `pending`, for `job-finalize` unless it "
+        "finalizes by itself, and to `concluded`; one that failed or was cancelled goes by "
+        "`aborting`. Then it is dismissed, by itself or by `job-dismiss`. Its result stays known "
+        "until then.\n",
+        states);
+}
+
+const QmpFamily qmp_jobs_family = {
+    .title = "Jobs",
+    .text = text,
+    .commands = commands,
+    .events = events,
+};

@@ -66,6 +66,8 @@ typedef struct QmpAction {
 typedef struct QmpFamily QmpFamily;
 struct QmpFamily {
     const char *title; // a heading of docs/qmp.md
+    // What stands under it there before the commands, in Markdown, owned; NULL: nothing.
+    char *(*text)(void);
     const QmpCommand *commands;
     const QmpAction *actions;
     const QmpEvent *events;

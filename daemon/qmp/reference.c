@@ -103,7 +103,9 @@ static void write_command(Reference *reference, const QmpCommand *command)
 
 static void write_family(Reference *reference, const QmpFamily *family)
 {
-    g_string_append_printf(reference->text, "\n## %s\n", family->title);
+    g_autofree char *text = family->text ? family->text() : NULL;
+    g_string_append_printf(reference->text, "\n## %s\n%s%s", family->title, text ? "\n" : "",
+                           text ?: "");
     for (const QmpCommand *command = family->commands; command && command->name; command++)
         write_command(reference, command);
     for (const QmpAction *action = family->actions; action && action->name; action++) {

@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// Commands and events of the jobs that copy between nodes.
+#pragma once
+
+#include "daemon/qmp/command.h"
+#include "jobs/job.h"
+
+extern const QmpFamily qmp_block_jobs_family;
+
+// A JobEventFn for those of them that have an event of their own.
+JobEventFn qmp_block_jobs_happened;
