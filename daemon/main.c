@@ -15,6 +15,7 @@
 
 #include "chain-core/remote-call.h"
 #include "daemon.h"
+#include "daemon/commands/block-jobs.h"
 #include "daemon/commands/commands.h"
 #include "daemon/commands/jobs.h"
 #include "daemon/qmp/reference.h"
@@ -139,6 +140,12 @@ static void export_removed(void *arg, const char *id)
     qmp_emit(arg, "BLOCK_EXPORT_DELETED", json_pack("{s:s}", "id", id));
 }
 
+static void job_happened(void *arg, const Job *job, const JobEvent *event)
+{
+    qmp_jobs_happened(arg, job, event);
+    qmp_block_jobs_happened(arg, job, event);
+}
+
 typedef struct ControlStart {
     Daemon *daemon;
     Listeners *listeners; // taken; NULL: no NBD server is wanted yet
@@ -158,7 +165,7 @@ static int start_control(Daemon *daemon, GError **error)
     if (!daemon->control)
         return -ENOSYS;
     daemon->qmp = qmp_server_new(daemon_control_loop(daemon), daemon, qmp_families);
-    daemon->jobs = job_table_new(qmp_jobs_happened, daemon);
+    daemon->jobs = job_table_new(job_happened, daemon);
     return 0;
 }
 

@@ -21,6 +21,8 @@ struct JobControl {
     JobRate rate;
     // Of the work's loop.
     FiberQueue waiting;
+    JobAskedFn *asked; // NULL: nobody is told
+    void *asked_arg;
     // Set before the work begins.
     Loop *loop; // NULL on the control loop when the work has ended
     Loop *control_loop, *work_loop;
@@ -44,8 +46,11 @@ typedef struct Wake {
 static void wake_arrives(LoopCall *call)
 {
     Wake *wake = (Wake *)call;
-    fiber_queue_wake_all(&wake->control->waiting);
-    unref(wake->control);
+    JobControl *control = wake->control;
+    fiber_queue_wake_all(&control->waiting);
+    if (control->asked)
+        control->asked(control->asked_arg);
+    unref(control);
     g_free(wake);
 }
 
@@ -73,8 +78,13 @@ static void news_arrives(LoopCall *call)
     g_free(post);
 }
 
+// Where the work and its users share the loop, at once.
 static void tell(JobControl *control, JobNews news)
 {
+    if (control->work_loop == control->control_loop) {
+        control->hear(control->arg, &news);
+        return;
+    }
     NewsPost *post = g_new(NewsPost, 1);
     *post = (NewsPost){.call.fn = news_arrives, .control = control, .news = news};
     atomic_fetch_add(&control->n_refs, 1);
@@ -176,6 +186,12 @@ bool job_is_cancelled(const JobControl *control)
 bool job_is_asked(const JobControl *control)
 {
     return job_is_cancelled(control) || job_control_pauses(control);
+}
+
+void job_set_asked(JobControl *control, JobAskedFn *asked, void *arg)
+{
+    control->asked = asked;
+    control->asked_arg = arg;
 }
 
 static void wait_while_paused(Fiber *self, JobControl *control)

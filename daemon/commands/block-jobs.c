@@ -222,6 +222,8 @@ static void emit_end(const Daemon *daemon, const Job *job, const char *event)
 
 void qmp_block_jobs_happened(void *arg, const Job *job, const JobEvent *event)
 {
+    if (!job_kind(job)->is_block_job)
+        return;
     static const char *const actions[] = {"report", "ignore", "stop"};
     switch (event->kind) {
     case JOB_EVENT_STATUS:

@@ -7,5 +7,5 @@
 
 extern const QmpFamily qmp_block_jobs_family;
 
-// A JobEventFn for those of them that have an event of their own.
+// A JobEventFn of the daemon (`arg`): tells the monitors what qmp_jobs_happened() does not.
 JobEventFn qmp_block_jobs_happened;

@@ -5,7 +5,6 @@
 
 #include <errno.h>
 
-#include "block-jobs.h"
 #include "daemon/daemon.h"
 #include "daemon/qmp/args.h"
 
@@ -128,8 +127,6 @@ void qmp_jobs_happened(void *arg, const Job *job, const JobEvent *event)
         qmp_emit(
             arg, "JOB_STATUS_CHANGE",
             json_pack("{s:s, s:s}", "status", job_status_name(job_status(job)), "id", job_id(job)));
-    else if (job_kind(job)->is_block_job)
-        qmp_block_jobs_happened(arg, job, event);
 }
 
 static const QmpType status_change = {

@@ -205,11 +205,13 @@ static inline void fake_main(Fiber *self, void *arg)
     g_string_free(world->told, true);
 }
 
+// Every fifth time the work is on the loop of its users.
 static inline void run_with_jobs(FakeTestFn *fn)
 {
     for (uint64_t seed = 1; seed <= 25; seed++) {
         Sim *sim = sim_new(&(SimConfig){.seed = seed});
-        FakeRun run = {.fn = fn, .world.work = sim_loop_new(sim)};
+        Loop *control = sim_loop_new(sim);
+        FakeRun run = {.fn = fn, .world.work = seed % 5 ? sim_loop_new(sim) : control};
         sim_run(sim, fake_main, &run);
         sim_free(sim);
     }

@@ -33,6 +33,10 @@ int job_sleep(Fiber *self, JobControl *control, uint64_t ns);
 // For the work's other fibers: is that one fiber to come to a pause point? Any thread.
 bool job_is_asked(const JobControl *control);
 bool job_is_cancelled(const JobControl *control); // any thread
+// `asked` is called whenever a user has asked for something (whatever it is), for work that waits
+// elsewhere than in job_sleep(): it must not suspend. NULL: no more.
+typedef void JobAskedFn(void *arg);
+void job_set_asked(JobControl *control, JobAskedFn *asked, void *arg);
 
 // Bytes a second, 0: no limit. Any thread.
 uint64_t job_speed(const JobControl *control);
