@@ -9,6 +9,7 @@
 #include "daemon/qmp/server.h"
 #include "disks.h"
 #include "exports.h"
+#include "iothreads.h"
 #include "jobs/job.h"
 #include "loops.h"
 #include "monitors.h"
@@ -24,11 +25,13 @@ struct Daemon {
     Stop *stop;
     bool is_activated; // started for a client; ends with the last one
     Monitors *monitors;
-    Loops *loops;   // of disks
-    Loops *control; // one loop
-    QmpServer *qmp; // on it
-    JobTable *jobs; // likewise
+    Loops *loops;         // of disks
+    Loops *control;       // one loop
+    QmpServer *qmp;       // on it
+    JobTable *jobs;       // likewise
+    IoThreads *iothreads; // further ones
     MapMemory *memory;
+    ThrottleGroups *throttle_groups; // of objects
     Objects *objects;
     Nodes *nodes;
     NbdServer *nbd;

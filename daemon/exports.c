@@ -123,8 +123,6 @@ static char *user_text(const char *id)
 static int check(const Exports *exports, const NamedNode *named, const ExportSpec *spec,
                  GError **error)
 {
-    if (spec->is_writable && named->facts.read_only)
-        return qmp_fail(error, "Cannot export read-only node as writable");
     if (!nbd_server_get(exports->server) || nbd_server_is_stopping(exports->server))
         return qmp_fail(error, "NBD server not running");
     if (strlen(spec->name) > OPTIONS_MAX_STRING)
@@ -162,10 +160,22 @@ static int add(Fiber *self, Exports *exports, Export *export, const ExportSpec *
     return adding.result;
 }
 
+static int bring_to_loop(Fiber *self, Exports *exports, NamedNode *named, const ExportSpec *spec,
+                         GError **error)
+{
+    g_autoptr(GError) ignored = NULL;
+    if (!spec->loop)
+        return 0;
+    int r = nodes_move(self, exports->nodes, named, spec->loop, spec->is_fixed ? error : &ignored);
+    return spec->is_fixed ? r : 0;
+}
+
 int exports_add(Fiber *self, Exports *exports, NamedNode *named, const ExportSpec *spec,
                 Export **ret_export, GError **error)
 {
     int r = check(exports, named, spec, error);
+    if (r == 0)
+        r = bring_to_loop(self, exports, named, spec, error);
     if (r < 0)
         return r;
     g_autofree char *user = user_text(spec->id);
@@ -176,6 +186,7 @@ int exports_add(Fiber *self, Exports *exports, NamedNode *named, const ExportSpe
         .use = nodes_use(named, user, spec->is_writable),
         .server = exports->server,
     };
+    export->use->is_fixed = spec->is_fixed;
     g_ptr_array_add(exports->all, export);
     r = add(self, exports, export, spec, error);
     if (r == 0) {

@@ -27,6 +27,10 @@ typedef struct ExportSpec {
     const char *name;        // what clients call it; "" is the default export
     const char *description; // NULL: none
     bool is_writable;
+    Loop *loop; // where its node is moved to; NULL: it stays where it is
+    // The node is on that loop, or nothing is exported, and stays there; else it is moved if that
+    // can be.
+    bool is_fixed;
     bool is_writethrough;      // each write is durable before its reply
     const json_t *bitmaps;     // BlockDirtyBitmapOrStr, for clients; NULL: none
     bool has_allocation_depth; // clients may ask for it

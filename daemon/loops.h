@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Loops, each with its thread: those of the disks, and the one of control. Called from the main
-// thread only.
+// Loops, each with its thread: those of the disks, and the one of control. What starts and ends
+// threads is called by the owner of `Loops` only.
 #pragma once
 
 #include <glib.h>

@@ -255,9 +255,11 @@ static int start_loops(Daemon *daemon, GError **error)
     if (!daemon->loops || start_control(daemon, error) < 0)
         return -ENOSYS;
     daemon->memory = map_memory_new(options->map_memory_bytes);
+    daemon->iothreads = iothreads_new(&loop_config);
+    daemon->throttle_groups = throttle_groups_new();
     daemon->objects = objects_new();
     daemon->nodes = nodes_new(daemon->loops, daemon->memory, post_event, daemon);
-    nodes_set_throttle_groups(daemon->nodes, objects_throttle_groups(daemon->objects));
+    nodes_set_throttle_groups(daemon->nodes, daemon->throttle_groups);
     daemon->nbd = nbd_server_new(
         &(NbdsServerConfig){
             .limits.max_connections = max_connections,
@@ -385,12 +387,15 @@ static int finish(Daemon *daemon)
     qmp_server_free(daemon->qmp);
     job_table_free(daemon->jobs);
     loops_stop(daemon->loops);
+    iothreads_stop(daemon->iothreads);
     loops_free(daemon->control);
     loops_free(daemon->loops);
+    iothreads_free(daemon->iothreads);
     exports_free(daemon->exports);
     nbd_server_free(daemon->nbd);
     nodes_free(daemon->nodes);
     objects_free(daemon->objects);
+    throttle_groups_free(daemon->throttle_groups);
     map_memory_free(daemon->memory);
     monitors_free(daemon->monitors);
     options_clear(&daemon->options);

@@ -20,6 +20,7 @@ typedef struct NodeUse {
     NamedNode *by;          // the parent; NULL: `user` is it
     const char *role;       // as which child; "root": for others than nodes
     bool writes;            // changes what it shows, and so allows no one who relies on that
+    bool is_fixed;          // keeps it on its loop
     char *user;             // for messages: "block export 'a'", "node 'top'"
     const NodePerms *perms; // a literal; NULL: what the role and `writes` say
 } NodeUse;

@@ -6,6 +6,7 @@
 #include "chain-core/chain.h"
 #include "chain-core/component.h"
 #include "chain-core/remote-call.h"
+#include "daemon/qmp/error.h"
 
 static bool is_separable(const NodeUse *use)
 {
@@ -97,17 +98,36 @@ static int provide_all(Fiber *self, const NodeFinder *finder, const GPtrArray *a
 
 // --- moving --------------------------------------------------------------------------------------
 
+static bool is_fixed(const NamedNode *named)
+{
+    for (guint u = 0; u < named->users->len; u++)
+        if (((const NodeUse *)named->users->pdata[u])->is_fixed)
+            return true;
+    return false;
+}
+
+static int check_not_fixed(const GPtrArray *all, GError **error)
+{
+    for (guint i = 0; i < all->len; i++)
+        if (is_fixed(all->pdata[i]))
+            return qmp_fail(error, "Cannot change iothread of active block backend");
+    return 0;
+}
+
 int node_move(Fiber *self, const NodeFinder *finder, NamedNode *named, GError **error)
 {
     if (named_node_loop(named) == finder->loop)
         return 0;
     g_autoptr(GPtrArray) all = collect(named);
+    int r = check_not_fixed(all, error);
+    if (r < 0)
+        return r;
     g_autoptr(GPtrArray) nodes = g_ptr_array_new();
     g_autoptr(GArray) belows = g_array_new(FALSE, FALSE, sizeof(Below));
     g_autoptr(GArray) edges = g_array_new(FALSE, FALSE, sizeof(ComponentEdge));
     for (guint i = 0; i < all->len; i++)
         g_ptr_array_add(nodes, ((const NamedNode *)all->pdata[i])->node);
-    int r = provide_all(self, finder, all, belows, edges, error);
+    r = provide_all(self, finder, all, belows, edges, error);
     if (r == 0) {
         ComponentMove move = {
             .nodes = (Node **)nodes->pdata,
@@ -124,10 +144,11 @@ int node_move(Fiber *self, const NodeFinder *finder, NamedNode *named, GError **
     return r;
 }
 
+// What cannot be moved counts as larger than all that can.
 static guint size_of(NamedNode *named)
 {
     g_autoptr(GPtrArray) all = collect(named);
-    return all->len;
+    return check_not_fixed(all, NULL) < 0 ? G_MAXUINT : all->len;
 }
 
 // Only what lies below an overlay can be another instance: other edges share more than content.

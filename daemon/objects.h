@@ -1,17 +1,20 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Objects that are neither nodes nor exports, by their id: throttle groups, and iothreads, which are
-// names only (loops are made at the start). Control loop.
+// Objects that are neither nodes nor exports, by their id. What one is, its kind knows
+// (commands/object-kind.h). Control loop.
 #pragma once
 
 #include <glib.h>
+#include <jansson.h>
 
-#include "chain-core/throttle-group.h"
+#include "chain-core/loop.h"
 
-typedef enum ObjectKind { OBJECT_THROTTLE_GROUP, OBJECT_IOTHREAD, OBJECT_N_KINDS } ObjectKind;
+typedef struct ObjectKind ObjectKind;
 
 typedef struct Object {
     char *id;
-    ObjectKind kind;
+    const ObjectKind *kind;
+    json_t *values; // of its properties; NULL: its kind has them elsewhere
+    Loop *loop;     // an iothread's
 } Object;
 
 typedef struct Objects Objects;
@@ -19,15 +22,14 @@ typedef struct Objects Objects;
 Objects *objects_new(void);
 void objects_free(Objects *objects); // accepts NULL
 
-// QEMU's words when there is one of that id. `limits` (of a throttle group, else NULL) were checked.
-int objects_add(Objects *objects, const Object *object, const ThrottleLimits *limits,
-                GError **error);
-// QEMU's words when there is none, or it is in use.
-int objects_delete(Objects *objects, const char *id, GError **error);
+// Takes `object`, of whose id there is none.
+void objects_add(Objects *objects, Object *object);
+void objects_delete(Objects *objects, Object *object);
 // NULL: there is none of that id.
-const Object *objects_find(const Objects *objects, const char *id);
+Object *objects_find(const Objects *objects, const char *id);
 // All of them, Object, in the order in which they came.
 const GPtrArray *objects_all(const Objects *objects);
 
-// The throttle groups among them; any thread.
-ThrottleGroups *objects_throttle_groups(const Objects *objects);
+Object *object_new(const char *id, const ObjectKind *kind);
+void object_free(Object *object);
+G_DEFINE_AUTOPTR_CLEANUP_FUNC(Object, object_free)

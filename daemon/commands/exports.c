@@ -128,8 +128,12 @@ static const QmpType block_export_add_args = {
         (const QmpMember[]){
             {"type", &export_type, .doc = "nbd"},
             {"id", &qmp_str, .doc = "the export's name in commands"},
-            {"fixed-iothread", &qmp_bool, true, "accepted: a node's loop is chosen by the daemon"},
-            {"iothread", &qmp_str, true, "an object of that id must exist"},
+            {"fixed-iothread", &qmp_bool, true,
+             "whether the node stays on its loop as long as the export is there, and fails to be "
+             "exported if it cannot be brought to the iothread's; false without it"},
+            {"iothread", &qmp_str, true,
+             "the object to whose loop the node is moved, with all that is joined to it; without "
+             "it, the node stays where it is"},
             {"node-name", &qmp_str, .doc = "the node"},
             {"writable", &qmp_bool, true, "whether clients may write; they may not without it"},
             {"writethrough", &qmp_bool, true, "whether each write is flushed before its reply"},
@@ -149,13 +153,19 @@ static int add_export(Fiber *self, Daemon *daemon, const json_t *args, GError **
     if (!named)
         return -ENODEV;
     const char *name = qmp_args_str(args, "name"), *iothread = qmp_args_str(args, "iothread");
-    if (iothread)
+    bool is_writable = qmp_args_bool(args, "writable", false);
+    if (is_writable && named->facts.read_only)
+        return qmp_fail(error, "Cannot export read-only node as writable");
+    const Object *thread = iothread ? objects_find(daemon->objects, iothread) : NULL;
+    if (iothread && (!thread || !thread->loop))
         return qmp_fail(error, "iothread \"%s\" not found", iothread);
     ExportSpec spec = {
         .id = id,
         .name = name ? name : node_name,
         .description = qmp_args_str(args, "description"),
-        .is_writable = qmp_args_bool(args, "writable", false),
+        .is_writable = is_writable,
+        .loop = thread ? thread->loop : NULL,
+        .is_fixed = qmp_args_bool(args, "fixed-iothread", false),
         .bitmaps = json_object_get(args, "bitmaps"),
         .is_writethrough = qmp_args_bool(args, "writethrough", false),
         .has_allocation_depth = qmp_args_bool(args, "allocation-depth", false),

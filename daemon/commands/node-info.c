@@ -191,6 +191,9 @@ static json_t *image_info_of(const NamedNode *named, const FileSpace *space)
     set_text(info, "filename", name);
     json_object_set_new(info, "format", json_string(named->driver->name));
     json_object_set_new(info, "virtual-size", json_integer(whole_sectors(named->facts.size_bytes)));
+    if (g_str_equal(named->driver->name, "file"))
+        json_object_set_new(info, "format-specific",
+                            json_pack("{s:s, s:{}}", "type", "file", "data"));
     if (bytes)
         json_object_set_new(info, "actual-size", json_integer((json_int_t)*bytes));
     const char *backing = json_string_value(json_object_get(info, "backing-filename"));

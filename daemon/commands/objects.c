@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Objects have paths, /objects/ID, and properties there. Control loop.
+// Commands of objects. They have paths, /objects/ID, and properties there. Control loop.
 #include "objects.h"
 
 #include <string.h>
@@ -7,45 +7,32 @@
 #include "daemon/daemon.h"
 #include "daemon/node-names.h"
 #include "daemon/qmp/args.h"
-#include "throttle-limits.h"
+#include "object-kind.h"
 
-static const char *const kind_names[] = {
-    [OBJECT_THROTTLE_GROUP] = "throttle-group", [OBJECT_IOTHREAD] = "iothread", NULL};
+static const ObjectKind *const kinds[] = {
+    &object_throttle_group_kind, &object_iothread_kind,      &object_secret_kind,
+    &object_tls_creds_anon_kind, &object_tls_creds_psk_kind, &object_tls_creds_x509_kind,
+};
 
-static bool find_kind(const char *name, ObjectKind *ret_kind)
+static const ObjectKind *find_kind(const char *name)
 {
-    for (unsigned i = 0; i < OBJECT_N_KINDS; i++) {
-        if (!g_str_equal(kind_names[i], name))
-            continue;
-        *ret_kind = i;
-        return true;
-    }
-    return false;
+    for (unsigned i = 0; i < G_N_ELEMENTS(kinds); i++)
+        if (g_str_equal(kinds[i]->name, name))
+            return kinds[i];
+    return NULL;
 }
 
 // -- object-add, object-del -----------------------------------------------------------------------
+
+// Filled in by make_types().
+static const char *kind_names[G_N_ELEMENTS(kinds) + 1];
+static QmpVariant variants[G_N_ELEMENTS(kinds) + 1];
 
 static const QmpType object_type = {
     .name = "ObjectType",
     .kind = QMP_ENUM,
     .doc = "Kinds of objects.",
     .values = kind_names,
-};
-static const QmpType throttle_group_properties = {
-    .name = "ThrottleGroupProperties",
-    .kind = QMP_OBJECT,
-    .members = throttle_group_members,
-};
-static const QmpType iothread_properties = {
-    .name = "IothreadProperties",
-    .kind = QMP_OBJECT,
-    .members = (const QmpMember[]){{"poll-max-ns", &qmp_int, true, "accepted, does nothing"},
-                                   {"poll-grow", &qmp_int, true, "accepted, does nothing"},
-                                   {"poll-shrink", &qmp_int, true, "accepted, does nothing"},
-                                   {"aio-max-batch", &qmp_int, true, "accepted, does nothing"},
-                                   {"thread-pool-min", &qmp_int, true, "accepted, does nothing"},
-                                   {"thread-pool-max", &qmp_int, true, "accepted, does nothing"},
-                                   {0}},
 };
 static const QmpType object_options = {
     .name = "ObjectOptions",
@@ -55,31 +42,46 @@ static const QmpType object_options = {
                                    {"id", &qmp_str, .doc = "its name, under /objects"},
                                    {0}},
     .tag = "qom-type",
-    .variants = (const QmpVariant[]){{"throttle-group", &throttle_group_properties},
-                                     {"iothread", &iothread_properties},
-                                     {0}},
+    .variants = variants,
 };
 
-static int read_limits(const json_t *args, ThrottleLimits *ret_limits, GError **error)
+static void make_types(void)
 {
-    throttle_limits_init(ret_limits);
-    int r = throttle_limits_from_members(args, ret_limits, error);
-    const json_t *limits = json_object_get(args, "limits");
-    return r == 0 && limits ? throttle_limits_from_json(limits, ret_limits, error) : r;
+    for (unsigned i = 0; i < G_N_ELEMENTS(kinds); i++) {
+        kind_names[i] = kinds[i]->name;
+        variants[i] = (QmpVariant){kinds[i]->name, kinds[i]->properties};
+    }
+}
+
+static int check_unused(const Daemon *daemon, const char *id, GError **error)
+{
+    if (!objects_find(daemon->objects, id))
+        return 0;
+    return qmp_fail(error, "attempt to add duplicate property '%s' to object (type 'container')",
+                    id);
 }
 
 static int object_add(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_reply,
                       GError **error)
 {
+    Daemon *daemon = call->daemon;
     const char *id = qmp_args_str(args, "id");
-    Object object = {.id = (char *)id};
-    ThrottleLimits limits;
     if (!node_names_is_id(id))
         return qmp_fail(error, "Parameter 'id' expects an identifier");
-    if (!find_kind(qmp_args_str(args, "qom-type"), &object.kind))
-        return qmp_fail(error, "invalid object type: %s", qmp_args_str(args, "qom-type"));
-    int r = object.kind == OBJECT_THROTTLE_GROUP ? read_limits(args, &limits, error) : 0;
-    return r < 0 ? r : objects_add(call->daemon->objects, &object, &limits, error);
+    const ObjectKind *kind = find_kind(qmp_args_str(args, "qom-type"));
+    int r = check_unused(daemon, id, error);
+    if (r < 0)
+        return r;
+    g_autoptr(Object) object = object_new(id, kind);
+    r = kind->make(self, daemon, object, args, error);
+    if (r < 0)
+        return r;
+    r = check_unused(daemon, id, error); // it may have suspended
+    if (r < 0 && kind->unmake)
+        kind->unmake(daemon, object, NULL);
+    if (r == 0)
+        objects_add(daemon->objects, g_steal_pointer(&object));
+    return r;
 }
 
 static const QmpType object_del_args = {
@@ -90,43 +92,80 @@ static const QmpType object_del_args = {
 static int object_del(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_reply,
                       GError **error)
 {
-    return objects_delete(call->daemon->objects, qmp_args_str(args, "id"), error);
+    Daemon *daemon = call->daemon;
+    const char *id = qmp_args_str(args, "id");
+    Object *object = objects_find(daemon->objects, id);
+    if (!object)
+        return qmp_fail(error, "object '%s' not found", id);
+    int r = object->kind->unmake ? object->kind->unmake(daemon, object, error) : 0;
+    if (r == 0)
+        objects_delete(daemon->objects, object);
+    return r;
 }
 
-// -- paths and properties -------------------------------------------------------------------------
+// -- paths ----------------------------------------------------------------------------------------
 
-// What a path means: the root, the container of all objects, or one of them. A single word is the
-// name of an object.
+// The root, the container of all objects, or one of them.
 typedef enum PlaceKind { PLACE_ROOT, PLACE_OBJECTS, PLACE_OBJECT } PlaceKind;
 typedef struct Place {
     PlaceKind kind;
-    const Object *object;
+    Object *object;
 } Place;
 
+// The names of a path, without empty ones. Owned.
+static char **split_path(const char *path)
+{
+    g_autoptr(GStrvBuilder) names = g_strv_builder_new();
+    g_auto(GStrv) parts = g_strsplit(path, "/", -1);
+    for (char **part = parts; *part; part++)
+        if (**part)
+            g_strv_builder_add(names, *part);
+    return g_strv_builder_end(names);
+}
+
+// A path that does not begin at the root may begin at the container.
 static int resolve(const QmpCall *call, const char *path, Place *ret_place, GError **error)
 {
-    const char *id = g_str_has_prefix(path, "/objects/") ? path + strlen("/objects/") : path;
-    *ret_place = (Place){PLACE_OBJECT, objects_find(call->daemon->objects, id)};
-    if (g_str_equal(path, "/"))
-        ret_place->kind = PLACE_ROOT;
-    else if (g_str_equal(path, "/objects") || g_str_equal(path, "/objects/"))
+    g_auto(GStrv) names = split_path(path);
+    char **name = names;
+    bool is_absolute = *path == '/';
+    *ret_place = (Place){PLACE_ROOT};
+    if (*name && g_str_equal(*name, "objects")) {
         ret_place->kind = PLACE_OBJECTS;
-    else if (!ret_place->object) {
+        name++;
+    }
+    if (*name && (ret_place->kind == PLACE_OBJECTS || !is_absolute)) {
+        *ret_place = (Place){PLACE_OBJECT, objects_find(call->daemon->objects, *name)};
+        name++;
+    }
+    if (*name || !*path || (ret_place->kind == PLACE_OBJECT && !ret_place->object)) {
         g_set_error(error, QMP_ERROR, QMP_ERROR_DEVICE_NOT_FOUND, "Device '%s' not found", path);
-        return -1;
+        return -ENOENT;
     }
     return 0;
 }
 
 static const char *type_of_place(const Place *place)
 {
-    return place->object ? kind_names[place->object->kind] : "container";
+    return place->object ? place->object->kind->name : "container";
+}
+
+// The path of what a container has under that name; owned. NULL: nothing.
+static char *child_path(const QmpCall *call, const Place *place, const char *name)
+{
+    if (place->kind == PLACE_ROOT && g_str_equal(name, "objects"))
+        return g_strdup("/objects");
+    if (place->kind == PLACE_OBJECTS && objects_find(call->daemon->objects, name))
+        return g_strdup_printf("/objects/%s", name);
+    return NULL;
 }
 
 static int no_property(const Place *place, const char *name, GError **error)
 {
     return qmp_fail(error, "Property '%s.%s' not found", type_of_place(place), name);
 }
+
+// -- properties -----------------------------------------------------------------------------------
 
 static const QmpType object_property = {
     .name = "ObjectPropertyInfo",
@@ -146,20 +185,19 @@ static void add_property(json_t *list, const char *name, const char *type)
     json_array_append_new(list, json_pack("{s:s, s:s}", "name", name, "type", type));
 }
 
-static void add_properties_of_kind(json_t *list, ObjectKind kind)
+static void add_properties_of_kind(json_t *list, const ObjectKind *kind)
 {
-    const QmpMember *m =
-        kind == OBJECT_THROTTLE_GROUP ? throttle_group_members : iothread_properties.members;
-    for (; m->name; m++)
-        add_property(list, m->name, m->type->kind == QMP_OBJECT ? m->type->name : "int");
+    for (const QmpMember *m = kind->properties->members; m->type; m++)
+        add_property(list, m->name, m->type->kind == QMP_STR ? "string" : m->type->name);
 }
 
 static int qom_list(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_reply,
                     GError **error)
 {
     Place place;
-    if (resolve(call, qmp_args_str(args, "path"), &place, error) < 0)
-        return -1;
+    int r = resolve(call, qmp_args_str(args, "path"), &place, error);
+    if (r < 0)
+        return r;
     json_t *list = json_array();
     add_property(list, "type", "string");
     const GPtrArray *all = objects_all(call->daemon->objects);
@@ -167,7 +205,7 @@ static int qom_list(Fiber *self, QmpCall *call, const json_t *args, json_t **ret
         add_property(list, "objects", "child<container>");
     for (guint i = 0; place.kind == PLACE_OBJECTS && i < all->len; i++) {
         const Object *object = all->pdata[i];
-        g_autofree char *type = g_strdup_printf("child<%s>", kind_names[object->kind]);
+        g_autofree char *type = g_strdup_printf("child<%s>", object->kind->name);
         add_property(list, object->id, type);
     }
     if (place.object)
@@ -188,25 +226,17 @@ static int qom_get(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_
 {
     const char *name = qmp_args_str(args, "property");
     Place place;
-    if (resolve(call, qmp_args_str(args, "path"), &place, error) < 0)
-        return -1;
-    if (g_str_equal(name, "type")) {
+    int r = resolve(call, qmp_args_str(args, "path"), &place, error);
+    if (r < 0)
+        return r;
+    g_autofree char *child = child_path(call, &place, name);
+    if (g_str_equal(name, "type"))
         *ret_reply = json_string(type_of_place(&place));
-        return 0;
-    }
-    if (!place.object || place.object->kind != OBJECT_THROTTLE_GROUP)
-        return no_property(&place, name, error);
-    g_autoptr(ThrottleGroup) group =
-        throttle_groups_find(objects_throttle_groups(call->daemon->objects), place.object->id);
-    ThrottleLimits limits;
-    throttle_group_get_limits(group, &limits);
-    json_t *all = throttle_limits_to_json(&limits);
-    const char *member = g_str_has_prefix(name, "x-") ? name + 2 : "";
-    json_t *one = g_str_equal(name, "limits") ? all : json_object_get(all, member);
-    if (one)
-        *ret_reply = json_incref(one);
-    json_decref(all);
-    return one ? 0 : no_property(&place, name, error);
+    else if (child)
+        *ret_reply = json_string(child);
+    else if (place.object && object_kind_find_property(place.object->kind, name))
+        *ret_reply = place.object->kind->get(call->daemon, place.object, name);
+    return *ret_reply ? 0 : no_property(&place, name, error);
 }
 
 static const QmpType qom_set_args = {
@@ -217,34 +247,19 @@ static const QmpType qom_set_args = {
                                    {0}},
 };
 
-// Checked under its name, which sentences of faults begin with.
-static const QmpType limits_property = {
-    .kind = QMP_OBJECT,
-    .members = (const QmpMember[]){{"limits", &throttle_limits_type}, {0}},
-};
-
-static int set_limits(const QmpCall *call, const char *id, json_t *value, GError **error)
+// Limits are changed together.
+static bool is_fixed(const Object *object, const char *property)
 {
-    json_auto_t *property = json_pack("{s:O}", "limits", value);
-    int r = qmp_type_check(&limits_property, property, QMP_INPUT_JSON, error);
-    if (r < 0)
-        return r;
-    g_autoptr(ThrottleGroup) group =
-        throttle_groups_find(objects_throttle_groups(call->daemon->objects), id);
-    ThrottleLimits limits;
-    throttle_group_get_limits(group, &limits);
-    r = throttle_limits_from_json(value, &limits, error);
-    if (r == 0)
-        throttle_group_set_limits(group, &limits);
-    return r;
+    return object->kind == &object_throttle_group_kind && !g_str_equal(property, "limits");
 }
 
-static bool has_member(const char *name)
+static int set_property(Daemon *daemon, Object *object, const QmpMember *property, json_t *value,
+                        GError **error)
 {
-    for (const QmpMember *m = throttle_group_members; m->name; m++)
-        if (g_str_equal(m->name, name))
-            return true;
-    return false;
+    if (is_fixed(object, property->name))
+        return qmp_fail(error, "Property cannot be set after initialization");
+    int r = object_kind_check_value(property, value, error);
+    return r < 0 ? r : object->kind->set(daemon, object, property->name, value, error);
 }
 
 static int qom_set(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_reply,
@@ -252,16 +267,17 @@ static int qom_set(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_
 {
     const char *name = qmp_args_str(args, "property");
     Place place;
-    if (resolve(call, qmp_args_str(args, "path"), &place, error) < 0)
-        return -1;
-    bool is_group = place.object && place.object->kind == OBJECT_THROTTLE_GROUP;
-    if (is_group && g_str_equal(name, "limits"))
-        return set_limits(call, place.object->id, json_object_get(args, "value"), error);
-    if (is_group && has_member(name))
-        return qmp_fail(error, "Property cannot be set after initialization");
-    if (g_str_equal(name, "type"))
-        return qmp_fail(error, "Property '%s.type' is not writable", type_of_place(&place));
-    return no_property(&place, name, error);
+    int r = resolve(call, qmp_args_str(args, "path"), &place, error);
+    if (r < 0)
+        return r;
+    g_autofree char *child = child_path(call, &place, name);
+    if (child || g_str_equal(name, "type"))
+        return qmp_fail(error, "Property '%s.%s' is not writable", type_of_place(&place), name);
+    const QmpMember *property =
+        place.object ? object_kind_find_property(place.object->kind, name) : NULL;
+    return property ? set_property(call->daemon, place.object, property,
+                                   json_object_get(args, "value"), error)
+                    : no_property(&place, name, error);
 }
 
 // -- types ----------------------------------------------------------------------------------------
@@ -282,20 +298,20 @@ static const QmpType qom_list_types_args = {
                                    {0}},
 };
 
-static bool is_of_type(const char *kind, const char *wanted)
+static bool is_of_type(const ObjectKind *kind, const char *wanted)
 {
-    return !wanted || g_str_equal(wanted, kind) || g_str_equal(wanted, "object") ||
-           g_str_equal(wanted, "user-creatable");
+    return !wanted || g_str_equal(wanted, kind->name) || g_str_equal(wanted, kind->parent) ||
+           g_str_equal(wanted, "object") || g_str_equal(wanted, "user-creatable");
 }
 
 static int qom_list_types(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_reply,
                           GError **error)
 {
     json_t *list = json_array();
-    for (unsigned i = 0; i < OBJECT_N_KINDS; i++)
-        if (is_of_type(kind_names[i], qmp_args_str(args, "implements")))
+    for (unsigned i = 0; i < G_N_ELEMENTS(kinds); i++)
+        if (!kinds[i]->is_refused && is_of_type(kinds[i], qmp_args_str(args, "implements")))
             json_array_append_new(
-                list, json_pack("{s:s, s:s}", "name", kind_names[i], "parent", "object"));
+                list, json_pack("{s:s, s:s}", "name", kinds[i]->name, "parent", kinds[i]->parent));
     *ret_reply = list;
     return 0;
 }
@@ -309,26 +325,29 @@ static int qom_list_properties(Fiber *self, QmpCall *call, const json_t *args, j
                                GError **error)
 {
     const char *name = qmp_args_str(args, "typename");
-    ObjectKind kind;
-    if (!find_kind(name, &kind)) {
+    const ObjectKind *kind = find_kind(name);
+    if (!kind && !g_str_equal(name, "object") && !g_str_equal(name, "container")) {
         g_set_error(error, QMP_ERROR, QMP_ERROR_DEVICE_NOT_FOUND, "Class '%s' not found", name);
-        return -1;
+        return -ENOENT;
     }
     json_t *list = json_array();
     add_property(list, "type", "string");
-    add_properties_of_kind(list, kind);
+    if (kind)
+        add_properties_of_kind(list, kind);
     *ret_reply = list;
     return 0;
 }
 
 static const QmpCommand commands[] = {
     {"object-add", &object_options, NULL, "Makes an object.", object_add},
-    {"object-del", &object_del_args, NULL, "Deletes an object that nobody uses.", object_del},
+    {"object-del", &object_del_args, NULL,
+     "Deletes an object that nobody uses. Nodes stay on the loop of an iothread.", object_del},
     {"qom-list", &path_args, &object_properties, "The properties at a path.", qom_list},
     {"qom-get", &qom_get_args, &qmp_any, "The value of a property.", qom_get},
     {"qom-set", &qom_set_args, NULL,
-     "Changes a property: \"limits\" of a throttle group, of which what is not given stays. Holds "
-     "for requests that wait already.",
+     "Changes a property. \"limits\" of a throttle group: what is not given stays, and it holds "
+     "for "
+     "requests that wait already.",
      qom_set},
     {"qom-list-types", &qom_list_types_args, &object_type_infos, "The kinds of objects.",
      qom_list_types},
@@ -337,4 +356,4 @@ static const QmpCommand commands[] = {
     {0},
 };
 
-const QmpFamily qmp_objects_family = {.title = "Objects", .commands = commands};
+const QmpFamily qmp_objects_family = {.title = "Objects", .commands = commands, .init = make_types};

@@ -167,12 +167,10 @@ static int check_grouped(const json_t *args, GError **error)
         return 0;
     json_array_foreach(json_object_get(args, "actions"), i, entry)
     {
-        const char *type = qmp_args_str(entry, "type");
-        if (!g_str_equal(type, "abort"))
-            return qmp_fail(error,
-                            "Action '%s' does not support Transaction property completion-mode = "
-                            "grouped",
-                            type);
+        return qmp_fail(error,
+                        "Action '%s' does not support transaction property completion-mode = "
+                        "grouped",
+                        qmp_args_str(entry, "type"));
     }
     return 0;
 }

@@ -1,37 +1,15 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Disks on several loops: a layer that many chains share is open once on each loop that uses it."""
-import json
 import os
-import socket
+import threading
 import time
 
 import nbd
 
 import harness
 from harness import Daemon, HANG, KIB, MIB, qemu_img, qemu_io
-
-
-class Qmp:
-    """A client of the daemon's monitor."""
-
-    def __init__(self, path):
-        self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.connect(str(path))
-        self.lines = self.socket.makefile("r")
-        self.lines.readline()
-        self("qmp_capabilities")
-
-    def __call__(self, command, **arguments):
-        arguments = {k.replace("_", "-"): v for k, v in arguments.items()}
-        message = {"execute": command, "arguments": arguments}
-        self.socket.sendall(json.dumps(message).encode() + b"\n")
-        while True:
-            reply = json.loads(self.lines.readline())
-            if "event" not in reply:
-                break
-        assert "return" in reply, (command, arguments, reply)
-        return reply["return"]
+from qmp_client import Qmp
 
 
 def n_open(daemon, path):
@@ -71,18 +49,19 @@ def connect(tmp, name):
 
 
 def add(qmp, tmp, i, backing="base"):
-    qmp("blockdev-add", driver="qcow2", node_name=f"o{i}", backing=backing,
-        file={"driver": "file", "filename": str(tmp / f"o{i}.qcow2")})
-    qmp("block-export-add", type="nbd", id=f"e{i}", node_name=f"o{i}", name=f"o{i}", writable=True)
+    qmp.command("blockdev-add", driver="qcow2", node_name=f"o{i}", backing=backing,
+                file={"driver": "file", "filename": str(tmp / f"o{i}.qcow2")})
+    qmp.command("block-export-add", type="nbd", id=f"e{i}", node_name=f"o{i}", name=f"o{i}",
+                writable=True)
 
 
 def remove(qmp, i):
-    qmp("block-export-del", id=f"e{i}", mode="hard")
+    qmp.command("block-export-del", id=f"e{i}", mode="hard")
     deadline = time.monotonic() + HANG
-    while any(e["id"] == f"e{i}" for e in qmp("query-block-exports")):
+    while any(e["id"] == f"e{i}" for e in qmp.command("query-block-exports")):
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    qmp("blockdev-del", node_name=f"o{i}")
+    qmp.command("blockdev-del", node_name=f"o{i}")
 
 
 def test_shared_base(tmp):
@@ -91,7 +70,7 @@ def test_shared_base(tmp):
     base = make_images(tmp, n)
     with Daemon("--loops", "2", "--qmp", tmp / "q", "--nbd", tmp / "n") as d:
         qmp = Qmp(tmp / "q")
-        qmp("blockdev-add", driver="qcow2", node_name="base", read_only=True,
+        qmp.command("blockdev-add", driver="qcow2", node_name="base", read_only=True,
             file={"driver": "file", "filename": str(base)})
         assert n_open(d, base) == 1
         for i in range(n):
@@ -113,7 +92,7 @@ def test_shared_base(tmp):
         for i in range(2):
             assert connect(tmp, f"o{i}").pread(1 * KIB, 64 * KIB) == b"\7" * 512 + b"\1" * 512
             remove(qmp, i)
-        qmp("blockdev-del", node_name="base")
+        qmp.command("blockdev-del", node_name="base")
         await_open(d, base, 0)
 
 
@@ -127,7 +106,7 @@ def test_shared_chain(tmp):
     with Daemon("--loops", "2", "--qmp", tmp / "q", "--nbd", tmp / "n") as d:
         qmp = Qmp(tmp / "q")
         for name, path, more in ("base", base, {}), ("middle", middle, {"backing": "base"}):
-            qmp("blockdev-add", driver="qcow2", node_name=name, read_only=True,
+            qmp.command("blockdev-add", driver="qcow2", node_name=name, read_only=True,
                 file={"driver": "file", "filename": str(path)}, **more)
         for i in range(n):
             add(qmp, tmp, i, "middle")
@@ -141,9 +120,141 @@ def test_shared_chain(tmp):
             remove(qmp, i)
         await_open(d, middle, 1)
         await_open(d, base, 1)
-        qmp("blockdev-del", node_name="middle")
-        qmp("blockdev-del", node_name="base")
+        qmp.command("blockdev-del", node_name="middle")
+        qmp.command("blockdev-del", node_name="base")
         await_open(d, base, 0)
+
+
+def n_sleeps(daemon):
+    """How often each loop has slept, by the name of its thread."""
+    counts = {}
+    for task in os.listdir(f"/proc/{daemon.process.pid}/task"):
+        with open(f"/proc/{daemon.process.pid}/task/{task}/status", encoding="utf-8") as f:
+            status = dict(line.split(":\t", 1) for line in f.read().splitlines() if ":\t" in line)
+        if status["Name"].startswith(("loop-", "io")):
+            counts[status["Name"]] = int(status["voluntary_ctxt_switches"])
+    return counts
+
+
+def serving_loop(daemon, h):
+    """The thread that answers this client: it sleeps about once a request, others do not wake up."""
+    before = n_sleeps(daemon)
+    for _ in range(500):
+        h.pread(512, 0)
+    more = {name: n - before.get(name, 0) for name, n in n_sleeps(daemon).items()}
+    first, second = sorted(more, key=more.get, reverse=True)[:2]
+    assert more[first] > 10 * more[second] + 10, more
+    return first
+
+
+class Writer(threading.Thread):
+    """A client that writes and reads what it wrote until it is told to end."""
+
+    def __init__(self, h):
+        super().__init__()
+        self.h, self.is_over, self.n = h, False, 0
+        self.fault = None
+
+    def run(self):
+        try:
+            while not self.is_over:
+                self.n += 1
+                block = self.n.to_bytes(8, "little") * 512
+                off = self.n % 512 * 4 * KIB
+                self.h.pwrite(block, off)
+                assert self.h.pread(len(block), off) == block
+        except Exception as e:  # told by the test
+            self.fault = e
+
+    def finish(self):
+        self.is_over = True
+        self.join()
+        if self.fault:
+            raise self.fault
+
+
+def start(tmp, *args):
+    return Daemon("--loops", "2", "--busy-poll", "0", "--qmp", tmp / "q", "--nbd", tmp / "n", *args)
+
+
+def add_iothreads(qmp, *ids):
+    for i in ids:
+        qmp.command("object-add", qom_type="iothread", id=i)
+
+
+def add_export(qmp, node, name, **more):
+    qmp.command("block-export-add", type="nbd", id=name, node_name=node, name=name, **more)
+
+
+def test_iothread(tmp):
+    """An export with an iothread moves its node to that loop, with the clients that write meanwhile."""
+    base = make_images(tmp, 1)
+    with start(tmp) as d:
+        qmp = Qmp(tmp / "q")
+        add_iothreads(qmp, "first", "second")
+        add_base = {"driver": "qcow2", "node-name": "base", "read-only": True,
+                    "file": {"driver": "file", "filename": str(base)}}
+        qmp.command("blockdev-add", driver="qcow2", node_name="o0", backing=add_base,
+                    file={"driver": "file", "filename": str(tmp / "o0.qcow2")})
+        add_export(qmp, "o0", "o0", writable=True)
+        writer, probe = Writer(connect(tmp, "o0")), connect(tmp, "o0")
+        assert serving_loop(d, probe).startswith("loop-")
+        writer.start()
+        for thread, loop in (("first", "io0-0"), ("second", "io1-0"), ("first", "io0-0")):
+            n = writer.n
+            add_export(qmp, "o0", loop, iothread=thread)
+            qmp.command("block-export-del", id=loop)
+            deadline = time.monotonic() + HANG
+            while writer.n < n + 10 and writer.is_alive():
+                assert time.monotonic() < deadline
+                time.sleep(0.001)
+        writer.finish()
+        assert serving_loop(d, probe) == "io0-0"
+        # The object's name is free, and the loop goes on.
+        qmp.command("object-del", id="first")
+        assert serving_loop(d, probe) == "io0-0"
+        add_iothreads(qmp, "third")
+        add_export(qmp, "o0", "third", iothread="third")
+        assert serving_loop(d, connect(tmp, "third")) == "io0-0"
+    harness.check_image(tmp / "o0.qcow2")
+
+
+def test_fixed_iothread(tmp):
+    """A node that an export keeps on its loop does not move: others come to it, or are refused."""
+    for name in "a", "d":
+        qemu_img("create", "-q", "-f", "raw", tmp / f"{name}.raw", "1M")
+    qemu_img("create", "-q", "-f", "qcow2", "-o", f"data_file={tmp}/d.raw", tmp / "a.qcow2", "1M")
+    refusal = "Cannot change iothread of active block backend"
+    with start(tmp) as d:
+        qmp = Qmp(tmp / "q")
+        add_iothreads(qmp, "first", "second")
+        for name in "a.qcow2", "d.raw":
+            qmp.command("blockdev-add", driver="file", node_name=name[0], read_only=True,
+                        filename=str(tmp / name))
+        add_export(qmp, "a", "a0", iothread="first", fixed_iothread=True)
+        assert qmp.error("block-export-add", type="nbd", id="a1", node_name="a", name="a1",
+                         iothread="second", fixed_iothread=True) == refusal
+        add_export(qmp, "a", "a1", iothread="second")
+        assert serving_loop(d, connect(tmp, "a1")) == "io0-0"
+        # What is joined to it comes to its loop, although there is more of that.
+        for name in "r1", "r2":
+            qmp.command("blockdev-add", driver="raw", node_name=name, file="d", read_only=True)
+        add_export(qmp, "r1", "r1")
+        assert serving_loop(d, connect(tmp, "r1")).startswith("loop-")
+        qmp.command("blockdev-add", driver="qcow2", node_name="q", read_only=True, file="a",
+                    data_file="d")
+        assert serving_loop(d, connect(tmp, "r1")) == "io0-0"
+        qmp.command("blockdev-del", node_name="q")
+        # Two that stay where they are cannot be joined.
+        qmp.command("block-export-del", id="r1")
+        add_export(qmp, "d", "d0", iothread="second", fixed_iothread=True)
+        assert serving_loop(d, connect(tmp, "d0")) == "io1-0"
+        assert qmp.error("blockdev-add", driver="qcow2", node_name="q", read_only=True, file="a",
+                         data_file="d") == refusal
+        qmp.command("block-export-del", id="d0", mode="hard")
+        qmp.event("BLOCK_EXPORT_DELETED")
+        qmp.command("blockdev-add", driver="qcow2", node_name="q", read_only=True, file="a",
+                    data_file="d")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,9 @@ The program starts at the first line that needs it.
 Normalised: times of events, names that were made up (#block123), the working directory, the order of
 events after quit.
 
-usage: side-by-side.py [--chaind PATH] [--show] [NAME]...
+usage: side-by-side.py [--chaind PATH] [--qemu PATH] [--show] [NAME]...
+
+QSD=PATH in the environment is the same as --qemu.
 """
 import argparse
 import json
@@ -47,6 +49,7 @@ import traceback
 HERE = pathlib.Path(__file__).resolve().parent
 HANG = 200  # seconds after which something hangs, and is not merely slow
 chaind_path = os.environ.get("CHAIND", str(HERE.parents[1] / "build/daemon/chaind"))
+qemu_path = os.environ.get("QSD", "qemu-storage-daemon")
 
 
 PID_FILE = ".pid"
@@ -57,7 +60,7 @@ def command_line(program, monitors):
     its monitors take clients; one that comes earlier is greeted twice, or not answered."""
     if program == "chaind":
         return [chaind_path, "--qmp", "qmp.sock"]
-    words = ["qemu-storage-daemon", "--pidfile", PID_FILE]
+    words = [qemu_path, "--pidfile", PID_FILE]
     for i, name in enumerate(monitors):
         words += ["--chardev", f"socket,id=qmp{i},path={name}.sock,server=on,wait=off",
                   "--monitor", f"chardev=qmp{i}"]
@@ -279,7 +282,7 @@ class Player:
         status = self.process.wait(HANG)
         self.log.seek(0)
         for line in self.log:
-            line = re.sub("^(qemu-storage-daemon|chaind): ", "PROGRAM: ", line.rstrip("\n"))
+            line = re.sub("^(\\S*qemu-storage-daemon|chaind): ", "PROGRAM: ", line.rstrip("\n"))
             self.write(" ", self.normal(line))
         self.write("=", f"status {status}")
         self.log.truncate(0)
@@ -360,7 +363,8 @@ class Difference:
 
 def read_differences(path):
     """Paragraphs: `SCRIPT…: reason`, the reason's further lines indented, then `qemu REGEX` and
-    `chaind REGEX` (either may be missing)."""
+    `chaind REGEX` (either may be missing). SCRIPT@VERSION: only beside that version of QEMU, such as
+    7 or 10."""
     found = []
     for line in path.read_text("utf-8").splitlines():
         if not line.strip() or line.startswith("#"):
@@ -376,6 +380,25 @@ def read_differences(path):
                 raise Bad(f"differences: no reason: {line}")
             found.append(Difference(scripts.split(), reason.strip()))
     return found
+
+
+def of_version(differences, version):
+    """Those that may be met beside that version, without it in their names."""
+    kept = []
+    for difference in differences:
+        pairs = [script.partition("@") for script in difference.scripts]
+        difference.scripts = [script for script, _, only in pairs if only in ("", version)]
+        if difference.scripts:
+            kept.append(difference)
+    return kept
+
+
+def qemu_version():
+    """The major version; None: there is no such program."""
+    if not shutil.which(qemu_path):
+        return None
+    out = subprocess.run([qemu_path, "--version"], stdout=subprocess.PIPE, text=True, check=True)
+    return re.search(r"version (\d+)", out.stdout)[1]
 
 
 def compare(script, qemu, chaind, differences):
@@ -417,18 +440,21 @@ def run_script(path, differences, show):
 
 
 def main():
-    global chaind_path
+    global chaind_path, qemu_path
     ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     ap.add_argument("--chaind")
+    ap.add_argument("--qemu")
     ap.add_argument("--show", action="store_true", help="print chaind's transcripts")
     ap.add_argument("names", nargs="*")
     args = ap.parse_args()
     if args.chaind:
         chaind_path = os.path.abspath(args.chaind)
-    if not shutil.which("qemu-storage-daemon"):
-        print("1..0 # SKIP qemu-storage-daemon is not installed")
+    qemu_path = args.qemu or qemu_path
+    version = qemu_version()
+    if not version:
+        print(f"1..0 # SKIP {qemu_path} is not installed")
         return 0
-    differences = read_differences(HERE / "differences")
+    differences = of_version(read_differences(HERE / "differences"), version)
     scripts = [p for p in sorted(HERE.glob("*.qmp")) if not args.names or p.stem in args.names]
     failed = 0
     for n, path in enumerate(scripts, 1):
