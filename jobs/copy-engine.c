@@ -11,6 +11,7 @@
 #include <errno.h>
 
 #include "chain-core/fiber-sync.h"
+#include "chain-core/mutant.h"
 #include "copy-rate.h"
 #include "copy-window.h"
 
@@ -368,26 +369,16 @@ WorkSet *copy_engine_work(CopyEngine *e)
     return e->work;
 }
 
-static void make_stale(CopyEngine *e, uint64_t off, uint64_t len)
+void copy_engine_guest_wrote(CopyEngine *e, uint64_t off, uint64_t len)
 {
     for (CopyChunk *chunk = e->chunks; chunk; chunk = chunk->next)
         if (chunk->off < off + len && off < chunk->end)
             chunk->is_stale = true;
 }
 
-void copy_engine_guest_begin(CopyEngine *e, uint64_t off, uint64_t len)
-{
-    make_stale(e, off, len);
-}
-
-void copy_engine_guest_end(CopyEngine *e, uint64_t off, uint64_t len)
-{
-    make_stale(e, off, len);
-}
-
 bool copy_chunk_is_stale(const CopyChunk *chunk)
 {
-    return chunk->is_stale;
+    return chunk->is_stale && !MUTANT("copy-stale");
 }
 
 void copy_engine_set_speed(CopyEngine *e, uint64_t bytes_per_s)

@@ -10,10 +10,13 @@
 // What guests do meanwhile, where they write what a job copies:
 //
 //     chunk:  taken from the set → reads → holds the range of the target → not stale? → writes
-//     guest:  copy_engine_guest_begin() → … → copy_engine_guest_end()
+//     guest:  writes to the source, and to the target with its range held → guest_wrote()
 //
-// Either of the guest's calls makes the chunks stale that are under way and overlap: their data may
-// be old, so a stale one is dropped and its range is work again.
+// That call makes the chunks stale that are under way and overlap: their data may be old, so a stale
+// one is dropped and its range is work again. The guest calls before it gives the range up, or
+// before what it wrote only to the source is work. A call when its write begins would change
+// nothing: a chunk that holds the range before the guest does writes before it, and one after it
+// finds itself stale.
 //
 // On one loop. Chunks run in fibers of their own, or in that of copy_engine_run(), and wait for
 // nothing but transfers and ranges; everything else is waited for in copy_engine_run(), between them.
@@ -44,7 +47,7 @@ struct CopyChunk {
     uint64_t end;         // of all that was taken from the set; what comes after this piece is next
     uint64_t taken_bytes; // in flight
     uint64_t moved_bytes; // so far
-    bool is_stale;        // a guest's write to it has begun, or ended, since the piece was begun
+    bool is_stale;        // a guest has written to it since the piece was begun
     CopyChunk *previous, *next;
 };
 
@@ -111,14 +114,13 @@ void copy_engine_set_found(CopyEngine *engine, uint64_t off);
 // More work, from outside.
 void copy_engine_add(CopyEngine *engine, WorkKind kind, uint64_t off, uint64_t len);
 // What lies in the range wholly need not be done any more. Chunks under way there are the caller's
-// matter (copy_engine_guest_begin()).
+// matter (copy_engine_guest_wrote()).
 void copy_engine_remove(CopyEngine *engine, uint64_t off, uint64_t len);
 WorkSet *copy_engine_work(CopyEngine *engine);
 bool copy_engine_is_idle(const CopyEngine *engine); // all seen, nothing left, nothing in flight
 
-// A guest's write, zero or discard begins, has ended (also when it failed).
-void copy_engine_guest_begin(CopyEngine *engine, uint64_t off, uint64_t len);
-void copy_engine_guest_end(CopyEngine *engine, uint64_t off, uint64_t len);
+// A guest's write, zero or discard has ended, also when it failed.
+void copy_engine_guest_wrote(CopyEngine *engine, uint64_t off, uint64_t len);
 // For CopyEngineOps.copy, with the range of the target held: must it be dropped?
 bool copy_chunk_is_stale(const CopyChunk *chunk);
 

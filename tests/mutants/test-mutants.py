@@ -60,6 +60,7 @@ MUTANTS = {
     "flush-debt": ["tests/chain/test-chain-external-snapshot"],
     # jobs
     "range-lock": ["tests/jobs/test-jobs-range-lock"],
+    "copy-stale": ["tests/jobs/test-jobs-copy-engine"],
 }
 
 
