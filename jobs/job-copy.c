@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// On the work's loop.
+#include "job-copy.h"
+
+static void asked(void *arg)
+{
+    JobCopy *copy = arg;
+    copy_engine_set_speed(copy->engine, job_speed(copy->control)); // and wakes it
+}
+
+void job_copy_begin(JobCopy *copy, Loop *loop, const CopyEngineConfig *config)
+{
+    copy->engine = copy_engine_new(loop, config);
+    job_set_asked(copy->control, asked, copy);
+    asked(copy);
+}
+
+void job_copy_end(JobCopy *copy)
+{
+    if (!copy->engine)
+        return;
+    job_set_asked(copy->control, NULL, NULL);
+    copy_engine_free(g_steal_pointer(&copy->engine));
+}
+
+int job_copy_run(Fiber *self, JobCopy *copy)
+{
+    return copy_engine_run(self, copy->engine);
+}
+
+CopyErrorAction job_copy_failed(void *arg, const CopyChunk *chunk, int error)
+{
+    JobCopy *copy = arg;
+    switch (job_error_action(copy->control, copy->on_error, error, chunk->failed_reading)) {
+    case JOB_ERROR_IGNORE:
+        return copy->retries_ignored ? COPY_ERROR_RETRY : COPY_ERROR_SKIP;
+    case JOB_ERROR_STOP:
+        return COPY_ERROR_RETRY;
+    case JOB_ERROR_REPORT:
+        break;
+    }
+    return COPY_ERROR_FAIL;
+}
+
+bool job_copy_wants_pause(void *arg)
+{
+    return job_is_asked(((JobCopy *)arg)->control);
+}
+
+int job_copy_pause_point(Fiber *self, void *arg)
+{
+    return job_pause_point(self, ((JobCopy *)arg)->control);
+}
+
+// What was copied twice, since a guest wrote it meanwhile, counts twice: in the total, too.
+void job_copy_progress(void *arg)
+{
+    JobCopy *copy = arg;
+    CopyEngineStats stats;
+    copy_engine_stats(copy->engine, &stats);
+    uint64_t copied = stats.copied - copy->copied, shared = stats.shared - copy->shared;
+    uint64_t done = stats.done - copy->done;
+    job_set_total(copy->control, stats.done + stats.left);
+    if (copied)
+        job_count(copy->control, JOB_BYTES_COPIED, copied);
+    if (shared)
+        job_count(copy->control, JOB_BYTES_SHARED, shared);
+    if (done > copied + shared)
+        job_count(copy->control, JOB_BYTES_SKIPPED, done - copied - shared);
+    copy->copied = stats.copied;
+    copy->shared = stats.shared;
+    copy->done = stats.done;
+}

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// A copy engine as the work of a job: it is paused, cancelled, limited, and tells of itself and of
+// errors, as the job's users want it. On the work's loop.
+#pragma once
+
+#include "copy-engine.h"
+#include "jobs/job-control.h"
+
+// First member of the struct that is CopyEngineConfig.arg, whose ops are then
+// {.find = …, .copy = …, JOB_COPY_OPS}.
+typedef struct JobCopy {
+    JobControl *control;
+    CopyEngine *engine; // owned
+    JobOnError on_error;
+    bool retries_ignored; // an error to be ignored is tried again, and else left out to the end
+    uint64_t copied, shared, done; // that the job was told of
+} JobCopy;
+
+#define JOB_COPY_OPS                                                                               \
+    .failed = job_copy_failed, .wants_pause = job_copy_wants_pause,                                \
+    .pause_point = job_copy_pause_point, .progress = job_copy_progress
+
+// `control`, `on_error` and `retries_ignored` are set.
+void job_copy_begin(JobCopy *copy, Loop *loop, const CopyEngineConfig *config);
+void job_copy_end(JobCopy *copy); // frees the engine; accepts one that has not begun
+// copy_engine_run(), at the speed that users want.
+int job_copy_run(Fiber *self, JobCopy *copy);
+
+// CopyEngineOps; `arg` is the JobCopy.
+CopyErrorAction job_copy_failed(void *arg, const CopyChunk *chunk, int error);
+bool job_copy_wants_pause(void *arg);
+int job_copy_pause_point(Fiber *self, void *arg);
+void job_copy_progress(void *arg);
