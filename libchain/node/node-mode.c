@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // Who may write a node, and that everybody above hears of a change. On the node's loop.
+#include "chain-core/mutant.h"
 #include "chain-core/node.h"
 
 #include <errno.h>
@@ -14,7 +15,7 @@ static void begin_generation(Node *node)
 {
     static const NodeIdentity none;
     static atomic_uint_fast64_t n_generations;
-    if (memcmp(&node->identity, &none, sizeof none) != 0)
+    if (memcmp(&node->identity, &none, sizeof none) != 0 && !MUTANT("written-is-another-content"))
         node->identity.generation = atomic_fetch_add(&n_generations, 1) + 1;
 }
 

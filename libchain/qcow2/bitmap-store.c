@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "chain-core/mutant.h"
 #include "qcow2/allocator.h"
 #include "qcow2/bitmap-directory.h"
 #include "qcow2/mapping.h"
@@ -273,7 +274,7 @@ static int switch_directory(Fiber *self, Store *s)
     Qcow2BitmapsExtension old = image->header.bitmaps;
     bool had_directory = bitmap_directory_is_valid(image) && image->bitmaps;
     int r = write_directory(self, s);
-    if (r == 0)
+    if (r == 0 && !MUTANT("write-back-before-bitmaps"))
         r = writeback_run(self, &image->writeback); // §12: before the header names them
     if (r == 0)
         r = image_change_header(self, image, edit_bitmaps, &s->extension);

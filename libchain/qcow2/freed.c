@@ -99,7 +99,9 @@ void freed_turn(FreedClusters *f)
     unsigned old = f->pin_now;
     // One fiber releases at a time: where damaged tables name a cluster twice, a second one would
     // punch what the first has made free.
-    if (!f->durable->len || f->releasing->len || f->n_fibers || f->pins[!old].pin.n_holders)
+    if (!f->durable->len || f->releasing->len || f->n_fibers)
+        return;
+    if (f->pins[!old].pin.n_holders && !MUTANT("freed-waits-for-pins"))
         return;
     if (f->n_holds && !MUTANT("freed-held-for-snapshot"))
         return;
@@ -108,7 +110,7 @@ void freed_turn(FreedClusters *f)
     f->durable = empty;
     merge_ranges(f->releasing);
     f->pin_now = !old;
-    if (f->pins[old].pin.n_holders == 0)
+    if (f->pins[old].pin.n_holders == 0 || MUTANT("freed-waits-for-pins"))
         pin_drained(&f->pins[old].pin);
 }
 

@@ -9,6 +9,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
+#include "chain-core/mutant.h"
 #include "qcow2/header-write.h"
 
 const char *qcow2_image_backing_name(const Qcow2Image *image)
@@ -90,7 +91,7 @@ int image_change_header(Fiber *self, Qcow2Image *image, HeaderEditFn *edit, cons
     qcow2_header_copy(&image->header, &next);
     edit(&next, arg);
     int r = header_write(self, image->file, &image->header, &next, &is_unknown);
-    if (is_unknown)
+    if (is_unknown && !MUTANT("unknown-header-ends-write-back"))
         writeback_end(&image->writeback);
     if (r == 0) {
         Qcow2Header old = image->header;

@@ -6,6 +6,7 @@
 // entry that names it. A new table is in `new_tables` until then, which makes writeback.c write its
 // slices early.
 
+#include "chain-core/mutant.h"
 #include "qcow2/mapping.h"
 
 #include <assert.h>
@@ -56,7 +57,7 @@ static int copy_table(Fiber *self, Qcow2Image *image, HostOff from, HostOff to, 
     for (uint32_t i = 0; i < n_slices; i++)
         if (is_cached[i])
             memcpy(buf + i * g->slice_bytes, cached + i * g->slice_bytes, g->slice_bytes);
-    if (without_copied)
+    if (without_copied && !MUTANT("copied-table-has-no-copied"))
         clear_copied(g, buf);
     return file_write(self, image->file, to, buf, g->cluster_bytes);
 }
@@ -112,11 +113,14 @@ static int prepare_table(Fiber *self, Qcow2View *view, GuestOff off)
     Qcow2L1Entry e = qcow2_l1_entry_decode(view->l1.entries[i1]);
     if (G_LIKELY(e.l2.v && e.copied && !mapping_is_shared(view, i1)))
         return 0;
-    fiber_mutex_lock(self, &image->l2_mutex);
+    bool is_locked = !MUTANT("one-new-table-at-a-time");
+    if (is_locked)
+        fiber_mutex_lock(self, &image->l2_mutex);
     e = qcow2_l1_entry_decode(view->l1.entries[i1]);
     bool is_own = e.l2.v && e.copied && !mapping_is_shared(view, i1);
     int r = is_own ? 0 : make_table(self, view, i1, e);
-    fiber_mutex_unlock(self, &image->l2_mutex);
+    if (is_locked)
+        fiber_mutex_unlock(self, &image->l2_mutex);
     return r;
 }
 

@@ -3,6 +3,7 @@
 // A view (view.h) is such a table as a node. On the image's loop.
 #pragma once
 
+#include "chain-core/mutant.h"
 #include "chain-core/node.h"
 #include "qcow2/cluster-span.h"
 #include "qcow2/image.h"
@@ -27,7 +28,8 @@ static inline Qcow2View *view_of(Node *node)
 // Is the L2 table of L1 entry `i1` shared with a snapshot in the making?
 static inline bool mapping_is_shared(const Qcow2View *view, uint64_t i1)
 {
-    return G_UNLIKELY(i1 < view->n_shared) && (view->shared[i1 / 64] >> i1 % 64 & 1);
+    return G_UNLIKELY(i1 < view->n_shared) && !MUTANT("marked-table-is-copied") &&
+           (view->shared[i1 / 64] >> i1 % 64 & 1);
 }
 
 // L1 entry `i1` is not any more: it names a table that is the head's own, or counted as shared.

@@ -14,6 +14,7 @@
 #include <stdlib.h>
 
 #include "base/error.h"
+#include "chain-core/mutant.h"
 #include "chain-core/qcow2-check.h"
 #include "qcow2/allocator.h"
 #include "qcow2/bitmap-directory.h"
@@ -215,6 +216,8 @@ int image_claim(Fiber *self, Qcow2Image *image)
 {
     fiber_mutex_lock(self, &image->claim_mutex);
     uint64_t keep = 0;
+    if (MUTANT("marks-before-change"))
+        image->is_claimed = true;
     int r = image->is_claimed ? 0 : claim_bitmaps(self, image, &keep);
     // The data file stays raw: data lies where the guest has it, and zeros are written to it.
     if (image->geometry.external_data)

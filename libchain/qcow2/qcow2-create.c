@@ -272,7 +272,7 @@ static int write_header(Fiber *self, File *file, const Layout *l, const uint8_t 
     }
     if (r >= 0)
         r = file_write(self, file, host_off(0), cluster, SECTOR_BYTES);
-    return r < 0 ? r : file_flush(self, file);
+    return r < 0 || MUTANT("sync-of-new-image") ? r : file_flush(self, file);
 }
 
 // What a new image consists of: its layout, and its first cluster; owned.

@@ -201,7 +201,7 @@ static int grow_table(Fiber *self, Qcow2Image *image, uint64_t first)
     NewArea area;
     int r = plan_area(image, first, &area);
     // Entries of the old table may name blocks that are not durable yet: they are, after this.
-    if (r == 0)
+    if (r == 0 && !MUTANT("write-back-before-new-refcount-table"))
         r = writeback_run_refcounts(self, &image->writeback);
     if (r < 0 || image->allocator.tail != first) // given back meanwhile: choose again
         return r;

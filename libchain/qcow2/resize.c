@@ -14,6 +14,7 @@
 
 #include "base/error.h"
 #include "chain-core/dirty-bitmap.h"
+#include "chain-core/mutant.h"
 #include "qcow2/allocator.h"
 #include "qcow2/open.h"
 #include "qcow2/snapshot-table.h"
@@ -59,7 +60,9 @@ static bool has_changed_entries(const EntryTable *table)
 static int write_l1(Fiber *self, Qcow2View *view, const NewL1 *l1)
 {
     Qcow2Image *image = view->image;
-    int r = writeback_run_refcounts(self, &image->writeback);
+    int r = MUTANT("write-back-before-longer-l1")
+                ? 0
+                : writeback_run_refcounts(self, &image->writeback);
     if (r == 0 && has_changed_entries(&view->l1))
         r = -EIO;
     if (r < 0)
@@ -67,7 +70,7 @@ static int write_l1(Fiber *self, Qcow2View *view, const NewL1 *l1)
     memcpy(l1->entries, view->l1.entries, view->l1.n * sizeof(Be64));
     r = file_write(self, image->file, l1->off, l1->entries,
                    l1->range.n << image->geometry.cluster_bits);
-    return r < 0 ? r : file_flush(self, image->file);
+    return r < 0 || MUTANT("sync-of-longer-l1") ? r : file_flush(self, image->file);
 }
 
 // The header names it: it is the head's, and the old one is freed.
@@ -139,7 +142,7 @@ static int zero_new_part(Fiber *self, Qcow2View *view, uint64_t old)
         r = view_zero(self, &view->node, guest_off(old), shown - old, 0);
     if (r == 0)
         r = free_clusters(self, view, shown, size);
-    return r < 0 ? r : writeback_run(self, &view->image->writeback);
+    return r < 0 || MUTANT("zeros-before-size") ? r : writeback_run(self, &view->image->writeback);
 }
 
 // --- Growing and shrinking
@@ -184,6 +187,8 @@ static int shrink(Fiber *self, Qcow2View *view, uint64_t size_bytes, GError **er
 {
     Qcow2Image *image = view->image;
     uint64_t old_end = cluster_end(view, view->node.size_bytes);
+    if (MUTANT("smaller-size-before-freeing"))
+        free_clusters(self, view, cluster_end(view, size_bytes), old_end);
     int r = writeback_run(self, &image->writeback);
     if (r == 0)
         r = image_change_header(self, image, edit_size, &size_bytes);

@@ -129,9 +129,12 @@ static int delete_snapshot(Fiber *self, Qcow2View *head, ImageSnapshot *snapshot
     int r = image_begin_change(self, image);
     if (r == 0)
         r = load_l1(self, image, &entry, &l1);
+    bool is_early = r == 0 && MUTANT("shorter-list-before-references");
+    if (is_early)
+        take_back(self, head, l1, &entry);
     if (r == 0)
         r = unlist(self, image, snapshot);
-    if (r == 0)
+    if (r == 0 && !is_early)
         take_back(self, head, l1, &entry);
     return r;
 }

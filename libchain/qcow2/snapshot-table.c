@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "chain-core/mutant.h"
 #include "qcow2/allocator.h"
 
 enum { SNAPSHOT_WINDOW_BYTES = 256 << 10 };
@@ -233,6 +234,8 @@ static void edit_table(Qcow2Header *header, const void *arg)
 
 int snapshot_table_set_dirty(Fiber *self, Qcow2Image *image, bool is_dirty)
 {
+    if (MUTANT("dirty-before-references") && is_dirty)
+        return 0;
     if (image->header.version < 3 || (image->snapshots.needs_repair && !is_dirty))
         return 0;
     return image_change_header(self, image, edit_dirty, &is_dirty);

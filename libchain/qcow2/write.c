@@ -17,6 +17,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "chain-core/mutant.h"
 #include "qcow2/allocator.h"
 #include "qcow2/open.h"
 #include "qcow2/view.h"
@@ -317,6 +318,8 @@ static int allocate_and_write(Fiber *self, const GuestWrite *w, MappingChange *c
         r = take_clusters(self, change, &plan, &taken);
     if (r < 0)
         return r;
+    if (MUTANT("data-before-entry"))
+        link_clusters(change, &plan);
     r = write_host(self, w->view, &plan, w->buf);
     if (r < 0) {
         if (taken.n)
@@ -363,7 +366,8 @@ int view_write(Fiber *self, Node *node, GuestOff off, const void *buf, size_t le
     GuestOff start = off;
     int r = image_begin_change(self, image);
     io_batch_init(&batch, self);
-    image_pin(self, image, &batch);
+    if (!MUTANT("writes-pin"))
+        image_pin(self, image, &batch);
     while (len && r == 0) {
         MappingRun run;
         size_t n = 0;

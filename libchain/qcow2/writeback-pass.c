@@ -233,7 +233,7 @@ static int compare_overlap(const void *key, const void *range)
 static bool is_uncounted(const WritebackPass *p, ClusterRange range)
 {
     const GArray *ranges = p->uncounted;
-    return ranges->len &&
+    return ranges->len && !MUTANT("uncounted-holds-back-entry") &&
            bsearch(&range, ranges->data, ranges->len, sizeof(ClusterRange), compare_overlap);
 }
 
@@ -324,7 +324,8 @@ static void judge_blocks(WritebackPass *p)
     for (guint i = 0; i < p->refcount_table.changed->len; i++) {
         ChangedEntry change = g_array_index(p->refcount_table.changed, ChangedEntry, i);
         HostOff block = host_off(be64_get(table->entries[change.index]));
-        if (!has_failed_piece_in(p->early, block, g->cluster_bytes))
+        if (!has_failed_piece_in(p->early, block, g->cluster_bytes) ||
+            MUTANT("failed-block-holds-back-entry"))
             continue;
         keep_old_entry(&p->refcount_table, change, p->entries);
         add_uncounted(p, change.index << g->refcounts_per_block_bits,
@@ -375,7 +376,7 @@ static void link_new_tables(WritebackPass *p)
 {
     ClusterSet *set = &p->parts->metadata->new_tables;
     for (uint64_t i = 0; i < p->n_new_tables; i++)
-        if (!p->error || is_fit(p, p->new_tables[i]))
+        if (!p->error || is_fit(p, p->new_tables[i]) || MUTANT("failed-table-holds-back-l1"))
             cluster_set_remove(set, p->new_tables[i]);
 }
 
@@ -495,7 +496,8 @@ void writeback_pass_end(WritebackPass *p, int result, WritebackRest *rest)
     g_array_sort(rest->places, compare_u64);
     for (guint i = 0; i < p->freed->len; i++) {
         FreedRange freed = g_array_index(p->freed, FreedRange, i);
-        if (result < 0 || writeback_rest_has(rest, freed.by))
+        if ((result < 0 || writeback_rest_has(rest, freed.by)) &&
+            !MUTANT("failed-piece-holds-back-freed"))
             freed_add(p->parts->freed, freed.range, freed.by);
         else
             freed_add_durable(p->parts->freed, freed.range);

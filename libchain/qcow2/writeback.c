@@ -37,6 +37,7 @@
 // In fibers on the image's loop.
 
 #include "qcow2/writeback.h"
+#include "chain-core/mutant.h"
 
 #include <errno.h>
 #include <stddef.h>
@@ -90,7 +91,7 @@ int writeback_run(Fiber *self, Writeback *w)
 {
     if (w->running) {
         // The running one may have been copied before our changes: share the next.
-        uint64_t wanted = w->n_started + 1;
+        uint64_t wanted = w->n_started + !MUTANT("shared-pass-starts-later");
         while (w->n_done < wanted && w->running)
             fiber_queue_wait(self, &w->next, false, "write-back");
         if (w->n_done >= wanted)

@@ -20,6 +20,7 @@
 
 #include "base/error.h"
 #include "chain-core/fiber-sync.h"
+#include "chain-core/mutant.h"
 
 #define SECOND_NS UINT64_C(1000000000)
 // Of a connection, and of a handshake. As long as a lost packet or two of a handshake take.
@@ -91,7 +92,7 @@ static void start_connecting(NbdLink *link);
 // The connection is gone, and with it, perhaps, what was not durable.
 static void lose_writes(NbdLink *link)
 {
-    if (link->n_written > link->n_durable)
+    if (link->n_written > link->n_durable && !MUTANT("lost-connection-loses-writes"))
         link->n_lost = link->n_durable = link->n_written;
 }
 
@@ -266,12 +267,16 @@ int nbd_link_flush(Fiber *self, NbdLink *link)
     int r = 0;
     if (link->n_lost <= link->n_reported && link->facts.can_flush)
         r = carry_out(self, link, NULL);
-    if (link->n_lost > link->n_reported || link->n_lost != n_lost) { // perhaps while it waited
+    // Perhaps while it waited.
+    if (link->n_lost > link->n_reported ||
+        (link->n_lost != n_lost && !MUTANT("each-flush-under-way-fails"))) {
         link->n_reported = MAX(link->n_reported, n_covered);
         return -EIO;
     }
     if (r == 0)
-        link->n_durable = MAX(link->n_durable, n_covered);
+        link->n_durable =
+            MAX(link->n_durable,
+                MUTANT("remote-flush-covers-what-came-before") ? link->n_written : n_covered);
     return r;
 }
 

@@ -23,41 +23,89 @@ def crash(case):
     return ["tests/crash/test-crash-qcow2", "--points", "1500", "--case", case]
 
 
+RESIZE = ["tests/qcow2/test-qcow2-resize-power"]
+HEADER = ["tests/qcow2/test-qcow2-header-power"]
+BAD_SECTORS = ["tests/qcow2/test-qcow2-bad-sectors"]
+MODE = ["tests/qcow2/test-qcow2-mode"]
+EXTERNAL = ["tests/chain/test-chain-external-snapshot"]
+RACE = ["tests/crash/test-reuse-race", "--points", "1000"]
+REMOTE = ["tests/remote/test-remote-nbd-loss"]
+
 # Each with the program that is to fail.
 MUTANTS = {
     # §1, §2: data and refcounts before what names them
+    "data-before-entry": MODEL,
     "sync-of-early-group": MODEL,
     "sync-of-late-group": MODEL,
     "sync-of-data-file": crash("a data file of its own"),
     "refcounts-before-entries": MODEL,
+    "shared-pass-starts-later": MODEL,
     # §3
     "sync-of-entries": crash("growing refcount table"),
     # §4
     "freed-only-when-durable": MODEL,
+    "freed-waits-for-pins": RACE,
+    "writes-pin": RACE,
     # §5
+    "write-back-before-new-refcount-table": crash("growing refcount table"),
     "sync-of-new-refcount-table": crash("growing refcount table"),
+    # §6
+    "one-new-table-at-a-time": MODEL,
     # §7
+    "marks-before-change": crash("persistent bitmaps"),
     "sync-of-bitmap-marks": crash("persistent bitmaps"),
     # §8
     "sync-before-header-of-new-image": ["tests/qcow2/test-qcow2-power"],
     "sync-before-magic-of-new-image": ["tests/qcow2/test-qcow2-power"],
+    "sync-of-new-image": EXTERNAL,
     # §9
     "failed-sync-sticks": ["tests/io/test-io-file-common"],
     "shared-sync-starts-later": crash("cluster 512, refcount 1"),
     # §10
     "space-before-the-answer": ["tests/qcow2/test-qcow2-full"],
+    "uncounted-holds-back-entry": BAD_SECTORS,
+    "failed-block-holds-back-entry": crash("growing refcount table"),
+    "failed-table-holds-back-l1": BAD_SECTORS,
+    "failed-piece-holds-back-freed": BAD_SECTORS,
     # §11
-    "sync-of-header": ["tests/qcow2/test-qcow2-header-power"],
+    "sync-of-header": HEADER,
+    "header-goes-aside": HEADER,
+    "unknown-header-ends-write-back": HEADER,
+    # §12
+    "write-back-before-bitmaps": ["tests/qcow2/test-qcow2-bitmap-power"],
     # §13
     "write-back-before-snapshot": MODEL,
     "sync-of-snapshot-tables": MODEL,
     "sync-of-shorter-snapshot-table": SNAPSHOTS,
+    "shorter-list-before-references": SNAPSHOTS,
+    "dirty-before-references": SNAPSHOTS,
+    "copied-table-has-no-copied": SNAPSHOTS,
+    "marked-table-is-copied": SNAPSHOTS,
+    "copied-returns-under-lock": SNAPSHOTS,
     "freed-held-for-snapshot": SNAPSHOTS,
+    # §14
+    "flush-debt": EXTERNAL,
+    "flush-covers-what-ended-before": EXTERNAL,
+    "raw-mode-change-flushes": MODE,
+    # §15
+    "write-back-before-longer-l1": RESIZE,
+    "sync-of-longer-l1": RESIZE,
+    "zeros-before-size": RESIZE,
+    "smaller-size-before-freeing": RESIZE,
+    # changes of the graph
+    "drain-waits-for-requests": ["tests/node/test-node-port"],
+    "drained-keeps-out": ["tests/node/test-node-drain"],
+    "maps-change-with-all-drained": ["tests/node/test-node-switch"],
+    "maps-hear-of-changes": MODE,
+    "written-is-another-content": MODE,
+    # what a server lost
+    "lost-connection-loses-writes": REMOTE,
+    "each-flush-under-way-fails": REMOTE,
+    "remote-flush-covers-what-came-before": REMOTE,
     # memory
     "cluster-locks": MODEL,
+    "copies-and-writes-take-turns": ["tests/node/test-node-copy-on-read"],
     "blocks-of-direct-files": ["tests/io/test-io-file-direct"],
-    "drain-waits-for-requests": ["tests/node/test-node-port"],
-    "flush-debt": ["tests/chain/test-chain-external-snapshot"],
     # jobs
     "range-lock": ["tests/jobs/test-jobs-range-lock"],
     "copy-stale": ["tests/jobs/test-jobs-copy-engine"],
