@@ -193,7 +193,8 @@ static int merged_read_start(Fiber *self, Node *node, GuestOff off, void *buf, s
         const MapLayer *layer = &m->layers[run->layer];
         switch ((NodeExtentKind)run->kind) {
         case NODE_EXTENT_DATA:
-            file_read_start(layer->file, host_off(run->host + (at - run->start)), buf, n, batch);
+            file_read_data_start(layer->file, host_off(run->host + (at - run->start)), buf, n,
+                                 batch);
             break;
         case NODE_EXTENT_OPAQUE:
             r = node_read_start(self, layer->node, off, buf, n, batch);

@@ -5,6 +5,7 @@
 // memo of the last extent. For libchain/io and the back ends. On the file's loop.
 #pragma once
 
+#include "chain-core/debug-event.h"
 #include "chain-core/fiber-sync.h"
 #include "chain-core/file.h"
 #include "loop/loop-op.h"
@@ -73,6 +74,7 @@ struct FileOps {
                        uint64_t *ret_len); // -ENOTSUP: unknown
     int (*get_size)(Fiber *self, File *file, uint64_t *ret_size);
     int (*get_allocated)(Fiber *self, File *file, uint64_t *ret_bytes); // NULL: unknown
+    void (*debug_event)(File *file, DebugEvent event);                  // NULL: nobody cares
     int (*lock)(Fiber *self, File *file, unsigned held, unsigned unshared, GError **error);
     // From a File opened for reading to one that the host lets write, with the locks it holds.
     // Reads may be under way.

@@ -409,6 +409,21 @@ void file_write_start(File *file, HostOff off, const struct iovec *iov, unsigned
     file->ops->submit(x);
 }
 
+void file_read_data_start(File *file, HostOff off, void *buf, size_t len, IoBatch *batch)
+{
+    if (unlikely(file->ops->debug_event))
+        file->ops->debug_event(file, DEBUG_READ_AIO);
+    file_read_start(file, off, buf, len, batch);
+}
+
+void file_write_data_start(File *file, HostOff off, const struct iovec *iov, unsigned n_iov,
+                           IoBatch *batch)
+{
+    if (unlikely(file->ops->debug_event))
+        file->ops->debug_event(file, DEBUG_WRITE_AIO);
+    file_write_start(file, off, iov, n_iov, batch);
+}
+
 int file_read(Fiber *self, File *file, HostOff off, void *buf, size_t len)
 {
     IoBatch batch;

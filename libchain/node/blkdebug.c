@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// blkdebug: a filter in which requests fail on demand, for tests. A request is an event; a rule of
-// that event arms its error, which the next request meets that the error is for (of its kind, and
-// over its sector). Events are those that a node sees: reads, writes, flushes; those of a format's
-// insides are accepted and never come. On the node's loop, in fibers.
+// blkdebug: a filter in which requests fail on demand, for tests. A rule waits for an event: the
+// image that lies in the node says what it does next (debug-event.h), and the node itself that
+// something is written. It then arms its error, which the next request meets that the error is for
+// (of its kind, and over its sector), until an event comes that arms others. On the node's loop, in
+// fibers.
 #include <errno.h>
 #include <string.h>
 
@@ -24,8 +25,8 @@ static const char *const io_names[] = {[IO_READ] = "read",
 enum { ANY_SECTOR = -1, SECTOR_BYTES = 512 };
 
 typedef struct Rule {
-    const char *event; // of the node's config
-    uint64_t state;    // only then; 0: always
+    DebugEvent event;
+    uint64_t state; // only then; 0: always
     // inject-error
     int error; // positive
     int64_t sector;
@@ -37,7 +38,6 @@ typedef struct Rule {
 
 typedef struct DebugNode {
     Node node;
-    json_t *values;   // a reference: the rules' strings
     GArray *rules;    // Rule
     GPtrArray *armed; // Rule, by the last event that armed some
     uint64_t state;
@@ -50,13 +50,14 @@ static DebugNode *debug_of(Node *node)
 
 // --- events and errors ---------------------------------------------------------------------------
 
-static void event(DebugNode *d, const char *name)
+static void debug_event(Node *node, DebugEvent event)
 {
+    DebugNode *d = debug_of(node);
     uint64_t state = d->state;
     bool has_armed = false;
     for (guint i = 0; i < d->rules->len; i++) {
         Rule *rule = &g_array_index(d->rules, Rule, i);
-        if (!g_str_equal(rule->event, name) || (rule->state && rule->state != state))
+        if (rule->event != event || rule->is_spent || (rule->state && rule->state != state))
             continue;
         if (rule->new_state) {
             d->state = rule->new_state;
@@ -65,8 +66,7 @@ static void event(DebugNode *d, const char *name)
         if (!has_armed)
             g_ptr_array_set_size(d->armed, 0);
         has_armed = true;
-        if (!rule->is_spent)
-            g_ptr_array_add(d->armed, rule);
+        g_ptr_array_add(d->armed, rule);
     }
 }
 
@@ -94,7 +94,6 @@ static int meet(DebugNode *d, IoType type, uint64_t off, uint64_t len)
 static int debug_read_start(Fiber *self, Node *node, GuestOff off, void *buf, size_t len,
                             IoBatch *batch)
 {
-    event(debug_of(node), "read_aio");
     int r = meet(debug_of(node), IO_READ, off.v, len);
     return r < 0 ? r : node_read_start(self, node->backing, off, buf, len, batch);
 }
@@ -102,16 +101,22 @@ static int debug_read_start(Fiber *self, Node *node, GuestOff off, void *buf, si
 static int debug_write(Fiber *self, Node *node, GuestOff off, const void *buf, size_t len,
                        NodeIoFlags flags)
 {
-    event(debug_of(node), "write_aio");
+    debug_event(node, DEBUG_PWRITEV);
     int r = meet(debug_of(node), IO_WRITE, off.v, len);
-    return r < 0 ? r : node_write(self, node->backing, off, buf, len, flags);
+    if (r == 0)
+        r = node_write(self, node->backing, off, buf, len, flags);
+    debug_event(node, DEBUG_PWRITEV_DONE);
+    return r;
 }
 
 static int debug_zero(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags)
 {
-    event(debug_of(node), "pwritev_zero");
+    debug_event(node, DEBUG_PWRITEV_ZERO);
     int r = meet(debug_of(node), IO_ZERO, off.v, len);
-    return r < 0 ? r : node_zero(self, node->backing, off, len, flags);
+    if (r == 0)
+        r = node_zero(self, node->backing, off, len, flags);
+    debug_event(node, DEBUG_PWRITEV_DONE);
+    return r;
 }
 
 static int debug_discard(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags)
@@ -122,8 +127,6 @@ static int debug_discard(Fiber *self, Node *node, GuestOff off, uint64_t len, No
 
 static int debug_flush(Fiber *self, Node *node)
 {
-    event(debug_of(node), "flush_to_os");
-    event(debug_of(node), "flush_to_disk");
     int r = meet(debug_of(node), IO_FLUSH, 0, 0);
     return r < 0 ? r : node_flush(self, node->backing);
 }
@@ -139,7 +142,6 @@ static void debug_close(Fiber *self, Node *node)
 {
     g_array_unref(debug_of(node)->rules);
     g_ptr_array_unref(debug_of(node)->armed);
-    json_decref(debug_of(node)->values);
 }
 
 static const NodeOps debug_ops = {
@@ -151,6 +153,7 @@ static const NodeOps debug_ops = {
     .discard = debug_discard,
     .flush = debug_flush,
     .map = debug_map,
+    .debug_event = debug_event,
     .detach = component_detach_nothing,
     .attach = component_attach_nothing,
     .close = debug_close,
@@ -167,15 +170,23 @@ static unsigned types_of(const char *name)
     return 1u << IO_READ | 1u << IO_WRITE | 1u << IO_ZERO | 1u << IO_DISCARD | 1u << IO_FLUSH;
 }
 
-static void add_rules(DebugNode *d, const char *list, bool sets_state)
+static DebugEvent event_of(const char *name)
+{
+    unsigned event = 0;
+    while (!g_str_equal(debug_event_names[event], name))
+        event++;
+    return event;
+}
+
+static void add_rules(DebugNode *d, const json_t *values, const char *list, bool sets_state)
 {
     size_t i;
     json_t *given;
-    json_array_foreach(json_object_get(d->values, list), i, given)
+    json_array_foreach(json_object_get(values, list), i, given)
     {
         json_t *sector = json_object_get(given, "sector");
         Rule rule = {
-            .event = driver_value_str(given, "event", NULL),
+            .event = event_of(driver_value_str(given, "event", NULL)),
             .state = driver_value_int(given, "state", 0),
             .error = (int)driver_value_int(given, "errno", EIO),
             .sector = sector ? json_integer_value(sector) : ANY_SECTOR,
@@ -194,20 +205,25 @@ static int debug_make(Fiber *self, const DriverOptions *options, Node *child, No
     node_init(&d->node, &debug_ops, child->loop, options->name, child->size_bytes);
     d->node.read_only = !options->is_writable || child->read_only;
     d->node.preferred_bytes = child->preferred_bytes;
-    d->values = json_deep_copy(options->values);
     d->rules = g_array_new(FALSE, FALSE, sizeof(Rule));
     d->armed = g_ptr_array_new();
     d->state = 1;
-    add_rules(d, "inject-error", false);
-    add_rules(d, "set-state", true);
+    add_rules(d, options->values, "inject-error", false);
+    add_rules(d, options->values, "set-state", true);
     node_set_backing(self, &d->node, child);
-    event(d, "none");
+    debug_event(&d->node, DEBUG_NONE);
     *ret_node = &d->node;
     return 0;
 }
 
 static const DriverOption inject_members[] = {
-    {.name = "event", .type = DRIVER_OPTION_STR, .is_required = true, .doc = "What arms it."},
+    {.name = "event",
+     .type = DRIVER_OPTION_ENUM,
+     .values = debug_event_names,
+     .is_required = true,
+     .doc = "What arms it: what an image in the node is about to do (l2_update), what comes to the "
+            "node (pwritev, pwritev_zero, pwritev_done), or that the node was made (none). Some "
+            "never come."},
     {.name = "state", .type = DRIVER_OPTION_INT, .doc = "Only in this state."},
     {.name = "iotype",
      .type = DRIVER_OPTION_ENUM,
@@ -220,7 +236,11 @@ static const DriverOption inject_members[] = {
     {0},
 };
 static const DriverOption state_members[] = {
-    {.name = "event", .type = DRIVER_OPTION_STR, .is_required = true, .doc = "What causes it."},
+    {.name = "event",
+     .type = DRIVER_OPTION_ENUM,
+     .values = debug_event_names,
+     .is_required = true,
+     .doc = "What causes it, as above."},
     {.name = "state", .type = DRIVER_OPTION_INT, .doc = "Only in this state; the first is 1."},
     {.name = "new_state", .type = DRIVER_OPTION_INT, .is_required = true, .doc = "The next one."},
     {0},
@@ -233,8 +253,7 @@ static const DriverOption debug_options[] = {
     {.name = "inject-error",
      .type = DRIVER_OPTION_ARRAY,
      .members = inject_members,
-     .doc = "Errors, and the events that arm them: read_aio, write_aio, pwritev_zero, flush_to_os, "
-            "flush_to_disk, none (when the node is made)."},
+     .doc = "Errors, and the events that arm them."},
     {.name = "set-state",
      .type = DRIVER_OPTION_ARRAY,
      .members = state_members,

@@ -63,6 +63,14 @@ static bool is_among(const char *const *values, const char *text)
     return false;
 }
 
+static int check_required(const DriverOption *option, const json_t *taken, GError **error)
+{
+    for (const DriverOption *m = option->members; m->name; m++)
+        if (m->is_required && !json_object_get(taken, m->name))
+            return error_set(error, -EINVAL, "\"%s\" has no \"%s\"", option->name, m->name);
+    return 0;
+}
+
 static json_t *take_object(const DriverOption *option, json_t *object, GError **error)
 {
     json_t *taken = json_object();
@@ -82,7 +90,10 @@ static json_t *take_object(const DriverOption *option, json_t *object, GError **
         }
         json_object_set_new(taken, name, made);
     }
-    return taken;
+    if (check_required(option, taken, error) == 0)
+        return taken;
+    json_decref(taken);
+    return NULL;
 }
 
 static json_t *take_array(const DriverOption *option, json_t *array, GError **error)

@@ -77,8 +77,15 @@ static void op_submit(FileTransfer *x)
 
 // --- the rest ------------------------------------------------------------------------------------
 
+static void op_debug_event(File *file, DebugEvent event)
+{
+    if (node_of(file)->ops->debug_event)
+        node_of(file)->ops->debug_event(node_of(file), event);
+}
+
 static int op_flush(Fiber *self, File *file)
 {
+    op_debug_event(file, DEBUG_FLUSH_TO_DISK);
     return node_flush(self, node_of(file));
 }
 
@@ -160,6 +167,7 @@ static const FileOps ops = {
     .truncate = op_truncate,
     .find_extent = op_find_extent,
     .get_size = op_get_size,
+    .debug_event = op_debug_event,
     .lock = op_lock,
     .make_writable = op_make_writable,
     .close = op_close,

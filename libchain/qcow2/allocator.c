@@ -348,6 +348,7 @@ int allocator_take(Fiber *self, Qcow2Image *image, uint64_t n_wanted, Allocation
     bool tail_is_full = false;
     int r;
     assert(n_wanted > 0);
+    file_debug_event(image->file, DEBUG_CLUSTER_ALLOC);
     do {
         ClusterRange c;
         RefcountPlace place;

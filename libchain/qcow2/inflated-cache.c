@@ -120,6 +120,7 @@ static int load(Fiber *self, InflatedCache *cache, Entry *e, uint32_t compressed
         return r;
     if (e->host.v >= file_size(image->file))
         return image_mark_cut_off(image, e->host, 1, "a compressed cluster lies");
+    file_debug_event(image->file, DEBUG_READ_COMPRESSED);
     r = file_read(self, image->file, e->host, in, compressed_bytes);
     if (r < 0)
         return r;

@@ -59,6 +59,7 @@ static int copy_table(Fiber *self, Qcow2Image *image, HostOff from, HostOff to, 
             memcpy(buf + i * g->slice_bytes, cached + i * g->slice_bytes, g->slice_bytes);
     if (without_copied && !MUTANT("copied-table-has-no-copied"))
         clear_copied(g, buf);
+    file_debug_event(image->file, DEBUG_L2_ALLOC_WRITE);
     return file_write(self, image->file, to, buf, g->cluster_bytes);
 }
 
@@ -80,6 +81,7 @@ static int make_table(Fiber *self, Qcow2View *view, uint64_t i1, Qcow2L1Entry ol
             table.v);
     // Metadata from now on, though nothing names it yet: no entry may lead a write here meanwhile.
     metadata_set_add(&image->metadata, taken.range.first);
+    file_debug_event(image->file, old.l2.v ? DEBUG_L2_ALLOC_COW_READ : DEBUG_L2_ALLOC_WRITE);
     if (old.l2.v)
         r = copy_table(self, image, old.l2, table, mapping_is_shared(view, i1));
     else if (!taken.is_zeroed)

@@ -73,6 +73,7 @@ static int read_refcount_table(Fiber *self, Qcow2Image *image, GError **error)
 {
     uint64_t bytes = (uint64_t)image->header.refcount_table_clusters
                      << image->geometry.cluster_bits;
+    file_debug_event(image->file, DEBUG_REFTABLE_LOAD);
     int r = entry_table_load(self, &image->refcount_table, image->file,
                              image->header.refcount_table, bytes / sizeof(Be64));
     if (r == -ENOMEM)

@@ -33,7 +33,7 @@ int view_read_start(Fiber *self, Node *node, GuestOff off, void *buf, size_t len
             return r;
         switch (run.kind) {
         case QCOW2_CLUSTER_DATA:
-            file_read_start(data, run.host, buf, run.len, batch);
+            file_read_data_start(data, run.host, buf, run.len, batch);
             break;
         case QCOW2_CLUSTER_UNALLOCATED:
             r = read_below(self, view, off, buf, run.len, batch);

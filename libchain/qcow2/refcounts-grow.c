@@ -76,6 +76,7 @@ static int add_block(Fiber *self, Qcow2Image *image, uint64_t cluster)
             off.v);
     a->tail = cluster + 1;
     a->fresh_from = MAX(a->fresh_from, a->tail);
+    file_debug_event(image->file, DEBUG_REFBLOCK_ALLOC);
     r = reserve_block(self, image, cluster, zeroed);
     uint64_t per_slice =
         (uint64_t)image->geometry.slice_bytes * 8 >> image->geometry.refcount_order;
@@ -151,6 +152,7 @@ static int write_area(Fiber *self, Qcow2Image *image, const NewArea *area, Be64 
     uint32_t bytes = image->geometry.cluster_bytes;
     g_autofree void *block = g_try_malloc(bytes);
     int r = block ? 0 : -ENOMEM;
+    file_debug_event(image->file, DEBUG_REFBLOCK_ALLOC_WRITE_BLOCKS);
     for (uint64_t b = 0; r == 0 && b < area->n_blocks; b++) {
         ClusterRange used = {area->first, area_clusters(area)};
         HostOff off = image_cluster_off(image, area->first + b);
@@ -158,6 +160,7 @@ static int write_area(Fiber *self, Qcow2Image *image, const NewArea *area, Be64 
         r = file_write(self, image->file, off, block, bytes);
         table[area->index + b] = qcow2_refcount_table_entry_encode(off);
     }
+    file_debug_event(image->file, DEBUG_REFBLOCK_ALLOC_WRITE_TABLE);
     if (r == 0)
         r = file_write(self, image->file, area->table, table, area->n_table * bytes);
     return r < 0 || MUTANT("sync-of-new-refcount-table") ? r : file_flush(self, image->file);
@@ -199,6 +202,7 @@ static void adopt_table(Qcow2Image *image, const NewArea *area, Be64 *table, Clu
 static int grow_table(Fiber *self, Qcow2Image *image, uint64_t first)
 {
     NewArea area;
+    file_debug_event(image->file, DEBUG_REFTABLE_GROW);
     int r = plan_area(image, first, &area);
     // Entries of the old table may name blocks that are not durable yet: they are, after this.
     if (r == 0 && !MUTANT("write-back-before-new-refcount-table"))
@@ -214,6 +218,7 @@ static int grow_table(Fiber *self, Qcow2Image *image, uint64_t first)
     ClusterRange old = {image_cluster_of(image, h->refcount_table), h->refcount_table_clusters};
     claim_area(image, &area);
     r = write_area(self, image, &area, table);
+    file_debug_event(image->file, DEBUG_REFBLOCK_ALLOC_SWITCH_TABLE);
     if (r == 0)
         r = image_change_header(self, image, edit_refcount_table, &area);
     if (r == 0) {

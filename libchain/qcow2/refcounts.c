@@ -100,6 +100,7 @@ static bool free_run(Fiber *self, Qcow2Image *image, RefcountPlace place, Cluste
     inflated_cache_forget(image->inflated, off, bytes);
     for (uint64_t i = 0; i < range.n; i++)
         metadata_set_remove(&image->metadata, range.first + i);
+    file_debug_event(image->file, DEBUG_CLUSTER_FREE);
     file_discard(self, image->file, off, bytes);
     if (metadata_set_reserve_slice(self, &image->metadata, place.slice) < 0)
         return false;

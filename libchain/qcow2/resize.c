@@ -68,6 +68,7 @@ static int write_l1(Fiber *self, Qcow2View *view, const NewL1 *l1)
     if (r < 0)
         return r;
     memcpy(l1->entries, view->l1.entries, view->l1.n * sizeof(Be64));
+    file_debug_event(image->file, DEBUG_L1_GROW_WRITE_TABLE);
     r = file_write(self, image->file, l1->off, l1->entries,
                    l1->range.n << image->geometry.cluster_bits);
     return r < 0 || MUTANT("sync-of-longer-l1") ? r : file_flush(self, image->file);
@@ -95,12 +96,14 @@ static int grow_l1(Fiber *self, Qcow2View *view, uint64_t size_bytes)
         return 0;
     if (l1.n > QCOW2_MAX_L1_BYTES / sizeof(Be64))
         return -EFBIG;
+    file_debug_event(image->file, DEBUG_L1_GROW_ALLOC_TABLE);
     int r = snapshot_table_take_clusters(self, image, l1.n * sizeof(Be64), &l1.range);
     if (r < 0)
         return r;
     l1.off = image_cluster_off(image, l1.range.first);
     l1.entries = g_try_malloc0(l1.range.n << image->geometry.cluster_bits);
     r = l1.entries ? write_l1(self, view, &l1) : -ENOMEM;
+    file_debug_event(image->file, DEBUG_L1_GROW_ACTIVATE_TABLE);
     if (r == 0)
         r = image_change_header(self, image, edit_l1, &l1);
     if (r == 0) {

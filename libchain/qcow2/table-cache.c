@@ -10,6 +10,7 @@
 // with few requests.
 
 #include "qcow2/table-cache.h"
+#include "chain-core/debug-event.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -305,6 +306,11 @@ static void end_loading(TableCache *cache, TableSlice *s, int r)
     }
 }
 
+static void announce_load(const TableSliceKey *key)
+{
+    file_debug_event(key->file, key->kind == TABLE_SLICE_L2 ? DEBUG_L2_LOAD : DEBUG_REFBLOCK_LOAD);
+}
+
 int table_cache_get(Fiber *self, TableCache *cache, const TableSliceKey *key,
                     TableSlice **ret_slice)
 {
@@ -326,6 +332,7 @@ int table_cache_get(Fiber *self, TableCache *cache, const TableSliceKey *key,
         s = add(cache, key);
         if (!s)
             return -ENOMEM;
+        announce_load(key);
         int r = file_read(self, key->file, key->host, s->data, key->bytes);
         end_loading(cache, s, r);
         if (r < 0)
@@ -352,6 +359,7 @@ void table_fetch_add(TableFetch *fetch, HostOff host, TableSliceKind kind)
         return;
     s->next = fetch->first;
     fetch->first = s;
+    announce_load(&key);
     file_read_start(fetch->file, host, s->data, fetch->bytes, &fetch->batch);
 }
 

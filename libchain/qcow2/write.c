@@ -133,8 +133,10 @@ static int edge_read(Fiber *self, Qcow2View *view, const Edge *edge, uint8_t *bu
     uint64_t inside = edge->off < size && !edge->is_zero ? MIN(edge->len, size - edge->off) : 0;
     if (inside < edge->len)
         memset(buf + inside, 0, edge->len - inside);
-    return inside ? view_read_start(self, &view->node, guest_off(edge->off), buf, inside, batch)
-                  : 0;
+    if (!inside)
+        return 0;
+    file_debug_event(view->image->file, DEBUG_COW_READ);
+    return view_read_start(self, &view->node, guest_off(edge->off), buf, inside, batch);
 }
 
 enum {
@@ -161,8 +163,10 @@ static int host_write_send(Fiber *self, const HostWrite *w, const struct iovec *
     IoBatch batch;
     uint64_t in_cluster = host_write_start(w) & (w->view->image->geometry.cluster_bytes - 1);
     io_batch_init(&batch, self);
-    file_write_start(image_data_file(w->view->image), host_off(w->host.v + in_cluster), iov, n,
-                     &batch);
+    if (w->head.is_needed || w->tail.is_needed)
+        file_debug_event(image_data_file(w->view->image), DEBUG_COW_WRITE);
+    file_write_data_start(image_data_file(w->view->image), host_off(w->host.v + in_cluster), iov, n,
+                          &batch);
     return io_batch_wait(self, &batch);
 }
 
@@ -376,7 +380,7 @@ int view_write(Fiber *self, Node *node, GuestOff off, const void *buf, size_t le
             break;
         if (G_LIKELY(run.kind == QCOW2_CLUSTER_DATA && run.copied)) {
             struct iovec iov = {(void *)buf, run.len};
-            file_write_start(image_data_file(image), run.host, &iov, 1, &batch);
+            file_write_data_start(image_data_file(image), run.host, &iov, 1, &batch);
             n = run.len;
         } else {
             uint64_t n_released = image->freed.n_released;
@@ -399,5 +403,6 @@ int view_write(Fiber *self, Node *node, GuestOff off, const void *buf, size_t le
 int view_flush(Fiber *self, Node *node)
 {
     Qcow2Image *image = view_of(node)->image;
+    file_debug_event(image->file, DEBUG_FLUSH_TO_OS);
     return image->writable ? writeback_run(self, &image->writeback) : 0;
 }

@@ -19,6 +19,7 @@
 // pass, so each pass judges anew. In a fiber on the image's loop.
 
 #include "qcow2/writeback-pass.h"
+#include "chain-core/debug-event.h"
 #include "chain-core/mutant.h"
 
 #include <errno.h>
@@ -133,9 +134,21 @@ static int compare_pieces(const void *a, const void *b)
     return (x->off.v > y->off.v) - (x->off.v < y->off.v);
 }
 
-// All in one batch, neighbours together.
-static int write_together(Fiber *self, File *file, GArray *pieces)
+static void announce(const WritebackPass *p, const GArray *pieces, const Piece *piece)
 {
+    File *file = p->parts->file;
+    if (!piece->slice)
+        file_debug_event(file, pieces == p->late ? DEBUG_L1_UPDATE : DEBUG_REFBLOCK_ALLOC_HOOKUP);
+    else if (piece->slice->kind == TABLE_SLICE_REFCOUNT)
+        file_debug_event(file, DEBUG_REFBLOCK_UPDATE_PART);
+    else
+        file_debug_event(file, DEBUG_L2_UPDATE);
+}
+
+// All in one batch, neighbours together.
+static int write_together(Fiber *self, const WritebackPass *pass, GArray *pieces)
+{
+    File *file = pass->parts->file;
     IoBatch batch;
     io_batch_init(&batch, self);
     for (guint i = 0; i < pieces->len;) {
@@ -147,6 +160,7 @@ static int write_together(Fiber *self, File *file, GArray *pieces)
             Piece *p = &g_array_index(pieces, Piece, i);
             if (p->off.v != end || p->has_failed)
                 break;
+            announce(pass, pieces, p);
             iov[n++] = (struct iovec){p->data, p->bytes};
             end += p->bytes;
             i++;
@@ -189,7 +203,7 @@ static void write_apart(Fiber *self, WritebackPass *p, GArray *pieces)
 static int write_pieces(Fiber *self, WritebackPass *p, GArray *pieces)
 {
     g_array_sort(pieces, compare_pieces);
-    if (write_together(self, p->parts->file, pieces) < 0)
+    if (write_together(self, p, pieces) < 0)
         write_apart(self, p, pieces);
     if ((pieces == p->early && MUTANT("sync-of-early-group")) ||
         (pieces == p->entries && MUTANT("sync-of-entries")) ||

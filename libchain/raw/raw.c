@@ -31,7 +31,7 @@ static HostOff raw_host(Node *node, GuestOff off)
 static int raw_read_start(Fiber *self, Node *node, GuestOff off, void *buf, size_t len,
                           IoBatch *batch)
 {
-    file_read_start(raw_file(node), raw_host(node, off), buf, len, batch);
+    file_read_data_start(raw_file(node), raw_host(node, off), buf, len, batch);
     return 0;
 }
 
@@ -46,7 +46,7 @@ static int raw_write(Fiber *self, Node *node, GuestOff off, const void *buf, siz
     struct iovec iov = {.iov_base = (void *)buf, .iov_len = len};
     IoBatch batch;
     io_batch_init(&batch, self);
-    file_write_start(raw_file(node), raw_host(node, off), &iov, 1, &batch);
+    file_write_data_start(raw_file(node), raw_host(node, off), &iov, 1, &batch);
     int r = io_batch_wait(self, &batch);
     return r < 0 ? r : flush_if_fua(self, raw_file(node), flags);
 }
@@ -72,6 +72,7 @@ static int raw_discard(Fiber *self, Node *node, GuestOff off, uint64_t len, Node
 
 static int raw_flush(Fiber *self, Node *node)
 {
+    file_debug_event(raw_file(node), DEBUG_FLUSH_TO_OS);
     return file_flush(self, raw_file(node));
 }
 

@@ -52,11 +52,37 @@ static void run(const char *options, void (*fn)(Fiber *self, Node *node))
     sim_free(sim);
 }
 
+// As an image in the node would say it.
+static void tell(Node *node, DebugEvent event)
+{
+    node->ops->debug_event(node, event);
+}
+
 static void fail_reads(Fiber *self, Node *node)
 {
-    assert_int_equal(write_at(self, node, 0), 0);
+    assert_int_equal(read_at(self, node, 0), 0);
+    tell(node, DEBUG_L2_LOAD);
+    assert_int_equal(read_at(self, node, 0), 0);
+    tell(node, DEBUG_READ_AIO);
     assert_int_equal(read_at(self, node, 0), -ENOSPC);
     assert_int_equal(read_at(self, node, 4096), -ENOSPC);
+}
+
+static void arm_others(Fiber *self, Node *node)
+{
+    tell(node, DEBUG_READ_AIO);
+    tell(node, DEBUG_L2_LOAD);
+    assert_int_equal(read_at(self, node, 0), -EINVAL);
+    assert_int_equal(write_at(self, node, 0), 0);
+}
+
+static void arm_what_is_left(Fiber *self, Node *node)
+{
+    tell(node, DEBUG_READ_AIO);
+    assert_int_equal(read_at(self, node, 0), -EIO);
+    tell(node, DEBUG_L2_LOAD);
+    tell(node, DEBUG_READ_AIO); // its rule is spent
+    assert_int_equal(read_at(self, node, 0), -EINVAL);
 }
 
 static void fail_sector(Fiber *self, Node *node)
@@ -76,7 +102,7 @@ static void fail_flush(Fiber *self, Node *node)
 static void go_through_states(Fiber *self, Node *node)
 {
     assert_int_equal(write_at(self, node, 0), 0);
-    assert_int_equal(read_at(self, node, 0), 0); // now it is state 2
+    tell(node, DEBUG_L2_UPDATE); // now it is state 2
     assert_int_equal(write_at(self, node, 0), -EIO);
 }
 
@@ -89,20 +115,25 @@ static void fail_from_the_start(Fiber *self, Node *node)
 static void requests_of_the_event_fail(void **state)
 {
     run("'inject-error': [{'event': 'read_aio', 'errno': 28}]", fail_reads);
-    run("'inject-error': [{'event': 'flush_to_disk', 'iotype': 'flush'}]", fail_flush);
+    run("'inject-error': [{'event': 'none', 'iotype': 'flush'}]", fail_flush);
+    run("'inject-error': [{'event': 'read_aio'}, {'event': 'l2_load', 'errno': 22, 'iotype': "
+        "'read'}]",
+        arm_others);
+    run("'inject-error': [{'event': 'read_aio', 'once': true}, {'event': 'l2_load', 'errno': 22}]",
+        arm_what_is_left);
     run("'inject-error': [{'event': 'none', 'errno': 1, 'iotype': 'discard'}]",
         fail_from_the_start);
 }
 
 static void an_error_may_be_for_a_sector_and_once(void **state)
 {
-    run("'inject-error': [{'event': 'write_aio', 'sector': 3, 'once': true}]", fail_sector);
+    run("'inject-error': [{'event': 'pwritev', 'sector': 3, 'once': true}]", fail_sector);
 }
 
 static void rules_may_be_for_a_state(void **state)
 {
-    run("'inject-error': [{'event': 'write_aio', 'state': 2}],"
-        "'set-state': [{'event': 'read_aio', 'state': 1, 'new_state': 2}]",
+    run("'inject-error': [{'event': 'pwritev', 'state': 2}],"
+        "'set-state': [{'event': 'l2_update', 'state': 1, 'new_state': 2}]",
         go_through_states);
 }
 

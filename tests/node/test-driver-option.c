@@ -15,6 +15,10 @@ static const DriverOption members[] = {
     {.name = "count", .type = DRIVER_OPTION_INT},
     {0},
 };
+static const DriverOption rule_members[] = {
+    {.name = "event", .type = DRIVER_OPTION_ENUM, .values = colours, .is_required = true},
+    {0},
+};
 static const DriverOption table[] = {
     {.name = "text", .type = DRIVER_OPTION_STR},
     {.name = "flag", .type = DRIVER_OPTION_BOOL},
@@ -23,6 +27,7 @@ static const DriverOption table[] = {
     {.name = "group", .type = DRIVER_OPTION_OBJECT, .members = members},
     {.name = "either", .type = DRIVER_OPTION_ENUM_OR_OBJECT, .values = colours, .members = members},
     {.name = "list", .type = DRIVER_OPTION_ARRAY, .members = members},
+    {.name = "rules", .type = DRIVER_OPTION_ARRAY, .members = rule_members},
     {.name = "free", .type = DRIVER_OPTION_ANY},
     {0},
 };
@@ -69,6 +74,8 @@ static void numbers_and_flags_may_come_as_text(void **state)
 
 static void what_an_option_cannot_be_is_refused(void **state)
 {
+    assert_takes("rules", "[{\"event\": \"red\"}]", "[{\"event\":\"red\"}]");
+    assert_refuses("rules", "[{}]", "\"rules\" has no \"event\"");
     assert_refuses("number", "-1", "\"number\" is not a number");
     assert_refuses("number", "\"1Q\"", "\"number\"");
     assert_refuses("number", "\"8388608T\"", "\"number\"");

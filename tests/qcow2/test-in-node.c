@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "../node/driver-node.h"
+#include "../node/memory-node.h"
 #include "../node/pass-filter.h"
 #include "chain-core/fiber-sync.h"
 #include "chain-core/map-memory.h"
@@ -374,12 +375,101 @@ static void the_locks_of_an_image_are_those_of_the_file_below(void **state)
     }
 }
 
+// -- events ---------------------------------------------------------------------------------------
+
+static unsigned n_events[DEBUG_N_EVENTS];
+
+static void count_event(Node *node, DebugEvent event)
+{
+    n_events[event]++;
+}
+
+static const NodeOps counting_ops = {
+    .driver = "counting", .is_filter = true, .debug_event = count_event};
+
+static void make_events(Fiber *self, Test *t)
+{
+    Qcow2CreateOptions options = {.size_bytes = DISK, .cluster_bytes = 512, .refcount_bits = 64};
+    Node *counting = g_new0(Node, 1);
+    node_init(counting, &counting_ops, top_of(t)->loop, "counting", top_of(t)->size_bytes);
+    node_set_backing(self, counting, top_of(t));
+    g_ptr_array_add(t->nodes, counting);
+    File *file = file_on(counting);
+    assert_int_equal(qcow2_create_in(self, file, &options, NULL), 0);
+    file_close(self, file);
+    open_view(self, t);
+    MemoryNode *below = memory_node_new(fiber_loop(self), DISK);
+    memset(below->data, 0x77, DISK);
+    node_set_backing(self, t->view, &below->node);
+    memset(t->shadow, 0x77, DISK);
+    assert_int_equal(node_write(self, t->view, guest_off(0), t->shadow, 100, 0), 0);
+    assert_int_equal(n_events[DEBUG_CLUSTER_ALLOC], 2); // data, and a table
+    assert_int_equal(n_events[DEBUG_L2_UPDATE] + n_events[DEBUG_L1_UPDATE], 0);
+    for (uint64_t off = 100; off < DISK / 2; off += 10000) {
+        memset(t->shadow + off, 0x11, 9999);
+        assert_int_equal(node_write(self, t->view, guest_off(off), t->shadow + off, 9999, 0), 0);
+    }
+    assert_int_equal(node_flush(self, t->view), 0);
+    memset(t->shadow + 1024, 0x22, 512);
+    assert_int_equal(node_write(self, t->view, guest_off(1024), t->shadow + 1024, 512, 0), 0);
+    assert_int_equal(node_discard(self, t->view, guest_off(8192), 8192, 0), 0);
+    memset(t->shadow + 8192, 0, 8192);
+    assert_int_equal(node_flush(self, t->view), 0);
+    assert_shows_shadow(self, t);
+    assert_int_equal(node_resize(self, t->view, 8 * (uint64_t)DISK, NULL), 0);
+    node_unref_close(self, t->view);
+    open_view(self, t);
+    node_set_backing(self, t->view, &below->node);
+    assert_shows_shadow(self, t);
+    node_unref_close(self, t->view);
+    node_unref_close(self, &below->node);
+}
+
+static void an_image_tells_what_it_is_about_to_do(void **state)
+{
+    static const DebugEvent come[] = {
+        DEBUG_REFTABLE_LOAD,
+        DEBUG_REFBLOCK_LOAD,
+        DEBUG_L2_LOAD,
+        DEBUG_READ_AIO,
+        DEBUG_WRITE_AIO,
+        DEBUG_COW_READ,
+        DEBUG_COW_WRITE,
+        DEBUG_CLUSTER_ALLOC,
+        DEBUG_CLUSTER_FREE,
+        DEBUG_L2_ALLOC_WRITE,
+        DEBUG_L2_UPDATE,
+        DEBUG_L1_UPDATE,
+        DEBUG_REFBLOCK_UPDATE_PART,
+        DEBUG_REFBLOCK_ALLOC,
+        DEBUG_REFBLOCK_ALLOC_HOOKUP,
+        DEBUG_REFTABLE_GROW,
+        DEBUG_REFBLOCK_ALLOC_WRITE_BLOCKS,
+        DEBUG_REFBLOCK_ALLOC_WRITE_TABLE,
+        DEBUG_REFBLOCK_ALLOC_SWITCH_TABLE,
+        DEBUG_FLUSH_TO_OS,
+        DEBUG_FLUSH_TO_DISK,
+        DEBUG_L1_GROW_ALLOC_TABLE,
+        DEBUG_L1_GROW_WRITE_TABLE,
+        DEBUG_L1_GROW_ACTIVATE_TABLE,
+    };
+    Test t = {.shadow = g_malloc0(DISK)};
+    Sim *sim = new_sim(1, false);
+    assert_true(run_in(&t, sim, "", make_events));
+    for (unsigned i = 0; i < G_N_ELEMENTS(come); i++)
+        if (!n_events[come[i]])
+            fail_msg("%s does not come", debug_event_names[come[i]]);
+    sim_free(sim);
+    g_free(t.shadow);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(an_image_grows_behind_filters_and_in_raw_parts),
         cmocka_unit_test(a_raw_part_with_a_size_ends_there),
         cmocka_unit_test(a_flush_goes_through_all_that_lies_below),
+        cmocka_unit_test(an_image_tells_what_it_is_about_to_do),
         cmocka_unit_test(the_locks_of_an_image_are_those_of_the_file_below),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -64,6 +64,10 @@ enum { FILE_MAX_IOV = 16 };
 void file_read_start(File *file, HostOff off, void *buf, size_t len, IoBatch *batch);
 void file_write_start(File *file, HostOff off, const struct iovec *iov, unsigned n_iov,
                       IoBatch *batch);
+// The same for what an image holds, and not for its metadata: debuggers are told (debug-event.h).
+void file_read_data_start(File *file, HostOff off, void *buf, size_t len, IoBatch *batch);
+void file_write_data_start(File *file, HostOff off, const struct iovec *iov, unsigned n_iov,
+                           IoBatch *batch);
 int file_read(Fiber *self, File *file, HostOff off, void *buf, size_t len);
 int file_write(Fiber *self, File *file, HostOff off, const void *buf, size_t len);
 // Copies [from_off, from_off+len) of `from` into `to`, within the host: 1 when both share the bytes

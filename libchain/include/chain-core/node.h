@@ -8,6 +8,7 @@
 #include <glib.h>
 #include <stdbool.h>
 
+#include "chain-core/debug-event.h"
 #include "chain-core/file.h"
 #include "chain-core/io-batch.h"
 #include "chain-core/units.h"
@@ -121,6 +122,9 @@ struct NodeOps {
     // Visits the nodes that share something of their loop with `node`, and have to move with it. May
     // be NULL.
     void (*for_each_sibling)(Node *node, NodeVisitFn *fn, void *arg);
+    // What comes next is done for that (of the image that lies in it). Must not suspend. NULL: no
+    // matter.
+    void (*debug_event)(Node *node, DebugEvent event);
     // How persistent dirty bitmaps are kept (chain-core/dirty-bitmap.h). NULL: none can be.
     const DirtyBitmapStore *bitmap_store;
     // Somebody waits until its requests have ended, or no longer: limits do not hold meanwhile. Must

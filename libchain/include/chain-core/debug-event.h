@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// Moments in the life of an image at which a test has an error happen (blkdebug). The names are
+// QEMU's; some of them have no such moment here, and never come.
+#pragma once
+
+#include "chain-core/file.h"
+
+typedef enum DebugEvent {
+    DEBUG_L1_UPDATE,
+    DEBUG_L1_GROW_ALLOC_TABLE,
+    DEBUG_L1_GROW_WRITE_TABLE,
+    DEBUG_L1_GROW_ACTIVATE_TABLE,
+    DEBUG_L2_LOAD,
+    DEBUG_L2_UPDATE,
+    DEBUG_L2_UPDATE_COMPRESSED,
+    DEBUG_L2_ALLOC_COW_READ,
+    DEBUG_L2_ALLOC_WRITE,
+    DEBUG_READ_AIO,
+    DEBUG_READ_BACKING_AIO,
+    DEBUG_READ_COMPRESSED,
+    DEBUG_WRITE_AIO,
+    DEBUG_WRITE_COMPRESSED,
+    DEBUG_VMSTATE_LOAD,
+    DEBUG_VMSTATE_SAVE,
+    DEBUG_COW_READ,
+    DEBUG_COW_WRITE,
+    DEBUG_REFTABLE_LOAD,
+    DEBUG_REFTABLE_GROW,
+    DEBUG_REFTABLE_UPDATE,
+    DEBUG_REFBLOCK_LOAD,
+    DEBUG_REFBLOCK_UPDATE,
+    DEBUG_REFBLOCK_UPDATE_PART,
+    DEBUG_REFBLOCK_ALLOC,
+    DEBUG_REFBLOCK_ALLOC_HOOKUP,
+    DEBUG_REFBLOCK_ALLOC_WRITE,
+    DEBUG_REFBLOCK_ALLOC_WRITE_BLOCKS,
+    DEBUG_REFBLOCK_ALLOC_WRITE_TABLE,
+    DEBUG_REFBLOCK_ALLOC_SWITCH_TABLE,
+    DEBUG_CLUSTER_ALLOC,
+    DEBUG_CLUSTER_ALLOC_BYTES,
+    DEBUG_CLUSTER_FREE,
+    DEBUG_FLUSH_TO_OS,
+    DEBUG_FLUSH_TO_DISK,
+    DEBUG_PWRITEV_RMW_HEAD,
+    DEBUG_PWRITEV_RMW_AFTER_HEAD,
+    DEBUG_PWRITEV_RMW_TAIL,
+    DEBUG_PWRITEV_RMW_AFTER_TAIL,
+    DEBUG_PWRITEV,
+    DEBUG_PWRITEV_ZERO,
+    DEBUG_PWRITEV_DONE,
+    DEBUG_EMPTY_IMAGE_PREPARE,
+    DEBUG_L1_SHRINK_WRITE_TABLE,
+    DEBUG_L1_SHRINK_FREE_L2_CLUSTERS,
+    DEBUG_COR_WRITE,
+    DEBUG_CLUSTER_ALLOC_SPACE,
+    DEBUG_NONE, // a node was made
+    DEBUG_N_EVENTS
+} DebugEvent;
+
+// "l1_update", …; ended by NULL.
+extern const char *const debug_event_names[];
+
+// What is done next to `file` is done for that. Files of the host do not care.
+void file_debug_event(File *file, DebugEvent event);
