@@ -11,6 +11,8 @@
 //      index       index + 1    …               their entries in the slice
 #pragma once
 
+#include <glib.h>
+
 #include "format/qcow2-table.h"
 
 typedef struct ClusterSpan {
@@ -56,4 +58,17 @@ static inline HostOff cluster_span_slice(const Qcow2Geometry *g, const ClusterSp
 {
     uint64_t in_table = (span->first & (g->l2_entries - 1)) - span->index;
     return host_off(table.v + in_table * g->l2_entry_bytes);
+}
+
+// Bits of the subclusters that [from, to) touches in the cluster at `cluster_start` (guest bytes).
+static inline uint32_t cluster_subclusters(const Qcow2Geometry *g, uint64_t cluster_start,
+                                           uint64_t from, uint64_t to)
+{
+    from = MAX(from, cluster_start);
+    to = MIN(to, cluster_start + g->cluster_bytes);
+    if (from >= to)
+        return 0;
+    uint32_t first = (from - cluster_start) >> g->subcluster_bits;
+    uint32_t last = (to - 1 - cluster_start) >> g->subcluster_bits;
+    return (uint32_t)((UINT64_C(2) << last) - (UINT64_C(1) << first));
 }

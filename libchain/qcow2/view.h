@@ -3,6 +3,7 @@
 // zero.c. For this folder. On the image's loop.
 #pragma once
 
+#include "chain-core/node-fill.h"
 #include "qcow2/mapping.h"
 
 // node operations (read.c, write.c, zero.c)
@@ -13,6 +14,10 @@ int view_zero(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags f
 int view_discard(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags);
 int view_flush(Fiber *self, Node *node);
 int view_resize(Fiber *self, Node *node, uint64_t size_bytes, GError **error); // resize.c
+// What of [off, off+len), which begins and ends at borders of clusters (subclusters) or at the view's
+// end, shows what lies below becomes `buf`, which is the same bytes. For fills (fill.c).
+int view_write_unallocated(Fiber *self, Qcow2View *view, GuestOff off, const void *buf, size_t len);
+extern const NodeFillOps view_fill_ops;
 // Whole clusters of [from, to) read as zeros, or as what lies below in version 2; what they named is
 // freed. `to` may be the end of the view's last cluster.
 int view_zero_clusters(Fiber *self, Qcow2View *view, uint64_t from, uint64_t to);

@@ -48,19 +48,6 @@ static bool has_own_host(const Qcow2L2Entry *e)
     return has_host(e) && e->copied;
 }
 
-// Bits of the subclusters that [from, to) touches in the cluster at `cluster_start` (guest bytes).
-static uint32_t subcluster_mask(const Qcow2Geometry *g, uint64_t cluster_start, uint64_t from,
-                                uint64_t to)
-{
-    from = MAX(from, cluster_start);
-    to = MIN(to, cluster_start + g->cluster_bytes);
-    if (from >= to)
-        return 0;
-    uint32_t first = (from - cluster_start) >> g->subcluster_bits;
-    uint32_t last = (to - 1 - cluster_start) >> g->subcluster_bits;
-    return (uint32_t)((UINT64_C(2) << last) - (UINT64_C(1) << first));
-}
-
 // Where the bytes to be made valid begin or end, for the cluster with entry `e` in which `at` lies.
 // A cluster that is copied whole (shared, compressed) extends to its border; otherwise the border
 // of the subcluster, or `at` itself if that subcluster has valid data in place.
@@ -270,8 +257,8 @@ static void link_clusters(MappingChange *change, const WritePlan *plan)
         e.compressed_bytes = 0;
         e.host = host_off(plan->host.v + ((uint64_t)i << g->cluster_bits));
         if (g->extended_l2) {
-            uint32_t valid = subcluster_mask(g, cluster_span_cluster(g, &plan->span, i).v,
-                                             plan->cow_start, plan->cow_end);
+            uint32_t valid = cluster_subclusters(g, cluster_span_cluster(g, &plan->span, i).v,
+                                                 plan->cow_start, plan->cow_end);
             e.alloc_bitmap = plan->needs_clusters ? valid : old.alloc_bitmap | valid;
             e.zero_bitmap =
                 (old.kind == QCOW2_CLUSTER_COMPRESSED ? 0 : old.zero_bitmap) & ~e.alloc_bitmap;
@@ -398,6 +385,54 @@ int view_write(Fiber *self, Node *node, GuestOff off, const void *buf, size_t le
     if (r == 0 && (flags & NODE_IO_FUA))
         r = mapping_make_durable(self, view, start, off.v - start.v);
     return r;
+}
+
+// [off, off+len) lies in one slice and had nothing allocated when that was looked up last.
+static int write_if_unallocated(Fiber *self, const GuestWrite *w, size_t *ret_len)
+{
+    MappingChange change;
+    MappingPlace place;
+    MappingRun run;
+    *ret_len = 0;
+    int r = mapping_begin(self, w->view, &w->span, &change);
+    if (r < 0)
+        return r;
+    r = mapping_try_find_place(w->view, w->span.off, &place);
+    assert(r == 0 && place.slice);
+    r = mapping_decode(w->view, &place, w->span.off, w->span.len, &run);
+    bool is_free = run.kind == QCOW2_CLUSTER_UNALLOCATED && run.len == w->span.len;
+    if (r == 0 && (is_free || MUTANT("fill-looks-again-in-place")))
+        r = allocate_and_write(self, w, &change, ret_len);
+    mapping_end(&change);
+    return r;
+}
+
+int view_write_unallocated(Fiber *self, Qcow2View *view, GuestOff off, const void *buf, size_t len)
+{
+    Qcow2Image *image = view->image;
+    IoBatch batch;
+    int r = image_begin_change(self, image);
+    io_batch_init(&batch, self);
+    image_pin(self, image, &batch);
+    while (len && r == 0) {
+        MappingRun run;
+        size_t n = 0;
+        r = mapping_find(self, view, off, len, &run);
+        if (r == 0 && run.kind != QCOW2_CLUSTER_UNALLOCATED) {
+            n = run.len;
+        } else if (r == 0) {
+            uint64_t n_released = image->freed.n_released;
+            GuestWrite w = {view, cluster_span_make(&image->geometry, off, run.len), buf};
+            r = write_if_unallocated(self, &w, &n);
+            if (r == -ENOSPC)
+                r = reclaim(self, image, n_released, &batch);
+        }
+        off.v += n;
+        buf = (const uint8_t *)buf + n;
+        len -= n;
+    }
+    int r2 = io_batch_wait(self, &batch);
+    return r < 0 ? r : r2;
 }
 
 int view_flush(Fiber *self, Node *node)

@@ -68,6 +68,7 @@ static void run_begin(Run *run)
                                     .short_transfers = run->seed % 2,
                                     .inline_completion = run->seed % 3 == 0,
                                     .no_punch = c->has_no_punch,
+                                    .can_copy = run->seed % 2 == 0,
                                     .space_bytes = c->space_bytes,
                                     // Late writes (docs/ordering.md §4), unless a fault's end has
                                     // to be known.

@@ -24,6 +24,7 @@ def crash(case):
 
 
 RESIZE = ["tests/qcow2/test-qcow2-resize-power"]
+FILL = ["tests/crash/test-crash-fill", "--points", "500"]
 HEADER = ["tests/qcow2/test-qcow2-header-power"]
 BAD_SECTORS = ["tests/qcow2/test-qcow2-bad-sectors"]
 MODE = ["tests/qcow2/test-qcow2-mode"]
@@ -92,6 +93,11 @@ MUTANTS = {
     "sync-of-longer-l1": RESIZE,
     "zeros-before-size": RESIZE,
     "smaller-size-before-freeing": RESIZE,
+    # §16
+    "fill-written-before-linked": FILL,
+    "fill-links-only-unallocated": FILL,
+    "fill-looks-again-in-place": FILL,
+    "fill-zeroes-only-unallocated": FILL,
     # changes of the graph
     "drain-waits-for-requests": ["tests/node/test-node-port"],
     "drained-keeps-out": ["tests/node/test-node-drain"],

@@ -29,15 +29,16 @@ typedef struct NodeFillResult {
 // Ranges are rounded out to multiples of this (and cut at the node's end): clusters or subclusters.
 uint64_t node_fill_granularity(Node *node);
 
+// Who fills much holds the loop's buffers (io-buffers.h) meanwhile.
+
 // Fills [off, off+len), data in pieces of at most 1 MiB, or a cluster. In memory others get their
 // turn in between. `result` is added to, also on failure. 0 or -errno: part of it may be the node's
 // then, and all can be tried again. -ENOTSUP: nodes of this kind cannot.
 int node_fill(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeFillFlags flags,
               NodeFillResult *result);
 
-// The same with bytes that the caller has already, which need not lie below the node any more:
-// `data` is what the node shows in [off, off+len). The range begins and ends at multiples of the
-// granularity, or at the node's end.
+// The same with bytes that the caller has already: `data` is what the node shows in [off, off+len),
+// which begins and ends at multiples of the granularity, or at the node's end.
 int node_fill_from(Fiber *self, Node *node, GuestOff off, const void *data, size_t len);
 
 // --- for drivers
@@ -56,7 +57,7 @@ typedef struct NodeFillPlace {
 } NodeFillPlace;
 
 // Ranges are of whole granules, or end at the node's end.
-typedef struct NodeFillOps {
+struct NodeFillOps {
     uint64_t (*granularity)(Node *node);
     // What is to be done at `off`, for so much as is to be done alike. Takes space; no lock is held.
     int (*take)(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeFillPlace *ret_place);
@@ -67,4 +68,4 @@ typedef struct NodeFillOps {
     int (*write)(Fiber *self, Node *node, GuestOff off, const void *buf, size_t len);
     // Where it does not own the range yet, it comes to own zeros. -ENOTSUP: they must be written.
     int (*zero)(Fiber *self, Node *node, GuestOff off, uint64_t len);
-} NodeFillOps;
+};

@@ -17,6 +17,7 @@ typedef struct Node Node;
 typedef struct NodeOps NodeOps;
 typedef void NodeVisitFn(Node *node, void *arg);
 typedef struct DirtyBitmapStore DirtyBitmapStore;
+typedef struct NodeFillOps NodeFillOps;
 
 typedef enum NodeIoFlags {
     NODE_IO_FUA = 1 << 0,       // durable before the call returns
@@ -125,6 +126,8 @@ struct NodeOps {
     // What comes next is done for that (of the image that lies in it). Must not suspend. NULL: no
     // matter.
     void (*debug_event)(Node *node, DebugEvent event);
+    // How it comes to own what it shows (chain-core/node-fill.h). NULL: it owns all of it, or cannot.
+    const NodeFillOps *fill;
     // How persistent dirty bitmaps are kept (chain-core/dirty-bitmap.h). NULL: none can be.
     const DirtyBitmapStore *bitmap_store;
     // Somebody waits until its requests have ended, or no longer: limits do not hold meanwhile. Must
