@@ -75,7 +75,23 @@ const char *named_node_role(const NamedNode *used, const NodeConfig *config,
     return is_snapshot ? "snapshot" : child->role;
 }
 
-static NodePerms perms_of_role(const NodeUse *use)
+static bool is_filter(const NamedNode *named)
+{
+    return named && named->node && named->node->ops->is_filter;
+}
+
+// Of all that goes through a filter to what it filters. Filters are few, and end somewhere.
+static NodePerms perms_through(const NamedNode *filter)
+{
+    NodePerms perms = {.shared = NODE_PERM_ALL};
+    for (guint i = 0; i < filter->users->len; i++)
+        node_perms_add(&perms, node_use_perms(filter->users->pdata[i]));
+    if (filter->node->ops->reads_write)
+        perms.held |= NODE_PERM_WRITE_UNCHANGED;
+    return perms;
+}
+
+NodePerms node_use_perms(const NodeUse *use)
 {
     static const struct {
         const char *role;
@@ -85,15 +101,14 @@ static NodePerms perms_of_role(const NodeUse *use)
         {"backing", NODE_USER_BACKING},
         {"snapshot", NODE_USER_SNAPSHOT},
     };
+    if (use->perms)
+        return *use->perms;
+    if (is_filter(use->by))
+        return perms_through(use->by);
     for (unsigned i = 0; i < G_N_ELEMENTS(users); i++)
         if (g_str_equal(use->role, users[i].role))
             return node_perms_of(users[i].user, use->writes);
     return node_perms_of(NODE_USER_FORMAT, use->writes);
-}
-
-NodePerms node_use_perms(const NodeUse *use)
-{
-    return use->perms ? *use->perms : perms_of_role(use);
 }
 
 // Both are of `named`, which one of them already has.
@@ -112,6 +127,20 @@ static int check_pair(const NamedNode *named, const NodeUse *holder, const NodeU
                     named->name, sharer->role);
 }
 
+static int check_below(const NamedNode *filter, const NodeUse *use, GError **error)
+{
+    int r = 0;
+    for (guint i = 0; r == 0 && i < filter->children->len; i++) {
+        const NodeUse *through = filter->children->pdata[i];
+        NodePerms perms = node_use_perms(through);
+        node_perms_add(&perms, node_use_perms(use));
+        NodeUse with = *through;
+        with.perms = &perms;
+        r = named_node_check_use(through->used, &with, error);
+    }
+    return r;
+}
+
 int named_node_check_use(const NamedNode *named, const NodeUse *use, GError **error)
 {
     int r = 0;
@@ -123,7 +152,7 @@ int named_node_check_use(const NamedNode *named, const NodeUse *use, GError **er
         if (r == 0)
             r = check_pair(named, other, use, error);
     }
-    return r;
+    return r == 0 && is_filter(named) ? check_below(named, use, error) : r;
 }
 
 int named_node_check_change(const NamedNode *named, const char *what, GError **error)

@@ -322,17 +322,21 @@ static NamedNode *enter(Nodes *nodes, NodeOrigin *origin, ChainNode *opened, Nod
     return named;
 }
 
+static bool has_file_next(const Opening *o, guint i)
+{
+    const ChainNode *next = &g_array_index(o->opened, ChainNode, i + 1);
+    return i + 1 < o->opened->len && next->parent == i && g_strcmp0(next->role, "file") == 0;
+}
+
 // In the order in which QEMU makes them, and tells of them: a file before what lies in it.
 static void enter_in_order(Opening *o, NamedNode **entered)
 {
-    for (guint i = 0; i < o->opened->len; i++) {
-        ChainNode *opened = &g_array_index(o->opened, ChainNode, i);
-        bool has_file = i + 1 < o->opened->len && opened[1].parent == i &&
-                        g_strcmp0(opened[1].role, "file") == 0 && opened[1].driver->is_file;
-        if (has_file)
-            entered[i + 1] = enter(o->nodes, o->origin, &opened[1], o->facts[i + 1]);
-        entered[i] = enter(o->nodes, o->origin, opened, o->facts[i]);
-        i += has_file;
+    for (guint first = 0, last; first < o->opened->len; first = last + 1) {
+        for (last = first; has_file_next(o, last);)
+            last++;
+        for (guint i = last + 1; i-- > first;)
+            entered[i] =
+                enter(o->nodes, o->origin, &g_array_index(o->opened, ChainNode, i), o->facts[i]);
     }
 }
 
@@ -398,11 +402,24 @@ int nodes_add(Fiber *self, Nodes *nodes, NodeConfig *config, const char *label,
     return r;
 }
 
+static void collect_with_files(NamedNode *named, GPtrArray *all)
+{
+    g_ptr_array_add(all, named);
+    for (guint i = 0; i < named->children->len; i++) {
+        const NodeUse *use = named->children->pdata[i];
+        if (!g_str_equal(use->role, "backing") && !g_str_equal(use->role, "snapshot"))
+            collect_with_files(use->used, all);
+    }
+}
+
 static void refresh(Fiber *self, void *arg)
 {
-    NamedNode *named = arg;
-    clear_facts(&named->facts);
-    take_facts(named->driver, named->node, &named->facts);
+    const GPtrArray *all = arg;
+    for (guint i = 0; i < all->len; i++) {
+        NamedNode *named = all->pdata[i];
+        clear_facts(&named->facts);
+        take_facts(named->driver, named->node, &named->facts);
+    }
 }
 
 // What is in the table is closed later than a message that is sent now arrives.
@@ -430,8 +447,11 @@ void nodes_give_up(const Nodes *nodes)
 
 void nodes_refresh(Fiber *self, NamedNode *named)
 {
-    remote_call_fiber_reserve(self, named_node_loop(named), refresh, named);
-    named_node_mode_changed(named);
+    g_autoptr(GPtrArray) all = g_ptr_array_new();
+    collect_with_files(named, all);
+    remote_call_fiber_reserve(self, named_node_loop(named), refresh, all);
+    for (guint i = 0; i < all->len; i++)
+        named_node_mode_changed(all->pdata[i]);
 }
 
 // -- closing --------------------------------------------------------------------------------------
@@ -464,24 +484,29 @@ static void close_nodes(Fiber *self, void *arg)
 
 static void unlock(Fiber *self, void *node)
 {
-    node_lock(self, node, 0, 0, NULL);
+    layer_unlock_node(self, node);
 }
 
-// Of a format the locks are its own. Else is what `named` lies in used through it alone?
-static bool holds_all_locks(const NamedNode *named)
+// Nobody but filters that nobody uses. What is about to use it stands in the table, or is opened on
+// its loop.
+static bool is_unused(const NamedNode *named)
 {
-    while (!named->driver->open && !named->driver->is_file && named->children->len) {
-        named = ((const NodeUse *)named->children->pdata[0])->used;
-        if (named->users->len > 1)
+    for (guint i = 0; i < named->users->len; i++) {
+        const NodeUse *use = named->users->pdata[i];
+        if (!use->by || use->by->driver->open || !is_unused(use->by))
             return false;
     }
-    return named->driver->is_file;
+    return true;
 }
 
-// Nobody uses it, but it stays. Whoever uses it from now on finds it unlocked.
-static void unlock_unused(Fiber *self, NamedNode *named)
+// Fewer use it now, unless it is gone meanwhile. The locks of a format are its own.
+static void unlock_unused(Fiber *self, const Nodes *nodes, const NamedNode *named)
 {
-    if (holds_all_locks(named))
+    if (!g_ptr_array_find(nodes->all, named, NULL))
+        return;
+    while (!named->driver->open && !named->driver->is_file && named->children->len)
+        named = ((const NodeUse *)named->children->pdata[0])->used;
+    if (named->driver->is_file && is_unused(named))
         remote_call_fiber_reserve(self, named_node_loop(named), unlock, named->node);
 }
 
@@ -511,16 +536,16 @@ static void leave(Nodes *nodes, NamedNode *named, Closing *c)
 
 // Ends the uses of what lies below, now that their users are closed; what is unused then is added
 // to `unused`.
-static void end_later(Fiber *self, GPtrArray *later, GPtrArray *unused)
+static void end_later(Fiber *self, const Nodes *nodes, GPtrArray *later, GPtrArray *unused)
 {
-    g_autoptr(GPtrArray) idle = g_ptr_array_new();
+    g_autoptr(GPtrArray) left = g_ptr_array_new();
     for (guint i = 0; i < later->len; i++) { // all in one step: their users are gone
         NamedNode *child = ((NodeUse *)later->pdata[i])->used;
-        if (named_node_end_use(later->pdata[i]))
-            g_ptr_array_add(child->is_added ? idle : unused, child);
+        bool is_unused = named_node_end_use(later->pdata[i]);
+        g_ptr_array_add(is_unused && !child->is_added ? unused : left, child);
     }
-    for (guint i = 0; i < idle->len; i++)
-        unlock_unused(self, idle->pdata[i]);
+    for (guint i = 0; i < left->len; i++)
+        unlock_unused(self, nodes, left->pdata[i]);
 }
 
 static void close_instances(Fiber *self, const GPtrArray *gone)
@@ -550,7 +575,7 @@ static int close_unused(Fiber *self, Nodes *nodes, NamedNode *named)
         close_instances(self, c.gone);
         g_ptr_array_unref(c.gone);
         g_free(c.nodes);
-        end_later(self, c.later, unused);
+        end_later(self, nodes, c.later, unused);
         g_ptr_array_unref(c.later);
     }
     fiber_rw_unlock_read(self, &nodes->move_lock);
@@ -602,12 +627,10 @@ NodeUse *nodes_use(NamedNode *named, const char *user, bool writes)
 int nodes_end_use(Fiber *self, Nodes *nodes, NodeUse *use)
 {
     NamedNode *named = use->used;
-    if (!named_node_end_use(use))
-        return 0;
-    if (!named->is_added)
+    if (named_node_end_use(use) && !named->is_added)
         return close_unused(self, nodes, named);
     fiber_rw_lock_read(self, &nodes->move_lock);
-    unlock_unused(self, named);
+    unlock_unused(self, nodes, named);
     fiber_rw_unlock_read(self, &nodes->move_lock);
     return 0;
 }

@@ -41,7 +41,8 @@ int nodes_delete(Fiber *self, Nodes *nodes, NamedNode *named, int *ret_flushed, 
 int nodes_close(Fiber *self, Nodes *nodes, NamedNode *named);
 // At the daemon's end: what waits for other machines fails. Returns before the loops do it.
 void nodes_give_up(const Nodes *nodes);
-// Copies the node's facts again: who changed its size, say, tells control so.
+// Copies the facts of the node, and of what its image lies in, again: who changed its size, say,
+// tells control so.
 void nodes_refresh(Fiber *self, NamedNode *named);
 
 // NULL: there is none of that name.

@@ -74,14 +74,38 @@ static int check_values(const NamedNode *named, const json_t *has, const json_t 
     return 0;
 }
 
+static bool is_same_child(const NamedNode *now, const NodeConfigChild *wanted);
+
+// One that was made of options.
+static bool is_same_made(const NamedNode *now, const NodeConfig *wanted)
+{
+    if (now->driver != wanted->driver || !now->config)
+        return false;
+    for (const DriverOption *option = now->driver->options; option && option->name; option++) {
+        const json_t *has = json_object_get(now->config->values, option->name);
+        const json_t *wants = json_object_get(wanted->values, option->name);
+        if ((has || wants) && !json_equal(has, wants))
+            return false;
+    }
+    for (unsigned i = 0; i < wanted->n_children; i++) {
+        const NamedNode *child = named_node_child(now, wanted->children[i].role);
+        if (!child || !is_same_child(child, &wanted->children[i]))
+            return false;
+    }
+    return true;
+}
+
+// What descriptions nest is bounded.
 static bool is_same_child(const NamedNode *now, const NodeConfigChild *wanted)
 {
     if (wanted->node)
         return g_str_equal(now->name, wanted->node);
     const char *name = driver_value_str(wanted->config->values, "node-name", NULL);
-    const NodeConfig *file = node_config_file(wanted->config);
     if (name && !g_str_equal(name, now->name))
         return false;
+    if (wanted->config->driver && wanted->config->driver->make)
+        return is_same_made(now, wanted->config);
+    const NodeConfig *file = node_config_file(wanted->config);
     const char *path = file ? driver_value_str(file->values, "filename", NULL) : NULL;
     return path && g_str_equal(path, named_node_file_name(now));
 }
@@ -135,33 +159,53 @@ static int find_backing(const Nodes *nodes, Reopening *r, GError **error)
     return named_node_check_use(r->backing, &(NodeUse){.role = "backing", .user = user}, error);
 }
 
-static bool has_writer(const NamedNode *named)
+// As it is once all are reopened.
+static bool will_be_read_only(const GArray *all, const NamedNode *named)
+{
+    for (guint i = 0; i < all->len; i++) {
+        const Reopening *r = &g_array_index(all, Reopening, i);
+        if (r->named == named)
+            return r->read_only;
+    }
+    return named->facts.read_only;
+}
+
+static bool keeps_writer(const GArray *all, const NamedNode *named)
 {
     for (guint i = 0; i < named->users->len; i++) {
-        if (((const NodeUse *)named->users->pdata[i])->writes)
+        const NodeUse *use = named->users->pdata[i];
+        if (use->writes && !(use->by && will_be_read_only(all, use->by)))
             return true;
     }
     return false;
 }
 
-// Does nobody else rely on what it lies in, so that it may write there?
-static int check_may_write(const NamedNode *named, GError **error)
+// Does nobody else rely on what it lies in, so that it may write there? What came with it becomes
+// writable with it, other nodes do not.
+static int check_may_write(const GArray *all, const NamedNode *named, GError **error)
 {
     int r = 0;
     for (guint i = 0; r == 0 && i < named->children->len; i++) {
         NodeUse use = *(const NodeUse *)named->children->pdata[i];
         use.writes = !g_str_equal(use.role, "backing");
+        if (use.writes && use.used->origin != named->origin && will_be_read_only(all, use.used))
+            return qmp_fail(error, "Block node is read-only");
         r = named_node_check_use(use.used, &use, error);
     }
     return r;
 }
 
-static int check(const Nodes *nodes, Reopening *r, GError **error)
+static bool has_backing(const NamedNode *named)
+{
+    return named_node_child(named, "backing") ||
+           json_object_get(named->facts.info, "backing-filename");
+}
+
+static int check(const Nodes *nodes, const GArray *all, Reopening *r, GError **error)
 {
     const NamedNode *named = r->named;
     const json_t *old = named->config ? named->config->values : NULL;
-    bool needs_backing = driver_find_option(named->driver, "backing") != NULL;
-    if (needs_backing && !node_config_child(r->config, "backing"))
+    if (has_backing(named) && !node_config_child(r->config, "backing"))
         return qmp_fail(error, "backing is missing for '%s'", named->name);
     json_t *none = json_object();
     if (named->driver != r->config->driver) {
@@ -174,26 +218,25 @@ static int check(const Nodes *nodes, Reopening *r, GError **error)
     json_decref(none);
     if (result == 0)
         result = check_children(named, r->config, error);
-    if (result == 0 && r->read_only && has_writer(named))
+    if (result == 0 && r->read_only && keeps_writer(all, named))
         return qmp_fail(error, "Read-only block node '%s' cannot support read-write users",
                         named->name);
     if (result == 0)
         result = find_backing(nodes, r, error);
     if (result == 0 && r->was_read_only && !r->read_only)
-        result = check_may_write(named, error);
+        result = check_may_write(all, named, error);
     // What there is several times is the same everywhere.
     if (result == 0 && (r->changes_backing || r->read_only != r->was_read_only))
         result = node_instances_check_single(named, error);
     return result;
 }
 
-static int prepare(const Daemon *daemon, json_t *options, Reopening *r, GError **error)
+static int read_options(const Daemon *daemon, json_t *options, Reopening *r, GError **error)
 {
-    const Nodes *nodes = daemon->nodes;
     const char *name = qmp_args_str(options, "node-name");
     if (!name)
         return qmp_fail(error, "node-name not specified");
-    r->named = nodes_find(nodes, name);
+    r->named = nodes_find(daemon->nodes, name);
     if (!r->named)
         return qmp_fail(error, "Failed to find node with node-name='%s'", name);
     int result = node_config_new(options, true, &r->config, error);
@@ -207,7 +250,7 @@ static int prepare(const Daemon *daemon, json_t *options, Reopening *r, GError *
     if (!r->read_only && r->was_read_only &&
         driver_value_bool(r->config->values, "auto-read-only", false))
         r->read_only = true; // it could not be written when it was opened
-    return check(nodes, r, error);
+    return 0;
 }
 
 // -- on the node's loop ---------------------------------------------------------------------------
@@ -270,38 +313,55 @@ static int bring_backing(Fiber *self, Nodes *nodes, Reopening *r, GError **error
     return result;
 }
 
-// Everything that may fail after the checks. On failure it is as before.
-static int change_modes(Fiber *self, Nodes *nodes, GArray *all, GError **error)
+// What lies in a file is written only while the file can be: that one first, or last.
+static gint compare_modes(gconstpointer a, gconstpointer b)
+{
+    const Reopening *of_a = *(const Reopening *const *)a, *of_b = *(const Reopening *const *)b;
+    bool a_is_file = of_a->named->driver->is_file, b_is_file = of_b->named->driver->is_file;
+    if (of_a->read_only != of_b->read_only)
+        return of_a->read_only ? 1 : -1;
+    return a_is_file == b_is_file ? 0 : a_is_file == of_a->read_only ? 1 : -1;
+}
+
+// On failure they are as before.
+static int change_modes(Fiber *self, GArray *all, GError **error)
+{
+    g_autoptr(GPtrArray) changing = g_ptr_array_new();
+    for (guint i = 0; i < all->len; i++) {
+        Reopening *r = &g_array_index(all, Reopening, i);
+        if (r->read_only != r->was_read_only)
+            g_ptr_array_add(changing, r);
+    }
+    g_ptr_array_sort(changing, compare_modes);
+    int result = 0;
+    guint n = 0;
+    for (; result == 0 && n < changing->len; n++)
+        result = call_loop(self, changing->pdata[n], set_read_only, error);
+    while (result < 0 && --n > 0)
+        call_loop(self, changing->pdata[n - 1], restore_read_only, NULL);
+    return result;
+}
+
+// Everything that may fail. On failure all is as before.
+static int prepare(Fiber *self, const Daemon *daemon, const json_t *options, GArray *all,
+                   GError **error)
 {
     int result = 0;
-    guint i = 0;
-    for (; result == 0 && i < all->len; i++) {
-        Reopening *r = &g_array_index(all, Reopening, i);
-        result = bring_backing(self, nodes, r, error);
-        if (result == 0 && r->read_only != r->was_read_only)
-            result = call_loop(self, r, set_read_only, error);
-    }
-    while (result < 0 && --i > 0) {
-        Reopening *r = &g_array_index(all, Reopening, i - 1);
-        if (r->read_only != r->was_read_only)
-            call_loop(self, r, restore_read_only, NULL);
-    }
-    return result;
+    g_array_set_size(all, (guint)json_array_size(options));
+    for (guint i = 0; result == 0 && i < all->len; i++)
+        result = read_options(daemon, json_array_get(options, i), &g_array_index(all, Reopening, i),
+                              error);
+    for (guint i = 0; result == 0 && i < all->len; i++)
+        result = check(daemon->nodes, all, &g_array_index(all, Reopening, i), error);
+    for (guint i = 0; result == 0 && i < all->len; i++)
+        result = bring_backing(self, daemon->nodes, &g_array_index(all, Reopening, i), error);
+    return result < 0 ? result : change_modes(self, all, error);
 }
 
 static int reopen(Fiber *self, Daemon *daemon, const json_t *options, GArray *all, GError **error)
 {
     Nodes *nodes = daemon->nodes;
-    size_t i;
-    json_t *of_node;
-    json_array_foreach(options, i, of_node)
-    {
-        g_array_set_size(all, (guint)i + 1);
-        int r = prepare(daemon, of_node, &g_array_index(all, Reopening, i), error);
-        if (r < 0)
-            return r;
-    }
-    int result = change_modes(self, nodes, all, error);
+    int result = prepare(self, daemon, options, all, error);
     for (guint n = 0; result == 0 && n < all->len; n++) {
         Reopening *r = &g_array_index(all, Reopening, n);
         call_loop(self, r, switch_node, NULL);

@@ -309,23 +309,36 @@ static const NodeConfig *file_child_config(const NodeConfig *config, const char 
     return is_made ? child->config : node_config_file(child->config);
 }
 
+// Adds what the layer lies in, and what lies below that where it is a filter.
+static void add_file_nodes(GArray *nodes, unsigned parent, const char *role, Node *node,
+                           const NodeConfig *config)
+{
+    for (const NodeConfigChild *child;; node = node->backing, role = child->role) {
+        ChainNode file = {
+            .node = node_ref(node),
+            .driver = driver_find(node->ops->driver),
+            .config = config,
+            .parent = parent,
+            .role = role,
+        };
+        if (config)
+            chain_set_modes(node, config);
+        parent = nodes->len;
+        g_array_append_val(nodes, file);
+        child = config && node->ops->is_filter ? &config->children[0] : NULL;
+        if (!child || child->node)
+            return;
+        config = child->config;
+    }
+}
+
 // Adds a file of the layer, unless it belongs to a node that there was already.
 static void add_file(GArray *nodes, unsigned parent, const Layer *layer, const char *role,
                      Node *node)
 {
     const NodeConfigChild *child = node_config_child(layer_config(layer), role);
-    if (!node || (child && child->node))
-        return;
-    ChainNode file = {
-        .node = node_ref(node),
-        .driver = driver_find(node->ops->driver),
-        .config = file_child_config(layer_config(layer), role),
-        .parent = parent,
-        .role = role,
-    };
-    if (file.config)
-        chain_set_modes(node, file.config);
-    g_array_append_val(nodes, file);
+    if (node && !(child && child->node))
+        add_file_nodes(nodes, parent, role, node, file_child_config(layer_config(layer), role));
 }
 
 static void add_nodes(Opening *o, GArray *nodes)

@@ -463,6 +463,10 @@ int layer_open_file(Fiber *self, const NodeConfig *config, const LayerOptions *o
                         error);
     if (r < 0)
         return r;
+    file_keep_mode(source.file);
+    if (g_str_equal(driver_value_str(values, "locking", "auto"), "off") ||
+        driver_value_bool(values, "force-share", false))
+        file_take_no_locks(source.file);
     *ret_node = node_ref(source_node(&source));
     source_close(self, &source);
     return 0;

@@ -62,6 +62,29 @@ int layer_lock_node(Fiber *self, Node *node, bool is_writable, GError **error)
                  : 0;
 }
 
+// Of whoever has the node, and nobody else: perhaps there are filters over it, which nobody uses
+// either. A layer that is being opened, or has it as its file, has a reference.
+static bool is_idle(const Node *node)
+{
+    if (node->ports->len || node->n_refs != 1 + node->parents->len ||
+        (node->ops->is_file && file_is_shared(node_file((Node *)node))))
+        return false;
+    for (guint i = 0; i < node->parents->len; i++) {
+        const Node *parent = node->parents->pdata[i];
+        if (!parent->ops->is_filter || !is_idle(parent))
+            return false;
+    }
+    return true;
+}
+
+void layer_unlock_node(Fiber *self, Node *node)
+{
+    while (node->ops->is_filter)
+        node = node->backing;
+    if (node->ops->is_file && is_idle(node))
+        file_lock(self, node_file(node), 0, 0, NULL);
+}
+
 void source_add_remedy(GError **error, const char *remedy)
 {
     if (!error || !*error)
@@ -141,15 +164,20 @@ int source_open_confined(Fiber *self, const char *path, const LayerOptions *opti
     return r;
 }
 
-// A node that is no file, as one.
-static int hold_node(Node *node, SourceMode *mode, Source *ret_source, GError **error)
+// A node that is no file, as one. The mode of one that was there before is its own.
+static int hold_node(Node *node, bool was_there, SourceMode *mode, Source *ret_source,
+                     GError **error)
 {
     File *file;
     mode->is_writable &= !(node->read_only && mode->may_fall_back);
-    int r = node_file_new(node, mode->is_writable, &file, error);
-    if (r == 0)
-        *ret_source = (Source){.file = file, .node = node_ref(node)};
-    return r;
+    bool is_writable = mode->is_writable || (was_there && !node->read_only);
+    int r = node_file_new(node, is_writable, &file, error);
+    if (r < 0)
+        return r;
+    if (was_there)
+        file_keep_mode(file);
+    *ret_source = (Source){.file = file, .node = node_ref(node)};
+    return 0;
 }
 
 static int make_node(Fiber *self, const NodeConfig *config, const LayerOptions *options,
@@ -211,7 +239,7 @@ int source_make(Fiber *self, const NodeConfig *config, const LayerOptions *optio
     int r = make_node(self, config, options, mode, &node, error);
     if (r < 0)
         return r;
-    r = hold_node(node, mode, ret_source, error);
+    r = hold_node(node, false, mode, ret_source, error);
     node_unref_close(self, node);
     return r;
 }
@@ -224,7 +252,7 @@ int source_take_node(const char *name, const LayerOptions *options, SourceMode *
         return error_set(error, -ENODEV, "Cannot find device='' nor node-name='%s'", name);
     const Driver *driver = driver_find(node->ops->driver);
     if (driver && driver->make)
-        return hold_node(node, mode, ret_source, error);
+        return hold_node(node, true, mode, ret_source, error);
     File *file = driver && driver->is_file ? node_file(node) : NULL;
     if (!file)
         return error_set(error, -ENOTSUP, "the node '%s' is not a file, in which an image can lie",

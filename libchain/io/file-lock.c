@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // What a file holds against other programs, and whether it may be written. On the file's loop.
+#include <errno.h>
+
+#include "base/error.h"
 #include "io/file-private.h"
 
 // With the mutex.
 static int change(Fiber *self, File *file, unsigned held, unsigned unshared, GError **error)
 {
-    int r = file->ops->lock(self, file, held, unshared, error);
-    if (r == 0) {
+    int r = file->takes_no_locks ? 0 : file->ops->lock(self, file, held, unshared, error);
+    if (r == 0 && !file->takes_no_locks) {
         file->held = held;
         file->unshared = unshared;
     }
@@ -37,18 +40,54 @@ static int lock_for(Fiber *self, File *file, bool is_writable, GError **error)
     return file->held | file->unshared ? file_lock(self, file, held, file->unshared, error) : 0;
 }
 
+void file_take_no_locks(File *file)
+{
+    file->takes_no_locks = true;
+}
+
+// -- the mode -------------------------------------------------------------------------------------
+
+void file_keep_mode(File *file)
+{
+    file->keeps_mode = true;
+}
+
+void file_set_mode_fn(File *file, FileModeFn *fn, void *arg)
+{
+    file->mode_fn = fn;
+    file->mode_arg = arg;
+}
+
+int file_set_mode(Fiber *self, File *file, bool is_writable, GError **error)
+{
+    bool was_writable = file->is_writable;
+    int r = 0;
+    if (is_writable && !file->host_may_write)
+        r = file->ops->make_writable(self, file, error);
+    if (r < 0)
+        return r;
+    file->host_may_write |= is_writable;
+    if (!is_writable && was_writable && file->ops->make_read_only) {
+        file->ops->make_read_only(self, file);
+        file->host_may_write = false;
+    }
+    file->is_writable = is_writable;
+    if (file->mode_fn && is_writable != was_writable)
+        file->mode_fn(file, file->mode_arg);
+    return 0;
+}
+
 int file_reopen(Fiber *self, File *file, bool is_writable, GError **error)
 {
     unsigned held = file->held;
+    if (file->keeps_mode && is_writable && !file->is_writable)
+        return error_set(error, -EACCES, "%s: its node is read-only; reopen that one first",
+                         file->path);
     int r = lock_for(self, file, is_writable, error);
-    if (r == 0 && is_writable && !file->host_may_write) {
-        r = file->ops->make_writable(self, file, error);
-        if (r == 0)
-            file->host_may_write = true;
-        else
-            file_lock(self, file, held, file->unshared, NULL);
-    }
-    if (r == 0)
-        file->is_writable = is_writable;
+    if (r < 0 || file->keeps_mode)
+        return r;
+    r = file_set_mode(self, file, is_writable, error);
+    if (r < 0)
+        file_lock(self, file, held, file->unshared, NULL);
     return r;
 }

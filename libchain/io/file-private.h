@@ -79,6 +79,9 @@ struct FileOps {
     // From a File opened for reading to one that the host lets write, with the locks it holds.
     // Reads may be under way.
     int (*make_writable)(Fiber *self, File *file, GError **error);
+    // What to do when it is written no more; make_writable() is called again then. NULL: nothing,
+    // and it stays as it was made.
+    void (*make_read_only)(Fiber *self, File *file);
     // Nothing is under way. Waits for what is still to come, and lets go of what is the loop's; on
     // its new loop (file->loop) it finds the same there, and does not suspend. NULL: nothing to do.
     void (*detach)(Fiber *self, File *file);
@@ -97,9 +100,13 @@ struct File {
     uint32_t address_alignment; // of buffers; 1 in the simulation, or runs would depend on the heap
     uint32_t zero_alignment;    // of FileOps.zero and discard; file.c writes or skips the odd ends
     bool is_writable;
-    bool host_may_write;     // the host lets it: it was opened so, or made so
+    bool host_may_write; // the host lets it: it was opened so, or made so
+    bool keeps_mode;     // whatever lies in it
+    FileModeFn *mode_fn;
+    void *mode_arg;
     unsigned held, unshared; // FilePerm
     FiberMutex lock_mutex;   // of these: changes take effect in the order in which they come
+    bool takes_no_locks;
     bool is_block_device;
     bool is_in_memory;
     unsigned n_refs;

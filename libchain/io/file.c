@@ -58,6 +58,11 @@ void file_close(Fiber *self, File *file)
         file->ops->close(self, file);
 }
 
+bool file_is_shared(const File *file)
+{
+    return file->n_refs > 1;
+}
+
 void file_detach(Fiber *self, File *file)
 {
     if (file->is_detached)

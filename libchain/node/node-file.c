@@ -143,10 +143,36 @@ static int op_lock(Fiber *self, File *file, unsigned held, unsigned unshared, GE
     return node_lock(self, node_of(file), held, unshared, error);
 }
 
+// The node that the filters stand on.
+static Node *bottom_of(Node *node)
+{
+    while (node->ops->is_filter)
+        node = node->backing;
+    return node;
+}
+
+// Nobody above is drained, as for node_set_writable(): only this file is above it, and the filters.
+static int set_mode_below(Fiber *self, File *file, bool is_writable, GError **error)
+{
+    Node *bottom = bottom_of(node_of(file));
+    int r = 0;
+    if (bottom->ops->is_file)
+        r = file_set_mode(self, node_file(bottom), is_writable, error);
+    else if (is_writable && bottom->read_only)
+        r = node_set_writable(self, bottom, true, error);
+    for (Node *node = node_of(file); r == 0 && node != bottom; node = node->backing)
+        node_mode_changed(node, is_writable);
+    return r;
+}
+
 static int op_make_writable(Fiber *self, File *file, GError **error)
 {
-    Node *node = node_of(file);
-    return node->read_only ? node_set_writable(self, node, true, error) : 0;
+    return set_mode_below(self, file, true, error);
+}
+
+static void op_make_read_only(Fiber *self, File *file)
+{
+    set_mode_below(self, file, false, NULL);
 }
 
 static void op_close(Fiber *self, File *file)
@@ -170,16 +196,14 @@ static const FileOps ops = {
     .debug_event = op_debug_event,
     .lock = op_lock,
     .make_writable = op_make_writable,
+    .make_read_only = op_make_read_only,
     .close = op_close,
 };
 
 // Where images look for what their names are relative to.
 static const char *path_of(Node *node)
 {
-    Node *bottom = node;
-    while (bottom->ops->is_filter)
-        bottom = bottom->backing;
-    const File *file = node_file(bottom);
+    const File *file = node_file(bottom_of(node));
     return file ? file_path(file) : node->name;
 }
 

@@ -44,6 +44,14 @@ void node_stop_writes(Node *node)
     node_edges_changed(node);
 }
 
+void node_mode_changed(Node *node, bool is_writable)
+{
+    if (node->read_only == !is_writable)
+        return;
+    node->read_only = !is_writable;
+    begin_generation(node);
+}
+
 static int make_writable(Fiber *self, Node *node, GError **error)
 {
     int r = node->ops->set_writable(self, node, true, error);

@@ -121,7 +121,14 @@ static int raw_set_writable(Fiber *self, Node *node, bool is_writable, GError **
     if (r < 0)
         return error_set(error, r, "%s: what was written cannot be made durable: %s", node->name,
                          g_strerror(-r));
-    return file_reopen(self, file, is_writable, error);
+    return node->ops->is_file ? file_set_mode(self, file, is_writable, error)
+                              : file_reopen(self, file, is_writable, error);
+}
+
+// What lies in it has become writable, or read-only, and the file with it.
+static void file_mode_changed(File *file, void *node)
+{
+    node_mode_changed(node, file_is_writable(file));
 }
 
 // The device's size is what somebody else made it: larger than that it cannot be.
@@ -180,6 +187,8 @@ static int raw_lock(Fiber *self, Node *node, unsigned held, unsigned unshared, G
 
 static void raw_close(Fiber *self, Node *node)
 {
+    if (node->ops->is_file)
+        file_set_mode_fn(raw_file(node), NULL, NULL);
     file_close(self, raw_file(node));
 }
 
@@ -230,7 +239,9 @@ static RawNode *make_node(File *file, const NodeOps *ops, uint64_t offset, uint6
 Node *file_node_new(File *file)
 {
     const NodeOps *ops = file_is_block_device(file) ? &host_device_ops : &file_ops;
-    return &make_node(file, ops, 0, file_size(file))->node;
+    Node *node = &make_node(file, ops, 0, file_size(file))->node;
+    file_set_mode_fn(file, file_mode_changed, node);
+    return node;
 }
 
 int raw_node_new_part(Fiber *self, File *file, uint64_t offset, uint64_t size_bytes,

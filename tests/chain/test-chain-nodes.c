@@ -225,6 +225,90 @@ static void auto_read_only_opens_what_cannot_be_written(void **state)
     on_loop(open_unwritable, NULL);
 }
 
+static void set_mode(Fiber *self, Node *node, bool is_writable)
+{
+    GError *error = NULL;
+    if (node_set_writable(self, node, is_writable, &error) < 0)
+        fail_msg("%s", error->message);
+}
+
+static void change_modes(Fiber *self, void *arg)
+{
+    NodesTest t;
+    test_init(&t);
+    opens(self, &t, "{'driver':'file','filename':'%s/base.qcow2'}");
+    t.one = keep(self, &t);
+    Node *top = opens(self, &t, "{'driver':'qcow2','read-only':true,'file':'one'}");
+    for (int i = 0; i < 2; i++) {
+        set_mode(self, top, true);
+        set_mode(self, top, false);
+        assert_false(t.one->read_only);
+    }
+    chain_nodes_close(self, g_steal_pointer(&t.nodes));
+    assert_int_equal(node_write(self, t.one, guest_off(0), "QFI", 3, 0), 0);
+
+    set_mode(self, t.one, false);
+    assert_int_equal(node_write(self, t.one, guest_off(0), "QFI", 3, 0), -EROFS);
+    top = opens(self, &t, "{'driver':'qcow2','read-only':true,'file':'one'}");
+    assert_int_equal(node_set_writable(self, top, true, NULL), -EACCES);
+    set_mode(self, t.one, true);
+    set_mode(self, top, true);
+    test_done(self, &t);
+}
+
+static void a_file_that_is_a_node_keeps_its_mode(void **state)
+{
+    make_base("base.qcow2");
+    on_loop(change_modes, NULL);
+}
+
+static void change_modes_with_file(Fiber *self, void *arg)
+{
+    NodesTest t;
+    test_init(&t);
+    Node *top = opens(self, &t,
+                      "{'driver':'qcow2','read-only':true,'file':{'driver':'copy-on-read','file':"
+                      "{'driver':'file','filename':'%s/base.qcow2'}}}");
+    assert_nodes(&t, "qcow2 copy-on-read=0.file file=1.file");
+    for (int i = 0; i < 4; i++) {
+        set_mode(self, top, i % 2 == 0);
+        for (guint n = 0; n < t.nodes->len; n++)
+            assert_int_equal(g_array_index(t.nodes, ChainNode, n).node->read_only, i % 2);
+    }
+    test_done(self, &t);
+}
+
+static void a_file_that_came_with_its_format_has_its_mode_through_filters(void **state)
+{
+    make_base("base.qcow2");
+    on_loop(change_modes_with_file, NULL);
+}
+
+static void fill_behind_filter(Fiber *self, void *arg)
+{
+    static uint8_t data[1 << 20], back[1 << 20];
+    NodesTest t;
+    test_init(&t);
+    Node *top = opens(self, &t,
+                      "{'driver':'qcow2','file':{'driver':'copy-on-read','file':{'driver':'file',"
+                      "'filename':'%s/base.qcow2'}}}");
+    memset(data, 0x77, sizeof data);
+    assert_int_equal(node_write(self, top, guest_off(0), data, sizeof data, 0), 0);
+    assert_int_equal(node_discard(self, top, guest_off(0), sizeof data / 2, 0), 0);
+    assert_int_equal(node_write(self, top, guest_off(0), data, sizeof data, 0), 0);
+    assert_int_equal(node_flush(self, top), 0);
+    assert_int_equal(node_read(self, top, guest_off(0), back, sizeof back), 0);
+    assert_memory_equal(data, back, sizeof data);
+    test_done(self, &t);
+}
+
+static void an_image_behind_a_filter_grows_its_file(void **state)
+{
+    shell("qemu-img create -q -f qcow2 base.qcow2 1M");
+    on_loop(fill_behind_filter, NULL);
+    shell("qemu-img check -q base.qcow2 && qemu-io -r -c 'read -P 0x77 0 1M' base.qcow2 >out");
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, make_dir, remove_dir)
 
 int main(void)
@@ -240,6 +324,9 @@ int main(void)
         TEST(a_format_lies_in_a_file_node_that_there_is),
         TEST(what_is_not_there_or_no_file_is_refused),
         TEST(auto_read_only_opens_what_cannot_be_written),
+        TEST(a_file_that_is_a_node_keeps_its_mode),
+        TEST(a_file_that_came_with_its_format_has_its_mode_through_filters),
+        TEST(an_image_behind_a_filter_grows_its_file),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

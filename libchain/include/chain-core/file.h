@@ -35,6 +35,9 @@ File *file_ref(File *file);
 // Drops a reference; the last one releases locks and the descriptor. Does not flush. Accepts NULL.
 void file_close(Fiber *self, File *file);
 
+// Has it several references?
+bool file_is_shared(const File *file);
+
 // To another loop. On the file's loop, once nothing is under way: waits for what the host still does
 // by itself, and lets go of what belongs to the loop. Until file_attach() it may only be asked for
 // what it knows. Its users may each do both; the first and the last of them count.
@@ -155,12 +158,23 @@ typedef enum FilePerm {
 int file_lock(Fiber *self, File *file, unsigned held, unsigned unshared, GError **error);
 // The same beside what it holds.
 int file_lock_also(Fiber *self, File *file, unsigned held, unsigned unshared, GError **error);
-// Makes a file that was opened for reading writable, or the reverse. The file stays the same one,
-// whatever became of its name. If it holds locks it takes FILE_PERM_WRITE and FILE_PERM_RESIZE
-// before it is writable, or gives them up after; what holds before and after is held all the while,
-// so nobody gets in between. Transfers and locks of others are as file_lock() says; on failure all
-// is as before. Nothing may be changing the file; reads may be under way. Does not flush.
+// Makes a file that was opened for reading writable, or the reverse, for what lies in it. The file
+// stays the same one, whatever became of its name. If it holds locks it takes FILE_PERM_WRITE and
+// FILE_PERM_RESIZE before it is writable, or gives them up after; what holds before and after is
+// held all the while, so nobody gets in between. Transfers and locks of others are as file_lock()
+// says; on failure all is as before. Nothing may be changing the file; reads may be under way. Does
+// not flush.
 int file_reopen(Fiber *self, File *file, bool is_writable, GError **error);
+// The file is a node by itself, with a mode of its own: file_reopen() changes its locks alone, and is
+// -EACCES where it is read-only.
+void file_keep_mode(File *file);
+// Changes that mode, and no locks, which are those of whoever uses the file. Otherwise the same.
+int file_set_mode(Fiber *self, File *file, bool is_writable, GError **error);
+// `fn` hears of each change of the mode, on the file's loop. Must not suspend. NULL: nobody does.
+typedef void FileModeFn(File *file, void *arg);
+void file_set_mode_fn(File *file, FileModeFn *fn, void *arg);
+// From now on file_lock() does nothing, and succeeds. Before any.
+void file_take_no_locks(File *file);
 
 // Names. Each is one blocking call on a worker; 0 or -errno with `error` set.
 int file_rename(Fiber *self, const char *from, const char *to, GError **error);

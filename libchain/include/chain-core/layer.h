@@ -55,9 +55,11 @@ int layer_open_described(Fiber *self, Layer *above, const NodeConfig *config, La
 int layer_open_file(Fiber *self, const NodeConfig *config, const LayerOptions *options,
                     Node **ret_node, GError **error);
 // Keeps other programs out of a file that is used without a format in it, itself or through filters:
-// as a format would, beside what is locked already. A format has locked its own. Ends with
-// node_lock(…, 0, 0).
+// as a format would, beside what is locked already. A format has locked its own.
 int layer_lock_node(Fiber *self, Node *node, bool is_writable, GError **error);
+// Ends that, once nobody uses the file any more in any way, or the filters over it. Each of those
+// nodes has the one reference of whoever can find it.
+void layer_unlock_node(Fiber *self, Node *node);
 // Makes the node; once. Layers that are not writable may be loaded side by side.
 int layer_load(Fiber *self, Layer *layer, Node **ret_node, GError **error);
 // Frees the layer, and closes what was not loaded. Accepts NULL.

@@ -31,6 +31,13 @@ typedef enum NodeUser {
 // `writes`: the user changes what the node shows.
 NodePerms node_perms_of(NodeUser user, bool writes);
 
+// Of both together.
+static inline void node_perms_add(NodePerms *perms, NodePerms other)
+{
+    perms->held |= other.held;
+    perms->shared &= other.shared;
+}
+
 // What `holder` holds and `sharer` does not allow; 0: they get along, in this direction.
 static inline unsigned node_perms_conflict(NodePerms holder, NodePerms sharer)
 {

@@ -279,6 +279,8 @@ void node_stop_writes(Node *node);
 // becomes durable and other programs may open the file read-only. For a filter it is done to the
 // node it filters. The error is one sentence; a node that could not be made read-only is stopped.
 int node_set_writable(Fiber *self, Node *node, bool is_writable, GError **error);
+// For drivers whose mode changed otherwise; drained, and not below an overlay.
+void node_mode_changed(Node *node, bool is_writable);
 
 // Another size: of the image or file, then of all that shows it: filters, maps, dirty bitmaps, and
 // those that enter through ports (Port.resized). Drains, so the caller holds no port entered. What

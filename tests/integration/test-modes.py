@@ -1,0 +1,162 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Nodes that become writable and read-only again at run time, of every make: what other programs may
+do with the files meanwhile, who is named when they are in the way, and what the files hold then.
+Replies word by word are in ../qmp.
+
+usage: test-modes.py [--chaind PATH] [WORD]...
+"""
+import os
+import subprocess
+import sys
+
+from harness import Daemon, main, qemu_img, qemu_io, run, says
+from qmp_client import Qmp
+
+MIB = 1 << 20
+
+
+class Holder:
+    """Another program that reads a file as a format does, which keeps others from writing it."""
+
+    CODE = """if True:
+        import fcntl, struct, sys
+        f = open(sys.argv[1], "rb")
+        for byte in (100, 201, 203):
+            fcntl.fcntl(f, 37, struct.pack("hhqqi", fcntl.F_RDLCK, 0, byte, 1, 0))  # F_OFD_SETLK
+        print(flush=True)
+        sys.stdin.read()"""
+
+    def __init__(self, path):
+        self.process = subprocess.Popen([sys.executable, "-c", self.CODE, path],
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.process.stdout.readline()
+
+    def __enter__(self):
+        return self.process
+
+    def __exit__(self, *_):
+        self.process.communicate()
+
+
+class World:
+    """chaind with a monitor and an NBD server."""
+
+    def __init__(self, tmp):
+        self.tmp = tmp
+        self.daemon = Daemon("--qmp", tmp / "qmp")
+        self.qmp = Qmp(tmp / "qmp")
+        self.qmp.command("nbd-server-start",
+                         addr={"type": "unix", "data": {"path": str(tmp / "nbd")}})
+        self.qmp.command("object-add", qom_type="throttle-group", id="g")
+
+    def __enter__(self):
+        self.daemon.__enter__()
+        return self
+
+    def __exit__(self, *why):
+        self.qmp.close()
+        self.daemon.__exit__(*why)
+
+    def set_mode(self, options, read_only):
+        self.qmp.command("blockdev-reopen", options=[{**options, "read-only": read_only}])
+
+    def refused(self, options, read_only):
+        return self.qmp.error("blockdev-reopen", options=[{**options, "read-only": read_only}])
+
+
+def locked_bytes(path):
+    """Those in /proc/locks: 100 and more are held, 200 and more not shared."""
+    inode, found = os.stat(path).st_ino, set()
+    with open("/proc/locks", encoding="ascii") as f:
+        for words in map(str.split, f):
+            if words[1] == "OFDLCK" and int(words[5].split(":")[2]) == inode:
+                found |= set(range(int(words[6]), int(words[7]) + 1))
+    return found
+
+
+def images(tmp):
+    qemu_img("create", "-q", "-f", "qcow2", tmp / "q.qcow2", MIB)
+    qemu_img("create", "-q", "-f", "raw", tmp / "r.raw", MIB)
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "data_file=d.raw", "d.qcow2", MIB, cwd=tmp)
+
+
+def file(path):
+    return {"driver": "file", "filename": str(path)}
+
+
+def throttle(below):
+    return {"driver": "throttle", "throttle-group": "g", "file": below}
+
+
+def named(qmp, name, options):
+    qmp.command("blockdev-add", **options, node_name=name)
+    return name
+
+
+# Name of a kind: its options, and the files that lie below, where other programs are in the way.
+KINDS = {
+    "qcow2, its own file": lambda q, t: ("qcow2", {"file": file(t / "q.qcow2")}, ["q.qcow2"]),
+    "qcow2, a node's file": lambda q, t: (
+        "qcow2", {"file": named(q, "f", {**file(t / "q.qcow2"), "auto-read-only": True})},
+        ["q.qcow2"]),
+    "qcow2 and its data file": lambda q, t: ("qcow2", {"file": file(t / "d.qcow2")},
+                                             ["d.qcow2", "d.raw"]),
+    "qcow2 and a node's data file": lambda q, t: (
+        "qcow2", {"file": file(t / "d.qcow2"), "data-file": named(q, "f", file(t / "d.raw"))},
+        ["d.qcow2", "d.raw"]),
+    "raw": lambda q, t: ("raw", {"file": file(t / "r.raw")}, ["r.raw"]),
+    "raw, a node's file": lambda q, t: ("raw", {"file": named(q, "f", file(t / "r.raw"))},
+                                        ["r.raw"]),
+    "qcow2 behind a filter": lambda q, t: ("qcow2", {"file": throttle(file(t / "q.qcow2"))},
+                                           ["q.qcow2"]),
+    "raw behind a node that is a filter": lambda q, t: (
+        "raw", {"file": named(q, "t", throttle(named(q, "f", file(t / "r.raw"))))}, ["r.raw"]),
+}
+
+
+def check_kind(tmp, kind):
+    images(tmp)
+    with World(tmp) as w:
+        driver, children, files = KINDS[kind](w.qmp, tmp)
+        options = {"driver": driver, "node-name": "n", **children}
+        w.qmp.command("blockdev-add", **options, read_only=True)
+        fmt = "qcow2" if driver == "qcow2" else "raw"
+        image = files[0]
+
+        def is_locked_for(writing):
+            held = {100, 201, 203} | ({101, 103} if writing else set())
+            for name in files:
+                assert locked_bytes(tmp / name) == held, f"{name}: {locked_bytes(tmp / name)}"
+                done = run("qemu-io", "-f", "raw", "-c", "read 0 512", tmp / name, check=False)
+                says(done.stdout + done.stderr, "lock")
+
+        for byte in (1, 2):
+            is_locked_for(False)
+            for name in files:  # a reader does not let others write
+                with Holder(tmp / name) as other:
+                    says(w.refused(options, False), name, "python3", other.pid)
+            w.set_mode(options, False)
+            is_locked_for(True)
+            w.qmp.command("block-export-add", type="nbd", id="e", node_name="n", writable=True)
+            qemu_io(f"nbd+unix:///n?socket={tmp}/nbd", f"write -P {byte} 64k 64k", fmt="raw")
+            says(w.refused(options, True), "read-write users")
+            w.qmp.command("block-export-del", id="e", mode="hard")
+            w.qmp.event("BLOCK_EXPORT_DELETED")
+            w.set_mode(options, True)
+            is_locked_for(False)
+            run("qemu-io", "-r", "-f", fmt, "-c", f"read -P {byte} 64k 64k", image, cwd=tmp)
+    if fmt == "qcow2":
+        run("qemu-img", "check", image, cwd=tmp)
+
+
+def add_tests():
+    for kind in KINDS:
+        def test(tmp, kind=kind):
+            check_kind(tmp, kind)
+        test.__doc__ = f"{kind}: becomes writable and read-only again."
+        globals()[f"test_{kind.replace(', ', '_').replace(' ', '_').replace(chr(39), '')}"] = test
+
+
+add_tests()
+main(globals())
