@@ -115,6 +115,8 @@ MUTANTS = {
     # jobs
     "range-lock": ["tests/jobs/test-jobs-range-lock"],
     "copy-stale": ["tests/jobs/test-jobs-copy-engine"],
+    "forward-dirty-after-write": ["tests/jobs/test-jobs-filter-forward"],
+    "forward-work-of-others": ["tests/jobs/test-jobs-filter-forward"],
 }
 
 

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// A chunk enters the port, reads, holds the range of the target, writes if it is not stale, and
+// leaves. Whoever holds a range waits for one write only: not for the read, nor for memory. On the
+// nodes' loop.
+#include "copy-nodes.h"
+
+#include <errno.h>
+
+// What is read without waiting (in memory, in the page cache) before others get their turn.
+enum { TURN_BYTES = 128 << 10 };
+
+static int read_data(Fiber *self, Node *source, const CopyChunk *chunk, uint8_t *buf)
+{
+    IoBatch batch;
+    int r = 0;
+    io_batch_init(&batch, self);
+    for (uint64_t at = 0; r == 0 && at < chunk->len; at += TURN_BYTES) {
+        uint32_t n_pending = batch.pending;
+        r = node_read_start(self, source, guest_off(chunk->off + at), buf + at,
+                            MIN(TURN_BYTES, chunk->len - at), &batch);
+        if (batch.pending == n_pending && at + TURN_BYTES < chunk->len)
+            fiber_sleep(self, 0);
+    }
+    int waited = io_batch_wait(self, &batch);
+    return r < 0 ? r : waited;
+}
+
+static int write_target(Fiber *self, const CopyNodes *nodes, const CopyChunk *chunk,
+                        const uint8_t *data)
+{
+    GuestOff off = guest_off(chunk->off);
+    return data ? node_write(self, nodes->target, off, data, chunk->len, 0)
+                : node_zero(self, nodes->target, off, chunk->len, 0);
+}
+
+// `data` NULL: zeros.
+static int put(Fiber *self, const CopyNodes *nodes, const CopyChunk *chunk, const uint8_t *data)
+{
+    if (!nodes->lock)
+        return write_target(self, nodes, chunk, data);
+    RangeHold hold;
+    range_lock_take(self, nodes->lock, &hold, chunk->off, chunk->len);
+    int r = copy_chunk_is_stale(chunk) ? COPY_AGAIN : write_target(self, nodes, chunk, data);
+    range_lock_release(nodes->lock, &hold);
+    return r;
+}
+
+static int move_data(Fiber *self, const CopyNodes *nodes, CopyChunk *chunk)
+{
+    g_autofree uint8_t *buf = g_try_malloc(chunk->len);
+    if (!buf)
+        return -ENOMEM;
+    int r = read_data(self, nodes->source, chunk, buf);
+    chunk->failed_reading = r < 0;
+    if (r == 0)
+        r = put(self, nodes, chunk, buf);
+    chunk->copied_bytes = r == 0 ? chunk->len : 0;
+    return r;
+}
+
+int copy_nodes_chunk(Fiber *self, const CopyNodes *nodes, CopyChunk *chunk)
+{
+    port_enter(self, nodes->port, REQUEST_WRITE);
+    int r =
+        chunk->kind == WORK_DATA ? move_data(self, nodes, chunk) : put(self, nodes, chunk, NULL);
+    port_leave(nodes->port, REQUEST_WRITE);
+    return r;
+}

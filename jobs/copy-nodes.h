@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// How a chunk gets from one node to another: zeros as such, data through a buffer. For commit,
+// mirror and backup. On the nodes' loop.
+#pragma once
+
+#include "chain-core/port.h"
+#include "copy-engine.h"
+#include "range-lock.h"
+
+typedef struct CopyNodes {
+    Node *source, *target; // borrowed
+    Port *port;      // from which both can be reached, entered for each chunk: a drain waits for it
+    RangeLock *lock; // of the target, where guests change it, too; NULL: nobody else does
+} CopyNodes;
+
+// CopyEngineOps.copy.
+int copy_nodes_chunk(Fiber *self, const CopyNodes *nodes, CopyChunk *chunk);

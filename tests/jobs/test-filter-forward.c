@@ -1,0 +1,397 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// Write-forwarding in the simulation: whatever guests do, in whichever mode, and whatever fails in
+// the target, it shows what the source shows once the work is done.
+#include "../node/on-sim.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "chain-core/fiber-sync.h"
+#include "chain-core/switch.h"
+#include "copy-nodes.h"
+#include "filter-forward.h"
+
+enum {
+    SECTOR = 512,
+    N_SECTORS = 512,
+    SIZE = N_SECTORS * SECTOR,
+    GRANULE = 4096,
+    N_GUESTS = 5,
+    N_REQUESTS = 60,
+};
+
+// -- a disk whose requests take time, and may be seen half done ------------------------------------
+
+typedef struct Disk {
+    Node node;
+    GRand *rand;
+    uint8_t data[SIZE];
+    unsigned fail_percent;
+    bool discards_nothing;
+    unsigned n_writes;
+} Disk;
+
+static Disk *disk_of(Node *node)
+{
+    return (Disk *)node;
+}
+
+static void take_time(Fiber *self, GRand *rand)
+{
+    fiber_sleep(self, (uint64_t)g_rand_int_range(rand, 0, 20000));
+}
+
+static bool fails(Disk *d)
+{
+    return (unsigned)g_rand_int_range(d->rand, 0, 100) < d->fail_percent;
+}
+
+static int disk_read_start(Fiber *self, Node *node, GuestOff off, void *buf, size_t len,
+                           IoBatch *batch)
+{
+    size_t half = len / 2;
+    memcpy(buf, disk_of(node)->data + off.v, half);
+    take_time(self, disk_of(node)->rand);
+    memcpy((uint8_t *)buf + half, disk_of(node)->data + off.v + half, len - half);
+    return 0;
+}
+
+static int disk_write(Fiber *self, Node *node, GuestOff off, const void *buf, size_t len,
+                      NodeIoFlags flags)
+{
+    Disk *d = disk_of(node);
+    size_t half = len / 2;
+    d->n_writes++;
+    memcpy(d->data + off.v, buf, half);
+    take_time(self, d->rand);
+    if (fails(d))
+        return -EIO;
+    memcpy(d->data + off.v + half, (const uint8_t *)buf + half, len - half);
+    return 0;
+}
+
+static int disk_zero(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags)
+{
+    Disk *d = disk_of(node);
+    take_time(self, d->rand);
+    memset(d->data + off.v, 0, len);
+    return fails(d) ? -EIO : 0;
+}
+
+static int disk_discard(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags)
+{
+    Disk *d = disk_of(node);
+    take_time(self, d->rand);
+    if (!d->discards_nothing)
+        memset(d->data + off.v, 0, len);
+    return 0;
+}
+
+static bool is_zero(const Disk *d, uint64_t sector)
+{
+    static const uint8_t zeros[SECTOR];
+    return memcmp(d->data + sector * SECTOR, zeros, SECTOR) == 0;
+}
+
+static int disk_map(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExtent *ret_extent)
+{
+    Disk *d = disk_of(node);
+    uint64_t first = off.v / SECTOR, end = first + 1;
+    take_time(self, d->rand);
+    while (end < N_SECTORS && is_zero(d, end) == is_zero(d, first))
+        end++;
+    *ret_extent = (NodeExtent){.len = MIN(len, end * SECTOR - off.v),
+                               .kind = is_zero(d, first) ? NODE_EXTENT_ZERO : NODE_EXTENT_OPAQUE,
+                               .node = node};
+    return 0;
+}
+
+static const NodeOps disk_ops = {
+    .driver = "disk",
+    .read_start = disk_read_start,
+    .write = disk_write,
+    .zero = disk_zero,
+    .discard = disk_discard,
+    .map = disk_map,
+};
+
+static Disk *disk_new(Fiber *self, GRand *rand)
+{
+    Disk *d = g_new0(Disk, 1);
+    node_init(&d->node, &disk_ops, fiber_loop(self), "disk", SIZE);
+    d->rand = rand;
+    for (unsigned i = 0; i < SIZE; i++)
+        d->data[i] = (uint8_t)g_rand_int_range(rand, 0, 256);
+    return d;
+}
+
+// -- a copy of it ---------------------------------------------------------------------------------
+
+typedef struct Scene {
+    GRand *rand;
+    Disk *source, *target;
+    Node *filter;
+    CopyEngine *engine;
+    RangeLock lock;
+    Port guests, job;
+    CopyNodes nodes;
+    FiberWaitGroup running;
+    unsigned n_hot_sectors; // to which guests keep
+    bool switches_mode;
+} Scene;
+
+static int scene_find(Fiber *self, void *arg, uint64_t off, uint64_t len, CopyExtent *ret_extent)
+{
+    Scene *s = arg;
+    NodeExtent extent;
+    int r = node_map(self, &s->source->node, guest_off(off), len, &extent);
+    if (r == 0)
+        *ret_extent = (CopyExtent){
+            .len = extent.len,
+            .is_work = true,
+            .kind = extent.kind == NODE_EXTENT_ZERO ? WORK_METADATA : WORK_DATA,
+        };
+    return r;
+}
+
+static int scene_copy(Fiber *self, void *arg, CopyChunk *chunk)
+{
+    Scene *s = arg;
+    return copy_nodes_chunk(self, &s->nodes, chunk);
+}
+
+static CopyErrorAction scene_failed(void *arg, const CopyChunk *chunk, int error)
+{
+    return COPY_ERROR_RETRY;
+}
+
+static const CopyEngineOps scene_ops = {
+    .find = scene_find, .copy = scene_copy, .failed = scene_failed};
+
+static Scene *scene_new(Fiber *self, ForwardMode mode)
+{
+    static guint32 seed;
+    Scene *s = g_new0(Scene, 1);
+    s->rand = g_rand_new_with_seed(++seed);
+    s->n_hot_sectors = N_SECTORS - 20;
+    s->source = disk_new(self, s->rand);
+    s->target = disk_new(self, s->rand);
+    CopyEngineConfig engine = {.size_bytes = SIZE,
+                               .granularity_bits = 12,
+                               .chunk_bytes = 2 * GRANULE,
+                               .window_bytes = 8 * GRANULE,
+                               .ops = &scene_ops,
+                               .arg = s};
+    s->engine = copy_engine_new(fiber_loop(self), &engine);
+    port_init(&s->guests, &s->source->node, "guests");
+    ForwardConfig config = {.name = "forward",
+                            .source = &s->source->node,
+                            .target = &s->target->node,
+                            .engine = s->engine,
+                            .lock = &s->lock,
+                            .mode = mode};
+    s->filter = filter_forward_new(&config);
+    node_insert_filter(self, &s->source->node, s->filter);
+    port_init(&s->job, s->filter, "job");
+    s->nodes = (CopyNodes){
+        .source = &s->source->node, .target = &s->target->node, .port = &s->job, .lock = &s->lock};
+    return s;
+}
+
+static void scene_free(Fiber *self, Scene *s)
+{
+    fiber_assert(range_lock_is_free(&s->lock));
+    port_done(self, &s->job);
+    port_done(self, &s->guests);
+    node_unref_close(self, s->filter);
+    node_unref_close(self, &s->source->node);
+    node_unref_close(self, &s->target->node);
+    copy_engine_free(s->engine);
+    g_rand_free(s->rand);
+    g_free(s);
+}
+
+static void assert_in_step(const Scene *s)
+{
+    for (unsigned i = 0; i < SIZE; i++)
+        if (s->source->data[i] != s->target->data[i])
+            g_error("byte %u of sector %u: source %u, target %u", i, i / SECTOR, s->source->data[i],
+                    s->target->data[i]);
+}
+
+// -- guests ---------------------------------------------------------------------------------------
+
+static int request(Fiber *self, Scene *s, Node *node, RequestKind kind, uint64_t off, uint64_t len)
+{
+    if (kind == REQUEST_ZERO)
+        return node_zero(self, node, guest_off(off), len, 0);
+    if (kind == REQUEST_DISCARD)
+        return node_discard(self, node, guest_off(off), len, 0);
+    g_autofree uint8_t *buf = g_malloc(len);
+    memset(buf, g_rand_int_range(s->rand, 1, 256), len);
+    return node_write(self, node, guest_off(off), buf, len, 0);
+}
+
+static void guest(Fiber *self, void *arg)
+{
+    static const RequestKind kinds[] = {REQUEST_WRITE, REQUEST_WRITE, REQUEST_WRITE, REQUEST_ZERO,
+                                        REQUEST_DISCARD};
+    Scene *s = arg;
+    for (unsigned i = 0; i < N_REQUESTS; i++) {
+        RequestKind kind = kinds[g_rand_int_range(s->rand, 0, G_N_ELEMENTS(kinds))];
+        uint64_t first = (uint64_t)g_rand_int_range(s->rand, 0, (gint32)s->n_hot_sectors);
+        uint64_t n = (uint64_t)g_rand_int_range(s->rand, 1, 20);
+        take_time(self, s->rand);
+        Node *node = port_enter(self, &s->guests, kind);
+        fiber_assert_equal(request(self, s, node, kind, first * SECTOR, n * SECTOR), 0);
+        port_leave(&s->guests, kind);
+        if (s->switches_mode && g_rand_int_range(s->rand, 0, 5) == 0)
+            filter_forward_set_mode(s->filter, (ForwardMode)g_rand_int_range(s->rand, 0, 2));
+    }
+    fiber_wait_group_done(&s->running);
+}
+
+static void run_beside_guests(Fiber *self, Scene *s)
+{
+    fiber_wait_group_add(&s->running, N_GUESTS);
+    for (unsigned i = 0; i < N_GUESTS; i++)
+        fiber_assert_equal(fiber_spawn(fiber_loop(self), "guest", guest, s, NULL), 0);
+    fiber_assert_equal(copy_engine_run(self, s->engine), 0);
+    fiber_wait_group_wait(self, &s->running);
+}
+
+SIM_TEST(in_the_background_what_guests_wrote_is_copied)
+{
+    Scene *s = scene_new(self, FORWARD_BACKGROUND);
+    run_beside_guests(self, s);
+    fiber_assert_equal(copy_engine_run(self, s->engine), 0);
+    assert_in_step(s);
+    scene_free(self, s);
+}
+
+SIM_TEST(write_blocking_guests_keep_the_target_in_step_themselves)
+{
+    Scene *s = scene_new(self, FORWARD_WRITE_BLOCKING);
+    run_beside_guests(self, s);
+    assert_in_step(s); // what was left when the copy ended was nothing, and stayed so
+    scene_free(self, s);
+}
+
+SIM_TEST(discards_that_do_nothing_are_copied_too)
+{
+    Scene *s = scene_new(self, FORWARD_WRITE_BLOCKING);
+    s->source->discards_nothing = true;
+    run_beside_guests(self, s);
+    fiber_assert_equal(copy_engine_run(self, s->engine), 0);
+    assert_in_step(s);
+    scene_free(self, s);
+}
+
+SIM_TEST(the_mode_can_be_switched_at_any_moment)
+{
+    Scene *s = scene_new(self, FORWARD_BACKGROUND);
+    s->switches_mode = true;
+    s->n_hot_sectors = 20;
+    run_beside_guests(self, s);
+    fiber_assert_equal(copy_engine_run(self, s->engine), 0);
+    assert_in_step(s);
+    scene_free(self, s);
+}
+
+static void write_first_granule(Fiber *self, void *arg)
+{
+    Scene *s = arg;
+    uint8_t buf[GRANULE];
+    memset(buf, g_rand_int_range(s->rand, 1, 256), sizeof buf);
+    fiber_assert_equal(node_write(self, s->filter, guest_off(0), buf, GRANULE, 0), 0);
+    fiber_wait_group_done(&s->running);
+}
+
+// Two guests that write the same at once, one before the mode was switched, one after it.
+SIM_TEST(what_is_still_written_in_the_background_is_not_taken_for_done)
+{
+    Scene *s = scene_new(self, FORWARD_BACKGROUND);
+    fiber_assert_equal(copy_engine_run(self, s->engine), 0);
+    for (unsigned i = 0; i < 20; i++) {
+        fiber_wait_group_add(&s->running, 2);
+        filter_forward_set_mode(s->filter, FORWARD_BACKGROUND);
+        fiber_spawn(fiber_loop(self), "before", write_first_granule, s, NULL);
+        take_time(self, s->rand);
+        filter_forward_set_mode(s->filter, FORWARD_WRITE_BLOCKING);
+        fiber_spawn(fiber_loop(self), "after", write_first_granule, s, NULL);
+        fiber_wait_group_wait(self, &s->running);
+        fiber_assert_equal(copy_engine_run(self, s->engine), 0);
+        assert_in_step(s);
+    }
+    scene_free(self, s);
+}
+
+SIM_TEST(failures_of_the_target_are_not_the_guests)
+{
+    Scene *s = scene_new(self, FORWARD_WRITE_BLOCKING);
+    s->target->fail_percent = 20;
+    run_beside_guests(self, s);
+    fiber_assert_equal(copy_engine_run(self, s->engine), 0);
+    assert_in_step(s);
+    scene_free(self, s);
+}
+
+// Without the copy: guests alone do all the work there is.
+SIM_TEST(each_write_that_blocks_makes_the_work_less)
+{
+    Scene *s = scene_new(self, FORWARD_WRITE_BLOCKING);
+    copy_engine_set_found(s->engine, SIZE);
+    copy_engine_add(s->engine, WORK_DATA, 0, SIZE);
+    uint8_t buf[SECTOR];
+    for (unsigned i = 0; i < SIZE / GRANULE; i++) {
+        CopyEngineStats before, after;
+        copy_engine_stats(s->engine, &before);
+        uint64_t off = (uint64_t)i * GRANULE + i % 8 * SECTOR;
+        memset(buf, (int)i, sizeof buf);
+        fiber_assert_equal(node_write(self, s->filter, guest_off(off), buf, SECTOR, 0), 0);
+        copy_engine_stats(s->engine, &after);
+        fiber_assert_equal(after.left, before.left - GRANULE);
+    }
+    assert_in_step(s);
+    unsigned n_writes = s->target->n_writes;
+    fiber_assert_equal(node_write(self, s->filter, guest_off(SECTOR), buf, SECTOR, 0), 0);
+    fiber_assert_equal(s->target->n_writes, n_writes + 1);
+    scene_free(self, s);
+}
+
+SIM_TEST(a_drain_of_the_target_waits_for_guests_and_chunks)
+{
+    Scene *s = scene_new(self, FORWARD_WRITE_BLOCKING);
+    fiber_wait_group_add(&s->running, N_GUESTS);
+    for (unsigned i = 0; i < N_GUESTS; i++)
+        fiber_assert_equal(fiber_spawn(fiber_loop(self), "guest", guest, s, NULL), 0);
+    for (unsigned i = 0; i < 10; i++) {
+        take_time(self, s->rand);
+        node_drain_begin(self, &s->target->node, REQUESTS_ALL);
+        unsigned n_writes = s->target->n_writes;
+        fiber_assert(range_lock_is_free(&s->lock));
+        fiber_sleep(self, 1000000);
+        fiber_assert_equal(s->target->n_writes, n_writes);
+        node_drain_end(&s->target->node, REQUESTS_ALL);
+    }
+    fiber_assert_equal(copy_engine_run(self, s->engine), 0);
+    fiber_wait_group_wait(self, &s->running);
+    fiber_assert_equal(copy_engine_run(self, s->engine), 0);
+    assert_in_step(s);
+    scene_free(self, s);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(in_the_background_what_guests_wrote_is_copied),
+        cmocka_unit_test(write_blocking_guests_keep_the_target_in_step_themselves),
+        cmocka_unit_test(discards_that_do_nothing_are_copied_too),
+        cmocka_unit_test(the_mode_can_be_switched_at_any_moment),
+        cmocka_unit_test(what_is_still_written_in_the_background_is_not_taken_for_done),
+        cmocka_unit_test(failures_of_the_target_are_not_the_guests),
+        cmocka_unit_test(each_write_that_blocks_makes_the_work_less),
+        cmocka_unit_test(a_drain_of_the_target_waits_for_guests_and_chunks),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
