@@ -27,6 +27,7 @@ one() {
 while ((SECONDS < end)); do
     seed=$(($(date +%s) * 1000 + n))
     one differential "$here/differential.py" --seed "$seed" --count 20 --ops 3000
+    one chaos "$here/chaos.py" --seed "$seed" --rounds 10 --verbs 20
     one kill "$here/test-kill.py" --seed "$seed" --rounds 30
     for crash in "$build"/tests/crash/test-crash-*; do
         [[ -f $crash && -x $crash ]] && one crash "$crash" --seed "$seed" --time 300

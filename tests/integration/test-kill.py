@@ -10,7 +10,6 @@ usage: test-kill.py [--chaind PATH] [--seed N] [--rounds N] [--time SECONDS]
 import argparse
 import random
 import shutil
-import struct
 import sys
 import tempfile
 import time
@@ -19,13 +18,11 @@ import traceback
 import nbd
 
 import harness
-from harness import KIB, MIB, Daemon, check_image, qemu_img, run
+from harness import MIB, Daemon, check_image, qemu_img, run
+from stamps import BLOCK, ZERO, State, stamped
 
-BLOCK = 4 * KIB
-SECTOR = 512
 SIZE = 8 * MIB
 N_BLOCKS = SIZE // BLOCK
-ZERO = 0  # the stamp of a block that reads as zeros
 
 SHAPES = [  # name, options of the image, has a base
     ("64k", "cluster_size=64k", False),
@@ -35,32 +32,6 @@ SHAPES = [  # name, options of the image, has a base
     ("64k, lazy refcounts", "cluster_size=64k,lazy_refcounts=on", False),
     ("2M over a base", "cluster_size=2M,refcount_bits=64", True),
 ]
-
-
-def stamped(stamp):
-    """A block full of its stamp; 0 is a block of zeros."""
-    return struct.pack(">Q", stamp) * (BLOCK // 8)
-
-
-def stamps_of(block):
-    """The stamps of its sectors. A write that nobody confirmed may be there in part."""
-    stamps = []
-    for at in range(0, BLOCK, SECTOR):
-        sector = block[at:at + SECTOR]
-        stamp, = struct.unpack(">Q", sector[:8])
-        assert sector == stamped(stamp)[:SECTOR], \
-            f"a sector is torn: it begins with {sector[:16].hex()} and ends with {sector[-16:].hex()}"
-        stamps.append(stamp)
-    return stamps
-
-
-class State:
-    """What was written to each block, oldest first. The first entry of a block's history is there for
-    sure; any later one may be."""
-
-    def __init__(self, first):
-        self.history = [[[stamp]] for stamp in first]
-        self.next_stamp = 1 << 32
 
 
 def load(rng, uri, state, n_ops, kill):
@@ -81,11 +52,7 @@ def load(rng, uri, state, n_ops, kill):
     def flushed(before):
         def callback(error):
             assert not error.value, f"flush: error {error.value}"
-            for block, entry in before.items():
-                history = state.history[block]
-                here = [i for i, e in enumerate(history) if e is entry]
-                if here:  # a later flush may have been quicker
-                    del history[:here[0]]
+            state.confirm(before)
             return 1
         return callback
 
@@ -97,9 +64,8 @@ def load(rng, uri, state, n_ops, kill):
             continue
         stamp = ZERO
         if rng.random() < 0.85:
-            state.next_stamp += 1
-            stamp = state.next_stamp
-        entry = [stamp]  # told from its like by identity
+            stamp = state.new_stamp()
+        entry = [stamp]
         busy.add(block)
         state.history[block].append(entry)
         if stamp:
@@ -118,12 +84,7 @@ def verify(uri, state):
     h = nbd.NBD()
     h.connect_uri(uri)
     content = h.pread(SIZE, 0)
-    for block in range(N_BLOCKS):
-        stamps = stamps_of(content[block * BLOCK:(block + 1) * BLOCK])
-        allowed = {entry[0] for entry in state.history[block]}
-        for stamp in stamps:
-            assert stamp in allowed, \
-                f"block {block} has stamp {stamp:#x}, not one of {[hex(s) for s in allowed]}"
+    for block, stamps in enumerate(state.check(content, "head")):
         if len(set(stamps)) > 1:
             h.pwrite(stamped(stamps[0]), block * BLOCK)
         state.history[block] = [[stamps[0]]]

@@ -1,0 +1,591 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Everything at once: two disks under guests that write, read and flush, while snapshots of both kinds,
+views, dirty bitmaps, resizes and exports come and go in seeded order, with kill -9 and restarts among
+them. What must hold, at every moment:
+
+- a guest reads what it wrote last; after a kill, what a flush confirmed or something newer;
+- each kept point in time (external or internal snapshot) shows the disk of its moment, byte for byte the
+  same from then on, and after a kill no less of it than was flushed since;
+- a bitmap covers each block that was written while it was enabled;
+- whenever all is quiet, and after each kill, qemu-img finds no corruption.
+
+The order of commands repeats with the seed; that of the guests' requests among them does not.
+
+usage: chaos.py [--chaind PATH] [--seed N] [--rounds N] [--verbs N] [--time SECONDS]
+"""
+import argparse
+import json
+import pathlib
+import random
+import shutil
+import sys
+import tempfile
+import threading
+import time
+import traceback
+
+import nbd
+
+import harness
+from harness import MIB, Daemon, await_unlocked, disk_directory, qemu_img, run
+from qmp_client import Qmp
+from stamps import BLOCK, ZERO, State, stamped
+
+SIZE = 4 * MIB
+IN_FLIGHT = 8
+MAX_LAYERS = 7
+SHAPES = ["cluster_size=64k", "cluster_size=4k", "cluster_size=64k,extended_l2=on",
+          "cluster_size=512,refcount_bits=16", "cluster_size=64k,lazy_refcounts=on"]
+
+
+class Point:
+    """A point in time. `history` is what its blocks may hold; once looked at, they hold that."""
+
+    def __init__(self, disk, name, path, internal):
+        self.name, self.path, self.internal = name, path, internal
+        with disk.lock:
+            self.answered = dict(disk.answered)  # this much is in it
+            self.state = State([])
+            self.state.history = [list(h) for h in disk.state.history]
+            disk.taking.append(self)  # what is begun meanwhile may be in it
+
+    def taken(self, disk):
+        """The command has returned: what is begun from now on is not in it."""
+        with disk.lock:
+            disk.taking.remove(self)
+            disk.points.append(self)
+
+    def flushed(self):
+        self.state.confirm(self.answered)
+
+    def check(self, folder):
+        raw = folder / "point.raw"
+        options = ["-l", f"snapshot.name={self.name}"] if self.internal else []
+        qemu_img("convert", "-U", "-f", "qcow2", "-O", "raw", *options, self.path, raw)
+        content = raw.read_bytes()
+        found = self.state.check(content, f"point {self.name} of {self.path}")
+        # A block that was under way may be there in part, and then stays so.
+        self.state.history = [[[stamp] for stamp in dict.fromkeys(stamps)] for stamps in found]
+
+
+class Bitmap:
+    """A dirty bitmap of the disk's head, and the blocks that it must cover."""
+
+    def __init__(self, name, persistent):
+        self.name, self.persistent = name, persistent
+        self.must = set()
+        self.counts = False  # whether writes that begin now are noted for sure
+        self.epoch = 0
+
+
+class Disk:
+    def __init__(self, world, number):
+        self.world, self.name = world, f"disk{number}"
+        self.lock = threading.RLock()
+        self.layers = [world.tmp / f"{self.name}.qcow2"]
+        self.shape = world.rng.choice(SHAPES)
+        qemu_img("create", "-q", "-f", "qcow2", "-o", self.shape, self.layers[0], SIZE)
+        self.state = State([ZERO] * (SIZE // BLOCK))
+        self.answered = {}  # block → its newest entry that was answered
+        self.points, self.taking, self.bitmaps = [], [], []
+        self.n_made = 0
+        self.guest = None
+
+    @property
+    def head(self):
+        return self.layers[-1]
+
+    def new_name(self, kind):
+        self.n_made += 1
+        return f"{self.name}-{kind}{self.n_made}"
+
+    def connect(self):
+        self.guest = Guest(self)
+        self.guest.start()
+
+
+class Guest(threading.Thread):
+    """Keeps requests in flight until it is told to end; reads compare."""
+
+    def __init__(self, disk):
+        super().__init__(daemon=True)
+        self.disk, self.rng = disk, random.Random(disk.world.rng.random())
+        self.ending = self.killed = False
+        self.failure = None
+        self.busy = set()
+        self.done = 0
+        self.handle = nbd.NBD()
+        self.handle.connect_uri(disk.world.uri(disk.name))
+        self.n_blocks = self.handle.get_size() // BLOCK
+
+    def run(self):
+        try:
+            while not self.ending:
+                self.one_request()
+                while len(self.busy) >= IN_FLIGHT and not self.ending:
+                    self.handle.poll(100)
+            while self.busy:
+                self.handle.poll(1000)
+            self.handle.flush()
+            self.handle.shutdown()
+        except nbd.Error as e:
+            if not self.killed:
+                self.failure = e
+        except BaseException as e:
+            self.failure = e
+
+    def one_request(self):
+        disk, rng = self.disk, self.rng
+        with disk.lock:
+            if rng.random() < 0.03:
+                self.flush()
+            block = rng.randrange(self.n_blocks if rng.random() < 0.5 else 64)
+            if block in self.busy:
+                return
+            self.busy.add(block)
+            if rng.random() < 0.3:
+                self.read(block)
+            else:
+                self.write(block, ZERO if rng.random() < 0.15 else disk.state.new_stamp())
+
+    def flush(self):
+        disk = self.disk
+        answered, points = dict(disk.answered), list(disk.points)
+
+        def callback(error):
+            with disk.lock:
+                if not self.succeeded(error, "flush"):
+                    return 1
+                disk.state.confirm(answered)
+                for point in points:
+                    point.flushed()
+            return 1
+        self.handle.aio_flush(callback)
+
+    def read(self, block):
+        want = stamped(self.disk.state.history[block][-1][0])
+        buffer = nbd.Buffer(BLOCK)
+
+        def callback(error):
+            self.busy.remove(block)
+            self.done += 1
+            if self.succeeded(error, f"read of block {block}") and buffer.to_bytearray() != want:
+                self.fail(f"block {block} is not what was written last")
+            return 1
+        self.handle.aio_pread(buffer, block * BLOCK, callback)
+
+    def write(self, block, stamp):
+        disk, entry = self.disk, [stamp]
+        for state in [disk.state, *(point.state for point in disk.taking)]:
+            state.history[block].append(entry)
+        noting = [(bitmap, bitmap.epoch) for bitmap in disk.bitmaps if bitmap.counts]
+
+        def callback(error):
+            with disk.lock:
+                self.busy.remove(block)
+                self.done += 1
+                if not self.succeeded(error, f"write of block {block}"):
+                    return 1
+                disk.answered[block] = entry
+                for bitmap, epoch in noting:
+                    if bitmap.counts and bitmap.epoch == epoch:
+                        bitmap.must.add(block)
+            return 1
+        if stamp:
+            self.handle.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(stamped(stamp))), block * BLOCK,
+                                   callback)
+        else:
+            self.handle.aio_zero(BLOCK, block * BLOCK, callback)
+
+    def succeeded(self, error, what):
+        if error.value and not self.killed:
+            self.fail(f"{what}: error {error.value}")
+        return error.value == 0
+
+    def fail(self, sentence):
+        self.failure = self.failure or AssertionError(f"{self.disk.name}: {sentence}")
+        self.ending = True
+
+    def more(self, n):
+        """Waits until it has done `n` more requests."""
+        goal, deadline = self.done + n, time.monotonic() + harness.HANG
+        while self.done < goal and self.is_alive():
+            assert time.monotonic() < deadline, f"{self.disk.name}: the guest hangs"
+            time.sleep(0.001)
+
+    def end(self):
+        self.ending = True
+        self.join(harness.HANG)
+        assert not self.is_alive(), f"{self.disk.name}: the guest does not end"
+        if self.failure:
+            raise self.failure
+
+
+class World:
+    def __init__(self, tmp, seed):
+        self.tmp, self.rng = tmp, random.Random(seed)
+        self.daemon = self.qmp = None
+        self.killed = False  # the last daemon was
+        self.disks = [Disk(self, i) for i in range(2)]
+        self.counts = {}
+        self.trace = []  # what was done
+
+    def uri(self, name):
+        return f"nbd+unix:///{name}?socket={self.tmp / 'nbd'}"
+
+    def start(self):
+        for path in (self.tmp / "qmp", self.tmp / "nbd"):
+            path.unlink(missing_ok=True)
+        self.trace.append("start")
+        self.daemon = Daemon("--qmp", self.tmp / "qmp", "--loops", 2)
+        self.qmp = Qmp(self.tmp / "qmp")
+        self.qmp.command("nbd-server-start",
+                         addr={"type": "unix", "data": {"path": str(self.tmp / "nbd")}})
+        for disk in self.disks:
+            self.qmp.command("blockdev-add", driver="qcow2", node_name=disk.head.stem,
+                             file={"driver": "file", "filename": str(disk.head)})
+            self.export(disk.head.stem, disk.name, writable=True)
+            self.adopt_bitmaps(disk)
+
+    def export(self, node, name, **options):
+        self.qmp.command("block-export-add", type="nbd", id=name, node_name=node, name=name, **options)
+
+    def unexport(self, name):
+        self.qmp.command("block-export-del", id=name)
+        while self.qmp.event("BLOCK_EXPORT_DELETED")["id"] != name:
+            pass
+
+    def node(self, name):
+        return next(n for n in self.qmp.command("query-named-block-nodes", flat=True)
+                    if n["node-name"] == name)
+
+    def adopt_bitmaps(self, disk):
+        """Those that were stored go on; those in use when the daemon was killed can only be removed."""
+        there = {b["name"]: b for b in self.node(disk.head.stem).get("dirty-bitmaps", [])}
+        kept = []
+        for bitmap in disk.bitmaps:
+            if not bitmap.persistent:
+                continue
+            info = there.get(bitmap.name)
+            if not info:  # a bitmap is stored at the end, which a kill is not
+                assert self.killed, f"{bitmap.name} of {disk.name} was not stored"
+            elif info.get("inconsistent"):
+                assert self.killed, f"{bitmap.name} of {disk.name} is inconsistent"
+                self.qmp.command("block-dirty-bitmap-remove", node=disk.head.stem, name=bitmap.name)
+            else:
+                kept.append(bitmap)
+        disk.bitmaps = kept
+
+    def quiet(self):
+        """Ends the guests, then looks at everything."""
+        for disk in self.disks:
+            disk.guest.end()
+        for disk in self.disks:
+            for point in disk.points:
+                point.flushed()
+                point.check(self.tmp)
+            self.check_bitmaps(disk)
+            self.check_for_corruption(disk.head, "-U")
+
+    def check_bitmaps(self, disk):
+        for bitmap in disk.bitmaps:
+            view = disk.new_name("map")
+            self.export(disk.head.stem, view, writable=True,
+                        bitmaps=[{"node": disk.head.stem, "name": bitmap.name}])
+            out = run("nbdinfo", "--json", f"--map=qemu:dirty-bitmap:{bitmap.name}", self.uri(view))
+            dirty = set()
+            for extent in json.loads(out.stdout):
+                if extent["type"]:
+                    first = extent["offset"] // BLOCK
+                    dirty.update(range(first, (extent["offset"] + extent["length"] - 1) // BLOCK + 1))
+            assert bitmap.must <= dirty, f"{bitmap.name} of {disk.name} misses blocks " \
+                f"{sorted(bitmap.must - dirty)[:10]}"
+            self.unexport(view)
+
+    def check_for_corruption(self, path, *options):
+        """Leaks are what a kill leaves. They are not repaired: `qemu-img check -r leaks` (7.2 and 10.0)
+        drops the internal snapshots of an image that has bitmaps, too."""
+        done = run("qemu-img", "check", *options, path, check=False)
+        assert done.returncode in (0, 3), f"qemu-img check {path}: {done.stdout}{done.stderr}"
+
+    def stop(self):
+        self.killed = False
+        self.trace.append("stop")
+        self.qmp.close()
+        self.daemon.stop()
+
+    def kill(self):
+        self.killed = True
+        self.trace.append("kill")
+        for disk in self.disks:
+            disk.guest.killed = True
+        self.daemon.kill()
+        for disk in self.disks:
+            await_unlocked(disk.head)
+            disk.guest.end()
+        self.qmp.close()
+        for disk in self.disks:
+            self.look_after_kill(disk)
+
+    def look_after_kill(self, disk):
+        for path in disk.layers:
+            if path != disk.layers[0] or "lazy" not in disk.shape:  # those are made new at the open
+                self.check_for_corruption(path)
+        qemu_img("convert", "-O", "raw", disk.head, self.tmp / "head.raw")
+        disk.state.check((self.tmp / "head.raw").read_bytes(), f"{disk.name} after a kill")
+        for point in disk.points:
+            point.check(self.tmp)
+
+    def settle(self, disk):
+        """After a kill: what is there now is there for sure; blocks that are there in part are written."""
+        h = nbd.NBD()
+        h.connect_uri(self.uri(disk.name))
+        content = h.pread(len(disk.state.history) * BLOCK, 0)
+        for block, stamps in enumerate(disk.state.check(content, disk.name)):
+            if len(set(stamps)) > 1:
+                h.pwrite(stamped(stamps[0]), block * BLOCK)
+            disk.state.history[block] = [[stamps[0]]]
+        disk.answered = {}
+        h.flush()
+        h.shutdown()
+        for point in disk.points:
+            point.answered = {}  # looked at already
+
+    # -- verbs: each may happen while guests write; False: not now
+
+    def moving_head(self, disks, run_command):
+        points = [Point(disk, disk.head.stem, disk.head, False) for disk in disks]
+        for disk in disks:
+            with disk.lock:
+                disk.bitmaps = []  # they stay with the layer that is no head any more
+        run_command()
+        for disk, point in zip(disks, points):
+            point.taken(disk)
+        return True
+
+    def overlay(self, disk):
+        return {"node-name": disk.head.stem,
+                "snapshot-file": str(self.tmp / f"{disk.new_name('layer')}.qcow2"),
+                "snapshot-node-name": f"{disk.name}-layer{disk.n_made}"}
+
+    def external(self, disk):
+        if len(disk.layers) >= MAX_LAYERS:
+            return False
+        data = self.overlay(disk)
+        self.moving_head([disk], lambda: self.qmp.command("blockdev-snapshot-sync", **data))
+        disk.layers.append(pathlib.Path(data["snapshot-file"]))
+        return True
+
+    def external_prepared(self, disk):
+        if len(disk.layers) >= MAX_LAYERS:
+            return False
+        data = self.overlay(disk)
+        path, node = data["snapshot-file"], data["snapshot-node-name"]
+        qemu_img("create", "-q", "-f", "qcow2", "-u", "-b", disk.head, "-F", "qcow2", path,
+                 len(disk.state.history) * BLOCK)
+        self.qmp.command("blockdev-add", driver="qcow2", node_name=node, backing=None,
+                         file={"driver": "file", "filename": path})
+        self.moving_head([disk], lambda: self.qmp.command(
+            "blockdev-snapshot", node=data["node-name"], overlay=node))
+        disk.layers.append(pathlib.Path(path))
+        return True
+
+    def external_all(self, _):
+        if any(len(disk.layers) >= MAX_LAYERS for disk in self.disks):
+            return False
+        data = [self.overlay(disk) for disk in self.disks]
+        self.moving_head(self.disks, lambda: self.qmp.command("transaction", actions=[
+            {"type": "blockdev-snapshot-sync", "data": d} for d in data]))
+        for disk, d in zip(self.disks, data):
+            disk.layers.append(pathlib.Path(d["snapshot-file"]))
+        return True
+
+    def internal(self, disk):
+        name = disk.new_name("internal")
+        point = Point(disk, name, disk.head, True)
+        self.qmp.command("blockdev-snapshot-internal-sync", device=disk.head.stem, name=name)
+        point.taken(disk)
+        return True
+
+    def forget_internal(self, disk):
+        here = [p for p in disk.points if p.internal and p.path == disk.head]
+        if not here:
+            return False
+        point = self.rng.choice(here)
+        self.qmp.command("blockdev-snapshot-delete-internal-sync", device=disk.head.stem, name=point.name)
+        with disk.lock:
+            disk.points.remove(point)
+        return True
+
+    def view(self, disk):
+        """An internal snapshot beside the head that is being written."""
+        here = [p for p in disk.points if p.internal and p.path == disk.head]
+        if not here:
+            return False
+        point, node = self.rng.choice(here), disk.new_name("view")
+        self.qmp.command("blockdev-add", driver="qcow2", node_name=node, file=disk.head.stem,
+                         snapshot=point.name)
+        self.export(node, node, writable=False)
+        h = nbd.NBD()
+        h.connect_uri(self.uri(node))
+        assert h.get_size() == len(point.state.history) * BLOCK
+        point.state.check(h.pread(h.get_size(), 0), f"view of {point.name}")
+        h.shutdown()
+        self.unexport(node)
+        self.qmp.command("blockdev-del", node_name=node)
+        return True
+
+    def add_bitmap(self, disk):
+        if len(disk.bitmaps) >= 4:
+            return False
+        bitmap = Bitmap(disk.new_name("bitmap"), self.rng.random() < 0.5)
+        disabled = self.rng.random() < 0.2
+        self.qmp.command("block-dirty-bitmap-add", node=disk.head.stem, name=bitmap.name,
+                         persistent=bitmap.persistent, disabled=disabled,
+                         granularity=self.rng.choice([512, 4096, 65536]))
+        with disk.lock:
+            bitmap.counts = not disabled
+            disk.bitmaps.append(bitmap)
+        return True
+
+    def change_bitmap(self, disk):
+        if not disk.bitmaps:
+            return False
+        bitmap = self.rng.choice(disk.bitmaps)
+        verb = self.rng.choice(["remove", "clear", "enable", "disable"])
+        with disk.lock:
+            counts = {"remove": False, "clear": bitmap.counts, "enable": True, "disable": False}[verb]
+            bitmap.counts, bitmap.epoch = False, bitmap.epoch + 1
+            if verb == "clear":
+                bitmap.must = set()
+            if verb == "remove":
+                disk.bitmaps.remove(bitmap)
+        self.qmp.command(f"block-dirty-bitmap-{verb}", node=disk.head.stem, name=bitmap.name)
+        bitmap.counts = counts
+        return True
+
+    def merge_bitmaps(self, disk):
+        if len(disk.bitmaps) < 2:
+            return False
+        source, target = self.rng.sample(disk.bitmaps, 2)
+        with disk.lock:
+            must = set(source.must)
+        self.qmp.command("block-dirty-bitmap-merge", node=disk.head.stem, target=target.name,
+                         bitmaps=[source.name])
+        with disk.lock:
+            target.must |= must
+        return True
+
+    def grow(self, disk):
+        """The guest's connection keeps its size; the next one has the new one."""
+        size = len(disk.state.history) * BLOCK
+        if size >= 2 * SIZE:
+            return False
+        size += self.rng.choice([BLOCK, 16 * BLOCK, 100 * BLOCK])
+        self.qmp.command("block_resize", node_name=disk.head.stem, size=size)
+        with disk.lock:
+            new = size // BLOCK - len(disk.state.history)
+            disk.state.history += [[[ZERO]] for _ in range(new)]
+        return True
+
+    def reconnect(self, disk):
+        disk.guest.end()
+        disk.connect()
+        return True
+
+    def second_export(self, disk):
+        name = disk.new_name("export")
+        self.export(disk.head.stem, name, writable=self.rng.random() < 0.5)
+        h = nbd.NBD()
+        h.connect_uri(self.uri(name))
+        assert h.get_size() == len(disk.state.history) * BLOCK
+        h.pread(min(h.get_size(), 1 * MIB), 0)
+        h.shutdown()
+        self.unexport(name)
+        return True
+
+    VERBS = [external, external_prepared, external_all, internal, internal, forget_internal, view, view,
+             add_bitmap, add_bitmap, change_bitmap, change_bitmap, merge_bitmaps, grow, reconnect,
+             second_export]
+
+    def one_verb(self):
+        verb, disk = self.rng.choice(self.VERBS), self.rng.choice(self.disks)
+        if verb(self, disk):
+            self.trace.append(f"{verb.__name__} {disk.name}")
+            self.counts[verb.__name__] = self.counts.get(verb.__name__, 0) + 1
+        for each in self.disks:
+            if each.guest.failure:
+                raise each.guest.failure
+            each.guest.more(self.rng.randrange(1, 60))
+
+
+def one_round(tmp, seed, n_verbs):
+    world = World(tmp, seed)
+    try:
+        for _ in range(4):
+            world.start()
+            for disk in world.disks:
+                world.settle(disk)
+                disk.connect()
+            for _ in range(n_verbs):
+                world.one_verb()
+            if world.rng.random() < 0.6:
+                world.kill()
+            else:
+                world.quiet()
+                world.stop()
+        world.start()
+        for disk in world.disks:
+            world.settle(disk)
+        world.stop()
+        for disk in world.disks:
+            for path in disk.layers:
+                world.check_for_corruption(path)
+            for point in disk.points:
+                point.check(tmp)
+    except BaseException:
+        if world.daemon:
+            world.daemon.process.kill()
+            world.daemon.process.wait()
+            print("# done:", ", ".join(world.trace))
+            print(f"# log of the daemon: {world.daemon.log()}")
+        raise
+    return world.counts
+
+
+def main():
+    ap = argparse.ArgumentParser()
+    ap.add_argument("--chaind", default=harness.chaind_path)
+    ap.add_argument("--seed", type=int, default=1)
+    ap.add_argument("--rounds", type=int, default=10)
+    ap.add_argument("--verbs", type=int, default=12, help="between one start of the daemon and its end")
+    ap.add_argument("--time", type=float, help="begin no round after so many seconds")
+    args = ap.parse_args()
+    harness.chaind_path = args.chaind
+    deadline = args.time and time.monotonic() + args.time
+    failed, done, counts = 0, 0, {}
+    for number in range(args.rounds):
+        if deadline and time.monotonic() > deadline:
+            break
+        seed = f"{args.seed}/{number}"
+        tmp = pathlib.Path(tempfile.mkdtemp(prefix="chaind-chaos-", dir=disk_directory()))
+        done += 1
+        try:
+            for name, n in one_round(tmp, seed, args.verbs).items():
+                counts[name] = counts.get(name, 0) + n
+            print(f"ok {done} - chaos {seed}", flush=True)
+        except Exception:
+            failed += 1
+            for line in traceback.format_exc().splitlines():
+                print(f"# {line}")
+            print(f"not ok {done} - chaos {seed} ({tmp} is kept)", flush=True)
+            continue
+        shutil.rmtree(tmp, ignore_errors=True)
+    print("#", ", ".join(f"{n} {name}" for name, n in sorted(counts.items())))
+    print(f"1..{done}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
