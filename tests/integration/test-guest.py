@@ -7,8 +7,10 @@ import glob
 import os
 import shutil
 import subprocess
+import threading
 
 from harness import ROOT, Daemon, Skip, check_image, main, qemu_img, qemu_io, run
+from qmp_client import Qmp
 
 MODULES = ("virtio_pci", "virtio_net", "crc32c_generic", "crc32c_intel", "nbd", "ext4")
 PROGRAMS = ("nbd-client", "mkfs.ext4", "e2fsck")
@@ -140,20 +142,51 @@ def boot(vmlinuz, initramfs):
     return done.stdout
 
 
+class Snapshots(threading.Thread):
+    """External snapshots of the disk, one after the other, while the guest goes on."""
+
+    def __init__(self, tmp):
+        super().__init__(daemon=True)
+        self.tmp, self.qmp, self.ending = tmp, Qmp(tmp / "qmp"), threading.Event()
+        self.nodes, self.failure = ["disk"], None
+
+    def run(self):
+        try:
+            while not self.ending.wait(1.5) and len(self.nodes) < 100:
+                node = f"layer{len(self.nodes)}"
+                self.qmp.command("blockdev-snapshot-sync", node_name=self.nodes[-1],
+                                 snapshot_file=str(self.tmp / f"{node}.qcow2"), snapshot_node_name=node)
+                self.nodes.append(node)
+        except BaseException as e:
+            self.failure = e
+
+    def end(self):
+        self.ending.set()
+        self.join()
+        self.qmp.close()
+        if self.failure:
+            raise self.failure
+
+
 def test_linux_guest(tmp):
-    """A Linux guest puts ext4 on an overlay, and its files read right in the guest and on the host."""
+    """A Linux guest's files on a chain that grows by snapshots read right, in the guest and on the host."""
     vmlinuz, modules = kernel()
     programs()
     qemu_img("create", "-q", "-f", "qcow2", tmp / "base.qcow2", "160M")
     qemu_io(tmp / "base.qcow2", "write -q -P 85 0 160M")  # old data that must not show through
     disk = tmp / "disk.qcow2"
     qemu_img("create", "-q", "-f", "qcow2", "-b", tmp / "base.qcow2", "-F", "qcow2", disk)
-    with Daemon("--nbd", "127.0.0.1:0", f"disk={disk}") as d:
+    with Daemon("--qmp", tmp / "qmp", "--nbd", "127.0.0.1:0", f"disk={disk}") as d:
         port = d.uri("disk").split(":")[2].split("/")[0]
+        snapshots = Snapshots(tmp)
+        snapshots.start()
         console = boot(vmlinuz, make_initramfs(tmp, modules, port))
+        snapshots.end()
         assert "GUEST-PASSED" in console, console[-3000:]
-    check_image(disk)
-    qemu_img("convert", "-O", "raw", disk, tmp / "disk.raw")
+    assert len(snapshots.nodes) > 3, snapshots.nodes
+    for node in snapshots.nodes:
+        check_image(tmp / f"{node}.qcow2")
+    qemu_img("convert", "-O", "raw", tmp / f"{snapshots.nodes[-1]}.qcow2", tmp / "disk.raw")
     run("e2fsck", "-f", "-n", tmp / "disk.raw")
     (tmp / "files").mkdir()
     run("debugfs", "-R", f"rdump / {tmp}/files", tmp / "disk.raw")
