@@ -76,6 +76,17 @@ typedef struct Qcow2L2Entry {
     uint32_t alloc_bitmap, zero_bitmap;
 } Qcow2L2Entry;
 
+// Extended L2: what subcluster `s` of an entry shows that is neither COMPRESSED nor BAD.
+static inline Qcow2ClusterKind qcow2_subcluster_kind(const Qcow2L2Entry *e, uint32_t s)
+{
+    uint32_t bit = UINT32_C(1) << s;
+    if (e->alloc_bitmap & bit)
+        return QCOW2_CLUSTER_DATA;
+    if (e->zero_bitmap & bit)
+        return e->kind == QCOW2_CLUSTER_DATA ? QCOW2_CLUSTER_ZERO_ALLOCATED : QCOW2_CLUSTER_ZERO;
+    return QCOW2_CLUSTER_UNALLOCATED;
+}
+
 // Standard descriptor bits, inline because each request passes here.
 #define QCOW2_ENTRY_COPIED (UINT64_C(1) << 63)
 #define QCOW2_ENTRY_COMPRESSED (UINT64_C(1) << 62)

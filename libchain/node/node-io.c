@@ -206,6 +206,24 @@ int node_map(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExtent *re
     return 0;
 }
 
+int node_find_kind(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExtentKind *ret_kind,
+                   uint64_t *ret_len)
+{
+    NodeExtent extent;
+    assert_inside(node, off, len);
+    if (node->ops->find_kind)
+        return node->ops->find_kind(self, node, off, len, ret_kind, ret_len);
+    int r = node_map(self, node, off, len, &extent);
+    if (r < 0)
+        return r;
+    *ret_len = extent.len;
+    *ret_kind = extent.kind == NODE_EXTENT_BELOW    ? NODE_EXTENT_BELOW
+                : extent.kind == NODE_EXTENT_DATA   ? NODE_EXTENT_DATA
+                : extent.kind == NODE_EXTENT_OPAQUE ? NODE_EXTENT_DATA
+                                                    : NODE_EXTENT_ZERO;
+    return 0;
+}
+
 // Where to go on after `extent` of `node`, or NULL when it is the answer. An extent that names
 // another node to read (a barrier, or a compressed cluster found by the merged map) is followed
 // into that.

@@ -100,17 +100,6 @@ static int bad_entry(Qcow2View *view, GuestOff off)
         view->image, "L2 entry for guest offset %#" G_GINT64_MODIFIER "x is damaged", off.v);
 }
 
-// Extended L2: what subcluster `s` of an entry shows.
-static Qcow2ClusterKind subcluster_kind(const Qcow2L2Entry *e, uint32_t s)
-{
-    uint32_t bit = UINT32_C(1) << s;
-    if (e->alloc_bitmap & bit)
-        return QCOW2_CLUSTER_DATA;
-    if (e->zero_bitmap & bit)
-        return e->kind == QCOW2_CLUSTER_DATA ? QCOW2_CLUSTER_ZERO_ALLOCATED : QCOW2_CLUSTER_ZERO;
-    return QCOW2_CLUSTER_UNALLOCATED;
-}
-
 static bool data_is_sane(Qcow2Image *image, GuestOff off, HostOff cluster)
 {
     const Qcow2Geometry *g = &image->geometry;
@@ -163,7 +152,7 @@ static int decode_run_slow(Qcow2View *view, const MappingPlace *place, GuestOff 
             return 0;
         }
         for (uint32_t s = in_cluster >> g->subcluster_bits; s < g->subclusters && done < len; s++) {
-            Qcow2ClusterKind kind = g->extended_l2 ? subcluster_kind(&e, s) : e.kind;
+            Qcow2ClusterKind kind = g->extended_l2 ? qcow2_subcluster_kind(&e, s) : e.kind;
             uint64_t within = MAX(in_cluster, s << g->subcluster_bits);
             HostOff host = kind == QCOW2_CLUSTER_DATA ? host_off(e.host.v + within) : host_off(0);
             uint64_t n = MIN(((uint64_t)s << g->subcluster_bits) + sub_bytes - within, len - done);

@@ -121,6 +121,7 @@ static const NodeOps view_ops = {
     .discard = view_discard,
     .flush = view_flush,
     .map = view_map,
+    .find_kind = view_find_kind,
     .file = view_file,
     .metadata_file = view_metadata_file,
     .may_have = view_may_have,

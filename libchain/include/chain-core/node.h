@@ -82,6 +82,10 @@ struct NodeOps {
     // First extent at `off`, at most `len` long, coalesced as far as is cheap. Own layer only
     // (BELOW is not followed). Adjacent extents of one kind may come in pieces.
     int (*map)(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExtent *ret_extent);
+    // The kind of what is at `off`, and how far it is that, wherever it lies: BELOW, ZERO or DATA, so
+    // far as is cheap. May suspend for metadata. NULL: as map() says.
+    int (*find_kind)(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExtentKind *ret_kind,
+                     uint64_t *ret_len);
     // The file in which all that map() calls DATA lies; the same as long as the node is open. NULL,
     // or an operation that is NULL: there is no such file.
     File *(*file)(Node *node);
@@ -237,6 +241,11 @@ bool node_can_grow(Node *node);
 int node_reserve(Fiber *self, Node *node, GuestOff off, uint64_t len);
 int node_remeasure(Fiber *self, Node *node);
 int node_lock(Fiber *self, Node *node, unsigned held, unsigned unshared, GError **error);
+// Has the node data of its own at `off` (DATA), zeros (ZERO), or nothing (BELOW), and how far, at most
+// `len`? Like node_map(), for those who do not care where data lies: what is in pieces there is one
+// run here.
+int node_find_kind(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExtentKind *ret_kind,
+                   uint64_t *ret_len);
 // The file of the node's DATA extents, borrowed while it is open; NULL where there is none.
 static inline File *node_file(Node *node)
 {
