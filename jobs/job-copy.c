@@ -11,6 +11,7 @@ static void asked(void *arg)
 void job_copy_begin(JobCopy *copy, Loop *loop, const CopyEngineConfig *config)
 {
     copy->engine = copy_engine_new(loop, config);
+    copy->size_bytes = config->size_bytes;
     job_set_asked(copy->control, asked, copy);
     asked(copy);
 }
@@ -52,22 +53,31 @@ int job_copy_pause_point(Fiber *self, void *arg)
     return job_pause_point(self, ((JobCopy *)arg)->control);
 }
 
-// What was copied twice, since a guest wrote it meanwhile, counts twice: in the total, too.
+// How far it has come, of *ret_total. What was copied twice, since a guest wrote it meanwhile, counts
+// twice: in the total, too.
+static uint64_t done_of(const JobCopy *copy, const CopyEngineStats *stats, uint64_t *ret_total)
+{
+    *ret_total = copy->counts_all ? copy->size_bytes : stats->done + stats->left;
+    return copy->counts_all ? stats->found_off - MIN(stats->left, stats->found_off) : stats->done;
+}
+
+static void count(JobControl *control, JobBytes how, uint64_t *told, uint64_t now)
+{
+    if (now <= *told)
+        return;
+    job_count(control, how, now - *told);
+    *told = now;
+}
+
 void job_copy_progress(void *arg)
 {
     JobCopy *copy = arg;
     CopyEngineStats stats;
+    uint64_t total;
     copy_engine_stats(copy->engine, &stats);
-    uint64_t copied = stats.copied - copy->copied, shared = stats.shared - copy->shared;
-    uint64_t done = stats.done - copy->done;
-    job_set_total(copy->control, stats.done + stats.left);
-    if (copied)
-        job_count(copy->control, JOB_BYTES_COPIED, copied);
-    if (shared)
-        job_count(copy->control, JOB_BYTES_SHARED, shared);
-    if (done > copied + shared)
-        job_count(copy->control, JOB_BYTES_SKIPPED, done - copied - shared);
-    copy->copied = stats.copied;
-    copy->shared = stats.shared;
-    copy->done = stats.done;
+    uint64_t done = done_of(copy, &stats, &total), moved = stats.copied + stats.shared;
+    job_set_total(copy->control, total);
+    count(copy->control, JOB_BYTES_COPIED, &copy->copied, stats.copied);
+    count(copy->control, JOB_BYTES_SHARED, &copy->shared, stats.shared);
+    count(copy->control, JOB_BYTES_SKIPPED, &copy->skipped, done - MIN(moved, done));
 }

@@ -13,14 +13,16 @@ typedef struct JobCopy {
     CopyEngine *engine; // owned
     JobOnError on_error;
     bool retries_ignored; // an error to be ignored is tried again, and else left out to the end
-    uint64_t copied, shared, done; // that the job was told of
+    bool counts_all;      // progress is of the whole disk: what is no work is skipped
+    uint64_t size_bytes;  // of it
+    uint64_t copied, shared, skipped; // that the job was told of
 } JobCopy;
 
 #define JOB_COPY_OPS                                                                               \
     .failed = job_copy_failed, .wants_pause = job_copy_wants_pause,                                \
     .pause_point = job_copy_pause_point, .progress = job_copy_progress
 
-// `control`, `on_error` and `retries_ignored` are set.
+// `control`, `on_error`, `retries_ignored` and `counts_all` are set.
 void job_copy_begin(JobCopy *copy, Loop *loop, const CopyEngineConfig *config);
 void job_copy_end(JobCopy *copy); // frees the engine; accepts one that has not begun
 // copy_engine_run(), at the speed that users want.

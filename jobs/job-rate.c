@@ -39,8 +39,8 @@ uint64_t job_rate_get(const JobRate *rate, uint64_t now_ns)
         if (counted <= second && counted + JOB_RATE_SECONDS > second)
             sum += get(&rate->bytes[i]);
     }
-    // The window begins with a whole second; it ends now.
+    // The window begins with a whole second, and ends now; what lasted less is no rate.
     uint64_t window_ns = (JOB_RATE_SECONDS - 1) * second_ns + now_ns % second_ns;
-    uint64_t ns = MIN(now_ns - begun_ns, window_ns);
-    return ns ? (uint64_t)((double)sum * (double)second_ns / (double)ns) : 0;
+    uint64_t ns = MAX(MIN(now_ns - begun_ns, window_ns), second_ns);
+    return (uint64_t)((double)sum * (double)second_ns / (double)ns);
 }

@@ -124,6 +124,7 @@ Job *job_new(JobTable *table, const JobSpec *spec, GError **error)
         .waits_concluded = spec->waits_concluded,
         .status = JOB_CREATED,
     };
+    job_set_total(job->control, spec->total);
     if (spec->group)
         job->group->n_refs++;
     job->group->n_left++;

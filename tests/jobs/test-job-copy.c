@@ -12,13 +12,20 @@ typedef struct CopyWork {
     FakeWorld *world;
     JobOnError policy;
     unsigned n_fail; // chunks, from now on
+    bool has_holes;  // every other chunk is no work
     bool fails_reading;
     _Atomic unsigned n_copied;
 } CopyWork;
 
 static int work_find(Fiber *self, void *arg, uint64_t off, uint64_t len, CopyExtent *ret_extent)
 {
-    *ret_extent = (CopyExtent){.len = MIN(len, CHUNK), .is_work = true, .kind = WORK_DATA};
+    const CopyWork *work = arg;
+    bool is_hole = work->has_holes && off / CHUNK % 2;
+    *ret_extent = (CopyExtent){
+        .len = MIN(len, CHUNK - off % CHUNK),
+        .is_work = !is_hole,
+        .kind = WORK_DATA,
+    };
     return 0;
 }
 
@@ -83,6 +90,24 @@ JOB_TEST(its_progress_is_that_of_the_copy)
     fiber_assert_equal(info.total, SIZE);
     fiber_assert_equal(info.bytes[JOB_BYTES_COPIED], SIZE);
     fiber_assert_told(world, "a:created a:running a:waiting a:pending a:COMPLETED a:concluded");
+}
+
+JOB_TEST(or_that_of_the_whole_disk_where_it_counts_what_is_no_work)
+{
+    CopyWork work = {.has_holes = true, .copy.counts_all = true};
+    Job *job = start(self, world, &work, (JobSpec){.waits_concluded = true, .total = SIZE});
+    JobInfo info, before = {0};
+    do {
+        info = job_info(job, now_ns(self));
+        fiber_assert(info.current >= before.current && info.current <= SIZE);
+        fiber_assert_equal(info.total, SIZE);
+        before = info;
+        fiber_sleep(self, 100000);
+    } while (!strstr(world->told->str, "a:concluded"));
+    info = job_info(job, now_ns(self));
+    fiber_assert_equal(info.current, SIZE);
+    fiber_assert_equal(info.bytes[JOB_BYTES_COPIED], SIZE / 2);
+    fiber_assert_equal(info.bytes[JOB_BYTES_SKIPPED], SIZE / 2);
 }
 
 JOB_TEST(it_is_paused_and_resumed)
@@ -174,6 +199,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(its_progress_is_that_of_the_copy),
+        cmocka_unit_test(or_that_of_the_whole_disk_where_it_counts_what_is_no_work),
         cmocka_unit_test(it_is_paused_and_resumed),
         cmocka_unit_test(its_speed_is_changed_while_it_waits_for_the_limit),
         cmocka_unit_test(it_is_cancelled_while_it_waits_for_the_limit),

@@ -18,6 +18,8 @@ directory, so names of files are relative. Lines of a script:
     only KEY…           of the next reply, of each object at its top, keep only these members
     sorted              of the next reply, the list in no particular order
     unseen              of the next reply or output, nothing but whether it succeeded
+    early               the next reply stands before the events that came before it: which comes
+                        first is a matter of time
     $ COMMAND           a shell command; its output and status are compared
     end                 waits until the program ends by itself, and compares what it says; then it
                         can be started again (otherwise the script sends quit at its end)
@@ -25,7 +27,7 @@ directory, so names of files are relative. Lines of a script:
 The program starts at the first line that needs it.
 
 Normalised: times of events, names that were made up (#block123), the working directory, the order of
-events after quit.
+events after quit, how far a job had come that is cancelled.
 
 usage: side-by-side.py [--chaind PATH] [--qemu PATH] [--show] [NAME]...
 
@@ -89,7 +91,7 @@ def parse(path):
         elif line.strip() and not line.startswith("#"):
             verb, _, rest = line.partition(" ")
             if verb not in ("args", "raw", "reply", "monitor", "wait", "only", "sorted", "unseen",
-                            "$", "end"):
+                            "early", "$", "end"):
                 raise Bad(f"{path.name}:{number}: {verb} is no verb of a script")
             steps.append((verb, rest))
     if text:
@@ -205,11 +207,15 @@ class Player:
             return None
         if "event" in line:
             del line["timestamp"]
+            if line["event"] == "BLOCK_JOB_CANCELLED":
+                del line["data"]["offset"]
             self.write_json("*", line)
             monitor.events.append(line)
         return line
 
     def take_reply(self, monitor):
+        n = len(self.transcript)
+        is_early = ("early", "") in self.filters
         while True:
             line = self.take_line(monitor)
             if line is None:
@@ -217,6 +223,8 @@ class Player:
                 return
             if "event" not in line:
                 self.write_json("<", self.filtered(line))
+                if is_early:
+                    self.transcript.insert(n, self.transcript.pop())
                 return
 
     def wait_event(self, monitor, name, text):
@@ -295,7 +303,7 @@ class Player:
             self.command_line += shlex.split(rest)
         elif verb == "$":
             self.run_shell(rest)
-        elif verb in ("only", "sorted", "unseen"):
+        elif verb in ("only", "sorted", "unseen", "early"):
             self.filters.append((verb, rest))
         elif verb == "end":
             self.see_end()
@@ -328,6 +336,7 @@ class Player:
             if self.steps[-1][0] != "end":
                 self.quit()
         except BaseException:
+            print("".join(f"# {self.program}: {line}\n" for line in self.transcript[-12:]), end="")
             self.log.seek(0)
             print("".join(f"#   {line}" for line in self.log), end="")
             raise

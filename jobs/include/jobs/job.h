@@ -81,6 +81,7 @@ typedef struct JobSpec {
     const JobKind *kind;
     void *work;           // taken by job_start()
     uint64_t speed;       // bytes a second; 0: no limit
+    uint64_t total;       // of its progress, as far as is known
     bool waits_pending;   // for job_finalize()
     bool waits_concluded; // for job_dismiss()
     JobGroup *group;      // NULL: by itself
