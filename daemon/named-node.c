@@ -159,7 +159,7 @@ int named_node_check_change(const NamedNode *named, const char *what, GError **e
 {
     for (guint i = 0; i < named->users->len; i++) {
         const NodeUse *use = named->users->pdata[i];
-        if (!(node_use_perms(use).shared & NODE_PERM_GRAPH_MOD))
+        if (!(node_use_perms(use).shared & NODE_PERM_PLACE))
             return qmp_fail(error,
                             "Node '%s' is busy: %s is at work on it, and does not allow %s; wait "
                             "for its end, or end it",

@@ -51,7 +51,9 @@ NbdsExport *nbds_export_new(NbdsServerLoop *server_loop, const NbdsExportConfig 
     export->is_writethrough = config->writethrough;
     export->server_loop = server_loop;
     atomic_init(&export->n_refs, 1);
-    port_init(&export->port, config->node, export->info.name);
+    export->owner = g_strdup_printf("export '%s'", config->name);
+    port_init(&export->port, config->node, export->owner);
+    export->port.perms = node_perms_of(NODE_USER_OUTSIDE, !export->info.read_only);
     return export;
 }
 
@@ -65,6 +67,7 @@ void nbds_export_unref(NbdsExport *export)
 {
     if (!export || atomic_fetch_sub_explicit(&export->n_refs, 1, memory_order_acq_rel) != 1)
         return;
+    g_free(export->owner);
     g_free((char *)export->info.name);
     g_free((char *)export->info.description);
     g_ptr_array_unref((GPtrArray *)export->info.contexts);

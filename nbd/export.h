@@ -19,6 +19,7 @@ struct NbdsExport {
     atomic_uint n_refs;     // memory only
     atomic_bool is_removed; // no client may enter any more
     Port port;
+    char *owner;              // of the port
     FiberQueue emptied;       // the remover, or who moves it, waiting for the last connection
     bool is_moving;           // connections that come are parked (export-move.c)
     GQueue parked;            // NbdsConnection

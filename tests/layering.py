@@ -38,7 +38,7 @@ CORE = {
     "file.h": "io", "io-buffers.h": "io", "debug-event.h": "io", "stream.h": "io", "sim.h": "sim",
     "node.h": "node", "port.h": "node", "driver.h": "node", "whole-sectors.h": "node",
     "node-drivers.h": "node", "driver-option.h": "node", "component.h": "node",
-    "switch.h": "node", "node-perm.h": "node", "external-snapshot.h": "chain",
+    "switch.h": "node", "node-perm.h": "node", "node-hold.h": "node", "external-snapshot.h": "chain",
     "throttle-group.h": "node", "node-file.h": "node", "node-fill.h": "node",
     "chain-range.h": "chain",
     "bitmap.h": "bitmap", "dirty-bitmap.h": "bitmap",

@@ -252,11 +252,10 @@ static json_t *graph_node_new(guint id, const char *type, const char *name)
     return json_pack("{s:i, s:s, s:s}", "id", (int)id, "type", type, "name", name);
 }
 
-// A change of the graph is a permission of ours alone.
 static json_t *perm_names(unsigned perms)
 {
     json_t *names = json_array();
-    for (unsigned bit = 1; bit < NODE_PERM_GRAPH_MOD; bit <<= 1)
+    for (unsigned bit = 1; bit & NODE_PERMS_OF_CONTENT; bit <<= 1)
         if (perms & bit)
             json_array_append_new(names, json_string(node_perm_name(bit)));
     return names;

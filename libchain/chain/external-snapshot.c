@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "chain-core/chain.h"
 #include "chain-core/driver.h"
+#include "chain-core/node-hold.h"
 
 static int check_overlay(const Node *head, const Node *overlay, GError **error)
 {
@@ -68,6 +69,12 @@ static int check_head(const Node *head, GError **error)
     return 0;
 }
 
+static int check_place(Node *head, GError **error)
+{
+    NodeNeed need = {head, {.held = NODE_PERM_PLACE, .shared = NODE_PERM_ALL}};
+    return node_check_need("a snapshot", &need, NULL, error);
+}
+
 static void stop_writes(void *arg)
 {
     node_stop_writes(arg);
@@ -80,6 +87,8 @@ int external_snapshot_prepare(Fiber *self, Node *head, Node *overlay, MapMemory 
     int r = check_overlay(head, overlay, error);
     if (r == 0)
         r = check_head(head, error);
+    if (r == 0)
+        r = check_place(head, error);
     if (r < 0)
         return r;
     r = node_flush(self, head);

@@ -4,7 +4,7 @@
 #include "chain-core/node-perm.h"
 
 static const char *const names[] = {
-    "consistent-read", "write", "write-unchanged", "resize", "graph-mod",
+    "consistent-read", "write", "write-unchanged", "resize", "place", "backing-link",
 };
 _Static_assert(1 << G_N_ELEMENTS(names) == NODE_PERM_ALL + 1, "each has a name");
 
@@ -25,6 +25,7 @@ NodePerms node_perms_of(NodeUser user, bool writes)
         perms.shared &= ~content;
         break;
     case NODE_USER_SNAPSHOT:
+        perms.held = 0;
         break;
     }
     return perms;

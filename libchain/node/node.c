@@ -49,7 +49,8 @@ void node_unref_close(Fiber *self, Node *node)
         g_assert(node->n_refs > 0);
         if (--node->n_refs > 0)
             return;
-        g_assert(node->parents->len == 0 && node->ports->len == 0 && !node_is_drained(node));
+        g_assert(node->parents->len == 0 && node->ports->len == 0 && !node->holds &&
+                 !node_is_drained(node));
 
         // Before anything suspends: who walks up from below must not meet a node that is ending.
         Node *backing = node->backing;

@@ -84,7 +84,11 @@ void node_update_ports_above(Node *node)
 
 void port_init(Port *port, Node *node, const char *owner)
 {
-    *port = (Port){.node = node_ref(node), .owner = owner};
+    *port = (Port){
+        .node = node_ref(node),
+        .owner = owner,
+        .perms = node_perms_of(NODE_USER_OUTSIDE, !node->read_only),
+    };
     g_ptr_array_add(node->ports, port);
     update_port(port);
 }

@@ -11,6 +11,7 @@
 #include "../node/pass-filter.h"
 #include "chain-core/chain.h"
 #include "chain-core/external-snapshot.h"
+#include "chain-core/node-hold.h"
 #include "chain-core/qcow2-create.h"
 #include "chain-core/sim.h"
 
@@ -399,6 +400,27 @@ static void refuse_at_the_limit(Fiber *self, World *w, Node *overlay)
     node_unref_close(self, top);
 }
 
+static const NodePerms writes_alone = {NODE_PERM_WRITE, NODE_PERM_ALL & ~NODE_PERM_PLACE};
+
+static void refuse_what_a_job_holds(Fiber *self, World *w, Node *overlay)
+{
+    NodeHold *hold;
+    NodeNeed need = {w->head, writes_alone};
+    fiber_assert_equal(node_hold_new("job 'j'", &need, 1, &hold, NULL), 0);
+    assert_refused(self, w, overlay, -EBUSY, "job 'j'");
+    node_hold_release(self, hold);
+}
+
+// Through the merged map between them.
+static void refuse_to_hold_below(const World *w, const char *overlay)
+{
+    g_autoptr(GError) error = NULL;
+    NodeHold *hold;
+    NodeNeed need = {w->head, writes_alone};
+    fiber_assert_equal(node_hold_new("job 'j'", &need, 1, &hold, &error), -EBUSY);
+    fiber_assert(strstr(error->message, overlay));
+}
+
 static void refuse(Fiber *self, void *arg)
 {
     World *w = arg;
@@ -412,6 +434,7 @@ static void refuse(Fiber *self, void *arg)
     Node *other = open_overlay(self, w, 2);
     chain_set_backing(self, other, w->head, w->memory);
     assert_refused(self, w, other, -EINVAL, "backing layer already");
+    refuse_to_hold_below(w, "/layer-2");
     create_overlay(self, w, 3, DISK);
     Node *third = open_overlay(self, w, 3);
     assert_refused(self, w, third, -EBUSY, "/layer-2");
@@ -426,6 +449,7 @@ static void refuse(Fiber *self, void *arg)
     assert_refused(self, w, filter, -EINVAL, "no backing file");
     node_unref_close(self, filter);
     refuse_at_the_limit(self, w, third);
+    refuse_what_a_job_holds(self, w, third);
     Switch *s = prepare(self, w, third);
     switch_end(self, s);
     node_unref_close(self, third);

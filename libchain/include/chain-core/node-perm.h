@@ -12,8 +12,10 @@ typedef enum NodePerm {
     NODE_PERM_WRITE = 1 << 1,
     NODE_PERM_WRITE_UNCHANGED = 1 << 2, // what it shows already: to fill it from below
     NODE_PERM_RESIZE = 1 << 3,
-    NODE_PERM_GRAPH_MOD = 1 << 4, // another node in its place, or under it
-    NODE_PERM_ALL = (1 << 5) - 1,
+    NODE_PERM_PLACE = 1 << 4,   // another node in its place, or over it
+    NODE_PERM_BACKING = 1 << 5, // another node below it, or none
+    NODE_PERM_ALL = (1 << 6) - 1,
+    NODE_PERMS_OF_CONTENT = NODE_PERM_PLACE - 1, // those that QEMU has, too
 } NodePerm;
 
 typedef struct NodePerms {
@@ -26,7 +28,7 @@ typedef enum NodeUser {
     NODE_USER_BACKING,  // an overlay, of what lies below it
     NODE_USER_FORMAT,   // an image, of the file that it lies in
     NODE_USER_FILTER,   // what goes through it
-    NODE_USER_SNAPSHOT, // a view of an internal snapshot, of the image's head
+    NODE_USER_SNAPSHOT, // a view of an internal snapshot, of the image's head: it is there
 } NodeUser;
 // `writes`: the user changes what the node shows.
 NodePerms node_perms_of(NodeUser user, bool writes);

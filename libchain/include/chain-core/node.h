@@ -205,6 +205,7 @@ struct Node {
     NodeIdentity identity;
     GPtrArray *parents;               // nodes whose child this is, once for each edge
     GPtrArray *ports;                 // ports whose target this is
+    GPtrArray *holds;                 // of node-hold.h, or NULL
     uint32_t n_drains[REQUEST_KINDS]; // begun and not yet ended
     uint64_t n_changes, n_flushed;    // writes that ended; how many of them a flush has covered
     bool owes_flush_below; // flush debt: layers below may have been written and not flushed

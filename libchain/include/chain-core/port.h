@@ -5,6 +5,7 @@
 #pragma once
 
 #include "chain-core/fiber-sync.h"
+#include "chain-core/node-perm.h"
 #include "chain-core/node.h"
 
 typedef struct Port Port;
@@ -31,12 +32,14 @@ struct Port {
     FiberQueue waiting;              // requests kept out
     FiberQueue drainers;
     const char *owner;
+    NodePerms perms; // what comes through it may do (node-hold.h): set by port_init(), or after
     void (*resized)(
         Port *port); // set after port_init(): the node's size has changed. NULL: no matter
     const PortMoveOps *move_ops; // set after port_init(); NULL: it cannot be moved
 };
 
-// Takes a new reference on `node`. `owner` (a literal or owned elsewhere) is for messages.
+// Takes a new reference on `node`. `owner` (a literal or owned elsewhere) is for messages: "export
+// 'a'". Its permissions are those of an export that may write what can be written now.
 void port_init(Port *port, Node *node, const char *owner);
 // Nothing may be in flight. Drops the reference (may close the node: I/O).
 void port_done(Fiber *self, Port *port);
