@@ -10,6 +10,7 @@ NodeUse *named_node_use(NamedNode *used, const NodeUse *as)
     NodeUse *use = g_new(NodeUse, 1);
     *use = *as;
     use->used = used;
+    use->perms = as->perms ? g_memdup2(as->perms, sizeof *as->perms) : NULL;
     g_ptr_array_add(used->users, use);
     return use;
 }
@@ -34,6 +35,7 @@ bool named_node_end_use(NodeUse *use)
 {
     NamedNode *used = use->used;
     g_ptr_array_remove(used->users, use);
+    g_free((gpointer)use->perms);
     g_free(use->user);
     g_free(use);
     return used->users->len == 0;
@@ -80,18 +82,37 @@ static bool is_filter(const NamedNode *named)
     return named && named->node && named->node->ops->is_filter;
 }
 
+// Does the use come from within `range` (NULL: nothing does)? What only lets through what does is
+// within it, too.
+static bool is_inside(const NodeUse *use, const GPtrArray *range)
+{
+    if (!range || !use->by)
+        return false;
+    if (g_ptr_array_find((GPtrArray *)range, use->by, NULL))
+        return true;
+    if (!is_filter(use->by) || !use->by->users->len)
+        return false;
+    for (guint i = 0; i < use->by->users->len; i++)
+        if (!is_inside(use->by->users->pdata[i], range))
+            return false;
+    return true;
+}
+
+static NodePerms perms_of(const NodeUse *use, const GPtrArray *range);
+
 // Of all that goes through a filter to what it filters. Filters are few, and end somewhere.
-static NodePerms perms_through(const NamedNode *filter)
+static NodePerms perms_through(const NamedNode *filter, const GPtrArray *range)
 {
     NodePerms perms = {.shared = NODE_PERM_ALL};
     for (guint i = 0; i < filter->users->len; i++)
-        node_perms_add(&perms, node_use_perms(filter->users->pdata[i]));
+        if (!is_inside(filter->users->pdata[i], range))
+            node_perms_add(&perms, perms_of(filter->users->pdata[i], range));
     if (filter->node->ops->reads_write)
         perms.held |= NODE_PERM_WRITE_UNCHANGED;
     return perms;
 }
 
-NodePerms node_use_perms(const NodeUse *use)
+static NodePerms perms_of(const NodeUse *use, const GPtrArray *range)
 {
     static const struct {
         const char *role;
@@ -104,18 +125,23 @@ NodePerms node_use_perms(const NodeUse *use)
     if (use->perms)
         return *use->perms;
     if (is_filter(use->by))
-        return perms_through(use->by);
+        return perms_through(use->by, range);
     for (unsigned i = 0; i < G_N_ELEMENTS(users); i++)
         if (g_str_equal(use->role, users[i].role))
             return node_perms_of(users[i].user, use->writes);
     return node_perms_of(NODE_USER_FORMAT, use->writes);
 }
 
-// Both are of `named`, which one of them already has.
-static int check_pair(const NamedNode *named, const NodeUse *holder, const NodeUse *sharer,
-                      GError **error)
+NodePerms node_use_perms(const NodeUse *use)
 {
-    unsigned conflict = node_perms_conflict(node_use_perms(holder), node_use_perms(sharer));
+    return perms_of(use, NULL);
+}
+
+// `holder` has `held`, or is to have it; `sharer` shares `shared`. Both are of `named`.
+static int check_pair(const NamedNode *named, const NodeUse *holder, NodePerms held,
+                      const NodeUse *sharer, NodePerms shared, GError **error)
+{
+    unsigned conflict = node_perms_conflict(held, shared);
     g_autofree char *text = node_perms_text(conflict);
     if (!conflict)
         return 0;
@@ -127,39 +153,51 @@ static int check_pair(const NamedNode *named, const NodeUse *holder, const NodeU
                     named->name, sharer->role);
 }
 
-static int check_below(const NamedNode *filter, const NodeUse *use, GError **error)
+static int check_below(const NamedNode *filter, const NodeUse *use, const GPtrArray *range,
+                       GError **error)
 {
     int r = 0;
     for (guint i = 0; r == 0 && i < filter->children->len; i++) {
         const NodeUse *through = filter->children->pdata[i];
-        NodePerms perms = node_use_perms(through);
-        node_perms_add(&perms, node_use_perms(use));
+        NodePerms perms = perms_of(through, range);
+        node_perms_add(&perms, perms_of(use, range));
         NodeUse with = *through;
         with.perms = &perms;
-        r = named_node_check_use(through->used, &with, error);
+        r = named_node_check_use_in(through->used, &with, range, error);
     }
     return r;
 }
 
-int named_node_check_use(const NamedNode *named, const NodeUse *use, GError **error)
+int named_node_check_use_in(const NamedNode *named, const NodeUse *use, const GPtrArray *range,
+                            GError **error)
 {
+    NodePerms perms = perms_of(use, range);
     int r = 0;
     for (guint i = 0; r == 0 && i < named->users->len; i++) {
         const NodeUse *other = named->users->pdata[i];
         if (use->by && other->by == use->by && g_str_equal(other->role, use->role))
             continue; // what it is to be instead
-        r = check_pair(named, use, other, error);
+        if (is_inside(other, range))
+            continue;
+        NodePerms of_other = perms_of(other, range);
+        r = check_pair(named, use, perms, other, of_other, error);
         if (r == 0)
-            r = check_pair(named, other, use, error);
+            r = check_pair(named, other, of_other, use, perms, error);
     }
-    return r == 0 && is_filter(named) ? check_below(named, use, error) : r;
+    return r == 0 && is_filter(named) ? check_below(named, use, range, error) : r;
 }
 
-int named_node_check_change(const NamedNode *named, const char *what, GError **error)
+int named_node_check_use(const NamedNode *named, const NodeUse *use, GError **error)
+{
+    return named_node_check_use_in(named, use, NULL, error);
+}
+
+int named_node_check_change(const NamedNode *named, unsigned perms, const char *what,
+                            GError **error)
 {
     for (guint i = 0; i < named->users->len; i++) {
         const NodeUse *use = named->users->pdata[i];
-        if (!(node_use_perms(use).shared & NODE_PERM_PLACE))
+        if (use->perms && perms & ~use->perms->shared)
             return qmp_fail(error,
                             "Node '%s' is busy: %s is at work on it, and does not allow %s; wait "
                             "for its end, or end it",

@@ -22,7 +22,7 @@ typedef struct NodeUse {
     bool writes;            // changes what it shows, and so allows no one who relies on that
     bool is_fixed;          // keeps it on its loop
     char *user;             // for messages: "block export 'a'", "node 'top'"
-    const NodePerms *perms; // a literal; NULL: what the role and `writes` say
+    const NodePerms *perms; // a hold's; NULL: what the role and `writes` say
 } NodeUse;
 
 NodePerms node_use_perms(const NodeUse *use);
@@ -63,7 +63,7 @@ const char *named_node_role(const NamedNode *used, const NodeConfig *config,
 NamedNode *named_node_child(const NamedNode *named, const char *role);
 // The path of the file that it is or lies in; "" where there is none. Borrowed.
 const char *named_node_file_name(const NamedNode *named);
-// Begins a use of `used` as `as` says, whose `user` is taken; in both it is noted. Owned by its
+// Begins a use of `used` as `as` says, whose `user` is taken, and `perms` copied; in both it is noted. Owned by its
 // user.
 NodeUse *named_node_use(NamedNode *used, const NodeUse *as);
 // The same of a child, for its parent, which owns it.
@@ -74,8 +74,14 @@ bool named_node_end_use(NodeUse *use);
 void named_node_mode_changed(NamedNode *named);
 // May `use` begin, or a child's use become this? QEMU's words when another use does not allow it.
 int named_node_check_use(const NamedNode *named, const NodeUse *use, GError **error);
-// May another node be put in its place, or over it? `what` is done: "a snapshot". Who uses it says so.
-int named_node_check_change(const NamedNode *named, const char *what, GError **error);
+// The same for one of several nodes that are used together, a GPtrArray of NamedNode: what they need of
+// each other is in no way.
+int named_node_check_use_in(const NamedNode *named, const NodeUse *use, const GPtrArray *range,
+                            GError **error);
+// May something be done that needs these permissions, and is over before anything else begins? `what`:
+// "a snapshot". A use that does not share them says so.
+int named_node_check_change(const NamedNode *named, unsigned perms, const char *what,
+                            GError **error);
 // "20 GiB qcow2, 4 layers, head, read-only"; owned.
 char *named_node_summary(const NamedNode *named);
 // Who uses it, for messages: "node 'top' (as 'backing'), block export 'a'"; owned.

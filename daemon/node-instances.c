@@ -81,8 +81,8 @@ int node_instances_check_single(const NamedNode *named, GError **error)
         return 0;
     g_autofree char *users = named_node_users_text(named);
     return qmp_fail(error,
-                    "Node '%s' is read by chains on %u loops and cannot become writable: it is "
-                    "used by %s",
+                    "Node '%s' is read by chains on %u loops, each from a file of its own, and "
+                    "cannot be changed until those of one loop are left: it is used by %s",
                     named->name, named->instances->len + 1, users);
 }
 

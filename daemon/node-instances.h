@@ -11,7 +11,8 @@ typedef struct NodeInstance NodeInstance;
 
 // May it be? It and all below is read-only, and known by a description.
 bool node_instances_are_possible(const NamedNode *named);
-// More than one? Says which loops, where that is in the way of what is asked: it becomes writable.
+// More than one? Says who uses them, where that is in the way of what is asked: it is changed, or
+// becomes writable.
 int node_instances_check_single(const NamedNode *named, GError **error);
 
 // Where a loop finds the nodes that are named there: an argument of LayerOptions.find_node.

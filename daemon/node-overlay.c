@@ -40,8 +40,9 @@ void node_overlay_end(NamedNode *overlay, bool stays)
     GPtrArray *users = own->used->users;
     for (guint i = users->len; i-- > 0;) {
         NodeUse *use = users->pdata[i];
-        // Who has to do with the image's internal snapshots stays with the image.
-        if (use == own || g_str_equal(use->role, "snapshot"))
+        // Who has to do with the image's internal snapshots stays with the image, who holds a node
+        // with that node.
+        if (use == own || use->perms || g_str_equal(use->role, "snapshot"))
             continue;
         g_ptr_array_remove_index(users, i);
         use->used = overlay;

@@ -9,6 +9,7 @@
 #include "chain-core/qcow2.h"
 #include "chain-core/remote-call.h"
 #include "daemon/daemon.h"
+#include "daemon/node-instances.h"
 #include "daemon/qmp/args.h"
 
 static const QmpType change_backing_file_args = {
@@ -77,6 +78,9 @@ static int change(Fiber *self, const Nodes *nodes, const json_t *args, GError **
                                "file");
     if (!is_in_chain(image, top))
         return qmp_fail(error, "'%s' and image file are not in the same chain", device);
+    if (named_node_check_change(image, NODE_PERM_BACKING, "another name there", error) < 0 ||
+        node_instances_check_single(image, error) < 0)
+        return -EBUSY;
     Recording r = {.node = image->node, .name = name, .format = backing->driver->name};
     if (remote_call_fiber_reserve(self, named_node_loop(image), record, &r) < 0)
         return qmp_fail(error, "no memory for a fiber's stack");

@@ -200,7 +200,8 @@ static int making_new(Fiber *self, Daemon *daemon, const json_t *data, Making **
 {
     const char *device = qmp_args_str(data, "device"), *name = qmp_args_str(data, "name");
     NamedNode *named = find_device(daemon, device, error);
-    if (!named || check_node(named, device, name, error) < 0)
+    if (!named || check_node(named, device, name, error) < 0 ||
+        named_node_check_change(named, NODE_PERM_PLACE, "an internal snapshot", error) < 0)
         return -EINVAL;
     Making *m = g_new0(Making, 1);
     *m = (Making){.daemon = daemon, .device = g_strdup(device), .name = g_strdup(name)};

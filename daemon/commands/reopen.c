@@ -150,7 +150,11 @@ static int find_backing(const Nodes *nodes, Reopening *r, GError **error)
     if (wanted->node && !r->backing)
         return -ENODEV;
     r->changes_backing = r->backing != now;
-    if (!r->changes_backing || !r->backing)
+    if (!r->changes_backing)
+        return 0;
+    if (named_node_check_change(named, NODE_PERM_BACKING, "another backing node", error) < 0)
+        return -EBUSY;
+    if (!r->backing)
         return 0;
     if (lies_below(named, r->backing))
         return qmp_fail(error, "Making '%s' a backing child of '%s' would create a cycle",

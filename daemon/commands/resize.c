@@ -5,6 +5,7 @@
 
 #include "chain-core/remote-call.h"
 #include "daemon/daemon.h"
+#include "daemon/node-instances.h"
 #include "daemon/qmp/args.h"
 #include "daemon/write-threshold.h"
 
@@ -47,7 +48,8 @@ static int check_resize(const NamedNode *named, GError **error)
                             "and unshared by node '%s' (uses node '%s' as 'file' child).",
                             named->name, named->name, use->by->name, named->name);
     }
-    return 0;
+    int r = named_node_check_change(named, NODE_PERM_RESIZE, "another size", error);
+    return r == 0 ? node_instances_check_single(named, error) : r;
 }
 
 typedef struct Resize {

@@ -14,6 +14,7 @@
 #include "chain-core/remote-call.h"
 #include "daemon/daemon.h"
 #include "daemon/log.h"
+#include "daemon/node-instances.h"
 #include "daemon/node-overlay.h"
 #include "daemon/qmp/args.h"
 
@@ -54,7 +55,8 @@ static int check_below(const NamedNode *below, GError **error)
             return qmp_fail(error, "Node '%s' is busy: node is used as backing hd of '%s'",
                             below->name, use->by->name);
     }
-    return named_node_check_change(below, "a snapshot", error);
+    int r = named_node_check_change(below, NODE_PERM_PLACE, "a snapshot", error);
+    return r == 0 ? node_instances_check_single(below, error) : r;
 }
 
 static bool may_have_backing(const NamedNode *named)

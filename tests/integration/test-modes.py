@@ -42,9 +42,9 @@ class Holder:
 class World:
     """chaind with a monitor and an NBD server."""
 
-    def __init__(self, tmp):
+    def __init__(self, tmp, *args):
         self.tmp = tmp
-        self.daemon = Daemon("--qmp", tmp / "qmp")
+        self.daemon = Daemon("--qmp", tmp / "qmp", *args)
         self.qmp = Qmp(tmp / "qmp")
         self.qmp.command("nbd-server-start",
                          addr={"type": "unix", "data": {"path": str(tmp / "nbd")}})
@@ -156,6 +156,32 @@ def add_tests():
             check_kind(tmp, kind)
         test.__doc__ = f"{kind}: becomes writable and read-only again."
         globals()[f"test_{kind.replace(', ', '_').replace(' ', '_').replace(chr(39), '')}"] = test
+
+
+def test_two_loops(tmp):
+    """What chains on two loops read is not changed until one of them has let go."""
+    images(tmp)
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "q.qcow2", "-F", "qcow2", "b.qcow2", cwd=tmp)
+    with World(tmp, "--loops", 2) as w:
+        base = {"driver": "qcow2", "node-name": "base", "backing": None,
+                "file": file(tmp / "q.qcow2")}
+        below = {"driver": "qcow2", "node-name": "below", "backing": "base",
+                 "file": file(tmp / "b.qcow2")}
+        w.qmp.command("blockdev-add", **base, read_only=True)
+        w.qmp.command("blockdev-add", **below, read_only=True)
+        for name in ("o1", "o2"):
+            qemu_img("create", "-q", "-f", "qcow2", tmp / name, MIB)
+            w.qmp.command("blockdev-add", driver="qcow2", node_name=name, backing="below",
+                          file=file(tmp / name))
+        says(w.refused(below, False), "below", "2 loops", "'o1'", "'o2'")
+        says(w.qmp.error("change-backing-file", device="o1", image_node_name="below",
+                         backing_file="x"), "2 loops")
+        says(w.qmp.error("block_resize", node_name="below", size=2 * MIB), "2 loops")
+        w.qmp.command("blockdev-del", node_name="o2")
+        w.set_mode(below, False)
+        w.set_mode(below, True)
+        w.qmp.command("change-backing-file", device="o1", image_node_name="below",
+                      backing_file="q.qcow2")
 
 
 add_tests()
