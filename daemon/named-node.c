@@ -62,7 +62,8 @@ NamedNode *named_node_child(const NamedNode *named, const char *role)
 const char *named_node_file_name(const NamedNode *named)
 {
     for (NamedNode *file; !named->driver->is_file; named = file) {
-        file = named_node_child(named, "file") ?: named_node_child(named, "snapshot");
+        file = named_node_child(named, "file") ?: named_node_child(named, "image")
+                   ?: named_node_child(named, "snapshot");
         if (!file)
             return "";
     }

@@ -322,28 +322,41 @@ static NamedNode *enter(Nodes *nodes, NodeOrigin *origin, ChainNode *opened, Nod
     return named;
 }
 
-static bool has_file_next(const Opening *o, guint i)
+// The child of that role that was opened with node `at`; 0: none was. A layer's own come before those
+// of what lies below it.
+static guint find_opened(const Opening *o, guint at, const char *role)
 {
-    const ChainNode *next = &g_array_index(o->opened, ChainNode, i + 1);
-    return i + 1 < o->opened->len && next->parent == i && g_strcmp0(next->role, "file") == 0;
+    for (guint i = at + 1; i < o->opened->len; i++) {
+        const ChainNode *opened = &g_array_index(o->opened, ChainNode, i);
+        if (opened->parent == at && g_str_equal(opened->role, role))
+            return i;
+        if (g_str_equal(opened->role, "backing"))
+            break;
+    }
+    return 0;
 }
 
-// In the order in which QEMU makes them, and tells of them: a file before what lies in it.
-static void enter_in_order(Opening *o, NamedNode **entered)
+// The node and what it lies in, in the order in which QEMU makes them, and tells of them: a file goes
+// before what lies in it. Recursion is bounded by what a description may be.
+static void enter_with_files(Opening *o, NamedNode **entered, guint at)
 {
-    for (guint first = 0, last; first < o->opened->len; first = last + 1) {
-        for (last = first; has_file_next(o, last);)
-            last++;
-        for (guint i = last + 1; i-- > first;)
-            entered[i] =
-                enter(o->nodes, o->origin, &g_array_index(o->opened, ChainNode, i), o->facts[i]);
+    static const char *const roles[] = {"file", NULL, "image", "data-file"};
+    for (unsigned i = 0; i < G_N_ELEMENTS(roles); i++) {
+        guint child = roles[i] ? find_opened(o, at, roles[i]) : 0;
+        if (child)
+            enter_with_files(o, entered, child);
+        if (!roles[i])
+            entered[at] =
+                enter(o->nodes, o->origin, &g_array_index(o->opened, ChainNode, at), o->facts[at]);
     }
 }
 
 static NamedNode *enter_all(Fiber *self, Opening *o)
 {
-    g_autofree NamedNode **entered = g_new(NamedNode *, o->opened->len);
-    enter_in_order(o, entered);
+    g_autofree NamedNode **entered = g_new0(NamedNode *, o->opened->len);
+    for (guint i = 0; i < o->opened->len; i++)
+        if (!entered[i])
+            enter_with_files(o, entered, i);
     for (guint i = 0; i < o->opened->len; i++) {
         const ChainNode *opened = &g_array_index(o->opened, ChainNode, i);
         if (i > 0)

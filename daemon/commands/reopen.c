@@ -281,7 +281,7 @@ static void switch_node(Fiber *self, void *arg)
 {
     Reopening *r = arg;
     Node *node = r->named->node;
-    chain_set_modes(node, r->config);
+    node_config_apply(r->config, node);
     if (!r->changes_backing)
         return;
     Node *below = r->backing ? chain_below_new(self, r->below, r->memory) : NULL;

@@ -13,7 +13,7 @@
 enum { LOADS_AT_ONCE = 32 };
 
 // One step down the chain: a layer, or what a driver makes of the step below (a filter) or of
-// nothing (the last step).
+// nothing (the last step), or a file by itself.
 typedef struct Step {
     Layer *layer; // NULL: not a layer
     Node *beside; // an internal snapshot of its image is shown; borrowed. NULL: nothing of the kind
@@ -24,10 +24,10 @@ typedef struct Step {
 } Step;
 
 typedef struct Opening {
-    const LayerOptions *options;
-    GArray *steps; // Step, top first
-    Layer *last;   // the lowest layer so far; NULL: none
-    Node *base;    // that there was already, below the last step: borrowed; NULL: none
+    LayerOptions options; // with what the filters above the first layer say
+    GArray *steps;        // Step, top first
+    Layer *last;          // the lowest layer so far; NULL: none
+    Node *base;           // that there was already, below the last step: borrowed; NULL: none
     guint next_load;
     FiberWaitGroup loads;
     int result; // of the loads
@@ -63,13 +63,42 @@ static int add_layer(Opening *o, Layer *layer, GError **error)
 // NULL: none is.
 static Node *find_beside(const Opening *o, const NodeConfig *config)
 {
-    const LayerOptions *options = o->options;
+    const LayerOptions *options = &o->options;
     const NodeConfigChild *file = node_config_child(config, "file");
     if (!file || !file->node || !options->find_node || !config->driver ||
         !driver_value_str(config->values, "snapshot", NULL))
         return NULL;
     Node *node = options->find_node(options->find_arg, file->node);
     return node && driver_find(node->ops->driver) == config->driver ? node : NULL;
+}
+
+static bool describes_file(const NodeConfig *config)
+{
+    return config->driver && config->driver->is_file;
+}
+
+static int open_file_step(Fiber *self, Opening *o, const NodeConfig *config, GError **error)
+{
+    LayerOptions options = o->options;
+    Step step = {.config = config, .driver = config->driver};
+    options.read_only |= o->last != NULL;
+    int r = layer_open_file(self, config, &options, &step.node, error);
+    return r < 0 ? r : add_step(o, step, error);
+}
+
+// What lies below a filter has its options, too.
+static int add_made_step(Opening *o, const NodeConfig *config, GError **error)
+{
+    LayerOptions *options = &o->options;
+    const json_t *values = config->values;
+    if (!o->last) {
+        options->read_only |= driver_value_bool(values, "read-only", false);
+        options->direct = driver_value_bool(values, "cache.direct", options->direct);
+        options->force_share = driver_value_bool(values, "force-share", options->force_share);
+        options->auto_read_only =
+            driver_value_bool(values, "auto-read-only", options->auto_read_only);
+    }
+    return add_step(o, (Step){.config = config, .driver = config->driver}, error);
 }
 
 static int open_step(Fiber *self, Opening *o, const NodeConfig *config, GError **error)
@@ -79,10 +108,12 @@ static int open_step(Fiber *self, Opening *o, const NodeConfig *config, GError *
     if (beside && driver->open_beside)
         return add_step(o, (Step){.config = config, .driver = driver, .beside = beside}, error);
     if (driver && driver->make)
-        return add_step(o, (Step){.config = config, .driver = driver}, error);
+        return add_made_step(o, config, error);
+    if (describes_file(config))
+        return open_file_step(self, o, config, error);
     Layer *layer;
     int r = o->last ? layer_open_described(self, o->last, config, &layer, error)
-                    : layer_open_config(self, config, o->options, &layer, error);
+                    : layer_open_config(self, config, &o->options, &layer, error);
     return r < 0 ? r : add_layer(o, layer, error);
 }
 
@@ -98,7 +129,7 @@ static const NodeConfigChild *described_below(const Step *step)
 
 static int use_base(Opening *o, const char *name, GError **error)
 {
-    const LayerOptions *options = o->options;
+    const LayerOptions *options = &o->options;
     o->base = options->find_node ? options->find_node(options->find_arg, name) : NULL;
     return o->base ? 0
                    : error_set(error, -ENODEV, "Cannot find device='' nor node-name='%s'", name);
@@ -138,21 +169,11 @@ static bool is_loaded_last(const Step *step)
     return !step->layer || layer_is_writable(step->layer);
 }
 
-void chain_set_modes(Node *node, const NodeConfig *config)
-{
-    const char *discard = driver_value_str(config->values, "discard", "unmap");
-    const char *zeroes = driver_value_str(config->values, "detect-zeroes", "off");
-    node->ignores_discards = g_str_equal(discard, "ignore");
-    node->zero_detection = g_str_equal(zeroes, "on")      ? NODE_ZEROES_ALLOCATED
-                           : g_str_equal(zeroes, "unmap") ? NODE_ZEROES_UNMAPPED
-                                                          : NODE_ZEROES_WRITTEN;
-}
-
 static int load_one(Fiber *self, Opening *o, Step *step)
 {
     int r = layer_load(self, step->layer, &step->node, &step->error);
     if (r == 0)
-        chain_set_modes(step->node, step->config);
+        node_config_apply(step->config, step->node);
     if (r < 0 && o->result == 0)
         o->result = r;
     return r;
@@ -202,7 +223,7 @@ static int make_step(Fiber *self, Opening *o, Step *step, Node *below)
         const char *snapshot = driver_value_str(step->config->values, "snapshot", NULL);
         return step->driver->open_beside(self, step->beside, snapshot, &step->node, &step->error);
     }
-    const LayerOptions *options = o->options;
+    const LayerOptions *options = &o->options;
     bool is_read_only = options->read_only || is_backing(o, step) ||
                         driver_value_bool(step->config->values, "read-only", false);
     DriverOptions made_of = {
@@ -215,7 +236,7 @@ static int make_step(Fiber *self, Opening *o, Step *step, Node *below)
     };
     int r = step->driver->make(self, &made_of, below, &step->node, &step->error);
     if (r == 0)
-        chain_set_modes(step->node, step->config);
+        node_config_apply(step->config, step->node);
     return r;
 }
 
@@ -225,14 +246,16 @@ static int join_steps(Fiber *self, Opening *o)
     for (guint i = o->steps->len; i-- > 0;) {
         Step *step = step_at(o, i);
         int r = 0;
-        if (!step->layer)
+        if (!step->layer && !step->node)
             r = make_step(self, o, step, below);
         else if (!step->node)
             r = load_one(self, o, step);
+        if (r == 0 && step->layer && below)
+            r = layer_lock_node(self, below, false, &step->error);
         if (r < 0)
             return r;
         if (step->layer && below)
-            chain_set_backing(self, step->node, below, o->options->memory);
+            chain_set_backing(self, step->node, below, o->options.memory);
         below = step->node;
     }
     return 0;
@@ -266,7 +289,7 @@ static int load_and_join(Fiber *self, Opening *o, GError **error)
 
 static void opening_init(Opening *o, const LayerOptions *options)
 {
-    *o = (Opening){.options = options, .steps = g_array_new(FALSE, TRUE, sizeof(Step))};
+    *o = (Opening){.options = *options, .steps = g_array_new(FALSE, TRUE, sizeof(Step))};
 }
 
 int chain_open(Fiber *self, const char *path, const LayerOptions *options, Node **ret_node,
@@ -300,45 +323,23 @@ void chain_nodes_close(Fiber *self, GArray *nodes)
     g_array_unref(nodes);
 }
 
-static const NodeConfig *file_child_config(const NodeConfig *config, const char *role)
+// What a layer lies in, unless it was there already.
+static void add_sources(GArray *nodes, unsigned parent, Layer *layer, const char *role)
 {
-    const NodeConfigChild *child = node_config_child(config, role);
-    if (!child || !child->config)
-        return NULL;
-    bool is_made = child->config->driver && child->config->driver->make;
-    return is_made ? child->config : node_config_file(child->config);
-}
-
-// Adds what the layer lies in, and what lies below that where it is a filter.
-static void add_file_nodes(GArray *nodes, unsigned parent, const char *role, Node *node,
-                           const NodeConfig *config)
-{
-    for (const NodeConfigChild *child;; node = node->backing, role = child->role) {
-        ChainNode file = {
-            .node = node_ref(node),
-            .driver = driver_find(node->ops->driver),
-            .config = config,
-            .parent = parent,
-            .role = role,
+    Node *node = g_array_index(nodes, ChainNode, parent).node;
+    const GArray *made = layer_nodes(layer, role, node);
+    unsigned first = nodes->len;
+    for (guint i = 0; made && i < made->len; i++) {
+        const LayerNode *each = &g_array_index(made, LayerNode, i);
+        ChainNode source = {
+            .node = node_ref(each->node),
+            .driver = driver_find(each->node->ops->driver),
+            .config = each->config,
+            .parent = each->above < 0 ? parent : first + (unsigned)each->above,
+            .role = each->above < 0 ? role : each->role,
         };
-        if (config)
-            chain_set_modes(node, config);
-        parent = nodes->len;
-        g_array_append_val(nodes, file);
-        child = config && node->ops->is_filter ? &config->children[0] : NULL;
-        if (!child || child->node)
-            return;
-        config = child->config;
+        g_array_append_val(nodes, source);
     }
-}
-
-// Adds a file of the layer, unless it belongs to a node that there was already.
-static void add_file(GArray *nodes, unsigned parent, const Layer *layer, const char *role,
-                     Node *node)
-{
-    const NodeConfigChild *child = node_config_child(layer_config(layer), role);
-    if (node && !(child && child->node))
-        add_file_nodes(nodes, parent, role, node, file_child_config(layer_config(layer), role));
 }
 
 static void add_nodes(Opening *o, GArray *nodes)
@@ -361,28 +362,15 @@ static void add_nodes(Opening *o, GArray *nodes)
         g_array_append_val(nodes, made);
         if (!step->layer)
             continue;
-        Node *node = made.node;
-        add_file(nodes, parent, step->layer, "file", layer_file_node(step->layer, node));
-        add_file(nodes, parent, step->layer, "data-file", layer_data_node(step->layer, node));
+        add_sources(nodes, parent, step->layer, "file");
+        add_sources(nodes, parent, step->layer, "data-file");
     }
 }
 
-static int open_file_node(Fiber *self, const NodeConfig *config, const LayerOptions *options,
-                          GArray *nodes, GError **error)
+int chain_open_nodes(Fiber *self, const NodeConfig *config, const LayerOptions *options,
+                     GArray **ret_nodes, GError **error)
 {
-    Node *node;
-    int r = layer_open_file(self, config, options, &node, error);
-    if (r < 0)
-        return r;
-    chain_set_modes(node, config);
-    ChainNode file = {.node = node, .driver = config->driver, .config = config};
-    g_array_append_val(nodes, file);
-    return 0;
-}
-
-static int open_steps(Fiber *self, const NodeConfig *config, const LayerOptions *options,
-                      GArray *nodes, GError **error)
-{
+    GArray *nodes = g_array_new(FALSE, TRUE, sizeof(ChainNode));
     Opening o;
     opening_init(&o, options);
     int r = open_below(self, &o, open_step(self, &o, config, error), error);
@@ -391,16 +379,6 @@ static int open_steps(Fiber *self, const NodeConfig *config, const LayerOptions 
     if (r == 0)
         add_nodes(&o, nodes);
     opening_done(self, &o);
-    return r;
-}
-
-int chain_open_nodes(Fiber *self, const NodeConfig *config, const LayerOptions *options,
-                     GArray **ret_nodes, GError **error)
-{
-    GArray *nodes = g_array_new(FALSE, TRUE, sizeof(ChainNode));
-    bool is_file = config->driver && config->driver->is_file;
-    int r = is_file ? open_file_node(self, config, options, nodes, error)
-                    : open_steps(self, config, options, nodes, error);
     if (r < 0)
         chain_nodes_close(self, nodes);
     else

@@ -188,6 +188,10 @@ int node_config_new_name(const char *name, const char *format, NodeConfig **ret_
     }
     if (wanted)
         config->driver = wanted;
+    // Whoever says so of the file means what is in it.
+    const NodeConfig *file = node_config_file(config);
+    if (file && driver_value_bool(file->values, "read-only", false))
+        json_object_set_new(config->values, "read-only", json_true());
     *ret_config = g_steal_pointer(&config);
     return 0;
 }

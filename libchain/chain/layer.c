@@ -58,27 +58,24 @@ bool layer_is_writable(const Layer *layer)
     return layer->mode.is_writable;
 }
 
-static bool can_hold_image(const Driver *driver)
+// What a description, or a name, says that it lies in at the bottom.
+static const char *described_path(const NodeConfig *config)
 {
-    return driver && (driver->is_file || driver->make);
-}
-
-// The child in which a format lies, through formats that are nothing of themselves. NULL: none.
-static const NodeConfigChild *innermost_file(const NodeConfig *config)
-{
-    const NodeConfigChild *file = node_config_child(config, "file");
-    while (file && file->config && !can_hold_image(file->config->driver))
-        file = node_config_child(file->config, "file");
-    return file;
+    for (;;) {
+        const char *path = driver_value_str(config->values, "filename", NULL);
+        const NodeConfigChild *child =
+            node_config_child(config, "file") ?: node_config_child(config, "image");
+        if (path || !child)
+            return path ?: config->driver->name;
+        if (child->node)
+            return child->node;
+        config = child->config;
+    }
 }
 
 const char *layer_path(const Layer *layer)
 {
-    if (layer->file.file)
-        return file_path(layer->file.file);
-    const NodeConfigChild *file = innermost_file(layer->config);
-    return file->node
-               ?: driver_value_str(file->config->values, "filename", file->config->driver->name);
+    return layer->file.file ? file_path(layer->file.file) : described_path(layer->config);
 }
 
 // An option of the file, else of the layer, else what the layer above has (`inherited`).
@@ -89,16 +86,21 @@ static bool effective(const NodeConfig *file, const NodeConfig *config, const ch
     return file ? driver_value_bool(file->values, path, of_layer) : of_layer;
 }
 
+static bool is_file(const NodeConfigChild *child)
+{
+    return child->config && child->config->driver && child->config->driver->is_file;
+}
+
 // Takes what the layer is made of, and finds out how its files are to be opened.
 static int set_config(Layer *layer, const NodeConfig *config, GError **error)
 {
     const LayerOptions *o = layer->options;
     const SourceMode *above = layer->above ? &layer->above->mode : NULL;
-    const NodeConfigChild *child = innermost_file(config);
-    if (!child)
-        return error_set(error, -ENOTSUP, "only a file can hold a %s image",
-                         config->driver ? config->driver->name : "disk");
-    const NodeConfig *file = child->config;
+    const NodeConfigChild *child = node_config_child(config, "file");
+    if (!child || (config->driver && !config->driver->open))
+        return error_set(error, -ENOTSUP, "only a format can be a layer, and %s is none",
+                         config->driver ? config->driver->name : "this");
+    const NodeConfig *file = is_file(child) ? child->config : NULL;
     const char *locking = file ? driver_value_str(file->values, "locking", "auto") : "auto";
     bool is_shared =
         effective(file, config, "force-share", above ? above->is_shared : o->force_share);
@@ -106,14 +108,19 @@ static int set_config(Layer *layer, const NodeConfig *config, GError **error)
     layer->mode = (SourceMode){
         .is_writable = !above && !o->read_only && !is_shared && !o->snapshot &&
                        !driver_value_str(config->values, "snapshot", NULL) &&
-                       !driver_value_bool(config->values, "read-only", false) &&
-                       !(file && driver_value_bool(file->values, "read-only", false)),
+                       !driver_value_bool(config->values, "read-only", false),
         .is_direct = effective(file, config, "cache.direct", above ? above->is_direct : o->direct),
         .is_shared = is_shared,
         .is_locked = !is_shared && !g_str_equal(locking, "off"),
-        .may_fall_back = effective(file, config, "auto-read-only", false),
+        .may_fall_back = effective(file, config, "auto-read-only", o->auto_read_only),
+        .follows = config->driver && !config->driver->probe,
     };
-    return 0;
+    if (!layer->mode.is_writable || !file || !driver_value_bool(file->values, "read-only", false))
+        return 0;
+    layer->mode.is_writable = false;
+    return layer->mode.follows || layer->mode.may_fall_back
+               ? 0
+               : error_set(error, -EACCES, "Block node is read-only");
 }
 
 static int refuse_loop(const Layer *layer, GError **error)
@@ -243,13 +250,13 @@ static int open_recorded_data(Fiber *self, Layer *layer, GError **error)
 static int open_described_data(Fiber *self, Layer *layer, const NodeConfigChild *child,
                                GError **error)
 {
-    if (child->node)
-        return source_take_node(child->node, layer->options, &layer->mode, &layer->data, error);
-    const NodeConfig *file = node_config_file(child->config);
-    if (!file)
-        return error_set(error, -ENOTSUP, "%s: only a file can hold its data", layer_path(layer));
-    const char *path = driver_value_str(file->values, "filename", NULL);
-    return open_path(self, layer, path, &layer->data, error);
+    if (!is_file(child))
+        return source_take(self, child, layer->options, &layer->mode, &layer->data, error);
+    int r = open_path(self, layer, driver_value_str(child->config->values, "filename", NULL),
+                      &layer->data, error);
+    if (r == 0)
+        layer->data.config = child->config;
+    return r;
 }
 
 // What the description says of it, else what the header does.
@@ -314,15 +321,17 @@ static int open_image(Fiber *self, Layer *layer, GError **error)
 
 static int open_source(Fiber *self, Layer *layer, GError **error)
 {
-    const NodeConfigChild *child = innermost_file(layer->config);
-    if (child->node)
-        return source_take_node(child->node, layer->options, &layer->mode, &layer->file, error);
-    if (child->config->driver->is_file)
-        return open_path(self, layer, layer_path(layer), &layer->file, error);
+    const NodeConfigChild *child = node_config_child(layer->config, "file");
+    if (is_file(child)) {
+        int r = open_path(self, layer, layer_path(layer), &layer->file, error);
+        if (r == 0)
+            layer->file.config = child->config;
+        return r;
+    }
     if (layer->recorded && layer->options->allowed_dirs)
         return error_set(error, -EACCES, "%s is no file in a folder that is allowed",
                          layer->recorded);
-    return source_make(self, child->config, layer->options, &layer->mode, &layer->file, error);
+    return source_take(self, child, layer->options, &layer->mode, &layer->file, error);
 }
 
 static int open_layer(Fiber *self, Layer *layer, GError **error)
@@ -452,24 +461,16 @@ int layer_open_described(Fiber *self, Layer *above, const NodeConfig *config, La
 int layer_open_file(Fiber *self, const NodeConfig *config, const LayerOptions *options,
                     Node **ret_node, GError **error)
 {
-    const json_t *values = config->values;
-    SourceMode mode = {
-        .is_writable = !options->read_only && !driver_value_bool(values, "read-only", false),
-        .is_direct = driver_value_bool(values, "cache.direct", options->direct),
-        .may_fall_back = driver_value_bool(values, "auto-read-only", false),
+    SourceMode above = {
+        .is_writable = !options->read_only,
+        .is_direct = options->direct,
+        .is_shared = options->force_share,
+        .may_fall_back = options->auto_read_only,
     };
-    Source source;
-    int r = source_open(self, driver_value_str(values, "filename", NULL), options, &mode, &source,
-                        error);
-    if (r < 0)
-        return r;
-    file_keep_mode(source.file);
-    if (g_str_equal(driver_value_str(values, "locking", "auto"), "off") ||
-        driver_value_bool(values, "force-share", false))
-        file_take_no_locks(source.file);
-    *ret_node = node_ref(source_node(&source));
-    source_close(self, &source);
-    return 0;
+    int r = source_make_file(self, config, options, source_mode_of(config, above), ret_node, error);
+    if (r == 0)
+        file_keep_mode(node_file(*ret_node));
+    return r;
 }
 
 // What it lies in is drained, and moves to another loop, with it.
@@ -501,14 +502,9 @@ NodeConfig *layer_take_config(Layer *layer)
     return g_steal_pointer(&layer->own_config);
 }
 
-Node *layer_file_node(Layer *layer, Node *node)
+const GArray *layer_nodes(Layer *layer, const char *role, Node *node)
 {
-    join(node, source_node(&layer->file));
-    return layer->file.node;
-}
-
-Node *layer_data_node(Layer *layer, Node *node)
-{
-    join(node, source_node(&layer->data));
-    return layer->data.node;
+    Source *source = g_str_equal(role, "file") ? &layer->file : &layer->data;
+    join(node, source_node(source));
+    return source_nodes(source);
 }

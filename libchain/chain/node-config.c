@@ -52,6 +52,16 @@ NodeConfig *node_config_new_path(const char *path, const Driver *format)
     return config;
 }
 
+void node_config_apply(const NodeConfig *config, Node *node)
+{
+    const char *discard = driver_value_str(config->values, "discard", "unmap");
+    const char *zeroes = driver_value_str(config->values, "detect-zeroes", "off");
+    node->ignores_discards = g_str_equal(discard, "ignore");
+    node->zero_detection = g_str_equal(zeroes, "on")      ? NODE_ZEROES_ALLOCATED
+                           : g_str_equal(zeroes, "unmap") ? NODE_ZEROES_UNMAPPED
+                                                          : NODE_ZEROES_WRITTEN;
+}
+
 const NodeConfigChild *node_config_child(const NodeConfig *config, const char *role)
 {
     for (unsigned i = 0; i < config->n_children; i++) {
@@ -84,7 +94,7 @@ typedef struct Place {
 } Place;
 
 enum { MAX_LAYERS = 24 }; // a name of 1,023 bytes holds fewer
-enum { MAX_DEPTH = 4 };   // formats and filters over each other
+enum { MAX_DEPTH = 8 };   // formats and filters over each other
 
 static int refuse_nesting(GError **error)
 {
@@ -244,19 +254,14 @@ static int check_required(const NodeConfig *config, GError **error)
     return 0;
 }
 
-// Only what is nothing of itself may lie under a format.
+// What has metadata of its own has layers below it: a chain inside an image.
 static int check_inner(const NodeConfig *config, GError **error)
 {
     const Driver *driver = config->driver;
-    if (driver && driver->probe)
-        return error_set(error, -ENOTSUP, "a %s image inside an image is not supported",
-                         driver->name);
-    for (const DriverOption *o = driver && driver->open ? driver->options : NULL; o && o->name; o++)
-        if (json_object_get(config->values, o->name))
-            return error_set(error, -ENOTSUP,
-                             "the option '%s' of a %s image inside an image is not supported",
-                             o->name, driver->name);
-    return 0;
+    return driver && driver->probe
+               ? error_set(error, -ENOTSUP, "a %s image inside an image is not supported",
+                           driver->name)
+               : 0;
 }
 
 static int parse_driver(json_t *object, const Driver **ret_driver, GError **error)

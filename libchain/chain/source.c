@@ -18,17 +18,58 @@ enum {
     UNSHARED = FILE_PERM_WRITE | FILE_PERM_RESIZE,
 };
 
+static void clear_made(Fiber *self, GArray *made)
+{
+    for (guint i = 0; i < made->len; i++)
+        node_unref_close(self, g_array_index(made, LayerNode, i).node);
+    g_array_unref(made);
+}
+
 void source_close(Fiber *self, Source *source)
 {
+    if (source->made)
+        clear_made(self, g_steal_pointer(&source->made));
     node_unref_close(self, g_steal_pointer(&source->node));
     file_close(self, g_steal_pointer(&source->file));
 }
 
+static GArray *made_new(void)
+{
+    return g_array_new(FALSE, TRUE, sizeof(LayerNode));
+}
+
 Node *source_node(Source *source)
 {
-    if (source->file && !source->node)
-        source->node = file_node_new(file_ref(source->file));
+    if (!source->file || source->node)
+        return source->node;
+    source->node = file_node_new(file_ref(source->file));
+    if (source->config)
+        node_config_apply(source->config, source->node);
     return source->node;
+}
+
+const GArray *source_nodes(Source *source)
+{
+    Node *node = source_node(source);
+    if (!source->made && node) {
+        LayerNode made = {node_ref(node), source->config, -1, NULL};
+        source->made = made_new();
+        g_array_append_val(source->made, made);
+    }
+    return source->made;
+}
+
+SourceMode source_mode_of(const NodeConfig *config, SourceMode above)
+{
+    const json_t *values = config->values;
+    bool is_shared = driver_value_bool(values, "force-share", above.is_shared);
+    return (SourceMode){
+        .is_writable = above.is_writable && !driver_value_bool(values, "read-only", false),
+        .is_direct = driver_value_bool(values, "cache.direct", above.is_direct),
+        .is_shared = is_shared,
+        .is_locked = !is_shared && !g_str_equal(driver_value_str(values, "locking", "auto"), "off"),
+        .may_fall_back = driver_value_bool(values, "auto-read-only", above.may_fall_back),
+    };
 }
 
 int source_lock(Fiber *self, const Source *source, const SourceMode *mode, GError **error)
@@ -134,6 +175,8 @@ int source_open(Fiber *self, const char *path, const LayerOptions *options, Sour
         r = 0;
     }
     if (r == 0) {
+        if (!mode->is_locked)
+            file_take_no_locks(file);
         file_set_event_fn(file, options->file_event, options->file_event_arg);
         *ret_source = (Source){.file = file};
         return 0;
@@ -164,104 +207,156 @@ int source_open_confined(Fiber *self, const char *path, const LayerOptions *opti
     return r;
 }
 
-// A node that is no file, as one. The mode of one that was there before is its own.
-static int hold_node(Node *node, bool was_there, SourceMode *mode, Source *ret_source,
-                     GError **error)
+// -- nodes ----------------------------------------------------------------------------------------
+
+static int find_node(const LayerOptions *options, const char *name, Node **ret_node, GError **error)
 {
-    File *file;
-    mode->is_writable &= !(node->read_only && mode->may_fall_back);
-    bool is_writable = mode->is_writable || (was_there && !node->read_only);
-    int r = node_file_new(node, is_writable, &file, error);
-    if (r < 0)
-        return r;
-    if (was_there)
-        file_keep_mode(file);
-    *ret_source = (Source){.file = file, .node = node_ref(node)};
-    return 0;
+    *ret_node = options->find_node ? options->find_node(options->find_arg, name) : NULL;
+    return *ret_node ? 0
+                     : error_set(error, -ENODEV, "Cannot find device='' nor node-name='%s'", name);
 }
 
-static int make_node(Fiber *self, const NodeConfig *config, const LayerOptions *options,
-                     SourceMode *mode, Node **ret_node, GError **error);
-
-// A new reference on the node that `child` names or describes.
-static int make_child(Fiber *self, const NodeConfigChild *child, const LayerOptions *options,
-                      SourceMode *mode, Node **ret_node, GError **error)
+// `node` as the file of what lies in it. A new reference. The mode of one that was there before is
+// its own.
+static int file_of(Node *node, bool was_there, SourceMode *mode, File **ret_file, GError **error)
 {
-    Source source;
-    const Driver *driver = child->config ? child->config->driver : NULL;
-    if (child->node) {
-        Node *node = options->find_node ? options->find_node(options->find_arg, child->node) : NULL;
-        if (!node)
-            return error_set(error, -ENODEV, "Cannot find device='' nor node-name='%s'",
-                             child->node);
-        *ret_node = node_ref(node);
+    File *file = node->ops->is_file ? node_file(node) : NULL;
+    bool is_writable = file ? file_is_writable(file) : !node->read_only;
+    if (mode->is_writable && !is_writable) {
+        if (!mode->may_fall_back && !mode->follows)
+            return error_set(error, -EACCES, "Block node is read-only");
+        mode->is_writable = false;
+    }
+    if (file) {
+        *ret_file = file_ref(file);
         return 0;
     }
-    if (driver && driver->make)
-        return make_node(self, child->config, options, mode, ret_node, error);
-    if (!driver || !driver->is_file)
-        return error_set(error, -ENOTSUP, "an image inside an image is not supported");
-    const char *path = driver_value_str(child->config->values, "filename", NULL);
-    int r = source_open(self, path, options, mode, &source, error);
+    int r = node_file_new(node, mode->is_writable || (was_there && is_writable), ret_file, error);
+    if (r == 0 && was_there)
+        file_keep_mode(*ret_file);
+    return r;
+}
+
+int source_make_file(Fiber *self, const NodeConfig *config, const LayerOptions *options,
+                     SourceMode mode, Node **ret_node, GError **error)
+{
+    Source source;
+    int r = source_open(self, driver_value_str(config->values, "filename", NULL), options, &mode,
+                        &source, error);
     if (r < 0)
         return r;
+    source.config = config;
     *ret_node = node_ref(source_node(&source));
     source_close(self, &source);
     return 0;
 }
 
-static int make_node(Fiber *self, const NodeConfig *config, const LayerOptions *options,
-                     SourceMode *mode, Node **ret_node, GError **error)
+// A format that has no metadata, and no layers.
+static int make_format(Fiber *self, const NodeConfig *config, const LayerOptions *options,
+                       SourceMode mode, Node *below, Node **ret_node, GError **error)
 {
-    Node *child = NULL;
-    int r = config->n_children
-                ? make_child(self, &config->children[0], options, mode, &child, error)
-                : 0;
+    bool was_there = config->children[0].node;
+    File *file;
+    DriverImage *image;
+    mode.follows = true;
+    int r = file_of(below, was_there, &mode, &file, error);
     if (r < 0)
         return r;
     DriverOptions made_of = {
+        .name = file_path(file),
+        .is_writable = mode.is_writable,
+        .is_shared = mode.is_shared,
+        .values = config->values,
+        .memory = options->memory,
+        .events = options->events,
+    };
+    r = config->driver->open(self, file, &made_of, &image, error);
+    if (r == 0)
+        r = config->driver->load(self, image, NULL, ret_node, error);
+    if (r == 0)
+        node_add_child(*ret_node, below);
+    return r;
+}
+
+static int make_by_driver(Fiber *self, const NodeConfig *config, const LayerOptions *options,
+                          SourceMode mode, Node *below, Node **ret_node, GError **error)
+{
+    DriverOptions made_of = {
         .name = driver_value_str(config->values, "node-name", config->driver->name),
-        .is_writable = mode->is_writable,
+        .is_writable = mode.is_writable,
         .values = config->values,
         .memory = options->memory,
         .throttle_groups = options->throttle_groups,
         .events = options->events,
     };
-    r = config->driver->make(self, &made_of, child, ret_node, error);
-    node_unref_close(self, child);
+    return config->driver->make(self, &made_of, below, ret_node, error);
+}
+
+typedef struct Making {
+    const LayerOptions *options;
+    GArray *made;
+} Making;
+
+static int make_child(Fiber *self, const Making *m, const NodeConfigChild *child, SourceMode above,
+                      int number_above, Node **ret_node, GError **error);
+
+static int make_over(Fiber *self, const Making *m, const NodeConfig *config, SourceMode mode,
+                     Node **ret_node, GError **error)
+{
+    const Driver *driver = config->driver;
+    int number = (int)m->made->len - 1;
+    Node *below = NULL;
+    int r = config->n_children
+                ? make_child(self, m, &config->children[0], mode, number, &below, error)
+                : 0;
+    if (r == 0)
+        r = driver->open ? make_format(self, config, m->options, mode, below, ret_node, error)
+                         : make_by_driver(self, config, m->options, mode, below, ret_node, error);
+    node_unref_close(self, below);
     return r;
 }
 
-int source_make(Fiber *self, const NodeConfig *config, const LayerOptions *options,
-                SourceMode *mode, Source *ret_source, GError **error)
+// A new reference on what `child` names or describes. Recursion is bounded by what a description
+// may be.
+static int make_child(Fiber *self, const Making *m, const NodeConfigChild *child, SourceMode above,
+                      int number_above, Node **ret_node, GError **error)
 {
+    const NodeConfig *config = child->config;
+    const Driver *driver = config ? config->driver : NULL;
     Node *node;
-    int r = make_node(self, config, options, mode, &node, error);
+    if (child->node) {
+        int r = find_node(m->options, child->node, &node, error);
+        if (r == 0)
+            *ret_node = node_ref(node);
+        return r;
+    }
+    if (!driver || driver->probe)
+        return error_set(error, -ENOTSUP, "an image inside an image is not supported");
+    SourceMode mode = source_mode_of(config, above);
+    LayerNode made = {NULL, config, number_above, child->role};
+    guint number = m->made->len;
+    g_array_append_val(m->made, made);
+    int r = driver->is_file ? source_make_file(self, config, m->options, mode, &node, error)
+                            : make_over(self, m, config, mode, &node, error);
     if (r < 0)
         return r;
-    r = hold_node(node, false, mode, ret_source, error);
-    node_unref_close(self, node);
-    return r;
+    node_config_apply(config, node);
+    g_array_index(m->made, LayerNode, number).node = node_ref(node);
+    *ret_node = node;
+    return 0;
 }
 
-int source_take_node(const char *name, const LayerOptions *options, SourceMode *mode,
-                     Source *ret_source, GError **error)
+int source_take(Fiber *self, const NodeConfigChild *child, const LayerOptions *options,
+                SourceMode *mode, Source *ret_source, GError **error)
 {
-    Node *node = options->find_node ? options->find_node(options->find_arg, name) : NULL;
-    if (!node)
-        return error_set(error, -ENODEV, "Cannot find device='' nor node-name='%s'", name);
-    const Driver *driver = driver_find(node->ops->driver);
-    if (driver && driver->make)
-        return hold_node(node, true, mode, ret_source, error);
-    File *file = driver && driver->is_file ? node_file(node) : NULL;
-    if (!file)
-        return error_set(error, -ENOTSUP, "the node '%s' is not a file, in which an image can lie",
-                         name);
-    if (mode->is_writable && !file_is_writable(file)) {
-        if (!mode->may_fall_back)
-            return error_set(error, -EACCES, "the node '%s' is read-only", name);
-        mode->is_writable = false;
-    }
-    *ret_source = (Source){.file = file_ref(file), .node = node_ref(node)};
-    return 0;
+    Making m = {options, made_new()};
+    Source source = {.made = m.made};
+    int r = make_child(self, &m, child, *mode, -1, &source.node, error);
+    if (r == 0)
+        r = file_of(source.node, child->node, mode, &source.file, error);
+    if (r < 0)
+        source_close(self, &source);
+    else
+        *ret_source = source;
+    return r;
 }

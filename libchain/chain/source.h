@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// What an image lies in: a file of the host, opened and locked as its layer wants it, or a node
-// that there is already and holds one. On the layer's loop.
+// What an image lies in: a file of the host, opened and locked as its layer wants it, or a node that
+// there is already, or one that is made as a description says, with all that lies below it. On the
+// layer's loop.
 #pragma once
 
 #include "chain-core/layer.h"
@@ -11,11 +12,14 @@ typedef struct SourceMode {
     bool is_shared;     // other programs may write it
     bool is_locked;     // and are kept out
     bool may_fall_back; // to read-only, when it cannot be written
+    bool follows;       // read-only where what it lies in is
 } SourceMode;
 
 typedef struct Source {
-    File *file; // a reference; NULL: there is none
-    Node *node; // that holds it, a reference; NULL: not made yet
+    File *file;               // a reference; NULL: there is none
+    Node *node;               // that holds it, a reference; NULL: not made yet
+    const NodeConfig *config; // of a file; NULL: only a name says it
+    GArray *made;             // LayerNode; NULL: not made yet
 } Source;
 
 // Opens the file at `path`. `mode->is_writable` is cleared where it falls back.
@@ -24,16 +28,20 @@ int source_open(Fiber *self, const char *path, const LayerOptions *options, Sour
 // The same for one that an image names: only where the options allow it.
 int source_open_confined(Fiber *self, const char *path, const LayerOptions *options,
                          SourceMode *mode, Source *ret_source, GError **error);
-// The file of the node named `name`.
-int source_take_node(const char *name, const LayerOptions *options, SourceMode *mode,
-                     Source *ret_source, GError **error);
-// Makes the node that `config`, not of a file, describes, and what it lies over.
-int source_make(Fiber *self, const NodeConfig *config, const LayerOptions *options,
+// What `child`, not a file that is described, names or describes.
+int source_take(Fiber *self, const NodeConfigChild *child, const LayerOptions *options,
                 SourceMode *mode, Source *ret_source, GError **error);
+// The node of a file, by itself, as `config` describes it. Not locked.
+int source_make_file(Fiber *self, const NodeConfig *config, const LayerOptions *options,
+                     SourceMode mode, Node **ret_node, GError **error);
+// What options of a description change for what it describes.
+SourceMode source_mode_of(const NodeConfig *config, SourceMode above);
 // Keeps other programs out as `mode` says, and looks how long the file is now.
 int source_lock(Fiber *self, const Source *source, const SourceMode *mode, GError **error);
 // The node that holds the file; made at the first call. Borrowed; NULL: there is no file.
 Node *source_node(Source *source);
+// All nodes that were made for it, the first of them that one; none, where it was there already.
+const GArray *source_nodes(Source *source);
 void source_close(Fiber *self, Source *source);
 
 // Adds what to do to the sentence of an error; `error` may be NULL.

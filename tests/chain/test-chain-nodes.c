@@ -190,11 +190,6 @@ static void open_wrongly(Fiber *self, void *arg)
             "'file','filename':'%s/over.qcow2'}}",
             "data-file");
     refuses(self, &t, "{'driver':'file','filename':'%s/missing'}", "missing");
-    opens(self, &t,
-          "{'driver':'qcow2','read-only':true,'file':{'driver':'file','filename':"
-          "'%s/base.qcow2'}}");
-    t.one = keep(self, &t);
-    refuses(self, &t, "{'driver':'raw','file':'one'}", "not a file");
     test_done(self, &t);
 }
 
@@ -202,6 +197,53 @@ static void what_is_not_there_or_no_file_is_refused(void **state)
 {
     make_chain();
     on_loop(open_wrongly, NULL);
+}
+
+// -- what is between an image and its file --------------------------------------------------------
+
+#define IN_PART                                                                                    \
+    "{'driver':'qcow2','file':{'driver':'raw','offset':4096,'file':{'driver':'blkdebug','image':"  \
+    "{'driver':'file','filename':'%s/part'}}}}"
+
+static void open_in_part(Fiber *self, void *arg)
+{
+    NodesTest t;
+    test_init(&t);
+    Node *top = opens(self, &t, IN_PART);
+    assert_nodes(&t, "qcow2 raw=0.file blkdebug=1.file file=2.image");
+    assert_false(top->read_only);
+    assert_reads(self, top, 0, 0x11);
+    chain_nodes_close(self, g_steal_pointer(&t.nodes));
+
+    opens(self, &t,
+          "{'driver':'blkdebug','read-only':true,'image':{'driver':'raw','offset':4096,'file':"
+          "{'driver':'copy-on-read','file':{'driver':'file','filename':'%s/part'}}}}");
+    assert_nodes(&t, "blkdebug raw=0.image copy-on-read=1.file file=2.file");
+    for (guint i = 0; i < t.nodes->len; i++)
+        assert_true(g_array_index(t.nodes, ChainNode, i).node->read_only);
+    t.one = keep(self, &t);
+    top = opens(self, &t, "{'driver':'qcow2','read-only':true,'file':'one'}");
+    assert_nodes(&t, "qcow2");
+    assert_reads(self, top, 0, 0x11);
+    chain_nodes_close(self, g_steal_pointer(&t.nodes));
+    refuses(self, &t, "{'driver':'qcow2','file':'one'}", "Block node is read-only");
+    // An image is one, too, to what has none of its own.
+    node_unref_close(self, t.one);
+    opens(self, &t, IN_PART);
+    t.one = keep(self, &t);
+    top =
+        opens(self, &t, "{'driver':'raw','offset':512,'file':{'driver':'blkdebug','image':'one'}}");
+    assert_nodes(&t, "raw blkdebug=0.file");
+    assert_int_equal(top->size_bytes, t.one->size_bytes - 512);
+    assert_reads(self, top, 0, 0x11);
+    test_done(self, &t);
+}
+
+static void what_lies_between_an_image_and_its_file_are_nodes(void **state)
+{
+    make_base("base.qcow2");
+    shell("head -c 4096 /dev/zero >part && cat base.qcow2 >>part");
+    on_loop(open_in_part, NULL);
 }
 
 // Nobody can open it for writing, not even root.
@@ -323,6 +365,7 @@ int main(void)
         TEST(backing_is_null_or_a_node_that_there_is),
         TEST(a_format_lies_in_a_file_node_that_there_is),
         TEST(what_is_not_there_or_no_file_is_refused),
+        TEST(what_lies_between_an_image_and_its_file_are_nodes),
         TEST(auto_read_only_opens_what_cannot_be_written),
         TEST(a_file_that_is_a_node_keeps_its_mode),
         TEST(a_file_that_came_with_its_format_has_its_mode_through_filters),

@@ -139,9 +139,9 @@ static void json_names_that_are_not_understood_are_refused(void **state)
     assert_refused("json:{\"driver\":\"vmdk\",\"file.filename\":\"x\"}", -ENOTSUP, "'vmdk'");
     assert_refused("json:{\"driver\":\"qcow2\",\"offset\":512,\"file.filename\":\"x\"}", -ENOTSUP,
                    "'offset'");
-    assert_refused("json:{\"driver\":\"qcow2\",\"file\":{\"driver\":\"raw\",\"size\":512,"
+    assert_refused("json:{\"driver\":\"qcow2\",\"file\":{\"driver\":\"raw\",\"size\":true,"
                    "\"file.filename\":\"x\"}}",
-                   -ENOTSUP, "'size'");
+                   -EINVAL, "\"size\"");
     assert_refused("json:{\"offset\":512,\"file.filename\":\"x\"}", -ENOTSUP, "'offset'");
     assert_refused("json:{\"driver\":\"raw\",\"offset\":true,\"file.filename\":\"x\"}", -EINVAL,
                    "\"offset\"");

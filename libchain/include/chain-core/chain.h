@@ -31,9 +31,6 @@ typedef struct ChainNode {
 } ChainNode;
 void chain_nodes_close(Fiber *self, GArray *nodes);
 
-// Sets what a description's "discard" and "detect-zeroes" say; without them discards go through.
-void chain_set_modes(Node *node, const NodeConfig *config);
-
 // The same for any kind of node that `config` describes, which outlives the call: the top and all
 // that was opened for it, parents first, as an array of ChainNode. Nodes that the config names are
 // used and not in the array. Returned owned: chain_nodes_close(), or take what is in it.

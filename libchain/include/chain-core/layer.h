@@ -17,7 +17,8 @@ typedef struct LayerOptions {
     const char *snapshot; // internal snapshot, by id or name; read-only then. NULL: the head
     bool read_only;
     bool direct;
-    bool force_share; // take no locks that exclude others; implies read_only
+    bool auto_read_only; // what cannot be written is opened for reading
+    bool force_share;    // take no locks that exclude others; implies read_only
     // For images that nobody vouches for: backing and data files only below these folders
     // (NULL-terminated), with no links out of them; NULL: anywhere. And no data files at all.
     const char *const *allowed_dirs;
@@ -71,7 +72,14 @@ bool layer_is_writable(const Layer *layer);
 const NodeConfig *layer_config(const Layer *layer);
 // The config, where it was made up from a name: owned. NULL: it was given.
 NodeConfig *layer_take_config(Layer *layer);
-// The nodes of the image's file, and of its external data file (NULL: it has none), as children of
-// `node`, which was loaded. Borrowed until layer_drop().
-Node *layer_file_node(Layer *layer, Node *node);
-Node *layer_data_node(Layer *layer, Node *node);
+
+// A node that was made for what an image lies in.
+typedef struct LayerNode {
+    Node *node;
+    const NodeConfig *config; // NULL: only an image's header speaks of it
+    int above;                // whose child it is, by number; -1: the image's
+    const char *role;         // as which child
+} LayerNode;
+// Of the image's "file", or its "data-file": LayerNode, borrowed until layer_drop(), parents first;
+// NULL: none was made. The first is a child of `node`, which was loaded.
+const GArray *layer_nodes(Layer *layer, const char *role, Node *node);

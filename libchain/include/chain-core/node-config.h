@@ -38,6 +38,10 @@ NodeConfig *node_config_new_over(NodeConfig *file);
 void node_config_free(NodeConfig *config);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(NodeConfig, node_config_free)
 
+// Sets what the description says of `node`, made of it, whatever its driver: "discard" and
+// "detect-zeroes"; without them discards go through. On the node's loop.
+void node_config_apply(const NodeConfig *config, Node *node);
+
 // The child of that role; NULL: none was given.
 const NodeConfigChild *node_config_child(const NodeConfig *config, const char *role);
 // The file at the bottom of a format's "file" children; NULL: they end in a node's name or in
