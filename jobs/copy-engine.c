@@ -11,6 +11,7 @@
 #include <errno.h>
 
 #include "chain-core/fiber-sync.h"
+#include "chain-core/io-buffers.h"
 #include "chain-core/mutant.h"
 #include "copy-rate.h"
 #include "copy-window.h"
@@ -43,6 +44,7 @@ CopyEngine *copy_engine_new(Loop *loop, const CopyEngineConfig *config)
     e->loop = loop;
     e->work = work_set_new(config->size_bytes, config->granularity_bits);
     g_assert(config->chunk_bytes && config->chunk_bytes % work_set_granularity(e->work) == 0);
+    io_buffers_hold(loop);
     copy_window_init(&e->window, config->chunk_bytes, config->window_bytes, loop_now_ns(loop));
     return e;
 }
@@ -52,6 +54,7 @@ void copy_engine_free(CopyEngine *e)
     if (!e)
         return;
     g_assert(!e->chunks);
+    io_buffers_release(e->loop);
     work_set_free(e->work);
     g_free(e);
 }
@@ -346,6 +349,11 @@ int copy_engine_run(Fiber *self, CopyEngine *e)
 }
 
 // -- from outside ---------------------------------------------------------------------------------
+
+void copy_engine_wait(Fiber *self, CopyEngine *e)
+{
+    fiber_queue_wait(self, &e->changed, false, "copy: more to do");
+}
 
 void copy_engine_set_found(CopyEngine *e, uint64_t off)
 {

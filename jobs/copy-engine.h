@@ -109,6 +109,8 @@ void copy_engine_free(CopyEngine *engine); // not while it runs; accepts NULL
 // cancelled; what `pause_point` said; or the first error that was not tried again. Nothing is in
 // flight on return. Can be called again, for work that was added, or to go on.
 int copy_engine_run(Fiber *self, CopyEngine *engine);
+// Suspends until something has changed: more work, or what `wants_pause` looks at.
+void copy_engine_wait(Fiber *self, CopyEngine *engine);
 // The work set is not filled (again): only what is added is done.
 void copy_engine_set_found(CopyEngine *engine, uint64_t off);
 // More work, from outside.

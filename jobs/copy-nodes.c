@@ -6,6 +6,8 @@
 
 #include <errno.h>
 
+#include "chain-core/io-buffers.h"
+
 // What is read without waiting (in memory, in the page cache) before others get their turn.
 enum { TURN_BYTES = 128 << 10 };
 
@@ -47,13 +49,15 @@ static int put(Fiber *self, const CopyNodes *nodes, const CopyChunk *chunk, cons
 
 static int move_data(Fiber *self, const CopyNodes *nodes, CopyChunk *chunk)
 {
-    g_autofree uint8_t *buf = g_try_malloc(chunk->len);
+    Loop *loop = fiber_loop(self);
+    uint8_t *buf = io_buffer_take(loop, chunk->len);
     if (!buf)
         return -ENOMEM;
     int r = read_data(self, nodes->source, chunk, buf);
     chunk->failed_reading = r < 0;
     if (r == 0)
         r = put(self, nodes, chunk, buf);
+    io_buffer_put(loop, buf, chunk->len);
     chunk->copied_bytes = r == 0 ? chunk->len : 0;
     return r;
 }

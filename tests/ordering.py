@@ -11,9 +11,10 @@ import sys
 root = pathlib.Path(sys.argv[1])
 PLACES = {
     "code": [*root.glob("libchain/qcow2/*.[ch]"), *root.glob("libchain/io/*.c"),
-             *root.glob("libchain/node/*.c"), *root.glob("libchain/chain/*.c")],
+             *root.glob("libchain/node/*.c"), *root.glob("libchain/chain/*.c"),
+             *root.glob("jobs/*.c")],
     "a test": [*root.glob("tests/crash/*.c"), *root.glob("tests/qcow2/test-*power.c"),
-               root / "tests/chain/test-external-snapshot.c"],
+               root / "tests/chain/test-external-snapshot.c", root / "tests/jobs/test-commit.c"],
 }
 
 

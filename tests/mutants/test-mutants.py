@@ -112,6 +112,8 @@ MUTANTS = {
     "cluster-locks": MODEL,
     "copies-and-writes-take-turns": ["tests/node/test-node-copy-on-read"],
     "blocks-of-direct-files": ["tests/io/test-io-file-direct"],
+    # §18
+    "commit-base-durable-first": ["tests/jobs/test-jobs-commit"],
     # jobs
     "range-lock": ["tests/jobs/test-jobs-range-lock"],
     "copy-stale": ["tests/jobs/test-jobs-copy-engine"],

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// Commit: what the layers from `top` down to, and without, `base` own is written into `base`; then
+// they are left out of the chain. Nobody above sees a difference, before, meanwhile or after.
+//
+//     intermediate   overlays lie on `top`: their images record `base`, and lie on it then
+//     active         `top` is the head, and guests write it meanwhile. Once all is copied the job is
+//                    ready, and stays in step; completed, whoever uses `top` uses `base`
+//
+// Until its end a commit that fails or is cancelled leaves the chain as it was, and base with part of
+// what is above it: no state of the disk by itself any more. Write order: docs/ordering.md §18.
+//
+// Everything runs on the chain's loop, in a fiber.
+#pragma once
+
+#include <glib.h>
+
+#include "chain-core/map-memory.h"
+#include "chain-core/node.h"
+#include "jobs/job-control.h"
+
+typedef struct Commit Commit;
+
+// How guests' writes get to the base of an active commit.
+typedef enum CommitCopyMode {
+    COMMIT_COPY_AUTOMATIC, // in the background; write-blocking once what is left gets no less
+    COMMIT_COPY_BACKGROUND,
+    COMMIT_COPY_WRITE_BLOCKING,
+} CommitCopyMode;
+
+// Borrowed for the call, the nodes referenced until the end.
+typedef struct CommitSpec {
+    const char *name;      // the job's, for messages
+    Node *top, *base;      // of one chain
+    Node *const *overlays; // of which `top` is the backing layer; none: it is active
+    unsigned n_overlays;
+    const char *backing_name, *backing_format; // that overlays are to record
+    MapMemory *memory;                         // outlives it
+    JobOnError on_error;
+    CommitCopyMode copy_mode;
+} CommitSpec;
+
+// Makes `base` writable, and as large as `top`. The caller has seen to it that nobody else relies on
+// what the base and the layers in between show. 0, or negative with a sentence and nothing has
+// changed, but for the size.
+int commit_begin(Fiber *self, const CommitSpec *spec, Commit **ret_commit, GError **error);
+// JobKind.run; `commit` is a Commit.
+int commit_run(Fiber *self, JobControl *control, void *commit, GError **error);
+// After a run that went well: the layers are left out. 0, or negative with a sentence and the chain
+// shows what it did. *ret_switched: it is another one now (not after an active commit was asked to
+// end without).
+int commit_prepare(Fiber *self, Commit *commit, bool *ret_switched, GError **error);
+// Last, whatever came before: base is read-only again if it was, unless it is the head now. Frees
+// `commit`. A negative result, with a sentence, changes nothing of that.
+int commit_end(Fiber *self, Commit *commit, GError **error);
