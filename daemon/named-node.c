@@ -2,6 +2,8 @@
 // What can be told of a named node without its loop. Control loop.
 #include "named-node.h"
 
+#include <string.h>
+
 #include "chain-core/file.h"
 #include "daemon/qmp/error.h"
 
@@ -57,6 +59,33 @@ NamedNode *named_node_child(const NamedNode *named, const char *role)
             return use->used;
     }
     return NULL;
+}
+
+NamedNode *named_node_below(const NamedNode *named)
+{
+    if (!named->node->ops->is_filter)
+        return named_node_child(named, "backing");
+    return named->children->len ? ((const NodeUse *)named->children->pdata[0])->used : NULL;
+}
+
+NamedNode *named_node_image(NamedNode *named)
+{
+    while (named && named->node->ops->is_filter)
+        named = named_node_below(named);
+    return named;
+}
+
+char *named_node_header_name(const NamedNode *named, const char *overlay)
+{
+    const char *path = named_node_file_name(named);
+    if (!*path)
+        return NULL;
+    g_autofree char *dir = g_path_get_dirname(overlay);
+    size_t n = strlen(dir);
+    if (g_path_is_absolute(path) || (g_str_equal(dir, ".") && !g_str_has_prefix(path, ".")))
+        return g_strdup(path);
+    bool is_inside = g_str_has_prefix(path, dir) && path[n] == '/';
+    return is_inside ? g_strdup(path + n + 1) : g_canonicalize_filename(path, NULL);
 }
 
 const char *named_node_file_name(const NamedNode *named)

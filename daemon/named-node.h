@@ -61,6 +61,13 @@ const char *named_node_role(const NamedNode *used, const NodeConfig *config,
                             const NodeConfigChild *child);
 // The child of that role; NULL: it has none.
 NamedNode *named_node_child(const NamedNode *named, const char *role);
+// What it filters, or its backing child; NULL: it has neither.
+NamedNode *named_node_below(const NamedNode *named);
+// It, or under filters what they filter. NULL: there is nothing.
+NamedNode *named_node_image(NamedNode *named);
+// How the header of an image at `overlay` names it: a relative name counts from the header's folder.
+// Owned; NULL: no file lies below.
+char *named_node_header_name(const NamedNode *named, const char *overlay);
 // The path of the file that it is or lies in; "" where there is none. Borrowed.
 const char *named_node_file_name(const NamedNode *named);
 // Begins a use of `used` as `as` says, whose `user` is taken, and `perms` copied; in both it is noted. Owned by its

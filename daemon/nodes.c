@@ -599,6 +599,9 @@ static int close_unused(Fiber *self, Nodes *nodes, NamedNode *named)
 // The sentence depends on who uses it, as in QEMU.
 static int check_unused(const NamedNode *named, GError **error)
 {
+    int r = named_node_check_change(named, NODE_PERM_PLACE, "its removal", error);
+    if (r < 0)
+        return r;
     g_autofree char *users = named_node_users_text(named);
     for (guint i = named->users->len; i-- > 0;) {
         const NodeUse *use = named->users->pdata[i];

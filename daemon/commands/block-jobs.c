@@ -207,6 +207,46 @@ static int change(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_r
     return r < 0 ? r : qmp_fail(error, "Job type does not support change");
 }
 
+// -- starting one ---------------------------------------------------------------------------------
+
+const QmpType qmp_on_error = {
+    .name = "BlockdevOnError",
+    .kind = QMP_ENUM,
+    .doc =
+        "What to do when a job fails to read or write: `report` ends it, `ignore` goes on with the "
+        "rest and lets it fail at its end, `stop` pauses it until it is resumed and tries again, "
+        "`enospc` does so where there is no space, and reports else; `auto` is `enospc`.",
+    .values = (const char *const[]){"report", "ignore", "enospc", "stop", "auto", NULL},
+};
+
+JobOnError qmp_args_on_error(const json_t *args, const char *name)
+{
+    static const struct {
+        const char *word;
+        JobOnError policy;
+    } words[] = {
+        {"report", JOB_ON_ERROR_REPORT}, {"ignore", JOB_ON_ERROR_IGNORE},
+        {"enospc", JOB_ON_ERROR_ENOSPC}, {"auto", JOB_ON_ERROR_ENOSPC},
+        {"stop", JOB_ON_ERROR_STOP},
+    };
+    const char *word = qmp_args_str(args, name);
+    for (unsigned i = 0; word && i < G_N_ELEMENTS(words); i++)
+        if (g_str_equal(words[i].word, word))
+            return words[i].policy;
+    return JOB_ON_ERROR_REPORT;
+}
+
+JobSpec qmp_block_job_spec(const json_t *args, const JobKind *kind, void *work)
+{
+    return (JobSpec){
+        .id = qmp_args_str(args, "job-id") ?: "",
+        .kind = kind,
+        .work = work,
+        .waits_pending = !qmp_args_bool(args, "auto-finalize", true),
+        .waits_concluded = !qmp_args_bool(args, "auto-dismiss", true),
+    };
+}
+
 // -- events ---------------------------------------------------------------------------------------
 
 static void emit_end(const Daemon *daemon, const Job *job, const char *event)

@@ -9,3 +9,11 @@ extern const QmpFamily qmp_block_jobs_family;
 
 // A JobEventFn of the daemon (`arg`): tells the monitors what qmp_jobs_happened() does not.
 JobEventFn qmp_block_jobs_happened;
+
+// --- for the commands that start one
+
+extern const QmpType qmp_on_error;
+// What the member `name` of that type says; report, where it is not there.
+JobOnError qmp_args_on_error(const json_t *args, const char *name);
+// From job-id (without which there is no valid id), auto-finalize, auto-dismiss. Strings are borrowed.
+JobSpec qmp_block_job_spec(const json_t *args, const JobKind *kind, void *work);

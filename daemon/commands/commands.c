@@ -5,6 +5,7 @@
 #include "backing-file.h"
 #include "bitmaps.h"
 #include "block-jobs.h"
+#include "block-stream.h"
 #include "create.h"
 #include "exports.h"
 #include "internal-snapshots.h"
@@ -33,6 +34,7 @@ const QmpFamily *const qmp_families[] = {
     &qmp_transaction_family,
     &qmp_jobs_family,
     &qmp_block_jobs_family,
+    &qmp_block_stream_family,
     &qmp_objects_family,
     NULL, // ends
 };

@@ -269,24 +269,6 @@ typedef struct NewOverlay {
     GError *error;
 } NewOverlay;
 
-// Not a filter: what an image's header can name.
-static const NamedNode *image_of(const NamedNode *named)
-{
-    while (named && named->node->ops->is_filter)
-        named = named_node_child(named, "file") ?: named_node_child(named, "backing");
-    return named;
-}
-
-// A relative name in a header counts from the header's folder.
-static char *name_for_header(const char *overlay, const char *below)
-{
-    g_autofree char *dir = g_path_get_dirname(overlay), *other = g_path_get_dirname(below);
-    if (g_path_is_absolute(below))
-        return g_strdup(below);
-    return g_str_equal(dir, other) ? g_path_get_basename(below)
-                                   : g_canonicalize_filename(below, NULL);
-}
-
 // Scripts like to reserve a name with an empty file.
 static bool remove_if_empty(Fiber *self, const char *path)
 {
@@ -301,7 +283,7 @@ static bool remove_if_empty(Fiber *self, const char *path)
 static void create_on_loop(Fiber *self, void *arg)
 {
     NewOverlay *new = arg;
-    g_autofree char *name = name_for_header(new->path, named_node_file_name(new->below));
+    g_autofree char *name = named_node_header_name(new->below, new->path);
     Qcow2CreateOptions options = {
         .size_bytes = new->below->node->size_bytes,
         .backing_name = name,
@@ -396,7 +378,7 @@ static int prepare_snapshot_sync(Fiber *self, QmpCall *qmp, const json_t *data, 
         .path = qmp_args_str(data, "snapshot-file"),
         .node_name = qmp_args_str(data, "snapshot-node-name"),
         .format = qmp_args_str(data, "format") ?: "qcow2",
-        .below = image_of(below),
+        .below = named_node_image(below),
     };
     if (!mode || !g_str_equal(mode, "existing"))
         r = create_file(self, &new, error);

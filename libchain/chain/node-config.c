@@ -62,6 +62,30 @@ void node_config_apply(const NodeConfig *config, Node *node)
                                                           : NODE_ZEROES_WRITTEN;
 }
 
+// Recursion is bounded, as it was when `config` was made.
+static NodeConfig *copy_without(const NodeConfig *config, const char *role)
+{
+    NodeConfig *copy = config_new(config->driver);
+    json_decref(copy->values);
+    copy->values = json_deep_copy(config->values);
+    for (unsigned i = 0; i < config->n_children; i++) {
+        const NodeConfigChild *child = &config->children[i];
+        if (role && g_str_equal(child->role, role))
+            continue;
+        NodeConfigChild *of_copy = add_child(copy, child->role);
+        of_copy->node = g_strdup(child->node);
+        of_copy->config = child->config ? copy_without(child->config, NULL) : NULL;
+    }
+    return copy;
+}
+
+NodeConfig *node_config_new_with(const NodeConfig *config, const char *role, const char *node)
+{
+    NodeConfig *copy = copy_without(config, role);
+    add_child(copy, role)->node = g_strdup(node);
+    return copy;
+}
+
 const NodeConfigChild *node_config_child(const NodeConfig *config, const char *role)
 {
     for (unsigned i = 0; i < config->n_children; i++) {

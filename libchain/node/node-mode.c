@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "chain-core/port.h"
 #include "node/node-edge.h"
 
 // Whatever was kept of the content as it was belongs to another identity from now on.
@@ -82,4 +83,16 @@ int node_set_writable(Fiber *self, Node *node, bool is_writable, GError **error)
         return node->read_only ? make_writable(self, node, error) : 0;
     node_stop_writes(node);
     return node->ops->set_writable(self, node, false, error);
+}
+
+int node_change_mode(Fiber *self, Node *node, bool is_writable, GError **error)
+{
+    node_drain_begin(self, node, REQUESTS_ALL);
+    int r = 0;
+    if (is_writable)
+        r = node_set_writable(self, node, true, error);
+    else
+        node_stop_writes(node);
+    node_drain_end(node, REQUESTS_ALL);
+    return is_writable ? r : node_set_writable(self, node, false, error);
 }

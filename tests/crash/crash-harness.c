@@ -99,6 +99,7 @@ static void run_main(Fiber *self, void *arg)
         .sim = run->sim,
         .model = run->model,
         .node = image.node,
+        .port = image.port,
         .n_requests = run->c->n_requests,
         .fault_ns = run->workload.fault_ns,
         .has_flush_fault = run->workload.has_flush_fault,
@@ -146,7 +147,11 @@ static ShadowModel *point_use(Fiber *self, Point *point, const ShadowModel *mode
         point_fail(point, when, error->message);
         return NULL;
     }
+    if (image.port)
+        port_enter(self, image.port, REQUEST_READ);
     int r = crash_compare(self, image.node, model, versions, problem);
+    if (image.port)
+        port_leave(image.port, REQUEST_READ);
     if (r < 0)
         point_fail(point, when, r == -EILSEQ ? problem : g_strerror(-r));
     ShadowModel *found = r < 0 ? NULL : shadow_model_found(model, versions);
@@ -155,6 +160,7 @@ static ShadowModel *point_use(Fiber *self, Point *point, const ShadowModel *mode
                            .sim = point->sim,
                            .model = found,
                            .node = image.node,
+                           .port = image.port,
                            .n_requests = n_requests};
         crash_workload_run(self, &w);
         if (w.problem[0] || w.n_failed)

@@ -10,7 +10,7 @@
 
 #include <glib.h>
 
-#include "chain-core/node.h"
+#include "chain-core/port.h"
 #include "chain-core/sim.h"
 #include "shadow-model.h"
 
@@ -19,6 +19,7 @@ typedef struct CrashCase CrashCase;
 // An opened image, as CrashCase.open() made it.
 typedef struct CrashImage {
     Node *node;
+    Port *port; // on it, where requests enter; NULL: nobody drains it
     void *data; // the case's
 } CrashImage;
 

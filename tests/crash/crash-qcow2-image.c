@@ -17,8 +17,8 @@
 enum { PLENTY_BYTES = 32 << 20 };
 
 typedef struct Template {
-    char *top, *base, *data, *content;
-    gsize top_bytes, base_bytes, data_bytes, content_bytes;
+    char *top, *middle, *base, *data, *content;
+    gsize top_bytes, middle_bytes, base_bytes, data_bytes, content_bytes;
 } Template;
 
 static uint64_t content_bytes(const CrashCase *c)
@@ -72,6 +72,7 @@ static Template *template_make(const CrashCase *c)
     run_or_die(dir, c, q->commands);
     Template *t = g_new0(Template, 1);
     load(dir, "top", &t->top, &t->top_bytes);
+    load(dir, "middle", &t->middle, &t->middle_bytes);
     load(dir, "base", &t->base, &t->base_bytes);
     load(dir, "data", &t->data, &t->data_bytes);
     load(dir, "content", &t->content, &t->content_bytes);
@@ -98,6 +99,8 @@ void crash_qcow2_prepare(const CrashCase *c, Sim *sim, ShadowModel *model)
     Template *t = template_get(c);
     set_initial(c, model, NULL);
     sim_write_file(sim, "/top", t->top, t->top_bytes);
+    if (t->middle)
+        sim_write_file(sim, "/middle", t->middle, t->middle_bytes);
     if (t->base)
         sim_write_file(sim, "/base", t->base, t->base_bytes);
     if (t->data)
@@ -190,7 +193,7 @@ int crash_qcow2_open(Fiber *self, const CrashCase *c, CrashImage *ret_image, GEr
         map_memory_free(memory);
         return r;
     }
-    *ret_image = (CrashImage){node, memory};
+    *ret_image = (CrashImage){.node = node, .data = memory};
     return 0;
 }
 

@@ -24,6 +24,7 @@ def crash(case):
 
 
 RESIZE = ["tests/qcow2/test-qcow2-resize-power"]
+STREAM = ["tests/crash/test-crash-stream", "--points", "300"]
 FILL = ["tests/crash/test-crash-fill", "--points", "500"]
 HEADER = ["tests/qcow2/test-qcow2-header-power"]
 BAD_SECTORS = ["tests/qcow2/test-qcow2-bad-sectors"]
@@ -98,6 +99,8 @@ MUTANTS = {
     "fill-links-only-unallocated": FILL,
     "fill-looks-again-in-place": FILL,
     "fill-zeroes-only-unallocated": FILL,
+    # §17
+    "stream-flush": STREAM,
     # changes of the graph
     "drain-waits-for-requests": ["tests/node/test-node-port"],
     "drained-keeps-out": ["tests/node/test-node-drain"],

@@ -35,6 +35,8 @@ int node_config_new_name(const char *name, const char *format, NodeConfig **ret_
 NodeConfig *node_config_new_path(const char *path, const Driver *format);
 // A format that is not known yet, in the file (or other source) that `file` describes. Takes it.
 NodeConfig *node_config_new_over(NodeConfig *file);
+// The same as `config`, but for the child of that role: it is the node called `node` (NULL: none).
+NodeConfig *node_config_new_with(const NodeConfig *config, const char *role, const char *node);
 void node_config_free(NodeConfig *config);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(NodeConfig, node_config_free)
 

@@ -289,6 +289,8 @@ void node_stop_writes(Node *node);
 // becomes durable and other programs may open the file read-only. For a filter it is done to the
 // node it filters. The error is one sentence; a node that could not be made read-only is stopped.
 int node_set_writable(Fiber *self, Node *node, bool is_writable, GError **error);
+// The same while requests come: it drains, and on the way down for a step in memory only.
+int node_change_mode(Fiber *self, Node *node, bool is_writable, GError **error);
 // For drivers whose mode changed otherwise; drained, and not below an overlay.
 void node_mode_changed(Node *node, bool is_writable);
 

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// Names are looked up in control's table; a mode is changed on the node's loop.
+#include "job-nodes.h"
+
+#include "chain-core/remote-call.h"
+#include "daemon/qmp/error.h"
+
+NamedNode *job_nodes_find_device(const Nodes *nodes, const char *name, GError **error)
+{
+    NamedNode *named = nodes_find(nodes, name);
+    if (!named)
+        qmp_fail(error, "Cannot find device='%s' nor node-name='%s'", name, name);
+    return named;
+}
+
+static bool is_file_of(const NamedNode *above, const NamedNode *named, const char *name)
+{
+    const char *path = named_node_file_name(named);
+    if (!*path)
+        return false;
+    g_autofree char *dir = g_path_get_dirname(named_node_file_name(above));
+    g_autofree char *full = g_canonicalize_filename(path, NULL);
+    g_autofree char *base = g_canonicalize_filename(dir, NULL);
+    g_autofree char *wanted = g_canonicalize_filename(name, base);
+    return g_str_equal(path, name) || g_str_equal(full, wanted);
+}
+
+NamedNode *job_nodes_find_file(NamedNode *top, const char *name, GError **error)
+{
+    NamedNode *above = named_node_image(top);
+    while (above) {
+        NamedNode *below = named_node_image(named_node_below(above));
+        if (below && is_file_of(above, below, name))
+            return below;
+        above = below;
+    }
+    qmp_fail(error, "Can't find '%s' in the backing chain", name);
+    return NULL;
+}
+
+bool job_nodes_is_below(const NamedNode *top, const NamedNode *wanted)
+{
+    for (; top; top = named_node_below(top))
+        if (top == wanted)
+            return true;
+    return false;
+}
+
+// -- modes ----------------------------------------------------------------------------------------
+
+typedef struct ModeChange {
+    Node *node;
+    bool is_writable;
+    int result;
+    GError *error;
+} ModeChange;
+
+static void change_on_loop(Fiber *self, void *arg)
+{
+    ModeChange *change = arg;
+    change->result = node_change_mode(self, change->node, change->is_writable, &change->error);
+}
+
+// Does nobody else rely on what it lies in?
+static int check_may_write(const NamedNode *named, GError **error)
+{
+    int r = 0;
+    for (guint i = 0; r == 0 && i < named->children->len; i++) {
+        NodeUse use = *(const NodeUse *)named->children->pdata[i];
+        use.writes = !g_str_equal(use.role, "backing");
+        r = named_node_check_use(use.used, &use, error);
+    }
+    return r;
+}
+
+int job_nodes_set_writable(Fiber *self, NamedNode *named, bool is_writable, GError **error)
+{
+    ModeChange change = {.node = named->node, .is_writable = is_writable};
+    int r = is_writable ? check_may_write(named, error) : 0;
+    if (r < 0)
+        return r;
+    if (remote_call_fiber_reserve(self, named_node_loop(named), change_on_loop, &change) < 0)
+        return qmp_fail(error, "Node '%s': no memory for a fiber's stack", named->name);
+    nodes_refresh(self, named);
+    if (change.error)
+        g_propagate_error(error, change.error);
+    return change.result;
+}

@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// The nodes of block jobs: which ones a command means, and their mode. Control loop, with the graph
+// lock held.
+#pragma once
+
+#include "nodes.h"
+
+// The node that the command calls its device.
+NamedNode *job_nodes_find_device(const Nodes *nodes, const char *name, GError **error);
+// The layer below `top` whose file `name` is: as it was opened, or relative to the folder of the
+// layer over it. NULL with QEMU's words.
+NamedNode *job_nodes_find_file(NamedNode *top, const char *name, GError **error);
+// Is `wanted` a node below `top`, or that itself?
+bool job_nodes_is_below(const NamedNode *top, const NamedNode *wanted);
+
+// Makes a node that its job holds writable, while it is used; or read-only again, when all that was
+// written is durable. The error is one sentence.
+int job_nodes_set_writable(Fiber *self, NamedNode *named, bool is_writable, GError **error);
