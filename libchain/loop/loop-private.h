@@ -13,7 +13,7 @@
 #include "loop/backend.h"
 #include "loop/fiber-private.h"
 
-enum { LOOP_MAX_SLOTS = 4 };
+enum { LOOP_MAX_SLOTS = 8 };
 typedef struct LoopSlot {
     const void *key;
     void *value;

@@ -17,6 +17,7 @@ void image_detach(Fiber *self, Qcow2Image *image)
     assert(!image->writeback.running);
     image->moving = table_cache_take_image(image->cache, image, &image->writeback.parts.dirty);
     table_cache_unref(self, g_steal_pointer(&image->cache));
+    cow_buffers_unref(g_steal_pointer(&image->cow_buffers));
     file_detach(self, image->file);
     if (image->data_file)
         file_detach(self, image->data_file);
@@ -29,6 +30,7 @@ void image_attach(Qcow2Image *image, Loop *loop)
     image->is_detached = false;
     image->loop = image->writeback.loop = image->freed.loop = loop;
     image->cache = table_cache_ref(loop, image->memory);
+    image->cow_buffers = cow_buffers_ref(loop);
     table_cache_put_image(image->cache, g_steal_pointer(&image->moving),
                           &image->writeback.parts.dirty);
     file_attach(image->file, loop);

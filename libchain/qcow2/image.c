@@ -40,21 +40,6 @@ File *qcow2_image_file(Qcow2Image *image)
     return image->file;
 }
 
-void *image_get_cow_buffer(Qcow2Image *image)
-{
-    if (image->n_cow_buffers)
-        return image->cow_buffers[--image->n_cow_buffers];
-    return aligned_alloc(4096, MAX(image->geometry.cluster_bytes, 4096));
-}
-
-void image_put_cow_buffer(Qcow2Image *image, void *buffer)
-{
-    if (buffer && image->n_cow_buffers < IMAGE_COW_BUFFERS)
-        image->cow_buffers[image->n_cow_buffers++] = buffer;
-    else
-        free(buffer);
-}
-
 int image_remeasure(Fiber *self, Qcow2Image *image, File *file)
 {
     int r = file_refresh_size(self, file);

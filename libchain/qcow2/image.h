@@ -28,6 +28,7 @@
 #include "format/qcow2-header.h"
 #include "format/qcow2-table.h"
 #include "qcow2/cluster-lock.h"
+#include "qcow2/cow-buffers.h"
 #include "qcow2/entry-table.h"
 #include "qcow2/freed.h"
 #include "qcow2/metadata-set.h"
@@ -47,8 +48,6 @@ typedef struct Allocator {
     uint64_t fresh_from; // clusters from here on were never written: they read as zeros
     FiberMutex grow_mutex;
 } Allocator;
-
-enum { IMAGE_COW_BUFFERS = 8 };
 
 struct Qcow2Image {
     unsigned n_refs;
@@ -83,9 +82,8 @@ struct Qcow2Image {
     FiberWaitGroup fibers; // of write-back, of releasing, and the one that marks it corrupt
     FiberMutex l2_mutex;
     FiberMutex claim_mutex;
-    FiberMutex header_mutex;              // of image_change_header()
-    void *cow_buffers[IMAGE_COW_BUFFERS]; // one cluster each, for copy-on-write; kept for reuse
-    unsigned n_cow_buffers;
+    FiberMutex header_mutex; // of image_change_header()
+    CowBuffers *cow_buffers;
     ClusterLocks locks;
     MetadataSet metadata; // writable images
     InflatedCache *inflated;
@@ -207,9 +205,16 @@ static inline HostOff image_slice_of(const Qcow2Image *image, HostOff off)
     return host_off(off.v & ~(uint64_t)(image->geometry.slice_bytes - 1));
 }
 
-// A buffer of one cluster, aligned for direct I/O. NULL: no memory.
-void *image_get_cow_buffer(Qcow2Image *image);
-void image_put_cow_buffer(Qcow2Image *image, void *buffer); // NULL is fine
+// A buffer of one cluster (cow-buffers.h).
+static inline void *image_take_cow_buffer(Qcow2Image *image)
+{
+    return cow_buffers_take(image->cow_buffers, image->geometry.cluster_bytes);
+}
+
+static inline void image_put_cow_buffer(Qcow2Image *image, void *buffer)
+{
+    cow_buffers_put(image->cow_buffers, buffer, image->geometry.cluster_bytes);
+}
 
 // Could freeing these clusters be right? Not past the end of the file, none holds metadata.
 bool image_range_is_sane(const Qcow2Image *image, ClusterRange range);

@@ -317,6 +317,7 @@ int qcow2_image_open(Fiber *self, File *file, const Qcow2OpenOptions *options,
     image->writable = !options->read_only;
     image->is_shared = options->shared && options->read_only;
     image->cache = table_cache_ref(image->loop, image->memory);
+    image->cow_buffers = cow_buffers_ref(image->loop);
     freed_init(&image->freed, image->loop, &image->fibers, release_clusters, image);
     image->writeback = (Writeback){
         .parts = {.file = file,
@@ -374,8 +375,7 @@ void qcow2_image_unref_close(Fiber *self, Qcow2Image *image)
     freed_done(&image->freed);
     image_drop_tables(image);
     g_ptr_array_unref(image->views);
-    while (image->n_cow_buffers)
-        free(image->cow_buffers[--image->n_cow_buffers]);
+    cow_buffers_unref(image->cow_buffers);
     snapshot_list_done(&image->snapshots);
     qcow2_header_clear(&image->header);
     file_close(self, image->data_file);

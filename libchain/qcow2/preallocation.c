@@ -24,7 +24,7 @@ static bool has_so_many(Fiber *self, Qcow2Image *image, uint64_t n_clusters, uin
     uint64_t per_block = UINT64_C(1) << g->refcounts_per_block_bits, n_used = 0;
     uint64_t n_table = (uint64_t)image->header.refcount_table_clusters << g->cluster_bits >> 3;
     n_table = MIN(n_table, (n_clusters + per_block - 1) / per_block);
-    void *block = image_get_cow_buffer(image);
+    void *block = image_take_cow_buffer(image);
     bool is_good = block;
     Be64 entries[ENTRIES_A_READ];
     for (uint64_t i = 0; is_good && i < n_table && n_used < wanted; i++) {

@@ -161,7 +161,7 @@ static int host_write_send(Fiber *self, const HostWrite *w, const struct iovec *
 static int write_one_cluster(Fiber *self, const HostWrite *w)
 {
     const Edge *head = &w->head, *tail = &w->tail;
-    uint8_t *whole = image_get_cow_buffer(w->view->image);
+    uint8_t *whole = image_take_cow_buffer(w->view->image);
     if (!whole)
         return -ENOMEM;
     uint64_t from = host_write_start(w), end = w->off + w->len;
@@ -194,7 +194,7 @@ static int write_one_cluster(Fiber *self, const HostWrite *w)
 static int edge_read_new(Fiber *self, Qcow2View *view, const Edge *edge, uint8_t **ret_buf,
                          IoBatch *batch)
 {
-    *ret_buf = image_get_cow_buffer(view->image);
+    *ret_buf = image_take_cow_buffer(view->image);
     return *ret_buf ? edge_read(self, view, edge, *ret_buf, batch) : -ENOMEM;
 }
 

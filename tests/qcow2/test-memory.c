@@ -15,6 +15,7 @@
 #include "chain-core/raw.h"
 #include "chain-core/sim.h"
 #include "engine-fixture.h"
+#include "qcow2/cow-buffers.h"
 #include "qcow2/table-cache.h"
 
 static uint64_t seed = 31;
@@ -149,6 +150,70 @@ static void dirty_tables_of_many_images_stay_in_one_budget(void **state)
     assert_true(t.most_dirty <= MEMORY / 2);
     assert_true(t.most_used <= MEMORY + MEMORY / 4);
     assert_in_range(t.most_steps, 1, 64);
+    test_done(&t);
+}
+
+// -- buffers for copy-on-write --------------------------------------------------------------------
+
+enum { N_COPIES = 16, CLUSTER = 64 << 10 };
+
+// Of a cluster that an internal snapshot shares, so that all of it is copied.
+static void copy_one(Fiber *self, void *arg)
+{
+    Disk *disk = arg;
+    uint8_t data[512] = {1};
+    GuestOff off = guest_off((uint64_t)disk->first * CLUSTER + 4096);
+    assert_int_equal(node_write(self, disk->node, off, data, sizeof data, 0), 0);
+    fiber_wait_group_done(&disk->t->running);
+}
+
+static size_t kept_bytes(Fiber *self)
+{
+    CowBuffers *buffers = cow_buffers_ref(fiber_loop(self));
+    size_t bytes = cow_buffers_kept_bytes(buffers);
+    cow_buffers_unref(buffers);
+    return bytes;
+}
+
+static void copy_in_many_images(Fiber *self, void *arg)
+{
+    Test *t = arg;
+    Node *nodes[N_IMAGES];
+    size_t after_first = 0;
+    for (unsigned i = 0; i < N_IMAGES; i++) {
+        g_autofree char *name = g_strdup_printf("%u.qcow2", i);
+        Disk disks[N_COPIES];
+        nodes[i] = engine_open(self, &t->f, name, NULL, false, NULL);
+        fiber_wait_group_add(&t->running, N_COPIES);
+        for (unsigned k = 0; k < N_COPIES; k++) {
+            disks[k] = (Disk){.t = t, .node = nodes[i], .first = k};
+            assert_int_equal(fiber_spawn(fiber_loop(self), "copy", copy_one, &disks[k], NULL), 0);
+        }
+        fiber_wait_group_wait(self, &t->running);
+        if (i == 0)
+            after_first = kept_bytes(self);
+    }
+    assert_in_range(after_first, CLUSTER, N_COPIES * CLUSTER);
+    assert_int_equal(kept_bytes(self), after_first);
+    for (unsigned i = 0; i < N_IMAGES; i++)
+        node_unref_close(self, nodes[i]);
+    assert_int_equal(kept_bytes(self), 0);
+}
+
+static void many_images_keep_no_more_buffers_than_one(void **state)
+{
+    Test t;
+    test_init(&t, MEMORY);
+    engine_shell(&t.f,
+                 "qemu-img create -q -f qcow2 0.qcow2 1M && "
+                 "qemu-io -c 'write -q -P 7 0 1M' 0.qcow2 && qemu-img snapshot -c s 0.qcow2 && "
+                 "for i in $(seq %u); do cp 0.qcow2 $i.qcow2; done",
+                 N_IMAGES - 1);
+    for (unsigned i = 0; i < N_IMAGES; i++) {
+        g_autofree char *name = g_strdup_printf("%u.qcow2", i);
+        import(&t, name);
+    }
+    assert_true(sim_run(t.sim, copy_in_many_images, &t));
     test_done(&t);
 }
 
@@ -417,6 +482,7 @@ int main(void)
     print_message("# seed %" G_GUINT64_FORMAT " (CHAIND_TEST_SEED)\n", seed);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(dirty_tables_of_many_images_stay_in_one_budget),
+        cmocka_unit_test(many_images_keep_no_more_buffers_than_one),
         cmocka_unit_test(an_image_that_cannot_be_written_does_not_stop_others),
         cmocka_unit_test(an_idle_loop_gives_its_slices_to_a_busy_one),
         cmocka_unit_test(a_busy_loop_does_not_empty_the_cache_of_one_that_uses_little),
