@@ -94,30 +94,37 @@ static void merged_below_changed(Node *node)
 
 static const NodeOps merged_ops;
 
-// The map that the first layer had when it was the head: the same layers without that one. It may
-// answer only if both see the same layers.
-static MergedMap *map_below(const MergedMap *m)
+// The map that a layer had when it was the head: the same layers from the next one on. It may answer
+// only if both see the same layers.
+static MergedMap *map_below(const MergedMap *m, unsigned layer)
 {
-    const MapLayer *first = &m->layers[0];
-    Node *below = first->is_barrier ? NULL : first->node->backing;
+    const MapLayer *above = &m->layers[layer];
+    Node *below = above->is_barrier ? NULL : above->node->backing;
     MergedMap *b = below && below->ops == &merged_ops ? (MergedMap *)below : NULL;
-    return b && b->layers && b->n_layers + 1 == m->n_layers ? b : NULL;
+    return b && b->layers && b->n_layers + layer + 1 == m->n_layers ? b : NULL;
 }
 
-// What the map below knows of the region, with a reference. It leaves that map where nobody but this
-// one can reach it any more.
-static Region *take_region_below(const MergedMap *m, uint64_t number, uint32_t len)
+// What the nearest map below that knows the region says of it, with a reference, and how many layers
+// lie above that. It leaves that map where nobody but those above it can reach it any more.
+static Region *take_region_below(const MergedMap *m, uint64_t number, uint32_t len,
+                                 unsigned *ret_n_above)
 {
-    MergedMap *b = map_below(m);
-    Region *region = b ? region_set_find(b->set, number) : NULL;
-    if (region && region->len != len) {
-        region_unref(region);
-        return NULL;
+    for (unsigned i = 0; i < m->n_layers; i++) {
+        MergedMap *b = map_below(m, i);
+        Region *region = b ? region_set_find(b->set, number) : NULL;
+        if (!region)
+            continue;
+        if (region->len != len) {
+            region_unref(region);
+            return NULL;
+        }
+        const Node *above = m->layers[i].node;
+        if (above->ports->len == 0 && above->parents->len == 1)
+            region_table_drop(&b->table, number);
+        *ret_n_above = i + 1;
+        return region;
     }
-    const Node *first = m->layers[0].node;
-    if (region && first->ports->len == 0 && first->parents->len == 1)
-        region_table_drop(&b->table, number);
-    return region;
+    return NULL;
 }
 
 static int build(Fiber *self, MergedMap *m, uint64_t number, Region **ret_region)
@@ -126,7 +133,7 @@ static int build(Fiber *self, MergedMap *m, uint64_t number, Region **ret_region
     if (!region) {
         uint64_t len = MIN(m->node.size_bytes - (number << REGION_BITS), REGION_BYTES);
         RegionPlan plan = {m->layers, m->n_layers, number, (uint32_t)len, NULL};
-        Region *below = take_region_below(m, number, plan.len);
+        Region *below = take_region_below(m, number, plan.len, &plan.n_layers);
         plan.below = below;
         int r = region_build(self, &plan, m->memory, &region);
         if (below)

@@ -234,7 +234,6 @@ static void map_layers(Fiber *self, RegionBuild *build)
         finish_first_task(self, build);
 }
 
-// Those with numbers from the second layer on.
 static void add_region_below(RegionBuild *build, const Region *below)
 {
     g_autoptr(GArray) pieces = g_array_sized_new(FALSE, FALSE, sizeof(Piece), below->n_runs);
@@ -242,7 +241,7 @@ static void add_region_below(RegionBuild *build, const Region *below)
         if (run->kind == NODE_EXTENT_BELOW)
             continue;
         Piece piece = {.span = {run->start, region_run_end(below, run)}, .run = *run};
-        piece.run.layer++;
+        piece.run.layer += (uint16_t)build->n_layers;
         g_array_append_val(pieces, piece);
     }
     region_draft_add_layer(&build->draft, (const Piece *)pieces->data, pieces->len);
@@ -254,7 +253,7 @@ int region_build(Fiber *self, const RegionPlan *plan, MapMemory *memory, Region 
     RegionBuild build = {
         .fiber = self,
         .layers = plan->layers,
-        .n_layers = plan->below ? 1 : plan->n_layers,
+        .n_layers = plan->n_layers,
         .base = plan->number << REGION_BITS,
         .memory = memory,
     };

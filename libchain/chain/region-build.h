@@ -14,12 +14,12 @@ typedef struct MapLayer {
 } MapLayer;
 
 typedef struct RegionPlan {
-    const MapLayer *layers; // top first
+    const MapLayer *layers; // to be asked, top first
     unsigned n_layers;
     uint64_t number;
     uint32_t len;
-    // What the layers from the second on show in it, of the same length, their numbers counted from
-    // the second: they need not be asked again. NULL: not known.
+    // What all layers under those show in it, of the same length, numbered from the first of them
+    // on. NULL: there are none.
     const Region *below;
 } RegionPlan;
 

@@ -339,6 +339,85 @@ static void a_new_head_leaves_what_is_known_of_the_layers_below(void **state)
     on_loop(grow, NULL);
 }
 
+// -- regions that are read now and then -----------------------------------------------------------
+
+enum { HEADS = 60, RARE_REGIONS = 4 };
+
+typedef struct Heads {
+    FakeTable tables[HEADS];
+    FakeLayer *layers[HEADS];
+    unsigned n;
+    unsigned read_at[RARE_REGIONS]; // the head when the region was last read
+} Heads;
+
+// Some granules of a layer, at a place of the file that belongs to the layer.
+static void make_sparse_table(FakeTable *t, unsigned layer, GRand *rand)
+{
+    make_plain_table(t, RARE_REGIONS);
+    for (uint64_t i = 0; i < t->size_bytes / t->granule_bytes; i++) {
+        t->granules[i].host = (uint64_t)g_rand_int_range(rand, 0, FILE_BYTES / 65536) * 65536;
+        if (layer && g_rand_int_range(rand, 0, 20))
+            t->granules[i].kind = NODE_EXTENT_BELOW;
+    }
+}
+
+// Each granule begins as that of the topmost layer which has it.
+static void check_region(Fiber *self, const Heads *h, unsigned region)
+{
+    Node *head = &h->layers[h->n - 1]->node;
+    for (uint64_t at = 0; at < REGION_BYTES; at += 65536) {
+        uint64_t off = ((uint64_t)region << REGION_BITS) + at;
+        uint8_t byte, expected;
+        assert_int_equal(node_read(self, head->backing, guest_off(off), &byte, 1), 0);
+        unsigned layer = h->n - 2;
+        while (fake_granule(&h->tables[layer], off)->kind == NODE_EXTENT_BELOW)
+            layer--;
+        HostOff host = host_off(fake_granule(&h->tables[layer], off)->host);
+        assert_int_equal(file_read(self, h->layers[0]->file, host, &expected, 1), 0);
+        assert_int_equal(byte, expected);
+    }
+}
+
+// Asks those that were made since the last look, and no other.
+static void read_rarely(Fiber *self, Heads *h, unsigned region)
+{
+    unsigned *last = &h->read_at[region], n_known = *last ? *last - 1 : 0, n = h->n - 1;
+    unsigned of_known = maps_of(h->layers, n_known),
+             of_new = maps_of(&h->layers[n_known], n - n_known);
+    check_region(self, h, region);
+    assert_int_equal(maps_of(h->layers, n_known), of_known);
+    assert_true(maps_of(&h->layers[n_known], n - n_known) > of_new);
+    *last = h->n;
+}
+
+static void grow_and_read_rarely(Fiber *self, void *arg)
+{
+    Heads h = {0};
+    GRand *rand = g_rand_new_with_seed((guint32)seed);
+    MapMemory *memory = map_memory_new(4 << 20);
+    while (h.n < HEADS) {
+        make_sparse_table(&h.tables[h.n], h.n, rand);
+        h.layers[h.n] = fake_layer_new(self, &h.tables[h.n], data_path);
+        if (h.n)
+            chain_set_backing(self, &h.layers[h.n]->node, &h.layers[h.n - 1]->node, memory);
+        h.n++;
+        for (unsigned region = 0; h.n > 1 && region < RARE_REGIONS; region++)
+            if (h.n % (5 * region + 1) == 0)
+                read_rarely(self, &h, region);
+    }
+    while (h.n-- > 0) {
+        node_unref_close(self, &h.layers[h.n]->node);
+        g_free(h.tables[h.n].granules);
+    }
+    map_memory_free(memory);
+    g_rand_free(rand);
+}
+
+static void a_region_not_read_for_some_heads_asks_only_those(void **state)
+{
+    on_loop(grow_and_read_rarely, NULL);
+}
+
 static void requests_that_miss_one_region_build_it_once(void **state)
 {
     on_loop(missing_together, NULL);
@@ -620,6 +699,7 @@ int main(void)
         cmocka_unit_test(random_chains_read_as_layer_by_layer_in_the_simulation),
         cmocka_unit_test(requests_that_miss_one_region_build_it_once),
         cmocka_unit_test(a_new_head_leaves_what_is_known_of_the_layers_below),
+        cmocka_unit_test(a_region_not_read_for_some_heads_asks_only_those),
         cmocka_unit_test(layers_are_mapped_16_at_a_time_and_a_hit_asks_none),
         cmocka_unit_test(chains_of_the_same_layers_share_regions),
         cmocka_unit_test(memory_stays_within_its_share_and_keeps_what_is_used),
