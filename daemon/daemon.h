@@ -20,6 +20,7 @@
 #include "stop.h"
 
 struct Daemon {
+    InheritedFds *inherited;
     Options options;
     unsigned n_activated; // sockets handed to this process
     Stop *stop;

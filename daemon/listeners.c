@@ -281,10 +281,9 @@ Listeners *listeners_open_fd(int fd, GError **error)
 {
     if (!is_listening_stream(fd)) {
         fail(error, EINVAL, "descriptor %d is not a listening stream socket", fd);
+        close(fd);
         return NULL;
     }
-    fcntl(fd, F_SETFD, FD_CLOEXEC);
-    fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
     Listeners *listeners = listeners_new();
     g_array_append_val(listeners->fds, fd);
     return listeners;

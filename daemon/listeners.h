@@ -22,7 +22,7 @@ int listeners_take_activation(GError **error);
 // Binds everything: `n_activated` sockets from activation, then `addresses` (NULL-terminated), and
 // a private socket when there is neither, unless `addresses` is NULL. NULL with a sentence on failure.
 Listeners *listeners_open(unsigned n_activated, char *const *addresses, GError **error);
-// A listening socket that is there already; taken, also on failure. NULL with a sentence.
+// A socket that is there already, non-blocking; taken, also on failure: NULL with a sentence.
 Listeners *listeners_open_fd(int fd, GError **error);
 // Removes the sockets that listeners_open() made in the file system. Any thread; accepts NULL.
 void listeners_remove_files(const Listeners *listeners);

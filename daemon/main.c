@@ -219,7 +219,7 @@ static void open_disks(Fiber *self, void *arg)
     ControlStart *start = arg;
     Daemon *daemon = start->daemon;
     if (start->listeners)
-        nbd_server_start(daemon->nbd, 0);
+        nbd_server_start(daemon->nbd, NULL);
     QmpCall call = {
         .daemon = daemon,
         .table = qmp_server_table(daemon->qmp),
@@ -284,7 +284,7 @@ static int start(Daemon *daemon, GError **error)
             return -EINVAL;
         daemon->is_activated = listeners_are_activated(listeners);
     }
-    daemon->monitors = monitors_open(options, error);
+    daemon->monitors = monitors_open(options, daemon->inherited, error);
     int r = daemon->monitors ? start_loops(daemon, error) : -EINVAL;
     if (r < 0) {
         listeners_free(listeners);
@@ -398,6 +398,7 @@ static int finish(Daemon *daemon)
     throttle_groups_free(daemon->throttle_groups);
     map_memory_free(daemon->memory);
     monitors_free(daemon->monitors);
+    inherited_fds_free(daemon->inherited);
     options_clear(&daemon->options);
     return end.result;
 }
@@ -439,7 +440,7 @@ int main(int argc, char **argv)
     if (argc == 2 && g_str_equal(argv[1], "--qmp-reference"))
         return print_reference();
     occupy_standard_descriptors();
-    Daemon daemon = {0};
+    Daemon daemon = {.inherited = inherited_fds_new()};
     g_autoptr(GError) error = NULL;
     int r = options_parse(argc, argv, &daemon.options, &error);
     if (r > 0)
@@ -460,6 +461,7 @@ int main(int argc, char **argv)
         return EXIT_FAILURE;
     }
     daemon.n_activated = (unsigned)r;
+    inherited_fds_forget(daemon.inherited, STDERR_FILENO + 1, daemon.n_activated);
     Daemonize *daemonize = NULL;
     if (daemon.options.daemonize && !(daemonize = daemonize_begin(&error))) {
         log_line(LOG_ERROR, "%s", error->message);

@@ -41,12 +41,18 @@ bool nbd_server_is_stopping(const NbdServer *server)
     return server->is_stopping;
 }
 
-void nbd_server_start(NbdServer *server, unsigned max_connections)
+void nbd_server_start(NbdServer *server, const NbdServerBounds *bounds)
 {
+    static const int64_t FOREVER_S = 100 * 365 * 86400LL;
+    static const uint64_t SECOND_NS = 1000000000;
     g_assert(!server->running);
     NbdsServerConfig config = server->config;
-    if (max_connections && max_connections < config.limits.max_connections)
-        config.limits.max_connections = max_connections;
+    NbdsLimits *limits = &config.limits;
+    if (bounds && bounds->max_connections)
+        limits->max_connections = MIN(limits->max_connections, bounds->max_connections);
+    if (bounds)
+        limits->handshake_timeout_ns =
+            (uint64_t)(bounds->handshake_s ? bounds->handshake_s : FOREVER_S) * SECOND_NS;
     server->running = nbds_server_new(&config);
 }
 

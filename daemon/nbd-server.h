@@ -18,8 +18,13 @@ void nbd_server_free(NbdServer *server);
 NbdsServer *nbd_server_get(const NbdServer *server);
 bool nbd_server_is_stopping(const NbdServer *server);
 
-// Begins to serve; there are no exports yet. `max_connections` 0: as many as the config says.
-void nbd_server_start(NbdServer *server, unsigned max_connections);
+// What clients are granted.
+typedef struct NbdServerBounds {
+    unsigned max_connections; // 0: as many as the config says
+    int64_t handshake_s;      // for a handshake; 0: as long as it takes
+} NbdServerBounds;
+// Begins to serve; there are no exports yet. NULL: the config's.
+void nbd_server_start(NbdServer *server, const NbdServerBounds *bounds);
 // Takes clients from these sockets, too; takes `listeners`.
 void nbd_server_listen(NbdServer *server, Listeners *listeners);
 // The NBD URIs of an export, one for each address; owned, NULL-terminated.

@@ -197,8 +197,9 @@ static int parse_disks(char **arguments, GPtrArray *disks, GError **error)
     return 0;
 }
 
-// `name`: of the option. Words without a key mean what they mean to qemu-storage-daemon.
-static int add_startup(Options *options, StartupKind kind, const char *name, const char *value,
+// `text`: the option as it was given. Words without a key mean what they mean to
+// qemu-storage-daemon.
+static int add_startup(Options *options, StartupKind kind, const char *text, const char *value,
                        GError **error)
 {
     static const char *const implied_keys[] = {
@@ -206,15 +207,16 @@ static int add_startup(Options *options, StartupKind kind, const char *name, con
         [STARTUP_CHARDEV] = "backend", [STARTUP_MONITOR] = "chardev", [STARTUP_NBD_SERVER] = NULL,
     };
     g_autoptr(GError) fault = NULL;
-    g_autofree char *keyed = kind == STARTUP_CHARDEV ? qmp_keyval_expand(value) : g_strdup(value);
+    bool has_flags = kind == STARTUP_CHARDEV && *value != '{';
+    g_autofree char *keyed = has_flags ? qmp_keyval_expand(value) : g_strdup(value);
     QmpInput input;
     json_t *args = qmp_keyval_parse(keyed, implied_keys[kind], &input, &fault);
     if (!args)
-        return refuse(error, "--%s %s: %s", name, value, fault->message);
+        return refuse(error, "%s: %s", text, fault->message);
     StartupOption *startup = g_new0(StartupOption, 1);
     *startup = (StartupOption){
         .kind = kind,
-        .text = g_strdup_printf("--%s %s", name, value),
+        .text = g_strdup(text),
         .args = args,
         .input = input,
     };
@@ -222,7 +224,8 @@ static int add_startup(Options *options, StartupKind kind, const char *name, con
     return 0;
 }
 
-static int parse_value(int option, const char *name, const char *value, Options *options,
+// `text`: both, as they were given.
+static int parse_value(int option, const char *text, const char *value, Options *options,
                        GError **error)
 {
     uint64_t n;
@@ -278,23 +281,23 @@ static int parse_value(int option, const char *name, const char *value, Options 
             return refuse(error, "--log is error, warning, info or debug, not '%s'", value);
         return 0;
     case 'B':
-        return add_startup(options, STARTUP_BLOCKDEV, name, value, error);
+        return add_startup(options, STARTUP_BLOCKDEV, text, value, error);
     case 'E':
-        return add_startup(options, STARTUP_EXPORT, name, value, error);
+        return add_startup(options, STARTUP_EXPORT, text, value, error);
     case 'N':
-        return add_startup(options, STARTUP_NBD_SERVER, name, value, error);
+        return add_startup(options, STARTUP_NBD_SERVER, text, value, error);
     case 'O':
-        return add_startup(options, STARTUP_OBJECT, name, value, error);
+        return add_startup(options, STARTUP_OBJECT, text, value, error);
     case 'C':
-        return add_startup(options, STARTUP_CHARDEV, name, value, error);
+        return add_startup(options, STARTUP_CHARDEV, text, value, error);
     case 'M':
-        return add_startup(options, STARTUP_MONITOR, name, value, error);
+        return add_startup(options, STARTUP_MONITOR, text, value, error);
     case 'p':
         g_free(options->pidfile);
         options->pidfile = g_strdup(value);
         return 0;
     default:
-        return refuse(error, "--%s is not known", name);
+        return refuse(error, "%s is not known", text);
     }
 }
 
@@ -328,8 +331,7 @@ static const struct option long_options[] = {
 static int parse(int argc, char **argv, Options *options, GError **error)
 {
     opterr = 0;
-    for (int option, index = 0;
-         (option = getopt_long(argc, argv, ":hV", long_options, &index)) != -1;) {
+    for (int option; (option = getopt_long(argc, argv, ":hV", long_options, NULL)) != -1;) {
         switch (option) {
         case 'r':
             options->read_only = true;
@@ -354,7 +356,11 @@ static int parse(int argc, char **argv, Options *options, GError **error)
         case '?':
             return refuse(error, "option '%s' is not known, or takes no value", argv[optind - 1]);
         default: {
-            int r = parse_value(option, long_options[index].name, optarg, options, error);
+            // "--option value" are two words, "--option=value" is one.
+            bool is_one = optarg != argv[optind - 1];
+            g_autofree char *text = is_one ? g_strdup(argv[optind - 1])
+                                           : g_strdup_printf("%s %s", argv[optind - 2], optarg);
+            int r = parse_value(option, text, optarg, options, error);
             if (r < 0)
                 return r;
         }

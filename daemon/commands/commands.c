@@ -6,6 +6,7 @@
 #include "bitmaps.h"
 #include "block-jobs.h"
 #include "block-stream.h"
+#include "chardevs.h"
 #include "create.h"
 #include "exports.h"
 #include "internal-snapshots.h"
@@ -36,5 +37,6 @@ const QmpFamily *const qmp_families[] = {
     &qmp_block_jobs_family,
     &qmp_block_stream_family,
     &qmp_objects_family,
+    &qmp_chardevs_family,
     NULL, // ends
 };

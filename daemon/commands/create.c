@@ -221,6 +221,7 @@ static int create(Fiber *self, Creation *c, GError **error)
 // On the control loop: only what the file's loop has to do is done there.
 static int run_job(Fiber *self, JobControl *control, void *work, GError **error)
 {
+    fiber_yield(self); // the command answers first
     job_set_total(control, 1);
     int r = create(self, work, error);
     job_count(control, JOB_BYTES_COPIED, 1);

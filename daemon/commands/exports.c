@@ -13,8 +13,11 @@
 static const QmpType nbd_server_start_args = {
     .kind = QMP_OBJECT,
     .members = (const QmpMember[]){{"addr", &socket_address_legacy, .doc = "where to listen"},
+                                   {"handshake-max-seconds", &qmp_uint32, true,
+                                    "how long a client may take until it has chosen an export; 10, "
+                                    "0: as long as it likes"},
                                    {"tls-creds", &qmp_str, true, "TLS is not there yet: refused"},
-                                   {"tls-authz", &qmp_str, true, "TLS is not there yet: refused"},
+                                   {"tls-authz", &qmp_str, true, "does nothing without tls-creds"},
                                    {"max-connections", &qmp_uint32, true,
                                     "how many clients at a time; 0 and without it: "
                                     "as many as the daemon has memory for"},
@@ -27,16 +30,21 @@ static int nbd_server_start_command(Fiber *self, QmpCall *call, const json_t *ar
     NbdServer *nbd = call->daemon->nbd;
     if (nbd_server_get(nbd))
         return qmp_fail(error, "NBD server already running");
-    if (qmp_args_have(args, "tls-creds") || qmp_args_have(args, "tls-authz"))
-        return qmp_fail(error, "TLS is not supported");
-    Listeners *listeners = socket_address_listen(self, json_object_get(args, "addr"), error);
+    const char *creds = qmp_args_str(args, "tls-creds");
+    if (creds)
+        return qmp_fail(error, "No TLS credentials with id '%s'", creds);
+    Listeners *listeners =
+        socket_address_listen(self, call->daemon->inherited, json_object_get(args, "addr"), error);
     if (!listeners)
         return -EINVAL;
     if (nbd_server_get(nbd)) {
         listeners_free(listeners);
         return qmp_fail(error, "NBD server already running");
     }
-    nbd_server_start(nbd, (unsigned)qmp_args_int(args, "max-connections", 0));
+    nbd_server_start(nbd, &(NbdServerBounds){
+                              .max_connections = (unsigned)qmp_args_int(args, "max-connections", 0),
+                              .handshake_s = qmp_args_int(args, "handshake-max-seconds", 10),
+                          });
     nbd_server_listen(nbd, listeners);
     return 0;
 }

@@ -213,9 +213,21 @@ static const NamedNode *below(const NamedNode *named)
     return named_node_child(named, named->driver->make ? "file" : "backing");
 }
 
+// What was described within another node takes over what that one was told.
+static const json_t *values_with(const NamedNode *named, const char *option)
+{
+    while (named->config && !json_object_get(named->config->values, option)) {
+        const NodeUse *use = named->users->len ? named->users->pdata[0] : NULL;
+        if (named->is_added || !use || !use->by || use->by->origin != named->origin)
+            break;
+        named = use->by;
+    }
+    return named->config ? named->config->values : NULL;
+}
+
 static json_t *cache_info_of(const NamedNode *named)
 {
-    const json_t *values = named->config ? named->config->values : NULL;
+    const json_t *values = values_with(named, "cache");
     return json_pack("{s:b, s:b, s:b}", "writeback", 1, "direct",
                      driver_value_bool(values, "cache.direct", false), "no-flush",
                      driver_value_bool(values, "cache.no-flush", false));

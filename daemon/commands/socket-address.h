@@ -3,6 +3,7 @@
 #pragma once
 
 #include "chain-core/fiber.h"
+#include "daemon/inherited-fds.h"
 #include "daemon/listeners.h"
 #include "daemon/qmp/type.h"
 
@@ -11,4 +12,5 @@ extern const QmpType socket_address_legacy; // {"type": "unix", "data": {"path":
 
 // Listens at `address`, of either type: name look-ups happen on a worker meanwhile. Owned; NULL
 // with a sentence.
-Listeners *socket_address_listen(Fiber *self, const json_t *address, GError **error);
+Listeners *socket_address_listen(Fiber *self, InheritedFds *fds, const json_t *address,
+                                 GError **error);

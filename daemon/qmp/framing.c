@@ -4,6 +4,7 @@
 // afresh, as clients do that do not know what was sent before. Pure.
 #include "framing.h"
 
+#include <errno.h>
 #include <string.h>
 
 #include "error.h"
@@ -136,6 +137,51 @@ static bool take_byte(QmpFraming *framing, char byte)
     return take_structure(framing, byte);
 }
 
+// Is there an integer beyond 64 bits at `text`? `*ret_len`: of the digits, with a sign.
+static bool is_large_integer(const char *text, size_t *ret_len)
+{
+    char *end;
+    errno = 0;
+    g_ascii_strtoll(text, &end, 10);
+    *ret_len = (size_t)(end - text);
+    return errno == ERANGE && !(*end && strchr(".eE", *end));
+}
+
+// Makes fractions of integers that are too large for jansson, as QEMU does.
+static GString *enlarge_integers(const GString *text)
+{
+    GString *all = g_string_new(NULL);
+    bool in_string = false;
+    for (const char *at = text->str; *at; at++) {
+        size_t len;
+        bool is_escape = in_string && *at == '\\';
+        if (!in_string && (*at == '-' || g_ascii_isdigit(*at))) {
+            bool is_large = is_large_integer(at, &len);
+            g_string_append_len(all, at, (gssize)MAX(len, 1));
+            if (is_large)
+                g_string_append(all, ".0");
+            at += MAX(len, 1) - 1;
+            continue;
+        }
+        in_string ^= *at == '"';
+        g_string_append_len(all, at, is_escape ? 2 : 1);
+        at += is_escape;
+    }
+    return all;
+}
+
+static json_t *parse(const GString *text, json_error_t *ret_fault)
+{
+    static const size_t flags = JSON_REJECT_DUPLICATES | JSON_DECODE_ANY;
+    json_t *value = json_loadb(text->str, text->len, flags, ret_fault);
+    if (value || json_error_code(ret_fault) != json_error_numeric_overflow)
+        return value;
+    GString *enlarged = enlarge_integers(text);
+    value = json_loadb(enlarged->str, enlarged->len, flags, ret_fault);
+    g_string_free(enlarged, true);
+    return value;
+}
+
 static QmpFrame finish(QmpFraming *framing, json_t **ret_value, GError **error)
 {
     json_error_t fault;
@@ -143,8 +189,7 @@ static QmpFrame finish(QmpFraming *framing, json_t **ret_value, GError **error)
     if (framing->fault) {
         qmp_fail(error, "%s", framing->fault);
     } else {
-        value = json_loadb(framing->text->str, framing->text->len,
-                           JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &fault);
+        value = parse(framing->text, &fault);
         if (!value)
             qmp_fail(error, "JSON parse error, %s", fault.text);
     }

@@ -150,6 +150,14 @@ int qmp_server_add_listener(QmpServer *server, int fd, const char *name)
     return r;
 }
 
+unsigned qmp_server_n_clients(const QmpServer *server, const char *name)
+{
+    unsigned n = 0;
+    for (guint i = 0; i < server->clients->len; i++)
+        n += g_str_equal(((const Client *)server->clients->pdata[i])->name, name);
+    return n;
+}
+
 // -- events ---------------------------------------------------------------------------------------
 
 void qmp_server_emit(QmpServer *server, const char *event, json_t *data)

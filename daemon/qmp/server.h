@@ -22,6 +22,9 @@ const QmpTable *qmp_server_table(const QmpServer *server);
 int qmp_server_add_listener(QmpServer *server, int fd, const char *name);
 int qmp_server_add_client(QmpServer *server, int fd, const char *name);
 
+// Clients now that came through the sockets of that name.
+unsigned qmp_server_n_clients(const QmpServer *server, const char *name);
+
 // Tells all monitors that have negotiated. Takes `data` (NULL: none).
 void qmp_server_emit(QmpServer *server, const char *event, json_t *data);
 

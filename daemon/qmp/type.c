@@ -19,7 +19,8 @@ const QmpType qmp_int32 = {
     .name = "int", .kind = QMP_INT, .min = INT32_MIN, .max = INT32_MAX, .expected = "int32_t"};
 const QmpType qmp_uint32 = {
     .name = "int", .kind = QMP_INT, .max = UINT32_MAX, .expected = "uint32_t"};
-const QmpType qmp_uint64 = {.name = "int", .kind = QMP_INT, .max = INT64_MAX, .expected = "uint64"};
+const QmpType qmp_uint64 = {
+    .name = "int", .kind = QMP_INT, .min = INT64_MIN, .max = INT64_MAX, .expected = "uint64"};
 const QmpType qmp_size = {.name = "int", .kind = QMP_SIZE, .max = INT64_MAX, .expected = "uint64"};
 const QmpType qmp_number = {.name = "number", .kind = QMP_NUMBER};
 const QmpType qmp_bool = {.name = "bool", .kind = QMP_BOOL};
@@ -140,17 +141,19 @@ static int type_scalar(const Check *check, const Place *place, const QmpType *ty
     }
 }
 
+// What is no number of an unsigned type is told as QEMU's widest; the bounds of narrower ones are
+// looked at after that.
 static int check_int(const Check *check, const Place *place, const QmpType *type,
                      const json_t *value)
 {
-    // A fraction is told to be outside the bounds of the narrow types, and of the wrong type else.
-    if (json_is_real(value) && type->min == 0 && type->kind == QMP_INT)
-        return fail_place(check, place, "expects ", type->expected);
+    bool is_unsigned = g_str_has_prefix(type->expected, "uint");
     if (!json_is_integer(value))
-        return fail_type(check, place, "integer");
+        return is_unsigned ? fail_place(check, place, "expects ", "uint64")
+                           : fail_type(check, place, "integer");
     json_int_t n = json_integer_value(value);
-    return n < type->min || n > type->max ? fail_place(check, place, "expects ", type->expected)
-                                          : 0;
+    if (n >= type->min && n <= type->max)
+        return 0;
+    return qmp_fail(check->error, "Parameter '%s' expects %s", last_name(place), type->expected);
 }
 
 static int check_enum(const Check *check, const Place *place, const QmpType *type,

@@ -41,7 +41,8 @@ struct QmpType {
     const char *name; // of the schema; arrays, and the arguments of one command, need none
     QmpKind kind;
     const char *doc;
-    // QMP_INT: its bounds, and what a value outside is told to be.
+    // QMP_INT: its bounds, and what a value outside is told to be. Negative numbers of the widest
+    // unsigned type are large ones, as in QEMU.
     int64_t min, max;
     const char *expected;
     const char *const *values; // QMP_ENUM; ends with NULL

@@ -207,13 +207,14 @@ static int parse_child(const DriverOption *option, json_t *value, Place place, N
 {
     bool is_backing = g_str_equal(option->name, "backing");
     const char *name = json_string_value(value);
-    if (name && !place.may_name_nodes)
-        return error_set(error, -ENOTSUP, "\"%s\" names a node, which a json: name cannot",
-                         option->name);
-    if (json_is_null(value) && option->may_be_null) {
+    bool is_nothing = json_is_null(value) || (name && !*name); // "" is all that dotted keys have
+    if (is_nothing && option->may_be_null) {
         add_child(config, option->name);
         return 0;
     }
+    if (name && !place.may_name_nodes)
+        return error_set(error, -ENOTSUP, "\"%s\" names a node, which a json: name cannot",
+                         option->name);
     if (name) {
         add_child(config, option->name)->node = g_strdup(name);
         return 0;

@@ -107,7 +107,7 @@ static void on_control(World *w, FiberFn *fn)
 
 static void start_server(Fiber *self, void *arg)
 {
-    nbd_server_start(((World *)arg)->server, 0);
+    nbd_server_start(((World *)arg)->server, NULL);
 }
 
 static void stop_server(Fiber *self, void *arg)

@@ -19,7 +19,9 @@ static const QmpType modes = {.kind = QMP_ARRAY, .element = &mode};
 static const QmpType inner = {
     .name = "Inner",
     .kind = QMP_OBJECT,
-    .members = (const QmpMember[]){{"path", &qmp_str}, {"flag", &qmp_bool, true}, {0}},
+    .members =
+        (const QmpMember[]){
+            {"path", &qmp_str}, {"flag", &qmp_bool, true}, {"limit", &qmp_uint32, true}, {0}},
 };
 static const QmpType inners = {.kind = QMP_ARRAY, .element = &inner};
 static const QmpType inner_or_name = {
@@ -106,10 +108,15 @@ static void members_are_told_by_their_paths(void **state)
 static void types_are_told_by_their_json_names(void **state)
 {
     assert_fault("{\"kind\":1}", "Invalid parameter type for 'kind', expected: string");
-    assert_fault("{\"kind\":\"none\",\"size\":\"1\"}",
-                 "Invalid parameter type for 'size', expected: integer");
-    assert_fault("{\"kind\":\"none\",\"size\":1.5}",
-                 "Invalid parameter type for 'size', expected: integer");
+    assert_fault("{\"kind\":\"none\",\"n\":\"1\"}",
+                 "Invalid parameter type for 'n', expected: integer");
+    assert_fault("{\"kind\":\"none\",\"n\":1.5}",
+                 "Invalid parameter type for 'n', expected: integer");
+    assert_fault("{\"kind\":\"none\",\"size\":\"1\"}", "Parameter 'size' expects uint64");
+    assert_fault("{\"kind\":\"none\",\"granularity\":1.5}",
+                 "Parameter 'granularity' expects uint64");
+    assert_fault("{\"kind\":\"none\",\"inner\":{\"path\":\"p\",\"limit\":null}}",
+                 "Parameter 'inner.limit' expects uint64");
     assert_fault("{\"kind\":\"none\",\"ratio\":\"1\"}",
                  "Invalid parameter type for 'ratio', expected: number");
     assert_fault("{\"kind\":\"none\",\"modes\":\"fast\"}",
@@ -129,6 +136,8 @@ static void values_out_of_bounds_are_refused(void **state)
     assert_fault("{\"kind\":\"none\",\"granularity\":4294967296}",
                  "Parameter 'granularity' expects uint32_t");
     assert_fault("{\"kind\":\"net\",\"port\":65536}", "Parameter 'port' expects uint16_t");
+    assert_fault("{\"kind\":\"none\",\"inner\":{\"path\":\"p\",\"limit\":-1}}",
+                 "Parameter 'limit' expects uint32_t");
     assert_fault("{\"kind\":\"none\",\"size\":-1}", "Parameter 'size' expects uint64");
     assert_fault("{\"kind\":\"x\"}", "Parameter 'kind' does not accept value 'x'");
     assert_fault("{\"kind\":\"none\",\"mode\":\"x\"}",

@@ -266,6 +266,65 @@ def test_descriptors(tmp):
     assert (tmp / "l").exists(), "a socket that somebody else made was removed"
 
 
+def test_tcp(tmp):
+    """Monitors on TCP: several, each with several clients, on loopback addresses only."""
+    args = []
+    for i, host in enumerate(("127.0.0.1", "localhost")):
+        args += ["--chardev", f"socket,id=t{i},host={host},port=0,server=on,wait=off",
+                 "--monitor", f"chardev=t{i},mode=control"]
+    with Daemon("--qmp", tmp / "q", *args):
+        q = Qmp(tmp / "q")
+        names = {c["label"]: c["filename"] for c in q.command("query-chardev")}
+        assert sorted(names) == ["t0", "t1"], names
+        clients = []
+        for name in names.values():
+            assert name.startswith("disconnected:tcp:") and name.endswith(",server=on"), names
+            address = name.split(",")[0].split(":")[2:]
+            clients += [Qmp(sock=socket.create_connection(address)) for _ in range(2)]
+        for client in clients:
+            client.command("query-version")
+        assert all(c["frontend-open"] for c in q.command("query-chardev"))
+        clients[0].command("blockdev-add", driver="null-co", node_name="n")
+        clients[3].command("blockdev-del", node_name="n")
+        taken = q.command("query-chardev")[0]["filename"].split(",")[0].split(":")[2]
+        says(fails("--chardev", f"socket,id=t,host=127.0.0.1,port={taken},server=on", "--monitor",
+                   "t"), "Address already in use")
+    for host in "0.0.0.0", "::", "192.0.2.1":
+        says(fails("--chardev", f"socket,id=t,host={host},port=0,server=on", "--monitor", "t"),
+             host, "no loopback address")
+    says(fails("--chardev", "socket,id=t,host=localhost,port=65536,server=on", "--monitor", "t"),
+         "65536", "no port")
+
+
+def test_descriptors_of_others(tmp):
+    """A number that a client or an option gives is a descriptor of its own, once, or is refused."""
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(str(tmp / "l"))
+    listening.listen()
+    ours, theirs = socket.socketpair()
+    fd = listening.fileno()
+    args = ["--qmp", tmp / "q", "--chardev", f"socket,id=m,fd={fd},server=on", "--monitor", "m"]
+    with Daemon(*args, image(tmp / "a.qcow2"), pass_fds=(fd, theirs.fileno())) as d:
+        q = Qmp(tmp / "q")
+        q.command("nbd-server-stop")
+        for number in range(200):  # the image, the sockets and loops of the daemon, and what is not
+            sentence = q.error("nbd-server-start", addr={"type": "fd", "data": {"str": str(number)}})
+            assert sentence in (
+                f"File descriptor '{number}' is not a socket",
+                f"File descriptor '{number}' is in use, or is none that the process was started with",
+                f"descriptor {number} is not a listening stream socket"), sentence
+        Qmp(tmp / "l").command("query-named-block-nodes")
+        assert d.process.poll() is None
+
+    def refusal(*words):
+        done = run(harness.chaind_path, *words, check=False, pass_fds=(fd, theirs.fileno()))
+        assert done.returncode == 1, done
+        return done.stderr
+    says(refusal(*args, "--chardev", f"socket,id=n,fd={fd},server=on"), "is in use")
+    says(refusal("--chardev", f"socket,id=m,fd={theirs.fileno()},server=on"),
+         "not a listening socket")
+
+
 def test_daemonize(tmp):
     """--daemonize returns when all is served, --pidfile names the process; failures are told."""
     disk, pid_file = image(tmp / "a.qcow2"), tmp / "p"

@@ -24,7 +24,8 @@ struct NodeConfig {
 };
 
 // From `object`, in which children and members may be written flat ("file.filename": …) and numbers
-// as text. `may_name_nodes`: children may be names of nodes; else that is refused. -ENOTSUP for
+// as text. `may_name_nodes`: children may be names of nodes; else that is refused. An empty name
+// stands for null. -ENOTSUP for
 // what chaind does not know, -EINVAL for what makes no sense.
 int node_config_new(json_t *object, bool may_name_nodes, NodeConfig **ret_config, GError **error);
 // From a name that a user gives, a path or a json: name, and a format that is asked for (NULL:
