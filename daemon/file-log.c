@@ -26,6 +26,7 @@ static const char *verb(FileEventKind kind)
         return "cannot decompress a cluster of";
     case FILE_EVENT_FLUSH_FAILED:
     case FILE_EVENT_RESIZED:
+    case FILE_EVENT_CHANGED:
         break;
     }
     g_assert_not_reached();
@@ -61,6 +62,13 @@ void file_log_event(File *file, const FileEvent *event, void *file_log)
             " to %" G_GUINT64_FORMAT " bytes: another program writes to it; clients see the "
             "size from before until chaind opens it again",
             log->disk, file_path(file), file_size(file), event->off);
+    else if (event->kind == FILE_EVENT_CHANGED)
+        log_line(
+            LOG_WARNING,
+            "disk '%s': %s was changed from outside while it is served, though nobody may write "
+            "it: what is read may be damaged, and nothing is built on it until it is opened "
+            "again",
+            log->disk, file_path(file));
     else
         tell_failure(log, file, event);
 }

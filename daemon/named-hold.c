@@ -23,10 +23,10 @@ NodeHold *named_hold_on_loop(const NamedHold *hold)
 }
 
 // Another instance would go on showing what there was.
-static int check_single(const NamedNeed *need, GError **error)
+static int make_single(Fiber *self, Nodes *nodes, const NamedNeed *need, GError **error)
 {
     unsigned changing = NODE_PERM_ALL & ~NODE_PERM_CONSISTENT_READ;
-    return need->perms.held & changing ? node_instances_check_single(need->named, error) : 0;
+    return need->perms.held & changing ? nodes_make_single(self, nodes, need->named, error) : 0;
 }
 
 static int check(const char *owner, const NamedNeed *needs, unsigned n_needs, GError **error)
@@ -42,15 +42,18 @@ static int check(const char *owner, const NamedNeed *needs, unsigned n_needs, GE
             .perms = &needs[i].perms,
         };
         r = named_node_check_use_in(needs[i].named, &use, range, error);
-        if (r == 0)
-            r = check_single(&needs[i], error);
     }
     return r;
 }
 
-static void hold_on_loop(void *arg)
+static void hold_on_loop(Fiber *self, void *arg)
 {
     NamedHold *hold = arg;
+    for (guint i = 0; hold->result == 0 && i < hold->needs->len; i++)
+        hold->result =
+            node_check_unchanged(self, g_array_index(hold->needs, NodeNeed, i).node, &hold->error);
+    if (hold->result < 0)
+        return;
     hold->result = node_hold_new(hold->owner, (const NodeNeed *)hold->needs->data, hold->needs->len,
                                  &hold->on_loop, &hold->error);
 }
@@ -70,7 +73,6 @@ static void add(NamedHold *hold, const NamedNeed *need)
         .perms = &need->perms,
     };
     NodeNeed on_loop = {node_instances_get(need->named, hold->loop), need->perms};
-    g_assert(on_loop.node);
     g_ptr_array_add(hold->uses, named_node_use(need->named, &use));
     g_array_append_val(hold->needs, on_loop);
 }
@@ -83,10 +85,17 @@ static void hold_free(NamedHold *hold)
     g_free(hold);
 }
 
-int named_hold_new(Fiber *self, const char *owner, Loop *loop, const NamedNeed *needs,
+int named_hold_new(Fiber *self, Nodes *nodes, const char *owner, const NamedNeed *needs,
                    unsigned n_needs, NamedHold **ret_hold, GError **error)
 {
     int r = check(owner, needs, n_needs, error);
+    for (unsigned i = 0; r == 0 && i < n_needs; i++)
+        r = make_single(self, nodes, &needs[i], error);
+    Loop *loop = named_node_loop(needs[0].named);
+    for (unsigned i = 0; r == 0 && i < n_needs; i++)
+        if (!node_instances_get(needs[i].named, loop))
+            r = qmp_fail(error, "Node '%s' lives on another loop than node '%s'",
+                         needs[i].named->name, needs[0].named->name);
     if (r < 0)
         return r;
     NamedHold *hold = g_new0(NamedHold, 1);
@@ -96,7 +105,8 @@ int named_hold_new(Fiber *self, const char *owner, Loop *loop, const NamedNeed *
     hold->needs = g_array_new(FALSE, FALSE, sizeof(NodeNeed));
     for (unsigned i = 0; i < n_needs; i++)
         add(hold, &needs[i]);
-    remote_call_plain(self, loop, hold_on_loop, hold);
+    if (remote_call_fiber_reserve(self, loop, hold_on_loop, hold) < 0)
+        hold->result = qmp_fail(&hold->error, "no memory for a fiber's stack");
     if (hold->result == 0) {
         *ret_hold = hold;
         return 0;

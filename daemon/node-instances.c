@@ -16,7 +16,7 @@ struct NodeInstance {
     GArray *opened;     // ChainNode; the first is the node
 };
 
-static Node *node_of(const NodeInstance *instance)
+Node *node_instance_node(const NodeInstance *instance)
 {
     return g_array_index(instance->opened, ChainNode, 0).node;
 }
@@ -36,7 +36,16 @@ Node *node_instances_get(const NamedNode *named, const Loop *loop)
     if (named_node_loop(named) == loop)
         return named->node;
     const NodeInstance *instance = find(named, loop);
-    return instance ? node_of(instance) : NULL;
+    return instance ? node_instance_node(instance) : NULL;
+}
+
+Node *node_instances_nth(const NamedNode *named, unsigned n)
+{
+    if (n == 0)
+        return named->node;
+    return named->instances && n <= named->instances->len
+               ? node_instance_node(named->instances->pdata[n - 1])
+               : NULL;
 }
 
 Node *node_instances_find(void *arg, const char *name)
@@ -73,17 +82,6 @@ bool node_instances_are_possible(const NamedNode *named)
             g_ptr_array_add(all, ((const NodeUse *)named->children->pdata[c])->used);
     }
     return true;
-}
-
-int node_instances_check_single(const NamedNode *named, GError **error)
-{
-    if (!named->instances || !named->instances->len)
-        return 0;
-    g_autofree char *users = named_node_users_text(named);
-    return qmp_fail(error,
-                    "Node '%s' is read by chains on %u loops, each from a file of its own, and "
-                    "cannot be changed until those of one loop are left: it is used by %s",
-                    named->name, named->instances->len + 1, users);
 }
 
 // --- opening -------------------------------------------------------------------------------------
@@ -197,18 +195,28 @@ static bool is_used(const NamedNode *named, const NodeInstance *instance)
     return false;
 }
 
+static NodeInstance *take(NamedNode *named, NodeInstance *instance)
+{
+    g_ptr_array_remove_fast(named->instances, instance);
+    if (!named->instances->len)
+        g_clear_pointer(&named->instances, g_ptr_array_unref);
+    return instance;
+}
+
 NodeInstance *node_instances_take_unused(NamedNode *named)
 {
     for (guint i = 0; named->instances && i < named->instances->len; i++) {
         NodeInstance *instance = named->instances->pdata[i];
-        if (is_used(named, instance))
-            continue;
-        g_ptr_array_remove_index_fast(named->instances, i);
-        if (!named->instances->len)
-            g_clear_pointer(&named->instances, g_ptr_array_unref);
-        return instance;
+        if (!is_used(named, instance))
+            return take(named, instance);
     }
     return NULL;
+}
+
+NodeInstance *node_instances_take(NamedNode *named, const Loop *loop)
+{
+    NodeInstance *instance = find(named, loop);
+    return instance ? take(named, instance) : NULL;
 }
 
 int node_instance_close(Fiber *self, NodeInstance *instance)

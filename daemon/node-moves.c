@@ -6,6 +6,7 @@
 #include "chain-core/chain.h"
 #include "chain-core/component.h"
 #include "chain-core/remote-call.h"
+#include "chain-core/switch.h"
 #include "daemon/qmp/error.h"
 
 static bool is_separable(const NodeUse *use)
@@ -196,4 +197,78 @@ int node_moves_join(Fiber *self, NodeFinder *finder, const NodeConfig *config,
             return r;
     }
     return 0;
+}
+
+// --- one again -----------------------------------------------------------------------------------
+
+// Of all that use it. NULL: they are on several, or one is at work on it on some loop.
+static Loop *find_single_loop(const NamedNode *named)
+{
+    Loop *loop = NULL;
+    for (guint i = 0; i < named->users->len; i++) {
+        const NodeUse *use = named->users->pdata[i];
+        Loop *of_user = named_node_loop(use->by ?: named);
+        if (use->perms || (use->by && node_instances_exist(use->by)) || (loop && loop != of_user))
+            return NULL;
+        loop = of_user;
+    }
+    return loop ?: named_node_loop(named);
+}
+
+typedef struct Adoption {
+    Node *instance, *node;
+} Adoption;
+
+// They show the same, so nobody sees a difference.
+static void adopt_users(Fiber *self, void *arg)
+{
+    const Adoption *adoption = arg;
+    Switch *change = switch_new(REQUESTS_THAT_WRITE);
+    switch_move_users(change, adoption->instance, adoption->node);
+    switch_drain_always(self, change);
+    switch_commit(change);
+    switch_resume(change);
+    switch_end(self, change);
+}
+
+static int make_single(Fiber *self, const NodeFinder *finder, NamedNode *named, GError **error)
+{
+    NodeFinder to = *finder;
+    to.loop = find_single_loop(named);
+    g_autofree char *users = named_node_users_text(named);
+    if (!to.loop)
+        return qmp_fail(error,
+                        "Node '%s' is read by chains on %u loops, each from a file of its own, and "
+                        "cannot be changed until those of one loop are left: it is used by %s",
+                        named->name, named->instances->len + 1, users);
+    int r = node_move(self, &to, named, error);
+    NodeInstance *instance = r == 0 ? node_instances_take(named, to.loop) : NULL;
+    if (instance) {
+        Adoption adoption = {node_instance_node(instance), named->node};
+        remote_call_fiber_reserve(self, to.loop, adopt_users, &adoption);
+        node_instance_close(self, instance);
+    }
+    while (r == 0 && (instance = node_instances_take_unused(named)))
+        node_instance_close(self, instance);
+    return r;
+}
+
+// Those that use it first: then each is on one loop.
+int node_make_single(Fiber *self, const NodeFinder *finder, NamedNode *named, GError **error)
+{
+    g_autoptr(GPtrArray) all = g_ptr_array_new();
+    g_ptr_array_add(all, named);
+    for (guint i = 0; i < all->len; i++) {
+        const GPtrArray *users = ((const NamedNode *)all->pdata[i])->users;
+        for (guint u = 0; u < users->len; u++) {
+            NamedNode *by = ((const NodeUse *)users->pdata[u])->by;
+            if (by && node_instances_exist(by) && !g_ptr_array_find(all, by, NULL))
+                g_ptr_array_add(all, by);
+        }
+    }
+    int r = 0;
+    for (guint i = all->len; r == 0 && i-- > 0;)
+        if (node_instances_exist(all->pdata[i]))
+            r = make_single(self, finder, all->pdata[i], error);
+    return r;
 }

@@ -11,6 +11,10 @@
 // with a sentence: nothing has changed.
 int node_move(Fiber *self, const NodeFinder *finder, NamedNode *named, GError **error);
 
+// Has only `named` itself, and no instances of it, on the loop of those who use it: it is about to be
+// changed. Refused, with who they are, while they are on several.
+int node_make_single(Fiber *self, const NodeFinder *finder, NamedNode *named, GError **error);
+
 // Brings all of `used` (NamedNode), which `config` names, to one loop: those that have to be there
 // themselves, the smaller components to the largest; of the others there are instances then.
 // `finder->loop` says which, if none has to be on one, and is set.

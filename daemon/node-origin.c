@@ -78,7 +78,8 @@ void node_origin_file_event(File *file, const FileEvent *event, void *arg)
     NodeOrigin *origin = arg;
     file_log_event(file, event, &origin->file_log);
     gint64 now_us = g_get_monotonic_time();
-    if (event->kind == FILE_EVENT_RESIZED || now_us < origin->quiet_until_us)
+    if (event->kind == FILE_EVENT_RESIZED || event->kind == FILE_EVENT_CHANGED ||
+        now_us < origin->quiet_until_us)
         return;
     origin->quiet_until_us = now_us + QUIET_US;
     emit(origin, "BLOCK_IO_ERROR",

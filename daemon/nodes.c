@@ -40,8 +40,10 @@ static void check_files(Fiber *self, void *arg)
     Node *node = node_ref(arg); // the disk may be closed whenever this waits
     File *files[] = {node_file(node), node_metadata_file(node)};
     for (unsigned i = 0; i < G_N_ELEMENTS(files); i++)
-        if (files[i])
-            file_check_size(self, files[i]); // what fails here fails for clients, too
+        if (files[i]) { // what fails here fails for clients, too
+            file_check_size(self, files[i]);
+            file_check_unchanged(self, files[i], NULL);
+        }
     node_unref_close(self, node);
 }
 
@@ -225,6 +227,18 @@ int nodes_move(Fiber *self, Nodes *nodes, NamedNode *named, Loop *loop, GError *
     if (r < 0 || named_node_loop(named) == loop)
         return r;
     r = node_move(self, &finder, named, error);
+    fiber_rw_unlock_write(self, &nodes->move_lock);
+    trim(self, nodes);
+    return r;
+}
+
+int nodes_make_single(Fiber *self, Nodes *nodes, NamedNode *named, GError **error)
+{
+    NodeFinder finder = finder_for(nodes, NULL);
+    int r = node_instances_exist(named) ? begin_move(self, nodes, error) : 0;
+    if (r < 0 || !node_instances_exist(named))
+        return r;
+    r = node_make_single(self, &finder, named, error);
     fiber_rw_unlock_write(self, &nodes->move_lock);
     trim(self, nodes);
     return r;

@@ -29,6 +29,9 @@ FiberRwLock *nodes_move_lock(Nodes *nodes);
 // Moves a node, and all that has to be on its loop, to `loop`, one of those of nodes_new().
 int nodes_move(Fiber *self, Nodes *nodes, NamedNode *named, Loop *loop, GError **error);
 
+// What is about to be changed is there once: see node_make_single().
+int nodes_make_single(Fiber *self, Nodes *nodes, NamedNode *named, GError **error);
+
 // Opens what `config` (taken) describes, and names all its nodes; the top is added. `label` is what
 // the user calls it, for the log; NULL: its node-name. On the loop of the nodes that the config
 // names; without any, on the next one in turn.

@@ -133,7 +133,7 @@ static void set_due(SizeWatch *watch, Entry *e)
 
 static void watch_again(SizeWatch *watch, Entry *e)
 {
-    e->number = inotify_add_watch(watch->inotify_fd, e->path, IN_MODIFY);
+    e->number = inotify_add_watch(watch->inotify_fd, e->path, IN_MODIFY | IN_CLOSE_WRITE);
 }
 
 static void leave_alone(SizeWatch *watch, int number, gint64 now)
@@ -175,7 +175,7 @@ static void take_events(SizeWatch *watch, gint64 now)
     while ((n = read(watch->inotify_fd, buf, sizeof buf)) > 0)
         for (char *at = buf; at < buf + n;) {
             const struct inotify_event *event = (const struct inotify_event *)at;
-            if (event->mask & IN_MODIFY)
+            if (event->mask & (IN_MODIFY | IN_CLOSE_WRITE))
                 leave_alone(watch, event->wd, now);
             at += sizeof *event + event->len;
         }

@@ -9,7 +9,6 @@
 #include "chain-core/qcow2.h"
 #include "chain-core/remote-call.h"
 #include "daemon/daemon.h"
-#include "daemon/node-instances.h"
 #include "daemon/qmp/args.h"
 
 static const QmpType change_backing_file_args = {
@@ -62,7 +61,7 @@ static bool is_in_chain(const NamedNode *wanted, const NamedNode *top)
     return false;
 }
 
-static int change(Fiber *self, const Nodes *nodes, const json_t *args, GError **error)
+static int change(Fiber *self, Nodes *nodes, const json_t *args, GError **error)
 {
     const char *device = qmp_args_str(args, "device");
     const char *name = qmp_args_str(args, "backing-file");
@@ -79,7 +78,7 @@ static int change(Fiber *self, const Nodes *nodes, const json_t *args, GError **
     if (!is_in_chain(image, top))
         return qmp_fail(error, "'%s' and image file are not in the same chain", device);
     if (named_node_check_change(image, NODE_PERM_BACKING, "another name there", error) < 0 ||
-        node_instances_check_single(image, error) < 0)
+        nodes_make_single(self, nodes, image, error) < 0)
         return -EBUSY;
     Recording r = {.node = image->node, .name = name, .format = backing->driver->name};
     if (remote_call_fiber_reserve(self, named_node_loop(image), record, &r) < 0)

@@ -334,8 +334,8 @@ static int hold(Fiber *self, StreamJob *job, GError **error)
         };
         g_array_append_val(needs, need);
     }
-    return named_hold_new(self, job->owner, named_node_loop(job->image),
-                          (const NamedNeed *)needs->data, needs->len, &job->hold, error);
+    return named_hold_new(self, job->daemon->nodes, job->owner, (const NamedNeed *)needs->data,
+                          needs->len, &job->hold, error);
 }
 
 static int make_ready(Fiber *self, StreamJob *job, GError **error)

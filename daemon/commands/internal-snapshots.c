@@ -10,6 +10,7 @@
 
 #include <errno.h>
 
+#include "chain-core/chain.h"
 #include "chain-core/port.h"
 #include "chain-core/qcow2-snapshot.h"
 #include "chain-core/remote-call.h"
@@ -107,7 +108,10 @@ typedef struct Making {
 static void prepare_on_loop(Fiber *self, void *arg)
 {
     Making *m = arg;
-    m->result = qcow2_snapshot_prepare(self, m->held.named->node, m->name, &m->taken, &m->error);
+    m->result = chain_check_unchanged(self, m->held.named->node, &m->error);
+    if (m->result == 0)
+        m->result =
+            qcow2_snapshot_prepare(self, m->held.named->node, m->name, &m->taken, &m->error);
 }
 
 static void drain_on_loop(Fiber *self, void *arg)

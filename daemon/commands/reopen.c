@@ -229,9 +229,6 @@ static int check(const Nodes *nodes, const GArray *all, Reopening *r, GError **e
         result = find_backing(nodes, r, error);
     if (result == 0 && r->was_read_only && !r->read_only)
         result = check_may_write(all, named, error);
-    // What there is several times is the same everywhere.
-    if (result == 0 && (r->changes_backing || r->read_only != r->was_read_only))
-        result = node_instances_check_single(named, error);
     return result;
 }
 
@@ -276,6 +273,24 @@ static void restore_read_only(Fiber *self, void *arg)
     g_clear_error(&r->error); // it is stopped then, and says so to each write
 }
 
+static void check_below(Fiber *self, void *arg)
+{
+    Reopening *r = arg;
+    r->result = chain_check_unchanged(self, r->below, &r->error);
+}
+
+typedef struct Acceptance {
+    Node *node;
+    int result;
+    GError *error;
+} Acceptance;
+
+static void accept_change(Fiber *self, void *arg)
+{
+    Acceptance *a = arg;
+    a->result = node_accept_change(self, a->node, &a->error);
+}
+
 // Also what cannot fail any more.
 static void switch_node(Fiber *self, void *arg)
 {
@@ -304,6 +319,25 @@ static int call_loop(Fiber *self, Reopening *r, FiberFn *fn, GError **error)
     if (r->result < 0 && r->error)
         g_propagate_error(error, g_steal_pointer(&r->error));
     return r->result;
+}
+
+// What another program changed is not built on. Whoever reopens a node that is read-only, and stays so,
+// says that it was only touched.
+static int check_files(Fiber *self, Reopening *r, GError **error)
+{
+    int result = r->below ? call_loop(self, r, check_below, error) : 0;
+    Acceptance a = {0};
+    for (unsigned n = 0; result == 0 && r->read_only && r->was_read_only; n++) {
+        a.node = node_instances_nth(r->named, n);
+        if (!a.node)
+            break;
+        if (remote_call_fiber_reserve(self, a.node->loop, accept_change, &a) < 0)
+            return qmp_fail(error, "no memory for a fiber's stack");
+        if (a.error)
+            g_propagate_error(error, a.error);
+        result = a.result;
+    }
+    return result;
 }
 
 static int bring_backing(Fiber *self, Nodes *nodes, Reopening *r, GError **error)
@@ -357,8 +391,15 @@ static int prepare(Fiber *self, const Daemon *daemon, const json_t *options, GAr
                               error);
     for (guint i = 0; result == 0 && i < all->len; i++)
         result = check(daemon->nodes, all, &g_array_index(all, Reopening, i), error);
-    for (guint i = 0; result == 0 && i < all->len; i++)
-        result = bring_backing(self, daemon->nodes, &g_array_index(all, Reopening, i), error);
+    for (guint i = 0; result == 0 && i < all->len; i++) {
+        Reopening *r = &g_array_index(all, Reopening, i);
+        if (r->changes_backing || r->read_only != r->was_read_only)
+            result = nodes_make_single(self, daemon->nodes, r->named, error);
+        if (result == 0)
+            result = bring_backing(self, daemon->nodes, r, error);
+        if (result == 0)
+            result = check_files(self, r, error);
+    }
     return result < 0 ? result : change_modes(self, all, error);
 }
 

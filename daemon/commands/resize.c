@@ -5,7 +5,6 @@
 
 #include "chain-core/remote-call.h"
 #include "daemon/daemon.h"
-#include "daemon/node-instances.h"
 #include "daemon/qmp/args.h"
 #include "daemon/write-threshold.h"
 
@@ -37,7 +36,7 @@ static const QmpType block_resize_args = {
 };
 
 // A format relies on the length of its file.
-static int check_resize(const NamedNode *named, GError **error)
+static int check_resize(Fiber *self, Nodes *nodes, NamedNode *named, GError **error)
 {
     for (guint i = 0; i < named->users->len; i++) {
         const NodeUse *use = named->users->pdata[i];
@@ -49,7 +48,7 @@ static int check_resize(const NamedNode *named, GError **error)
                             named->name, named->name, use->by->name, named->name);
     }
     int r = named_node_check_change(named, NODE_PERM_RESIZE, "another size", error);
-    return r == 0 ? node_instances_check_single(named, error) : r;
+    return r == 0 ? nodes_make_single(self, nodes, named, error) : r;
 }
 
 typedef struct Resize {
@@ -76,9 +75,10 @@ static void refresh_with_users(Fiber *self, NamedNode *named)
     }
 }
 
-static int resize_node(Fiber *self, NamedNode *named, uint64_t size_bytes, GError **error)
+static int resize_node(Fiber *self, Nodes *nodes, NamedNode *named, uint64_t size_bytes,
+                       GError **error)
 {
-    int r = check_resize(named, error);
+    int r = check_resize(self, nodes, named, error);
     if (r < 0)
         return r;
     Resize resize = {.node = named->node, .size_bytes = size_bytes};
@@ -102,7 +102,7 @@ static int block_resize(Fiber *self, QmpCall *call, const json_t *args, json_t *
     if (r == 0 && size < 0)
         r = qmp_fail(error, "Parameter 'size' expects a >0 size");
     if (r == 0)
-        r = resize_node(self, named, (uint64_t)size, error);
+        r = resize_node(self, call->daemon->nodes, named, (uint64_t)size, error);
     fiber_mutex_unlock(self, lock);
     return r;
 }

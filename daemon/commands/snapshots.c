@@ -14,14 +14,14 @@
 #include "chain-core/remote-call.h"
 #include "daemon/daemon.h"
 #include "daemon/log.h"
-#include "daemon/node-instances.h"
 #include "daemon/node-overlay.h"
 #include "daemon/qmp/args.h"
 
 typedef struct Snapshot {
     Daemon *daemon;
     NamedNode *below, *overlay;
-    bool is_opened; // the overlay, by this action
+    bool is_opened;  // the overlay, by this action
+    char *made_path; // its file, if this action made it
     Switch *graph;
     // Of a call to the loop.
     int result;
@@ -47,7 +47,7 @@ static int call(Fiber *self, Snapshot *s, FiberFn *fn, GError **error)
 
 // -- which nodes ----------------------------------------------------------------------------------
 
-static int check_below(const NamedNode *below, GError **error)
+static int check_below(Fiber *self, Nodes *nodes, NamedNode *below, GError **error)
 {
     for (guint i = 0; i < below->users->len; i++) {
         const NodeUse *use = below->users->pdata[i];
@@ -56,7 +56,7 @@ static int check_below(const NamedNode *below, GError **error)
                             below->name, use->by->name);
     }
     int r = named_node_check_change(below, NODE_PERM_PLACE, "a snapshot", error);
-    return r == 0 ? node_instances_check_single(below, error) : r;
+    return r == 0 ? nodes_make_single(self, nodes, below, error) : r;
 }
 
 static bool may_have_backing(const NamedNode *named)
@@ -95,10 +95,24 @@ static void prepare_on_loop(Fiber *self, void *arg)
                                           &s->graph, &s->error);
 }
 
-static void close_overlay(Fiber *self, Snapshot *s)
+static void remove_on_loop(Fiber *self, void *arg)
+{
+    file_unlink(self, ((Snapshot *)arg)->made_path, NULL); // an empty image is left at worst
+}
+
+static void snapshot_free(Snapshot *s)
+{
+    g_free(s->made_path);
+    g_free(s);
+}
+
+// As if there had never been one.
+static void drop_overlay(Fiber *self, Snapshot *s)
 {
     if (s->is_opened)
         nodes_close(self, s->daemon->nodes, s->overlay);
+    if (s->made_path)
+        call(self, s, remove_on_loop, NULL);
 }
 
 // Takes `s`, also on failure.
@@ -110,8 +124,8 @@ static int prepare_overlay(Fiber *self, Snapshot *s, void **ret_state, GError **
     if (r == 0)
         r = call(self, s, prepare_on_loop, error);
     if (r < 0) {
-        close_overlay(self, s);
-        g_free(s);
+        drop_overlay(self, s);
+        snapshot_free(s);
         return r;
     }
     node_overlay_begin(s->overlay, s->below);
@@ -178,7 +192,7 @@ static void undo(Fiber *self, void *state)
     call(self, s, abort_on_loop, NULL);
     s->graph = NULL;
     node_overlay_abort(s->overlay);
-    close_overlay(self, s);
+    drop_overlay(self, s);
 }
 
 static void finish_on_loop(Fiber *self, void *arg)
@@ -205,7 +219,7 @@ static void clean(Fiber *self, void *state)
     Snapshot *s = state;
     if (s->graph)
         finish(self, s);
-    g_free(s);
+    snapshot_free(s);
 }
 
 // -- blockdev-snapshot ----------------------------------------------------------------------------
@@ -228,7 +242,7 @@ static int prepare_snapshot(Fiber *self, QmpCall *qmp, const json_t *data, void 
     NamedNode *below = find(nodes, node, node, error);
     if (!below)
         return -EINVAL;
-    int r = check_below(below, error);
+    int r = check_below(self, nodes, below, error);
     NamedNode *above = r == 0 ? find(nodes, overlay, overlay, error) : NULL;
     if (!above)
         return -EINVAL;
@@ -369,7 +383,7 @@ static int prepare_snapshot_sync(Fiber *self, QmpCall *qmp, const json_t *data, 
         find(nodes, qmp_args_str(data, "device"), qmp_args_str(data, "node-name"), error);
     if (!below)
         return -EINVAL;
-    int r = check_below(below, error);
+    int r = check_below(self, nodes, below, error);
     if (r == 0)
         r = check_sync(nodes, data, error);
     if (r < 0)
@@ -380,13 +394,16 @@ static int prepare_snapshot_sync(Fiber *self, QmpCall *qmp, const json_t *data, 
         .format = qmp_args_str(data, "format") ?: "qcow2",
         .below = named_node_image(below),
     };
-    if (!mode || !g_str_equal(mode, "existing"))
-        r = create_file(self, &new, error);
+    bool is_new = !mode || !g_str_equal(mode, "existing");
+    r = is_new ? create_file(self, &new, error) : 0;
+    if (r < 0)
+        return r;
     Snapshot *s = snapshot_new(qmp->daemon, below);
-    if (r == 0)
-        r = open_file(self, s, &new, error);
+    s->made_path = is_new ? g_strdup(new.path) : NULL;
+    r = open_file(self, s, &new, error);
     if (r < 0) {
-        g_free(s);
+        drop_overlay(self, s);
+        snapshot_free(s);
         return r;
     }
     return prepare_overlay(self, s, ret_state, error);

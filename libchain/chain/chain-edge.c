@@ -16,6 +16,21 @@ void chain_set_backing(Fiber *self, Node *overlay, Node *below, MapMemory *memor
     node_unref_close(self, merged);
 }
 
+// The graph may change whenever it waits, so the next one is held.
+int chain_check_unchanged(Fiber *self, Node *top, GError **error)
+{
+    int r = 0;
+    for (Node *node = node_ref(top), *next; node; node = next) {
+        if (r == 0)
+            r = node_check_unchanged(self, node, error);
+        next = r == 0 ? chain_backing(node) : NULL;
+        if (next)
+            node_ref(next);
+        node_unref_close(self, node);
+    }
+    return r;
+}
+
 Node *chain_backing(const Node *node)
 {
     Node *below = node->backing;

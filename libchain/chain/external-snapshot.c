@@ -89,6 +89,8 @@ int external_snapshot_prepare(Fiber *self, Node *head, Node *overlay, MapMemory 
         r = check_head(head, error);
     if (r == 0)
         r = check_place(head, error);
+    if (r == 0)
+        r = chain_check_unchanged(self, head, error);
     if (r < 0)
         return r;
     r = node_flush(self, head);

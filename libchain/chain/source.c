@@ -83,6 +83,10 @@ int source_lock(Fiber *self, const Source *source, const SourceMode *mode, GErro
     r = file_refresh_size(self, file);
     if (r < 0)
         return error_set(error, r, "%s: cannot tell its size: %s", file_path(file), g_strerror(-r));
+    if (mode->is_writable || mode->is_shared)
+        file_forget(file);
+    else
+        file_remember(self, file);
     return 0;
 }
 

@@ -36,7 +36,7 @@ int source_make_file(Fiber *self, const NodeConfig *config, const LayerOptions *
                      SourceMode mode, Node **ret_node, GError **error);
 // What options of a description change for what it describes.
 SourceMode source_mode_of(const NodeConfig *config, SourceMode above);
-// Keeps other programs out as `mode` says, and looks how long the file is now.
+// Keeps other programs out as `mode` says, and looks how the file is now.
 int source_lock(Fiber *self, const Source *source, const SourceMode *mode, GError **error);
 // The node that holds the file; made at the first call. Borrowed; NULL: there is no file.
 Node *source_node(Source *source);

@@ -229,6 +229,31 @@ int host_file_get_size(Fiber *self, File *file, uint64_t *ret_size)
     return r;
 }
 
+typedef struct StampCall {
+    HostFile *file;
+    FileStamp *stamp;
+} StampCall;
+
+// The inode of a device's name does not know who writes to the device.
+static int get_stamp_call(void *arg)
+{
+    const StampCall *c = arg;
+    struct stat st;
+    int r = host_file_measure(c->file->fd, c->file->file.is_block_device, &c->stamp->size);
+    if (r < 0 || c->file->file.is_block_device)
+        return r;
+    if (fstat(c->file->fd, &st) < 0)
+        return -errno;
+    c->stamp->mtime_ns = (int64_t)st.st_mtim.tv_sec * 1000000000 + st.st_mtim.tv_nsec;
+    return 0;
+}
+
+int host_file_get_stamp(Fiber *self, File *file, FileStamp *ret_stamp)
+{
+    StampCall c = {(HostFile *)file, ret_stamp};
+    return host_file_call(self, c.file, get_stamp_call, &c);
+}
+
 static int get_allocated_call(void *arg)
 {
     RangeCall *c = arg;

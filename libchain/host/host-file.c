@@ -385,6 +385,7 @@ const FileOps host_file_ops = {
     .truncate = host_file_truncate,
     .find_extent = host_file_find_extent,
     .get_size = host_file_get_size,
+    .get_stamp = host_file_get_stamp,
     .get_allocated = host_file_get_allocated,
     .lock = host_file_lock,
     .detach = detach,

@@ -48,6 +48,7 @@ int host_file_truncate(Fiber *self, File *file, uint64_t size);
 int host_file_find_extent(Fiber *self, File *file, uint64_t off, uint64_t len, bool *ret_is_data,
                           uint64_t *ret_len);
 int host_file_get_size(Fiber *self, File *file, uint64_t *ret_size);
+int host_file_get_stamp(Fiber *self, File *file, FileStamp *ret_stamp);
 int host_file_get_allocated(Fiber *self, File *file, uint64_t *ret_bytes);
 // Size of an open descriptor; blocking.
 int host_file_measure(int fd, bool is_block_device, uint64_t *ret_size);

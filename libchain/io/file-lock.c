@@ -77,7 +77,7 @@ int file_set_mode(Fiber *self, File *file, bool is_writable, GError **error)
     return 0;
 }
 
-int file_reopen(Fiber *self, File *file, bool is_writable, GError **error)
+static int reopen(Fiber *self, File *file, bool is_writable, GError **error)
 {
     unsigned held = file->held;
     if (file->keeps_mode && is_writable && !file->is_writable)
@@ -90,4 +90,18 @@ int file_reopen(Fiber *self, File *file, bool is_writable, GError **error)
     if (r < 0)
         file_lock(self, file, held, file->unshared, NULL);
     return r;
+}
+
+int file_reopen(Fiber *self, File *file, bool is_writable, GError **error)
+{
+    int r = is_writable ? file_check_unchanged(self, file, error) : 0;
+    if (r == 0)
+        r = reopen(self, file, is_writable, error);
+    if (r < 0)
+        return r;
+    if (is_writable)
+        file_forget(file);
+    else
+        file_remember(self, file);
+    return 0;
 }

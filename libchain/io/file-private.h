@@ -45,6 +45,13 @@ struct FileTransfer {
     struct iovec iov[FILE_MAX_IOV];
 };
 
+// How a file is at a moment.
+typedef struct FileStamp {
+    uint64_t size;
+    int64_t mtime_ns; // 0: there is no such time
+    uint64_t head;    // a hash over its first bytes
+} FileStamp;
+
 struct FileOps {
     // Transfers at once what can be transferred without blocking. Bytes (may be short; 0 from a
     // read: at or past the end), -EAGAIN: nothing was done, use submit(); other -errno.
@@ -73,6 +80,8 @@ struct FileOps {
     int (*find_extent)(Fiber *self, File *file, uint64_t off, uint64_t len, bool *ret_is_data,
                        uint64_t *ret_len); // -ENOTSUP: unknown
     int (*get_size)(Fiber *self, File *file, uint64_t *ret_size);
+    // Its size and mtime. NULL, -ENOTSUP: who changes it is not known.
+    int (*get_stamp)(Fiber *self, File *file, FileStamp *ret_stamp);
     int (*get_allocated)(Fiber *self, File *file, uint64_t *ret_bytes); // NULL: unknown
     void (*debug_event)(File *file, DebugEvent event);                  // NULL: nobody cares
     int (*lock)(Fiber *self, File *file, unsigned held, unsigned unshared, GError **error);
@@ -127,6 +136,8 @@ struct File {
     uint64_t n_changes;  // writes, zeroes, … begun or ended
     unsigned n_changing; // under way
     uint64_t told_size;  // of the last RESIZED event
+    FileStamp stamp;     // file-stamp.c
+    bool is_remembered, is_change_told;
     FileEventFn *event_fn;
     void *event_arg;
 

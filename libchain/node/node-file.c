@@ -17,6 +17,14 @@ static Node *node_of(const File *file)
     return ((const NodeFile *)file)->node;
 }
 
+// The node that the filters stand on.
+static Node *bottom_of(Node *node)
+{
+    while (node->ops->is_filter)
+        node = node->backing;
+    return node;
+}
+
 // Whether a change may end there, and with which flag: it may end past a node that grows.
 static int check_end(const File *file, uint64_t off, uint64_t len, NodeIoFlags *ret_flags)
 {
@@ -138,17 +146,16 @@ static int op_get_size(Fiber *self, File *file, uint64_t *ret_size)
     return r;
 }
 
+static int op_get_stamp(Fiber *self, File *file, FileStamp *ret_stamp)
+{
+    File *below = node_file(bottom_of(node_of(file)));
+    return below && below->ops->get_stamp ? below->ops->get_stamp(self, below, ret_stamp)
+                                          : -ENOTSUP;
+}
+
 static int op_lock(Fiber *self, File *file, unsigned held, unsigned unshared, GError **error)
 {
     return node_lock(self, node_of(file), held, unshared, error);
-}
-
-// The node that the filters stand on.
-static Node *bottom_of(Node *node)
-{
-    while (node->ops->is_filter)
-        node = node->backing;
-    return node;
 }
 
 // Nobody above is drained, as for node_set_writable(): only this file is above it, and the filters.
@@ -193,6 +200,7 @@ static const FileOps ops = {
     .truncate = op_truncate,
     .find_extent = op_find_extent,
     .get_size = op_get_size,
+    .get_stamp = op_get_stamp,
     .debug_event = op_debug_event,
     .lock = op_lock,
     .make_writable = op_make_writable,

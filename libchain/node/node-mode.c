@@ -53,6 +53,27 @@ void node_mode_changed(Node *node, bool is_writable)
     begin_generation(node);
 }
 
+typedef int FileCheckFn(Fiber *self, File *file, GError **error);
+
+static int check_files(Fiber *self, Node *node, FileCheckFn *check, GError **error)
+{
+    File *files[] = {node_file(node), node_metadata_file(node)};
+    int r = 0;
+    for (unsigned i = 0; r == 0 && i < G_N_ELEMENTS(files); i++)
+        r = files[i] ? check(self, files[i], error) : 0;
+    return r;
+}
+
+int node_check_unchanged(Fiber *self, Node *node, GError **error)
+{
+    return check_files(self, node, file_check_unchanged, error);
+}
+
+int node_accept_change(Fiber *self, Node *node, GError **error)
+{
+    return check_files(self, node, file_accept_change, error);
+}
+
 static int make_writable(Fiber *self, Node *node, GError **error)
 {
     int r = node->ops->set_writable(self, node, true, error);

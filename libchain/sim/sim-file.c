@@ -339,6 +339,14 @@ static int op_get_size(Fiber *self, File *file, uint64_t *ret_size)
     return 0;
 }
 
+static int op_get_stamp(Fiber *self, File *file, FileStamp *ret_stamp)
+{
+    const SimInode *inode = sim_file(file)->inode;
+    sim_delay(self, "get stamp");
+    *ret_stamp = (FileStamp){.size = inode->now.size, .mtime_ns = (int64_t)inode->last_seq};
+    return 0;
+}
+
 // The rule behind QEMU's byte locks: what one holds, no other may forbid.
 static int op_lock(Fiber *self, File *file, unsigned held, unsigned unshared, GError **error)
 {
@@ -389,6 +397,7 @@ static const FileOps file_ops = {
     .copy = op_copy,
     .find_extent = op_find_extent,
     .get_size = op_get_size,
+    .get_stamp = op_get_stamp,
     .lock = op_lock,
     .make_writable = op_make_writable,
     .close = op_close,

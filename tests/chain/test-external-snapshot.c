@@ -421,6 +421,57 @@ static void refuse_to_hold_below(const World *w, const char *overlay)
     fiber_assert(strstr(error->message, overlay));
 }
 
+static void write_behind_our_back(Fiber *self, const char *path, uint64_t off)
+{
+    File *file;
+    fiber_assert_equal(file_open(self, path, FILE_WRITABLE, &file, NULL), 0);
+    fiber_assert_equal(file_write(self, file, host_off(off), "other", 5), 0);
+    file_close(self, file);
+}
+
+static void hear_of_change(File *file, const FileEvent *event, void *n_told)
+{
+    *(unsigned *)n_told += event->kind == FILE_EVENT_CHANGED;
+}
+
+// A layer is made below the head by a snapshot, written by us until then, and by another after.
+static void change_a_layer(Fiber *self, void *arg)
+{
+    World *w = arg;
+    unsigned n_told = 0;
+    begin(self, w);
+    write_block(self, w, 3);
+    take_snapshot(self, w);
+    write_block(self, w, 4);
+    Node *below = node_ref(chain_backing(w->port.node));
+    fiber_assert_equal(chain_check_unchanged(self, w->port.node, NULL), 0);
+    file_set_event_fn(node_file(below), hear_of_change, &n_told);
+    write_behind_our_back(self, "/layer-0", 4096);
+    create_overlay(self, w, 9, DISK);
+    Node *overlay = open_overlay(self, w, 9);
+    assert_refused(self, w, overlay, -ESTALE, "/layer-0 was changed by another program");
+    assert_refused(self, w, overlay, -ESTALE, "the time of its last write");
+    fiber_assert_equal(n_told, 1);
+    fiber_assert_equal(node_set_writable(self, below, true, NULL), -ESTALE);
+    fiber_assert(below->read_only);
+
+    fiber_assert_equal(node_accept_change(self, below, NULL), 0); // "it was touched"
+    Switch *s = prepare(self, w, overlay);
+    switch_end(self, s);
+    write_behind_our_back(self, "/layer-0", 0);
+    fiber_assert_equal(node_accept_change(self, below, NULL), -ESTALE);
+    file_set_event_fn(node_file(below), NULL, NULL);
+    node_unref_close(self, overlay);
+    node_unref_close(self, below);
+    end(self, w);
+}
+
+static void nothing_is_built_on_a_layer_that_another_program_changed(void **state)
+{
+    run_world(1, "raw", change_a_layer);
+    run_world(2, "qcow2", change_a_layer);
+}
+
 static void refuse(Fiber *self, void *arg)
 {
     World *w = arg;
@@ -467,6 +518,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(layers_keep_their_point_in_time_and_flushes_hold_over_power_cuts),
         cmocka_unit_test(a_flush_fails_while_a_layer_below_is_not_durable),
+        cmocka_unit_test(nothing_is_built_on_a_layer_that_another_program_changed),
         cmocka_unit_test(what_makes_no_sense_is_refused_in_a_sentence),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

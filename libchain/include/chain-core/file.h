@@ -99,6 +99,7 @@ typedef enum FileEventKind {
     FILE_EVENT_DECODE_FAILED, // a driver's: what was read is broken (file_tell())
     FILE_EVENT_FLUSH_FAILED,  // for the first time; it sticks
     FILE_EVENT_RESIZED,       // by somebody else (file_check_size())
+    FILE_EVENT_CHANGED,       // likewise, of a remembered file
 } FileEventKind;
 
 typedef struct FileEvent {
@@ -116,6 +117,17 @@ void file_tell(File *file, FileEventKind kind, uint64_t off, int error);
 // Did another program change the file's size since it was opened? Then there is an event, one for
 // each new size. Says nothing while a write is under way, which may change it too. 0 or -errno.
 int file_check_size(Fiber *self, File *file);
+
+// A file that something relies on, and that nobody writes: how it is now is remembered (size, time of
+// the last write, first bytes), until it is forgotten before it is written here. Reads; what cannot
+// be told is not remembered. file_reopen() sees to it for files that change their mode.
+void file_remember(Fiber *self, File *file);
+void file_forget(File *file);
+// Did another program change it since? -ESTALE with a sentence, and an event the first time. 0 as well
+// for files that are not remembered.
+int file_check_unchanged(Fiber *self, File *file, GError **error);
+// The same, but a file that can only have been touched is remembered as it is now.
+int file_accept_change(Fiber *self, File *file, GError **error);
 
 // Calls `fn` once, with how far it goes, when a write (zeroing, taking space) begins that ends
 // beyond `off`; then there is no threshold any more. `fn` must not suspend. 0: none.
@@ -163,7 +175,7 @@ int file_lock_also(Fiber *self, File *file, unsigned held, unsigned unshared, GE
 // FILE_PERM_RESIZE before it is writable, or gives them up after; what holds before and after is
 // held all the while, so nobody gets in between. Transfers and locks of others are as file_lock()
 // says; on failure all is as before. Nothing may be changing the file; reads may be under way. Does
-// not flush.
+// not flush. A file that was changed behind our back does not become writable (-ESTALE).
 int file_reopen(Fiber *self, File *file, bool is_writable, GError **error);
 // The file is a node by itself, with a mode of its own: file_reopen() changes its locks alone, and is
 // -EACCES where it is read-only.

@@ -291,6 +291,11 @@ void node_stop_writes(Node *node);
 int node_set_writable(Fiber *self, Node *node, bool is_writable, GError **error);
 // The same while requests come: it drains, and on the way down for a step in memory only.
 int node_change_mode(Fiber *self, Node *node, bool is_writable, GError **error);
+// Has no other program changed the files of `node`, which nobody may write? -ESTALE with a sentence.
+// node_set_writable() asks, too.
+int node_check_unchanged(Fiber *self, Node *node, GError **error);
+// The same, but files that can only have been touched are taken as they are.
+int node_accept_change(Fiber *self, Node *node, GError **error);
 // For drivers whose mode changed otherwise; drained, and not below an overlay.
 void node_mode_changed(Node *node, bool is_writable);
 
