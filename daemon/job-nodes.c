@@ -46,6 +46,18 @@ bool job_nodes_is_below(const NamedNode *top, const NamedNode *wanted)
     return false;
 }
 
+char *job_nodes_header_name(const NamedNode *image, NamedNode *over, NamedNode *base)
+{
+    char *name = named_node_header_name(named_node_image(base), named_node_file_name(image));
+    if (name)
+        return name;
+    const NamedNode *lowest = over;
+    for (NamedNode *named = over; named != base; named = named_node_below(named))
+        if (!named->node->ops->is_filter)
+            lowest = named;
+    return g_strdup(json_string_value(json_object_get(lowest->facts.info, "backing-filename")));
+}
+
 // -- modes ----------------------------------------------------------------------------------------
 
 typedef struct ModeChange {
@@ -67,8 +79,9 @@ static int check_may_write(const NamedNode *named, GError **error)
     int r = 0;
     for (guint i = 0; r == 0 && i < named->children->len; i++) {
         NodeUse use = *(const NodeUse *)named->children->pdata[i];
-        use.writes = !g_str_equal(use.role, "backing");
-        r = named_node_check_use(use.used, &use, error);
+        use.writes = true;
+        if (!g_str_equal(use.role, "backing"))
+            r = named_node_check_use(use.used, &use, error);
     }
     return r;
 }

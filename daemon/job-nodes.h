@@ -13,6 +13,10 @@ NamedNode *job_nodes_find_file(NamedNode *top, const char *name, GError **error)
 // Is `wanted` a node below `top`, or that itself?
 bool job_nodes_is_below(const NamedNode *top, const NamedNode *wanted);
 
+// How the header of `image` is to name `base`, which lies below `over`: its file, or as whoever lay
+// over it called it. Owned; NULL: it has no name.
+char *job_nodes_header_name(const NamedNode *image, NamedNode *over, NamedNode *base);
+
 // Makes a node that its job holds writable, while it is used; or read-only again, when all that was
 // written is durable. The error is one sentence.
 int job_nodes_set_writable(Fiber *self, NamedNode *named, bool is_writable, GError **error);

@@ -50,3 +50,25 @@ void node_overlay_end(NamedNode *overlay, bool stays)
     }
     overlay->is_added = stays || overlay->users->len == 0;
 }
+
+static void describe_child(const NodeUse *use)
+{
+    NamedNode *parent = use->by;
+    if (parent && parent->config)
+        nodes_set_config(parent, node_config_new_with(parent->config, use->role, use->used->name));
+}
+
+void node_overlay_leave(NamedNode *top, NamedNode *below)
+{
+    g_autoptr(GPtrArray) users = g_ptr_array_copy(top->users, NULL, NULL);
+    for (guint i = 0; i < users->len; i++) {
+        NodeUse *use = users->pdata[i];
+        bool is_job = use->perms;
+        if (is_job || g_str_equal(use->role, "snapshot"))
+            continue;
+        g_ptr_array_remove(top->users, use);
+        use->used = below;
+        g_ptr_array_add(below->users, use);
+        describe_child(use);
+    }
+}

@@ -85,35 +85,17 @@ static int copy(Fiber *self, void *arg, CopyChunk *chunk)
 
 static const CopyEngineOps ops = {.find = find, .copy = copy, JOB_COPY_OPS};
 
-// A granule is at least a cluster, so that no two chunks fill the same one; on a large disk more, so
-// that what is to be done takes some MiB at most, however it lies.
-static uint32_t choose_granularity_bits(Node *image)
-{
-    enum { MIN_BITS = 16, MAX_GRANULES_BITS = 26 };
-    uint64_t bytes = MAX(image->size_bytes >> MAX_GRANULES_BITS, node_fill_granularity(image));
-    uint32_t bits = MIN_BITS;
-    bytes = MAX(bytes, image->preferred_bytes);
-    while (UINT64_C(1) << bits < bytes)
-        bits++;
-    return bits;
-}
-
 static CopyEngineConfig engine_config(BlockStream *stream)
 {
     Node *image = stream->port.node;
-    const File *file = node_file(image);
-    uint32_t bits = choose_granularity_bits(image);
-    uint32_t chunk_bytes =
-        file && file_is_in_memory(file) ? COPY_MEMORY_CHUNK_BYTES : COPY_CHUNK_BYTES;
-    return (CopyEngineConfig){
+    CopyEngineConfig config = {
         .size_bytes = image->size_bytes,
-        .granularity_bits = bits,
-        .chunk_bytes = MAX(chunk_bytes, UINT32_C(1) << bits),
-        .window_bytes = COPY_WINDOW_BYTES,
         .guests = image,
         .ops = &ops,
         .arg = stream,
     };
+    job_copy_choose_sizes(&config, image);
+    return config;
 }
 
 // Ahead of the switch, so that it has little to wait for.

@@ -23,13 +23,12 @@ struct Commit {
     CommitSpec spec;
     char *name, *backing_name, *backing_format;
     Node **overlays;
-    bool was_writable; // base
     Port port;
     CopyNodes nodes;
     // Active:
     RangeLock lock;
     Node *filter; // NULL: not in the graph
-    bool is_ready, is_over, is_pivoted;
+    bool is_ready, is_over;
     uint64_t looked_ns, left_before;
     unsigned n_looks_without_progress;
 };
@@ -47,33 +46,6 @@ static int fail(GError **error, int r, const Commit *c, const char *what)
 }
 
 // -- begin ----------------------------------------------------------------------------------------
-
-static int set_writable(Fiber *self, Node *node, bool is_writable, GError **error)
-{
-    uint64_t deadline_ns = loop_now_ns(fiber_loop(self)) + PORT_MAX_STALL_NS;
-    int r = node_drain_begin_until(self, node, REQUESTS_ALL, deadline_ns);
-    if (r < 0) {
-        g_set_error(error, G_FILE_ERROR, g_file_error_from_errno(-r),
-                    "%s: cannot be made %s, as requests under way do not end", node->name,
-                    is_writable ? "writable" : "read-only");
-        return r;
-    }
-    r = node_set_writable(self, node, is_writable, error);
-    node_drain_end(node, REQUESTS_ALL);
-    return r;
-}
-
-static int open_base(Fiber *self, const Commit *c, GError **error)
-{
-    Node *base = c->spec.base;
-    int r = c->was_writable ? 0 : set_writable(self, base, true, error);
-    if (r == 0 && base->size_bytes < c->spec.top->size_bytes) {
-        r = node_resize(self, base, c->spec.top->size_bytes, error);
-        if (r < 0 && !c->was_writable)
-            set_writable(self, base, false, NULL);
-    }
-    return r;
-}
 
 static void free_commit(Fiber *self, Commit *c)
 {
@@ -100,11 +72,13 @@ int commit_begin(Fiber *self, const CommitSpec *spec, Commit **ret_commit, GErro
         c->overlays[i] = node_ref(spec->overlays[i]);
     node_ref(spec->top);
     node_ref(spec->base);
-    c->was_writable = !spec->base->read_only;
     c->copy.on_error = spec->on_error;
     c->copy.retries_ignored = true;
+    c->copy.counts_all = !is_active(c);
     c->left_before = UINT64_MAX;
-    int r = open_base(self, c, error);
+    int r = 0;
+    if (spec->base->size_bytes < spec->top->size_bytes)
+        r = node_resize(self, spec->base, spec->top->size_bytes, error);
     if (r < 0) {
         free_commit(self, c);
         return r;
@@ -270,17 +244,13 @@ static int stay_in_step(Fiber *self, Commit *c)
 int commit_run(Fiber *self, JobControl *control, void *commit, GError **error)
 {
     Commit *c = commit;
-    const File *file = node_file(c->spec.base);
-    bool is_in_memory = file && file_is_in_memory(file);
     CopyEngineConfig config = {
         .size_bytes = size_of_work(c),
-        .granularity_bits = 16,
-        .chunk_bytes = is_in_memory ? COPY_MEMORY_CHUNK_BYTES : COPY_CHUNK_BYTES,
-        .window_bytes = is_in_memory ? COPY_MEMORY_CHUNK_BYTES : COPY_WINDOW_BYTES,
         .guests = c->spec.top,
         .ops = &commit_ops,
         .arg = c,
     };
+    job_copy_choose_sizes(&config, c->spec.base);
     c->copy.control = control;
     job_copy_begin(&c->copy, fiber_loop(self), &config);
     if (is_active(c))
@@ -306,41 +276,16 @@ static int drain(Fiber *self, const Commit *c, Switch *s, GError **error)
                  : 0;
 }
 
-static int record_one(Fiber *self, const Commit *c, Node *overlay, GError **error)
-{
-    bool was_writable = !overlay->read_only;
-    int r = was_writable ? 0 : set_writable(self, overlay, true, error);
-    if (r < 0)
-        return r;
-    r = qcow2_set_backing_name(self, overlay, c->backing_name, c->backing_format, error);
-    if (!was_writable) {
-        int restored = set_writable(self, overlay, false, r < 0 ? NULL : error);
-        r = r < 0 ? r : restored;
-    }
-    return r;
-}
-
-static void stop_base(void *node)
-{
-    node_stop_writes(node);
-}
-
 // An overlay that records base already and is not switched shows the same.
 static int leave_out(Fiber *self, Commit *c, GError **error)
 {
     int r = make_durable(self, c, error);
     for (unsigned i = 0; r == 0 && i < c->spec.n_overlays; i++)
-        r = record_one(self, c, c->overlays[i], error);
+        r = qcow2_set_backing_name(self, c->overlays[i], c->backing_name, c->backing_format, error);
     if (r < 0)
         return r;
     Switch *s = switch_new(REQUESTS_ALL);
-    for (unsigned i = 0; i < c->spec.n_overlays; i++) {
-        Node *below = chain_below_new(self, c->spec.base, c->spec.memory);
-        switch_set_backing(s, c->overlays[i], below);
-        node_unref_close(self, below);
-    }
-    if (!c->was_writable)
-        switch_call(s, stop_base, c->spec.base);
+    switch_move_users(s, c->spec.top, c->spec.base);
     r = drain(self, c, s, error);
     if (r == 0)
         switch_commit(s);
@@ -405,7 +350,6 @@ static int pivot(Fiber *self, Commit *c, GError **error)
         return r;
     filter_forward_stop(c->filter);
     node_unref_close(self, g_steal_pointer(&c->filter));
-    c->is_pivoted = true;
     return 0;
 }
 
@@ -419,23 +363,13 @@ int commit_prepare(Fiber *self, Commit *c, bool *ret_switched, GError **error)
     return r;
 }
 
-// Guests wait for it only where base may still be written.
-static int close_base(Fiber *self, const Commit *c, GError **error)
+void commit_end(Fiber *self, Commit *c)
 {
-    Node *base = c->spec.base;
-    return base->read_only ? node_set_writable(self, base, false, error)
-                           : set_writable(self, base, false, error);
-}
-
-int commit_end(Fiber *self, Commit *c, GError **error)
-{
-    int r = 0;
+    if (!c)
+        return;
     if (c->filter)
         remove_filter(self, c);
     port_done(self, &c->port);
     job_copy_end(&c->copy);
-    if (!c->was_writable && !(c->is_pivoted && !c->spec.top->read_only))
-        r = close_base(self, c, error);
     free_commit(self, c);
-    return r;
 }

@@ -22,6 +22,8 @@ typedef struct JobCopy {
     .failed = job_copy_failed, .wants_pause = job_copy_wants_pause,                                \
     .pause_point = job_copy_pause_point, .progress = job_copy_progress
 
+// How to copy into `target`: the granularity of the work set, chunks and the window.
+void job_copy_choose_sizes(CopyEngineConfig *config, Node *target);
 // `control`, `on_error`, `retries_ignored` and `counts_all` are set.
 void job_copy_begin(JobCopy *copy, Loop *loop, const CopyEngineConfig *config);
 void job_copy_end(JobCopy *copy); // frees the engine; accepts one that has not begun

@@ -117,7 +117,7 @@ static const QmpType cancel_args = {
                              "without it, it ends well without completing"},
                             {0}},
 };
-static const QmpType copy_mode = {
+const QmpType qmp_mirror_copy_mode = {
     .name = "MirrorCopyMode",
     .kind = QMP_ENUM,
     .values = (const char *const[]){"background", "write-blocking", NULL},
@@ -125,7 +125,7 @@ static const QmpType copy_mode = {
 static const QmpType change_mirror = {
     .name = "BlockJobChangeOptionsMirror",
     .kind = QMP_OBJECT,
-    .members = (const QmpMember[]){{"copy-mode", &copy_mode, .doc = "from now on"}, {0}},
+    .members = (const QmpMember[]){{"copy-mode", &qmp_mirror_copy_mode, .doc = "from now on"}, {0}},
 };
 static const QmpType change_args = {
     .kind = QMP_OBJECT,

@@ -12,6 +12,7 @@ JobEventFn qmp_block_jobs_happened;
 
 // --- for the commands that start one
 
+extern const QmpType qmp_mirror_copy_mode;
 extern const QmpType qmp_on_error;
 // What the member `name` of that type says; report, where it is not there.
 JobOnError qmp_args_on_error(const json_t *args, const char *name);

@@ -77,16 +77,6 @@ static NamedNode *next_below(const StreamJob *job, const NamedNode *named)
     return named == job->bottom || !job->bottom ? NULL : named_node_below(named);
 }
 
-// Of those the one that has a header.
-static const NamedNode *lowest_layer(const StreamJob *job)
-{
-    const NamedNode *lowest = job->image;
-    for (NamedNode *named = job->image; named; named = next_below(job, named))
-        if (!named->node->ops->is_filter)
-            lowest = named;
-    return lowest;
-}
-
 typedef struct SwitchCall {
     BlockStream *stream;
     BlockStreamBacking backing;
@@ -100,18 +90,6 @@ static void switch_on_loop(Fiber *self, void *arg)
     call->result = block_stream_switch(self, call->stream, &call->backing, &call->error);
 }
 
-// How the header of `image` names `base`. Returned owned.
-static char *base_name(const StreamJob *job, NamedNode *base)
-{
-    if (job->backing_file)
-        return g_strdup(job->backing_file);
-    char *name = named_node_header_name(named_node_image(base), named_node_file_name(job->image));
-    // It lies in no file: as whoever lay over it called it.
-    return name
-               ?: g_strdup(json_string_value(
-                      json_object_get(lowest_layer(job)->facts.info, "backing-filename")));
-}
-
 static const char *base_format(const StreamJob *job, NamedNode *base)
 {
     const Driver *driver = named_node_image(base)->driver;
@@ -121,8 +99,10 @@ static const char *base_format(const StreamJob *job, NamedNode *base)
 static int switch_backing(Fiber *self, StreamJob *job, NamedNode *base, GError **error)
 {
     NamedNode *image = job->image;
-    g_autofree char *name = base ? base_name(job, base) : NULL;
+    g_autofree char *name = g_strdup(job->backing_file);
     SwitchCall call = {.stream = job->stream};
+    if (base && !name)
+        name = job_nodes_header_name(image, image, base);
     if (base && !name)
         return qmp_fail(error,
                         "Node '%s' is no file that the header of '%s' could name: give its name as "

@@ -4,6 +4,7 @@
 
 #include "backing-file.h"
 #include "bitmaps.h"
+#include "block-commit.h"
 #include "block-jobs.h"
 #include "block-stream.h"
 #include "chardevs.h"
@@ -36,6 +37,7 @@ const QmpFamily *const qmp_families[] = {
     &qmp_jobs_family,
     &qmp_block_jobs_family,
     &qmp_block_stream_family,
+    &qmp_block_commit_family,
     &qmp_objects_family,
     &qmp_chardevs_family,
     NULL, // ends

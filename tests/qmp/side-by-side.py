@@ -27,7 +27,7 @@ directory, so names of files are relative. Lines of a script:
 The program starts at the first line that needs it.
 
 Normalised: times of events, names that were made up (#block123), the working directory, the order of
-events after quit, how far a job had come that is cancelled.
+events after quit, how far a job had come that is cancelled, and how much it knew of.
 
 usage: side-by-side.py [--chaind PATH] [--qemu PATH] [--show] [NAME]...
 
@@ -206,7 +206,7 @@ class Player:
         if "event" in line:
             del line["timestamp"]
             if line["event"] == "BLOCK_JOB_CANCELLED":
-                del line["data"]["offset"]
+                del line["data"]["offset"], line["data"]["len"]
             self.write_json("*", line)
             monitor.events.append(line)
         return line

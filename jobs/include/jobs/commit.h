@@ -2,7 +2,8 @@
 // Commit: what the layers from `top` down to, and without, `base` own is written into `base`; then
 // they are left out of the chain. Nobody above sees a difference, before, meanwhile or after.
 //
-//     intermediate   overlays lie on `top`: their images record `base`, and lie on it then
+//     intermediate   overlays lie on `top`: their images record `base`, and whoever uses `top` uses
+//                    that then
 //     active         `top` is the head, and guests write it meanwhile. Once all is copied the job is
 //                    ready, and stays in step; completed, whoever uses `top` uses `base`
 //
@@ -14,7 +15,6 @@
 
 #include <glib.h>
 
-#include "chain-core/map-memory.h"
 #include "chain-core/node.h"
 #include "jobs/job-control.h"
 
@@ -31,17 +31,16 @@ typedef enum CommitCopyMode {
 typedef struct CommitSpec {
     const char *name;      // the job's, for messages
     Node *top, *base;      // of one chain
-    Node *const *overlays; // of which `top` is the backing layer; none: it is active
+    Node *const *overlays; // all images whose backing layer `top` is; none: it is active
     unsigned n_overlays;
     const char *backing_name, *backing_format; // that overlays are to record
-    MapMemory *memory;                         // outlives it
     JobOnError on_error;
     CommitCopyMode copy_mode;
 } CommitSpec;
 
-// Makes `base` writable, and as large as `top`. The caller has seen to it that nobody else relies on
-// what the base and the layers in between show. 0, or negative with a sentence and nothing has
-// changed, but for the size.
+// Makes `base` as large as `top`. Until the end it is writable, and so are overlays; and the caller
+// has seen to it that nobody else relies on what the base and the layers in between show. 0, or
+// negative with a sentence, and nothing has changed.
 int commit_begin(Fiber *self, const CommitSpec *spec, Commit **ret_commit, GError **error);
 // JobKind.run; `commit` is a Commit.
 int commit_run(Fiber *self, JobControl *control, void *commit, GError **error);
@@ -49,6 +48,5 @@ int commit_run(Fiber *self, JobControl *control, void *commit, GError **error);
 // shows what it did. *ret_switched: it is another one now (not after an active commit was asked to
 // end without).
 int commit_prepare(Fiber *self, Commit *commit, bool *ret_switched, GError **error);
-// Last, whatever came before: base is read-only again if it was, unless it is the head now. Frees
-// `commit`. A negative result, with a sentence, changes nothing of that.
-int commit_end(Fiber *self, Commit *commit, GError **error);
+// Last, whatever came before. Closes what nobody else uses any more. Accepts NULL.
+void commit_end(Fiber *self, Commit *commit);

@@ -1,0 +1,487 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// block-commit. Which nodes it is about, what the table of nodes says before and after; the work and
+// the switch are jobs/commit.c's, on the loop of the nodes, once they are held. Control loop.
+#include "block-commit.h"
+
+#include <errno.h>
+
+#include "block-jobs.h"
+#include "chain-core/remote-call.h"
+#include "daemon/daemon.h"
+#include "daemon/job-nodes.h"
+#include "daemon/log.h"
+#include "daemon/named-hold.h"
+#include "daemon/node-instances.h"
+#include "daemon/node-names.h"
+#include "daemon/node-overlay.h"
+#include "daemon/qmp/args.h"
+#include "jobs/commit.h"
+
+// -- types ----------------------------------------------------------------------------------------
+
+static const QmpType block_commit_args = {
+    .kind = QMP_OBJECT,
+    .members =
+        (const QmpMember[]){
+            {"job-id", &qmp_str, true, "of the job; required, as nodes have no devices"},
+            {"device", &qmp_str, .doc = "the head of the chain"},
+            {"base-node", &qmp_str, true, "into which node; the lowest one, unless given"},
+            {"base", &qmp_str, true, "the same, as its file"},
+            {"top-node", &qmp_str, true,
+             "the highest node that is committed; the device, unless given"},
+            {"top", &qmp_str, true, "the same, as its file"},
+            {"backing-file", &qmp_str, true,
+             "how images over the top are to name the base, as it stands; its file's name, unless "
+             "given"},
+            {"backing-mask-protocol", &qmp_bool, true,
+             "record `raw` as its format where it is no format"},
+            {"speed", &qmp_int, true,
+             "at most, in bytes a second; 0, which is the default: no limit"},
+            {"on-error", &qmp_on_error, true, "report, unless given"},
+            {"filter-node-name", &qmp_str, true, "checked only: the job's filter has no name"},
+            {"copy-mode", &qmp_mirror_copy_mode, true,
+             "an extension: how what guests write meanwhile comes to the base of a device that is "
+             "committed itself. Unless given, in the background, and write-blocking once what is "
+             "left gets no less"},
+            {"auto-finalize", &qmp_bool, true, "true, unless given; else by job-finalize"},
+            {"auto-dismiss", &qmp_bool, true, "true, unless given; else by job-dismiss"},
+            {0}},
+};
+
+// What is held of whom; the table in chain-core/node-hold.h.
+static const NodePerms base_perms = {
+    .held = NODE_PERM_CONSISTENT_READ | NODE_PERM_WRITE | NODE_PERM_RESIZE,
+    .shared = NODE_PERM_WRITE_UNCHANGED,
+};
+static const NodePerms between_perms = {
+    .held = NODE_PERM_CONSISTENT_READ | NODE_PERM_BACKING | NODE_PERM_PLACE,
+    .shared = NODE_PERM_WRITE_UNCHANGED,
+};
+static const NodePerms top_perms = {
+    .held = NODE_PERM_CONSISTENT_READ | NODE_PERM_PLACE,
+    .shared = NODE_PERM_CONSISTENT_READ | NODE_PERM_WRITE_UNCHANGED | NODE_PERM_WRITE,
+};
+static const NodePerms overlay_perms = {
+    .held = NODE_PERM_CONSISTENT_READ | NODE_PERM_WRITE_UNCHANGED | NODE_PERM_BACKING,
+    .shared = NODE_PERM_CONSISTENT_READ | NODE_PERM_WRITE_UNCHANGED | NODE_PERM_WRITE,
+};
+
+// -- the job --------------------------------------------------------------------------------------
+
+typedef struct CommitJob {
+    Daemon *daemon;
+    NamedNode *device, *top, *base;
+    GPtrArray *overlays;  // NamedNode, images; none: the device is committed itself
+    GPtrArray *read_only; // NamedNode that were, and are to be again
+    char *backing_file;   // as the user wants it named; NULL: by its file
+    bool masks_protocol;
+    JobOnError on_error;
+    CommitCopyMode copy_mode;
+    char *owner; // "commit job 'j'"
+    NamedHold *hold;
+    Commit *commit;
+} CommitJob;
+
+static bool is_active(const CommitJob *job)
+{
+    return job->overlays->len == 0;
+}
+
+static int run(Fiber *self, JobControl *control, void *work, GError **error)
+{
+    return commit_run(self, control, ((const CommitJob *)work)->commit, error);
+}
+
+typedef struct PrepareCall {
+    Commit *commit;
+    bool is_switched;
+    int result;
+    GError *error;
+} PrepareCall;
+
+static void prepare_on_loop(Fiber *self, void *arg)
+{
+    PrepareCall *call = arg;
+    call->result = commit_prepare(self, call->commit, &call->is_switched, &call->error);
+}
+
+static void note_switch(Fiber *self, CommitJob *job)
+{
+    node_overlay_leave(job->top, job->base);
+    if (is_active(job) && !job->top->facts.read_only)
+        g_ptr_array_remove(job->read_only, job->base); // it is the head now
+    nodes_refresh(self, job->base);
+    for (guint i = 0; i < job->overlays->len; i++)
+        nodes_refresh(self, job->overlays->pdata[i]);
+}
+
+static int prepare_with_lock(Fiber *self, CommitJob *job, GError **error)
+{
+    PrepareCall call = {.commit = job->commit};
+    if (remote_call_fiber_reserve(self, named_node_loop(job->base), prepare_on_loop, &call) < 0)
+        return qmp_fail(error, "Node '%s': no memory for a fiber's stack", job->base->name);
+    if (call.error)
+        g_propagate_error(error, call.error);
+    if (call.is_switched)
+        note_switch(self, job);
+    return call.result;
+}
+
+static int prepare(Fiber *self, void *work, GError **error)
+{
+    CommitJob *job = work;
+    FiberMutex *lock = nodes_graph_lock(job->daemon->nodes);
+    fiber_mutex_lock(self, lock);
+    int r = prepare_with_lock(self, job, error);
+    fiber_mutex_unlock(self, lock);
+    return r;
+}
+
+static void end_on_loop(Fiber *self, void *arg)
+{
+    commit_end(self, arg);
+}
+
+static void restore_modes(Fiber *self, const CommitJob *job)
+{
+    for (guint i = 0; i < job->read_only->len; i++) {
+        g_autoptr(GError) error = NULL;
+        if (job_nodes_set_writable(self, job->read_only->pdata[i], false, &error) < 0)
+            log_line(LOG_ERROR, "after %s: %s", job->owner, error->message);
+    }
+}
+
+// With the graph lock.
+static void commit_job_free(Fiber *self, CommitJob *job)
+{
+    if (job->commit)
+        remote_call_fiber_reserve(self, named_node_loop(job->base), end_on_loop, job->commit);
+    restore_modes(self, job);
+    if (job->hold)
+        named_hold_release(self, job->daemon->nodes, job->hold);
+    g_ptr_array_unref(job->overlays);
+    g_ptr_array_unref(job->read_only);
+    g_free(job->owner);
+    g_free(job->backing_file);
+    g_free(job);
+}
+
+static void clean(Fiber *self, void *work)
+{
+    CommitJob *job = work;
+    FiberMutex *lock = nodes_graph_lock(job->daemon->nodes);
+    fiber_mutex_lock(self, lock);
+    commit_job_free(self, job);
+    fiber_mutex_unlock(self, lock);
+}
+
+static const JobKind commit_kind = {
+    .type = "commit",
+    .is_block_job = true,
+    .run = run,
+    .prepare = prepare,
+    .clean = clean,
+};
+static const JobKind active_commit_kind = {
+    .type = "commit",
+    .is_block_job = true,
+    .can_be_ready = true,
+    .run = run,
+    .prepare = prepare,
+    .clean = clean,
+};
+
+// -- what it is about -----------------------------------------------------------------------------
+
+static NamedNode *find_device(const Nodes *nodes, const char *name, GError **error)
+{
+    NamedNode *device = nodes_find(nodes, name);
+    if (!device) {
+        g_set_error(error, QMP_ERROR, QMP_ERROR_DEVICE_NOT_FOUND, "Device '%s' not found", name);
+        return NULL;
+    }
+    for (guint i = 0; i < device->users->len; i++) {
+        if (((const NodeUse *)device->users->pdata[i])->by) {
+            qmp_fail(error, "Need a root block node");
+            return NULL;
+        }
+    }
+    return device;
+}
+
+static int check_exclusive(const json_t *args, const char *node, const char *file, GError **error)
+{
+    if (qmp_args_have(args, node) && qmp_args_have(args, file))
+        return qmp_fail(error, "'%s' and '%s' are mutually exclusive", node, file);
+    return 0;
+}
+
+static NamedNode *find_in_chain(const Nodes *nodes, const NamedNode *chain, const char *name,
+                                GError **error)
+{
+    NamedNode *named = nodes_get(nodes, name, error);
+    if (!named || job_nodes_is_below(chain, named))
+        return named;
+    qmp_fail(error, "'%s' is not in this backing file chain", name);
+    return NULL;
+}
+
+static NamedNode *find_top(const Nodes *nodes, NamedNode *device, const json_t *args,
+                           GError **error)
+{
+    const char *name = qmp_args_str(args, "top-node"), *file = qmp_args_str(args, "top");
+    if (check_exclusive(args, "top-node", "top", error) < 0)
+        return NULL;
+    if (name)
+        return find_in_chain(nodes, device, name, error);
+    if (!file || g_str_equal(file, named_node_file_name(device)))
+        return device;
+    NamedNode *top = job_nodes_find_file(device, file, NULL);
+    if (!top)
+        qmp_fail(error, "Top image file %s not found", file);
+    return top;
+}
+
+static NamedNode *lowest_below(NamedNode *named)
+{
+    for (NamedNode *below; (below = named_node_below(named));)
+        named = below;
+    return named;
+}
+
+static NamedNode *find_base(const Nodes *nodes, const NamedNode *device, NamedNode *top,
+                            const json_t *args, GError **error)
+{
+    const char *name = qmp_args_str(args, "base-node"), *file = qmp_args_str(args, "base");
+    if (check_exclusive(args, "base-node", "base", error) < 0)
+        return NULL;
+    if (file)
+        return job_nodes_find_file(top, file, error);
+    if (!name)
+        return lowest_below(top);
+    NamedNode *base = find_in_chain(nodes, device, name, error);
+    if (!base || job_nodes_is_below(top, base))
+        return base;
+    qmp_fail(error, "'%s' is not in this backing file chain", name);
+    return NULL;
+}
+
+// Images whose backing node it is, or a filter over it.
+static void collect_overlays(const NamedNode *named, GPtrArray *overlays)
+{
+    for (guint i = 0; i < named->users->len; i++) {
+        NamedNode *by = ((const NodeUse *)named->users->pdata[i])->by;
+        if (by && by->node->ops->is_filter)
+            collect_overlays(by, overlays);
+        else if (by)
+            g_ptr_array_add(overlays, by);
+    }
+}
+
+static int find_nodes(const Nodes *nodes, const json_t *args, CommitJob *job, GError **error)
+{
+    job->device = find_device(nodes, qmp_args_str(args, "device"), error);
+    if (!job->device)
+        return -ENODEV;
+    job->top = find_top(nodes, job->device, args, error);
+    if (!job->top)
+        return -ENODEV;
+    job->base = find_base(nodes, job->device, job->top, args, error);
+    if (!job->base)
+        return -ENODEV;
+    if (job->base == job->top)
+        return qmp_fail(error, "cannot commit an image into itself");
+    if (named_node_image(job->top) == named_node_image(job->device))
+        job->top = named_node_image(job->device); // filters over it stay
+    else
+        collect_overlays(job->top, job->overlays);
+    return 0;
+}
+
+static int check(const CommitJob *job, const json_t *args, GError **error)
+{
+    const char *filter = qmp_args_str(args, "filter-node-name");
+    int r = 0;
+    for (NamedNode *named = job->top; r == 0 && named != job->base; named = named_node_below(named))
+        r = named_node_check_change(named, NODE_PERM_BACKING, "another job", error);
+    if (r < 0)
+        return r;
+    if (is_active(job) && qmp_args_have(args, "backing-file"))
+        return qmp_fail(error, "'backing-file' specified, but 'top' is the active layer");
+    if (!is_active(job) && qmp_args_have(args, "copy-mode"))
+        return qmp_fail(error, "'copy-mode' specified, but 'top' is not the active layer");
+    if (filter && !node_names_is_allowed(filter))
+        return qmp_fail(error, "Invalid node-name: '%s'", filter);
+    if (filter && nodes_find(job->daemon->nodes, filter))
+        return qmp_fail(error, "Duplicate nodes with node-name='%s'", filter);
+    return 0;
+}
+
+// -- the start ------------------------------------------------------------------------------------
+
+static void add_need(GArray *needs, NamedNode *named, const char *role, NodePerms perms)
+{
+    NamedNeed need = {named, role, perms};
+    g_array_append_val(needs, need);
+}
+
+static int hold(Fiber *self, CommitJob *job, GError **error)
+{
+    g_autoptr(GArray) needs = g_array_new(FALSE, FALSE, sizeof(NamedNeed));
+    for (guint i = 0; i < job->overlays->len; i++)
+        add_need(needs, job->overlays->pdata[i], "overlay", overlay_perms);
+    add_need(needs, job->top, is_active(job) ? "main node" : "intermediate node",
+             is_active(job) ? top_perms : between_perms);
+    for (NamedNode *n = named_node_below(job->top); n != job->base; n = named_node_below(n))
+        add_need(needs, n, "intermediate node", between_perms);
+    add_need(needs, job->base, "base", base_perms);
+    return named_hold_new(self, job->daemon->nodes, job->owner, (const NamedNeed *)needs->data,
+                          needs->len, &job->hold, error);
+}
+
+static int make_writable(Fiber *self, CommitJob *job, NamedNode *named, GError **error)
+{
+    if (!named->facts.read_only)
+        return 0;
+    int r = job_nodes_set_writable(self, named, true, error);
+    if (r == 0)
+        g_ptr_array_add(job->read_only, named);
+    return r;
+}
+
+typedef struct BeginCall {
+    CommitSpec spec;
+    Commit *commit;
+    int result;
+    GError *error;
+} BeginCall;
+
+static void begin_on_loop(Fiber *self, void *arg)
+{
+    BeginCall *call = arg;
+    call->result = commit_begin(self, &call->spec, &call->commit, &call->error);
+}
+
+static char *base_name(const CommitJob *job)
+{
+    if (is_active(job) || job->backing_file)
+        return g_strdup(job->backing_file);
+    return job_nodes_header_name(job->overlays->pdata[0], job->top, job->base);
+}
+
+static int begin(Fiber *self, CommitJob *job, const char *id, GError **error)
+{
+    Loop *loop = named_node_loop(job->base);
+    const Driver *driver = named_node_image(job->base)->driver;
+    g_autofree char *name = base_name(job);
+    g_autofree Node **overlays = g_new(Node *, job->overlays->len + 1);
+    if (!is_active(job) && !name)
+        return qmp_fail(error,
+                        "Node '%s' is no file that the header of '%s' could name: give its name as "
+                        "backing-file",
+                        job->base->name, ((NamedNode *)job->overlays->pdata[0])->name);
+    for (guint i = 0; i < job->overlays->len; i++)
+        overlays[i] = ((NamedNode *)job->overlays->pdata[i])->node;
+    BeginCall call = {
+        .spec =
+            {
+                .name = id,
+                .top = node_instances_get(job->top, loop),
+                .base = job->base->node,
+                .overlays = overlays,
+                .n_overlays = job->overlays->len,
+                .backing_name = name,
+                .backing_format = job->masks_protocol && !driver->open ? "raw" : driver->name,
+                .on_error = job->on_error,
+                .copy_mode = job->copy_mode,
+            },
+    };
+    if (remote_call_fiber_reserve(self, loop, begin_on_loop, &call) < 0)
+        return qmp_fail(error, "Node '%s': no memory for a fiber's stack", job->base->name);
+    nodes_refresh(self, job->base);
+    if (call.error)
+        g_propagate_error(error, call.error);
+    job->commit = call.commit;
+    return call.result;
+}
+
+static int make_ready(Fiber *self, CommitJob *job, const char *id, GError **error)
+{
+    int r = hold(self, job, error);
+    if (r == 0)
+        r = make_writable(self, job, job->base, error);
+    for (guint i = 0; r == 0 && i < job->overlays->len; i++)
+        r = make_writable(self, job, job->overlays->pdata[i], error);
+    return r == 0 ? begin(self, job, id, error) : r;
+}
+
+// Takes `work`.
+static int start(Fiber *self, CommitJob *work, const json_t *args, GError **error)
+{
+    JobSpec spec =
+        qmp_block_job_spec(args, is_active(work) ? &active_commit_kind : &commit_kind, work);
+    spec.total = is_active(work) ? 0 : work->top->facts.size_bytes;
+    Job *job = job_new(work->daemon->jobs, &spec, error);
+    if (!job) {
+        commit_job_free(self, work);
+        return -EINVAL;
+    }
+    int r = job_set_speed(job, qmp_args_int(args, "speed", 0), error);
+    work->owner = g_strdup_printf("%s job '%s'", commit_kind.type, spec.id);
+    if (r == 0)
+        r = make_ready(self, work, spec.id, error);
+    if (r == 0) {
+        job_start(self, job, named_node_loop(work->base));
+    } else {
+        job_drop(job);
+        commit_job_free(self, work);
+    }
+    return r;
+}
+
+static CommitCopyMode copy_mode_of(const json_t *args)
+{
+    const char *mode = qmp_args_str(args, "copy-mode");
+    if (!mode)
+        return COMMIT_COPY_AUTOMATIC;
+    return g_str_equal(mode, "background") ? COMMIT_COPY_BACKGROUND : COMMIT_COPY_WRITE_BLOCKING;
+}
+
+static int start_commit(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_reply,
+                        GError **error)
+{
+    Nodes *nodes = call->daemon->nodes;
+    CommitJob *work = g_new(CommitJob, 1);
+    *work = (CommitJob){
+        .daemon = call->daemon,
+        .overlays = g_ptr_array_new(),
+        .read_only = g_ptr_array_new(),
+        .backing_file = g_strdup(qmp_args_str(args, "backing-file")),
+        .masks_protocol = qmp_args_bool(args, "backing-mask-protocol", false),
+        .on_error = qmp_args_on_error(args, "on-error"),
+        .copy_mode = copy_mode_of(args),
+    };
+    fiber_mutex_lock(self, nodes_graph_lock(nodes));
+    int r = find_nodes(nodes, args, work, error);
+    if (r == 0)
+        r = check(work, args, error);
+    if (r == 0)
+        r = start(self, work, args, error);
+    else
+        commit_job_free(self, work);
+    fiber_mutex_unlock(self, nodes_graph_lock(nodes));
+    return r;
+}
+
+static const QmpCommand commands[] = {
+    {"block-commit", &block_commit_args, NULL,
+     "Starts a job that writes what layers of a chain own into a layer below them, and takes them "
+     "out of the chain then. If the device itself is committed the job becomes ready once all is "
+     "copied, and stays in step with what clients write; completed, the base is in its place. What "
+     "the device shows does not change; its clients do not notice. The base is no state of the "
+     "disk by itself from the first byte on. No file is removed.",
+     start_commit},
+    {0},
+};
+
+const QmpFamily qmp_block_commit_family = {.title = "Commit", .commands = commands};
