@@ -10,7 +10,9 @@ import time
 
 import nbd
 
-from harness import GIB, KIB, MIB, Daemon, Skip, check_image, connect, main, qemu_img, run
+from harness import (GIB, KIB, MIB, Daemon, Skip, check_image, connect, main, qemu_img, qemu_io,
+                     run)
+from world import World
 
 
 @contextlib.contextmanager
@@ -136,6 +138,46 @@ def reap(h, flying, written):
             flying.pop(cookie)
             n_refused += 1
     return n_refused
+
+
+def test_a_stream_without_room_is_paused_and_goes_on(tmp):
+    """A stream that meets a full file system is paused if its user wants that. What was acknowledged
+    stays meanwhile, and can be flushed; with room again the stream goes on and loses nothing."""
+    base = tmp / "base.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", base, 32 * MIB)
+    qemu_io(base, "write -q -P 3 0 24M")
+    with small_file_system(tmp, 48 * MIB) as full, World(tmp) as w:
+        disk = full / "top.qcow2"
+        qemu_img("create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", base, disk)
+        w.add("top", disk)
+        w.export("top", name="top")
+        h = connect(w.uri("top"))
+        h.pwrite(b"\x07" * 64 * KIB, 0)
+        filler = fill(full)
+        with open(filler, "r+b") as f:  # some of it fits
+            f.truncate(os.stat(filler).st_size - 6 * MIB)
+        w.qmp.command("block-stream", job_id="s", device="top", on_error="enospc")
+        error = w.qmp.event("BLOCK_JOB_ERROR")
+        assert error == {"device": "s", "operation": "write", "action": "stop"}, error
+        while w.qmp.event("JOB_STATUS_CHANGE")["status"] != "paused":
+            pass
+        job, = w.qmp.command("query-block-jobs")
+        assert (job["io-status"], job["paused"], job["busy"]) == ("nospace", True, False), job
+        h.flush()
+        h.pwrite(b"\x08" * 4096, 4096, nbd.CMD_FLAG_FUA)
+        assert h.pread(MIB, 23 * MIB) == b"\3" * MIB
+        os.unlink(filler)
+        w.qmp.command("block-job-resume", device="s")
+        end = w.qmp.event("BLOCK_JOB_COMPLETED")
+        assert "error" not in end and end["offset"] == end["len"], end
+        base.unlink()
+        data = h.pread(24 * MIB, 0)
+        assert data == b"\7" * 4096 + b"\10" * 4096 + b"\7" * 56 * KIB + b"\3" * (len(data) - 64 * KIB)
+        h.shutdown()
+        w.qmp.command("block-export-del", id="e-top")
+        w.qmp.event("BLOCK_EXPORT_DELETED")
+        w.qmp.command("blockdev-del", node_name="top")
+        check_image(disk)
 
 
 main(globals())
