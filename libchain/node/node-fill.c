@@ -133,6 +133,12 @@ static int find_run(Fiber *self, const Fill *f, uint64_t off, uint64_t end, Run 
 
 // --- moving --------------------------------------------------------------------------------------
 
+// Others go first: those that are runnable, and whoever becomes so by what the kernel knows.
+static void let_others_go(Fiber *self)
+{
+    fiber_sleep(self, 0);
+}
+
 static int read_below(Fiber *self, const Fill *f, uint64_t off, uint8_t *buf, size_t len)
 {
     Node *below = f->node->backing;
@@ -143,10 +149,11 @@ static int read_below(Fiber *self, const Fill *f, uint64_t off, uint8_t *buf, si
     memset(buf + inside, 0, len - inside);
     io_batch_init(&batch, self);
     for (size_t at = 0; at < inside && r == 0; at += TURN_BYTES) {
-        if (at)
-            fiber_yield(self);
+        uint32_t n_pending = batch.pending;
         r = node_read_start(self, below, guest_off(off + at), buf + at,
                             MIN(TURN_BYTES, inside - at), &batch);
+        if (batch.pending == n_pending && at + TURN_BYTES < inside)
+            let_others_go(self);
     }
     int waited = io_batch_wait(self, &batch);
     r = r < 0 ? r : waited;
@@ -161,7 +168,7 @@ static int write_up(Fiber *self, const NodeFillPlace *place, uint64_t at, const 
     int r = 0;
     for (size_t done = 0; done < len && r == 0; done += turn) {
         if (done)
-            fiber_yield(self);
+            let_others_go(self);
         r = file_write(self, place->file, host_off(place->host.v + at + done), buf + done,
                        MIN(turn, len - done));
     }
@@ -186,7 +193,7 @@ static int copy_up(Fiber *self, const Fill *f, const NodeFillPlace *place, uint6
         *(r ? &f->result->shared_bytes : &f->result->copied_bytes) += n;
         done += n;
         if (done < place->len)
-            fiber_yield(self);
+            let_others_go(self);
     }
     *ret_done = done;
     return r == -ENOTSUP || r > 0 ? 0 : r;
@@ -294,7 +301,7 @@ static int fill_missing(Fiber *self, const Fill *f, uint64_t off, uint64_t end)
             return r;
         off += run.len;
         if (off < end)
-            fiber_yield(self);
+            let_others_go(self);
     }
     return 0;
 }
