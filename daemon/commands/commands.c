@@ -15,6 +15,7 @@
 #include "node-queries.h"
 #include "nodes.h"
 #include "objects.h"
+#include "plans.h"
 #include "protocol.h"
 #include "reopen.h"
 #include "resize.h"
@@ -38,6 +39,7 @@ const QmpFamily *const qmp_families[] = {
     &qmp_block_jobs_family,
     &qmp_block_stream_family,
     &qmp_block_commit_family,
+    &qmp_plans_family,
     &qmp_objects_family,
     &qmp_chardevs_family,
     NULL, // ends
