@@ -1,8 +1,8 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Everything at once: two disks under guests that write, read and flush, while snapshots of both kinds,
-views, dirty bitmaps, resizes and exports come and go in seeded order, with kill -9 and restarts among
-them. What must hold, at every moment:
+views, dirty bitmaps, resizes and exports come and go in seeded order and streams and commits shorten the
+chains, with kill -9 and restarts among them. What must hold, at every moment:
 
 - a guest reads what it wrote last; after a kill, what a flush confirmed or something newer;
 - each kept point in time (external or internal snapshot) shows the disk of its moment, byte for byte the
@@ -83,7 +83,8 @@ class Disk:
     def __init__(self, world, number):
         self.world, self.name = world, f"disk{number}"
         self.lock = threading.RLock()
-        self.layers = [world.tmp / f"{self.name}.qcow2"]
+        self.layers = [world.tmp / f"{self.name}.qcow2"]  # of the chain as it is, base first
+        self.below = {self.layers[0]: None}  # of each file that has content of a point in time
         self.shape = world.rng.choice(SHAPES)
         qemu_img("create", "-q", "-f", "qcow2", "-o", self.shape, self.layers[0], SIZE)
         self.state = State([ZERO] * (SIZE // BLOCK))
@@ -99,6 +100,17 @@ class Disk:
     def new_name(self, kind):
         self.n_made += 1
         return f"{self.name}-{kind}{self.n_made}"
+
+    def push(self, path):
+        path = pathlib.Path(path)
+        self.below[path] = self.head
+        self.layers.append(path)
+
+    def stands_on(self, path, base):
+        """Whether what the file shows is in part what `base` shows."""
+        while path is not None and path != base:
+            path = self.below[path]
+        return path is not None
 
     def connect(self):
         self.guest = Guest(self)
@@ -222,6 +234,10 @@ class Guest(threading.Thread):
             raise self.failure
 
 
+class KillNow(Exception):
+    """The daemon is to be killed in the middle of a job."""
+
+
 class World:
     def __init__(self, tmp, seed):
         self.tmp, self.rng = tmp, random.Random(seed)
@@ -262,7 +278,7 @@ class World:
 
     def adopt_bitmaps(self, disk):
         """Those that were stored go on; those in use when the daemon was killed can only be removed."""
-        there = {b["name"]: b for b in self.node(disk.head.stem).get("dirty-bitmaps", [])}
+        there = {b["name"]: b for b in self.node(self.node_of(disk.head)).get("dirty-bitmaps", [])}
         kept = []
         for bitmap in disk.bitmaps:
             if not bitmap.persistent:
@@ -272,7 +288,7 @@ class World:
                 assert self.killed, f"{bitmap.name} of {disk.name} was not stored"
             elif info.get("inconsistent"):
                 assert self.killed, f"{bitmap.name} of {disk.name} is inconsistent"
-                self.qmp.command("block-dirty-bitmap-remove", node=disk.head.stem, name=bitmap.name)
+                self.qmp.command("block-dirty-bitmap-remove", node=self.node_of(disk.head), name=bitmap.name)
             else:
                 kept.append(bitmap)
         disk.bitmaps = kept
@@ -291,8 +307,8 @@ class World:
     def check_bitmaps(self, disk):
         for bitmap in disk.bitmaps:
             view = disk.new_name("map")
-            self.export(disk.head.stem, view, writable=True,
-                        bitmaps=[{"node": disk.head.stem, "name": bitmap.name}])
+            self.export(self.node_of(disk.head), view, writable=True,
+                        bitmaps=[{"node": self.node_of(disk.head), "name": bitmap.name}])
             out = run("nbdinfo", "--json", f"--map=qemu:dirty-bitmap:{bitmap.name}", self.uri(view))
             dirty = set()
             for extent in json.loads(out.stdout):
@@ -328,7 +344,15 @@ class World:
         for disk in self.disks:
             self.look_after_kill(disk)
 
+    def read_chain(self, disk):
+        """From the images: a stream or a commit may have got to its end, or not."""
+        chain = json.loads(qemu_img("info", "--backing-chain", "--output=json", disk.head))
+        disk.layers = [pathlib.Path(image["filename"]) for image in reversed(chain)]
+        for below, path in zip([None, *disk.layers], disk.layers):
+            disk.below[path] = below
+
     def look_after_kill(self, disk):
+        self.read_chain(disk)
         for path in disk.layers:
             if path != disk.layers[0] or "lazy" not in disk.shape:  # those are made new at the open
                 self.check_for_corruption(path)
@@ -365,7 +389,7 @@ class World:
         return True
 
     def overlay(self, disk):
-        return {"node-name": disk.head.stem,
+        return {"node-name": self.node_of(disk.head),
                 "snapshot-file": str(self.tmp / f"{disk.new_name('layer')}.qcow2"),
                 "snapshot-node-name": f"{disk.name}-layer{disk.n_made}"}
 
@@ -374,7 +398,7 @@ class World:
             return False
         data = self.overlay(disk)
         self.moving_head([disk], lambda: self.qmp.command("blockdev-snapshot-sync", **data))
-        disk.layers.append(pathlib.Path(data["snapshot-file"]))
+        disk.push(data["snapshot-file"])
         return True
 
     def external_prepared(self, disk):
@@ -388,7 +412,7 @@ class World:
                          file={"driver": "file", "filename": path})
         self.moving_head([disk], lambda: self.qmp.command(
             "blockdev-snapshot", node=data["node-name"], overlay=node))
-        disk.layers.append(pathlib.Path(path))
+        disk.push(path)
         return True
 
     def external_all(self, _):
@@ -398,13 +422,13 @@ class World:
         self.moving_head(self.disks, lambda: self.qmp.command("transaction", actions=[
             {"type": "blockdev-snapshot-sync", "data": d} for d in data]))
         for disk, d in zip(self.disks, data):
-            disk.layers.append(pathlib.Path(d["snapshot-file"]))
+            disk.push(d["snapshot-file"])
         return True
 
     def internal(self, disk):
         name = disk.new_name("internal")
         point = Point(disk, name, disk.head, True)
-        self.qmp.command("blockdev-snapshot-internal-sync", device=disk.head.stem, name=name)
+        self.qmp.command("blockdev-snapshot-internal-sync", device=self.node_of(disk.head), name=name)
         point.taken(disk)
         return True
 
@@ -413,7 +437,7 @@ class World:
         if not here:
             return False
         point = self.rng.choice(here)
-        self.qmp.command("blockdev-snapshot-delete-internal-sync", device=disk.head.stem, name=point.name)
+        self.qmp.command("blockdev-snapshot-delete-internal-sync", device=self.node_of(disk.head), name=point.name)
         with disk.lock:
             disk.points.remove(point)
         return True
@@ -424,7 +448,7 @@ class World:
         if not here:
             return False
         point, node = self.rng.choice(here), disk.new_name("view")
-        self.qmp.command("blockdev-add", driver="qcow2", node_name=node, file=disk.head.stem,
+        self.qmp.command("blockdev-add", driver="qcow2", node_name=node, file=self.node_of(disk.head),
                          snapshot=point.name)
         self.export(node, node, writable=False)
         h = nbd.NBD()
@@ -441,7 +465,7 @@ class World:
             return False
         bitmap = Bitmap(disk.new_name("bitmap"), self.rng.random() < 0.5)
         disabled = self.rng.random() < 0.2
-        self.qmp.command("block-dirty-bitmap-add", node=disk.head.stem, name=bitmap.name,
+        self.qmp.command("block-dirty-bitmap-add", node=self.node_of(disk.head), name=bitmap.name,
                          persistent=bitmap.persistent, disabled=disabled,
                          granularity=self.rng.choice([512, 4096, 65536]))
         with disk.lock:
@@ -461,7 +485,7 @@ class World:
                 bitmap.must = set()
             if verb == "remove":
                 disk.bitmaps.remove(bitmap)
-        self.qmp.command(f"block-dirty-bitmap-{verb}", node=disk.head.stem, name=bitmap.name)
+        self.qmp.command(f"block-dirty-bitmap-{verb}", node=self.node_of(disk.head), name=bitmap.name)
         bitmap.counts = counts
         return True
 
@@ -471,7 +495,7 @@ class World:
         source, target = self.rng.sample(disk.bitmaps, 2)
         with disk.lock:
             must = set(source.must)
-        self.qmp.command("block-dirty-bitmap-merge", node=disk.head.stem, target=target.name,
+        self.qmp.command("block-dirty-bitmap-merge", node=self.node_of(disk.head), target=target.name,
                          bitmaps=[source.name])
         with disk.lock:
             target.must |= must
@@ -483,7 +507,7 @@ class World:
         if size >= 2 * SIZE:
             return False
         size += self.rng.choice([BLOCK, 16 * BLOCK, 100 * BLOCK])
-        self.qmp.command("block_resize", node_name=disk.head.stem, size=size)
+        self.qmp.command("block_resize", node_name=self.node_of(disk.head), size=size)
         with disk.lock:
             new = size // BLOCK - len(disk.state.history)
             disk.state.history += [[[ZERO]] for _ in range(new)]
@@ -496,7 +520,7 @@ class World:
 
     def second_export(self, disk):
         name = disk.new_name("export")
-        self.export(disk.head.stem, name, writable=self.rng.random() < 0.5)
+        self.export(self.node_of(disk.head), name, writable=self.rng.random() < 0.5)
         h = nbd.NBD()
         h.connect_uri(self.uri(name))
         assert h.get_size() == len(disk.state.history) * BLOCK
@@ -505,14 +529,123 @@ class World:
         self.unexport(name)
         return True
 
+    # -- jobs
+
+    def node_of(self, path):
+        """The name of the node of an image."""
+        return next(n["node-name"] for n in self.qmp.command("query-named-block-nodes", flat=True)
+                    if n["drv"] == "qcow2" and n["file"] == str(path))
+
+    def job(self, command, disk, **arguments):
+        """Runs it, with users' verbs in between; True if it did what it is for."""
+        job, rng = disk.new_name("job"), self.rng
+        limited = rng.random() < 0.5
+        self.qmp.events.clear()
+        self.qmp.command(command, job_id=job, speed=MIB if limited else 0, **arguments)
+        will_cancel, will_kill = rng.random() < 0.2, rng.random() < 0.1
+        for _ in range(rng.randrange(4)):
+            disk.guest.more(rng.randrange(1, 30))
+            self.poke(job, rng.choice(["pause", "resume"]))
+        if will_kill:
+            raise KillNow()
+        if will_cancel:
+            self.poke(job, "cancel")
+        self.poke(job, "resume")
+        self.try_command("block-job-set-speed", device=job, speed=0)
+        completed = False
+        while True:
+            event = self.next_event()
+            data = event["data"]
+            if event["event"] == "BLOCK_JOB_COMPLETED" and data["device"] == job:
+                assert "error" not in data, data
+                completed = True
+            if event["event"] == "BLOCK_JOB_READY" and data["device"] == job:
+                for each in self.disks:
+                    each.guest.more(rng.randrange(1, 60))
+                self.poke(job, "complete")
+            if event["event"] == "JOB_STATUS_CHANGE" and data == {"status": "null", "id": job}:
+                return completed
+
+    def poke(self, job, verb):
+        """It may have ended already, or be in a state that refuses it."""
+        self.try_command(f"job-{verb}", id=job)
+
+    def try_command(self, name, **arguments):
+        self.qmp.send({"execute": name, "arguments": arguments})
+        return self.qmp.reply()
+
+    def next_event(self):
+        if self.qmp.events:
+            return self.qmp.events.pop(0)
+        line = self.qmp.line()
+        assert line and "event" in line, line
+        return line
+
+    def drop_nodes(self, paths):
+        """Nodes that were added by name stay until they are deleted, and use what they stand on."""
+        for path in reversed(paths):
+            for node in self.qmp.command("query-named-block-nodes", flat=True):
+                if node["drv"] == "qcow2" and node["file"] == str(path):
+                    self.try_command("blockdev-del", **{"node-name": node["node-name"]})
+
+    def forget_points(self, disk, is_lost):
+        with disk.lock:
+            disk.points = [point for point in disk.points if not is_lost(point)]
+
+    def stream(self, disk):
+        """Into the head or a layer in the middle, down to a base or all: every point stays."""
+        n = len(disk.layers)
+        if n < 2:
+            return False
+        top = self.rng.randrange(1, n)
+        base = self.rng.randrange(-1, top - 1)
+        if any(p.internal and p.path == disk.layers[top] for p in disk.points):
+            return False  # refused: they stand on what is below, too
+        arguments = {} if base < 0 else {"base_node": self.node_of(disk.layers[base])}
+        if self.job("block-stream", disk, device=self.node_of(disk.layers[top]), **arguments):
+            disk.below[disk.layers[top]] = disk.layers[base] if base >= 0 else None
+            self.drop_nodes(disk.layers[base + 1:top])
+            del disk.layers[base + 1:top]
+        return True
+
+    def commit(self, disk):
+        """Into a base: what stood on it, and what was between, are points no more."""
+        n = len(disk.layers)
+        if n < 2:
+            return False
+        top = self.rng.choice([n - 1, self.rng.randrange(1, n)])
+        base = self.rng.randrange(top)
+        base_path, top_path = disk.layers[base], disk.layers[top]
+        kept = set(disk.layers[top + 1:])
+        # Its own internal snapshots have tables of their own. What is above the top shows the same.
+        self.forget_points(disk, lambda p: p.path not in kept and disk.stands_on(p.path, base_path) and not (
+            p.path == base_path and p.internal) and not (p.path == top_path and not p.internal))
+        with disk.lock:
+            lost_bitmaps = disk.bitmaps if top == n - 1 else []
+        done = self.job("block-commit", disk, device=self.node_of(disk.head), base_node=self.node_of(base_path),
+                        top_node=self.node_of(top_path))
+        if not done:
+            return True
+        for point in disk.points:
+            if point.path == top_path and not point.internal:
+                point.path = base_path
+        if top < n - 1:
+            disk.below[disk.layers[top + 1]] = base_path
+        else:
+            with disk.lock:
+                disk.bitmaps = [b for b in disk.bitmaps if b not in lost_bitmaps]
+        self.drop_nodes(disk.layers[base + 1:top + 1])
+        del disk.layers[base + 1:top + 1]
+        return True
+
     VERBS = [external, external_prepared, external_all, internal, internal, forget_internal, view, view,
              add_bitmap, add_bitmap, change_bitmap, change_bitmap, merge_bitmaps, grow, reconnect,
-             second_export]
+             second_export, stream, stream, commit, commit]
 
     def one_verb(self):
         verb, disk = self.rng.choice(self.VERBS), self.rng.choice(self.disks)
+        self.trace.append(f"{verb.__name__} {disk.name}")
         if verb(self, disk):
-            self.trace.append(f"{verb.__name__} {disk.name}")
             self.counts[verb.__name__] = self.counts.get(verb.__name__, 0) + 1
         for each in self.disks:
             if each.guest.failure:
@@ -528,9 +661,13 @@ def one_round(tmp, seed, n_verbs):
             for disk in world.disks:
                 world.settle(disk)
                 disk.connect()
-            for _ in range(n_verbs):
-                world.one_verb()
-            if world.rng.random() < 0.6:
+            will_kill = world.rng.random() < 0.6
+            try:
+                for _ in range(n_verbs):
+                    world.one_verb()
+            except KillNow:
+                will_kill = True
+            if will_kill:
                 world.kill()
             else:
                 world.quiet()

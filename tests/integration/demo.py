@@ -25,6 +25,7 @@ from qmp_client import Qmp
 SIZE = 96 * MIB
 BLOCK = 64 * KIB
 BUSY_SIZE, BUSY_BLOCK = 32 * MIB, 4 * KIB
+LONG_SIZE, LONG = 256 * MIB, {"a": 32 * MIB, "b": 96 * MIB, "c": 160 * MIB}  # what each layer has, where
 
 
 def title(text):
@@ -275,6 +276,67 @@ def snapshot_under_load(tmp):
         show("qemu-img", "check", tmp / name)
 
 
+def run_job(qmp, job, writer):
+    """Waits for its end, completes it when it is ready, and tells how far it is and what the client
+    notices."""
+    writer.slowest, n_before, asked = 0, writer.n, False
+    while True:
+        infos = {info["device"]: info for info in qmp.command("query-block-jobs")}
+        info = infos.get(job)
+        if not info or info["status"] == "concluded":
+            break
+        print(f"    {info['status']:8} {info['offset'] // MIB:4} of {info['len'] // MIB:4} MiB")
+        if info["status"] == "ready" and not asked:
+            writer.wait_for(writer.n + 500)
+            command(qmp, "job-complete", id=job)
+            asked = True
+        time.sleep(0.1)
+    ended, = [e for e in qmp.command("query-jobs") if e["id"] == job]
+    assert "error" not in ended, ended
+    qmp.command("job-dismiss", id=job)
+    writer.wait_for(writer.n + 500)
+    print(f"  Done. Meanwhile the client wrote {writer.n - n_before} blocks, the slowest in "
+          f"{writer.slowest * 1000:.1f} ms.")
+
+
+def fill(path, letter):
+    run("qemu-io", "-f", "qcow2", "-c", f"write -q -P {ord(letter)} {LONG[letter]} 64M", path)
+
+
+def shorter_chain(tmp):
+    title("9. A chain made shorter while a client writes")
+    images = [tmp / f"long{i}.qcow2" for i in range(4)]
+    for i, image in enumerate(images):
+        below = ["-b", str(images[i - 1]), "-F", "qcow2"] if i else []
+        qemu_img("create", "-q", "-f", "qcow2", *below, image, LONG_SIZE)
+        if i < 3:
+            fill(image, "abc"[i])
+    print(f"  Four layers: {' <- '.join(image.name for image in images)}")
+    with Daemon("--qmp", tmp / "qmp", "--nbd", tmp / "nbd", f"long={images[3]}") as daemon:
+        qmp = Qmp(tmp / "qmp")
+        writer = Writer(daemon.uri("long"))
+        writer.start()
+        writer.wait_for(1000)
+        print("  What the two layers in the middle have is pulled into the top:")
+        command(qmp, "block-stream", job_id="pull", device="long", base=str(images[0]),
+                auto_dismiss=False)
+        run_job(qmp, "pull", writer)
+        print("  Then the top is pushed into the base, which becomes the disk:")
+        command(qmp, "block-commit", job_id="push", device="long", auto_dismiss=False)
+        run_job(qmp, "push", writer)
+        writer.enough.set()
+        writer.join()
+        h = nbd.NBD()
+        h.connect_uri(daemon.uri("long"))
+        assert h.pread(BUSY_SIZE, 0) == content_after(writer.n), "the disk lacks writes"
+        for letter, offset in LONG.items():
+            assert set(h.pread(32 * MIB, offset)) == {ord(letter)}, f"{letter} is not there"
+        h.shutdown()
+        print(f"  All {writer.n} writes are there, and what each layer had.")
+    show("qemu-img", "info", "--backing-chain", images[0])
+    show("qemu-img", "check", images[0])
+
+
 def demo(tmp):
     make_chain(tmp)
     below = {tmp / n: digest(tmp / n) for n in ("base.qcow2", "monday.qcow2")}
@@ -297,13 +359,14 @@ def demo(tmp):
 
     old_state(tmp)
     snapshot_under_load(tmp)
+    shorter_chain(tmp)
 
     title("What this showed")
     print("  chaind opened a chain of three qcow2 images made by QEMU's tools, one of them compressed,\n"
           "  served the content that the layers make together, took writes into the top layer only,\n"
           "  kept an old state and showed it beside the live disk, put a snapshot under a client that\n"
-          "  wrote all the time, and left images that qemu-img finds clean and equal to what was\n"
-          "  written.")
+          "  wrote all the time, made a chain of four one image under it, and left images that\n"
+          "  qemu-img finds clean and equal to what was written.")
 
 
 def main():
