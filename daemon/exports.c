@@ -20,7 +20,7 @@ struct Exports {
     ExportRemovedFn *removed;
     void *removed_arg;
     GPtrArray *all; // Export
-    FiberWaitGroup removals;
+    FiberWaitGroup additions, removals;
 };
 
 Exports *exports_new(Nodes *nodes, NbdServer *server, ExportRemovedFn *removed, void *removed_arg)
@@ -56,6 +56,14 @@ Export *exports_find(const Exports *exports, const char *id)
             return export;
     }
     return NULL;
+}
+
+bool exports_get_stats(const Export *export, NbdsExportStats *ret_stats)
+{
+    if (!export->nbds || export->is_shutting_down)
+        return false;
+    nbds_export_get_stats(export->nbds, ret_stats);
+    return true;
 }
 
 static void export_free(Export *export)
@@ -188,7 +196,9 @@ int exports_add(Fiber *self, Exports *exports, NamedNode *named, const ExportSpe
     };
     export->use->is_fixed = spec->is_fixed;
     g_ptr_array_add(exports->all, export);
+    fiber_wait_group_add(&exports->additions, 1);
     r = add(self, exports, export, spec, error);
+    fiber_wait_group_done(&exports->additions);
     if (r == 0) {
         *ret_export = export;
         return 0;
@@ -225,6 +235,11 @@ int exports_remove(Fiber *self, Exports *exports, Export *export)
     fiber_rw_unlock_read(self, move_lock);
     fiber_wait_group_done(&exports->removals);
     return r;
+}
+
+void exports_wait_added(Fiber *self, Exports *exports)
+{
+    fiber_wait_group_wait(self, &exports->additions);
 }
 
 void exports_wait_removed(Fiber *self, Exports *exports)

@@ -11,7 +11,7 @@ typedef struct Exports Exports;
 typedef struct Export {
     char *id, *name;
     NodeUse *use;     // of the node that it has now: snapshots put others in
-    NbdsExport *nbds; // NULL: still being added; its statistics are read from any thread
+    NbdsExport *nbds; // NULL: still being added; freed on its loop while it is shutting down
     NbdServer *server;
     bool is_shutting_down;
 } Export;
@@ -49,8 +49,13 @@ int exports_add(Fiber *self, Exports *exports, NamedNode *named, const ExportSpe
 // else uses it. Suspends until then; the lock is not needed. The result of the node's flush.
 int exports_remove(Fiber *self, Exports *exports, Export *export);
 
-// Returns when all removals that have begun are over.
+// Returns when all additions, or removals, that have begun are over. Without the lock.
+void exports_wait_added(Fiber *self, Exports *exports);
 void exports_wait_removed(Fiber *self, Exports *exports);
+
+// What its clients did, and how many there are. False: it is being added or removed. Without the
+// lock; never waits.
+bool exports_get_stats(const Export *export, NbdsExportStats *ret_stats);
 
 // NULL: there is none. Without the lock, too: one that is still being added is not there yet.
 Export *exports_find(const Exports *exports, const char *id);

@@ -131,6 +131,14 @@ const GPtrArray *nodes_all(const Nodes *nodes)
     return nodes->all;
 }
 
+char **nodes_names(const Nodes *nodes)
+{
+    char **names = g_new0(char *, nodes->all->len + 1);
+    for (guint i = 0; i < nodes->all->len; i++)
+        names[i] = g_strdup(((const NamedNode *)nodes->all->pdata[i])->name);
+    return names;
+}
+
 NamedNode *nodes_find(const Nodes *nodes, const char *name)
 {
     return g_hash_table_lookup(nodes->by_name, name);

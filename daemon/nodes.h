@@ -54,6 +54,8 @@ NamedNode *nodes_find(const Nodes *nodes, const char *name);
 NamedNode *nodes_get(const Nodes *nodes, const char *name, GError **error);
 // All of them, NamedNode, in the order in which they came. Borrowed until the table changes.
 const GPtrArray *nodes_all(const Nodes *nodes);
+// Their names, for those who suspend between one and the next; owned.
+char **nodes_names(const Nodes *nodes);
 
 // That somebody outside of the graph uses `named`, and perhaps writes to it; `user` (copied) is for
 // messages. Owned. Whether the other users allow that is for named_node_check_use() to say.

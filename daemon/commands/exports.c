@@ -92,14 +92,10 @@ static int nbd_server_stop_command(Fiber *self, QmpCall *call, const json_t *arg
                                    json_t **ret_reply, GError **error)
 {
     Daemon *daemon = call->daemon;
-    g_autoptr(GPtrArray) leaving = NULL;
-    FiberMutex *lock = nodes_graph_lock(daemon->nodes); // an export that is being added comes first
-    fiber_mutex_lock(self, lock);
-    if (nbd_server_begin_stop(daemon->nbd))
-        leaving = exports_to_remove(daemon->exports);
-    fiber_mutex_unlock(self, lock);
-    if (!leaving)
+    if (!nbd_server_begin_stop(daemon->nbd))
         return qmp_fail(error, "NBD server not running");
+    exports_wait_added(self, daemon->exports); // from now on none is added
+    g_autoptr(GPtrArray) leaving = exports_to_remove(daemon->exports);
     for (guint i = 0; i < leaving->len; i++)
         begin_removal(self, daemon->exports, leaving->pdata[i]);
     nbd_server_stop(self, daemon->nbd);
@@ -216,10 +212,8 @@ static bool still_has_clients(Fiber *self, const Exports *exports, const char *i
     static const uint64_t LOOK_NS = 2000000;
     for (unsigned i = 0; i < N_LOOKS; i++) {
         const Export *export = exports_find(exports, id); // others may remove it meanwhile
-        NbdsExportStats stats = {0};
-        if (export && !export->is_shutting_down)
-            nbds_export_get_stats(export->nbds, &stats);
-        if (!stats.n_clients)
+        NbdsExportStats stats;
+        if (!export || !exports_get_stats(export, &stats) || !stats.n_clients)
             return false;
         fiber_sleep(self, LOOK_NS);
     }

@@ -83,18 +83,32 @@ const QmpType block_device_info = {
                             {0}},
 };
 
-// -- space ----------------------------------------------------------------------------------------
+// -- many nodes -----------------------------------------------------------------------------------
 
-struct FileSpace {
-    GHashTable *bytes; // by path: uint64_t *
+// An image with all below it, each in the one above.
+typedef struct NestedImage {
+    json_t *info;
+    unsigned depth; // how many lie below
+} NestedImage;
+
+struct NodeInfos {
+    GHashTable *bytes;  // that files take, by path: uint64_t *
+    GHashTable *nested; // NestedImage, by node name: made once, part of all above
+    unsigned n_images;
 };
+
+static void nested_image_free(gpointer p)
+{
+    json_decref(((NestedImage *)p)->info);
+    g_free(p);
+}
 
 static int measure(void *arg)
 {
-    FileSpace *space = arg;
+    NodeInfos *infos = arg;
     GHashTableIter iter;
     gpointer path, bytes;
-    g_hash_table_iter_init(&iter, space->bytes);
+    g_hash_table_iter_init(&iter, infos->bytes);
     while (g_hash_table_iter_next(&iter, &path, &bytes)) {
         struct stat st;
         if (stat(path, &st) == 0)
@@ -103,23 +117,30 @@ static int measure(void *arg)
     return 0;
 }
 
-FileSpace *file_space_new(Fiber *self, const GPtrArray *nodes)
+NodeInfos *node_infos_new(Fiber *self, const GPtrArray *nodes)
 {
-    FileSpace *space = g_new0(FileSpace, 1);
-    space->bytes = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, g_free);
+    NodeInfos *infos = g_new0(NodeInfos, 1);
+    infos->bytes = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, g_free);
+    infos->nested = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, nested_image_free);
     for (guint i = 0; i < nodes->len; i++) {
         const char *path = named_node_file_name(nodes->pdata[i]);
-        if (*path && !g_hash_table_contains(space->bytes, path))
-            g_hash_table_insert(space->bytes, g_strdup(path), g_new0(uint64_t, 1));
+        if (*path && !g_hash_table_contains(infos->bytes, path))
+            g_hash_table_insert(infos->bytes, g_strdup(path), g_new0(uint64_t, 1));
     }
-    loop_work(self, measure, space);
-    return space;
+    loop_work(self, measure, infos);
+    return infos;
 }
 
-void file_space_free(FileSpace *space)
+void node_infos_free(NodeInfos *infos)
 {
-    g_hash_table_unref(space->bytes);
-    g_free(space);
+    g_hash_table_unref(infos->bytes);
+    g_hash_table_unref(infos->nested);
+    g_free(infos);
+}
+
+unsigned node_infos_n_images(const NodeInfos *infos)
+{
+    return infos->n_images;
 }
 
 // -- names ----------------------------------------------------------------------------------------
@@ -181,13 +202,13 @@ static json_int_t whole_sectors(uint64_t bytes)
     return (json_int_t)((bytes + SECTOR_BYTES - 1) / SECTOR_BYTES * SECTOR_BYTES);
 }
 
-static json_t *image_info_of(const NamedNode *named, const FileSpace *space)
+static json_t *image_info_of(const NamedNode *named, const NodeInfos *infos)
 {
     json_t *info =
         named->facts.info ? json_copy(named->facts.info) : json_pack("{s:b}", "dirty-flag", 0);
     g_autofree char *name = file_name(named);
     const char *path = named_node_file_name(named);
-    const uint64_t *bytes = g_hash_table_lookup(space->bytes, path);
+    const uint64_t *bytes = g_hash_table_lookup(infos->bytes, path);
     set_text(info, "filename", name);
     json_object_set_new(info, "format", json_string(named->driver->name));
     json_object_set_new(info, "virtual-size", json_integer(whole_sectors(named->facts.size_bytes)));
@@ -233,25 +254,42 @@ static json_t *cache_info_of(const NamedNode *named)
                      driver_value_bool(values, "cache.no-flush", false));
 }
 
-// The images of `named` and all below it, each in the one above; `*ret_depth` of them.
-static json_t *nested_images(const NamedNode *named, const FileSpace *space, unsigned *ret_depth)
+// From the lowest that is not known yet up, since a chain may be deeper than a stack.
+static const NestedImage *nested_image(NodeInfos *infos, const NamedNode *named)
 {
-    json_t *top = image_info_of(named, space), *last = top;
-    for (named = below(named); named; named = below(named)) {
-        json_t *image = image_info_of(named, space);
-        json_object_set_new(last, "backing-image", image);
-        last = image;
-        ++*ret_depth;
+    g_autoptr(GPtrArray) unknown = g_ptr_array_new();
+    const NestedImage *lower = NULL;
+    for (; named && !(lower = g_hash_table_lookup(infos->nested, named->name));
+         named = below(named))
+        g_ptr_array_add(unknown, (gpointer)named);
+    for (guint i = unknown->len; i-- > 0;) {
+        NestedImage *image = g_new0(NestedImage, 1);
+        named = unknown->pdata[i];
+        image->info = image_info_of(named, infos);
+        if (lower) {
+            json_object_set(image->info, "backing-image", lower->info);
+            image->depth = lower->depth + 1;
+        }
+        g_hash_table_insert(infos->nested, g_strdup(named->name), image);
+        lower = image;
     }
-    return top;
+    return lower;
 }
 
-json_t *node_info(const NamedNode *named, const FileSpace *space, bool is_flat)
+static json_t *image_of(NodeInfos *infos, const NamedNode *named, bool is_flat, unsigned *ret_depth)
+{
+    const NestedImage *nested = is_flat ? NULL : nested_image(infos, named);
+    *ret_depth = nested ? nested->depth : 0;
+    infos->n_images += *ret_depth + 1;
+    return nested ? json_incref(nested->info) : image_info_of(named, infos);
+}
+
+json_t *node_infos_get(NodeInfos *infos, const NamedNode *named, bool is_flat)
 {
     static const char *const limits[] = {"bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"};
     const json_t *values = named->config ? named->config->values : NULL;
-    unsigned depth = 0;
-    json_t *image = is_flat ? image_info_of(named, space) : nested_images(named, space, &depth);
+    unsigned depth;
+    json_t *image = image_of(infos, named, is_flat, &depth);
     json_t *info =
         json_pack("{s:s, s:s, s:b, s:i, s:b, s:s, s:o, s:o, s:I}", "node-name", named->name, "drv",
                   named->driver->name, "ro", named->facts.read_only, "backing_file_depth",

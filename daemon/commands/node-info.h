@@ -9,10 +9,14 @@
 extern const QmpType block_device_info; // BlockDeviceInfo
 extern const QmpType snapshot_info;     // SnapshotInfo
 
-// How much space the files of nodes take; asked of the host, on a worker.
-typedef struct FileSpace FileSpace;
-FileSpace *file_space_new(Fiber *self, const GPtrArray *nodes);
-void file_space_free(FileSpace *space);
+// What is told of many nodes.
+typedef struct NodeInfos NodeInfos;
+// Asks the host how much space the files of `nodes` take, on a worker.
+NodeInfos *node_infos_new(Fiber *self, const GPtrArray *nodes);
+void node_infos_free(NodeInfos *infos);
 
-// A new object. `is_flat`: without what is told of the nodes below.
-json_t *node_info(const NamedNode *named, const FileSpace *space, bool is_flat);
+// Of one of them, a new object, which others may be parts of: it is not to be changed. `is_flat`:
+// without what is told of the nodes below. Without the lock; nodes may change between two calls.
+json_t *node_infos_get(NodeInfos *infos, const NamedNode *named, bool is_flat);
+// How many images are told of in all of them, each as often as it lies below one.
+unsigned node_infos_n_images(const NodeInfos *infos);

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Queries about nodes. What exports count is read as it is at the moment, from atomics. Control
-// loop.
+// Queries about nodes. What exports count is read as it is at the moment, from atomics. With many
+// nodes others go on meanwhile (QmpPace), so nodes are found by their names, one after the other: a
+// reply may tell of one that has come after another went. Control loop.
 #include "node-queries.h"
 
 #include "daemon/daemon.h"
 #include "daemon/qmp/args.h"
+#include "daemon/qmp/pace.h"
 #include "node-info.h"
 
 // -- query-named-block-nodes ----------------------------------------------------------------------
@@ -18,17 +20,42 @@ static const QmpType named_nodes_args = {
 };
 static const QmpType block_device_infos = {.kind = QMP_ARRAY, .element = &block_device_info};
 
+// As text, some tens of megabytes.
+enum { MAX_IMAGES = 100000 };
+
+static int add_infos(Fiber *self, const Nodes *nodes, NodeInfos *infos, bool is_flat,
+                     GPtrArray *all, GError **error)
+{
+    g_auto(GStrv) names = nodes_names(nodes);
+    QmpPace pace = qmp_pace_begin();
+    for (char **name = names; *name; name++) {
+        const NamedNode *named = nodes_find(nodes, *name);
+        if (named)
+            g_ptr_array_add(all, node_infos_get(infos, named, is_flat));
+        if (node_infos_n_images(infos) > MAX_IMAGES)
+            return qmp_fail(
+                error,
+                "what lies below each node, told with each, is more than %d images: ask "
+                "with \"flat\": true",
+                MAX_IMAGES);
+        qmp_pace(self, &pace);
+    }
+    return 0;
+}
+
 static int query_named_block_nodes(Fiber *self, QmpCall *call, const json_t *args,
                                    json_t **ret_reply, GError **error)
 {
-    bool is_flat = qmp_args_bool(args, "flat", false);
-    FileSpace *space = file_space_new(self, nodes_all(call->daemon->nodes));
-    const GPtrArray *all = nodes_all(call->daemon->nodes); // it suspended
-    json_t *infos = json_array();
+    const Nodes *nodes = call->daemon->nodes;
+    NodeInfos *infos = node_infos_new(self, nodes_all(nodes));
+    g_autoptr(GPtrArray) all = g_ptr_array_new_with_free_func((GDestroyNotify)json_decref);
+    int r = add_infos(self, nodes, infos, qmp_args_bool(args, "flat", false), all, error);
+    node_infos_free(infos);
+    if (r < 0)
+        return r;
+    *ret_reply = json_array();
     for (guint i = all->len; i-- > 0;) // QEMU tells the last one first
-        json_array_append_new(infos, node_info(all->pdata[i], space, is_flat));
-    file_space_free(space);
-    *ret_reply = infos;
+        json_array_append(*ret_reply, all->pdata[i]);
     return 0;
 }
 
@@ -127,26 +154,30 @@ static void add_count(const NbdsExportStats *stats, NbdsOperation operation, Cou
     count->ns += latency_sum_ns(stats->latencies[operation]);
 }
 
-static void set_count(json_t *object, const char *prefix, const Count *count, bool has_bytes)
-{
-    const struct {
-        const char *format;
-        uint64_t value;
-    } members[] = {
-        {"%s_operations", count->n},
-        {"failed_%s_operations", count->n_failed},
-        {"invalid_%s_operations", 0},
-        {"%s_total_time_ns", count->ns},
-        {has_bytes ? "%s_bytes" : NULL, count->bytes},
-        {has_bytes ? "%s_merged" : NULL, 0},
-    };
-    for (size_t i = 0; i < G_N_ELEMENTS(members); i++) {
-        if (!members[i].format)
-            continue;
-        g_autoptr(GString) name = g_string_new(members[i].format);
-        g_string_replace(name, "%s", prefix, 1);
-        json_object_set_new(object, name->str, json_integer((json_int_t)members[i].value));
+// Of its members.
+typedef struct CountNames {
+    const char *n, *failed, *invalid, *ns, *bytes, *merged;
+} CountNames;
+
+#define COUNT_NAMES(prefix)                                                                        \
+    {                                                                                              \
+        prefix "_operations", "failed_" prefix "_operations", "invalid_" prefix "_operations",     \
+            prefix "_total_time_ns", prefix "_bytes", prefix "_merged"                             \
     }
+
+static void set(json_t *object, const char *name, uint64_t value)
+{
+    json_object_set_new_nocheck(object, name, json_integer((json_int_t)value));
+}
+
+static void set_count(json_t *object, const CountNames *names, const Count *count)
+{
+    set(object, names->n, count->n);
+    set(object, names->failed, count->n_failed);
+    set(object, names->invalid, 0);
+    set(object, names->ns, count->ns);
+    set(object, names->bytes, count->bytes);
+    set(object, names->merged, 0);
 }
 
 // By node: what its exports counted.
@@ -156,19 +187,19 @@ typedef struct NodeCounts {
 
 static GHashTable *count_exports(const Exports *exports)
 {
-    GHashTable *by_node = g_hash_table_new_full(NULL, NULL, NULL, g_free);
+    GHashTable *by_node = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, g_free);
     const GPtrArray *all = exports_all(exports);
     for (guint i = 0; i < all->len; i++) {
         const Export *export = all->pdata[i];
-        NodeCounts *counts = g_hash_table_lookup(by_node, export_node(export));
-        if (!export->nbds)
+        const char *name = export_node(export)->name;
+        NodeCounts *counts = g_hash_table_lookup(by_node, name);
+        NbdsExportStats stats;
+        if (!exports_get_stats(export, &stats))
             continue;
         if (!counts) {
             counts = g_new0(NodeCounts, 1);
-            g_hash_table_insert(by_node, export_node(export), counts);
+            g_hash_table_insert(by_node, g_strdup(name), counts);
         }
-        NbdsExportStats stats;
-        nbds_export_get_stats(export->nbds, &stats);
         add_count(&stats, NBDS_OPERATION_READ, &counts->reads);
         add_count(&stats, NBDS_OPERATION_WRITE, &counts->writes);
         add_count(&stats, NBDS_OPERATION_WRITE_ZEROES, &counts->writes);
@@ -180,16 +211,20 @@ static GHashTable *count_exports(const Exports *exports)
 
 static json_t *stats_of(const NamedNode *named, GHashTable *by_node)
 {
+    static const CountNames reads = COUNT_NAMES("rd"), writes = COUNT_NAMES("wr");
+    static const CountNames flushes = COUNT_NAMES("flush"), trims = COUNT_NAMES("unmap");
     static const NodeCounts none;
-    const NodeCounts *counts = g_hash_table_lookup(by_node, named);
+    const NodeCounts *counts = g_hash_table_lookup(by_node, named->name);
     if (!counts)
         counts = &none;
     json_t *stats = json_pack("{s:i, s:b, s:b, s:[]}", "wr_highest_offset", 0, "account_invalid", 0,
                               "account_failed", 0, "timed_stats");
-    set_count(stats, "rd", &counts->reads, true);
-    set_count(stats, "wr", &counts->writes, true);
-    set_count(stats, "flush", &counts->flushes, false);
-    set_count(stats, "unmap", &counts->trims, true);
+    set_count(stats, &reads, &counts->reads);
+    set_count(stats, &writes, &counts->writes);
+    set_count(stats, &flushes, &counts->flushes);
+    set_count(stats, &trims, &counts->trims);
+    json_object_del(stats, flushes.bytes);
+    json_object_del(stats, flushes.merged);
     json_t *object = json_pack("{s:s, s:o}", "node-name", named->name, "stats", stats);
     const NamedNode *file = named_node_child(named, "file");
     if (file)
@@ -200,14 +235,20 @@ static json_t *stats_of(const NamedNode *named, GHashTable *by_node)
 static int query_blockstats(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_reply,
                             GError **error)
 {
-    json_t *list = json_array();
-    const GPtrArray *all = nodes_all(call->daemon->nodes);
+    const Nodes *nodes = call->daemon->nodes;
+    *ret_reply = json_array();
+    if (!qmp_args_bool(args, "query-nodes", false))
+        return 0;
     GHashTable *by_node = count_exports(call->daemon->exports);
-    bool is_wanted = qmp_args_bool(args, "query-nodes", false);
-    for (guint i = 0; is_wanted && i < all->len; i++)
-        json_array_append_new(list, stats_of(all->pdata[i], by_node));
+    g_auto(GStrv) names = nodes_names(nodes);
+    QmpPace pace = qmp_pace_begin();
+    for (char **name = names; *name; name++) {
+        const NamedNode *named = nodes_find(nodes, *name);
+        if (named)
+            json_array_append_new(*ret_reply, stats_of(named, by_node));
+        qmp_pace(self, &pace);
+    }
     g_hash_table_unref(by_node);
-    *ret_reply = list;
     return 0;
 }
 
@@ -247,9 +288,19 @@ static const QmpType graph_type = {
                                    {0}},
 };
 
-static json_t *graph_node_new(guint id, const char *type, const char *name)
+// What is made of the graph so far.
+typedef struct Graph {
+    GHashTable *ids; // by name of a node; of the nodes that there were at the beginning
+    guint n_ids;     // of nodes and others
+    json_t *nodes, *edges;
+} Graph;
+
+static guint add_graph_node(Graph *graph, const char *type, const char *name)
 {
-    return json_pack("{s:i, s:s, s:s}", "id", (int)id, "type", type, "name", name);
+    guint id = ++graph->n_ids;
+    json_array_append_new(graph->nodes,
+                          json_pack("{s:i, s:s, s:s}", "id", (int)id, "type", type, "name", name));
+    return id;
 }
 
 static json_t *perm_names(unsigned perms)
@@ -269,30 +320,40 @@ static json_t *graph_edge_new(guint parent, guint child, const NodeUse *use)
                      perm_names(perms.shared));
 }
 
+static void add_users(Graph *graph, const NamedNode *named)
+{
+    guint child = GPOINTER_TO_UINT(g_hash_table_lookup(graph->ids, named->name));
+    for (guint i = 0; i < named->users->len; i++) {
+        const NodeUse *use = named->users->pdata[i];
+        guint parent = use->by ? GPOINTER_TO_UINT(g_hash_table_lookup(graph->ids, use->by->name))
+                               : add_graph_node(graph, "block-backend", use->user);
+        if (parent) // else it has come meanwhile
+            json_array_append_new(graph->edges, graph_edge_new(parent, child, use));
+    }
+}
+
 static int query_block_graph(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_reply,
                              GError **error)
 {
-    const GPtrArray *all = nodes_all(call->daemon->nodes);
-    g_autoptr(GHashTable) ids = g_hash_table_new(NULL, NULL);
-    json_t *nodes = json_array(), *edges = json_array();
-    guint n_ids = 0;
-    for (guint i = 0; i < all->len; i++) {
-        const NamedNode *named = all->pdata[i];
-        g_hash_table_insert(ids, all->pdata[i], GUINT_TO_POINTER(++n_ids));
-        json_array_append_new(nodes, graph_node_new(n_ids, "block-driver", named->name));
+    const Nodes *nodes = call->daemon->nodes;
+    Graph graph = {
+        .ids = g_hash_table_new(g_str_hash, g_str_equal),
+        .nodes = json_array(),
+        .edges = json_array(),
+    };
+    g_auto(GStrv) names = nodes_names(nodes);
+    QmpPace pace = qmp_pace_begin();
+    for (char **name = names; *name; name++)
+        g_hash_table_insert(graph.ids, *name,
+                            GUINT_TO_POINTER(add_graph_node(&graph, "block-driver", *name)));
+    for (char **name = names; *name; name++) {
+        const NamedNode *named = nodes_find(nodes, *name);
+        if (named)
+            add_users(&graph, named);
+        qmp_pace(self, &pace);
     }
-    for (guint i = 0; i < all->len; i++) {
-        const NamedNode *named = all->pdata[i];
-        guint child = GPOINTER_TO_UINT(g_hash_table_lookup(ids, named));
-        for (guint j = 0; j < named->users->len; j++) {
-            const NodeUse *use = named->users->pdata[j];
-            guint parent = use->by ? GPOINTER_TO_UINT(g_hash_table_lookup(ids, use->by)) : ++n_ids;
-            if (!use->by)
-                json_array_append_new(nodes, graph_node_new(parent, "block-backend", use->user));
-            json_array_append_new(edges, graph_edge_new(parent, child, use));
-        }
-    }
-    *ret_reply = json_pack("{s:o, s:o}", "nodes", nodes, "edges", edges);
+    g_hash_table_unref(graph.ids);
+    *ret_reply = json_pack("{s:o, s:o}", "nodes", graph.nodes, "edges", graph.edges);
     return 0;
 }
 

@@ -3,8 +3,10 @@
 // be, so that events of a command precede its reply.
 //
 // A client that does not read is not served further: its next command waits until most of what is
-// unsent is sent. Events still queue up; beyond a bound the monitor is closed, since the client
-// would miss some.
+// unsent is sent. So of replies there is never much more than one. Events still queue up; beyond a
+// bound the monitor is closed, since the client would miss some.
+//
+// A large reply becomes text on a worker, so that other monitors do not wait for that.
 //
 //     receiver: greeting → command → command → … → the client left, or qmp_monitor_end_commands()
 //     and qmp_monitor_end() → waits for the sender
@@ -21,17 +23,25 @@
 
 enum {
     RECEIVE_BYTES = 16 << 10,
-    SLOW_BYTES = 1 << 20,  // unsent: the next command waits
-    MAX_UNSENT = 16 << 20, // unsent: closed; beyond the largest reply, that of a thousand nodes
+    SEND_BYTES = 64 << 10,        // in one go
+    SLOW_BYTES = 1 << 20,         // unsent: the next command waits
+    MAX_UNSENT_EVENTS = 16 << 20, // bytes: closed
+    LARGE_ARRAY = 32,             // elements of a reply: takes about as long as asking a worker
 };
+
+typedef struct Line {
+    char *text; // with its CRLF
+    size_t len;
+    bool is_event;
+} Line;
 
 struct QmpMonitor {
     QmpMonitorConfig config;
     QmpCall call;
     Stream *stream;
     Fiber *receiver;
-    GQueue lines; // char *, unsent, each with its CRLF
-    size_t unsent_bytes;
+    GQueue lines; // Line, unsent
+    size_t unsent_bytes, unsent_event_bytes;
     FiberQueue has_lines, has_sent;
     bool is_receiving; // inside stream_recv()
     bool is_ending;    // takes no more commands
@@ -52,14 +62,19 @@ static void break_off(QmpMonitor *monitor)
     fiber_queue_wake_all(&monitor->has_sent);
 }
 
-static void queue_line(QmpMonitor *monitor, const char *text)
+// Takes `text`.
+static void queue_line(QmpMonitor *monitor, char *text, bool is_event)
 {
-    if (monitor->is_broken || monitor->is_complete)
+    if (monitor->is_broken || monitor->is_complete) {
+        g_free(text);
         return;
-    char *line = g_strconcat(text, "\r\n", NULL);
+    }
+    Line *line = g_new(Line, 1);
+    *line = (Line){text, strlen(text), is_event};
     g_queue_push_tail(&monitor->lines, line);
-    monitor->unsent_bytes += strlen(line);
-    if (monitor->unsent_bytes > MAX_UNSENT) {
+    monitor->unsent_bytes += line->len;
+    monitor->unsent_event_bytes += is_event ? line->len : 0;
+    if (monitor->unsent_event_bytes > MAX_UNSENT_EVENTS) {
         log_line(LOG_WARNING,
                  "a client of '%s' does not read what it is sent: %zu bytes of replies and events "
                  "wait for it; it is disconnected",
@@ -70,27 +85,58 @@ static void queue_line(QmpMonitor *monitor, const char *text)
     }
 }
 
-static void queue_json(QmpMonitor *monitor, json_t *value)
+static void line_free(gpointer p)
 {
-    char *text = json_dumps(value, JSON_ENSURE_ASCII);
-    queue_line(monitor, text);
-    free(text);
+    g_free(((Line *)p)->text);
+    g_free(p);
+}
+
+static int add_to_text(const char *bytes, size_t len, void *text)
+{
+    g_string_append_len(text, bytes, (gssize)len);
+    return 0;
+}
+
+// With CRLF; owned.
+static char *line_of(const json_t *value)
+{
+    GString *text = g_string_new(NULL);
+    json_dump_callback(value, add_to_text, text, JSON_ENSURE_ASCII);
+    g_string_append(text, "\r\n");
+    return g_string_free(text, false);
+}
+
+static void queue_json(QmpMonitor *monitor, const json_t *value)
+{
+    queue_line(monitor, line_of(value), false);
+}
+
+// In pieces: the kernel takes its time to copy a large one, which others do not wait for.
+static int send_line(Fiber *self, QmpMonitor *monitor, const Line *line)
+{
+    int r = 0;
+    for (size_t at = 0; at < line->len && r >= 0 && !monitor->is_broken; at += SEND_BYTES) {
+        struct iovec iov = {line->text + at, MIN(line->len - at, SEND_BYTES)};
+        r = stream_send(self, monitor->stream, &iov, 1);
+        if (line->len > SEND_BYTES)
+            fiber_yield(self);
+    }
+    return r;
 }
 
 static void send_lines(Fiber *self, void *arg)
 {
     QmpMonitor *monitor = arg;
     while (!monitor->is_broken && !(monitor->is_complete && !monitor->lines.length)) {
-        char *line = g_queue_pop_head(&monitor->lines);
+        Line *line = g_queue_pop_head(&monitor->lines);
         if (!line) {
             fiber_queue_wait(self, &monitor->has_lines, false, "qmp: nothing to send");
             continue;
         }
-        size_t len = strlen(line);
-        struct iovec iov = {line, len};
-        int r = stream_send(self, monitor->stream, &iov, 1);
-        monitor->unsent_bytes -= len;
-        g_free(line);
+        int r = send_line(self, monitor, line);
+        monitor->unsent_bytes -= line->len;
+        monitor->unsent_event_bytes -= line->is_event ? line->len : 0;
+        line_free(line);
         if (r < 0)
             break_off(monitor);
         fiber_queue_wake_all(&monitor->has_sent);
@@ -108,12 +154,42 @@ static void greet(QmpMonitor *monitor)
     queue_json(monitor, greeting);
 }
 
+// Is there a long list in it?
+static bool is_large(const json_t *reply)
+{
+    const json_t *result = json_object_get(reply, "return");
+    const char *name;
+    json_t *member;
+    if (json_array_size(result) >= LARGE_ARRAY)
+        return true;
+    json_object_foreach((json_t *)result, name,
+                        member) if (json_array_size(member) >= LARGE_ARRAY) return true;
+    return false;
+}
+
+typedef struct Rendering {
+    json_t *reply;
+    char *line;
+} Rendering;
+
+static int render_on_worker(void *arg)
+{
+    Rendering *rendering = arg;
+    rendering->line = line_of(rendering->reply);
+    json_decref(rendering->reply); // which takes as long as making it
+    return 0;
+}
+
 static void run(Fiber *self, QmpMonitor *monitor, const json_t *request)
 {
     fiber_wait_group_add(monitor->config.running, 1);
-    json_auto_t *reply = qmp_table_dispatch(self, &monitor->call, request);
+    Rendering rendering = {.reply = qmp_table_dispatch(self, &monitor->call, request)};
+    if (is_large(rendering.reply))
+        loop_work(self, render_on_worker, &rendering);
+    else
+        render_on_worker(&rendering);
     fiber_wait_group_done(monitor->config.running);
-    queue_json(monitor, reply);
+    queue_line(monitor, rendering.line, false);
 }
 
 static void refuse(QmpMonitor *monitor, const GError *error)
@@ -182,7 +258,7 @@ void qmp_monitor_free(QmpMonitor *monitor)
 {
     g_assert(!monitor->is_sender_there && !monitor->receiver);
     stream_free(monitor->stream);
-    g_queue_clear_full(&monitor->lines, g_free);
+    g_queue_clear_full(&monitor->lines, line_free);
     g_free(monitor);
 }
 
@@ -227,5 +303,5 @@ void qmp_monitor_end(QmpMonitor *monitor, uint64_t timeout_ns)
 void qmp_monitor_send_event(QmpMonitor *monitor, const char *text)
 {
     if (monitor->call.is_negotiated)
-        queue_line(monitor, text);
+        queue_line(monitor, g_strconcat(text, "\r\n", NULL), true);
 }

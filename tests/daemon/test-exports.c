@@ -80,6 +80,21 @@ void log_line(LogLevel level, const char *format, ...)
         on_late();
 }
 
+// Another export is removed and freed on its loop, of which control has not heard yet.
+static atomic_bool is_removal_watched, is_freed, may_go_on;
+
+void __real_nbds_server_remove_export(Fiber *self, NbdsExport *export);
+void __wrap_nbds_server_remove_export(Fiber *self, NbdsExport *export);
+void __wrap_nbds_server_remove_export(Fiber *self, NbdsExport *export)
+{
+    __real_nbds_server_remove_export(self, export);
+    if (!is_removal_watched)
+        return;
+    is_freed = true;
+    while (!may_go_on)
+        g_thread_yield();
+}
+
 // -- fixture --------------------------------------------------------------------------------------
 
 typedef struct World {
@@ -286,6 +301,66 @@ static void an_export_is_not_found_before_it_is_made(void **state)
     assert_int_equal(close_disks(w), 0);
 }
 
+typedef struct RemoveOne {
+    Exports *exports;
+    Export *export;
+    FiberWaitGroup removed;
+} RemoveOne;
+
+static void remove_one(Fiber *self, void *arg)
+{
+    RemoveOne *one = arg;
+    exports_remove(self, one->exports, one->export);
+    fiber_wait_group_done(&one->removed);
+}
+
+static void look_while_removing(Fiber *self, void *arg)
+{
+    World *w = arg;
+    RemoveOne one = {.exports = w->exports, .export = exports_all(w->exports)->pdata[0]};
+    NbdsExportStats stats;
+    assert_true(exports_get_stats(one.export, &stats));
+    is_removal_watched = true;
+    fiber_wait_group_add(&one.removed, 1);
+    assert_int_equal(fiber_spawn(fiber_loop(self), "remove", remove_one, &one, NULL), 0);
+    while (!is_freed)
+        fiber_yield(self);
+    assert_ptr_equal(exports_all(w->exports)->pdata[0], one.export);
+    assert_false(exports_get_stats(one.export, &stats));
+    may_go_on = true;
+    fiber_wait_group_wait(self, &one.removed);
+    is_removal_watched = false;
+}
+
+static void an_export_that_is_being_removed_has_no_statistics(void **state)
+{
+    World *w = *state;
+    open_disks(w, (const char *const[]){"a", "b", "c"});
+    on_control(w, look_while_removing);
+    assert_int_equal(close_disks(w), 0);
+}
+
+static void stop_while_adding(Fiber *self, void *arg)
+{
+    World *w = arg;
+    Second second = {.w = w};
+    fiber_wait_group_add(&second.added, 1);
+    assert_int_equal(fiber_spawn(fiber_loop(self), "add", add_second, &second, NULL), 0);
+    assert_null(exports_find(w->exports, "second"));
+    assert_true(nbd_server_begin_stop(w->server));
+    exports_wait_added(self, w->exports);
+    assert_non_null(exports_find(w->exports, "second"));
+    fiber_wait_group_wait(self, &second.added);
+}
+
+static void an_export_under_way_is_there_when_the_server_stops(void **state)
+{
+    World *w = *state;
+    open_disks(w, (const char *const[]){"a", "b", "c"});
+    on_control(w, stop_while_adding);
+    assert_int_equal(close_disks(w), 0);
+}
+
 static void add_while_stopping(Fiber *self, void *arg)
 {
     World *w = arg;
@@ -317,6 +392,8 @@ int main(void)
         TEST(a_loop_full_of_fibers_can_be_stopped),
         TEST(an_export_is_not_found_before_it_is_made),
         TEST(a_server_that_stops_takes_no_more_exports),
+        TEST(an_export_under_way_is_there_when_the_server_stops),
+        TEST(an_export_that_is_being_removed_has_no_statistics),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

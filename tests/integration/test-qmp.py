@@ -4,6 +4,7 @@
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import stat
@@ -197,12 +198,59 @@ def test_schema(tmp):
         assert commands == {e["name"] for e in schema if e["meta-type"] == "command"}
 
 
+def test_many_nodes(tmp):
+    """A query about many nodes does not hold up other monitors."""
+    with Daemon("--qmp", tmp / "q") as d:
+        asks, other = Qmp(tmp / "q"), Qmp(tmp / "q")
+        for i in range(1500):
+            other.command("blockdev-add", driver="null-co", node_name=f"n{i}")
+        for query in ("query-named-block-nodes", "query-blockstats", "x-debug-query-block-graph"):
+            n_before = 0
+            for _ in range(10):
+                asks.send({"execute": query, "arguments":
+                           {"query-nodes": True} if query == "query-blockstats" else {}})
+                other.command("query-jobs")
+                n_before += not select.select([asks.socket], [], [], 0)[0]
+                result = asks.reply()["return"]
+            assert n_before > 0, query
+            assert len(result if isinstance(result, list) else result["nodes"]) == 1500
+        d.stop()
+
+
+def test_deep_chain(tmp):
+    """What lies below each node of a deep chain is told with it, however large that is, up to a bound."""
+    image(tmp / "l0", "1M")
+    with Daemon("--qmp", tmp / "q", cwd=tmp) as d:
+        q = Qmp(tmp / "q")
+
+        def add(i, **more):
+            q.command("blockdev-add", driver="qcow2", node_name=f"l{i}", read_only=True,
+                      file={"driver": "file", "filename": f"l{i}"}, **more)
+        qemu_img("create", "-q", "-f", "qcow2", "-b", "l0", "-F", "qcow2", "l1", cwd=tmp)
+        add(0)
+        for i in range(1, 460):
+            if i > 1:
+                os.link(tmp / "l1", tmp / f"l{i}")
+            add(i, backing=f"l{i - 1}")
+            if i == 300:
+                nodes = q.command("query-named-block-nodes")
+                top = next(node for node in nodes if node["node-name"] == "l300")
+                assert len(nodes) == 2 * 301 and top["backing_file_depth"] == 300
+                below = top["image"]
+                for _ in range(300):
+                    below = below["backing-image"]
+                assert below["filename"] == "l0", below
+        says(q.error("query-named-block-nodes"), '"flat": true')
+        assert len(q.command("query-named-block-nodes", flat=True)) == 2 * 460
+        d.stop()
+
+
 @contextlib.contextmanager
-def storage_that_hangs(tmp):
+def storage_that_hangs(tmp, *args):
     """A daemon, a monitor whose command waits for storage until the file `go` is there, another one."""
     wait = f'while [ ! -e {tmp}/go ]; do sleep 0.02; done; head -c "$3" /dev/zero'
     script = write_script(tmp / "storage", pread=f"echo >{tmp}/asked; {wait}")
-    with need_fuse_disk(tmp / "mnt", "sh", script) as disk, Daemon("--qmp", tmp / "q") as d:
+    with need_fuse_disk(tmp / "mnt", "sh", script) as disk, Daemon("--qmp", tmp / "q", *args) as d:
         waits, other = Qmp(tmp / "q"), Qmp(tmp / "q")
         waits.send({"execute": "blockdev-add", "arguments": {
             "driver": "qcow2", "node-name": "n", "file": {"driver": "file", "filename": disk}}})
@@ -220,6 +268,21 @@ def test_storage_that_hangs(tmp):
                 other.command(query)
         (tmp / "go").touch()
         assert "error" in waits.reply()  # zeros are no qcow2
+        d.stop()
+
+
+def test_server_stops_beside_storage_that_hangs(tmp):
+    """The NBD server stops and starts while a command that changes the graph waits for storage."""
+    args = "--nbd", tmp / "n", image(tmp / "a.qcow2")
+    with storage_that_hangs(tmp, *args) as (d, waits, other):
+        client = run("nbdinfo", "--size", f"nbd+unix:///?socket={tmp}/n")
+        assert client.stdout.strip() == str(10 << 20)
+        other.command("nbd-server-stop")
+        assert other.event("BLOCK_EXPORT_DELETED")
+        assert not (tmp / "n").exists() and other.command("query-block-exports") == []
+        other.command("nbd-server-start", addr={"type": "unix", "data": {"path": str(tmp / "n")}})
+        (tmp / "go").touch()
+        assert "error" in waits.reply()
         d.stop()
 
 
