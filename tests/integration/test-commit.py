@@ -1,0 +1,358 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Commits from outside: of random chains, under guests that write as fast as they can, killed at any
+moment, into a base that is in somebody's way. What guests see never changes but by what they write.
+
+usage: test-commit.py [--chaind PATH] [WORD]...
+"""
+import contextlib
+import os
+import random
+import struct
+import threading
+import time
+
+import nbd
+
+import images
+from harness import KIB, MIB, check_image, main, qemu_img, qemu_io, says
+from world import World
+
+BLOCK = 4 * KIB
+
+
+def create(path, size, below=None):
+    over = ["-b", below, "-F", "qcow2"] if below else []
+    qemu_img("create", "-q", "-f", "qcow2", *over, path, *([size] if size else []))
+
+
+def content(path, raw, fmt="qcow2"):
+    qemu_img("convert", "-q", "-U", "-f", fmt, "-O", "raw", path, raw)
+    data = raw.read_bytes()
+    raw.unlink()
+    return data
+
+
+def await_status(qmp, job, status):
+    while True:
+        data = qmp.event("JOB_STATUS_CHANGE")
+        if data["id"] == job and data["status"] == status:
+            return
+
+
+def end_of(qmp):
+    """Its BLOCK_JOB_COMPLETED, once it is forgotten."""
+    data = qmp.event("BLOCK_JOB_COMPLETED")
+    await_status(qmp, data["device"], "null")
+    return data
+
+
+def commit(qmp, device, complete=True, **arguments):
+    qmp.command("block-commit", job_id="j", device=device, **arguments)
+    if complete:
+        qmp.event("BLOCK_JOB_READY")
+        qmp.command("job-complete", id="j")
+    done = end_of(qmp)
+    assert "error" not in done, done
+
+
+# -- random chains --------------------------------------------------------------------------------
+
+def add_chain(w, paths, layers):
+    for i, path in enumerate(paths):
+        below = {"backing": f"n{i - 1}"} if i else {}
+        w.add(f"n{i}", path, layers[i].fmt, read_only=i < len(paths) - 1, **below)
+
+
+def one_random_chain(tmp, seed):
+    rng = random.Random(f"commit {seed}")
+    layers = images.random_chain(seed)
+    size = 4 * MIB
+    paths, _ = images.make_chain(rng, str(tmp), layers, size)
+    head = len(paths) - 1
+    top = rng.randrange(1, len(paths))
+    base = rng.randrange(top)
+    before = content(paths[head], tmp / "raw", layers[head].fmt)
+    with World(tmp, "--loops", 2) as w:
+        add_chain(w, paths, layers)
+        w.export(f"n{head}")
+        commit(w.qmp, f"n{head}", complete=top == head, base_node=f"n{base}", top_node=f"n{top}")
+        name, sectors = f"n{head}", size // 512 * 512
+        h = nbd.NBD()
+        h.connect_uri(w.uri(name))
+        seen = b"".join(h.pread(min(MIB, sectors - at), at) for at in range(0, sectors, MIB))
+        h.shutdown()
+        assert seen == before[:sectors], f"seed {seed}: another content through NBD"
+    for path in paths[base + 1:top + 1]:
+        os.rename(path, f"{path}.gone")
+    left, fmt = (paths[base], layers[base].fmt) if top == head else (paths[head], layers[head].fmt)
+    after = content(left, tmp / "raw", fmt)
+    assert after[:size] == before[:size], f"seed {seed}: another content, commit of {top} into {base}"
+    for i, layer in enumerate(layers):
+        if layer.fmt == "qcow2" and not base < i <= top:
+            check_image(paths[i])
+
+
+def test_random_chains(tmp):
+    """Chains of all kinds of layers show the same after a commit, and stay valid"""
+    for seed in (1, 2, 4, 6, 9, 17, 27, 29, 33):
+        layers = images.random_chain(seed)
+        if len(layers) < 2 or layers[-1].data_file or layers[-1].fmt == "raw":
+            continue
+        directory = tmp / str(seed)
+        directory.mkdir()
+        one_random_chain(directory, seed)
+
+
+def test_internal_snapshots_of_the_base(tmp):
+    """Internal snapshots of the base keep what they are"""
+    create(tmp / "base", 4 * MIB)
+    qemu_io(tmp / "base", "write -P 1 0 2M")
+    qemu_img("snapshot", "-c", "s", tmp / "base")
+    create(tmp / "top", None, tmp / "base")
+    qemu_io(tmp / "top", "write -P 2 1M 2M")
+    with World(tmp) as w:
+        w.add("base", tmp / "base", read_only=True)
+        w.add("top", tmp / "top", backing="base")
+        w.export("top")
+        commit(w.qmp, "top")
+        w.io("top", "read -P 1 0 1M", "read -P 2 1M 2M", "read -P 0 3M 1M")
+    check_image(tmp / "base")
+    qemu_img("snapshot", "-a", "s", tmp / "base")
+    qemu_io(tmp / "base", "read -P 1 0 2M", "read -P 0 2M 2M")
+
+
+# -- guests ---------------------------------------------------------------------------------------
+
+class Guest(threading.Thread):
+    """Writes versions into blocks of its own, `depth` at a time, and reads some of them again."""
+
+    def __init__(self, uri, number, n_guests, n_blocks, depth):
+        super().__init__(daemon=True)
+        self.uri, self.number, self.depth = uri, number, depth
+        self.blocks = list(range(number, n_blocks, n_guests))
+        self.issued, self.acked = dict.fromkeys(self.blocks, 0), dict.fromkeys(self.blocks, 0)
+        self.flushed = dict(self.acked)
+        self.is_over, self.failure, self.n_done = False, None, 0
+
+    @staticmethod
+    def data(block, version):
+        return struct.pack("<QQ", block, version) * (BLOCK // 16) if version else bytes(BLOCK)
+
+    def one_batch(self, h, rng):
+        chosen = rng.sample(self.blocks, min(self.depth, len(self.blocks)))
+        cookies = []
+        for block in chosen:
+            self.issued[block] += 1
+            buffer = nbd.Buffer.from_bytearray(bytearray(self.data(block, self.issued[block])))
+            cookies.append(h.aio_pwrite(buffer, block * BLOCK))
+        while cookies:
+            h.poll(-1)
+            cookies = [c for c in cookies if not h.aio_command_completed(c)]
+        for block in chosen:
+            self.acked[block] = self.issued[block]
+        self.n_done += len(chosen)
+        block = chosen[0]
+        assert h.pread(BLOCK, block * BLOCK) == self.data(block, self.acked[block]), f"block {block}"
+        if rng.random() < 0.05:
+            covered = dict(self.acked)
+            h.flush()
+            self.flushed = covered
+
+    def run(self):
+        rng = random.Random(self.number)
+        try:
+            h = nbd.NBD()
+            h.connect_uri(self.uri)
+            while not self.is_over:
+                self.one_batch(h, rng)
+        except nbd.Error as e:
+            self.failure = e
+        except AssertionError as e:
+            self.failure = e
+
+    def check(self, disk, least):
+        """Each sector of `disk` is as new as `least` says, at least."""
+        for block in self.blocks:
+            data = disk[block * BLOCK:(block + 1) * BLOCK]
+            for at in range(0, BLOCK, 512):
+                number, version = struct.unpack("<QQ", data[at:at + 16])
+                assert data[at:at + 512] == self.data(block, version)[:512], f"block {block} is torn"
+                assert version == 0 or number == block
+                assert least[block] <= version <= self.issued[block], \
+                    f"block {block}: version {version}, not {least[block]} to {self.issued[block]}"
+
+
+@contextlib.contextmanager
+def guests(w, name, n, n_blocks, depth):
+    all_guests = [Guest(w.uri(name), i, n, n_blocks, depth) for i in range(n)]
+    for g in all_guests:
+        g.start()
+    try:
+        yield all_guests
+    finally:
+        for g in all_guests:
+            g.is_over = True
+        for g in all_guests:
+            g.join()
+    for g in all_guests:
+        assert g.failure is None, g.failure
+
+
+def make_three(tmp, size):
+    create(tmp / "base", size)
+    qemu_io(tmp / "base", f"write -z 0 {size}")
+    create(tmp / "middle", None, tmp / "base")
+    create(tmp / "top", None, tmp / "middle")
+
+
+def add_three(w, tmp):
+    w.add("base", tmp / "base", read_only=True)
+    w.add("middle", tmp / "middle", backing="base", read_only=True)
+    w.add("top", tmp / "top", backing="middle")
+    w.export("top", name="disk")
+
+
+def converge(tmp, **arguments):
+    """Becomes ready, and pivots, under guests that write all the time."""
+    size = 32 * MIB
+    make_three(tmp, size)
+    with World(tmp) as w:
+        add_three(w, tmp)
+        with guests(w, "disk", 2, size // BLOCK, 16) as all_guests:
+            while sum(g.n_done for g in all_guests) < 2000:
+                time.sleep(0.01)
+            commit(w.qmp, "top", base_node="base", **arguments)
+            after = sum(g.n_done for g in all_guests)
+            while sum(g.n_done for g in all_guests) < after + 1000:
+                time.sleep(0.01)
+        w.qmp.command("blockdev-del", node_name="top")
+        w.qmp.command("blockdev-del", node_name="middle")
+        for name in ("middle", "top"):
+            (tmp / name).unlink()
+    check_image(tmp / "base")
+    disk = content(tmp / "base", tmp / "raw")
+    for g in all_guests:
+        g.check(disk, g.acked)
+
+
+def test_converges(tmp):
+    """A head that is written as fast as can be is committed all the same"""
+    converge(tmp)
+
+
+def test_write_blocking(tmp):
+    """The same with writes that go to both from the start"""
+    converge(tmp, copy_mode="write-blocking")
+
+
+def test_under_guests(tmp):
+    """A layer in the middle is committed beside guests of the head"""
+    size = 32 * MIB
+    make_three(tmp, size)
+    qemu_io(tmp / "middle", "write -z 1M 16M")
+    with World(tmp) as w:
+        add_three(w, tmp)
+        with guests(w, "disk", 2, size // BLOCK, 16):
+            commit(w.qmp, "top", complete=False, top_node="middle", base_node="base")
+        (tmp / "middle").unlink()
+    says(qemu_img("info", tmp / "top"), f"backing file: {tmp}/base")
+    check_image(tmp / "top")
+    check_image(tmp / "base")
+
+
+def test_killed(tmp):
+    """Killed at any moment: what was flushed is there, and the images are valid"""
+    size = 8 * MIB
+    rng = random.Random("killed")
+    for round in range(8):
+        directory = tmp / str(round)
+        directory.mkdir()
+        make_three(directory, size)
+        qemu_io(directory / "middle", f"write -z 0 {size // 2}")
+        is_active = round % 2
+        w = World(directory)
+        add_three(w, directory)
+        all_guests = [Guest(w.uri("disk"), i, 2, size // BLOCK, 8) for i in range(2)]
+        for g in all_guests:
+            g.start()
+        where = {"top_node": "top" if is_active else "middle"}
+        w.qmp.command("block-commit", job_id="j", device="top", base_node="base", **where)
+        if is_active:
+            w.qmp.event("BLOCK_JOB_READY")
+        time.sleep(rng.random() * 0.02)
+        w.daemon.kill()
+        for g in all_guests:
+            g.is_over = True
+            g.join()
+        w.qmp.close()
+        disk = content(directory / "top", directory / "raw")
+        for g in all_guests:
+            g.check(disk, g.flushed)
+        for name in ("base", "middle", "top"):
+            qemu_img("check", "-q", "-r", "leaks", directory / name)
+
+
+# -- who is in the way ----------------------------------------------------------------------------
+
+def test_in_the_way(tmp):
+    """Who needs the base, or a layer that goes, is named, and nothing has changed"""
+    make_three(tmp, 4 * MIB)
+    create(tmp / "other", None, tmp / "base")
+    with World(tmp, "--loops", 2) as w:
+        add_three(w, tmp)
+        start = {"job_id": "j", "device": "top"}
+        w.add("other", tmp / "other", backing="base")
+        says(w.qmp.error("block-commit", **start), "'base'", "'other'")
+        w.qmp.command("blockdev-del", node_name="other")
+        w.export("middle", writable=False)
+        says(w.qmp.error("block-commit", **start), "'middle'", "e-middle")
+        w.qmp.command("block-export-del", id="e-middle")
+        w.qmp.event("BLOCK_EXPORT_DELETED")
+        assert w.nodes()["base"]["ro"]
+        commit(w.qmp, "top", base_node="middle")
+        assert w.nodes()["base"]["ro"] and not w.nodes()["middle"]["ro"]
+
+
+def test_locked(tmp):
+    """A base that another program holds is not committed into"""
+    make_three(tmp, 4 * MIB)
+    with World(tmp) as holder:
+        holder.add("base", tmp / "base", read_only=True)
+        holder.export("base", writable=False)
+        directory = tmp / "second"
+        directory.mkdir()
+        with World(directory) as w:
+            add_three(w, tmp)
+            says(w.qmp.error("block-commit", job_id="j", device="top"), "base")
+            w.io("disk", "write -P 1 0 64k", "read -P 1 0 64k")
+
+
+def test_full(tmp):
+    """A base without room pauses the job, which goes on once it is resumed, and loses nothing"""
+    make_three(tmp, 4 * MIB)
+    qemu_io(tmp / "top", "write -P 7 0 3M")
+    with World(tmp) as w:
+        fault = {"event": "pwritev", "errno": 28, "once": True, "immediately": True}
+        w.qmp.command("blockdev-add", driver="qcow2", node_name="base", read_only=True,
+                      file={"driver": "blkdebug", "inject-error": [fault],
+                            "image": {"driver": "file", "filename": str(tmp / "base")}})
+        w.add("middle", tmp / "middle", backing="base", read_only=True)
+        w.add("top", tmp / "top", backing="middle")
+        w.export("top", name="disk")
+        w.qmp.command("block-commit", job_id="j", device="top", on_error="enospc")
+        says(str(w.qmp.event("BLOCK_JOB_ERROR")), "'write'", "'stop'")
+        await_status(w.qmp, "j", "paused")
+        job, = w.qmp.command("query-block-jobs")
+        assert job["io-status"] == "nospace" and job["paused"], job
+        w.io("disk", "read -P 7 0 3M", "write -P 8 3M 64k")
+        w.qmp.command("block-job-resume", device="j")
+        w.qmp.event("BLOCK_JOB_READY")
+        w.qmp.command("job-complete", id="j")
+        assert "error" not in end_of(w.qmp)
+        w.io("disk", "read -P 7 0 3M", "read -P 8 3M 64k")
+    check_image(tmp / "base")
+
+
+if __name__ == "__main__":
+    main(globals())
