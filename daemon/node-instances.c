@@ -98,6 +98,8 @@ static void open_on_loop(Fiber *self, void *arg)
 {
     Opening *o = arg;
     LayerOptions options = {
+        .read_only =
+            true, // as the node is, perhaps since it has an overlay, whatever it was made of
         .find_node = node_instances_find,
         .find_arg = (void *)o->finder,
         .memory = o->finder->memory,

@@ -34,10 +34,19 @@ void node_overlay_abort(NamedNode *overlay)
     g_free(use);
 }
 
+// As it is from now on: on another loop it is opened by what its description says.
+static void describe_child(const NodeUse *use)
+{
+    NamedNode *parent = use->by;
+    if (parent && parent->config)
+        nodes_set_config(parent, node_config_new_with(parent->config, use->role, use->used->name));
+}
+
 void node_overlay_end(NamedNode *overlay, bool stays)
 {
     NodeUse *own = use_below(overlay);
     GPtrArray *users = own->used->users;
+    describe_child(own);
     for (guint i = users->len; i-- > 0;) {
         NodeUse *use = users->pdata[i];
         // Who has to do with the image's internal snapshots stays with the image, who holds a node
@@ -49,13 +58,6 @@ void node_overlay_end(NamedNode *overlay, bool stays)
         g_ptr_array_insert(overlay->users, 0, use);
     }
     overlay->is_added = stays || overlay->users->len == 0;
-}
-
-static void describe_child(const NodeUse *use)
-{
-    NamedNode *parent = use->by;
-    if (parent && parent->config)
-        nodes_set_config(parent, node_config_new_with(parent->config, use->role, use->used->name));
 }
 
 void node_overlay_leave(NamedNode *top, NamedNode *below)

@@ -368,6 +368,50 @@ def test_loops(tmp):
     assert content(paths[2]) == contents[2]
 
 
+def add_overlay(w, tmp, name, below):
+    """Over the node `below`, on the loop of the other iothread."""
+    path = tmp / f"{name}.qcow2"
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-u", "-F", "qcow2", "-b", "x", path, SIZE)
+    w.add(name, path, backing=below)
+    w.export(name, name=name, iothread="second")
+
+
+def shows(w, tmp, name):
+    run("nbdcopy", w.uri(name), tmp / "shown")
+    return (tmp / "shown").read_bytes()
+
+
+def test_other_loop_afterwards(tmp):
+    """A layer that got another backing node, by a stream or a snapshot, shows the same on a loop that
+    opens it after that."""
+    paths, contents = make_chain(tmp, 4)
+    with World(tmp, "--loops", 2) as w:
+        for thread in ("first", "second"):
+            w.qmp.command("object-add", qom_type="iothread", id=thread)
+        inner = {"driver": "qcow2", "node-name": "l1", "backing": "l0",
+                 "file": {"driver": "file", "filename": str(paths[1])}}
+        w.add("l0", paths[0], read_only=True)
+        w.add("l2", paths[2], read_only=True, backing=inner)
+        w.add("l3", paths[3], backing="l2")
+        w.export("l3", name="l3", iothread="first")
+        w.qmp.command("block-stream", job_id="s", device="l2", base_node="l0")
+        assert "error" not in w.qmp.event("BLOCK_JOB_COMPLETED")
+        while w.qmp.command("query-block-jobs"):
+            time.sleep(0.01)
+        paths[1].unlink()
+        add_overlay(w, tmp, "over-stream", "l2")
+        assert shows(w, tmp, "over-stream") == contents[2]
+        new = tmp / "new.qcow2"
+        run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", paths[3], new)
+        w.add("new", new, backing=None)
+        w.qmp.command("blockdev-snapshot", node="l3", overlay="new")
+        w.qmp.command("blockdev-snapshot-sync", node_name="new", snapshot_node_name="newer",
+                      snapshot_file=str(tmp / "newer.qcow2"))
+        add_overlay(w, tmp, "over-snapshot", "new")
+        assert shows(w, tmp, "over-snapshot") == contents[3]
+        assert shows(w, tmp, "l3") == contents[3]
+
+
 def test_internal_snapshots(tmp):
     """An image with internal snapshots is not streamed into: they show what lies below, too."""
     paths, _ = make_chain(tmp, 2)
