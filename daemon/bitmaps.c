@@ -183,6 +183,13 @@ static int clear(BitmapChange *change)
     return 0;
 }
 
+static void set_enabled(BitmapChange *change, bool is_enabled)
+{
+    if (is_enabled) // undone, it has the bits that it had
+        change->old_bits = bitmap_clone(dirty_bitmap_bits(change->bitmap));
+    dirty_bitmap_set_enabled(change->bitmap, is_enabled);
+}
+
 static int apply(Fiber *self, BitmapChange *change)
 {
     DirtyBitmapInfo info;
@@ -212,7 +219,7 @@ static int apply(Fiber *self, BitmapChange *change)
         return clear(change);
     case BITMAP_ENABLE:
     case BITMAP_DISABLE:
-        dirty_bitmap_set_enabled(change->bitmap, change->kind == BITMAP_ENABLE);
+        set_enabled(change, change->kind == BITMAP_ENABLE);
         return 0;
     case BITMAP_MERGE:
         return merge_sources(self, change);
@@ -244,18 +251,54 @@ static void make_on_loop(Fiber *self, void *arg)
     change->is_drained &= change->result == 0;
 }
 
-static void commit_on_loop(Fiber *self, void *arg)
+// What guests change while a change may still be undone, whether the bitmap notes it or not.
+typedef struct GuestChanges {
+    NodeWriteHook hook; // first
+    Bitmap *bits;
+} GuestChanges;
+
+static void note_guest_change(NodeWriteHook *hook, GuestOff off, uint64_t len)
 {
-    BitmapChange *change = arg;
-    if (change->kind == BITMAP_REMOVE) {
-        dirty_bitmap_set_busy(change->bitmap, false);
-        dirty_bitmap_drop(change->bitmap);
-    }
+    bitmap_set(((GuestChanges *)hook)->bits, off.v, len);
 }
 
-static void undo_on_loop(Fiber *self, void *arg)
+static void end_notes(BitmapChange *change)
+{
+    GuestChanges *since = g_steal_pointer(&change->since);
+    if (!since)
+        return;
+    node_remove_write_hook(change->named->node, &since->hook);
+    bitmap_free(since->bits);
+    g_free(since);
+}
+
+static void resume_on_loop(void *arg)
 {
     BitmapChange *change = arg;
+    Node *node = change->named->node;
+    if (change->kind != BITMAP_ADD && change->kind != BITMAP_REMOVE) {
+        change->since = g_new0(GuestChanges, 1);
+        change->since->hook.fn = note_guest_change;
+        change->since->bits =
+            bitmap_new(node->size_bytes, dirty_bitmap_granularity_bits(change->bitmap));
+        node_add_write_hook(node, &change->since->hook);
+    }
+    node_drain_end(node, REQUESTS_THAT_WRITE);
+    change->is_drained = false;
+}
+
+// The bits that it had, and, if it noted them then, what guests have changed.
+static void restore_bits(BitmapChange *change)
+{
+    if (change->since && change->was_enabled)
+        bitmap_merge(change->old_bits, change->since->bits);
+    bitmap_free(dirty_bitmap_swap_bits(change->bitmap, g_steal_pointer(&change->old_bits)));
+}
+
+static void undo_on_loop(void *arg)
+{
+    BitmapChange *change = arg;
+    change->is_undone = true;
     switch (change->kind) {
     case BITMAP_ADD:
         dirty_bitmap_drop(change->bitmap);
@@ -263,19 +306,29 @@ static void undo_on_loop(Fiber *self, void *arg)
     case BITMAP_REMOVE:
         dirty_bitmap_set_busy(change->bitmap, false);
         break;
+    case BITMAP_DISABLE:
+        if (change->was_enabled)
+            change->old_bits = bitmap_clone(dirty_bitmap_bits(change->bitmap));
+        __attribute__((fallthrough));
+    case BITMAP_ENABLE:
     case BITMAP_CLEAR:
     case BITMAP_MERGE:
-        bitmap_free(dirty_bitmap_swap_bits(change->bitmap, g_steal_pointer(&change->old_bits)));
-        break;
-    case BITMAP_ENABLE:
-    case BITMAP_DISABLE:
+        if (change->old_bits)
+            restore_bits(change);
         dirty_bitmap_set_enabled(change->bitmap, change->was_enabled);
     }
 }
 
-static void end_drain(Fiber *self, void *arg)
+static void end_on_loop(void *arg)
 {
-    node_drain_end(((BitmapChange *)arg)->named->node, REQUESTS_THAT_WRITE);
+    BitmapChange *change = arg;
+    end_notes(change);
+    if (change->kind == BITMAP_REMOVE && change->result == 0 && !change->is_undone) {
+        dirty_bitmap_set_busy(change->bitmap, false);
+        dirty_bitmap_drop(change->bitmap);
+    }
+    if (change->is_drained)
+        node_drain_end(change->named->node, REQUESTS_THAT_WRITE);
 }
 
 // -- changes: on the control loop -----------------------------------------------------------------
@@ -303,24 +356,22 @@ int bitmap_change_make(Fiber *self, BitmapChange *change, GError **error)
     return change->result;
 }
 
-void bitmap_change_commit(Fiber *self, BitmapChange *change)
+void bitmap_change_resume(Fiber *self, BitmapChange *change)
 {
-    remote_call_fiber_reserve(self, named_node_loop(change->named), commit_on_loop, change);
-    if (changes_facts(change))
-        nodes_refresh(self, change->named);
+    if (change->is_drained)
+        remote_call_plain(self, named_node_loop(change->named), resume_on_loop, change);
 }
 
 void bitmap_change_undo(Fiber *self, BitmapChange *change)
 {
-    remote_call_fiber_reserve(self, named_node_loop(change->named), undo_on_loop, change);
-    if (changes_facts(change))
-        nodes_refresh(self, change->named);
+    remote_call_plain(self, named_node_loop(change->named), undo_on_loop, change);
 }
 
 void bitmap_change_done(Fiber *self, BitmapChange *change)
 {
-    if (change->is_drained)
-        remote_call_fiber_reserve(self, named_node_loop(change->named), end_drain, change);
+    remote_call_plain(self, named_node_loop(change->named), end_on_loop, change);
+    if (change->result == 0 && changes_facts(change))
+        nodes_refresh(self, change->named);
     bitmap_free(change->old_bits);
     g_clear_pointer(&change->sources, g_ptr_array_unref);
     dirty_bitmap_unref(change->bitmap);

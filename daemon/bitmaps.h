@@ -48,17 +48,20 @@ typedef struct BitmapChange {
     DirtyBitmap *bitmap;  // a reference, of its node until it is over; ADD: set by the change
     DirtyBitmapSpec spec; // ADD
     GPtrArray *sources;   // MERGE: of Bitmap, owned
-    bool is_drained;      // hold guests' requests back from the change until it is over
+    bool is_drained;      // hold guests' requests that write back from the change on
     // Filled in by the change.
     Bitmap *old_bits;
     bool was_enabled;
+    struct GuestChanges *since; // what guests changed after the resume; NULL: nothing was resumed
+    bool is_undone;
     int result;
     GError *error;
 } BitmapChange;
 
-// Makes it; what fails has changed nothing, and needs nothing more. Else then either commit or undo,
-// which do not fail, then done.
+// Makes it; what fails has changed nothing, and needs nothing more. Else done comes last, and before it
+// perhaps a resume, which lets guests go on, and perhaps an undo, as if the change had not been made,
+// whatever guests have changed meanwhile. These do not fail.
 int bitmap_change_make(Fiber *self, BitmapChange *change, GError **error);
-void bitmap_change_commit(Fiber *self, BitmapChange *change);
+void bitmap_change_resume(Fiber *self, BitmapChange *change);
 void bitmap_change_undo(Fiber *self, BitmapChange *change);
 void bitmap_change_done(Fiber *self, BitmapChange *change);

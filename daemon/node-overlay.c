@@ -74,3 +74,11 @@ void node_overlay_leave(NamedNode *top, NamedNode *below)
         describe_child(use);
     }
 }
+
+void node_overlay_undo(NamedNode *overlay)
+{
+    NamedNode *below = use_below(overlay)->used;
+    node_overlay_abort(overlay);
+    node_overlay_leave(overlay, below);
+    overlay->is_added = true;
+}

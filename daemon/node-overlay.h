@@ -15,3 +15,6 @@ void node_overlay_end(NamedNode *overlay, bool stays);
 // Done: whoever used `top`, but for jobs and the image's internal snapshots, uses `below` instead. It
 // is closed with its last user, unless it was added by itself.
 void node_overlay_leave(NamedNode *top, NamedNode *below);
+// The end is undone: whoever uses the overlay uses what lies below it, and it has nothing below itself.
+// It stays as if it had been added by itself.
+void node_overlay_undo(NamedNode *overlay);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // Each change is a command and an action of a transaction with the same arguments. As a command it
-// is made and committed at once, between two requests of guests; as an action it is made when the
-// transaction is prepared, with guests held back until that is over, so that what a transaction does
-// happens at one moment for them.
+// is made at once, between two requests of guests; as an action it is made when the transaction is
+// prepared, with guests held back until all of it took effect, so that what a transaction does happens
+// at one moment for them.
 #include "bitmaps.h"
 
 #include "daemon/bitmaps.h"
@@ -187,10 +187,8 @@ static int change_now(Fiber *self, QmpCall *call, const json_t *args, BitmapChan
     FiberMutex *lock = nodes_graph_lock(call->daemon->nodes);
     fiber_mutex_lock(self, lock);
     int r = make(self, call, args, &change, error);
-    if (r == 0) {
-        bitmap_change_commit(self, &change);
+    if (r == 0)
         bitmap_change_done(self, &change);
-    }
     fiber_mutex_unlock(self, lock);
     return r;
 }
@@ -211,9 +209,9 @@ static int prepare(Fiber *self, QmpCall *call, const json_t *data, BitmapChangeK
     return r;
 }
 
-static void commit(Fiber *self, void *state)
+static void resume(Fiber *self, void *state)
 {
-    bitmap_change_commit(self, state);
+    bitmap_change_resume(self, state);
 }
 
 static void undo(Fiber *self, void *state)
@@ -292,7 +290,7 @@ static const QmpCommand commands[] = {
 #define ACTION(verb, args)                                                                         \
     {                                                                                              \
         .name = "block-dirty-bitmap-" #verb, .data = (args), .doc = "As the command does.",        \
-        .prepare = prepare_##verb, .commit = commit, .abort = undo, .clean = clean                 \
+        .prepare = prepare_##verb, .resume = resume, .abort = undo, .clean = clean                 \
     }
 static const QmpAction actions[] = {
     ACTION(add, &bitmap_add_args),

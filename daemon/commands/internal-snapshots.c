@@ -4,8 +4,8 @@
 // commands go on. Control loop.
 //
 // In a transaction the moment is the commit, which is memory only. Counting what each snapshot
-// references comes after it, so an action may still fail then (finish): all snapshots of the
-// transaction are taken back, what its other actions did stands.
+// references comes after it, so an action may still fail then (finish): all that the transaction did is
+// undone.
 #include "internal-snapshots.h"
 
 #include <errno.h>
@@ -441,9 +441,7 @@ static const QmpAction actions[] = {
      .data = &snapshot_args,
      .doc =
          "Makes an internal snapshot, one of each node, of the moment at which all actions take "
-         "effect. If it cannot "
-         "be completed then, no internal snapshot of the transaction is made, and it fails; other "
-         "actions stand.",
+         "effect. If it cannot be completed then, the transaction fails, and all of it is undone.",
      .prepare = prepare,
      .drain = drain,
      .commit = commit,

@@ -16,6 +16,7 @@
 #include "daemon/log.h"
 #include "daemon/node-overlay.h"
 #include "daemon/qmp/args.h"
+#include "jobs/commit.h"
 
 typedef struct Snapshot {
     Daemon *daemon;
@@ -23,6 +24,8 @@ typedef struct Snapshot {
     bool is_opened;  // the overlay, by this action
     char *made_path; // its file, if this action made it
     Switch *graph;
+    bool is_committed, is_taken_back;
+    uint64_t size_below; // before
     // Of a call to the loop.
     int result;
     GError *error;
@@ -161,13 +164,16 @@ static int drain(Fiber *self, void *state, GError **error)
 
 static void commit_on_loop(Fiber *self, void *arg)
 {
-    switch_commit(((Snapshot *)arg)->graph);
+    Snapshot *s = arg;
+    s->size_below = node_below(s)->size_bytes;
+    switch_commit(s->graph);
 }
 
 static void commit(Fiber *self, void *state)
 {
     Snapshot *s = state;
     call(self, s, commit_on_loop, NULL);
+    s->is_committed = true;
     node_overlay_end(s->overlay, !s->is_opened);
 }
 
@@ -186,9 +192,90 @@ static void abort_on_loop(Fiber *self, void *arg)
     switch_end(self, ((Snapshot *)arg)->graph);
 }
 
+// What guests have written to the overlay since goes down to the old head, which is the head again
+// then: an active commit.
+static int commit_down(Fiber *self, Snapshot *s)
+{
+    CommitSpec spec = {
+        .name = "a snapshot that is taken back",
+        .top = s->overlay->node,
+        .base = node_below(s),
+        .on_error = JOB_ON_ERROR_REPORT,
+    };
+    int r = node_change_mode(self, spec.base, true, &s->error);
+    if (r < 0)
+        return r;
+    r = commit_at_once(self, &spec, &s->error);
+    if (r < 0)
+        node_change_mode(self, spec.base, false, NULL);
+    return r;
+}
+
+static int move_back(Fiber *self, const Snapshot *s)
+{
+    Switch *graph = switch_new(REQUESTS_ALL);
+    switch_move_users(graph, s->overlay->node, node_below(s));
+    int r = switch_drain(self, graph, loop_now_ns(fiber_loop(self)) + PORT_MAX_STALL_NS);
+    if (r == 0)
+        switch_commit(graph);
+    switch_end(self, graph);
+    return r;
+}
+
+// An overlay that stays is as empty as it was: over what is written from now on it would show what is
+// old.
+static int empty_overlay(Fiber *self, Node *overlay)
+{
+    int r = node_uncover(self, overlay, guest_off(0), overlay->size_bytes);
+    return r == 0 ? node_flush(self, overlay) : r;
+}
+
+static void take_back_on_loop(Fiber *self, void *arg)
+{
+    Snapshot *s = arg;
+    Node *below = node_below(s), *overlay = s->overlay->node;
+    switch_end(self, g_steal_pointer(&s->graph));
+    s->result = overlay->read_only ? move_back(self, s) : commit_down(self, s);
+    if (s->result < 0)
+        return;
+    s->is_taken_back = true;
+    node_set_backing(self, overlay, NULL);
+    if (below->size_bytes > s->size_below)
+        node_resize(self, below, s->size_below, NULL);
+    if (!s->is_opened && !overlay->read_only)
+        s->result = empty_overlay(self, overlay);
+}
+
+static void take_back(Fiber *self, Snapshot *s)
+{
+    g_autoptr(GError) error = NULL;
+    int r = call(self, s, take_back_on_loop, &error);
+    if (!s->is_taken_back)
+        log_line(
+            LOG_ERROR,
+            "a transaction failed, but its snapshot of '%s' cannot be taken back: %s; clients go "
+            "on with '%s', and what lies below it is no state of the disk by itself",
+            s->below->name, error ? error->message : g_strerror(-r), s->overlay->name);
+    else if (r < 0)
+        log_line(LOG_ERROR,
+                 "a transaction failed, and '%s', which was to become an overlay, holds what was "
+                 "written meanwhile: %s; do not put it over anything",
+                 s->overlay->name, error ? error->message : g_strerror(-r));
+    if (s->is_taken_back)
+        node_overlay_undo(s->overlay);
+    nodes_refresh(self, s->below);
+    nodes_refresh(self, s->overlay);
+    if (s->is_taken_back)
+        drop_overlay(self, s);
+}
+
 static void undo(Fiber *self, void *state)
 {
     Snapshot *s = state;
+    if (s->is_committed) {
+        take_back(self, s);
+        return;
+    }
     call(self, s, abort_on_loop, NULL);
     s->graph = NULL;
     node_overlay_abort(s->overlay);

@@ -2,7 +2,7 @@
 // Runs the actions of all families (QmpAction) in the order that command.h gives. The union of
 // their arguments is made from their tables at the start. Control loop.
 //
-//     all prepared → all drained → all committed → resumed → cleaned
+//     all prepared → all drained → all committed → resumed → finished → cleaned
 //     one of them failed → the drained ones resumed → the prepared ones aborted, last first →
 //     cleaned
 #include "transaction.h"
@@ -132,13 +132,11 @@ static void resume_all(Transaction *t)
             t->steps[i].action->resume(t->self, t->steps[i].state);
 }
 
-static void abort_all(Transaction *t, bool has_committed)
+static void abort_all(Transaction *t)
 {
-    for (size_t i = t->n_prepared; i-- > 0;) {
-        const QmpAction *of = t->steps[i].action;
-        if (of->abort && (of->finish || !has_committed))
-            of->abort(t->self, t->steps[i].state);
-    }
+    for (size_t i = t->n_prepared; i-- > 0;)
+        if (t->steps[i].action->abort)
+            t->steps[i].action->abort(t->self, t->steps[i].state);
 }
 
 static int finish_all(Transaction *t, GError **error)
@@ -187,14 +185,14 @@ static int transaction(Fiber *self, QmpCall *call, const json_t *args, json_t **
     FiberMutex *lock = nodes_graph_lock(call->daemon->nodes);
     fiber_mutex_lock(self, lock);
     r = prepare_and_drain(&t, args, error);
-    bool has_committed = r == 0;
-    if (has_committed)
+    bool is_committed = r == 0;
+    if (is_committed)
         commit_all(&t);
     resume_all(&t);
-    if (has_committed) // what the other actions refer to must stay meanwhile
+    if (is_committed) // what the other actions refer to must stay meanwhile
         r = finish_all(&t, error);
     if (r < 0)
-        abort_all(&t, has_committed);
+        abort_all(&t);
     clean_all(&t);
     fiber_mutex_unlock(self, lock);
     return r;

@@ -39,11 +39,10 @@ typedef struct QmpEvent {
 } QmpEvent;
 
 // Actions of one transaction take effect together or not at all; the graph lock (nodes_graph_lock())
-// is held throughout, so they do not take it. For all in their order: prepare;
-// then drain; then commit; then resume; then clean. When one of prepare or drain fails: resume what
-// was drained, abort in reverse order those that were prepared before, clean. After resume comes
-// finish, for actions that have work left then; when one fails, so does the transaction, and those
-// with a finish are aborted. All functions but prepare may be NULL.
+// is held throughout, so they do not take it. For all in their order: prepare; then drain; then commit;
+// then resume; then finish; then clean. When one of prepare or drain fails: resume what was drained,
+// abort in reverse order those that were prepared, clean. When one of finish fails: the same but for
+// the resume. All functions but prepare may be NULL.
 typedef struct QmpAction {
     const char *name;
     const QmpType *data; // an object
@@ -54,11 +53,15 @@ typedef struct QmpAction {
                    GError **error);
     // Holds back requests, for those who change the graph.
     int (*drain)(Fiber *self, void *state, GError **error);
+    // Takes effect. Memory only.
     void (*commit)(Fiber *self, void *state);
+    // As if nothing had been done; also after the commit, when guests have gone on since.
     void (*abort)(Fiber *self, void *state);
+    // Lets requests go on. Before the commit only if the action is going to be aborted.
     void (*resume)(Fiber *self, void *state);
     // Frees `state`.
     void (*clean)(Fiber *self, void *state);
+    // Work that is left, and may fail, while guests go on.
     int (*finish)(Fiber *self, void *state, GError **error);
 } QmpAction;
 

@@ -148,6 +148,16 @@ int node_discard(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlag
     return end_change(node, off, len, r);
 }
 
+int node_uncover(Fiber *self, Node *node, GuestOff off, uint64_t len)
+{
+    assert_inside(node, off, len);
+    if (!can_change(node))
+        return -EROFS;
+    if (!node->ops->uncover)
+        return -ENOTSUP;
+    return end_change(node, off, len, node->ops->uncover(self, node, off, len));
+}
+
 static int flush_one(Fiber *self, Node *node)
 {
     uint64_t n_changes = node->n_changes;

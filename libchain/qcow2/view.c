@@ -119,6 +119,7 @@ static const NodeOps view_ops = {
     .write = view_write,
     .zero = view_zero,
     .discard = view_discard,
+    .uncover = view_uncover,
     .flush = view_flush,
     .map = view_map,
     .find_kind = view_find_kind,

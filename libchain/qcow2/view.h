@@ -12,6 +12,7 @@ int view_write(Fiber *self, Node *node, GuestOff off, const void *buf, size_t le
                NodeIoFlags flags);
 int view_zero(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags);
 int view_discard(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags);
+int view_uncover(Fiber *self, Node *node, GuestOff off, uint64_t len);
 int view_flush(Fiber *self, Node *node);
 int view_find_kind(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExtentKind *ret_kind,
                    uint64_t *ret_len);                                         // kind.c

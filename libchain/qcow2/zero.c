@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // Write-zeroes and discard on the head: whole clusters (subclusters) become zero entries, so that
-// old backing data never shows through; partial ones are written. Version 2 has no zero entries:
+// old backing data never shows through; partial ones are written. And the reverse: whole clusters are
+// uncovered, so that what lies below shows. Version 2 has no zero entries:
 // zeroes are written, and a discard without a backing child makes clusters unallocated, with one it
 // does nothing.
 //
@@ -15,11 +16,17 @@
 #include "qcow2/open.h"
 #include "qcow2/view.h"
 
-// Guest bytes that become zeros.
+// What becomes of guest bytes.
+typedef enum ZeroGoal {
+    ZEROS_ALLOCATED, // zeros, which keep their host clusters
+    ZEROS_UNMAPPED,  // zeros, host clusters are given back
+    UNCOVERED,       // what lies below, host clusters are given back
+} ZeroGoal;
+
 typedef struct ZeroRange {
     GuestOff off;
     uint64_t len;
-    bool unmap; // host clusters are given back
+    ZeroGoal goal;
 } ZeroRange;
 
 enum { ZEROS_BYTES = 256 << 10 };
@@ -65,12 +72,19 @@ typedef struct EntryPlan {
 } EntryPlan;
 
 static EntryPlan plan_entry(const Qcow2View *view, GuestOff off, const Qcow2L2Entry *old,
-                            bool unmap)
+                            ZeroGoal goal)
 {
     static const EntryPlan nothing;
     const Qcow2Geometry *g = &view->image->geometry;
     bool host = old->kind == QCOW2_CLUSTER_DATA || old->kind == QCOW2_CLUSTER_ZERO_ALLOCATED;
-    bool frees = old->kind == QCOW2_CLUSTER_COMPRESSED || (host && (unmap || !old->copied));
+    bool frees = old->kind == QCOW2_CLUSTER_COMPRESSED ||
+                 (host && (goal != ZEROS_ALLOCATED || !old->copied));
+    if (goal == UNCOVERED)
+        return (EntryPlan){
+            .changes = old->kind != QCOW2_CLUSTER_UNALLOCATED || old->zero_bitmap,
+            .frees = frees,
+            .entry.kind = QCOW2_CLUSTER_UNALLOCATED,
+        };
     bool is_kept = host && !frees;
     EntryPlan plan = {.changes = true, .frees = frees};
     Qcow2L2Entry *e = &plan.entry;
@@ -101,7 +115,7 @@ static int zero_raw_data(Fiber *self, Qcow2Image *image, const ZeroRange *range)
     if (!image_has_raw_data(image))
         return 0;
     return file_zero(self, image->data_file, host_off(range->off.v), range->len,
-                     range->unmap ? FILE_ZERO_UNMAP : 0);
+                     range->goal == ZEROS_ALLOCATED ? 0 : FILE_ZERO_UNMAP);
 }
 
 // The same, for clusters without an entry.
@@ -125,8 +139,8 @@ static void punch_data(Fiber *self, Qcow2Image *image, const Qcow2L2Entry *old)
         file_discard(self, image->data_file, old->host, image->geometry.cluster_bytes);
 }
 
-// The entry of cluster `i` of the change becomes zeros.
-static int zero_entry(Fiber *self, MappingChange *change, uint32_t i, bool unmap)
+// What the entry of cluster `i` of the change is for is done.
+static int zero_entry(Fiber *self, MappingChange *change, uint32_t i, ZeroGoal goal)
 {
     Qcow2Image *image = change->view->image;
     GuestOff at = cluster_span_cluster(&image->geometry, &change->span, i);
@@ -134,7 +148,7 @@ static int zero_entry(Fiber *self, MappingChange *change, uint32_t i, bool unmap
     if (old.kind == QCOW2_CLUSTER_BAD)
         return image_mark_corrupt(
             image, "L2 entry for guest offset %#" G_GINT64_MODIFIER "x is damaged", at.v);
-    EntryPlan plan = plan_entry(change->view, at, &old, unmap);
+    EntryPlan plan = plan_entry(change->view, at, &old, goal);
     if (!plan.changes)
         return 0;
     int r = plan.frees ? mapping_check(change, i) : 0;
@@ -155,7 +169,7 @@ static int zero_in_slice(Fiber *self, Qcow2View *view, const ZeroRange *range, u
     int r = mapping_find_place(self, view, range->off, &place);
     if (r < 0)
         return r;
-    if (!place.slice && !shows_below(view, range->off)) {
+    if (!place.slice && (range->goal == UNCOVERED || !shows_below(view, range->off))) {
         done.len = *ret_len = MIN(range->len, (uint64_t)place.n_left << g->cluster_bits);
         return zero_raw_hole(self, view->image, &done);
     }
@@ -167,7 +181,7 @@ static int zero_in_slice(Fiber *self, Qcow2View *view, const ZeroRange *range, u
         return r;
     r = zero_raw_data(self, view->image, &done);
     for (uint32_t i = 0; i < span.n && r == 0; i++)
-        r = zero_entry(self, &change, i, range->unmap);
+        r = zero_entry(self, &change, i, range->goal);
     mapping_end(&change);
     return r;
 }
@@ -210,7 +224,7 @@ static int zero_subclusters(Fiber *self, Qcow2View *view, GuestOff off, uint64_t
     if (r < 0 || is_zero)
         return r;
     uint64_t n_released;
-    ZeroRange range = {off, len, true};
+    ZeroRange range = {off, len, ZEROS_UNMAPPED};
     do {
         n_released = view->image->freed.n_released;
         r = mark_subclusters(self, view, &range, &is_compressed);
@@ -244,7 +258,7 @@ static void whole_clusters(const Qcow2View *view, GuestOff off, uint64_t len, ui
     *ret_to = end == view->node.size_bytes ? end : end & ~(cb - 1);
 }
 
-static int zero_whole(Fiber *self, Qcow2View *view, uint64_t from, uint64_t to, bool unmap)
+static int zero_whole(Fiber *self, Qcow2View *view, uint64_t from, uint64_t to, ZeroGoal goal)
 {
     Qcow2Image *image = view->image;
     int r = 0;
@@ -252,7 +266,7 @@ static int zero_whole(Fiber *self, Qcow2View *view, uint64_t from, uint64_t to, 
         uint64_t n = 0, n_released = image->freed.n_released;
         {
             G_GNUC_UNUSED g_auto(PinGuard) pin = pin_guard_take(image);
-            ZeroRange range = {guest_off(from), to - from, unmap};
+            ZeroRange range = {guest_off(from), to - from, goal};
             r = zero_in_slice(self, view, &range, &n);
         }
         if (r == -ENOSPC && writeback_reclaim(self, &image->writeback, n_released)) {
@@ -268,7 +282,7 @@ static int zero_whole(Fiber *self, Qcow2View *view, uint64_t from, uint64_t to, 
 
 int view_zero_clusters(Fiber *self, Qcow2View *view, uint64_t from, uint64_t to)
 {
-    return zero_whole(self, view, from, to, true);
+    return zero_whole(self, view, from, to, ZEROS_UNMAPPED);
 }
 
 // Can a range that does not fill a cluster be zeroed without allocating and copying? What reads as
@@ -344,7 +358,8 @@ static int zero_parts(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len, 
     if (r == 0)
         r = zero_part(self, view, parts.head, parts.head_len);
     if (r == 0)
-        r = zero_whole(self, view, parts.whole_from, parts.whole_to, !(flags & NODE_IO_NO_UNMAP));
+        r = zero_whole(self, view, parts.whole_from, parts.whole_to,
+                       flags & NODE_IO_NO_UNMAP ? ZEROS_ALLOCATED : ZEROS_UNMAPPED);
     if (r == 0)
         r = zero_part(self, view, parts.tail, parts.tail_len);
     return r;
@@ -374,6 +389,19 @@ int view_discard(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlag
     uint64_t from, to;
     whole_clusters(view, off, len, &from, &to);
     if (from < to && !(view->image->header.version < 3 && node->backing))
-        r = zero_whole(self, view, from, to, true);
+        r = zero_whole(self, view, from, to, ZEROS_UNMAPPED);
     return r == 0 && (flags & NODE_IO_FUA) ? mapping_make_durable(self, view, off, len) : r;
+}
+
+int view_uncover(Fiber *self, Node *node, GuestOff off, uint64_t len)
+{
+    Qcow2View *view = view_of(node);
+    if (view->image->data_file)
+        return -ENOTSUP; // data would go before the entry does
+    int r = image_begin_change(self, view->image);
+    if (r < 0)
+        return r;
+    uint64_t from, to;
+    whole_clusters(view, off, len, &from, &to);
+    return zero_whole(self, view, from, to, UNCOVERED);
 }

@@ -62,6 +62,12 @@ static void resume(Fiber *self, void *state)
     say("resume", state);
 }
 
+static int finish(Fiber *self, void *state, GError **error)
+{
+    say("finish", state);
+    return strchr(state, '%') ? qmp_fail(error, "%s cannot be finished", (char *)state) : 0;
+}
+
 static void clean(Fiber *self, void *state)
 {
     say("clean", state);
@@ -70,6 +76,7 @@ static void clean(Fiber *self, void *state)
 
 static const QmpAction note_actions[] = {
     {"note", &note_data, "Notes.", prepare, drain, commit, undo, resume, clean},
+    {"long", &note_data, "Has work left.", prepare, drain, commit, undo, resume, clean, finish},
     {"plain", &note_data, "Prepares only.", .prepare = prepare, .clean = clean},
     {0},
 };
@@ -110,6 +117,7 @@ static void assert_done(const char *actions, const char *reply, const char *orde
 
 #define NOTE(name) "{\"type\":\"note\",\"data\":{\"name\":\"" name "\"}}"
 #define PLAIN(name) "{\"type\":\"plain\",\"data\":{\"name\":\"" name "\"}}"
+#define LONG(name) "{\"type\":\"long\",\"data\":{\"name\":\"" name "\"}}"
 #define GENERIC(text) "{\"error\":{\"class\":\"GenericError\",\"desc\":\"" text "\"}}"
 
 static void all_are_drained_before_one_is_committed(void **state)
@@ -138,6 +146,18 @@ static void the_abort_action_undoes_what_came_before(void **state)
                 GENERIC("Transaction aborted using Abort action"), "prepare a, abort a, clean a");
 }
 
+static void what_is_finished_late_and_fails_undoes_all(void **state)
+{
+    assert_done(LONG("a") "," NOTE("b"), "{\"return\":{}}",
+                "prepare a, prepare b, drain a, drain b, commit a, commit b, resume a, resume b, "
+                "finish a, clean a, clean b");
+    assert_done(
+        NOTE("a") "," LONG("b%") "," LONG("c"), GENERIC("b% cannot be finished"),
+        "prepare a, prepare b%, prepare c, drain a, drain b%, drain c, commit a, commit b%, "
+        "commit c, resume a, resume b%, resume c, finish b%, abort c, abort b%, abort a, "
+        "clean a, clean b%, clean c");
+}
+
 static void nothing_runs_when_an_action_is_wrong(void **state)
 {
     assert_done(NOTE("a") ",{\"type\":\"nope\",\"data\":{}}",
@@ -154,6 +174,7 @@ int main(void)
         cmocka_unit_test(a_failed_prepare_aborts_those_before_it),
         cmocka_unit_test(a_failed_drain_resumes_and_aborts_all),
         cmocka_unit_test(the_abort_action_undoes_what_came_before),
+        cmocka_unit_test(what_is_finished_late_and_fails_undoes_all),
         cmocka_unit_test(nothing_runs_when_an_action_is_wrong),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -165,6 +165,37 @@ static void discarded_clusters_of_version_3_read_as_zeros(void **state)
     }
 }
 
+static void uncover(Fiber *self, Test *t, uint64_t from, uint64_t to)
+{
+    assert_int_equal(node_uncover(self, t->node, guest_off(from), to - from), 0);
+}
+
+static void uncover_own(Fiber *self, void *arg)
+{
+    Test *t = arg;
+    int below = t->has_backing ? BELOW : 0;
+    discard(self, t, 5 * CLUSTER, 6 * CLUSTER);
+    uncover(self, t, CLUSTER + 512, 4 * CLUSTER - 512); // only whole clusters
+    assert_shows(self, t, CLUSTER, 2 * CLUSTER, OWN);
+    assert_shows(self, t, 3 * CLUSTER, 3 * CLUSTER + CLUSTER / 2, OWN);
+    uncover(self, t, 0, DISK);
+    assert_shows(self, t, 0, DISK, below);
+    NodeExtent extent;
+    for (uint64_t off = 0; off < DISK; off += extent.len) {
+        assert_int_equal(node_map(self, t->node, guest_off(off), DISK - off, &extent), 0);
+        assert_int_equal(extent.kind, NODE_EXTENT_BELOW);
+    }
+}
+
+static void what_is_uncovered_shows_what_lies_below(void **state)
+{
+    static const char *const options[] = {"compat=1.1", "extended_l2=on", "compat=0.10"};
+    for (unsigned i = 0; i < G_N_ELEMENTS(options); i++) {
+        run(uncover_own, options[i], true);
+        run(uncover_own, options[i], false);
+    }
+}
+
 static void discard_v2(Fiber *self, void *arg)
 {
     Test *t = arg;
@@ -195,6 +226,7 @@ int main(void)
         cmocka_unit_test(fast_zero_of_version_2_is_refused),
         cmocka_unit_test(discarded_clusters_of_version_3_read_as_zeros),
         cmocka_unit_test(a_discard_of_version_2_over_a_backing_file_changes_nothing),
+        cmocka_unit_test(what_is_uncovered_shows_what_lies_below),
         cmocka_unit_test(discarded_clusters_of_version_2_alone_read_as_zeros),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -48,5 +48,7 @@ int commit_run(Fiber *self, JobControl *control, void *commit, GError **error);
 // shows what it did. *ret_switched: it is another one now (not after an active commit was asked to
 // end without).
 int commit_prepare(Fiber *self, Commit *commit, bool *ret_switched, GError **error);
+// All of that for an active commit, with nobody to ask it for anything: it completes when it is ready.
+int commit_at_once(Fiber *self, const CommitSpec *spec, GError **error);
 // Last, whatever came before. Closes what nobody else uses any more. Accepts NULL.
 void commit_end(Fiber *self, Commit *commit);

@@ -78,6 +78,8 @@ struct NodeOps {
                  NodeIoFlags flags);
     int (*zero)(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags);
     int (*discard)(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags);
+    // See node_uncover(). NULL: cannot.
+    int (*uncover)(Fiber *self, Node *node, GuestOff off, uint64_t len);
     int (*flush)(Fiber *self, Node *node);
     // First extent at `off`, at most `len` long, coalesced as far as is cheap. Own layer only
     // (BELOW is not followed). Adjacent extents of one kind may come in pieces.
@@ -233,6 +235,10 @@ int node_write(Fiber *self, Node *node, GuestOff off, const void *buf, size_t le
                NodeIoFlags flags);
 int node_zero(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags);
 int node_discard(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags);
+// What lies below `node` shows in the range from now on, as far as whole clusters go, and the space of
+// what it had there is given back. -ENOTSUP: nodes of this kind cannot. Not for guests: it changes
+// what they see, or nothing, where it was the same below.
+int node_uncover(Fiber *self, Node *node, GuestOff off, uint64_t len);
 // Everything that was written to `node` before is durable, and what was written to layers below it
 // when they were the head.
 int node_flush(Fiber *self, Node *node);
