@@ -141,7 +141,8 @@ static int check(const Exports *exports, const NamedNode *named, const ExportSpe
         return qmp_fail(error, "NBD server already has export named '%s'", spec->name);
     g_autofree char *user = user_text(spec->id);
     NodeUse use = {.role = "root", .writes = spec->is_writable, .user = user};
-    return named_node_check_use(named, &use, error);
+    int r = named_node_check_mode(named, node_use_perms(&use), error);
+    return r < 0 ? r : named_node_check_use(named, &use, error);
 }
 
 static int add(Fiber *self, Exports *exports, Export *export, const ExportSpec *spec,

@@ -107,9 +107,9 @@ const char *named_node_role(const NamedNode *used, const NodeConfig *config,
     return is_snapshot ? "snapshot" : child->role;
 }
 
-static bool is_filter(const NamedNode *named)
+static bool passes_on(const NamedNode *named)
 {
-    return named && named->node && named->node->ops->is_filter;
+    return named && driver_passes_on(named->driver);
 }
 
 // Does the use come from within `range` (NULL: nothing does)? What only lets through what does is
@@ -120,7 +120,7 @@ static bool is_inside(const NodeUse *use, const GPtrArray *range)
         return false;
     if (g_ptr_array_find((GPtrArray *)range, use->by, NULL))
         return true;
-    if (!is_filter(use->by) || !use->by->users->len)
+    if (!passes_on(use->by) || !use->by->users->len)
         return false;
     for (guint i = 0; i < use->by->users->len; i++)
         if (!is_inside(use->by->users->pdata[i], range))
@@ -128,7 +128,26 @@ static bool is_inside(const NodeUse *use, const GPtrArray *range)
     return true;
 }
 
+// It may be read-only because what it lies in is, and not by itself.
+bool named_node_says_read_only(const NamedNode *named)
+{
+    if (!named->facts.read_only || !passes_on(named) || !named->children->len)
+        return named->facts.read_only;
+    const NamedNode *below = ((const NodeUse *)named->children->pdata[0])->used;
+    return !below->facts.read_only || named->is_said_read_only;
+}
+
 static NodePerms perms_of(const NodeUse *use, const GPtrArray *range);
+
+NodePerms named_node_perms_through(const Driver *driver, const json_t *values, NodePerms above)
+{
+    bool is_part = driver_value_int(values, "offset", 0) || json_object_get(values, "size");
+    if (driver->reads_write)
+        above.held |= NODE_PERM_WRITE_UNCHANGED;
+    if (is_part)
+        above.shared &= ~NODE_PERM_RESIZE;
+    return above;
+}
 
 // Of all that goes through a filter to what it filters. Filters are few, and end somewhere.
 static NodePerms perms_through(const NamedNode *filter, const GPtrArray *range)
@@ -137,9 +156,8 @@ static NodePerms perms_through(const NamedNode *filter, const GPtrArray *range)
     for (guint i = 0; i < filter->users->len; i++)
         if (!is_inside(filter->users->pdata[i], range))
             node_perms_add(&perms, perms_of(filter->users->pdata[i], range));
-    if (filter->node->ops->reads_write)
-        perms.held |= NODE_PERM_WRITE_UNCHANGED;
-    return perms;
+    const json_t *values = filter->config ? filter->config->values : NULL;
+    return named_node_perms_through(filter->driver, values, perms);
 }
 
 static NodePerms perms_of(const NodeUse *use, const GPtrArray *range)
@@ -154,12 +172,15 @@ static NodePerms perms_of(const NodeUse *use, const GPtrArray *range)
     };
     if (use->perms)
         return *use->perms;
-    if (is_filter(use->by))
+    if (passes_on(use->by))
         return perms_through(use->by, range);
     for (unsigned i = 0; i < G_N_ELEMENTS(users); i++)
         if (g_str_equal(use->role, users[i].role))
             return node_perms_of(users[i].user, use->writes);
-    return node_perms_of(NODE_USER_FORMAT, use->writes);
+    NodePerms perms = node_perms_of(NODE_USER_FORMAT, use->writes);
+    if (use->by)
+        perms.held |= perms_through(use->by, range).held & NODE_PERM_WRITE_UNCHANGED;
+    return perms;
 }
 
 NodePerms node_use_perms(const NodeUse *use)
@@ -198,23 +219,37 @@ static int check_below(const NamedNode *filter, const NodeUse *use, const GPtrAr
     return r;
 }
 
+int named_node_check_mode(const NamedNode *named, NodePerms perms, GError **error)
+{
+    for (;;) {
+        if (perms.held & (NODE_PERM_WRITE | NODE_PERM_WRITE_UNCHANGED) &&
+            named_node_says_read_only(named))
+            return qmp_fail(error, "Block node is read-only");
+        if (!passes_on(named) || !named->children->len)
+            return 0;
+        const json_t *values = named->config ? named->config->values : NULL;
+        perms = named_node_perms_through(named->driver, values, perms);
+        named = ((const NodeUse *)named->children->pdata[0])->used;
+    }
+}
+
 int named_node_check_use_in(const NamedNode *named, const NodeUse *use, const GPtrArray *range,
                             GError **error)
 {
     NodePerms perms = perms_of(use, range);
     int r = 0;
-    for (guint i = 0; r == 0 && i < named->users->len; i++) {
-        const NodeUse *other = named->users->pdata[i];
+    // What the others share comes second, as in QEMU, and the last user first.
+    for (guint n = 2 * named->users->len; r == 0 && n-- > 0;) {
+        const NodeUse *other = named->users->pdata[n % named->users->len];
         if (use->by && other->by == use->by && g_str_equal(other->role, use->role))
             continue; // what it is to be instead
         if (is_inside(other, range))
             continue;
         NodePerms of_other = perms_of(other, range);
-        r = check_pair(named, use, perms, other, of_other, error);
-        if (r == 0)
-            r = check_pair(named, other, of_other, use, perms, error);
+        r = n >= named->users->len ? check_pair(named, other, of_other, use, perms, error)
+                                   : check_pair(named, use, perms, other, of_other, error);
     }
-    return r == 0 && is_filter(named) ? check_below(named, use, range, error) : r;
+    return r == 0 && passes_on(named) ? check_below(named, use, range, error) : r;
 }
 
 int named_node_check_use(const NamedNode *named, const NodeUse *use, GError **error)

@@ -37,9 +37,10 @@ typedef struct NodeFacts {
 
 struct NamedNode {
     char *name;
-    bool is_made_up;    // the name
-    bool is_added;      // by itself, and goes when it is deleted; else with its last user
-    NodeOrigin *origin; // a reference
+    bool is_made_up;        // the name
+    bool is_added;          // by itself, and goes when it is deleted; else with its last user
+    bool is_said_read_only; // whatever became of it
+    NodeOrigin *origin;     // a reference
     const Driver *driver;
     const NodeConfig *config; // of the origin; NULL: only an image's header speaks of it
     Node *node;               // the table's reference; used on node->loop, which is read anywhere
@@ -59,6 +60,11 @@ static inline Loop *named_node_loop(const NamedNode *named)
 // of the internal snapshots of that image, which the image's other users cannot change.
 const char *named_node_role(const NamedNode *used, const NodeConfig *config,
                             const NodeConfigChild *child);
+// Is it read-only whatever it lies in is? QEMU's word on whether a node is.
+bool named_node_says_read_only(const NamedNode *named);
+// What a node of such a driver, made of these options, does with its child, whose users do `above`
+// with the node. Where driver_passes_on().
+NodePerms named_node_perms_through(const Driver *driver, const json_t *values, NodePerms above);
 // The child of that role; NULL: it has none.
 NamedNode *named_node_child(const NamedNode *named, const char *role);
 // What it filters, or its backing child; NULL: it has neither.
@@ -79,6 +85,8 @@ void named_node_add_child(NamedNode *parent, NamedNode *child, const char *role)
 bool named_node_end_use(NodeUse *use);
 // Its facts say another mode now: it writes its children, or no more.
 void named_node_mode_changed(NamedNode *named);
+// Can whoever has `perms` write the node, and what it lies in? QEMU's words where it is read-only.
+int named_node_check_mode(const NamedNode *named, NodePerms perms, GError **error);
 // May `use` begin, or a child's use become this? QEMU's words when another use does not allow it.
 int named_node_check_use(const NamedNode *named, const NodeUse *use, GError **error);
 // The same for one of several nodes that are used together, a GPtrArray of NamedNode: what they need of

@@ -50,36 +50,92 @@ int node_names_check(GHashTable *by_name, const NodeConfig *config, GError **err
     return check_config(by_name, config, given, error);
 }
 
+// Who uses what a description names: the nodes above the one of `config`, which is to be.
+typedef struct Above {
+    NodePerms perms; // what they do with it
+    bool is_read_only;
+} Above;
+
+static NodePerms perms_of_child(const NodeConfig *config, const char *role, const Above *above)
+{
+    if (config->driver && driver_passes_on(config->driver))
+        return named_node_perms_through(config->driver, config->values, above->perms);
+    if (g_str_equal(role, "backing"))
+        return node_perms_of(NODE_USER_BACKING, false);
+    if (g_str_equal(role, "snapshot"))
+        return node_perms_of(NODE_USER_SNAPSHOT, false);
+    return node_perms_of(NODE_USER_FORMAT, !above->is_read_only);
+}
+
+// A use that is to be, in its node's table as long as the description is checked: others of the same
+// description must get along with it, too.
+typedef struct Planned {
+    NodePerms perms;
+    NodeUse *use;
+} Planned;
+
+static void planned_free(gpointer p)
+{
+    Planned *planned = p;
+    named_node_end_use(planned->use);
+    g_free(planned);
+}
+
+static int plan_use(NamedNode *named, const char *user, const char *role, NodePerms perms,
+                    GPtrArray *all, GError **error)
+{
+    Planned *planned = g_new(Planned, 1);
+    planned->perms = perms;
+    NodeUse use = {
+        .role = role, .user = g_strdup_printf("node '%s'", user), .perms = &planned->perms};
+    int r = named_node_check_mode(named, perms, error);
+    if (r == 0)
+        r = named_node_check_use(named, &use, error);
+    planned->use = named_node_use(named, &use);
+    g_ptr_array_add(all, planned);
+    return r;
+}
+
+// What find_used() looks for, and has found.
+typedef struct Search {
+    GHashTable *by_name;
+    GPtrArray *used, *planned;
+} Search;
+
+// Recursion is bounded by what a description may be.
+static int find_used(const Search *s, const NodeConfig *config, Above above, GError **error)
+{
+    above.is_read_only |= driver_value_bool(config->values, "read-only", false);
+    for (unsigned i = 0; i < config->n_children; i++) {
+        const NodeConfigChild *child = &config->children[i];
+        bool is_backing = g_str_equal(child->role, "backing");
+        Above of_child = {perms_of_child(config, child->role, &above),
+                          above.is_read_only || is_backing};
+        int r = child->config ? find_used(s, child->config, of_child, error) : 0;
+        if (r < 0)
+            return r;
+        NamedNode *named = child->node ? g_hash_table_lookup(s->by_name, child->node) : NULL;
+        if (child->node && !named)
+            return qmp_fail(error, "%sCannot find device='%s' nor node-name='%s'",
+                            is_backing ? "Could not open backing file: " : "", child->node,
+                            child->node);
+        if (!named)
+            continue;
+        const char *role = named_node_role(named, config, child);
+        r = plan_use(named, driver_value_str(config->values, "node-name", ""), role,
+                     perms_of_child(config, role, &above), s->planned, error);
+        if (r < 0)
+            return r;
+        if (!g_ptr_array_find(s->used, named, NULL))
+            g_ptr_array_add(s->used, named);
+    }
+    return 0;
+}
+
 int node_names_find_used(GHashTable *by_name, const NodeConfig *config, GPtrArray *used,
                          GError **error)
 {
-    for (unsigned i = 0; i < config->n_children; i++) {
-        const NodeConfigChild *child = &config->children[i];
-        int r = child->config ? node_names_find_used(by_name, child->config, used, error) : 0;
-        if (r < 0)
-            return r;
-        NamedNode *named = child->node ? g_hash_table_lookup(by_name, child->node) : NULL;
-        if (child->node && !named)
-            return qmp_fail(error, "%sCannot find device='%s' nor node-name='%s'",
-                            g_str_equal(child->role, "backing") ? "Could not open backing file: "
-                                                                : "",
-                            child->node, child->node);
-        if (!named)
-            continue;
-        const char *name = driver_value_str(config->values, "node-name", "");
-        g_autofree char *user = g_strdup_printf("node '%s'", name);
-        const char *role = named_node_role(named, config, child);
-        NodeUse use = {
-            .role = role,
-            .writes = !g_str_equal(role, "backing") && !g_str_equal(role, "snapshot") &&
-                      !driver_value_bool(config->values, "read-only", false),
-            .user = user,
-        };
-        r = named_node_check_use(named, &use, error);
-        if (r < 0)
-            return r;
-        if (!g_ptr_array_find(used, named, NULL))
-            g_ptr_array_add(used, named);
-    }
-    return 0;
+    g_autoptr(GPtrArray) planned = g_ptr_array_new_with_free_func(planned_free);
+    Search search = {by_name, used, planned};
+    return find_used(&search, config, (Above){.perms.shared = NODE_PERM_ALL}, error);
 }

@@ -358,27 +358,51 @@ static guint find_opened(const Opening *o, guint at, const char *role)
     return 0;
 }
 
-// The node and what it lies in, in the order in which QEMU makes them, and tells of them: a file goes
-// before what lies in it. Recursion is bounded by what a description may be.
+static void enter_chain(Opening *o, NamedNode **entered, guint at);
+
 static void enter_with_files(Opening *o, NamedNode **entered, guint at)
 {
     static const char *const roles[] = {"file", NULL, "image", "data-file"};
     for (unsigned i = 0; i < G_N_ELEMENTS(roles); i++) {
         guint child = roles[i] ? find_opened(o, at, roles[i]) : 0;
         if (child)
-            enter_with_files(o, entered, child);
+            enter_chain(o, entered, child);
         if (!roles[i])
             entered[at] =
                 enter(o->nodes, o->origin, &g_array_index(o->opened, ChainNode, at), o->facts[at]);
     }
 }
 
+// The node, what it lies in, and all below, in the order in which QEMU makes them, and tells of them:
+// a file goes before what lies in it, a backing file after its overlay. Chains are long, what lies
+// between their layers is not: only that is recursion.
+static void enter_chain(Opening *o, NamedNode **entered, guint at)
+{
+    for (guint layer = at, next;; layer = next) {
+        enter_with_files(o, entered, layer);
+        next = find_opened(o, layer, "backing");
+        if (!next)
+            return;
+    }
+}
+
+// By its description, or by the one it is part of; and what lies below a layer is.
+static bool is_said_to_be_read_only(const NamedNode *named)
+{
+    if (named->config && json_object_get(named->config->values, "read-only"))
+        return driver_value_bool(named->config->values, "read-only", false);
+    for (guint i = 0; i < named->users->len; i++) {
+        const NodeUse *use = named->users->pdata[i];
+        if (use->by && use->by->origin == named->origin)
+            return g_str_equal(use->role, "backing") || is_said_to_be_read_only(use->by);
+    }
+    return false;
+}
+
 static NamedNode *enter_all(Fiber *self, Opening *o)
 {
     g_autofree NamedNode **entered = g_new0(NamedNode *, o->opened->len);
-    for (guint i = 0; i < o->opened->len; i++)
-        if (!entered[i])
-            enter_with_files(o, entered, i);
+    enter_chain(o, entered, 0);
     for (guint i = 0; i < o->opened->len; i++) {
         const ChainNode *opened = &g_array_index(o->opened, ChainNode, i);
         if (i > 0)
@@ -387,6 +411,8 @@ static NamedNode *enter_all(Fiber *self, Opening *o)
     }
     for (guint i = 0; i < o->opened->len; i++)
         use_named(o->nodes, entered[i]);
+    for (guint i = 0; i < o->opened->len; i++)
+        entered[i]->is_said_read_only = is_said_to_be_read_only(entered[i]);
     NamedNode *top = entered[0];
     top->is_added = true;
     return top;
@@ -447,14 +473,38 @@ static void collect_with_files(NamedNode *named, GPtrArray *all)
     }
 }
 
-static void refresh(Fiber *self, void *arg)
+// Facts are taken on the nodes' loop, and put down by control, which may read them at any time.
+typedef struct Refresh {
+    GPtrArray *nodes; // NamedNode
+    GArray *facts;    // NodeFacts
+} Refresh;
+
+static void refresh_init(Refresh *r)
 {
-    const GPtrArray *all = arg;
-    for (guint i = 0; i < all->len; i++) {
-        NamedNode *named = all->pdata[i];
-        clear_facts(&named->facts);
-        take_facts(named->driver, named->node, &named->facts);
+    *r = (Refresh){g_ptr_array_new(), g_array_new(FALSE, FALSE, sizeof(NodeFacts))};
+}
+
+static void refresh_take(Fiber *self, void *arg)
+{
+    Refresh *r = arg;
+    for (guint i = 0; i < r->nodes->len; i++) {
+        const NamedNode *named = r->nodes->pdata[i];
+        NodeFacts facts;
+        take_facts(named->driver, named->node, &facts);
+        g_array_append_val(r->facts, facts);
     }
+}
+
+static void refresh_end(Refresh *r)
+{
+    for (guint i = 0; i < r->facts->len; i++) {
+        NamedNode *named = r->nodes->pdata[i];
+        clear_facts(&named->facts);
+        named->facts = g_array_index(r->facts, NodeFacts, i);
+        named_node_mode_changed(named);
+    }
+    g_ptr_array_unref(r->nodes);
+    g_array_unref(r->facts);
 }
 
 // What is in the table is closed later than a message that is sent now arrives.
@@ -482,11 +532,11 @@ void nodes_give_up(const Nodes *nodes)
 
 void nodes_refresh(Fiber *self, NamedNode *named)
 {
-    g_autoptr(GPtrArray) all = g_ptr_array_new();
-    collect_with_files(named, all);
-    remote_call_fiber_reserve(self, named_node_loop(named), refresh, all);
-    for (guint i = 0; i < all->len; i++)
-        named_node_mode_changed(all->pdata[i]);
+    Refresh r;
+    refresh_init(&r);
+    collect_with_files(named, r.nodes);
+    remote_call_fiber_reserve(self, named_node_loop(named), refresh_take, &r);
+    refresh_end(&r);
 }
 
 // -- closing --------------------------------------------------------------------------------------
@@ -495,6 +545,7 @@ typedef struct Closing {
     GPtrArray *gone;  // NamedNode of one origin, users before what they use
     GPtrArray *later; // NodeUse of nodes of other origins, which outlive those that use them
     Node **nodes;     // of `gone`: the table's references
+    Refresh files;    // what lay in them was made longer, perhaps
     int result;
 } Closing;
 
@@ -515,6 +566,7 @@ static void close_nodes(Fiber *self, void *arg)
             c->result = r;
         node_unref_close(self, node);
     }
+    refresh_take(self, &c->files);
 }
 
 static void unlock(Fiber *self, void *node)
@@ -545,6 +597,14 @@ static void unlock_unused(Fiber *self, const Nodes *nodes, const NamedNode *name
         remote_call_fiber_reserve(self, named_node_loop(named), unlock, named->node);
 }
 
+static void leave_child(Closing *c, NodeUse *use)
+{
+    bool is_layer = g_str_equal(use->role, "backing") || g_str_equal(use->role, "snapshot");
+    g_ptr_array_add(c->later, use);
+    if (!is_layer)
+        collect_with_files(use->used, c->files.nodes);
+}
+
 // Takes `named`, which nobody uses, out of the table, and with it what only it used of its origin.
 static void leave(Nodes *nodes, NamedNode *named, Closing *c)
 {
@@ -558,7 +618,7 @@ static void leave(Nodes *nodes, NamedNode *named, Closing *c)
             NodeUse *use = named->children->pdata[i];
             NamedNode *child = use->used;
             if (child->origin != named->origin)
-                g_ptr_array_add(c->later, use);
+                leave_child(c, use);
             else if (named_node_end_use(use) && !child->is_added)
                 g_ptr_array_add(c->gone, child);
         }
@@ -603,10 +663,12 @@ static int close_unused(Fiber *self, Nodes *nodes, NamedNode *named)
             .gone = g_ptr_array_new_with_free_func(named_node_free),
             .later = g_ptr_array_new(),
         };
+        refresh_init(&c.files);
         leave(nodes, named, &c);
         int r = remote_call_fiber_reserve(self, loop, close_nodes, &c);
         if (result == 0)
             result = r < 0 ? r : c.result;
+        refresh_end(&c.files);
         close_instances(self, c.gone);
         g_ptr_array_unref(c.gone);
         g_free(c.nodes);
@@ -686,6 +748,7 @@ void nodes_set_config(NamedNode *named, NodeConfig *config)
 {
     g_ptr_array_add(named->origin->own_configs, config);
     named->config = config;
+    named->is_said_read_only = driver_value_bool(config->values, "read-only", false);
 }
 
 void nodes_set_child(Fiber *self, Nodes *nodes, NamedNode *named, const char *role,

@@ -158,7 +158,7 @@ static int add_export(Fiber *self, Daemon *daemon, const json_t *args, GError **
         return -ENODEV;
     const char *name = qmp_args_str(args, "name"), *iothread = qmp_args_str(args, "iothread");
     bool is_writable = qmp_args_bool(args, "writable", false);
-    if (is_writable && named->facts.read_only)
+    if (is_writable && named_node_says_read_only(named))
         return qmp_fail(error, "Cannot export read-only node as writable");
     const Object *thread = iothread ? objects_find(daemon->objects, iothread) : NULL;
     if (iothread && (!thread || !thread->loop))

@@ -85,6 +85,12 @@ const QmpType block_device_info = {
 
 // -- many nodes -----------------------------------------------------------------------------------
 
+// What the host says of a file.
+typedef struct FileFacts {
+    uint64_t allocated_bytes;
+    uint64_t size_bytes; // of a regular file; else 0
+} FileFacts;
+
 // An image with all below it, each in the one above.
 typedef struct NestedImage {
     json_t *info;
@@ -92,7 +98,7 @@ typedef struct NestedImage {
 } NestedImage;
 
 struct NodeInfos {
-    GHashTable *bytes;  // that files take, by path: uint64_t *
+    GHashTable *files;  // by path: FileFacts
     GHashTable *nested; // NestedImage, by node name: made once, part of all above
     unsigned n_images;
 };
@@ -107,12 +113,15 @@ static int measure(void *arg)
 {
     NodeInfos *infos = arg;
     GHashTableIter iter;
-    gpointer path, bytes;
-    g_hash_table_iter_init(&iter, infos->bytes);
-    while (g_hash_table_iter_next(&iter, &path, &bytes)) {
+    gpointer path, facts;
+    g_hash_table_iter_init(&iter, infos->files);
+    while (g_hash_table_iter_next(&iter, &path, &facts)) {
         struct stat st;
         if (stat(path, &st) == 0)
-            *(uint64_t *)bytes = (uint64_t)st.st_blocks * 512;
+            *(FileFacts *)facts = (FileFacts){
+                .allocated_bytes = (uint64_t)st.st_blocks * 512,
+                .size_bytes = S_ISREG(st.st_mode) ? (uint64_t)st.st_size : 0,
+            };
     }
     return 0;
 }
@@ -120,12 +129,12 @@ static int measure(void *arg)
 NodeInfos *node_infos_new(Fiber *self, const GPtrArray *nodes)
 {
     NodeInfos *infos = g_new0(NodeInfos, 1);
-    infos->bytes = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, g_free);
+    infos->files = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, g_free);
     infos->nested = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, nested_image_free);
     for (guint i = 0; i < nodes->len; i++) {
         const char *path = named_node_file_name(nodes->pdata[i]);
-        if (*path && !g_hash_table_contains(infos->bytes, path))
-            g_hash_table_insert(infos->bytes, g_strdup(path), g_new0(uint64_t, 1));
+        if (*path && !g_hash_table_contains(infos->files, path))
+            g_hash_table_insert(infos->files, g_strdup(path), g_new0(FileFacts, 1));
     }
     loop_work(self, measure, infos);
     return infos;
@@ -133,7 +142,7 @@ NodeInfos *node_infos_new(Fiber *self, const GPtrArray *nodes)
 
 void node_infos_free(NodeInfos *infos)
 {
-    g_hash_table_unref(infos->bytes);
+    g_hash_table_unref(infos->files);
     g_hash_table_unref(infos->nested);
     g_free(infos);
 }
@@ -166,23 +175,57 @@ static json_t *describe(const NamedNode *named)
     return object;
 }
 
-static bool is_more_than_a_file(const NamedNode *named)
+static char *exact_name(const NamedNode *named);
+
+// Lies another file below it than the one that its header names?
+static bool has_other_backing(const NamedNode *named)
 {
-    if (named->driver->is_file)
-        return false;
+    const char *recorded =
+        json_string_value(json_object_get(named->facts.info, "backing-filename"));
+    bool is_given = named->config && node_config_child(named->config, "backing");
+    const NamedNode *backing = named_node_child(named, "backing");
+    g_autofree char *name = backing && is_given ? exact_name(backing) : NULL;
+    return is_given && (backing ? !name || g_strcmp0(recorded, name) != 0 : recorded != NULL);
+}
+
+// Of what is a format in a file, that file's.
+static char *exact_name_of_format(const NamedNode *named)
+{
+    static const char *const decisive[] = {"offset", "size", "snapshot"};
     const json_t *values = named->config ? named->config->values : NULL;
-    return !named->driver->open || json_object_get(values, "offset") ||
-           json_object_get(values, "size") || json_object_get(values, "snapshot");
+    const NamedNode *file = named_node_child(named, "file");
+    for (size_t i = 0; i < G_N_ELEMENTS(decisive); i++)
+        if (json_object_get(values, decisive[i]))
+            return NULL;
+    bool is_plain = file && (file->driver->is_file || file->driver->exact_name);
+    return is_plain && !has_other_backing(named) ? exact_name(file) : NULL;
+}
+
+// The node's name as a file, where one says all of it; owned, or NULL. Recursion is bounded by what
+// lies between layers.
+static char *exact_name(const NamedNode *named)
+{
+    const NamedNode *below = named_node_child(named, "image");
+    g_autofree char *name = NULL;
+    if (named->driver->is_file)
+        return g_strdup(named_node_file_name(named));
+    if (named->driver->open)
+        return exact_name_of_format(named);
+    if (!named->driver->exact_name)
+        return NULL;
+    name = below ? exact_name(below) : NULL;
+    return named->driver->exact_name(named->config ? named->config->values : NULL, name);
 }
 
 // The node's name as a file; owned.
 static char *file_name(const NamedNode *named)
 {
-    if (!is_more_than_a_file(named))
-        return g_strdup(named_node_file_name(named));
+    char *name = exact_name(named);
+    if (name)
+        return name;
     json_t *object = describe(named);
     char *text = json_dumps(object, JSON_PRESERVE_ORDER);
-    char *name = g_strconcat("json:", text, NULL);
+    name = g_strconcat("json:", text, NULL);
     free(text);
     json_decref(object);
     return name;
@@ -202,21 +245,50 @@ static json_int_t whole_sectors(uint64_t bytes)
     return (json_int_t)((bytes + SECTOR_BYTES - 1) / SECTOR_BYTES * SECTOR_BYTES);
 }
 
+// Does an image lie in it, perhaps behind filters, which makes it longer by itself?
+static bool holds_image(const NamedNode *named)
+{
+    for (guint i = 0; i < named->users->len; i++) {
+        const NodeUse *use = named->users->pdata[i];
+        if (use->by && !g_str_equal(use->role, "backing") &&
+            (!driver_passes_on(use->by->driver) || holds_image(use->by)))
+            return true;
+    }
+    return false;
+}
+
+static uint64_t size_now(const NamedNode *named, const NodeInfos *infos)
+{
+    uint64_t from = 0, size = named->facts.size_bytes;
+    const NamedNode *below = named;
+    while (holds_image(named) && driver_passes_on(below->driver) && below->children->len) {
+        const json_t *values = below->config ? below->config->values : NULL;
+        if (json_object_get(values, "size"))
+            return size;
+        from += driver_value_int(values, "offset", 0);
+        below = ((const NodeUse *)below->children->pdata[0])->used;
+    }
+    const FileFacts *file = below->driver->is_file
+                                ? g_hash_table_lookup(infos->files, named_node_file_name(below))
+                                : NULL;
+    return file && file->size_bytes > from ? MAX(size, file->size_bytes - from) : size;
+}
+
 static json_t *image_info_of(const NamedNode *named, const NodeInfos *infos)
 {
     json_t *info =
         named->facts.info ? json_copy(named->facts.info) : json_pack("{s:b}", "dirty-flag", 0);
     g_autofree char *name = file_name(named);
     const char *path = named_node_file_name(named);
-    const uint64_t *bytes = g_hash_table_lookup(infos->bytes, path);
+    const FileFacts *file = g_hash_table_lookup(infos->files, path);
     set_text(info, "filename", name);
     json_object_set_new(info, "format", json_string(named->driver->name));
-    json_object_set_new(info, "virtual-size", json_integer(whole_sectors(named->facts.size_bytes)));
+    json_object_set_new(info, "virtual-size", json_integer(whole_sectors(size_now(named, infos))));
     if (g_str_equal(named->driver->name, "file"))
         json_object_set_new(info, "format-specific",
                             json_pack("{s:s, s:{}}", "type", "file", "data"));
-    if (bytes)
-        json_object_set_new(info, "actual-size", json_integer((json_int_t)*bytes));
+    if (file)
+        json_object_set_new(info, "actual-size", json_integer((json_int_t)file->allocated_bytes));
     const char *backing = json_string_value(json_object_get(info, "backing-filename"));
     if (!backing)
         return info;
@@ -292,7 +364,7 @@ json_t *node_infos_get(NodeInfos *infos, const NamedNode *named, bool is_flat)
     json_t *image = image_of(infos, named, is_flat, &depth);
     json_t *info =
         json_pack("{s:s, s:s, s:b, s:i, s:b, s:s, s:o, s:o, s:I}", "node-name", named->name, "drv",
-                  named->driver->name, "ro", named->facts.read_only, "backing_file_depth",
+                  named->driver->name, "ro", named_node_says_read_only(named), "backing_file_depth",
                   (int)depth, "encrypted", 0, "detect_zeroes",
                   driver_value_str(values, "detect-zeroes", "off"), "image", image, "cache",
                   cache_info_of(named), "write_threshold", (json_int_t)write_threshold_get(named));

@@ -224,6 +224,10 @@ static int make_step(Fiber *self, Opening *o, Step *step, Node *below)
         return step->driver->open_beside(self, step->beside, snapshot, &step->node, &step->error);
     }
     const LayerOptions *options = &o->options;
+    int r = below ? node_remeasure(self, below) : 0; // an image in it may have made it longer
+    if (r < 0)
+        return error_set(&step->error, r, "%s: cannot tell its size: %s", below->name,
+                         g_strerror(-r));
     bool is_read_only = options->read_only || is_backing(o, step) ||
                         driver_value_bool(step->config->values, "read-only", false);
     DriverOptions made_of = {
@@ -234,7 +238,7 @@ static int make_step(Fiber *self, Opening *o, Step *step, Node *below)
         .throttle_groups = options->throttle_groups,
         .events = options->events,
     };
-    int r = step->driver->make(self, &made_of, below, &step->node, &step->error);
+    r = step->driver->make(self, &made_of, below, &step->node, &step->error);
     if (r == 0)
         node_config_apply(step->config, step->node);
     return r;

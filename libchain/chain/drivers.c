@@ -34,6 +34,14 @@ char *drivers_names(void)
     return g_string_free(text, FALSE);
 }
 
+bool driver_passes_on(const Driver *driver)
+{
+    bool has_child = false;
+    for (const DriverOption *option = driver->options; option && option->name; option++)
+        has_child |= option->type == DRIVER_OPTION_CHILD;
+    return has_child && !driver->probe;
+}
+
 const Driver *driver_find(const char *name)
 {
     for (size_t i = 0; i < G_N_ELEMENTS(drivers); i++) {

@@ -203,6 +203,8 @@ static int find_format(Fiber *self, Layer *layer, File *file, GError **error)
                          "--format raw (or qcow2)",
                          path);
     bool needs_magic = !layer->driver || layer->driver->probe;
+    if (!needs_magic && layer->file.node && !layer->file.node->ops->is_file)
+        return 0; // a read may do something there: copy, or use an error up
     uint8_t head[DRIVER_PROBE_BYTES] = {0};
     int r = file_read(self, file, host_off(0), head, sizeof head);
     if (r < 0 && needs_magic)

@@ -313,6 +313,8 @@ static int make_over(Fiber *self, const Making *m, const NodeConfig *config, Sou
     int r = config->n_children
                 ? make_child(self, m, &config->children[0], mode, number, &below, error)
                 : 0;
+    if (r == 0 && below) // an image in it may have made it longer
+        r = node_remeasure(self, below);
     if (r == 0)
         r = driver->open ? make_format(self, config, m->options, mode, below, ret_node, error)
                          : make_by_driver(self, config, m->options, mode, below, ret_node, error);

@@ -216,6 +216,13 @@ static int debug_make(Fiber *self, const DriverOptions *options, Node *child, No
     return 0;
 }
 
+static char *debug_exact_name(const json_t *values, const char *below)
+{
+    bool is_plain =
+        !json_object_get(values, "inject-error") && !json_object_get(values, "set-state");
+    return is_plain && below ? g_strconcat("blkdebug::", below, NULL) : NULL;
+}
+
 static const DriverOption inject_members[] = {
     {.name = "event",
      .type = DRIVER_OPTION_ENUM,
@@ -261,4 +268,9 @@ static const DriverOption debug_options[] = {
     {0},
 };
 
-const Driver blkdebug_driver = {.name = "blkdebug", .options = debug_options, .make = debug_make};
+const Driver blkdebug_driver = {
+    .name = "blkdebug",
+    .options = debug_options,
+    .make = debug_make,
+    .exact_name = debug_exact_name,
+};

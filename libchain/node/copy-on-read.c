@@ -7,8 +7,10 @@
 // old data would land on new. So copies and writes are ranges in one list, in order of arrival: a
 // copy waits for all before it that overlap it, a write only for copies. Reads wait for nobody:
 // they read what is there.
+#include <errno.h>
 #include <string.h>
 
+#include "base/error.h"
 #include "chain-core/component.h"
 #include "chain-core/fiber-sync.h"
 #include "chain-core/mutant.h"
@@ -180,9 +182,11 @@ static const NodeOps copy_ops = {
 static int copy_make(Fiber *self, const DriverOptions *options, Node *child, Node **ret_node,
                      GError **error)
 {
+    if (child->read_only)
+        return error_set(error, -EACCES, "Block node is read-only");
     CopyNode *c = g_new0(CopyNode, 1);
     node_init(&c->node, &copy_ops, child->loop, options->name, child->size_bytes);
-    c->node.read_only = !options->is_writable || child->read_only;
+    c->node.read_only = !options->is_writable;
     c->node.preferred_bytes = child->preferred_bytes;
     c->last_next = &c->first;
     node_set_backing(self, &c->node, child);
@@ -199,4 +203,4 @@ static const DriverOption copy_options[] = {
 };
 
 const Driver copy_on_read_driver = {
-    .name = "copy-on-read", .options = copy_options, .make = copy_make};
+    .name = "copy-on-read", .options = copy_options, .reads_write = true, .make = copy_make};

@@ -85,6 +85,12 @@ static int null_make(Fiber *self, const DriverOptions *options, Node *child, Nod
     return 0;
 }
 
+static char *null_exact_name(const json_t *values, const char *below)
+{
+    bool is_plain = !json_object_get(values, "size") && !json_object_get(values, "read-zeroes");
+    return is_plain ? g_strdup("null-co://") : NULL;
+}
+
 static const DriverOption null_options[] = {
     {.name = "size",
      .type = DRIVER_OPTION_INT,
@@ -98,4 +104,9 @@ static const DriverOption null_options[] = {
     {0},
 };
 
-const Driver null_co_driver = {.name = "null-co", .options = null_options, .make = null_make};
+const Driver null_co_driver = {
+    .name = "null-co",
+    .options = null_options,
+    .make = null_make,
+    .exact_name = null_exact_name,
+};

@@ -343,6 +343,19 @@ json_t *nbd_client_values_of_uri(const char *uri, GError **error)
                                a->export_name);
 }
 
+static char *nbd_exact_name(const json_t *values, const char *below)
+{
+    g_autoptr(NbdAddress) a = NULL;
+    bool has_export = json_object_get(values, "export");
+    if (nbd_address_from_values(values, &a, NULL) < 0)
+        return NULL;
+    if (has_export)
+        return a->path ? g_strdup_printf("nbd+unix:///%s?socket=%s", a->export_name, a->path)
+                       : g_strdup_printf("nbd://%s:%s/%s", a->host, a->port, a->export_name);
+    return a->path ? g_strdup_printf("nbd+unix://?socket=%s", a->path)
+                   : g_strdup_printf("nbd://%s:%s", a->host, a->port);
+}
+
 static const char *const server_types[] = {"inet", "unix", NULL};
 static const DriverOption server_members[] = {
     {.name = "type", .type = DRIVER_OPTION_ENUM, .values = server_types, .doc = "Its kind."},
@@ -374,4 +387,9 @@ static const DriverOption nbd_options[] = {
     {0},
 };
 
-const Driver nbd_driver = {.name = "nbd", .options = nbd_options, .make = nbd_make};
+const Driver nbd_driver = {
+    .name = "nbd",
+    .options = nbd_options,
+    .make = nbd_make,
+    .exact_name = nbd_exact_name,
+};

@@ -217,8 +217,8 @@ static void open_in_part(Fiber *self, void *arg)
 
     opens(self, &t,
           "{'driver':'blkdebug','read-only':true,'image':{'driver':'raw','offset':4096,'file':"
-          "{'driver':'copy-on-read','file':{'driver':'file','filename':'%s/part'}}}}");
-    assert_nodes(&t, "blkdebug raw=0.image copy-on-read=1.file file=2.file");
+          "{'driver':'blkdebug','image':{'driver':'file','filename':'%s/part'}}}}");
+    assert_nodes(&t, "blkdebug raw=0.image blkdebug=1.file file=2.image");
     for (guint i = 0; i < t.nodes->len; i++)
         assert_true(g_array_index(t.nodes, ChainNode, i).node->read_only);
     t.one = keep(self, &t);
@@ -309,9 +309,9 @@ static void change_modes_with_file(Fiber *self, void *arg)
     NodesTest t;
     test_init(&t);
     Node *top = opens(self, &t,
-                      "{'driver':'qcow2','read-only':true,'file':{'driver':'copy-on-read','file':"
+                      "{'driver':'qcow2','read-only':true,'file':{'driver':'blkdebug','image':"
                       "{'driver':'file','filename':'%s/base.qcow2'}}}");
-    assert_nodes(&t, "qcow2 copy-on-read=0.file file=1.file");
+    assert_nodes(&t, "qcow2 blkdebug=0.file file=1.image");
     for (int i = 0; i < 4; i++) {
         set_mode(self, top, i % 2 == 0);
         for (guint n = 0; n < t.nodes->len; n++)

@@ -188,10 +188,9 @@ static void create_image(Fiber *self, const World *w, const char *name, const ch
 static void put_behind_filters(char **path)
 {
     static const char format[] =
-        "json:{'driver': 'qcow2', 'file': {'driver': 'copy-on-read', 'file': {'driver': "
-        "'throttle', "
-        "'throttle-group': 'group', 'file': {'driver': 'blkdebug', 'image': {'driver': 'file', "
-        "'filename': '%s'}}}}}";
+        "json:{'driver': 'qcow2', 'file': {'driver': 'throttle', 'throttle-group': 'group', "
+        "'file': "
+        "{'driver': 'blkdebug', 'image': {'driver': 'file', 'filename': '%s'}}}}";
     g_autofree char *plain = g_steal_pointer(path);
     *path = g_strdelimit(g_strdup_printf(format, plain), "'", '"');
 }

@@ -150,7 +150,11 @@ static void use_nodes(Fiber *self, void *arg)
     NamedNode *raw = adds(self, w, RAW("raw", "'file'"));
     g_assert_true(named_node_loop(raw) == named_node_loop(file));
     stays(self, w, file, "Block device file is in use by node 'raw' (as 'file')");
-    refuses(self, w, RAW("two", "'file'"), "Permission conflict on node 'file'");
+    // What raw does with it its users say.
+    NamedNode *two = adds(self, w, RAW("two", "'file'"));
+    deletes(self, w, two);
+    refuses(self, w, "{'driver':'qcow2','node-name':'q','file':'file','backing':'file'}",
+            "Permission conflict on node 'file'");
     NodeUse *use = nodes_use(raw, "a test", true);
     stays(self, w, raw, "Node raw is in use by a test");
     g_assert_cmpint(nodes_end_use(self, w->nodes, use), ==, 0);

@@ -65,6 +65,7 @@ struct Driver {
     const char *name;            // QEMU's
     const DriverOption *options; // its own, children among them, besides driver_common_options
     bool is_file;                // its "filename" is the file
+    bool reads_write;            // NodeOps.reads_write of its nodes
     // Neither files nor formats: makes the node. `child` is the one that the options name or
     // describe (borrowed; NULL: there is no such option); `options` is borrowed for the call.
     int (*make)(Fiber *self, const DriverOptions *options, Node *child, Node **ret_node,
@@ -72,6 +73,9 @@ struct Driver {
     // What query-named-block-nodes tells of an image beside what all nodes have, in QEMU's words:
     // "cluster-size", "format-specific", … A new object; does not suspend. May be NULL.
     json_t *(*info)(Node *node);
+    // QEMU's name for what a node of these options shows, over a child of the name `below` (NULL: it
+    // has none, or there is no child); owned. NULL: no name says all of it. Pure. May be NULL.
+    char *(*exact_name)(const json_t *values, const char *below);
     // What follows is for formats.
     // Does a file that begins with these `len` bytes say that it is of this format? Pure, any
     // thread. NULL: no file does, it must be said.
@@ -95,6 +99,10 @@ extern const DriverOption driver_common_options[];
 // An option of `driver`, own or common; NULL: it has none of that name. `driver` NULL: a format
 // that is not known yet, which has a file and perhaps a backing file.
 const DriverOption *driver_find_option(const Driver *driver, const char *name);
+
+// Does what users want of such a node go on to its child as it is? Filters, and formats without
+// metadata.
+bool driver_passes_on(const Driver *driver);
 
 // The driver of that name, or of a file that begins so; NULL: there is none. Pure; any thread.
 const Driver *driver_find(const char *name);
