@@ -58,6 +58,16 @@ char *job_nodes_header_name(const NamedNode *image, NamedNode *over, NamedNode *
     return g_strdup(json_string_value(json_object_get(lowest->facts.info, "backing-filename")));
 }
 
+int job_nodes_check_snapshots(const NamedNode *image, GError **error)
+{
+    if (!json_object_get(image->facts.info, "snapshots"))
+        return 0;
+    return qmp_fail(error,
+                    "Node '%s' has internal snapshots, which need the layers below it: delete them "
+                    "first",
+                    image->name);
+}
+
 // -- modes ----------------------------------------------------------------------------------------
 
 typedef struct ModeChange {

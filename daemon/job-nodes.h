@@ -17,6 +17,10 @@ bool job_nodes_is_below(const NamedNode *top, const NamedNode *wanted);
 // over it called it. Owned; NULL: it has no name.
 char *job_nodes_header_name(const NamedNode *image, NamedNode *over, NamedNode *base);
 
+// Has the image internal snapshots? They show the layers below it, too, and would show something else
+// when those change or leave: a sentence.
+int job_nodes_check_snapshots(const NamedNode *image, GError **error);
+
 // Makes a node that its job holds writable, while it is used; or read-only again, when all that was
 // written is durable. The error is one sentence.
 int job_nodes_set_writable(Fiber *self, NamedNode *named, bool is_writable, GError **error);

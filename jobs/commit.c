@@ -17,6 +17,7 @@
 #include "copy-nodes.h"
 #include "filter-forward.h"
 #include "job-copy.h"
+#include "keep-points.h"
 
 struct Commit {
     JobCopy copy; // first
@@ -25,6 +26,7 @@ struct Commit {
     Node **overlays;
     Port port;
     CopyNodes nodes;
+    KeepPoints points;
     // Active:
     RangeLock lock;
     Node *filter; // NULL: not in the graph
@@ -51,6 +53,7 @@ static void free_commit(Fiber *self, Commit *c)
 {
     for (unsigned i = 0; i < c->spec.n_overlays; i++)
         node_unref_close(self, c->overlays[i]);
+    keep_points_done(self, &c->points);
     node_unref_close(self, c->spec.top);
     node_unref_close(self, c->spec.base);
     g_free(c->overlays);
@@ -83,6 +86,7 @@ int commit_begin(Fiber *self, const CommitSpec *spec, Commit **ret_commit, GErro
         free_commit(self, c);
         return r;
     }
+    keep_points_init(&c->points, spec->points, spec->n_points);
     port_init(&c->port, spec->top, "commit");
     c->port.is_background = true;
     c->nodes = (CopyNodes){.source = spec->top,
@@ -127,18 +131,45 @@ static int find(Fiber *self, const Commit *c, uint64_t off, uint64_t len, CopyEx
     return r;
 }
 
-static int commit_find(Fiber *self, void *arg, uint64_t off, uint64_t len, CopyExtent *ret_extent)
+static int find_in(Fiber *self, Commit *c, uint64_t off, uint64_t len, CopyExtent *ret_extent)
 {
-    Commit *c = arg;
     port_enter(self, &c->port, REQUEST_READ);
     int r = find(self, c, off, len, ret_extent);
     port_leave(&c->port, REQUEST_READ);
     return r;
 }
 
+// Zeros that hide data of the base are data to points, so they come in short pieces, too.
+static int commit_find(Fiber *self, void *arg, uint64_t off, uint64_t len, CopyExtent *ret_extent)
+{
+    Commit *c = arg;
+    int r = find_in(self, c, off, len, ret_extent);
+    if (r == 0 && c->points.n)
+        ret_extent->kind = WORK_DATA;
+    return r;
+}
+
+// The chunk lies in one extent of `find`, whose kind this is.
+static int save_points(Fiber *self, Commit *c, CopyChunk *chunk, WorkKind *ret_kind)
+{
+    CopyExtent extent;
+    int r = keep_points_save(self, &c->points, chunk->off, chunk->len, &chunk->failed_reading);
+    if (r == 0)
+        r = find_in(self, c, chunk->off, chunk->len, &extent);
+    if (r == 0)
+        *ret_kind = extent.kind;
+    return r;
+}
+
 static int commit_copy(Fiber *self, void *arg, CopyChunk *chunk)
 {
-    return copy_nodes_chunk(self, &((Commit *)arg)->nodes, chunk);
+    Commit *c = arg;
+    WorkKind kind = chunk->kind;
+    int r = c->points.n ? save_points(self, c, chunk, &chunk->kind) : 0;
+    if (r == 0)
+        r = copy_nodes_chunk(self, &c->nodes, chunk);
+    chunk->kind = kind;
+    return r;
 }
 
 // Once the run is over users are not asked any more, and see a failure as that of the end.

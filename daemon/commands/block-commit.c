@@ -43,6 +43,12 @@ static const QmpType block_commit_args = {
              "an extension: how what guests write meanwhile comes to the base of a device that is "
              "committed itself. Unless given, in the background, and write-blocking once what is "
              "left gets no less"},
+            {"keep-points", &qmp_bool, true,
+             "an extension: all overlays of the base, and what lies on them, go on showing what "
+             "they "
+             "do, the layers that leave the chain among them, whatever becomes of the job. They "
+             "get "
+             "what the base loses, so they grow. false, unless given"},
             {"auto-finalize", &qmp_bool, true, "true, unless given; else by job-finalize"},
             {"auto-dismiss", &qmp_bool, true, "true, unless given; else by job-dismiss"},
             {0}},
@@ -71,7 +77,9 @@ static const NodePerms overlay_perms = {
 typedef struct CommitJob {
     Daemon *daemon;
     NamedNode *device, *top, *base;
-    GPtrArray *overlays;  // NamedNode, images; none: the device is committed itself
+    GPtrArray *overlays; // NamedNode, images; none: the device is committed itself
+    GPtrArray
+        *points; // NamedNode, images over the base that are to stay valid; none: they need not
     GPtrArray *read_only; // NamedNode that were, and are to be again
     char *backing_file;   // as the user wants it named; NULL: by its file
     bool masks_protocol;
@@ -160,6 +168,7 @@ static void commit_job_free(Fiber *self, CommitJob *job)
     if (job->hold)
         named_hold_release(self, job->daemon->nodes, job->hold);
     g_ptr_array_unref(job->overlays);
+    g_ptr_array_unref(job->points);
     g_ptr_array_unref(job->read_only);
     g_free(job->owner);
     g_free(job->backing_file);
@@ -270,11 +279,11 @@ static NamedNode *find_base(const Nodes *nodes, const NamedNode *device, NamedNo
 static void collect_overlays(const NamedNode *named, GPtrArray *overlays)
 {
     for (guint i = 0; i < named->users->len; i++) {
-        NamedNode *by = ((const NodeUse *)named->users->pdata[i])->by;
-        if (by && by->node->ops->is_filter)
-            collect_overlays(by, overlays);
-        else if (by)
-            g_ptr_array_add(overlays, by);
+        const NodeUse *use = named->users->pdata[i];
+        if (use->by && use->by->node->ops->is_filter)
+            collect_overlays(use->by, overlays);
+        else if (use->by && g_str_equal(use->role, "backing"))
+            g_ptr_array_add(overlays, use->by);
     }
 }
 
@@ -295,6 +304,8 @@ static int find_nodes(const Nodes *nodes, const json_t *args, CommitJob *job, GE
         job->top = named_node_image(job->device); // filters over it stay
     else
         collect_overlays(job->top, job->overlays);
+    if (qmp_args_bool(args, "keep-points", false))
+        collect_overlays(job->base, job->points);
     return 0;
 }
 
@@ -310,6 +321,11 @@ static int check(const CommitJob *job, const json_t *args, GError **error)
         return qmp_fail(error, "'backing-file' specified, but 'top' is the active layer");
     if (!is_active(job) && qmp_args_have(args, "copy-mode"))
         return qmp_fail(error, "'copy-mode' specified, but 'top' is not the active layer");
+    if (is_active(job) && qmp_args_bool(args, "keep-points", false))
+        return qmp_fail(error, "'keep-points' specified, but 'top' is the active layer");
+    for (guint i = 0; i < job->points->len; i++)
+        if ((r = job_nodes_check_snapshots(job->points->pdata[i], error)) < 0)
+            return r;
     if (filter && !node_names_is_allowed(filter))
         return qmp_fail(error, "Invalid node-name: '%s'", filter);
     if (filter && nodes_find(job->daemon->nodes, filter))
@@ -325,16 +341,36 @@ static void add_need(GArray *needs, NamedNode *named, const char *role, NodePerm
     g_array_append_val(needs, need);
 }
 
+static bool is_between(const CommitJob *job, const NamedNode *named)
+{
+    return named != job->base && job_nodes_is_below(job->top, named) &&
+           !job_nodes_is_below(job->base, named);
+}
+
+// What lies in between stays a state of the disk where points are kept.
+static NodePerms perms_between(const CommitJob *job, NamedNode *named)
+{
+    NodePerms perms = between_perms;
+    if (job->points->len)
+        perms.shared |= NODE_PERM_CONSISTENT_READ;
+    if (g_ptr_array_find(job->points, named, NULL))
+        perms.held |= NODE_PERM_WRITE_UNCHANGED;
+    return perms;
+}
+
 static int hold(Fiber *self, CommitJob *job, GError **error)
 {
     g_autoptr(GArray) needs = g_array_new(FALSE, FALSE, sizeof(NamedNeed));
     for (guint i = 0; i < job->overlays->len; i++)
         add_need(needs, job->overlays->pdata[i], "overlay", overlay_perms);
     add_need(needs, job->top, is_active(job) ? "main node" : "intermediate node",
-             is_active(job) ? top_perms : between_perms);
+             is_active(job) ? top_perms : perms_between(job, job->top));
     for (NamedNode *n = named_node_below(job->top); n != job->base; n = named_node_below(n))
-        add_need(needs, n, "intermediate node", between_perms);
+        add_need(needs, n, "intermediate node", perms_between(job, n));
     add_need(needs, job->base, "base", base_perms);
+    for (guint i = 0; i < job->points->len; i++)
+        if (!is_between(job, job->points->pdata[i]))
+            add_need(needs, job->points->pdata[i], "point in time", overlay_perms);
     return named_hold_new(self, job->daemon->nodes, job->owner, (const NamedNeed *)needs->data,
                           needs->len, &job->hold, error);
 }
@@ -375,6 +411,7 @@ static int begin(Fiber *self, CommitJob *job, const char *id, GError **error)
     const Driver *driver = named_node_image(job->base)->driver;
     g_autofree char *name = base_name(job);
     g_autofree Node **overlays = g_new(Node *, job->overlays->len + 1);
+    g_autofree Node **points = g_new(Node *, job->points->len + 1);
     if (!is_active(job) && !name)
         return qmp_fail(error,
                         "Node '%s' is no file that the header of '%s' could name: give its name as "
@@ -382,6 +419,8 @@ static int begin(Fiber *self, CommitJob *job, const char *id, GError **error)
                         job->base->name, ((NamedNode *)job->overlays->pdata[0])->name);
     for (guint i = 0; i < job->overlays->len; i++)
         overlays[i] = ((NamedNode *)job->overlays->pdata[i])->node;
+    for (guint i = 0; i < job->points->len; i++)
+        points[i] = ((NamedNode *)job->points->pdata[i])->node;
     BeginCall call = {
         .spec =
             {
@@ -390,6 +429,8 @@ static int begin(Fiber *self, CommitJob *job, const char *id, GError **error)
                 .base = job->base->node,
                 .overlays = overlays,
                 .n_overlays = job->overlays->len,
+                .points = points,
+                .n_points = job->points->len,
                 .backing_name = name,
                 .backing_format = job->masks_protocol && !driver->open ? "raw" : driver->name,
                 .on_error = job->on_error,
@@ -412,6 +453,8 @@ static int make_ready(Fiber *self, CommitJob *job, const char *id, GError **erro
         r = make_writable(self, job, job->base, error);
     for (guint i = 0; r == 0 && i < job->overlays->len; i++)
         r = make_writable(self, job, job->overlays->pdata[i], error);
+    for (guint i = 0; r == 0 && i < job->points->len; i++)
+        r = make_writable(self, job, job->points->pdata[i], error);
     return r == 0 ? begin(self, job, id, error) : r;
 }
 
@@ -455,6 +498,7 @@ static int start_commit(Fiber *self, QmpCall *call, const json_t *args, json_t *
     *work = (CommitJob){
         .daemon = call->daemon,
         .overlays = g_ptr_array_new(),
+        .points = g_ptr_array_new(),
         .read_only = g_ptr_array_new(),
         .backing_file = g_strdup(qmp_args_str(args, "backing-file")),
         .masks_protocol = qmp_args_bool(args, "backing-mask-protocol", false),

@@ -258,17 +258,6 @@ static int find_range(const Nodes *nodes, const json_t *args, StreamJob *job, GE
     return 0;
 }
 
-// Internal snapshots show the layers below, too, and would show something else afterwards.
-static int check_snapshots(const NamedNode *image, GError **error)
-{
-    if (!json_object_get(image->facts.info, "snapshots"))
-        return 0;
-    return qmp_fail(error,
-                    "Node '%s' has internal snapshots, which need the layers below it: delete them "
-                    "first",
-                    image->name);
-}
-
 static int check(const StreamJob *job, const json_t *args, GError **error)
 {
     const char *filter = qmp_args_str(args, "filter-node-name");
@@ -283,7 +272,7 @@ static int check(const StreamJob *job, const json_t *args, GError **error)
         return qmp_fail(error, "Invalid node-name: '%s'", filter);
     if (filter && nodes_find(job->daemon->nodes, filter))
         return qmp_fail(error, "Duplicate nodes with node-name='%s'", filter);
-    return job->bottom ? check_snapshots(job->image, error) : 0;
+    return job->bottom ? job_nodes_check_snapshots(job->image, error) : 0;
 }
 
 // -- the start ------------------------------------------------------------------------------------

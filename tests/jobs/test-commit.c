@@ -24,6 +24,7 @@ enum {
     WORDS = BLOCK / 8,
     WORKERS = 4,
     MAX_LAYERS = 5,
+    BRANCH = MAX_LAYERS, // number of a further overlay of the base
     MAX_VERSIONS = 4096,
 };
 
@@ -37,7 +38,9 @@ typedef struct Course {
     CommitCopyMode mode;
     int fails_with; // writes to the base, now and then
     JobOnError on_error;
-    bool flush_fails; // of the base
+    bool flush_fails;    // of the base
+    bool keeps_points;   // all overlays of the base
+    bool fails_in_point; // not in the base
 } Course;
 
 typedef struct World {
@@ -47,13 +50,13 @@ typedef struct World {
     Course course;
     MapMemory *memory;
     unsigned n_layers, top, base;
-    uint32_t cluster_bytes[MAX_LAYERS];
-    uint64_t sizes[MAX_LAYERS];
-    Node *layers[MAX_LAYERS];
+    uint32_t cluster_bytes[MAX_LAYERS + 1];
+    uint64_t sizes[MAX_LAYERS + 1];
+    Node *layers[MAX_LAYERS + 1];
     Port port;
     bool stop;
     FiberWaitGroup workers;
-    Versions issued, acked, durable, kept[MAX_LAYERS];
+    Versions issued, acked, durable, kept[MAX_LAYERS + 1];
     bool is_zero[BLOCKS][MAX_VERSIONS];
     unsigned next_worker, n_cuts;
     uint64_t n_base_writes;
@@ -234,7 +237,7 @@ static void make_layer(Fiber *self, World *w, unsigned number)
     char path[16], below[16];
     name_layer(path, number);
     if (number)
-        name_layer(below, number - 1);
+        name_layer(below, number == BRANCH ? w->base : number - 1);
     w->cluster_bytes[number] = clusters[pick(w, G_N_ELEMENTS(clusters))];
     bool is_short = number + 1 < w->n_layers && pick(w, 3) == 0;
     w->sizes[number] = is_short ? BLOCK * (1 + pick(w, BLOCKS)) : DISK;
@@ -257,6 +260,29 @@ static void make_layer(Fiber *self, World *w, unsigned number)
     w->kept[number] = w->durable = w->acked;
 }
 
+// Another state of the disk on the same base.
+static void make_branch(Fiber *self, World *w)
+{
+    Versions acked = w->acked, durable = w->durable;
+    make_layer(self, w, BRANCH);
+    w->acked = acked;
+    w->durable = durable;
+}
+
+static void open_branch(Fiber *self, World *w)
+{
+    char path[16];
+    name_layer(path, BRANCH);
+    LayerOptions options = {.memory = w->memory, .format = "qcow2"};
+    Layer *layer;
+    g_autoptr(GError) error = NULL;
+    if (layer_open(self, path, &options, &layer, &error) < 0 ||
+        layer_load(self, layer, &w->layers[BRANCH], &error) < 0)
+        g_error("seed %u: %s", (unsigned)w->seed, error->message);
+    layer_drop(self, layer);
+    chain_set_backing(self, w->layers[BRANCH], w->layers[w->base], w->memory);
+}
+
 static void open_chain(Fiber *self, World *w)
 {
     Node *node = open_layer(self, w, w->n_layers - 1, true);
@@ -264,11 +290,14 @@ static void open_chain(Fiber *self, World *w)
         w->layers[i] = node_ref(node);
     node_unref_close(self, w->layers[w->n_layers - 1]);
     port_init(&w->port, w->layers[w->n_layers - 1], "guests");
+    if (w->course.keeps_points)
+        open_branch(self, w);
 }
 
 static void close_chain(Fiber *self, World *w)
 {
     port_done(self, &w->port);
+    node_unref_close(self, w->layers[BRANCH]);
     for (unsigned i = w->n_layers; i-- > 0;)
         node_unref_close(self, w->layers[i]);
 }
@@ -285,14 +314,27 @@ typedef struct AfterCut {
     MapMemory *memory;
 } AfterCut;
 
+// What keeps its point in time, whatever becomes of the commit.
+static void check_points(Fiber *self, const World *w, const char *where)
+{
+    for (unsigned i = 0; i <= BRANCH; i++) {
+        bool is_below = i < w->base;
+        bool is_kept =
+            w->course.keeps_points && i > w->base && (i + 1 < w->n_layers || i == BRANCH);
+        if (is_below || is_kept)
+            check_layer(self, w, where, i, &w->kept[i], &w->kept[i]);
+        if (is_kept && i == BRANCH)
+            check_image(self, w, i, true);
+    }
+}
+
 static void after_cut(Fiber *self, void *arg)
 {
     World *w = ((AfterCut *)arg)->before;
     MapMemory *memory = w->memory;
     w->memory = map_memory_new(1 << 20);
     check_layer(self, w, "after a cut", head_of(w), &w->durable, &w->issued);
-    for (unsigned i = 0; i < w->base; i++)
-        check_layer(self, w, "after a cut", i, &w->kept[i], &w->kept[i]);
+    check_points(self, w, "after a cut");
     for (unsigned i = 0; i < w->n_layers; i++)
         check_image(self, w, i, true);
     map_memory_free(w->memory);
@@ -312,7 +354,7 @@ static int hook(SimHook *sim_hook, uint64_t n, SimOp op, const char *path, uint6
 {
     World *w = (World *)sim_hook;
     char base[16];
-    name_layer(base, w->base);
+    name_layer(base, w->base + w->course.fails_in_point);
     bool is_base = strcmp(path, base) == 0;
     if (w->course.cuts_power && op != SIM_OP_READ && n % 24 == w->seed % 24)
         cut_power(w);
@@ -340,13 +382,18 @@ static void hear(void *arg, const JobNews *news)
 static CommitSpec spec_of(World *w)
 {
     static char path[16];
+    static Node *points[2];
     name_layer(path, w->base);
+    points[0] = w->layers[w->base + 1];
+    points[1] = w->layers[BRANCH];
     return (CommitSpec){
         .name = "job",
         .top = w->layers[w->top],
         .base = w->layers[w->base],
         .overlays = &w->layers[w->top + 1],
         .n_overlays = w->course.is_active ? 0 : 1,
+        .points = points,
+        .n_points = w->course.keeps_points ? G_N_ELEMENTS(points) : 0,
         .backing_name = path + 1,
         .backing_format = "qcow2",
         .on_error = w->course.on_error,
@@ -369,6 +416,8 @@ static void set_modes(Fiber *self, const World *w, bool is_writable)
         set_mode(self, w, w->layers[w->base], is_writable);
     if (overlay + 1 < w->n_layers)
         set_mode(self, w, w->layers[overlay], is_writable);
+    if (w->course.keeps_points)
+        set_mode(self, w, w->layers[w->base + 1], is_writable);
 }
 
 static void job(Fiber *self, void *arg)
@@ -442,8 +491,7 @@ static void check_end(Fiber *self, World *w)
     unsigned head = w->is_switched && is_active ? w->base : w->n_layers - 1;
     const Versions *of_top = is_active ? &w->acked : &w->kept[w->top];
     check_layer(self, w, "at the end", head, &w->acked, &w->acked);
-    for (unsigned i = 0; i < w->base; i++)
-        check_layer(self, w, "at the end", i, &w->kept[i], &w->kept[i]);
+    check_points(self, w, "at the end");
     if (!w->is_switched)
         check_layer(self, w, "at the end", w->top, of_top, of_top);
     else if (!is_active && shows_end_of_base(w))
@@ -468,8 +516,11 @@ static void commit_under_load(Fiber *self, void *arg)
     w->n_layers = (w->course.is_active ? 2 : 3) + (unsigned)pick(w, MAX_LAYERS - 2);
     w->top = w->course.is_active ? w->n_layers - 1 : 1 + (unsigned)pick(w, w->n_layers - 2);
     w->base = (unsigned)pick(w, w->top);
-    for (unsigned i = 0; i < w->n_layers; i++)
+    for (unsigned i = 0; i < w->n_layers; i++) {
         make_layer(self, w, i);
+        if (i == w->base && w->course.keeps_points)
+            make_branch(self, w);
+    }
     open_chain(self, w);
     w->hook.fn = hook;
     sim_set_hook(w->sim, &w->hook);
@@ -564,6 +615,18 @@ static void a_base_that_does_not_get_durable_is_not_switched_to(void **state)
     run_course((Course){.flush_fails = true, .is_active = true}, 6);
 }
 
+static void overlays_of_the_base_stay_valid_points_in_time(void **state)
+{
+    run_course((Course){.keeps_points = true}, 12);
+    run_course((Course){.keeps_points = true, .is_cancelled = true}, 12);
+    run_course((Course){.keeps_points = true, .cuts_power = true}, 16);
+    run_course((Course){.keeps_points = true,
+                        .fails_in_point = true,
+                        .fails_with = -ENOSPC,
+                        .on_error = JOB_ON_ERROR_ENOSPC},
+               8);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -574,6 +637,7 @@ int main(void)
         cmocka_unit_test(after_a_power_cut_there_is_what_was_flushed),
         cmocka_unit_test(a_full_base_pauses_the_job_which_goes_on_later),
         cmocka_unit_test(errors_that_are_ignored_are_tried_again),
+        cmocka_unit_test(overlays_of_the_base_stay_valid_points_in_time),
         cmocka_unit_test(a_base_that_does_not_get_durable_is_not_switched_to),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

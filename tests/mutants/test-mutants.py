@@ -117,6 +117,8 @@ MUTANTS = {
     "blocks-of-direct-files": ["tests/io/test-io-file-direct"],
     # §18
     "commit-base-durable-first": ["tests/jobs/test-jobs-commit"],
+    "keep-points-fill": ["tests/jobs/test-jobs-commit"],
+    "keep-points-durable-first": ["tests/jobs/test-jobs-commit"],
     # jobs
     "range-lock": ["tests/jobs/test-jobs-range-lock"],
     "copy-stale": ["tests/jobs/test-jobs-copy-engine"],

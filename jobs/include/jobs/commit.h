@@ -10,6 +10,10 @@
 // Until its end a commit that fails or is cancelled leaves the chain as it was, and base with part of
 // what is above it: no state of the disk by itself any more. Write order: docs/ordering.md §18.
 //
+// Overlays of the base that are named as points stay valid points in time, whatever becomes of the
+// commit, and so does what lies on them: each comes to own what base is about to lose. The one that
+// is part of the chain is left out with the others, and is valid over the base all the same.
+//
 // Everything runs on the chain's loop, in a fiber.
 #pragma once
 
@@ -33,13 +37,16 @@ typedef struct CommitSpec {
     Node *top, *base;      // of one chain
     Node *const *overlays; // all images whose backing layer `top` is; none: it is active
     unsigned n_overlays;
+    Node *const *points; // images whose backing layer `base` is, and that are to stay valid
+    unsigned n_points;   // not of an active commit: guests write the base after it
     const char *backing_name, *backing_format; // that overlays are to record
     JobOnError on_error;
     CommitCopyMode copy_mode;
 } CommitSpec;
 
-// Makes `base` as large as `top`. Until the end it is writable, and so are overlays; and the caller
-// has seen to it that nobody else relies on what the base and the layers in between show. 0, or
+// Makes `base` as large as `top`. Until the end it is writable, and so are overlays and points; and
+// the caller has seen to it that nobody else relies on what the base and the layers in between show,
+// unless points keep it. 0, or
 // negative with a sentence, and nothing has changed.
 int commit_begin(Fiber *self, const CommitSpec *spec, Commit **ret_commit, GError **error);
 // JobKind.run; `commit` is a Commit.

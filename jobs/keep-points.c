@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// A fill rounds out to clusters of the overlay, so it may read what another chunk is about to write.
+// That is right: whoever writes has filled the same cluster before, and of two fills the one that is
+// linked first counts, which read what no one had written yet.
+//
+// One flush serves all fills that ended before it. On the nodes' loop.
+#include "keep-points.h"
+
+#include "chain-core/mutant.h"
+#include "chain-core/node-fill.h"
+
+void keep_points_init(KeepPoints *keep, Node *const *nodes, unsigned n)
+{
+    keep->points = g_new0(KeptPoint, n);
+    keep->n = n;
+    for (unsigned i = 0; i < n; i++) {
+        Port *port = &keep->points[i].port;
+        port_init(port, nodes[i], "commit: a point in time");
+        port->is_background = true;
+        port->perms = (NodePerms){.held = NODE_PERM_CONSISTENT_READ | NODE_PERM_WRITE_UNCHANGED,
+                                  .shared = NODE_PERM_ALL};
+    }
+}
+
+void keep_points_done(Fiber *self, KeepPoints *keep)
+{
+    for (unsigned i = 0; i < keep->n; i++)
+        port_done(self, &keep->points[i].port);
+    g_free(keep->points);
+    *keep = (KeepPoints){0};
+}
+
+static int fill(Fiber *self, KeptPoint *point, uint64_t off, uint64_t len, bool *failed_reading)
+{
+    NodeFillResult result = {0};
+    Node *node = port_enter(self, &point->port, REQUEST_WRITE);
+    uint64_t end = MIN(off + len, node->size_bytes);
+    int r = off < end && !MUTANT("keep-points-fill")
+                ? node_fill(self, node, guest_off(off), end - off, 0, &result)
+                : 0;
+    port_leave(&point->port, REQUEST_WRITE);
+    if (result.copied_bytes || result.shared_bytes || result.zero_bytes)
+        point->n_fills++;
+    *failed_reading |= result.failed_reading;
+    return r;
+}
+
+// docs/ordering.md §18 (c). What another chunk has filled may be part of the range, too.
+static int make_durable(Fiber *self, KeptPoint *point)
+{
+    uint64_t n_fills = point->n_fills;
+    if (point->n_durable >= n_fills || MUTANT("keep-points-durable-first"))
+        return 0;
+    Node *node = port_enter(self, &point->port, REQUEST_FLUSH);
+    int r = node_flush(self, node);
+    port_leave(&point->port, REQUEST_FLUSH);
+    if (r == 0)
+        point->n_durable = MAX(point->n_durable, n_fills);
+    return r;
+}
+
+int keep_points_save(Fiber *self, const KeepPoints *keep, uint64_t off, uint64_t len,
+                     bool *ret_failed_reading)
+{
+    int r = 0;
+    for (unsigned i = 0; r == 0 && i < keep->n; i++)
+        r = fill(self, &keep->points[i], off, len, ret_failed_reading);
+    for (unsigned i = 0; r == 0 && i < keep->n; i++)
+        r = make_durable(self, &keep->points[i]);
+    return r;
+}

@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// Overlays that stay valid points in time while the layer below them is overwritten: each comes to own
+// what it shows in a range, durably, before that range is written. So they are right whenever the job
+// ends, however, and after a power cut. On the nodes' loop.
+#pragma once
+
+#include "chain-core/port.h"
+
+typedef struct KeptPoint {
+    Port port;
+    uint64_t n_fills, n_durable; // fills that ended; how many of them a flush has covered
+} KeptPoint;
+
+// A value, zero-initialised: none.
+typedef struct KeepPoints {
+    KeptPoint *points;
+    unsigned n;
+} KeepPoints;
+
+// The nodes are referenced until the end, and writable.
+void keep_points_init(KeepPoints *keep, Node *const *nodes, unsigned n);
+void keep_points_done(Fiber *self, KeepPoints *keep);
+
+// What lies below them may be written in [off, off+len) after that. With no port entered. 0 or -errno;
+// *ret_failed_reading: what failed was no write.
+int keep_points_save(Fiber *self, const KeepPoints *keep, uint64_t off, uint64_t len,
+                     bool *ret_failed_reading);
