@@ -183,8 +183,10 @@ static int copy_up(Fiber *self, const Fill *f, const NodeFillPlace *place, uint6
     while (done < place->len) {
         NodeExtent e;
         r = look_below(self, f, place->off.v + done, place->len - done, &e);
-        // What a layer holds that may be written could be freed meanwhile.
-        if (r < 0 || e.kind != NODE_EXTENT_DATA || file_is_writable(e.file))
+        // What a layer holds that may be written could be freed meanwhile, and shared it would need
+        // space to be written.
+        bool may_change = e.node ? !e.node->read_only : e.file && file_is_writable(e.file);
+        if (r < 0 || e.kind != NODE_EXTENT_DATA || may_change)
             break;
         uint64_t n = file_is_in_memory(place->file) ? MIN(e.len, TURN_BYTES) : e.len;
         r = file_copy(self, e.file, e.host, place->file, host_off(place->host.v + done), n);

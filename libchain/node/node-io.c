@@ -197,12 +197,15 @@ int node_flush(Fiber *self, Node *node)
     return r;
 }
 
-int node_map(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExtent *ret_extent)
+int node_map_pinned(Fiber *self, Node *node, GuestOff off, uint64_t len, IoBatch *batch,
+                    NodeExtent *ret_extent)
 {
     assert_inside(node, off, len);
     g_assert(len > 0);
     NodeExtent extent = {.len = len};
     int r = 0;
+    if (batch && node->ops->pin && !MUTANT("map-pins")) // before the look
+        node->ops->pin(self, node, batch);
     if (node->ops->map)
         r = node->ops->map(self, node, off, len, &extent);
     else if (node->ops->is_filter)
@@ -234,6 +237,11 @@ int node_find_kind(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExte
     return 0;
 }
 
+int node_map(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExtent *ret_extent)
+{
+    return node_map_pinned(self, node, off, len, NULL, ret_extent);
+}
+
 // Where to go on after `extent` of `node`, or NULL when it is the answer. An extent that names
 // another node to read (a barrier, or a compressed cluster found by the merged map) is followed
 // into that.
@@ -248,7 +256,8 @@ static Node *status_next(Node *node, const NodeExtent *extent, uint32_t *depth)
     return node->backing;
 }
 
-int node_status(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExtent *ret_extent)
+int node_status_pinned(Fiber *self, Node *node, GuestOff off, uint64_t len, IoBatch *batch,
+                       NodeExtent *ret_extent)
 {
     assert_inside(node, off, len);
     NodeExtent extent = {.len = len};
@@ -260,7 +269,7 @@ int node_status(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExtent 
             break;
         }
         uint64_t inside = MIN(extent.len, node->size_bytes - off.v);
-        int r = node_map(self, node, off, inside, &extent);
+        int r = node_map_pinned(self, node, off, inside, batch, &extent);
         if (r < 0)
             return r;
         depth += extent.depth;
@@ -268,6 +277,11 @@ int node_status(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExtent 
     extent.depth = depth;
     *ret_extent = extent;
     return 0;
+}
+
+int node_status(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExtent *ret_extent)
+{
+    return node_status_pinned(self, node, off, len, NULL, ret_extent);
 }
 
 // What lies past the file's end was never written either.

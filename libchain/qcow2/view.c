@@ -60,6 +60,11 @@ static int view_map(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExt
     return 0;
 }
 
+static void view_pin(Fiber *self, Node *node, IoBatch *batch)
+{
+    image_pin(self, view_of(node)->image, batch);
+}
+
 static bool view_may_have(Node *node, GuestOff off, uint64_t len)
 {
     const Qcow2View *view = view_of(node);
@@ -122,6 +127,7 @@ static const NodeOps view_ops = {
     .uncover = view_uncover,
     .flush = view_flush,
     .map = view_map,
+    .pin = view_pin,
     .find_kind = view_find_kind,
     .file = view_file,
     .metadata_file = view_metadata_file,

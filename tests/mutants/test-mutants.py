@@ -113,6 +113,7 @@ MUTANTS = {
     "remote-flush-covers-what-came-before": REMOTE,
     # memory
     "cluster-locks": MODEL,
+    "map-pins": ["tests/qcow2/test-qcow2-pinned-map"],
     "copies-and-writes-take-turns": ["tests/node/test-node-copy-on-read"],
     "blocks-of-direct-files": ["tests/io/test-io-file-direct"],
     # §18

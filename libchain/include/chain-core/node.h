@@ -88,6 +88,9 @@ struct NodeOps {
     // far as is cheap. May suspend for metadata. NULL: as map() says.
     int (*find_kind)(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExtentKind *ret_kind,
                      uint64_t *ret_len);
+    // What map() tells from now on stays where it is until io_batch_wait(): no cluster of it is taken
+    // for something else. May suspend. NULL: it stays anyway.
+    void (*pin)(Fiber *self, Node *node, IoBatch *batch);
     // The file in which all that map() calls DATA lies; the same as long as the node is open. NULL,
     // or an operation that is NULL: there is no such file.
     File *(*file)(Node *node);
@@ -243,6 +246,14 @@ int node_uncover(Fiber *self, Node *node, GuestOff off, uint64_t len);
 // when they were the head.
 int node_flush(Fiber *self, Node *node);
 int node_map(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExtent *ret_extent);
+// A DATA range is the node's no longer once somebody else changes it, and may hold anything then. Who
+// is going to use the range itself (file_copy(), a reflink) looks it up so: whatever becomes of the
+// node, it holds what it held, or what a guest writes there, until io_batch_wait(). A batch for each
+// such use: with more than IO_BATCH_PINS images to pin it waits, and lets go, by itself.
+int node_map_pinned(Fiber *self, Node *node, GuestOff off, uint64_t len, IoBatch *batch,
+                    NodeExtent *ret_extent);
+int node_status_pinned(Fiber *self, Node *node, GuestOff off, uint64_t len, IoBatch *batch,
+                       NodeExtent *ret_extent);
 // The same as a file can, of NodeOps; a reservation may end past the end as with NODE_IO_GROW.
 bool node_can_grow(Node *node);
 int node_reserve(Fiber *self, Node *node, GuestOff off, uint64_t len);
