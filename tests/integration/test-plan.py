@@ -144,25 +144,35 @@ def test_moved(tmp):
     assert on_disk(chain.path(1)) - before <= by_stay["l1"]["space"]
 
 
-def test_streamed(tmp):
-    """The stream of a plan moves what the plan says, and takes no more space."""
-    for stays, points in ((3, ["l2"]), (3, ["l1", "l2"]), (2, ["l0", "l1"])):
-        there = tmp / f"{stays}{''.join(points)}"
-        there.mkdir()
-        chain = Chain(there, 4, random.Random(5))
-        d, q = start(there, chain)
-        with d:
-            ways = q.command("x-chain-plan", device="l3", points=points)[0]["ways"]
-            step = next(s for w in ways if w["stays"] == f"l{stays}" for s in w["steps"])
-            assert step["job"] == "stream"
-            arguments = {k: step[k] for k in ("device", "base-node") if k in step}
-            before = on_disk(chain.path(stays))
-            q.send({"execute": "block-stream", "arguments": {"job-id": "j", "auto-dismiss": False, **arguments}})
-            assert "return" in q.reply()
-            q.event("BLOCK_JOB_COMPLETED")
-            job, = q.command("query-block-jobs")
-            assert job["progress"]["copied"] + job["progress"]["shared"] == step["copy"], (job, step)
-            assert on_disk(chain.path(stays)) - before <= step["space"], step
+def run_step(q, step):
+    """The job of a step, with its arguments as they stand; what it moved."""
+    arguments = {k: step[k] for k in ("device", "top-node", "base-node") if k in step}
+    q.send({"execute": f"block-{step['job']}", "arguments": {"job-id": "j", "auto-dismiss": False, **arguments}})
+    assert "return" in q.reply()
+    if step["job"] == "commit" and step["top-node"] == step["device"]:
+        q.event("BLOCK_JOB_READY")
+        q.command("block-job-complete", device="j")
+    assert "error" not in q.event("BLOCK_JOB_COMPLETED")
+    job, = q.command("query-block-jobs")
+    q.command("block-job-dismiss", id="j")
+    return job["progress"]["copied"] + job["progress"]["shared"]
+
+
+def test_done(tmp):
+    """The jobs of each way of a plan, as they stand there, move what it says, and take no more space."""
+    for points in (["l2"], ["l1", "l2"], ["l0", "l1"]):
+        for number in range(len(points) + 1):
+            there = tmp / f"{number}{''.join(points)}"
+            there.mkdir()
+            chain = Chain(there, 4, random.Random(5))
+            d, q = start(there, chain)
+            with d:
+                way = q.command("x-chain-plan", device="l3", points=points)[0]["ways"][number]
+                stays = chain.path(int(way["stays"][1:]))
+                for step in way["steps"]:
+                    before = on_disk(stays)
+                    assert run_step(q, step) == step["copy"], step
+                    assert on_disk(stays) - before <= step["space"], step
 
 
 def test_blocked(tmp):
