@@ -599,7 +599,7 @@ class World:
             return False
         top = self.rng.randrange(1, n)
         base = self.rng.randrange(-1, top - 1)
-        if any(p.internal and p.path == disk.layers[top] for p in disk.points):
+        if self.node(self.node_of(disk.layers[top]))["image"].get("snapshots"):
             return False  # refused: they stand on what is below, too
         arguments = {} if base < 0 else {"base_node": self.node_of(disk.layers[base])}
         if self.job("block-stream", disk, device=self.node_of(disk.layers[top]), **arguments):
