@@ -279,18 +279,16 @@ class World:
     def adopt_bitmaps(self, disk):
         """Those that were stored go on; those in use when the daemon was killed can only be removed."""
         there = {b["name"]: b for b in self.node(self.node_of(disk.head)).get("dirty-bitmaps", [])}
+        for name, info in there.items():
+            if info.get("inconsistent"):
+                assert self.killed, f"{name} of {disk.name} is inconsistent"
+                self.qmp.command("block-dirty-bitmap-remove", node=self.node_of(disk.head), name=name)
         kept = []
         for bitmap in disk.bitmaps:
-            if not bitmap.persistent:
-                continue
-            info = there.get(bitmap.name)
-            if not info:  # a bitmap is stored at the end, which a kill is not
-                assert self.killed, f"{bitmap.name} of {disk.name} was not stored"
-            elif info.get("inconsistent"):
-                assert self.killed, f"{bitmap.name} of {disk.name} is inconsistent"
-                self.qmp.command("block-dirty-bitmap-remove", node=self.node_of(disk.head), name=bitmap.name)
-            else:
+            if bitmap.name in there and not there[bitmap.name].get("inconsistent"):
                 kept.append(bitmap)
+            elif bitmap.persistent:  # they are stored at the end, which a kill is not
+                assert self.killed, f"{bitmap.name} of {disk.name} was not stored"
         disk.bitmaps = kept
 
     def quiet(self):
