@@ -175,6 +175,8 @@ static int check_socket(const json_t *data, bool is_server, GError **error)
         return qmp_fail(error, "'wait' option is incompatible with socket in client connect mode");
     if (creds)
         return qmp_fail(error, "No TLS credentials with id '%s'", creds);
+    if (qmp_args_have(data, "tls-authz"))
+        return qmp_fail(error, "'tls_authz' option requires 'tls_creds' option");
     if (reconnects)
         return qmp_fail(error, "a socket that connects again is not supported: leave out "
                                "'reconnect'");

@@ -83,7 +83,8 @@ void node_origin_file_event(File *file, const FileEvent *event, void *arg)
         return;
     origin->quiet_until_us = now_us + QUIET_US;
     emit(origin, "BLOCK_IO_ERROR",
-         json_pack("{s:s, s:s, s:s, s:s, s:b, s:s}", "device", "", "node-name", origin->name,
-                   "operation", is_reading(event->kind) ? "read" : "write", "action", "report",
-                   "nospace", event->error == -ENOSPC, "reason", g_strerror(-event->error)));
+         json_pack("{s:s, s:s, s:s, s:s, s:s, s:b, s:s}", "qom-path", "", "device", "", "node-name",
+                   origin->name, "operation", is_reading(event->kind) ? "read" : "write", "action",
+                   "report", "nospace", event->error == -ENOSPC, "reason",
+                   g_strerror(-event->error)));
 }

@@ -38,7 +38,7 @@ static const QmpType socket_options = {
              .doc = "where; only this user may connect to a unix socket, and TCP is for loopback "
                     "addresses only"},
             {"tls-creds", &qmp_str, true, REFUSED ": TLS is not there yet"},
-            {"tls-authz", &qmp_str, true, "does nothing without tls-creds"},
+            {"tls-authz", &qmp_str, true, REFUSED},
             {"server", &qmp_bool, true, "whether it listens; true without it"},
             {"wait", &qmp_bool, true, "accepted: nothing waits"},
             {"nodelay", &qmp_bool, true, "accepted, does nothing"},

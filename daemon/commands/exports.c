@@ -139,6 +139,7 @@ static const QmpType block_export_add_args = {
              "the object to whose loop the node is moved, with all that is joined to it; without "
              "it, the node stays where it is"},
             {"node-name", &qmp_str, .doc = "the node"},
+            {"allow-inactive", &qmp_bool, true, "accepted: nodes are always active"},
             {"writable", &qmp_bool, true, "whether clients may write; they may not without it"},
             {"writethrough", &qmp_bool, true, "whether each write is flushed before its reply"},
             {0}},

@@ -108,6 +108,12 @@ static const QmpType device_stats = {
                                    COUNT("failed_wr_operations", "writes"),
                                    COUNT("failed_flush_operations", "flushes"),
                                    COUNT("failed_unmap_operations", "trims"),
+                                   NEVER("zone_append_bytes"),
+                                   NEVER("zone_append_operations"),
+                                   NEVER("zone_append_total_time_ns"),
+                                   NEVER("zone_append_merged"),
+                                   NEVER("failed_zone_append_operations"),
+                                   NEVER("invalid_zone_append_operations"),
                                    NEVER("wr_highest_offset"),
                                    NEVER("rd_merged"),
                                    NEVER("wr_merged"),
@@ -213,6 +219,7 @@ static json_t *stats_of(const NamedNode *named, GHashTable *by_node)
 {
     static const CountNames reads = COUNT_NAMES("rd"), writes = COUNT_NAMES("wr");
     static const CountNames flushes = COUNT_NAMES("flush"), trims = COUNT_NAMES("unmap");
+    static const CountNames appends = COUNT_NAMES("zone_append");
     static const NodeCounts none;
     const NodeCounts *counts = g_hash_table_lookup(by_node, named->name);
     if (!counts)
@@ -223,6 +230,7 @@ static json_t *stats_of(const NamedNode *named, GHashTable *by_node)
     set_count(stats, &writes, &counts->writes);
     set_count(stats, &flushes, &counts->flushes);
     set_count(stats, &trims, &counts->trims);
+    set_count(stats, &appends, &(Count){0});
     json_object_del(stats, flushes.bytes);
     json_object_del(stats, flushes.merged);
     json_t *object = json_pack("{s:s, s:o}", "node-name", named->name, "stats", stats);

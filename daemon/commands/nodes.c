@@ -92,6 +92,7 @@ static const QmpType io_error_data = {
     .kind = QMP_OBJECT,
     .members =
         (const QmpMember[]){
+            {"qom-path", &qmp_str, .doc = "always empty"},
             {"device", &qmp_str, .doc = "always empty"},
             {"node-name", &qmp_str, true, "the node that was opened with the file"},
             {"operation", &io_error_operation, .doc = "what failed"},

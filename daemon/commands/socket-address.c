@@ -17,6 +17,7 @@
         {"ipv4", &qmp_bool, true, "accepted, does nothing"},                                       \
         {"ipv6", &qmp_bool, true, "accepted, does nothing"},                                       \
         {"keep-alive", &qmp_bool, true, "accepted, does nothing"},                                 \
+        {"mptcp", &qmp_bool, true, "accepted, does nothing"},                                      \
     {                                                                                              \
         0                                                                                          \
     }

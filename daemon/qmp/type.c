@@ -5,6 +5,7 @@
 #include "type.h"
 
 #include <errno.h>
+#include <math.h>
 #include <string.h>
 
 #include "error.h"
@@ -141,17 +142,25 @@ static int type_scalar(const Check *check, const Place *place, const QmpType *ty
     }
 }
 
+// An integer of 64 bits without a sign, which came as a fraction (framing.c).
+static bool is_large_integer(const json_t *value)
+{
+    double n = json_real_value(value);
+    return n >= 0x1p63 && n < 0x1p64 && n == floor(n);
+}
+
 // What is no number of an unsigned type is told as QEMU's widest; the bounds of narrower ones are
 // looked at after that.
 static int check_int(const Check *check, const Place *place, const QmpType *type,
                      const json_t *value)
 {
     bool is_unsigned = g_str_has_prefix(type->expected, "uint");
-    if (!json_is_integer(value))
+    bool is_narrow = is_unsigned && type->max < INT64_MAX;
+    if (!json_is_integer(value) && !(is_narrow && is_large_integer(value)))
         return is_unsigned ? fail_place(check, place, "expects ", "uint64")
                            : fail_type(check, place, "integer");
     json_int_t n = json_integer_value(value);
-    if (n >= type->min && n <= type->max)
+    if (json_is_integer(value) && n >= type->min && n <= type->max)
         return 0;
     return qmp_fail(check->error, "Parameter '%s' expects %s", last_name(place), type->expected);
 }

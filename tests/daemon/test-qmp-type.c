@@ -135,6 +135,10 @@ static void values_out_of_bounds_are_refused(void **state)
                  "Parameter 'granularity' expects uint32_t");
     assert_fault("{\"kind\":\"none\",\"granularity\":4294967296}",
                  "Parameter 'granularity' expects uint32_t");
+    assert_fault("{\"kind\":\"none\",\"granularity\":9223372036854775808.0}",
+                 "Parameter 'granularity' expects uint32_t");
+    assert_fault("{\"kind\":\"none\",\"granularity\":18446744073709551616.0}",
+                 "Parameter 'granularity' expects uint64");
     assert_fault("{\"kind\":\"net\",\"port\":65536}", "Parameter 'port' expects uint16_t");
     assert_fault("{\"kind\":\"none\",\"inner\":{\"path\":\"p\",\"limit\":-1}}",
                  "Parameter 'limit' expects uint32_t");

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Random command lines of qemu-storage-daemon, good and bad, against it and chaind: either both end
 with the same sentence, or both run and tell the same of their nodes, exports and objects. What differs
-on purpose stands in the file `differences`, under the name random-options.
+on purpose stands in the file `differences-generated`, under the name random-options.
 
 usage: random-options.py [--chaind PATH] [--qemu PATH] [--seed N] [--number N] [--show]
 """
@@ -269,7 +269,7 @@ def main():
     if not version:
         print(f"1..0 # SKIP {args.qemu} is not installed")
         return 0
-    path = side_by_side.HERE / "differences"
+    path = side_by_side.HERE / "differences-generated"
     differences = side_by_side.of_version(side_by_side.read_differences(path), version)
     failed = n_run = 0
     images = tempfile.TemporaryDirectory()

@@ -201,6 +201,8 @@ class Player:
     def take_line(self, monitor):
         """The next line, an event written down already."""
         line = monitor.receive()
+        if line and "QMP" in line and self.program == "qemu":
+            line = monitor.receive()  # greeted twice
         if line is None:
             return None
         if "event" in line:
@@ -474,8 +476,7 @@ def main():
     n = len(scripts)
     if not args.names:
         n += 1
-        names = {"*", *(path.stem for path in scripts)}  # others are of other programs
-        stale = [d for d in differences if not d.is_met and names & set(d.scripts)]
+        stale = [d for d in differences if not d.is_met]
         for difference in stale:
             print(f"# not met: {' '.join(difference.scripts)}: {difference.reason}")
         failed += bool(stale)
