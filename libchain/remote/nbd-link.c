@@ -84,6 +84,9 @@ static int check_same(const NbdLink *link, const NbdSession *session, GError **e
     if (facts->read_only && link->options.is_writable)
         return error_set(error, -EIO, "%s: the server has made the export read-only",
                          link->address->text);
+    if (facts->min_bytes > link->facts.min_bytes || facts->max_bytes < link->facts.max_bytes)
+        return error_set(error, -EIO, "%s: the server takes other sizes of requests now",
+                         link->address->text);
     return 0;
 }
 
@@ -129,8 +132,12 @@ static int connect_again(Fiber *self, NbdLink *link, GError **error)
         nbd_session_close(self, session);
         return r < 0 ? r : -ECANCELED;
     }
+    // Requests that wait were made for the sizes that there were.
+    NbdSessionFacts facts = *nbd_session_facts(session);
+    facts.min_bytes = link->facts.min_bytes;
+    facts.max_bytes = link->facts.max_bytes;
     link->session = session;
-    link->facts = *nbd_session_facts(session);
+    link->facts = facts;
     r = nbd_session_start(session, link->loop, connection_lost, link);
     if (r < 0 || link->session != session) { // lost again already
         link->dead = g_steal_pointer(&link->session) ?: link->dead;
@@ -187,16 +194,25 @@ static void stop_connecting(Fiber *self, NbdLink *link)
 
 // --- requests ------------------------------------------------------------------------------------
 
+// Whoever made the request may have known another server, before the connection was lost: what this
+// one has not is -ENOTSUP, and a trim, which is a hint, done.
 static int submit(Fiber *self, NbdSession *s, NbdCommand *c)
 {
-    bool is_fua = c->flags & NODE_IO_FUA;
+    const NbdSessionFacts *facts = nbd_session_facts(s);
+    bool is_fua = c->flags & NODE_IO_FUA && facts->can_fua;
+    if (c->op == NBD_TRIM && !facts->can_trim)
+        return 0;
+    if ((c->op == NBD_ZERO && !facts->can_zero) || (c->op == NBD_STATUS && !facts->has_status) ||
+        (c->flags & NODE_IO_FAST_ZERO && !facts->can_fast_zero))
+        return -ENOTSUP;
     switch (c->op) {
     case NBD_READ:
         return nbd_session_read(self, s, c->off, c->buf, c->len);
     case NBD_WRITE:
         return nbd_session_write(self, s, c->off, c->buf, c->len, is_fua);
     case NBD_ZERO:
-        return nbd_session_zero(self, s, c->off, c->len, c->flags);
+        return nbd_session_zero(self, s, c->off, c->len,
+                                is_fua ? c->flags : c->flags & ~NODE_IO_FUA);
     case NBD_TRIM:
         return nbd_session_trim(self, s, c->off, c->len, is_fua);
     case NBD_STATUS:
@@ -227,15 +243,17 @@ static int translate(int r)
 // `session` has acknowledged the command (NULL: a flush).
 static void count_change(NbdLink *link, const NbdSession *session, const NbdCommand *command)
 {
+    bool can_fua = nbd_session_facts(session)->can_fua;
     if (!command || command->op == NBD_READ || command->op == NBD_STATUS ||
-        (command->flags & NODE_IO_FUA))
+        (command->flags & NODE_IO_FUA && can_fua))
         return;
     link->n_written++;
     if (link->session != session) // lost between the answer and this fiber's turn
         lose_writes(link);
 }
 
-// Until there is a connection that carries it out, or none in time.
+// Until there is a connection that carries it out, or none in time. A server that knows no FUA gets a
+// flush after the change.
 static int carry_out(Fiber *self, NbdLink *link, NbdCommand *command)
 {
     for (;;) {
@@ -245,10 +263,14 @@ static int carry_out(Fiber *self, NbdLink *link, NbdCommand *command)
             return r;
         link->n_users++;
         r = command ? submit(self, session, command) : nbd_session_flush(self, session);
+        bool lacks_fua =
+            command && command->flags & NODE_IO_FUA && !nbd_session_facts(session)->can_fua;
         if (r == 0) // while `session` is in use: no other one can have its address
             count_change(link, session, command);
         if (--link->n_users == 0)
             fiber_queue_wake_all(&link->changed);
+        if (r == 0 && lacks_fua)
+            return nbd_link_flush(self, link);
         if (r != -ENOTCONN)
             return translate(r);
         if (link->session == session)

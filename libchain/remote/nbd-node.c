@@ -28,18 +28,6 @@ static const NbdSessionFacts *facts_of(const NbdNode *n)
     return nbd_link_facts(n->link);
 }
 
-// For a change with FUA, which the server may not know.
-static NodeIoFlags flags_for(const NbdNode *n, NodeIoFlags flags)
-{
-    return facts_of(n)->can_fua ? flags : flags & ~NODE_IO_FUA;
-}
-
-static int end_change(Fiber *self, NbdNode *n, NodeIoFlags flags, int r)
-{
-    bool needs_flush = (flags & NODE_IO_FUA) && !facts_of(n)->can_fua;
-    return r == 0 && needs_flush ? nbd_link_flush(self, n->link) : r;
-}
-
 // --- units ---------------------------------------------------------------------------------------
 
 static uint64_t unit_of(const NbdNode *n)
@@ -131,7 +119,7 @@ static int nbd_node_write(Fiber *self, Node *node, GuestOff off, const void *buf
                           NodeIoFlags flags)
 {
     NbdNode *n = nbd_of(node);
-    NbdCommand c = {NBD_WRITE, off.v, len, (void *)buf, flags_for(n, flags), {0}};
+    NbdCommand c = {NBD_WRITE, off.v, len, (void *)buf, flags, {0}};
     int r;
     if (is_aligned(n, off.v, len)) {
         fiber_rw_lock_read(self, &n->unit_lock);
@@ -140,7 +128,7 @@ static int nbd_node_write(Fiber *self, Node *node, GuestOff off, const void *buf
     } else {
         r = write_unaligned(self, n, c);
     }
-    return end_change(self, n, flags, r);
+    return r;
 }
 
 // What one header can say, in whole units.
@@ -211,14 +199,14 @@ static int zero_all(Fiber *self, NbdNode *n, NbdCommand c)
 static int nbd_node_zero(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags)
 {
     NbdNode *n = nbd_of(node);
-    NbdCommand c = {NBD_ZERO, off.v, len, NULL, flags_for(n, flags), {0}};
+    NbdCommand c = {NBD_ZERO, off.v, len, NULL, flags, {0}};
     bool has_edges = !is_aligned(n, off.v, len) || !facts_of(n)->can_zero;
     if (has_edges)
         c.flags &= ~NODE_IO_FUA; // one flush covers all of it
     int r = len ? zero_all(self, n, c) : 0;
     if (r == 0 && has_edges && (flags & NODE_IO_FUA))
         return nbd_link_flush(self, n->link);
-    return end_change(self, n, flags, r);
+    return r;
 }
 
 static int nbd_node_discard(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags)
@@ -226,11 +214,9 @@ static int nbd_node_discard(Fiber *self, Node *node, GuestOff off, uint64_t len,
     NbdNode *n = nbd_of(node);
     uint64_t unit = unit_of(n), end = off.v + len;
     uint64_t from = (off.v + unit - 1) / unit * unit, to = end - end % unit;
-    int r = 0;
     if (from < to && facts_of(n)->can_trim)
-        r = change_units(self, n,
-                         (NbdCommand){NBD_TRIM, from, to - from, NULL, flags_for(n, flags), {0}});
-    return end_change(self, n, flags, r);
+        return change_units(self, n, (NbdCommand){NBD_TRIM, from, to - from, NULL, flags, {0}});
+    return flags & NODE_IO_FUA ? nbd_link_flush(self, n->link) : 0;
 }
 
 static int nbd_node_flush(Fiber *self, Node *node)
@@ -249,6 +235,8 @@ static int nbd_node_map(Fiber *self, Node *node, GuestOff off, uint64_t len, Nod
     uint64_t end = (off.v + len + unit - 1) / unit * unit;
     NbdCommand c = {.op = NBD_STATUS, .off = start, .len = end - start};
     int r = nbd_link_request(self, n->link, &c);
+    if (r == -ENOTSUP) // another server than when this began
+        return 0;
     if (r < 0)
         return r;
     if (c.extent.len <= off.v - start)

@@ -325,6 +325,43 @@ static void a_flush_that_cannot_cover_what_was_written_fails(void **state)
     run_with("memory 4M", ", 'reconnect-delay': 3600", lose_writes);
 }
 
+// The request begins while the first server is known, and is carried out by the second.
+#define LACKING "--filter=fua --filter=nozero --filter=noextents memory 4M"
+
+static void meet_another_server(Fiber *self, void *arg)
+{
+    Scene *s = arg;
+    uint8_t buf[512] = {1};
+    NodeExtent extent;
+    kill_server(s);
+    start_server(s, "--filter=log memory 4M logfile=log");
+    assert_int_equal(node_write(self, s->node, guest_off(0), buf, 512, NODE_IO_FUA), 0);
+    host_shell(s->dir, "grep -q 'Write.*fua=1' log || grep -q Flush log");
+    kill_server(s);
+    start_server(s, "--filter=log " LACKING " logfile=log2");
+    assert_int_equal(node_write(self, s->node, guest_off(0), buf, 512, NODE_IO_FUA), 0);
+    host_shell(s->dir, "grep -q Flush log2");
+    kill_server(s);
+    start_server(s, "memory 4M");
+    assert_int_equal(node_flush(self, s->node), 0);
+    kill_server(s);
+    start_server(s, LACKING);
+    assert_int_equal(node_zero(self, s->node, guest_off(0), 1 << 20, NODE_IO_FUA), 0);
+    assert_int_equal(node_map(self, s->node, guest_off(0), 512, &extent), 0);
+    kill_server(s);
+    start_server(s, "memory 4M");
+    assert_int_equal(node_flush(self, s->node), 0);
+    kill_server(s);
+    start_server(s, LACKING);
+    assert_int_equal(node_map(self, s->node, guest_off(0), 512, &extent), 0);
+    assert_int_equal(extent.kind, NODE_EXTENT_OPAQUE);
+}
+
+static void a_request_is_made_as_the_server_that_carries_it_out_can(void **state)
+{
+    run_with(LACKING, ", 'reconnect-delay': 3600", meet_another_server);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -337,6 +374,7 @@ int main(void)
         cmocka_unit_test(what_cannot_be_is_refused_and_what_comes_late_is_waited_for),
         cmocka_unit_test(requests_fail_until_there_is_another_connection),
         cmocka_unit_test(within_the_delay_requests_wait),
+        cmocka_unit_test(a_request_is_made_as_the_server_that_carries_it_out_can),
         cmocka_unit_test(a_flush_that_cannot_cover_what_was_written_fails),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
