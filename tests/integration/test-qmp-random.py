@@ -22,7 +22,8 @@ STRINGS = {
     "filename": FILES, "snapshot-file": FILES, "backing-file": FILES, "change-backing-file": FILES,
     "path": ["nbd0.sock", "nbd1.sock", "/objects", "/objects/o0", "/"],
     "host": ["localhost"], "port": ["0"], "str": ["nope"], "cid": ["nope"],
-    "id": ["e0", "e1", "o0", "o1", "j0"], "job-id": ["j0", "j1", "j2"],
+    "id": ["e0", "e1", "o0", "o1", "j0", "j1", "j2"], "job-id": ["j0", "j1", "j2"],
+    "device": [*NODES, "j0", "j1", "j2"],
     "name": ["m0", "m1", "m2", ""], "target": ["m0", "m1", *NODES],
     "server": ["nope"], "uri": ["nbd+unix:///?socket=nope.sock"],
 }
@@ -91,7 +92,8 @@ def run_seed(tmp, seed):
         n_done = 0
         for i in range(N_COMMANDS):
             # Nodes and exports come first, and more often: all others need some.
-            name = rng.choice(["blockdev-add", "block-export-add", None, None, None])
+            name = rng.choice(["blockdev-add", "block-export-add", None, None, None, None,
+                               rng.choice(["block-stream", "block-commit"])])
             command = maker.types[name] if name else rng.choice(commands)
             arguments = maker.value(command["arg-type"], "", 0)
             request = {"execute": command["name"], "arguments": arguments}
