@@ -235,7 +235,8 @@ static int write_in_place(Fiber *self, const Fill *f, const NodeFillPlace *place
     return r;
 }
 
-// `written`: what writing there came to. The place is given back unless that is 0.
+// `written`: what writing there came to. The place is given back unless that is 0. 1: part of it is
+// still missing.
 static int link_place(Fiber *self, const Fill *f, const NodeFillPlace *place, int written)
 {
     int r = f->ops->link(self, f->node, place, written == 0);
@@ -249,7 +250,13 @@ static int fill_place(Fiber *self, const Fill *f, const NodeFillPlace *place)
         int r = link_place(self, f, place, 0);
         return r < 0 ? r : bring_up(self, f, place);
     }
-    return link_place(self, f, place, bring_up(self, f, place));
+    NodeFillResult before = *f->result;
+    int r = link_place(self, f, place, bring_up(self, f, place));
+    if (r > 0) { // what comes again counts then
+        f->result->copied_bytes = before.copied_bytes;
+        f->result->shared_bytes = before.shared_bytes;
+    }
+    return r;
 }
 
 // --- filling -------------------------------------------------------------------------------------
@@ -265,7 +272,8 @@ static int fill_data(Fiber *self, const Fill *f, uint64_t off, uint64_t end)
             r = write_in_place(self, f, &place);
         if (r < 0)
             return r;
-        off += place.len;
+        if (r == 0)
+            off += place.len;
     }
     return 0;
 }
@@ -354,7 +362,8 @@ static int fill_given(Fiber *self, const Fill *f, uint64_t off, uint64_t end)
             r = f->ops->write(self, f->node, guest_off(off), data, place.len);
         if (r < 0)
             return r;
-        off += place.len;
+        if (r == 0)
+            off += place.len;
     }
     return 0;
 }

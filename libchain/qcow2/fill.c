@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // Filling the head: NodeFillOps. What is written to clusters that nothing names yet needs no lock;
 // only when entries change are their clusters locked, and then those are linked that are still
-// unallocated. The rest is given back: nothing ever named it, and its I/O has ended.
+// unallocated. The rest is given back: nothing ever named it, and its I/O has ended. Where a guest
+// was faster with some subclusters of a cluster, the others are still missing then: again.
 //
 //     take                     │ caller: write │ link
 //     look up → take clusters  │               │ begin the change → set entries → end → give back
@@ -153,6 +154,19 @@ static bool plan_link(const MappingChange *change, uint32_t i, HostOff host,
     return true;
 }
 
+// Subclusters: a guest was faster with some of those of entry `i`, and others are still missing.
+static bool lacks_more(const MappingChange *change, uint32_t i)
+{
+    const Qcow2Geometry *g = &change->view->image->geometry;
+    const ClusterSpan *span = &change->span;
+    Qcow2L2Entry e = mapping_get(change, i);
+    if (!g->extended_l2 || e.kind != QCOW2_CLUSTER_DATA || MUTANT("fill-goes-on-at-subclusters"))
+        return false;
+    uint64_t start = cluster_span_cluster(g, span, i).v;
+    return cluster_subclusters(g, start, span->off.v, span->off.v + span->len) &
+           ~(e.alloc_bitmap | e.zero_bitmap);
+}
+
 // Gives back those of the `n` clusters from `first` on whose bit in `linked` is 0.
 static void release_others(Fiber *self, Qcow2Image *image, uint64_t first, uint32_t n,
                            const bool *linked)
@@ -165,12 +179,13 @@ static void release_others(Fiber *self, Qcow2Image *image, uint64_t first, uint3
     }
 }
 
-// The clusters from `first` on hold what `span` shows.
+// The clusters from `first` on hold what `span` shows. 1: part of it is still missing.
 static int link_span(Fiber *self, Qcow2View *view, const ClusterSpan *span, uint64_t first)
 {
     Qcow2Image *image = view->image;
     bool linked[MAX_SPAN] = {false};
     MappingChange change;
+    bool is_missing = false;
     assert(span->n <= MAX_SPAN);
     {
         G_GNUC_UNUSED g_auto(PinGuard) pin = pin_guard_take(image);
@@ -182,11 +197,13 @@ static int link_span(Fiber *self, Qcow2View *view, const ClusterSpan *span, uint
             linked[i] = plan_link(&change, i, image_cluster_off(image, first + i), &e);
             if (linked[i])
                 mapping_set(&change, i, &e);
+            else
+                is_missing |= lacks_more(&change, i);
         }
         mapping_end(&change);
     }
     release_others(self, image, first, span->n, linked);
-    return 0;
+    return is_missing;
 }
 
 static int fill_link(Fiber *self, Node *node, const NodeFillPlace *place, bool is_written)
@@ -198,12 +215,14 @@ static int fill_link(Fiber *self, Node *node, const NodeFillPlace *place, bool i
     uint64_t end = image_cluster_of(image, host_off(place->host.v + place->len - 1)) + 1;
     GuestOff off = place->off;
     uint64_t left = place->len;
+    bool is_missing = false;
     int r = is_written ? 0 : -ECANCELED;
-    while (left && r == 0) {
+    while (left && r >= 0) {
         uint64_t n_released = image->freed.n_released;
         ClusterSpan span = cluster_span_make(g, off, left);
         r = link_span(self, view, &span, first);
-        if (r == 0) {
+        if (r >= 0) {
+            is_missing |= r;
             first += span.n;
             off.v += span.len;
             left -= span.len;
@@ -213,7 +232,9 @@ static int fill_link(Fiber *self, Node *node, const NodeFillPlace *place, bool i
     }
     if (first < end)
         allocator_release(self, image, (ClusterRange){first, end - first});
-    return is_written ? r : 0;
+    if (!is_written)
+        return 0;
+    return r < 0 ? r : is_missing;
 }
 
 // --- writing in place, zeros ---------------------------------------------------------------------

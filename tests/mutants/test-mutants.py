@@ -96,6 +96,7 @@ MUTANTS = {
     "smaller-size-before-freeing": RESIZE,
     # §16
     "fill-written-before-linked": FILL,
+    "fill-goes-on-at-subclusters": ["tests/qcow2/test-qcow2-fill"],
     "fill-links-only-unallocated": FILL,
     "fill-looks-again-in-place": FILL,
     "fill-zeroes-only-unallocated": FILL,

@@ -446,6 +446,7 @@ static void guest_first_fiber(Fiber *self, void *arg)
         while (!f.has_ended)
             fiber_sleep(self, 1000);
         assert_int_equal(f.result, 0);
+        assert_owns(self, t, f.off, f.off + f.len);
         assert_shows(self, t);
     }
 }

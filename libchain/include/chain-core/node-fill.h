@@ -62,7 +62,7 @@ struct NodeFillOps {
     // What is to be done at `off`, for so much as is to be done alike. Takes space; no lock is held.
     int (*take)(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeFillPlace *ret_place);
     // Makes the node own what was written to `place`, where it does not yet. Gives back the rest,
-    // also on failure; not `is_written`: all.
+    // also on failure; not `is_written`: all. 1: part of it is still not the node's.
     int (*link)(Fiber *self, Node *node, const NodeFillPlace *place, bool is_written);
     // Writes what the node does not own yet, and makes it own it.
     int (*write)(Fiber *self, Node *node, GuestOff off, const void *buf, size_t len);
