@@ -287,6 +287,9 @@ int commit_run(Fiber *self, JobControl *control, void *commit, GError **error)
     if (is_active(c))
         insert_filter(self, c);
     int r = is_active(c) ? stay_in_step(self, c) : job_copy_run(self, &c->copy);
+    // However long users take to finalize it, little is left then.
+    if (r == 0 && is_active(c) && job_asked_end(control) == JOB_END_COMPLETE)
+        filter_forward_set_mode(c->filter, FORWARD_WRITE_BLOCKING);
     c->is_over = true;
     job_set_asked(control, NULL, NULL);
     return r;
@@ -327,10 +330,11 @@ static int leave_out(Fiber *self, Commit *c, GError **error)
 // -- the pivot ------------------------------------------------------------------------------------
 
 // What guests do from now on goes to both; what is left is copied, and made durable ahead, so that
-// little is to be done while they wait.
+// little is to be done while they wait. No limit on the rate any more: others wait for the graph.
 static int come_close(Fiber *self, Commit *c, GError **error)
 {
     filter_forward_set_mode(c->filter, FORWARD_WRITE_BLOCKING);
+    copy_engine_set_speed(c->copy.engine, 0);
     int r = copy_engine_run(self, c->copy.engine);
     if (r < 0)
         return fail(error, r, c, "what guests wrote last cannot be committed to it");

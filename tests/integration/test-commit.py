@@ -246,6 +246,26 @@ def test_write_blocking(tmp):
     converge(tmp, copy_mode="write-blocking")
 
 
+def test_limited_and_pending(tmp):
+    """What guests write while the job is pending does not hold up its end, however slow it may be"""
+    create(tmp / "base", 8 * MIB)
+    create(tmp / "top", None, tmp / "base")
+    with World(tmp) as w:
+        w.add("base", tmp / "base", read_only=True)
+        w.add("top", tmp / "top", backing="base")
+        w.export("top")
+        w.qmp.command("block-commit", job_id="j", device="top", speed=KIB, auto_finalize=False)
+        w.qmp.event("BLOCK_JOB_READY")
+        w.qmp.command("job-complete", id="j")
+        await_status(w.qmp, "j", "pending")
+        w.io("top", "write -q -P 1 0 4M", "write -q -P 2 4M 4M")
+        w.qmp.command("job-finalize", id="j")
+        done = end_of(w.qmp)
+        assert "error" not in done, done
+        w.io("top", "read -q -P 1 0 4M", "read -q -P 2 4M 4M")
+    check_image(tmp / "base")
+
+
 def test_under_guests(tmp):
     """A layer in the middle is committed beside guests of the head"""
     size = 32 * MIB
