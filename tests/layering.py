@@ -35,7 +35,7 @@ CORE = {
     "units.h": "base", "map-memory.h": "base", "mutant.h": "base",
     "fiber.h": "loop", "fiber-sync.h": "loop", "loop.h": "loop", "io-batch.h": "loop",
     "remote-call.h": "loop",
-    "file.h": "io", "io-buffers.h": "io", "debug-event.h": "io", "stream.h": "io", "sim.h": "sim",
+    "file.h": "io", "io-buffers.h": "io", "debug-event.h": "io", "stream.h": "io", "sim.h": "sim", "sim-choice.h": "sim",
     "node.h": "node", "port.h": "node", "driver.h": "node", "whole-sectors.h": "node",
     "node-drivers.h": "node", "driver-option.h": "node", "component.h": "node",
     "switch.h": "node", "node-perm.h": "node", "node-hold.h": "node", "external-snapshot.h": "chain",

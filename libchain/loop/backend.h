@@ -22,6 +22,7 @@ struct LoopBackend {
     // that brings its own driver (sim_run()) may leave it NULL.
     void (*wait)(Loop *loop, uint64_t deadline_ns);
     uint64_t (*now)(Loop *loop);
+    uint64_t (*wall_us)(Loop *loop); // NULL: the system's clock
 
     // A message was posted to a loop whose `is_waiting` is set. Any thread.
     void (*notify)(Loop *loop);

@@ -78,6 +78,11 @@ uint64_t loop_now_ns(const Loop *loop)
     return loop->now_ns;
 }
 
+uint64_t loop_wall_us(Loop *loop)
+{
+    return loop->backend->wall_us ? loop->backend->wall_us(loop) : (uint64_t)g_get_real_time();
+}
+
 static bool run_calls(Loop *loop)
 {
     take_inbox(loop);

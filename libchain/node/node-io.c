@@ -96,9 +96,12 @@ int node_write(Fiber *self, Node *node, GuestOff off, const void *buf, size_t le
         return node_zero(self, node, off, len,
                          node->zero_detection == NODE_ZEROES_UNMAPPED ? flags
                                                                       : flags | NODE_IO_NO_UNMAP);
+    bool is_early = MUTANT("bits-after-the-write");
+    if (is_early)
+        end_change(node, off, len, 0);
     int r = node->ops->write ? node->ops->write(self, node, off, buf, len, flags)
                              : node_write(self, filtered(node), off, buf, len, flags);
-    return end_change(node, off, len, r);
+    return is_early ? r : end_change(node, off, len, r);
 }
 
 static int zero_by_writing(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags)

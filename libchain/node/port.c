@@ -56,7 +56,8 @@ static Below look_below(Node *node)
 // What has to be stopped and waited for at this port, for `kinds` to be.
 static RequestMask kinds_at(const Port *port, RequestMask kinds)
 {
-    bool is_read_too = port->reads_write && kinds & REQUESTS_THAT_WRITE;
+    bool is_read_too =
+        port->reads_write && kinds & REQUESTS_THAT_WRITE && !MUTANT("reads-that-write-are-drained");
     return is_read_too ? kinds | 1 << REQUEST_READ : kinds;
 }
 
@@ -90,7 +91,8 @@ void port_init(Port *port, Node *node, const char *owner)
         .perms = node_perms_of(NODE_USER_OUTSIDE, !node->read_only),
     };
     g_ptr_array_add(node->ports, port);
-    update_port(port);
+    if (!MUTANT("new-ports-inherit-drains"))
+        update_port(port);
 }
 
 void port_done(Fiber *self, Port *port)

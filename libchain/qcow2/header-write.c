@@ -47,7 +47,8 @@ static int write_sector(Fiber *self, File *file, const uint8_t *old, const uint8
                         bool *ret_is_unknown)
 {
     int r = write_synced(self, file, 0, new, SECTOR_BYTES);
-    if (r < 0 && write_synced(self, file, 0, old, SECTOR_BYTES) < 0)
+    if (r < 0 && !MUTANT("failed-header-is-put-back") &&
+        write_synced(self, file, 0, old, SECTOR_BYTES) < 0)
         *ret_is_unknown = true;
     return r;
 }

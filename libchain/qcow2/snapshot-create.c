@@ -188,7 +188,7 @@ void qcow2_snapshot_take(Qcow2NewSnapshot *s)
     head->shared = s->shared;
     head->n_shared = s->n_l1;
     freed_hold(&s->image->freed);
-    int64_t now_us = g_get_real_time();
+    uint64_t now_us = loop_wall_us(s->image->loop);
     s->entry.date_sec = now_us / G_USEC_PER_SEC;
     s->entry.date_nsec = now_us % G_USEC_PER_SEC * 1000;
     s->entry.size_bytes = head->node.size_bytes;

@@ -67,7 +67,8 @@ static uint64_t cluster_of(const WritebackPass *p, HostOff off)
 static bool is_of_new_table(const WritebackPass *p, const TableSlice *s)
 {
     const ClusterSet *set = &p->parts->metadata->new_tables;
-    return set->n && cluster_set_contains(set, cluster_of(p, s->host));
+    return set->n && !MUTANT("new-table-before-l1") &&
+           cluster_set_contains(set, cluster_of(p, s->host));
 }
 
 static void copy_slices(WritebackPass *p)

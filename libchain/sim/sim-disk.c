@@ -118,6 +118,17 @@ void sim_disk_sync_dir(SimDisk *disk, const char *path, uint64_t seq)
     }
 }
 
+uint64_t sim_disk_hash(const SimDisk *disk)
+{
+    uint64_t sum = sim_mix(disk->last_seq, disk->unsynced->len);
+    GHashTableIter iter;
+    void *path, *inode;
+    g_hash_table_iter_init(&iter, disk->now);
+    while (g_hash_table_iter_next(&iter, &path, &inode))
+        sum += sim_mix(g_str_hash(path), sim_inode_hash(inode));
+    return sum;
+}
+
 SimInode *sim_disk_provide(SimDisk *disk, const char *path)
 {
     SimInode *inode = sim_disk_find(disk, path);

@@ -23,6 +23,8 @@ int sim_disk_rename(SimDisk *disk, const char *from, const char *to);       // r
 int sim_disk_unlink(SimDisk *disk, const char *path);
 // Makes the changes in the directory of `path` durable that happened up to number `seq`.
 void sim_disk_sync_dir(SimDisk *disk, const char *path, uint64_t seq);
+// Of all names and contents.
+uint64_t sim_disk_hash(const SimDisk *disk);
 // The file of that name, made if absent, and its name durable at once.
 SimInode *sim_disk_provide(SimDisk *disk, const char *path);
 

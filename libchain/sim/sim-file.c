@@ -56,6 +56,19 @@ static uint64_t read_now(SimFile *f, uint64_t off, const struct iovec *iov, unsi
     return n;
 }
 
+static uint64_t hash_read(const Transfer *t)
+{
+    const FileTransfer *x = t->x;
+    uint64_t hash = 0, left = x->is_write || t->error ? 0 : t->len;
+    for (unsigned i = 0; i < x->n_left_iov && left > 0; i++) {
+        const struct iovec *iov = &x->iov[x->first_iov + i];
+        size_t n = MIN(left, iov->iov_len);
+        hash = sim_hash_bytes(hash, iov->iov_base, n);
+        left -= n;
+    }
+    return hash;
+}
+
 static void transfer_end(SimEvent *event)
 {
     Transfer *t = (Transfer *)event;
@@ -74,6 +87,8 @@ static void transfer_end(SimEvent *event)
         t->len = read_now(f, x->off, x->iov + x->first_iov, x->n_left_iov, t->len);
     if (!t->error)
         result = (ssize_t)t->len;
+    if (sim_has_choices(f->sim))
+        sim_note_received(f->sim, event, sim_mix((uint64_t)result, hash_read(t)));
     g_free(t);
     file_transfer_done(x, result);
 }
@@ -114,6 +129,31 @@ static void transfer_begin(SimEvent *event)
     sim_schedule(sim, &t->event);
 }
 
+// Both steps at once; a write has been in flight since it was asked for.
+static void transfer_happen(SimEvent *event)
+{
+    Transfer *t = (Transfer *)event;
+    const FileTransfer *x = t->x;
+    Sim *sim = sim_file(x->file)->sim;
+    t->error =
+        sim_ask_hook(sim, x->is_write ? SIM_OP_WRITE : SIM_OP_READ, x->file->path, x->off, t->len);
+    if (x->is_write && !t->change)
+        t->error = -ENOSPC;
+    sim->random = sim_random_make(x->off, sim->config.seed); // what a failed one leaves
+    transfer_end(event);
+}
+
+static void submit_to_chooser(SimFile *f, Transfer *t)
+{
+    const FileTransfer *x = t->x;
+    t->event.fn = transfer_happen;
+    t->event.fiber = x->batch ? x->batch->fiber : NULL;
+    if (x->is_write && may_end_at(f, x->off + t->len))
+        t->change = sim_inode_begin(f->inode, SIM_CHANGE_WRITE, x->off, t->len,
+                                    x->iov + x->first_iov, x->n_left_iov, false);
+    sim_note_asked(f->sim, &t->event, 0);
+}
+
 static void assert_aligned(const FileTransfer *x)
 {
     uint64_t a = x->file->alignment, bits = x->off;
@@ -135,6 +175,8 @@ static void op_submit(FileTransfer *x)
         .x = x,
         .len = cut_short(f->sim, x->file, x->off, len),
     };
+    if (f->sim->chooser)
+        submit_to_chooser(f, t);
     sim_schedule(f->sim, &t->event);
 }
 
@@ -194,25 +236,35 @@ static void ask_end(SimEvent *event)
     Sim *sim = sim_of_loop(fiber_loop(ask->fiber));
     ask->result = sim_ask_hook(sim, ask->op, ask->path, ask->off, ask->len);
     ask->is_answered = true;
+    sim_note_received(sim, event, (uint64_t)ask->result);
     fiber_wake(ask->fiber); // after a power cut it never runs
 }
 
 // The disk gets the operation, after a while, and the hook is asked outside the fiber, where the
 // stack is larger. 0 or -errno.
+static int ask_disk(Fiber *self, Ask *ask, uint64_t detail)
+{
+    Sim *sim = sim_of_loop(fiber_loop(self));
+    ask->event = (SimEvent){.fn = ask_end, .fiber = self};
+    ask->fiber = self;
+    sim_note_asked(sim, &ask->event, detail);
+    sim_schedule(sim, &ask->event);
+    while (!ask->is_answered)
+        fiber_suspend(self, "sim file operation");
+    return ask->result;
+}
+
 static int begin_op(Fiber *self, SimOp op, const char *path, uint64_t off, uint64_t len)
 {
-    Ask ask = {{.fn = ask_end}, self, op, path, off, len, 0, false};
-    sim_schedule(sim_of_loop(fiber_loop(self)), &ask.event);
-    while (!ask.is_answered)
-        fiber_suspend(self, "sim file operation");
-    return ask.result;
+    return ask_disk(self, &(Ask){.op = op, .path = path, .off = off, .len = len}, 0);
 }
 
 static int op_flush(Fiber *self, File *file)
 {
     SimFile *f = sim_file(file);
     SimFlush flush = sim_inode_flush_begin(f->inode);
-    int r = begin_op(self, SIM_OP_FLUSH, file->path, 0, 0);
+    // Which writes were complete does not follow from which fibers have run.
+    int r = ask_disk(self, &(Ask){.op = SIM_OP_FLUSH, .path = file->path}, flush.hash);
     sim_delay(self, "flush");
     if (r < 0)
         sim_inode_flush_fail(f->inode, &flush);
@@ -225,8 +277,8 @@ static int op_flush(Fiber *self, File *file)
 static int change_inode(Fiber *self, SimFile *f, SimOp op, SimChangeKind kind, uint64_t off,
                         uint64_t len)
 {
-    int r = begin_op(self, op, f->file.path, off, len);
     SimChange *change = sim_inode_begin(f->inode, kind, off, len, NULL, 0, true);
+    int r = begin_op(self, op, f->file.path, off, len);
     sim_delay(self, "sim file operation");
     if (r < 0)
         sim_inode_fail(f->inode, change, &f->sim->random);
@@ -239,8 +291,8 @@ static int op_write_tail(Fiber *self, File *file, uint64_t off, const void *buf,
 {
     SimFile *f = sim_file(file);
     struct iovec iov = {(void *)buf, len};
-    int r = begin_op(self, SIM_OP_WRITE, file->path, off, len);
     SimChange *change = sim_inode_begin(f->inode, SIM_CHANGE_WRITE, off, len, &iov, 1, true);
+    int r = begin_op(self, SIM_OP_WRITE, file->path, off, len);
     sim_delay(self, "sim file operation");
     if (r < 0)
         sim_inode_fail(f->inode, change, &f->sim->random);
@@ -285,7 +337,7 @@ static int op_discard(Fiber *self, File *file, uint64_t off, uint64_t len)
     if (f->sim->config.no_punch)
         return -ENOTSUP;
     // A hint, which may be ignored, unless it is counted what files take.
-    if (!f->sim->config.space_bytes && !sim_random_chance(&f->sim->random, 80))
+    if (!f->sim->config.space_bytes && !f->sim->chooser && !sim_random_chance(&f->sim->random, 80))
         len = 0;
     return change_inode(self, f, SIM_OP_DISCARD, SIM_CHANGE_PUNCH, off, len);
 }

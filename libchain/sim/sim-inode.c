@@ -62,6 +62,61 @@ static void capture_data(SimChange *change)
     copy_iov(change, change->data);
 }
 
+// Four lanes, which a processor works on at the same time.
+uint64_t sim_hash_bytes(uint64_t hash, const void *bytes, size_t len)
+{
+    enum { LANES = 4 };
+    const uint64_t factor = UINT64_C(0x9fb21c651e98df25);
+    uint64_t lanes[LANES] = {hash, 1, 2, 3}, words[LANES];
+    const uint8_t *at = bytes;
+    for (; len >= sizeof(words); at += sizeof(words), len -= sizeof(words)) {
+        memcpy(words, at, sizeof(words));
+        for (unsigned i = 0; i < LANES; i++) {
+            lanes[i] = (lanes[i] ^ words[i]) * factor;
+            lanes[i] ^= lanes[i] >> 32;
+        }
+    }
+    for (; len; at++, len--)
+        lanes[0] = (lanes[0] ^ *at) * factor;
+    return sim_mix(sim_mix(lanes[0], lanes[1]), sim_mix(lanes[2], lanes[3]));
+}
+
+static uint64_t hash_change(const SimChange *change)
+{
+    uint64_t hash = sim_mix(sim_mix(change->kind, change->off), change->len), left = change->len;
+    for (unsigned i = 0; i < change->n_iov && left > 0; i++) {
+        size_t n = MIN(left, change->iov[i].iov_len);
+        hash = sim_hash_bytes(hash, change->iov[i].iov_base, n);
+        left -= n;
+    }
+    return hash;
+}
+
+static bool overlaps(const SimChange *a, const SimChange *b)
+{
+    return a->kind == SIM_CHANGE_TRUNCATE || b->kind == SIM_CHANGE_TRUNCATE ||
+           (a->off < b->off + b->len && b->off < a->off + a->len);
+}
+
+// Of those that completed up to number `seq`.
+static uint64_t hash_unflushed(const SimInode *inode, uint64_t seq)
+{
+    uint64_t sum = 0;
+    for (guint i = 0; i < inode->unflushed->len; i++) {
+        const SimChange *change = inode->unflushed->pdata[i];
+        sum += change->seq <= seq ? change->hash : 0;
+    }
+    return sum;
+}
+
+uint64_t sim_inode_hash(const SimInode *inode)
+{
+    uint64_t sum = hash_unflushed(inode, UINT64_MAX);
+    for (guint i = 0; i < inode->in_flight->len; i++)
+        sum += sim_mix(((const SimChange *)inode->in_flight->pdata[i])->hash, 1);
+    return sim_mix(inode->durable_hash, sum);
+}
+
 SimChange *sim_inode_begin(SimInode *inode, SimChangeKind kind, uint64_t off, uint64_t len,
                            const struct iovec *iov, unsigned n_iov, bool capture)
 {
@@ -70,6 +125,7 @@ SimChange *sim_inode_begin(SimInode *inode, SimChangeKind kind, uint64_t off, ui
     *change = (SimChange){.kind = kind, .off = off, .len = len, .n_iov = n_iov};
     if (n_iov > 0)
         memcpy(change->iov, iov, n_iov * sizeof(*iov));
+    change->hash = hash_change(change);
     if (capture)
         capture_data(change);
     g_ptr_array_add(inode->in_flight, change);
@@ -112,6 +168,12 @@ void sim_inode_end(SimInode *inode, SimChange *change, uint64_t len)
     capture_data(change);
     change->n_iov = 0;
     change->seq = ++inode->last_seq;
+    uint64_t before = 0;
+    for (guint i = 0; i < inode->unflushed->len; i++) {
+        const SimChange *other = inode->unflushed->pdata[i];
+        before += overlaps(other, change) ? other->hash : 0;
+    }
+    change->hash = sim_mix(sim_mix(change->hash, len), before);
     apply(change, &inode->now);
     guint i;
     bool is_found = g_ptr_array_find(inode->in_flight, change, &i);
@@ -158,7 +220,8 @@ void sim_inode_fail(SimInode *inode, SimChange *change, SimRandom *random)
 
 SimFlush sim_inode_flush_begin(SimInode *inode)
 {
-    return (SimFlush){sim_content_copy(&inode->now), inode->last_seq};
+    return (SimFlush){sim_content_copy(&inode->now), inode->last_seq,
+                      hash_unflushed(inode, inode->last_seq)};
 }
 
 void sim_inode_flush_end(SimInode *inode, SimFlush *flush)
@@ -168,12 +231,14 @@ void sim_inode_flush_end(SimInode *inode, SimFlush *flush)
         return;
     }
     inode->durable_seq = flush->seq;
+    uint64_t covered = 0;
     GPtrArray *rest = g_ptr_array_new_with_free_func(change_free);
     for (guint i = 0; i < inode->unflushed->len; i++) {
         SimChange *change = inode->unflushed->pdata[i];
         bool is_covered = change->seq <= flush->seq && !change->is_doomed;
         if (is_covered && inode->has_doomed)
             apply(change, &inode->durable);
+        covered += is_covered ? change->hash : 0;
         if (is_covered)
             change_free(change);
         else
@@ -182,6 +247,8 @@ void sim_inode_flush_end(SimInode *inode, SimFlush *flush)
     g_ptr_array_set_free_func(inode->unflushed, NULL);
     g_ptr_array_unref(inode->unflushed);
     inode->unflushed = rest;
+    if (covered)
+        inode->durable_hash = sim_mix(inode->durable_hash, covered);
     if (inode->has_doomed) {
         sim_content_clear(&flush->content);
     } else {
@@ -194,8 +261,10 @@ void sim_inode_flush_fail(SimInode *inode, SimFlush *flush)
 {
     for (guint i = 0; i < inode->unflushed->len; i++) {
         SimChange *change = inode->unflushed->pdata[i];
-        if (change->seq <= flush->seq)
-            inode->has_doomed = change->is_doomed = true;
+        if (change->seq > flush->seq || change->is_doomed)
+            continue;
+        inode->has_doomed = change->is_doomed = true;
+        change->hash = sim_mix(change->hash, 2);
     }
     sim_content_clear(&flush->content);
 }

@@ -24,7 +24,8 @@ typedef enum SimChangeKind {
 typedef struct SimChange {
     SimChangeKind kind;
     uint64_t off, len;
-    uint64_t seq; // order of completion; 0 in flight
+    uint64_t seq;  // order of completion; 0 in flight
+    uint64_t hash; // of what it does, and of what it comes after
     uint8_t *data;
     struct iovec iov[SIM_CHANGE_MAX_IOV];
     unsigned n_iov;
@@ -38,6 +39,7 @@ typedef struct SimInode {
     bool is_device; // a block device: its size is fixed
     SimContent now, durable;
     uint64_t last_seq, durable_seq;
+    uint64_t durable_hash;
     bool has_doomed;
     GPtrArray *in_flight, *unflushed; // SimChange; unflushed is in the order of completion
     GPtrArray *holders;               // open files of this inode (sim-file.c: locks)
@@ -55,6 +57,10 @@ SimChange *sim_inode_begin(SimInode *inode, SimChangeKind kind, uint64_t off, ui
 void sim_inode_end(SimInode *inode, SimChange *change, uint64_t len);
 // It failed: nothing of it, or as `random` decides some of its sectors, happened. NULL: nothing.
 void sim_inode_fail(SimInode *inode, SimChange *change, SimRandom *random);
+uint64_t sim_hash_bytes(uint64_t hash, const void *bytes, size_t len);
+// Of the content now and after a power cut, as far as it differs from what it was at first; the same
+// whichever of two changes that do not overlap came first.
+uint64_t sim_inode_hash(const SimInode *inode);
 // begin and end in one.
 void sim_inode_change(SimInode *inode, SimChangeKind kind, uint64_t off, uint64_t len,
                       const void *data);
@@ -63,6 +69,7 @@ void sim_inode_change(SimInode *inode, SimChangeKind kind, uint64_t off, uint64_
 typedef struct SimFlush {
     SimContent content;
     uint64_t seq;
+    uint64_t hash; // of the changes that it covers
 } SimFlush;
 SimFlush sim_inode_flush_begin(SimInode *inode);
 void sim_inode_flush_end(SimInode *inode, SimFlush *flush);

@@ -35,3 +35,11 @@ static inline SimRandom sim_random_make(uint64_t seed, uint64_t salt)
     sim_random_next(&r);
     return r;
 }
+
+// A hash of two numbers, in their order.
+static inline uint64_t sim_mix(uint64_t a, uint64_t b)
+{
+    SimRandom r = {a};
+    r.state = sim_random_next(&r) ^ b;
+    return sim_random_next(&r);
+}

@@ -18,6 +18,12 @@ static uint64_t loop_backend_now(Loop *loop)
     return sim_of_loop(loop)->now_ns;
 }
 
+// Some day in 2020.
+static uint64_t loop_backend_wall_us(Loop *loop)
+{
+    return UINT64_C(1600000000000000) + sim_of_loop(loop)->now_ns / 1000;
+}
+
 static void loop_backend_notify(Loop *loop)
 {
     // The driver looks at every loop before it lets time go on.
@@ -25,7 +31,8 @@ static void loop_backend_notify(Loop *loop)
 
 static unsigned loop_backend_pick(Loop *loop, unsigned n)
 {
-    return sim_random_below(&sim_of_loop(loop)->random, n);
+    Sim *sim = sim_of_loop(loop);
+    return sim->chooser ? sim->picked_fiber : sim_random_below(&sim->random, n);
 }
 
 static int loop_backend_work(Fiber *self, LoopWorkFn *fn, void *arg)
@@ -39,6 +46,7 @@ static int loop_backend_work(Fiber *self, LoopWorkFn *fn, void *arg)
 static const LoopBackend loop_backend = {
     .name = "sim",
     .now = loop_backend_now,
+    .wall_us = loop_backend_wall_us,
     .notify = loop_backend_notify,
     .work = loop_backend_work,
     .pick = loop_backend_pick,
@@ -99,6 +107,8 @@ void sim_free(Sim *sim)
     }
     g_ptr_array_unref(sim->loops);
     g_ptr_array_unref(sim->events);
+    g_clear_pointer(&sim->actions, g_array_unref);
+    g_clear_pointer(&sim->seen, g_array_unref);
     sim_disk_done(&sim->disk);
     g_free(sim);
 }
@@ -149,8 +159,11 @@ static void delay_end(SimEvent *event)
 
 void sim_delay(Fiber *self, const char *where)
 {
-    Delay delay = {.event.fn = delay_end, .fiber = self};
-    sim_schedule(sim_of_loop(fiber_loop(self)), &delay.event);
+    Sim *sim = sim_of_loop(fiber_loop(self));
+    Delay delay = {.event = {.fn = delay_end, .fiber = self}, .fiber = self};
+    if (sim->chooser)
+        return;
+    sim_schedule(sim, &delay.event);
     while (!delay.is_over)
         fiber_suspend(self, where);
 }
@@ -247,6 +260,8 @@ static G_GNUC_NORETURN void report_deadlock(const Sim *sim)
 // at times the next event comes first. False when nothing is left to happen.
 static bool sim_step(Sim *sim)
 {
+    if (sim->chooser)
+        return sim_step_chosen(sim);
     Loop *loop = pick_loop(sim);
     uint64_t event_ns = next_event_ns(sim), deadline_ns = next_deadline_ns(sim);
     if (loop && (event_ns == UINT64_MAX || sim_random_chance(&sim->random, 90))) {

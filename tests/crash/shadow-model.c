@@ -10,6 +10,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "sim/sim-random.h"
+
 typedef struct Version {
     ShadowKind kind;
     uint64_t off, len;
@@ -19,9 +21,11 @@ typedef struct Version {
 
 // Oldest first. A version that a durable one replaced is GONE: a crash cannot bring it back, but a
 // read that began before may still return it; it is dropped when nobody reads.
+enum { FEW = 4 };
 typedef struct Cell {
-    uint32_t n;
-    uint32_t *versions;
+    uint32_t n, capacity; // of `many`; 0: they are in `few`
+    uint32_t few[FEW];
+    uint32_t *many;
 } Cell;
 #define GONE (UINT32_C(1) << 31)
 
@@ -39,6 +43,12 @@ struct ShadowModel {
     GArray *versions;    // Version; index 0 is the zeros of a new disk
     GArray *not_durable; // uint32_t: ended, not yet covered by a flush
     Cell *cells;
+    uint32_t n_initial; // versions that were there before any request
+    uint64_t kept_at;   // the moment at which it was kept
+    GPtrArray *kept;    // ShadowModel
+    GArray *sizes;      // uint64_t: those that may be found after a crash; the last: the one now
+    uint64_t next_size; // 0: no change under way
+    uint32_t growth;    // the version that is its zeros; 0: none
 };
 
 enum { MAGIC = 0x53484457 };
@@ -48,10 +58,26 @@ static Version *version_at(const ShadowModel *model, uint32_t version)
     return &g_array_index(model->versions, Version, version & ~GONE);
 }
 
+static const uint32_t *cell_versions(const Cell *cell)
+{
+    return cell->capacity ? cell->many : cell->few;
+}
+
 static void cell_add(Cell *cell, uint32_t version)
 {
-    cell->versions = g_renew(uint32_t, cell->versions, cell->n + 1);
-    cell->versions[cell->n++] = version;
+    if (cell->n == MAX(cell->capacity, FEW)) {
+        uint32_t *many = g_new(uint32_t, 2 * cell->n);
+        memcpy(many, cell_versions(cell), cell->n * sizeof(uint32_t));
+        g_free(cell->many);
+        cell->many = many;
+        cell->capacity = 2 * cell->n;
+    }
+    ((uint32_t *)cell_versions(cell))[cell->n++] = version;
+}
+
+static void free_kept(void *kept)
+{
+    shadow_model_free(kept);
 }
 
 static ShadowModel *model_alloc(uint64_t size_bytes, uint32_t cell_bytes)
@@ -65,6 +91,9 @@ static ShadowModel *model_alloc(uint64_t size_bytes, uint32_t cell_bytes)
     model->versions = g_array_new(false, false, sizeof(Version));
     model->not_durable = g_array_new(false, false, sizeof(uint32_t));
     model->cells = g_new0(Cell, size_bytes / cell_bytes);
+    model->kept = g_ptr_array_new_with_free_func(free_kept);
+    model->sizes = g_array_new(false, false, sizeof(uint64_t));
+    g_array_append_val(model->sizes, size_bytes);
     return model;
 }
 
@@ -80,10 +109,12 @@ void shadow_model_free(ShadowModel *model)
     if (!model)
         return;
     for (uint64_t i = 0; i < shadow_model_n_cells(model); i++)
-        g_free(model->cells[i].versions);
+        g_free(model->cells[i].many);
     g_free(model->cells);
     g_array_unref(model->versions);
     g_array_unref(model->not_durable);
+    g_ptr_array_unref(model->kept);
+    g_array_unref(model->sizes);
     g_free(model);
 }
 
@@ -111,13 +142,13 @@ uint32_t shadow_model_begin(ShadowModel *model, ShadowKind kind, uint64_t off, u
 // `winner` ended durably: what ended before it began can be found no more.
 static void cell_drop_older(const ShadowModel *model, Cell *cell, const Version *winner)
 {
-    uint32_t n = 0;
+    uint32_t n = 0, *versions = (uint32_t *)cell_versions(cell);
     for (uint32_t i = 0; i < cell->n; i++) {
-        const Version *v = version_at(model, cell->versions[i]);
+        const Version *v = version_at(model, versions[i]);
         if (v->ended && v->ended < winner->begun)
-            cell->versions[i] |= GONE;
-        if (!(cell->versions[i] & GONE) || model->n_readers > 0)
-            cell->versions[n++] = cell->versions[i];
+            versions[i] |= GONE;
+        if (!(versions[i] & GONE) || model->n_readers > 0)
+            versions[n++] = versions[i];
     }
     cell->n = n;
 }
@@ -147,6 +178,7 @@ uint32_t shadow_model_set_initial(ShadowModel *model, ShadowKind kind, uint64_t 
 {
     uint32_t version = shadow_model_begin(model, kind, off, len);
     shadow_model_end(model, version, 0, true);
+    model->n_initial = version + 1;
     return version;
 }
 
@@ -179,6 +211,8 @@ void shadow_model_flush_end(ShadowModel *model, uint64_t begun, int result)
             g_array_index(model->not_durable, uint32_t, n++) = version;
     }
     g_array_set_size(model->not_durable, n);
+    for (guint i = 0; i < model->kept->len; i++)
+        shadow_model_flush_end(model->kept->pdata[i], begun, result);
 }
 
 void shadow_model_fill(const ShadowModel *model, uint32_t version, uint64_t off, void *buf,
@@ -198,7 +232,7 @@ static bool is_overwritten(const ShadowModel *model, const Cell *cell, const Ver
                            uint64_t read_begun)
 {
     for (uint32_t i = 0; i < cell->n && v->ended && read_begun; i++) {
-        const Version *w = version_at(model, cell->versions[i]);
+        const Version *w = version_at(model, cell_versions(cell)[i]);
         if (w->kind != SHADOW_HINT && !w->has_failed && w->ended && w->ended < read_begun &&
             w->begun > v->ended)
             return true;
@@ -224,14 +258,14 @@ static int64_t find_version(const ShadowModel *model, uint64_t index, const uint
         (!is_zeros && (mark.magic != MAGIC || mark.cell != index)))
         return -1;
     for (uint32_t i = cell->n; i-- > 0;) {
-        const Version *v = version_at(model, cell->versions[i]);
-        if ((cell->versions[i] & GONE) && !read_begun)
+        uint32_t version = cell_versions(cell)[i];
+        const Version *v = version_at(model, version);
+        if ((version & GONE) && !read_begun)
             continue;
-        bool is_match = is_zeros
-                            ? v->kind != SHADOW_DATA
-                            : v->kind == SHADOW_DATA && mark.version == (cell->versions[i] & ~GONE);
+        bool is_match = is_zeros ? v->kind != SHADOW_DATA
+                                 : v->kind == SHADOW_DATA && mark.version == (version & ~GONE);
         if (is_match && !is_overwritten(model, cell, v, read_begun))
-            return cell->versions[i] & ~GONE;
+            return version & ~GONE;
     }
     return -1;
 }
@@ -252,10 +286,11 @@ static void describe(const ShadowModel *model, uint64_t index, const uint8_t *by
         n += snprintf(problem + n, 256 - n, "%08" PRIx32 "…", mark.magic);
     n += snprintf(problem + n, 256 - n, "; may be");
     for (uint32_t i = 0; i < cell->n && n < 220; i++) {
-        const Version *v = version_at(model, cell->versions[i]);
-        if (cell->versions[i] & GONE)
+        uint32_t version = cell_versions(cell)[i];
+        const Version *v = version_at(model, version);
+        if (version & GONE)
             continue;
-        n += snprintf(problem + n, 256 - n, " %" PRIu32 "%s%s", cell->versions[i],
+        n += snprintf(problem + n, 256 - n, " %" PRIu32 "%s%s", version,
                       v->kind == SHADOW_DATA    ? ""
                       : v->kind == SHADOW_ZEROS ? "(zeros)"
                                                 : "(hint)",
@@ -292,4 +327,108 @@ ShadowModel *shadow_model_found(const ShadowModel *model, const uint32_t *versio
     for (uint64_t i = 0; i < shadow_model_n_cells(model); i++)
         cell_add(&found->cells[i], versions[i]);
     return found;
+}
+
+// --- points in time and sizes --------------------------------------------------------------------
+
+ShadowModel *shadow_model_copy(const ShadowModel *model)
+{
+    ShadowModel *copy = model_alloc(model->size_bytes, model->cell_bytes);
+    copy->moment = model->moment;
+    copy->n_initial = model->n_initial;
+    g_array_append_vals(copy->versions, model->versions->data, model->versions->len);
+    g_array_append_vals(copy->not_durable, model->not_durable->data, model->not_durable->len);
+    g_array_set_size(copy->sizes, 0);
+    g_array_append_vals(copy->sizes, model->sizes->data, model->sizes->len);
+    for (uint64_t i = 0; i < shadow_model_n_cells(model); i++) {
+        Cell *cell = &copy->cells[i];
+        *cell = model->cells[i];
+        cell->many = g_memdup2(cell->many, cell->capacity * sizeof(uint32_t));
+    }
+    return copy;
+}
+
+const ShadowModel *shadow_model_keep(ShadowModel *model)
+{
+    ShadowModel *kept = shadow_model_copy(model);
+    kept->kept_at = kept->moment = ++model->moment;
+    g_ptr_array_add(model->kept, kept);
+    return kept;
+}
+
+uint64_t shadow_model_kept_at(const ShadowModel *kept)
+{
+    return kept->kept_at;
+}
+
+uint64_t shadow_model_size(const ShadowModel *model)
+{
+    return g_array_index(model->sizes, uint64_t, model->sizes->len - 1);
+}
+
+void shadow_model_set_initial_size(ShadowModel *model, uint64_t bytes)
+{
+    g_array_set_size(model->sizes, 0);
+    g_array_append_val(model->sizes, bytes);
+}
+
+void shadow_model_resize_begin(ShadowModel *model, uint64_t bytes)
+{
+    uint64_t now = shadow_model_size(model);
+    assert(!model->next_size && bytes <= model->size_bytes);
+    model->next_size = bytes;
+    if (bytes > now)
+        model->growth = shadow_model_begin(model, SHADOW_ZEROS, now, bytes - now);
+}
+
+void shadow_model_resize_end(ShadowModel *model, int result)
+{
+    uint64_t now = shadow_model_size(model), next = model->next_size;
+    if (result == 0)
+        shadow_model_set_initial_size(model, next);
+    else
+        g_array_insert_val(model->sizes, 0, next);
+    assert(result == 0 || shadow_model_size(model) == now);
+    if (model->growth)
+        shadow_model_end(model, model->growth, result, true);
+    if (result == 0 && next < now) // should it grow again
+        shadow_model_end(model,
+                         shadow_model_begin(model, SHADOW_ZEROS, next, model->size_bytes - next), 0,
+                         true);
+    model->growth = 0;
+    model->next_size = 0;
+}
+
+bool shadow_model_may_have_size(const ShadowModel *model, uint64_t bytes)
+{
+    for (guint i = 0; i < model->sizes->len; i++)
+        if (g_array_index(model->sizes, uint64_t, i) == bytes)
+            return true;
+    return bytes && bytes == model->next_size;
+}
+
+uint64_t shadow_model_now(ShadowModel *model)
+{
+    return ++model->moment;
+}
+
+// What each cell may show, where there were requests.
+uint64_t shadow_model_hash(const ShadowModel *model)
+{
+    uint64_t hash = model->next_size;
+    for (uint32_t v = model->n_initial; v < model->versions->len; v++) {
+        const Version *version = version_at(model, v);
+        hash = sim_mix(sim_mix(hash, version->kind), version->off);
+        for (uint64_t at = version->off; at < version->off + version->len;
+             at += model->cell_bytes) {
+            const Cell *cell = &model->cells[at / model->cell_bytes];
+            for (uint32_t i = 0; i < cell->n; i++)
+                hash = sim_mix(hash, cell_versions(cell)[i]);
+        }
+    }
+    for (guint i = 0; i < model->sizes->len; i++)
+        hash = sim_mix(hash, g_array_index(model->sizes, uint64_t, i));
+    for (guint i = 0; i < model->kept->len; i++)
+        hash = sim_mix(hash, shadow_model_hash(model->kept->pdata[i]));
+    return hash;
 }

@@ -49,5 +49,26 @@ bool shadow_model_check(const ShadowModel *model, uint64_t off, const void *buf,
 uint64_t shadow_model_read_begin(ShadowModel *model);
 void shadow_model_read_end(ShadowModel *model);
 
+// The disk as it is now, for good: what a snapshot of it shows, in which what was written before
+// becomes durable with the same flushes. No request that changes anything is in flight. Owned by
+// `model`.
+const ShadowModel *shadow_model_keep(ShadowModel *model);
+// For a look at what shadow_model_keep() gave, at any time: as if nothing of it were lost.
+uint64_t shadow_model_kept_at(const ShadowModel *kept);
+
+// Its size, at most the one that it was made with (which it has until then). What comes new is
+// zeros. One change at a time. On failure either size may be found after a crash.
+uint64_t shadow_model_size(const ShadowModel *model);
+void shadow_model_set_initial_size(ShadowModel *model, uint64_t bytes);
+void shadow_model_resize_begin(ShadowModel *model, uint64_t bytes);
+void shadow_model_resize_end(ShadowModel *model, int result);
+bool shadow_model_may_have_size(const ShadowModel *model, uint64_t bytes);
+
+uint64_t shadow_model_now(ShadowModel *model); // a moment
+
+// Equal models with equal hashes expect the same after a crash.
+uint64_t shadow_model_hash(const ShadowModel *model);
+ShadowModel *shadow_model_copy(const ShadowModel *model);
+
 // A model of a disk on which exactly these versions were found, durably.
 ShadowModel *shadow_model_found(const ShadowModel *model, const uint32_t *versions);

@@ -9,6 +9,8 @@ here=$(dirname "$(readlink -f "$0")")
 export CHAIND=$build/daemon/chaind
 end=$((SECONDS + $(awk -v h="$hours" 'BEGIN { printf "%d", h * 3600 }')))
 failures=() n=0
+places=('a shared cluster' 'a cluster that is not there' 'a border of clusters' 'a border of tables'
+    'a cluster of its own' 'the end of the disk')
 
 # one NAME COMMAND...: runs it; prints its TAP lines only when something failed.
 one() {
@@ -32,6 +34,8 @@ while ((SECONDS < end)); do
     for crash in "$build"/tests/crash/test-crash-*; do
         [[ -f $crash && -x $crash ]] && one crash "$crash" --seed "$seed" --time 300
     done
+    one model "$build/tests/model/test-model" --seed "$seed" --runs 500 --deviations 3 \
+        --place "${places[n % ${#places[@]}]}"
     ((++n))
 done
 echo "$n rounds, ${#failures[@]} failed"

@@ -15,7 +15,7 @@ import time
 
 LIMIT = 300  # seconds; what hangs has failed, too
 
-MODEL = ["tests/model/test-model"]
+MODEL = ["tests/model/test-model", "--stop"]
 SNAPSHOTS = ["tests/crash/test-crash-snapshots"]
 
 
@@ -30,7 +30,9 @@ HEADER = ["tests/qcow2/test-qcow2-header-power"]
 BAD_SECTORS = ["tests/qcow2/test-qcow2-bad-sectors"]
 MODE = ["tests/qcow2/test-qcow2-mode"]
 EXTERNAL = ["tests/chain/test-chain-external-snapshot"]
-RACE = ["tests/crash/test-reuse-race", "--points", "1000"]
+RACE = ["tests/crash/test-reuse-race"]
+POWER = ["tests/qcow2/test-qcow2-power"]
+WRITEBACK = ["tests/qcow2/test-qcow2-writeback"]
 REMOTE = ["tests/remote/test-remote-nbd-loss"]
 
 # Each with the program that is to fail.
@@ -47,21 +49,28 @@ MUTANTS = {
     # §4
     "freed-only-when-durable": MODEL,
     "freed-waits-for-pins": RACE,
+    "reads-pin": RACE,
     "writes-pin": RACE,
     # §5
+    "one-growth-at-a-time": crash("growing refcount table"),
     "write-back-before-new-refcount-table": crash("growing refcount table"),
     "sync-of-new-refcount-table": crash("growing refcount table"),
     # §6
+    "new-table-before-l1": WRITEBACK,
     "one-new-table-at-a-time": MODEL,
     # §7
     "marks-before-change": crash("persistent bitmaps"),
     "sync-of-bitmap-marks": crash("persistent bitmaps"),
+    "sync-of-raised-refcounts": crash("dirty, refcounts too low"),
+    "sync-of-mended-entries": POWER,
+    "sync-of-rebuilt-refcounts": POWER,
     # §8
-    "sync-before-header-of-new-image": ["tests/qcow2/test-qcow2-power"],
-    "sync-before-magic-of-new-image": ["tests/qcow2/test-qcow2-power"],
+    "sync-before-header-of-new-image": POWER,
+    "sync-before-magic-of-new-image": POWER,
     "sync-of-new-image": EXTERNAL,
     # §9
     "failed-sync-sticks": ["tests/io/test-io-file-common"],
+    "write-back-ends": WRITEBACK,
     "shared-sync-starts-later": crash("cluster 512, refcount 1"),
     # §10
     "space-before-the-answer": ["tests/qcow2/test-qcow2-full"],
@@ -72,6 +81,8 @@ MUTANTS = {
     # §11
     "sync-of-header": HEADER,
     "header-goes-aside": HEADER,
+    "failed-header-is-put-back": MODEL,
+    "one-header-change-at-a-time": MODEL,
     "unknown-header-ends-write-back": HEADER,
     # §12
     "write-back-before-bitmaps": ["tests/qcow2/test-qcow2-bitmap-power"],
@@ -81,6 +92,8 @@ MUTANTS = {
     "sync-of-shorter-snapshot-table": SNAPSHOTS,
     "shorter-list-before-references": SNAPSHOTS,
     "dirty-before-references": SNAPSHOTS,
+    "write-back-before-clean": MODEL,
+    "snapshots-take-turns": MODEL,
     "copied-table-has-no-copied": SNAPSHOTS,
     "marked-table-is-copied": SNAPSHOTS,
     "copied-returns-under-lock": SNAPSHOTS,
@@ -105,16 +118,20 @@ MUTANTS = {
     # changes of the graph
     "drain-waits-for-requests": ["tests/node/test-node-port"],
     "drained-keeps-out": ["tests/node/test-node-drain"],
+    "reads-that-write-are-drained": ["tests/node/test-node-drain"],
+    "new-ports-inherit-drains": ["tests/node/test-node-port"],
     "maps-change-with-all-drained": ["tests/node/test-node-switch"],
     "maps-hear-of-changes": MODE,
     "written-is-another-content": MODE,
     # what a server lost
     "lost-connection-loses-writes": REMOTE,
+    "lost-before-its-answer-counts": REMOTE,
     "each-flush-under-way-fails": REMOTE,
     "remote-flush-covers-what-came-before": REMOTE,
     # memory
     "cluster-locks": MODEL,
     "map-pins": ["tests/qcow2/test-qcow2-pinned-map"],
+    "bits-after-the-write": MODEL,
     "copies-and-writes-take-turns": ["tests/node/test-node-copy-on-read"],
     "blocks-of-direct-files": ["tests/io/test-io-file-direct"],
     # §18

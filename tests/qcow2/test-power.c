@@ -93,6 +93,7 @@ typedef struct Cutter {
     const Qcow2CreateOptions *create;
     const uint8_t *content;
     uint64_t size;
+    uint64_t n_corruptions; // that a repair began with
     unsigned n_points, n_whole;
 } Cutter;
 
@@ -205,10 +206,14 @@ static void damage_copied(uint8_t *data, const Qcow2Header *h, const Qcow2Geomet
     host_put64(data, h->l1.v, host_get64(data, h->l1.v) ^ QCOW2_ENTRY_COPIED);
 }
 
+// What is damaged.
+enum { REFCOUNTS, COPIED, BOTH, ONLY_BLOCK, LAST_BLOCK, N_KINDS };
+
 // Puts a damaged image, whose guest content is unharmed, into the simulation.
 static void load_damaged(const char *dir, Sim *sim, unsigned kind, HostRandom *r)
 {
-    g_autofree char *path = g_build_filename(dir, "base.qcow2", NULL);
+    g_autofree char *path =
+        g_build_filename(dir, kind == LAST_BLOCK ? "blocks.qcow2" : "base.qcow2", NULL);
     g_autofree uint8_t *data = NULL;
     gsize len;
     assert_true(g_file_get_contents(path, (char **)&data, &len, NULL));
@@ -217,18 +222,44 @@ static void load_damaged(const char *dir, Sim *sim, unsigned kind, HostRandom *r
     Qcow2Geometry g;
     qcow2_geometry_init(&g, h.cluster_bits, h.refcount_order, false, false, h.size_bytes);
     host_put64(data, QCOW2_HEADER_OFF_INCOMPATIBLE, QCOW2_INCOMPAT_DIRTY);
-    if (kind == 0 || kind == 2)
+    if (kind == REFCOUNTS || kind == BOTH)
         damage_refcounts(data, &h, &g, r, len / g.cluster_bytes);
-    if (kind == 1 || kind == 2)
+    if (kind == COPIED || kind == BOTH)
         damage_copied(data, &h, &g, r);
-    if (kind == 3)
-        host_put64(data, h.refcount_table.v, 0);
+    uint64_t entry = h.refcount_table.v;
+    while (kind == LAST_BLOCK && host_get64(data, entry + 8))
+        entry += 8;
+    if (kind == ONLY_BLOCK || kind == LAST_BLOCK) // not counted, so all counts are made anew
+        host_put64(data, entry, 0);
     assert_int_equal(sim_write_file(sim, PATH, data, len), 0);
     qcow2_header_clear(&h);
 }
 
+static bool is_dirty(Sim *sim)
+{
+    g_autofree void *data = NULL;
+    uint64_t len;
+    assert_int_equal(sim_read_file(sim, PATH, &data, &len), 0);
+    return host_get64(data, QCOW2_HEADER_OFF_INCOMPATIBLE) & QCOW2_INCOMPAT_DIRTY;
+}
+
+static uint64_t count_corruptions(Sim *sim)
+{
+    Work w = {.fix = 0};
+    assert_true(sim_run(sim, check_fiber, &w));
+    if (w.result < 0)
+        fail_msg("%s", w.error->message);
+    uint64_t n = w.counts.n_corruptions;
+    work_clear(&w);
+    return n;
+}
+
 static void cured_without_loss(Cutter *cutter, Sim *after, const char *what)
 {
+    uint64_t n_left = count_corruptions(after);
+    if (n_left > (is_dirty(after) ? cutter->n_corruptions : 0))
+        fail_msg("%s: %" PRIu64 " corruptions; there were %" PRIu64, what, n_left,
+                 cutter->n_corruptions);
     Work w = {.fix = ALL_FIXES};
     assert_true(sim_run(after, check_fiber, &w));
     if (w.result < 0)
@@ -246,29 +277,33 @@ static void cured_without_loss(Cutter *cutter, Sim *after, const char *what)
     work_clear(&w);
 }
 
-static void make_base(const char *dir)
+static void make_base(const char *dir, const char *name, const char *options)
 {
-    host_shell(dir, "qemu-img create -q -f qcow2 -o cluster_size=4k base.qcow2 1M && "
-                    "qemu-io -c 'write -P 1 0 100k' -c 'write -P 2 300k 40k' base.qcow2 && "
-                    "qemu-img snapshot -c s base.qcow2 && "
-                    "qemu-io -c 'write -P 3 10k 30k' -c 'write -P 4 900k 20k' base.qcow2 && "
-                    "qemu-img convert -f qcow2 -O raw base.qcow2 base.raw");
+    host_shell(dir,
+               "qemu-img create -q -f qcow2 -o %s %s 1M && "
+               "qemu-io -c 'write -P 1 0 100k' -c 'write -P 2 300k 40k' %s && "
+               "qemu-img snapshot -c s %s && "
+               "qemu-io -c 'write -P 3 10k 30k' -c 'write -P 4 900k 20k' %s && "
+               "qemu-img convert -f qcow2 -O raw %s base.raw",
+               options, name, name, name, name, name);
 }
 
 static void an_interrupted_repair_can_be_repaired(void **state)
 {
     uint64_t seed = host_seed(0xbadf00d);
     g_autofree char *dir = host_make_dir(), *raw = g_build_filename(dir, "base.raw", NULL);
-    make_base(dir);
+    make_base(dir, "base.qcow2", "cluster_size=4k");
+    make_base(dir, "blocks.qcow2", "cluster_size=512,refcount_bits=64");
     g_autofree char *content = NULL;
     gsize size;
     assert_true(g_file_get_contents(raw, &content, &size, NULL));
-    for (unsigned kind = 0; kind < 4; kind++) {
+    for (unsigned kind = 0; kind < N_KINDS; kind++) {
         HostRandom r = {seed + kind};
         Sim *sim = sim_new(&(SimConfig){.seed = seed + kind, .short_transfers = true});
         load_damaged(dir, sim, kind, &r);
         Cutter cutter = {
             .seed = seed, .look = cured_without_loss, .content = (uint8_t *)content, .size = size};
+        cutter.n_corruptions = count_corruptions(sim);
         Work w = {.fix = ALL_FIXES};
         run_with_cuts(&cutter, sim, check_fiber, &w);
         assert_int_equal(w.counts.n_corruptions + w.counts.n_leaks, 0);
@@ -330,12 +365,12 @@ static void a_failed_creation_leaves_no_file(void **state)
 static void a_repair_that_fails_says_so_and_can_be_repeated(void **state)
 {
     g_autofree char *dir = host_make_dir();
-    make_base(dir);
+    make_base(dir, "base.qcow2", "cluster_size=4k");
     bool hit = true;
     for (uint64_t n = 1; hit; n++) {
         HostRandom r = {17};
         Sim *sim = sim_new(&(SimConfig){.seed = n});
-        load_damaged(dir, sim, n % 2 ? 2 : 3, &r);
+        load_damaged(dir, sim, n % 2 ? BOTH : ONLY_BLOCK, &r);
         Failer f = {.hook = {fail_one}, .fail_at = n, .error = -EIO};
         sim_set_hook(sim, &f.hook);
         Work w = {.fix = ALL_FIXES};

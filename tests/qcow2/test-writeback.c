@@ -23,6 +23,8 @@ typedef struct Bad {
     uint64_t bad_off, bad_end; // writes there fail
     bool no_slices;            // writes of a slice fail, shorter ones do not
     uint64_t n_flushes;        // of the file, which each pass makes
+    bool no_flush;             // fails
+    uint64_t n_writes;
 } Bad;
 
 static int bad_hook(SimHook *hook, uint64_t n, SimOp op, const char *path, uint64_t off,
@@ -30,6 +32,9 @@ static int bad_hook(SimHook *hook, uint64_t n, SimOp op, const char *path, uint6
 {
     Bad *b = (Bad *)hook;
     b->n_flushes += op == SIM_OP_FLUSH;
+    b->n_writes += op == SIM_OP_WRITE;
+    if (op == SIM_OP_FLUSH && b->no_flush)
+        return -EIO;
     bool is_bad = (off < b->bad_end && off + len > b->bad_off) || (b->no_slices && len >= CLUSTER);
     return op == SIM_OP_WRITE && is_bad ? -EIO : 0;
 }
@@ -277,12 +282,35 @@ static void much_that_cannot_be_written_is_not_tried_again_with_each_write(void 
     with_image(large_image, with_much_dirty);
 }
 
+// docs/ordering.md §9
+static void lose_a_flush(Fiber *self, void *arg)
+{
+    Bad *b = arg;
+    assert_int_equal(write_at(self, b, 0, 1, 0), 0);
+    assert_int_equal(node_flush(self, b->node), 0);
+    assert_int_equal(write_at(self, b, TABLE_SPAN, 2, 0), 0);
+    b->no_flush = true;
+    assert_int_equal(node_flush(self, b->node), -EIO);
+    b->no_flush = false;
+    assert_int_equal(write_at(self, b, 2 * TABLE_SPAN, 3, 0), 0);
+    b->n_writes = 0;
+    assert_int_equal(node_flush(self, b->node), -EIO);
+    assert_int_equal(b->n_writes, 0);
+    assert_int_equal(byte_at(self, b, 2 * TABLE_SPAN), 3);
+}
+
+static void after_a_sync_that_failed_nothing_is_written_back(void **state)
+{
+    with_image("true", lose_a_flush);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_slice_that_cannot_be_written_fails_what_it_maps_and_nothing_else),
         cmocka_unit_test(a_new_table_that_cannot_be_written_keeps_no_other_from_its_entry),
         cmocka_unit_test(a_copied_table_that_is_not_entered_frees_nothing),
+        cmocka_unit_test(after_a_sync_that_failed_nothing_is_written_back),
         cmocka_unit_test(much_that_cannot_be_written_is_not_tried_again_with_each_write),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

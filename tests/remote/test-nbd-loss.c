@@ -24,6 +24,14 @@ typedef struct Scene {
     char *path;
     Moment moment;
     int listener;
+    GMutex mutex;
+    GCond ended;
+    bool has_ended;    // the first connection
+    unsigned n_writes; // on later ones
+    unsigned n_turns;  // of the loop, before the second writer begins
+    int results[2];    // of the two writers
+    FiberWaitGroup group;
+    Node *node;
 } Scene;
 
 static void greet(int fd)
@@ -42,7 +50,7 @@ static void reply(int fd, const uint8_t *request)
 }
 
 // One connection; `moment` of its end, or -1.
-static void serve_one(int fd, int moment)
+static void serve_one(Scene *s, int fd, int moment)
 {
     uint8_t request[28], data[LEN], held[N_FLUSHES][28];
     unsigned n_writes = 0, n_flushes = 0;
@@ -51,6 +59,7 @@ static void serve_one(int fd, int moment)
         if (request[7] == DISCONNECT)
             return;
         if (request[7] == WRITE) {
+            s->n_writes += moment < 0;
             if (recv(fd, data, LEN, MSG_WAITALL) != LEN)
                 return;
             reply(fd, request);
@@ -74,8 +83,12 @@ static void *serve(void *arg)
     Scene *s = arg;
     int fd, moment = (int)s->moment;
     for (; (fd = accept(s->listener, NULL, NULL)) >= 0; moment = -1) {
-        serve_one(fd, moment);
+        serve_one(s, fd, moment);
         close(fd);
+        g_mutex_lock(&s->mutex);
+        s->has_ended = true;
+        g_cond_broadcast(&s->ended);
+        g_mutex_unlock(&s->mutex);
     }
     return NULL;
 }
@@ -146,22 +159,66 @@ static void use(Fiber *self, void *arg)
     node_unref_close(self, node);
 }
 
-static void run(Moment moment)
+static void run_scene(Scene *s, FiberFn *fn)
 {
     g_autofree char *dir = host_make_dir(), *path = g_build_filename(dir, "s", NULL);
-    Scene s = {.path = path, .moment = moment};
-    start(&s);
-    GThread *thread = g_thread_new("server", serve, &s);
-    host_run(use, &s);
-    shutdown(s.listener, SHUT_RDWR);
+    s->path = path;
+    start(s);
+    GThread *thread = g_thread_new("server", serve, s);
+    host_run(fn, s);
+    shutdown(s->listener, SHUT_RDWR);
     g_thread_join(thread);
-    close(s.listener);
+    close(s->listener);
     host_remove_dir(g_steal_pointer(&dir));
+}
+
+static void run(Moment moment)
+{
+    run_scene(&(Scene){.moment = moment}, use);
 }
 
 static void a_write_acknowledged_with_the_end_is_lost(void **state)
 {
     run(AFTER_A_WRITE);
+}
+
+static void first_writer(Fiber *self, void *arg)
+{
+    Scene *s = arg;
+    s->results[0] = write_one(self, s->node);
+    fiber_wait_group_done(&s->group);
+}
+
+// The answer and the end of the connection are here before the loop looks; some turns later a second
+// writer finds out. So one time it does between the answer and the first writer's turn.
+static void write_beside(Fiber *self, void *arg)
+{
+    Scene *s = arg;
+    g_autofree char *text =
+        g_strdup_printf("{'driver': 'nbd', 'path': '%s', 'reconnect-delay': 3600}", s->path);
+    s->node = driver_node_make(self, text, NULL);
+    fiber_wait_group_add(&s->group, 1);
+    assert_int_equal(fiber_spawn(fiber_loop(self), "writer", first_writer, s, NULL), 0);
+    g_mutex_lock(&s->mutex);
+    while (!s->has_ended)
+        g_cond_wait(&s->ended, &s->mutex);
+    g_mutex_unlock(&s->mutex);
+    for (unsigned i = 0; i < s->n_turns; i++)
+        fiber_yield(self);
+    s->results[1] = write_one(self, s->node);
+    fiber_wait_group_wait(self, &s->group);
+    assert_int_equal(s->results[0], 0);
+    assert_int_equal(s->results[1], 0);
+    // Both were made again, or only the second one: then the first was answered before, and is lost.
+    assert_int_equal(node_flush(self, s->node), s->n_writes == 2 ? 0 : -EIO);
+    assert_int_equal(node_flush(self, s->node), 0);
+    node_unref_close(self, s->node);
+}
+
+static void a_write_is_lost_whoever_finds_out_first(void **state)
+{
+    for (unsigned n = 0; n < 12; n++)
+        run_scene(&(Scene){.moment = AFTER_A_WRITE, .n_turns = n}, write_beside);
 }
 
 static void each_flush_under_way_fails(void **state)
@@ -178,6 +235,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_write_acknowledged_with_the_end_is_lost),
+        cmocka_unit_test(a_write_is_lost_whoever_finds_out_first),
         cmocka_unit_test(each_flush_under_way_fails),
         cmocka_unit_test(flushes_do_not_cover_what_came_after_they_began),
     };

@@ -41,6 +41,8 @@ void loop_post(Loop *loop, LoopCall *call); // any thread
 
 // Monotonic time in ns, refreshed once per turn of the loop (virtual in sim). Loop thread.
 uint64_t loop_now_ns(const Loop *loop);
+// The time of day: microseconds since 1970 (follows from the virtual time in sim). Loop thread.
+uint64_t loop_wall_us(Loop *loop);
 
 // 0 after `ns`, or -ECANCELED.
 int fiber_sleep(Fiber *self, uint64_t ns);

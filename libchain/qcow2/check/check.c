@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "chain-core/mutant.h"
 #include "qcow2/check/state.h"
 
 enum { PROBE_BYTES = 65536, BUF_BYTES = 1 << 20 };
@@ -100,12 +101,12 @@ static int repair_errors(Check *c)
             return r;
     } else if (c->n_low) {
         r = check_raise_refcounts(c);
-        if (r >= 0)
+        if (r >= 0 && !MUTANT("sync-of-raised-refcounts"))
             r = file_flush(c->self, c->file);
     }
     if (r >= 0 && (c->n_fixable || c->n_copied)) {
         r = check_mend_entries(c);
-        if (r >= 0)
+        if (r >= 0 && !MUTANT("sync-of-mended-entries"))
             r = file_flush(c->self, c->file);
     }
     if (r >= 0 && c->drop_bitmaps)
