@@ -59,7 +59,7 @@ static char *next_id(const SnapshotList *list)
 static int check_wanted(const Qcow2View *head, const char *name, GError **error)
 {
     const Qcow2Image *image = head->image;
-    if (image->head != head)
+    if (image->head != head || head->node.read_only)
         return error_set(error, -EROFS, "%s: not open for writing, so it takes no snapshot",
                          image->name);
     if (image->geometry.external_data)

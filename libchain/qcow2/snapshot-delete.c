@@ -149,7 +149,11 @@ int qcow2_snapshot_delete(Fiber *self, Node *node, const char *id, const char *n
     snapshot_list_begin_change(self, &image->snapshots);
     ImageSnapshot *snapshot = NULL;
     Qcow2SnapshotInfo info = {0};
-    int r = find_deletable(image, id, name, &snapshot, error);
+    int r = 0;
+    if (node->read_only) // since it got an overlay, perhaps while this waited
+        r = error_set(error, -EROFS, "%s: has become read-only", node->name);
+    if (r == 0)
+        r = find_deletable(image, id, name, &snapshot, error);
     if (r == 0) {
         snapshot_info_fill(&snapshot->entry, &info);
         snapshot->is_leaving = true;

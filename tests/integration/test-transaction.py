@@ -65,10 +65,10 @@ class World:
 
     def __init__(self, tmp):
         self.tmp = tmp
-        for name in ("a", "b", "c"):
-            qemu_img("create", "-q", "-f", "qcow2", "-o", "refcount_bits=2", tmp / name, SIZE)
-        # Another one of c cannot be completed: the refcounts of what is there can get no higher.
-        qemu_io(tmp / "c", "write 0 1M")
+        for name, size in ("a", SIZE), ("b", SIZE), ("c", SIZE + BLOCK):
+            qemu_img("create", "-q", "-f", "qcow2", "-o", "refcount_bits=2", tmp / name, size)
+        # Another one of c cannot be completed: the refcount of what no guest writes can get no higher.
+        qemu_io(tmp / "c", f"write {SIZE} {BLOCK}")
         for name in ("old", "older"):
             qemu_img("snapshot", "-c", name, tmp / "c")
         qemu_img("create", "-q", "-f", "qcow2", "-b", tmp / "b", "-F", "qcow2", tmp / "over-b")
