@@ -179,5 +179,9 @@ void file_transfer_drop(FileTransfer *x);
 void file_note_change(File *file, uint64_t off, uint64_t len);
 // A write, zeroing or growth reached `end`.
 void file_note_end(File *file, uint64_t end);
+// `r`, after a failure of the host was told.
+int file_told(File *file, FileEventKind kind, uint64_t off, int r);
+// Whoever runs out of a quota has no space, which is all that callers want to know.
+int file_space_error(int r);
 // What a write at `off` answers when the back end said `r`; a failure is told.
 int file_write_result(File *file, uint64_t off, int r);
