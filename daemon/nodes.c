@@ -1,37 +1,18 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // The table of nodes. A node is opened on its loop in one remote call with all that lies below it,
 // and gets its place in the table when that has returned; it leaves the table first, and is closed
-// then. So what is in the table is open, and what a loop closes nobody finds any more.
+// then (nodes-closing.c). So what is in the table is open, and what a loop closes nobody finds any more.
 #include "nodes.h"
 
 #include <errno.h>
-#include <string.h>
 
 #include "chain-core/chain.h"
-#include "chain-core/dirty-bitmap.h"
 #include "chain-core/remote-call.h"
 #include "daemon/qmp/error.h"
-#include "log.h"
+#include "node-facts.h"
 #include "node-moves.h"
 #include "node-names.h"
-#include "size-watch.h"
-#include "write-threshold.h"
-
-struct Nodes {
-    const Loops *loops;
-    MapMemory *memory;
-    ThrottleGroups *throttle_groups; // NULL: there are none
-    NodeOriginEmit *emit;
-    void *emit_arg;
-    GHashTable *by_name; // NamedNode, borrowed
-    GPtrArray *all;      // the same, owned, in order
-    SizeWatch *watch;
-    unsigned n_opened;  // also those that failed
-    unsigned n_made_up; // names
-    FiberMutex graph_lock;
-    FiberRwLock move_lock;
-    bool is_trimming; // a fiber is about to
-};
+#include "node-table.h"
 
 // -- sizes ----------------------------------------------------------------------------------------
 
@@ -72,25 +53,6 @@ static void watch_sizes(Fiber *self, Nodes *nodes, NamedNode *named)
 }
 
 // -- the table ------------------------------------------------------------------------------------
-
-static void clear_facts(NodeFacts *facts)
-{
-    json_decref(facts->info);
-    g_clear_pointer(&facts->bitmaps, g_ptr_array_unref);
-}
-
-static void named_node_free(gpointer p)
-{
-    NamedNode *named = p;
-    g_assert(!named->node && named->users->len == 0);
-    node_origin_unref(named->origin);
-    clear_facts(&named->facts);
-    write_threshold_unref(named->threshold);
-    g_ptr_array_unref(named->children);
-    g_ptr_array_unref(named->users);
-    g_free(named->name);
-    g_free(named);
-}
 
 Nodes *nodes_new(const Loops *loops, MapMemory *memory, NodeOriginEmit *emit, void *emit_arg)
 {
@@ -221,7 +183,7 @@ static void trim_fiber(Fiber *self, void *arg)
 }
 
 // For those who do not have the lock.
-static void trim_later(Fiber *self, Nodes *nodes)
+void nodes_trim_later(Fiber *self, Nodes *nodes)
 {
     if (!nodes->is_trimming)
         nodes->is_trimming =
@@ -264,20 +226,6 @@ typedef struct Opening {
     GError *error;
 } Opening;
 
-static void take_facts(const Driver *driver, Node *node, NodeFacts *ret_facts)
-{
-    *ret_facts = (NodeFacts){
-        .size_bytes = node->ops->is_file ? file_size(node_file(node)) : node->size_bytes,
-        .read_only = node->read_only,
-        .info = driver->info ? driver->info(node) : NULL,
-    };
-    const GPtrArray *bitmaps = dirty_bitmaps_of(node);
-    if (bitmaps)
-        ret_facts->bitmaps = g_ptr_array_new_with_free_func((GDestroyNotify)dirty_bitmap_unref);
-    for (guint i = 0; bitmaps && i < bitmaps->len; i++)
-        g_ptr_array_add(ret_facts->bitmaps, dirty_bitmap_ref(bitmaps->pdata[i]));
-}
-
 static void open_nodes(Fiber *self, void *arg)
 {
     Opening *o = arg;
@@ -296,7 +244,7 @@ static void open_nodes(Fiber *self, void *arg)
     o->facts = g_new0(NodeFacts, o->opened->len);
     for (guint i = 0; i < o->opened->len; i++) {
         const ChainNode *opened = &g_array_index(o->opened, ChainNode, i);
-        take_facts(opened->driver, opened->node, &o->facts[i]);
+        node_facts_take(opened->driver, opened->node, &o->facts[i]);
     }
 }
 
@@ -463,50 +411,6 @@ int nodes_add(Fiber *self, Nodes *nodes, NodeConfig *config, const char *label,
     return r;
 }
 
-static void collect_with_files(NamedNode *named, GPtrArray *all)
-{
-    g_ptr_array_add(all, named);
-    for (guint i = 0; i < named->children->len; i++) {
-        const NodeUse *use = named->children->pdata[i];
-        if (!g_str_equal(use->role, "backing") && !g_str_equal(use->role, "snapshot"))
-            collect_with_files(use->used, all);
-    }
-}
-
-// Facts are taken on the nodes' loop, and put down by control, which may read them at any time.
-typedef struct Refresh {
-    GPtrArray *nodes; // NamedNode
-    GArray *facts;    // NodeFacts
-} Refresh;
-
-static void refresh_init(Refresh *r)
-{
-    *r = (Refresh){g_ptr_array_new(), g_array_new(FALSE, FALSE, sizeof(NodeFacts))};
-}
-
-static void refresh_take(Fiber *self, void *arg)
-{
-    Refresh *r = arg;
-    for (guint i = 0; i < r->nodes->len; i++) {
-        const NamedNode *named = r->nodes->pdata[i];
-        NodeFacts facts;
-        take_facts(named->driver, named->node, &facts);
-        g_array_append_val(r->facts, facts);
-    }
-}
-
-static void refresh_end(Refresh *r)
-{
-    for (guint i = 0; i < r->facts->len; i++) {
-        NamedNode *named = r->nodes->pdata[i];
-        clear_facts(&named->facts);
-        named->facts = g_array_index(r->facts, NodeFacts, i);
-        named_node_mode_changed(named);
-    }
-    g_ptr_array_unref(r->nodes);
-    g_array_unref(r->facts);
-}
-
 // What is in the table is closed later than a message that is sent now arrives.
 typedef struct GiveUp {
     LoopCall call; // first
@@ -532,207 +436,11 @@ void nodes_give_up(const Nodes *nodes)
 
 void nodes_refresh(Fiber *self, NamedNode *named)
 {
-    Refresh r;
-    refresh_init(&r);
-    collect_with_files(named, r.nodes);
-    remote_call_fiber_reserve(self, named_node_loop(named), refresh_take, &r);
-    refresh_end(&r);
-}
-
-// -- closing --------------------------------------------------------------------------------------
-
-typedef struct Closing {
-    GPtrArray *gone;  // NamedNode of one origin, users before what they use
-    GPtrArray *later; // NodeUse of nodes of other origins, which outlive those that use them
-    Node **nodes;     // of `gone`: the table's references
-    Refresh files;    // what lay in them was made longer, perhaps
-    int result;
-} Closing;
-
-// What lies in a file has flushed it.
-static bool needs_flush(const Closing *c, guint i)
-{
-    const NamedNode *named = c->gone->pdata[i];
-    return !c->nodes[i]->read_only && (i == 0 || !named->driver->is_file);
-}
-
-static void close_nodes(Fiber *self, void *arg)
-{
-    Closing *c = arg;
-    for (guint i = 0; i < c->gone->len; i++) {
-        Node *node = c->nodes[i];
-        int r = needs_flush(c, i) ? node_flush(self, node) : 0;
-        if (r < 0 && c->result == 0)
-            c->result = r;
-        node_unref_close(self, node);
-    }
-    refresh_take(self, &c->files);
-}
-
-static void unlock(Fiber *self, void *node)
-{
-    layer_unlock_node(self, node);
-}
-
-// Nobody but filters that nobody uses. What is about to use it stands in the table, or is opened on
-// its loop.
-static bool is_unused(const NamedNode *named)
-{
-    for (guint i = 0; i < named->users->len; i++) {
-        const NodeUse *use = named->users->pdata[i];
-        if (!use->by || use->by->driver->open || !is_unused(use->by))
-            return false;
-    }
-    return true;
-}
-
-// Fewer use it now, unless it is gone meanwhile. The locks of a format are its own.
-static void unlock_unused(Fiber *self, const Nodes *nodes, const NamedNode *named)
-{
-    if (!g_ptr_array_find(nodes->all, named, NULL))
-        return;
-    while (!named->driver->open && !named->driver->is_file && named->children->len)
-        named = ((const NodeUse *)named->children->pdata[0])->used;
-    if (named->driver->is_file && is_unused(named))
-        remote_call_fiber_reserve(self, named_node_loop(named), unlock, named->node);
-}
-
-static void leave_child(Closing *c, NodeUse *use)
-{
-    bool is_layer = g_str_equal(use->role, "backing") || g_str_equal(use->role, "snapshot");
-    g_ptr_array_add(c->later, use);
-    if (!is_layer)
-        collect_with_files(use->used, c->files.nodes);
-}
-
-// Takes `named`, which nobody uses, out of the table, and with it what only it used of its origin.
-static void leave(Nodes *nodes, NamedNode *named, Closing *c)
-{
-    g_ptr_array_add(c->gone, named);
-    for (guint next = 0; next < c->gone->len; next++) {
-        named = c->gone->pdata[next];
-        g_hash_table_remove(nodes->by_name, named->name);
-        g_ptr_array_remove(nodes->all, named);
-        size_watch_remove(nodes->watch, named);
-        for (guint i = 0; i < named->children->len; i++) {
-            NodeUse *use = named->children->pdata[i];
-            NamedNode *child = use->used;
-            if (child->origin != named->origin)
-                leave_child(c, use);
-            else if (named_node_end_use(use) && !child->is_added)
-                g_ptr_array_add(c->gone, child);
-        }
-        g_ptr_array_set_size(named->children, 0);
-    }
-    c->nodes = g_new(Node *, c->gone->len);
-    for (guint i = 0; i < c->gone->len; i++)
-        c->nodes[i] = g_steal_pointer(&((NamedNode *)c->gone->pdata[i])->node);
-}
-
-// Ends the uses of what lies below, now that their users are closed; what is unused then is added
-// to `unused`.
-static void end_later(Fiber *self, const Nodes *nodes, GPtrArray *later, GPtrArray *unused)
-{
-    g_autoptr(GPtrArray) left = g_ptr_array_new();
-    for (guint i = 0; i < later->len; i++) { // all in one step: their users are gone
-        NamedNode *child = ((NodeUse *)later->pdata[i])->used;
-        bool is_unused = named_node_end_use(later->pdata[i]);
-        g_ptr_array_add(is_unused && !child->is_added ? unused : left, child);
-    }
-    for (guint i = 0; i < left->len; i++)
-        unlock_unused(self, nodes, left->pdata[i]);
-}
-
-static void close_instances(Fiber *self, const GPtrArray *gone)
-{
-    for (guint i = 0; i < gone->len; i++)
-        for (NodeInstance *instance; (instance = node_instances_take_unused(gone->pdata[i]));)
-            node_instance_close(self, instance);
-}
-
-static int close_unused(Fiber *self, Nodes *nodes, NamedNode *named)
-{
-    g_autoptr(GPtrArray) unused = g_ptr_array_new();
-    g_ptr_array_add(unused, named);
-    int result = 0;
-    fiber_rw_lock_read(self, &nodes->move_lock);
-    while (unused->len) {
-        named = g_ptr_array_steal_index(unused, unused->len - 1);
-        Loop *loop = named_node_loop(named);
-        Closing c = {
-            .gone = g_ptr_array_new_with_free_func(named_node_free),
-            .later = g_ptr_array_new(),
-        };
-        refresh_init(&c.files);
-        leave(nodes, named, &c);
-        int r = remote_call_fiber_reserve(self, loop, close_nodes, &c);
-        if (result == 0)
-            result = r < 0 ? r : c.result;
-        refresh_end(&c.files);
-        close_instances(self, c.gone);
-        g_ptr_array_unref(c.gone);
-        g_free(c.nodes);
-        end_later(self, nodes, c.later, unused);
-        g_ptr_array_unref(c.later);
-    }
-    fiber_rw_unlock_read(self, &nodes->move_lock);
-    trim_later(self, nodes);
-    return result;
-}
-
-// The sentence depends on who uses it, as in QEMU.
-static int check_unused(const NamedNode *named, GError **error)
-{
-    int r = named_node_check_change(named, NODE_PERM_PLACE, "its removal", error);
-    if (r < 0)
-        return r;
-    g_autofree char *users = named_node_users_text(named);
-    for (guint i = named->users->len; i-- > 0;) {
-        const NodeUse *use = named->users->pdata[i];
-        if (!use->by)
-            return qmp_fail(error, "Node %s is in use by %s", named->name, users);
-        if (g_str_equal(use->role, "backing"))
-            return qmp_fail(error, "Node '%s' is busy: node is used as backing hd of '%s'",
-                            named->name, use->by->name);
-    }
-    if (!named->is_added)
-        return qmp_fail(error, "Node %s is not owned by the monitor", named->name);
-    if (named->users->len)
-        return qmp_fail(error, "Block device %s is in use by %s", named->name, users);
-    return 0;
-}
-
-int nodes_delete(Fiber *self, Nodes *nodes, NamedNode *named, int *ret_flushed, GError **error)
-{
-    int r = check_unused(named, error);
-    if (r < 0)
-        return r;
-    named->is_added = false;
-    *ret_flushed = close_unused(self, nodes, named);
-    return 0;
-}
-
-int nodes_close(Fiber *self, Nodes *nodes, NamedNode *named)
-{
-    named->is_added = false;
-    return named->users->len ? 0 : close_unused(self, nodes, named);
-}
-
-NodeUse *nodes_use(NamedNode *named, const char *user, bool writes)
-{
-    return named_node_use(named,
-                          &(NodeUse){.role = "root", .writes = writes, .user = g_strdup(user)});
-}
-
-int nodes_end_use(Fiber *self, Nodes *nodes, NodeUse *use)
-{
-    NamedNode *named = use->used;
-    if (named_node_end_use(use) && !named->is_added)
-        return close_unused(self, nodes, named);
-    fiber_rw_lock_read(self, &nodes->move_lock);
-    unlock_unused(self, nodes, named);
-    fiber_rw_unlock_read(self, &nodes->move_lock);
-    return 0;
+    NodeRefresh r;
+    node_refresh_init(&r);
+    node_refresh_add(&r, named);
+    remote_call_fiber_reserve(self, named_node_loop(named), node_refresh_take, &r);
+    node_refresh_end(&r);
 }
 
 // -- changes --------------------------------------------------------------------------------------
