@@ -76,8 +76,8 @@ NamedNode *named_node_image(NamedNode *named);
 char *named_node_header_name(const NamedNode *named, const char *overlay);
 // The path of the file that it is or lies in; "" where there is none. Borrowed.
 const char *named_node_file_name(const NamedNode *named);
-// Begins a use of `used` as `as` says, whose `user` is taken, and `perms` copied; in both it is noted. Owned by its
-// user.
+// Begins a use of `used` as `as` says, whose `user` is taken, and `perms` copied; in both it is
+// noted. Owned by its user.
 NodeUse *named_node_use(NamedNode *used, const NodeUse *as);
 // The same of a child, for its parent, which owns it.
 void named_node_add_child(NamedNode *parent, NamedNode *child, const char *role);

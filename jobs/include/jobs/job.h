@@ -91,8 +91,9 @@ typedef struct JobSpec {
 Job *job_new(JobTable *table, const JobSpec *spec, GError **error);
 // created → running; the work runs in a fiber of `loop`, and the job is borrowed from here on.
 void job_start(Fiber *self, Job *job, Loop *loop);
-// Instead of that, and before any of its group is started, created → null; or, for what has begun together with others, by `aborting`, as a
-// cancelled job. Both free the job; its work is the caller's.
+// Instead of that, and before any of its group is started, created → null; or, for what has begun
+// together with others, by `aborting`, as a cancelled job. Both free the job; its work is the
+// caller's.
 void job_drop(Job *job);
 void job_drop_cancelled(Job *job);
 
