@@ -34,12 +34,11 @@ static int open_overlay(Fiber *self, Chain *chain, unsigned i, GError **error)
     char path[16];
     layer_name(path, chain->world->n_layers + i);
     LayerOptions options = {.memory = chain->memory, .format = "qcow2"};
-    Layer *layer;
+    Layer *layer = NULL;
     int r = layer_open(self, path, &options, &layer, error);
     if (r == 0)
         r = layer_load(self, layer, &chain->overlays[i], error);
-    if (r == 0)
-        layer_drop(self, layer);
+    layer_drop(self, layer);
     return r;
 }
 

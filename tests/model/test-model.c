@@ -302,5 +302,8 @@ int main(int argc, char **argv)
     printf("1..%u\n", number);
     for (unsigned i = 0; i < G_N_ELEMENTS(worlds); i++)
         world_free(worlds[i]);
+    g_free(options.only);
+    g_free(options.place);
+    g_free(options.schedule);
     return is_good && number ? 0 : 1;
 }
