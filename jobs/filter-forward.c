@@ -11,6 +11,7 @@
 
 #include <errno.h>
 
+#include "chain-core/io-buffers.h"
 #include "chain-core/mutant.h"
 
 typedef struct ForwardNode {
@@ -62,11 +63,15 @@ static void leave_to_copy(ForwardNode *f, Span span)
 // The bytes around the guest's come from the source.
 static int write_wide(Fiber *self, const ForwardNode *f, Span wide)
 {
-    g_autofree uint8_t *buf = g_try_malloc(wide.len);
+    Loop *loop = f->node.loop;
+    uint8_t *buf = io_buffer_take(loop, wide.len);
     if (!buf)
         return -ENOMEM;
     int r = node_read(self, f->node.backing, guest_off(wide.off), buf, wide.len);
-    return r < 0 ? r : node_write(self, f->target, guest_off(wide.off), buf, wide.len, 0);
+    if (r == 0)
+        r = node_write(self, f->target, guest_off(wide.off), buf, wide.len, 0);
+    io_buffer_put(loop, buf, wide.len);
+    return r;
 }
 
 static int forward_data(Fiber *self, const ForwardNode *f, Span span, Span wide, const void *buf)
