@@ -435,6 +435,14 @@ static int print_reference(void)
     return EXIT_SUCCESS;
 }
 
+// Before there is anything to finish. Returns STATUS.
+static int leave_early(Daemon *daemon, int status)
+{
+    options_clear(&daemon->options);
+    inherited_fds_free(daemon->inherited);
+    return status;
+}
+
 int main(int argc, char **argv)
 {
     if (argc == 2 && g_str_equal(argv[1], "--qmp-reference"))
@@ -444,11 +452,10 @@ int main(int argc, char **argv)
     g_autoptr(GError) error = NULL;
     int r = options_parse(argc, argv, &daemon.options, &error);
     if (r > 0)
-        return EXIT_SUCCESS;
+        return leave_early(&daemon, EXIT_SUCCESS);
     if (r < 0 || check_addresses(daemon.options.addresses, &error) < 0) {
         log_line(LOG_ERROR, "%s; see chaind --help", error->message);
-        options_clear(&daemon.options);
-        return EXIT_USAGE;
+        return leave_early(&daemon, EXIT_USAGE);
     }
 
     log_init(daemon.options.log_level);
@@ -457,16 +464,14 @@ int main(int argc, char **argv)
     r = listeners_take_activation(&error);
     if (r < 0) {
         log_line(LOG_ERROR, "%s", error->message);
-        options_clear(&daemon.options);
-        return EXIT_FAILURE;
+        return leave_early(&daemon, EXIT_FAILURE);
     }
     daemon.n_activated = (unsigned)r;
     inherited_fds_forget(daemon.inherited, STDERR_FILENO + 1, daemon.n_activated);
     Daemonize *daemonize = NULL;
     if (daemon.options.daemonize && !(daemonize = daemonize_begin(&error))) {
         log_line(LOG_ERROR, "%s", error->message);
-        options_clear(&daemon.options);
-        return EXIT_FAILURE;
+        return leave_early(&daemon, EXIT_FAILURE);
     }
     daemon.stop = stop_new();
     PidFile *pid_file = NULL;

@@ -5,7 +5,6 @@
 #include "type.h"
 
 #include <errno.h>
-#include <math.h>
 #include <string.h>
 
 #include "error.h"
@@ -142,11 +141,12 @@ static int type_scalar(const Check *check, const Place *place, const QmpType *ty
     }
 }
 
-// An integer of 64 bits without a sign, which came as a fraction (framing.c).
+// An integer of 64 bits without a sign, which came as a fraction (framing.c). A double this large
+// has no digits behind the point.
 static bool is_large_integer(const json_t *value)
 {
     double n = json_real_value(value);
-    return n >= 0x1p63 && n < 0x1p64 && n == floor(n);
+    return n >= 0x1p63 && n < 0x1p64;
 }
 
 // What is no number of an unsigned type is told as QEMU's widest; the bounds of narrower ones are
