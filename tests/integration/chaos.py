@@ -28,7 +28,7 @@ import traceback
 import nbd
 
 import harness
-from harness import MIB, Daemon, await_unlocked, disk_directory, qemu_img, run
+from harness import MIB, Daemon, disk_directory, qemu_img, run
 from qmp_client import Qmp
 from stamps import BLOCK, ZERO, State, stamped
 
@@ -336,7 +336,6 @@ class World:
             disk.guest.killed = True
         self.daemon.kill()
         for disk in self.disks:
-            await_unlocked(disk.head)
             disk.guest.end()
         self.qmp.close()
         for disk in self.disks:

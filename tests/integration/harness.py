@@ -188,14 +188,28 @@ class Daemon:
         status = self.wait()
         assert status == expect, f"exit status {status}, log:\n{self.log()}"
 
+    def open_files(self):
+        """The regular files that it has open; none once it has ended."""
+        folder = f"/proc/{self.process.pid}/fd"
+        paths = set()
+        with contextlib.suppress(OSError):
+            for fd in os.listdir(folder):
+                with contextlib.suppress(OSError):
+                    paths.add(os.readlink(f"{folder}/{fd}"))
+        return {path for path in paths if os.path.isfile(path)}
+
     def kill(self):
+        """Kills it at this moment; returns when nobody holds a lock on what it had open."""
+        files = set()
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+            files = self.open_files()
         self.process.kill()
         self.process.wait()
         self.reader.join()
-        for arg in self.args[1:]:
-            path = arg.partition("=")[2] or arg
-            if os.path.isfile(path):
-                await_unlocked(path)
+        for path in files:
+            await_unlocked(path)
         # A private socket outlives a kill; nobody else will remove it.
         if "--nbd" not in self.args and self.uris():
             shutil.rmtree(os.path.dirname(self.socket()), ignore_errors=True)

@@ -59,7 +59,9 @@ class Qmp:
         self.send({"execute": name,
                    "arguments": {k.replace("_", "-"): v for k, v in arguments.items()}})
         reply = self.reply()
-        assert reply and "return" in reply, f"{name}: {reply}"
+        if reply is None:
+            raise ConnectionResetError(f"{name}: no reply, the connection has ended")
+        assert "return" in reply, f"{name}: {reply}"
         return reply["return"]
 
     def error(self, name, /, **arguments):
