@@ -84,7 +84,7 @@ typedef struct CommitJob {
     char *backing_file;   // as the user wants it named; NULL: by its file
     bool masks_protocol;
     JobOnError on_error;
-    CommitCopyMode copy_mode;
+    CopyMode copy_mode;
     char *owner; // "commit job 'j'"
     NamedHold *hold;
     Commit *commit;
@@ -482,12 +482,12 @@ static int start(Fiber *self, CommitJob *work, const json_t *args, GError **erro
     return r;
 }
 
-static CommitCopyMode copy_mode_of(const json_t *args)
+static CopyMode copy_mode_of(const json_t *args)
 {
     const char *mode = qmp_args_str(args, "copy-mode");
     if (!mode)
-        return COMMIT_COPY_AUTOMATIC;
-    return g_str_equal(mode, "background") ? COMMIT_COPY_BACKGROUND : COMMIT_COPY_WRITE_BLOCKING;
+        return COPY_MODE_AUTOMATIC;
+    return g_str_equal(mode, "background") ? COPY_MODE_BACKGROUND : COPY_MODE_WRITE_BLOCKING;
 }
 
 static int start_commit(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_reply,

@@ -35,7 +35,7 @@ typedef struct Versions {
 // How a commit is to go.
 typedef struct Course {
     bool is_active, is_left, is_cancelled, is_asked, cuts_power;
-    CommitCopyMode mode;
+    CopyMode mode;
     int fails_with; // writes to the base, now and then
     JobOnError on_error;
     bool flush_fails;    // of the base
@@ -579,8 +579,8 @@ static void a_commit_that_is_cancelled_leaves_the_chain_as_it_was(void **state)
 static void the_head_is_left_for_the_base_under_writing_guests(void **state)
 {
     run_course((Course){.is_active = true}, 8);
-    run_course((Course){.is_active = true, .mode = COMMIT_COPY_BACKGROUND, .is_asked = true}, 8);
-    run_course((Course){.is_active = true, .mode = COMMIT_COPY_WRITE_BLOCKING}, 8);
+    run_course((Course){.is_active = true, .mode = COPY_MODE_BACKGROUND, .is_asked = true}, 8);
+    run_course((Course){.is_active = true, .mode = COPY_MODE_WRITE_BLOCKING}, 8);
 }
 
 static void an_active_commit_can_end_as_it_is(void **state)
@@ -600,7 +600,7 @@ static void a_full_base_pauses_the_job_which_goes_on_later(void **state)
     run_course(course, 6);
     course.is_active = true;
     run_course(course, 6);
-    course.mode = COMMIT_COPY_WRITE_BLOCKING;
+    course.mode = COPY_MODE_WRITE_BLOCKING;
     run_course(course, 6);
 }
 

@@ -135,7 +135,7 @@ MUTANTS = {
     "copies-and-writes-take-turns": ["tests/node/test-node-copy-on-read"],
     "blocks-of-direct-files": ["tests/io/test-io-file-direct"],
     # §18
-    "commit-base-durable-first": ["tests/jobs/test-jobs-commit"],
+    "copy-target-durable-first": ["tests/jobs/test-jobs-commit"],
     "keep-points-fill": ["tests/jobs/test-jobs-commit"],
     "keep-points-durable-first": ["tests/jobs/test-jobs-commit"],
     # jobs

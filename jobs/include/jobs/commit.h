@@ -20,16 +20,10 @@
 #include <glib.h>
 
 #include "chain-core/node.h"
+#include "jobs/copy-mode.h"
 #include "jobs/job-control.h"
 
 typedef struct Commit Commit;
-
-// How guests' writes get to the base of an active commit.
-typedef enum CommitCopyMode {
-    COMMIT_COPY_AUTOMATIC, // in the background; write-blocking once what is left gets no less
-    COMMIT_COPY_BACKGROUND,
-    COMMIT_COPY_WRITE_BLOCKING,
-} CommitCopyMode;
 
 // Borrowed for the call, the nodes referenced until the end.
 typedef struct CommitSpec {
@@ -41,7 +35,7 @@ typedef struct CommitSpec {
     unsigned n_points;   // not of an active commit: guests write the base after it
     const char *backing_name, *backing_format; // that overlays are to record
     JobOnError on_error;
-    CommitCopyMode copy_mode;
+    CopyMode copy_mode; // of an active commit
 } CommitSpec;
 
 // Makes `base` as large as `top`. Until the end it is writable, and so are overlays and points; and

@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// How what guests write gets to the target of a job that copies what they go on writing.
+#pragma once
+
+typedef enum CopyMode {
+    COPY_MODE_AUTOMATIC, // in the background; write-blocking once what is left gets no less
+    COPY_MODE_BACKGROUND,
+    COPY_MODE_WRITE_BLOCKING,
+} CopyMode;

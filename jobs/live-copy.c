@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// In fibers on the nodes' loop. The target is durable before guests are taken to it (docs/ordering.md
+// §18).
+#include "live-copy.h"
+
+#include <errno.h>
+
+#include "chain-core/mutant.h"
+#include "filter-forward.h"
+
+static int fail(GError **error, int r, const LiveCopy *live, const char *what)
+{
+    g_set_error(error, G_FILE_ERROR, g_file_error_from_errno(-r), "%s: %s: %s",
+                live->spec.target->name, what, g_strerror(-r));
+    return r;
+}
+
+void live_copy_init(LiveCopy *live, const LiveCopySpec *spec)
+{
+    live->spec = *spec;
+    live->left_before = UINT64_MAX;
+    port_init(&live->port, spec->source, spec->owner);
+    live->port.is_background = true;
+    live->nodes = (CopyNodes){.source = spec->source,
+                              .target = spec->target,
+                              .port = &live->port,
+                              .lock = spec->is_live ? &live->lock : NULL};
+}
+
+static void insert_filter(Fiber *self, LiveCopy *live)
+{
+    bool is_blocking = live->spec.mode == COPY_MODE_WRITE_BLOCKING;
+    ForwardConfig config = {
+        .name = live->spec.name,
+        .source = live->spec.source,
+        .target = live->spec.target,
+        .engine = live->copy.engine,
+        .lock = &live->lock,
+        .mode = is_blocking ? FORWARD_WRITE_BLOCKING : FORWARD_BACKGROUND,
+    };
+    live->filter = filter_forward_new(&config);
+    node_insert_filter(self, live->spec.source, live->filter);
+}
+
+static void close_filter(Fiber *self, LiveCopy *live)
+{
+    filter_forward_stop(live->filter);
+    node_unref_close(self, g_steal_pointer(&live->filter));
+}
+
+void live_copy_begin(Fiber *self, LiveCopy *live, JobControl *control, CopyEngineConfig *config)
+{
+    job_copy_choose_sizes(config, live->spec.target);
+    live->copy.control = control;
+    job_copy_begin(&live->copy, fiber_loop(self), config);
+    if (live->spec.is_live)
+        insert_filter(self, live);
+}
+
+void live_copy_done(Fiber *self, LiveCopy *live)
+{
+    if (live->filter) {
+        node_remove_filter(self, live->filter);
+        close_filter(self, live);
+    }
+    if (live->spec.source)
+        port_done(self, &live->port);
+    job_copy_end(&live->copy);
+}
+
+// -- the copy -------------------------------------------------------------------------------------
+
+// Once the run is over users are not asked any more, and see a failure as that of the end.
+CopyErrorAction live_copy_failed(void *arg, const CopyChunk *chunk, int error)
+{
+    return ((LiveCopy *)arg)->is_over ? COPY_ERROR_FAIL : job_copy_failed(arg, chunk, error);
+}
+
+static JobEnd asked_end(const LiveCopy *live)
+{
+    return live->is_ready ? job_asked_end(live->copy.control) : JOB_END_NOT_YET;
+}
+
+static bool is_asked_to_end_as_it_is(const LiveCopy *live)
+{
+    return live->spec.ends_as_it_is && asked_end(live) == JOB_END_CANCEL;
+}
+
+bool live_copy_wants_pause(void *arg)
+{
+    const LiveCopy *live = arg;
+    return !live->is_over && (job_copy_wants_pause(arg) || is_asked_to_end_as_it_is(live));
+}
+
+int live_copy_pause_point(Fiber *self, void *arg)
+{
+    int r = job_copy_pause_point(self, arg);
+    return r == 0 && is_asked_to_end_as_it_is(arg) ? -EINTR : r;
+}
+
+// Guests make work as fast as it is done, or the job is to be completed.
+static void look_at_progress(LiveCopy *live)
+{
+    enum { LOOKS = 2 };
+    static const uint64_t look_ns = 1000000000;
+    CopyEngineStats stats;
+    uint64_t now_ns = loop_now_ns(live->spec.source->loop);
+    if (live->spec.mode != COPY_MODE_AUTOMATIC || now_ns - live->looked_ns < look_ns)
+        return;
+    copy_engine_stats(live->copy.engine, &stats);
+    bool gets_less = stats.left < live->left_before || stats.found_off < live->copy.size_bytes;
+    live->n_looks_without_progress = gets_less ? 0 : live->n_looks_without_progress + 1;
+    live->looked_ns = now_ns;
+    live->left_before = stats.left;
+    if (live->n_looks_without_progress >= LOOKS)
+        filter_forward_set_mode(live->filter, FORWARD_WRITE_BLOCKING);
+}
+
+void live_copy_progress(void *arg)
+{
+    LiveCopy *live = arg;
+    if (live->is_over)
+        return;
+    job_copy_progress(arg);
+    if (!live->filter)
+        return;
+    look_at_progress(live);
+    if (asked_end(live) != JOB_END_NOT_YET && !is_asked_to_end_as_it_is(live))
+        filter_forward_set_mode(live->filter, FORWARD_WRITE_BLOCKING);
+}
+
+// Until users want it to end, in step with what guests write.
+static int stay_in_step(Fiber *self, LiveCopy *live)
+{
+    int r = job_copy_run(self, &live->copy);
+    while (r == 0) {
+        if (!live->is_ready)
+            job_ready(live->copy.control);
+        live->is_ready = true;
+        live->left_before = UINT64_MAX;
+        if (asked_end(live) != JOB_END_NOT_YET)
+            return 0;
+        copy_engine_wait(self, live->copy.engine);
+        r = job_copy_run(self, &live->copy);
+    }
+    return r == -EINTR ? 0 : r;
+}
+
+int live_copy_run(Fiber *self, LiveCopy *live)
+{
+    int r = live->filter ? stay_in_step(self, live) : job_copy_run(self, &live->copy);
+    // However long users take to finalize it, little is left then.
+    if (r == 0 && live->filter && !is_asked_to_end_as_it_is(live))
+        filter_forward_set_mode(live->filter, FORWARD_WRITE_BLOCKING);
+    live->is_over = true;
+    job_set_asked(live->copy.control, NULL, NULL);
+    return r;
+}
+
+// -- the end --------------------------------------------------------------------------------------
+
+int live_copy_make_durable(Fiber *self, const LiveCopy *live, GError **error)
+{
+    int r = MUTANT("copy-target-durable-first") ? 0 : node_flush(self, live->spec.target);
+    return r < 0 ? fail(error, r, live, "what was copied to it does not become durable") : 0;
+}
+
+int live_copy_drain(Fiber *self, const LiveCopy *live, Switch *s, GError **error)
+{
+    int r = switch_drain(self, s, loop_now_ns(fiber_loop(self)) + PORT_MAX_STALL_NS);
+    return r < 0
+               ? fail(error, r, live, "the graph stays as it is, as requests under way do not end")
+               : 0;
+}
+
+// What guests do from now on goes to both; what is left is copied, and made durable ahead, so that
+// little is to be done while they wait. No limit on the rate any more: others wait for the graph.
+static int come_close(Fiber *self, LiveCopy *live, GError **error)
+{
+    filter_forward_set_mode(live->filter, FORWARD_WRITE_BLOCKING);
+    copy_engine_set_speed(live->copy.engine, 0);
+    int r = copy_engine_run(self, live->copy.engine);
+    if (r < 0)
+        return fail(error, r, live, "what guests wrote last cannot be copied to it");
+    return live_copy_make_durable(self, live, error);
+}
+
+// 1: done. 0: guests were faster once more.
+static int try_leave(Fiber *self, LiveCopy *live, LiveCopyPlanFn *plan, void *arg, GError **error)
+{
+    int r = come_close(self, live, error);
+    if (r < 0)
+        return r;
+    Switch *s = switch_new(REQUESTS_ALL);
+    plan(s, arg);
+    r = live_copy_drain(self, live, s, error);
+    bool is_in_step = r == 0 && copy_engine_is_idle(live->copy.engine);
+    if (is_in_step)
+        r = live_copy_make_durable(self, live, error);
+    if (r == 0 && is_in_step)
+        switch_commit(s);
+    switch_end(self, s);
+    return r < 0 ? r : is_in_step;
+}
+
+int live_copy_leave(Fiber *self, LiveCopy *live, LiveCopyPlanFn *plan, void *arg, GError **error)
+{
+    enum { MAX_TRIES = 100 };
+    int r = 0;
+    for (unsigned i = 0; r == 0 && i < MAX_TRIES; i++)
+        r = try_leave(self, live, plan, arg, error);
+    if (r == 0)
+        return fail(error, -EBUSY, live, "guests' discards keep it from being in step");
+    if (r < 0)
+        return r;
+    close_filter(self, live);
+    return 0;
+}
