@@ -16,6 +16,7 @@
 #include "chain-core/qcow2.h"
 #include "chain-core/switch.h"
 #include "job-copy.h"
+#include "job-space.h"
 
 struct BlockStream {
     JobCopy copy; // first
@@ -117,9 +118,13 @@ int block_stream_run(Fiber *self, BlockStream *stream, JobControl *control, JobO
     if (!stream->bottom)
         return 0;
     CopyEngineConfig config = engine_config(stream);
+    JobSpace space = {&config, &stream->port, chain_backing(stream->port.node), stream->port.node};
+    int r = job_space_check(self, &space, control, on_error, error);
+    if (r < 0)
+        return r;
     stream->copy = (JobCopy){.control = control, .on_error = on_error, .counts_all = true};
     job_copy_begin(&stream->copy, fiber_loop(self), &config);
-    int r = job_copy_run(self, &stream->copy);
+    r = job_copy_run(self, &stream->copy);
     job_copy_end(&stream->copy);
     return r < 0 ? r : flush(self, stream, error);
 }

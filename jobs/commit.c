@@ -11,6 +11,7 @@
 #include "chain-core/chain.h"
 #include "chain-core/qcow2.h"
 #include "chain-core/switch.h"
+#include "job-space.h"
 #include "keep-points.h"
 #include "live-copy.h"
 
@@ -114,8 +115,9 @@ static int find(Fiber *self, const Commit *c, uint64_t off, uint64_t len, CopyEx
     return r;
 }
 
-static int find_in(Fiber *self, Commit *c, uint64_t off, uint64_t len, CopyExtent *ret_extent)
+static int find_in(Fiber *self, void *arg, uint64_t off, uint64_t len, CopyExtent *ret_extent)
 {
+    Commit *c = arg;
     port_enter(self, &c->live.port, REQUEST_READ);
     int r = find(self, c, off, len, ret_extent);
     port_leave(&c->live.port, REQUEST_READ);
@@ -161,6 +163,15 @@ static const CopyEngineOps commit_ops = {
     LIVE_COPY_OPS,
 };
 
+// As it is: what points need beside it is not counted.
+static int check_space(Fiber *self, Commit *c, JobControl *control, CopyEngineConfig config,
+                       GError **error)
+{
+    JobSpace space = {&config, &c->live.port, c->spec.top, c->spec.base};
+    config.ops = &(CopyEngineOps){.find = find_in};
+    return job_space_check(self, &space, control, c->spec.on_error, error);
+}
+
 int commit_run(Fiber *self, JobControl *control, void *commit, GError **error)
 {
     Commit *c = commit;
@@ -170,6 +181,9 @@ int commit_run(Fiber *self, JobControl *control, void *commit, GError **error)
         .ops = &commit_ops,
         .arg = c,
     };
+    int r = check_space(self, c, control, config, error);
+    if (r < 0)
+        return r;
     live_copy_begin(self, &c->live, control, &config);
     return live_copy_run(self, &c->live);
 }

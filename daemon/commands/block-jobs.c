@@ -215,7 +215,9 @@ const QmpType qmp_on_error = {
     .doc =
         "What to do when a job fails to read or write: `report` ends it, `ignore` goes on with the "
         "rest and lets it fail at its end, `stop` pauses it until it is resumed and tries again, "
-        "`enospc` does so where there is no space, and reports else; `auto` is `enospc`.",
+        "`enospc` does so where there is no space, and reports else; `auto` is `enospc`. With "
+        "`report` a job whose data cannot fit fails before its first byte, and says what it needs "
+        "and what there is.",
     .values = (const char *const[]){"report", "ignore", "enospc", "stop", "auto", NULL},
 };
 

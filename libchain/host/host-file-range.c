@@ -4,8 +4,10 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
+#include <linux/magic.h>
 #include <stdio.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "host/host-file.h"
@@ -15,7 +17,8 @@ typedef struct RangeCall {
     uint64_t off, len;
     const void *buf;
     FileZeroFlags flags;
-    bool is_data;
+    bool is_data;    // find_extent
+    bool is_sharing; // get_free
     uint64_t n;
 } RangeCall;
 
@@ -274,4 +277,39 @@ int host_file_get_allocated(Fiber *self, File *file, uint64_t *ret_bytes)
     if (r == 0)
         *ret_bytes = c.n;
     return r;
+}
+
+// Where a byte that is written takes a byte of what is free, unless it is shared.
+static int get_free_call(void *arg)
+{
+    RangeCall *c = arg;
+    struct statfs fs;
+    if (fstatfs(c->file->fd, &fs) < 0)
+        return -errno;
+    switch (fs.f_type) {
+    case XFS_SUPER_MAGIC:
+    case EXT4_SUPER_MAGIC:
+    case TMPFS_MAGIC:
+        break;
+    default:
+        return -ENOTSUP;
+    }
+    if (!fs.f_blocks) // a tmpfs without a limit
+        return -ENOTSUP;
+    c->is_sharing = fs.f_type == XFS_SUPER_MAGIC;
+    c->n = (uint64_t)fs.f_bfree * (uint64_t)fs.f_bsize; // what is set aside is some users' to use
+    return 0;
+}
+
+int host_file_get_free(Fiber *self, File *file, uint64_t *ret_bytes, bool *ret_can_share)
+{
+    RangeCall c = {.file = (HostFile *)file};
+    if (file->is_block_device)
+        return -ENOTSUP;
+    int r = host_file_call(self, c.file, get_free_call, &c);
+    if (r < 0)
+        return r;
+    *ret_bytes = c.n;
+    *ret_can_share = c.is_sharing;
+    return 0;
 }

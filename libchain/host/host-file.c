@@ -387,6 +387,7 @@ const FileOps host_file_ops = {
     .get_size = host_file_get_size,
     .get_stamp = host_file_get_stamp,
     .get_allocated = host_file_get_allocated,
+    .get_free = host_file_get_free,
     .lock = host_file_lock,
     .detach = detach,
     .attach = attach,

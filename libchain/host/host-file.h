@@ -50,6 +50,7 @@ int host_file_find_extent(Fiber *self, File *file, uint64_t off, uint64_t len, b
 int host_file_get_size(Fiber *self, File *file, uint64_t *ret_size);
 int host_file_get_stamp(Fiber *self, File *file, FileStamp *ret_stamp);
 int host_file_get_allocated(Fiber *self, File *file, uint64_t *ret_bytes);
+int host_file_get_free(Fiber *self, File *file, uint64_t *ret_bytes, bool *ret_can_share);
 // Size of an open descriptor; blocking.
 int host_file_measure(int fd, bool is_block_device, uint64_t *ret_size);
 // host-file-copy.c: FileOps.copy

@@ -83,7 +83,9 @@ struct FileOps {
     // Its size and mtime. NULL, -ENOTSUP: who changes it is not known.
     int (*get_stamp)(Fiber *self, File *file, FileStamp *ret_stamp);
     int (*get_allocated)(Fiber *self, File *file, uint64_t *ret_bytes); // NULL: unknown
-    void (*debug_event)(File *file, DebugEvent event);                  // NULL: nobody cares
+    // Like file_free_bytes(). NULL: unknown.
+    int (*get_free)(Fiber *self, File *file, uint64_t *ret_bytes, bool *ret_can_share);
+    void (*debug_event)(File *file, DebugEvent event); // NULL: nobody cares
     int (*lock)(Fiber *self, File *file, unsigned held, unsigned unshared, GError **error);
     // From a File opened for reading to one that the host lets write, with the locks it holds.
     // Reads may be under way.

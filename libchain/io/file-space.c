@@ -171,3 +171,10 @@ int file_allocated_bytes(Fiber *self, File *file, uint64_t *ret_bytes)
 {
     return file->ops->get_allocated ? file->ops->get_allocated(self, file, ret_bytes) : -ENOTSUP;
 }
+
+int file_free_bytes(Fiber *self, File *file, uint64_t *ret_bytes, bool *ret_can_share)
+{
+    if (!file->ops->get_free || file_has_write_threshold(file))
+        return -ENOTSUP;
+    return file->ops->get_free(self, file, ret_bytes, ret_can_share);
+}

@@ -147,6 +147,11 @@ void file_set_write_threshold(File *file, uint64_t off, FileThresholdFn *fn, voi
     file->threshold_arg = arg;
 }
 
+bool file_has_write_threshold(const File *file)
+{
+    return file->write_threshold != UINT64_MAX;
+}
+
 // All that there is changes where the size does: that is no write.
 static void cross_threshold(File *file, uint64_t end)
 {

@@ -164,6 +164,19 @@ bool freed_is_pending(const FreedClusters *f)
     return f->unlinked->len || f->durable->len || f->releasing->len || f->n_fibers;
 }
 
+static uint64_t n_clusters(const GArray *ranges)
+{
+    uint64_t n = 0;
+    for (guint i = 0; i < ranges->len; i++)
+        n += g_array_index(ranges, ClusterRange, i).n;
+    return n;
+}
+
+uint64_t freed_n_pending(const FreedClusters *f)
+{
+    return f->n_unlinked + n_clusters(f->durable) + n_clusters(f->releasing);
+}
+
 void freed_wait(Fiber *self, FreedClusters *f)
 {
     while (f->n_holds)

@@ -75,4 +75,5 @@ void freed_resume(FreedClusters *f);
 // Is anything on its way? Waits until what is durable now has been released,
 // for the end of a hold too.
 bool freed_is_pending(const FreedClusters *f);
+uint64_t freed_n_pending(const FreedClusters *f); // clusters, at least
 void freed_wait(Fiber *self, FreedClusters *f);

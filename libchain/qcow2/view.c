@@ -140,6 +140,7 @@ static const NodeOps view_ops = {
     .bitmap_store = &qcow2_bitmap_store,
     .set_writable = view_set_writable,
     .resize = view_resize,
+    .room = view_room,
     .close = view_close,
 };
 

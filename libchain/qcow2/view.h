@@ -17,6 +17,7 @@ int view_flush(Fiber *self, Node *node);
 int view_find_kind(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExtentKind *ret_kind,
                    uint64_t *ret_len);                                         // kind.c
 int view_resize(Fiber *self, Node *node, uint64_t size_bytes, GError **error); // resize.c
+int view_room(Fiber *self, Node *node, uint64_t enough, NodeRoom *ret_room);   // room.c
 // What of [off, off+len), which begins and ends at borders of clusters (subclusters) or at the view's
 // end, shows what lies below becomes `buf`, which is the same bytes. For fills (fill.c).
 int view_write_unallocated(Fiber *self, Qcow2View *view, GuestOff off, const void *buf, size_t len);

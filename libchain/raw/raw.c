@@ -180,6 +180,21 @@ static int raw_remeasure(Fiber *self, Node *node)
     return r < 0 || end < raw->offset ? r : node_note_end(node, end - raw->offset);
 }
 
+// Holes take space when they are written, and what has space already need not show as data.
+static int raw_room(Fiber *self, Node *node, uint64_t enough, NodeRoom *ret_room)
+{
+    uint64_t free_bytes, allocated_bytes;
+    int r = file_free_bytes(self, raw_file(node), &free_bytes, &ret_room->can_share);
+    if (r == 0)
+        r = file_allocated_bytes(self, raw_file(node), &allocated_bytes);
+    if (r < 0)
+        return r;
+    ret_room->granule_bytes = 1;
+    ret_room->most_bytes = free_bytes + allocated_bytes;
+    ret_room->counts_all = true;
+    return 0;
+}
+
 static int raw_lock(Fiber *self, Node *node, unsigned held, unsigned unshared, GError **error)
 {
     return file_lock(self, raw_file(node), held, unshared, error);
@@ -199,7 +214,7 @@ static void raw_close(Fiber *self, Node *node)
         .file = raw_file, .data_may_be_hole = raw_data_may_be_hole, .detach = raw_detach,          \
         .attach = raw_attach, .set_writable = raw_set_writable, .resize = raw_resize,              \
         .can_grow = raw_can_grow, .reserve = raw_reserve, .remeasure = raw_remeasure,              \
-        .lock = raw_lock, .close = raw_close,                                                      \
+        .room = raw_room, .lock = raw_lock, .close = raw_close,                                    \
     }
 static const NodeOps raw_ops = OPS_OF_DRIVER("raw", false);
 static const NodeOps file_ops = OPS_OF_DRIVER("file", true);

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A host file system that is full: a write without room fails itself, nothing that was acknowledged
 is lost, and a discard makes room. On ext4 in a loop device, which is as small as it has to be."""
-import contextlib
 import errno
 import os
 import random
@@ -10,47 +9,9 @@ import time
 
 import nbd
 
-from harness import (GIB, KIB, MIB, Daemon, Skip, check_image, connect, main, qemu_img, qemu_io,
-                     run)
+from disks import fill, small_file_system, used_bytes
+from harness import GIB, KIB, MIB, Daemon, check_image, connect, main, qemu_img, qemu_io
 from world import World
-
-
-@contextlib.contextmanager
-def small_file_system(tmp, size):
-    """An ext4 of `size` bytes at tmp/full, or the test is skipped. Nothing of it is set aside."""
-    disk, directory = tmp / "ext4", tmp / "full"
-    with open(disk, "wb") as f:
-        f.truncate(size)
-    directory.mkdir()
-    for command in (["mkfs.ext4", "-q", "-m", "0", "-O", "^has_journal", disk],
-                    ["mount", "-o", "loop", disk, directory]):
-        done = run(*command, check=False)
-        if done.returncode:
-            raise Skip(f"cannot mount a small ext4 here: {done.stderr.strip()}")
-    try:
-        yield directory
-    finally:
-        run("umount", "-l", directory, check=False)
-
-
-def used_bytes(directory):
-    s = os.statvfs(directory)
-    return (s.f_blocks - s.f_bfree) * s.f_frsize
-
-
-def fill(directory):
-    """Takes all the room that is left, to the last block; the file that has it."""
-    path = directory / "filler"
-    fd = os.open(path, os.O_CREAT | os.O_WRONLY)
-    off = 0
-    with contextlib.closing(os.fdopen(fd, "wb", buffering=0)) as f:
-        for step in (MIB, 64 * KIB, 4 * KIB, KIB):
-            with contextlib.suppress(OSError):
-                while True:
-                    os.posix_fallocate(f.fileno(), off, step)
-                    off += step
-    run("sync", "-f", directory)
-    return path
 
 
 def small_image(directory, size, options="cluster_size=64k"):

@@ -3,11 +3,11 @@
 """Sizes that change while disks are served, and qcow2 images on block devices that grow with them."""
 import json
 import random
-import subprocess
 
 import nbd
 
-from harness import KIB, MIB, Daemon, Skip, check_image, connect, main, qemu_img, run
+from disks import LoopDevice
+from harness import KIB, MIB, Daemon, check_image, connect, main, qemu_img, run
 from qmp_client import Qmp
 
 
@@ -107,31 +107,6 @@ def test_grows_under_load(tmp):
 
 
 # -- qcow2 on a block device ----------------------------------------------------------------------
-
-class LoopDevice:
-    """A file as a block device that grows, like a logical volume."""
-
-    def __init__(self, path, size):
-        self.path = path
-        with open(path, "wb") as f:
-            f.truncate(size)
-        made = subprocess.run(["losetup", "--show", "-f", path], stdout=subprocess.PIPE,
-                              stderr=subprocess.PIPE, text=True, check=False)
-        if made.returncode:
-            raise Skip(f"no loop device: {made.stderr.strip()}")
-        self.device = made.stdout.strip()
-
-    def grow(self, size):
-        with open(self.path, "r+b") as f:
-            f.truncate(size)
-        run("losetup", "-c", self.device)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        subprocess.run(["losetup", "-d", self.device], check=False)
-
 
 def end_of(image):
     """Where what qemu-img finds in use ends."""

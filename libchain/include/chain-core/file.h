@@ -133,6 +133,7 @@ int file_accept_change(Fiber *self, File *file, GError **error);
 // beyond `off`; then there is no threshold any more. `fn` must not suspend. 0: none.
 typedef void FileThresholdFn(void *arg, uint64_t beyond);
 void file_set_write_threshold(File *file, uint64_t off, FileThresholdFn *fn, void *arg);
+bool file_has_write_threshold(const File *file);
 
 typedef enum FileZeroFlags {
     FILE_ZERO_UNMAP = 1 << 0, // may deallocate (punch hole)
@@ -155,6 +156,11 @@ int file_find_extent(Fiber *self, File *file, HostOff off, uint64_t len, bool *r
 
 // How much of the host's space the file takes, in bytes; -ENOTSUP where that is unknown.
 int file_allocated_bytes(Fiber *self, File *file, uint64_t *ret_bytes);
+// How many bytes the host has left for it, for sure no more: quotas and other files may leave less.
+// -ENOTSUP where nobody can tell (devices; file systems that compress, or lie elsewhere), and while
+// there is a threshold, whose user makes room as the file grows. *ret_can_share: the file system has
+// reflinks, so copies of what lies on it may need nothing.
+int file_free_bytes(Fiber *self, File *file, uint64_t *ret_bytes, bool *ret_can_share);
 
 // QEMU's byte locks (raw_apply_lock_bytes() in its block/file-posix.c): an OFD read lock at byte
 // 100+bit for each permission held, at 200+bit for each not shared with others.

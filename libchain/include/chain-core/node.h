@@ -61,6 +61,14 @@ typedef struct NodeExtent {
     bool is_host_hole; // DATA: `file` has a hole there (node_status_of_host() only)
 } NodeExtent;
 
+// What a node can still take, for sure no more.
+typedef struct NodeRoom {
+    uint64_t granule_bytes; // new data takes multiples of this
+    uint64_t most_bytes;    // for new data (counts_all: for what data it has, too)
+    bool counts_all;
+    bool can_share; // data of others on the same file system may need no room (file_free_bytes())
+} NodeRoom;
+
 // A filter may leave out what it does not change: that goes on to its backing child. Only a filter
 // that has write() is not passed by: zeros it lacks are written through it, discards end there.
 struct NodeOps {
@@ -119,6 +127,8 @@ struct NodeOps {
     int (*reserve)(Fiber *self, Node *node, GuestOff off, uint64_t len);
     // Looks how long it is now, as file_refresh_size() has it; only longer. NULL: as it knows.
     int (*remeasure)(Fiber *self, Node *node);
+    // See node_room(); `ret_room` is zeroed. NULL: nobody can tell.
+    int (*room)(Fiber *self, Node *node, uint64_t enough, NodeRoom *ret_room);
     // Keeps other programs out, as file_lock() has it. NULL: nobody can be.
     int (*lock)(Fiber *self, Node *node, unsigned held, unsigned unshared, GError **error);
     // Something below `node` changed place (a backing child set, a filter put in or taken out) or
@@ -259,6 +269,9 @@ bool node_can_grow(Node *node);
 int node_reserve(Fiber *self, Node *node, GuestOff off, uint64_t len);
 int node_remeasure(Fiber *self, Node *node);
 int node_lock(Fiber *self, Node *node, unsigned held, unsigned unshared, GError **error);
+// How much data may come to a writable node until it is full. More than `enough` need not be told
+// exactly. -ENOTSUP: nobody can tell. Goes through refcounts where it has to; others get their turn.
+int node_room(Fiber *self, Node *node, uint64_t enough, NodeRoom *ret_room);
 // Has the node data of its own at `off` (DATA), zeros (ZERO), or nothing (BELOW), and how far, at most
 // `len`? Like node_map(), for those who do not care where data lies: what is in pieces there is one
 // run here.
