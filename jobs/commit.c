@@ -4,15 +4,20 @@
 // commit, whose filter tells the engine. In fibers on the chain's loop.
 //
 // Write order (docs/ordering.md §18): base's data is durable before an overlay's header names base,
-// and before a head is left for it.
+// and before a head is left for it, or gives back what base has.
 #include "jobs/commit.h"
+
+#include <errno.h>
 
 #include "chain-core/chain-range.h"
 #include "chain-core/chain.h"
+#include "chain-core/mutant.h"
+#include "chain-core/node-fill.h"
 #include "chain-core/qcow2.h"
 #include "chain-core/switch.h"
 #include "job-space.h"
 #include "keep-points.h"
+#include "keep-top.h"
 #include "live-copy.h"
 
 struct Commit {
@@ -21,6 +26,7 @@ struct Commit {
     char *name, *backing_name, *backing_format;
     Node **overlays;
     KeepPoints points;
+    KeepTop keep; // if the top stays
 };
 
 static bool is_active(const Commit *c)
@@ -44,6 +50,20 @@ static void free_commit(Fiber *self, Commit *c)
     g_free(c);
 }
 
+static int check_gives_back(Fiber *self, const Commit *c, GError **error)
+{
+    int r = node_unfill(self, c->spec.top, guest_off(0), 0);
+    if (r == -ENOTSUP)
+        g_set_error(error, G_FILE_ERROR, G_FILE_ERROR_NOSYS,
+                    "Node '%s' cannot give back what was committed, as images with a data file of "
+                    "their own cannot; without keep-top it leaves the chain",
+                    c->spec.top->name);
+    else if (r < 0)
+        g_set_error(error, G_FILE_ERROR, g_file_error_from_errno(-r), "%s cannot be written: %s",
+                    c->spec.top->name, g_strerror(-r));
+    return r;
+}
+
 int commit_begin(Fiber *self, const CommitSpec *spec, Commit **ret_commit, GError **error)
 {
     Commit *c = g_new0(Commit, 1);
@@ -59,8 +79,8 @@ int commit_begin(Fiber *self, const CommitSpec *spec, Commit **ret_commit, GErro
     c->live.copy.on_error = spec->on_error;
     c->live.copy.retries_ignored = true;
     c->live.copy.counts_all = !is_active(c);
-    int r = 0;
-    if (spec->base->size_bytes < spec->top->size_bytes)
+    int r = spec->keeps_top ? check_gives_back(self, c, error) : 0;
+    if (r == 0 && spec->base->size_bytes < spec->top->size_bytes)
         r = node_resize(self, spec->base, spec->top->size_bytes, error);
     if (r < 0) {
         free_commit(self, c);
@@ -72,8 +92,9 @@ int commit_begin(Fiber *self, const CommitSpec *spec, Commit **ret_commit, GErro
         .owner = "commit",
         .source = spec->top,
         .target = spec->base,
-        .is_live = is_active(c),
+        .is_live = is_active(c) && !spec->keeps_top,
         .ends_as_it_is = true,
+        .completes_itself = spec->completes_itself,
         .mode = spec->copy_mode,
     };
     live_copy_init(&c->live, &live);
@@ -86,6 +107,8 @@ int commit_begin(Fiber *self, const CommitSpec *spec, Commit **ret_commit, GErro
 static bool hides_end_of_base(const Commit *c)
 {
     bool any = is_active(c);
+    if (c->spec.keeps_top)
+        return false;
     for (unsigned i = 0; i < c->spec.n_overlays; i++)
         any |= c->overlays[i]->size_bytes > c->spec.top->size_bytes;
     return any;
@@ -185,17 +208,25 @@ int commit_run(Fiber *self, JobControl *control, void *commit, GError **error)
     if (r < 0)
         return r;
     live_copy_begin(self, &c->live, control, &config);
-    return live_copy_run(self, &c->live);
+    if (c->spec.keeps_top)
+        keep_top_begin(&c->keep, c->spec.top, config.granularity_bits);
+    return is_active(c) && c->spec.keeps_top ? keep_top_copy(self, &c->keep, &c->live)
+                                             : live_copy_run(self, &c->live);
 }
 
 // -- the switch -----------------------------------------------------------------------------------
+
+static int record_base(Fiber *self, const Commit *c, Node *overlay, GError **error)
+{
+    return qcow2_set_backing_name(self, overlay, c->backing_name, c->backing_format, error);
+}
 
 // An overlay that records base already and is not switched shows the same.
 static int leave_out(Fiber *self, Commit *c, GError **error)
 {
     int r = live_copy_make_durable(self, &c->live, error);
     for (unsigned i = 0; r == 0 && i < c->spec.n_overlays; i++)
-        r = qcow2_set_backing_name(self, c->overlays[i], c->backing_name, c->backing_format, error);
+        r = record_base(self, c, c->overlays[i], error);
     if (r < 0)
         return r;
     Switch *s = switch_new(REQUESTS_ALL);
@@ -205,6 +236,35 @@ static int leave_out(Fiber *self, Commit *c, GError **error)
         switch_commit(s);
     switch_end(self, s);
     return r;
+}
+
+// The same for what lies between a top that stays and the base. What has been copied by now is all
+// that will be, and is made durable before the top's header and the graph change.
+static int leave_out_between(Fiber *self, Commit *c, GError **error)
+{
+    int r =
+        MUTANT("keep-top-base-durable-first") ? 0 : live_copy_make_durable(self, &c->live, error);
+    if (r == 0)
+        r = record_base(self, c, c->spec.top, error);
+    if (r < 0)
+        return r;
+    Node *below = chain_below_new(self, c->spec.base, c->spec.memory);
+    Switch *s = switch_new(REQUESTS_ALL);
+    switch_set_backing(s, c->spec.top, below);
+    switch_call(s, keep_top_hold, &c->keep);
+    r = live_copy_drain(self, &c->live, s, error);
+    if (r == 0)
+        switch_commit(s);
+    switch_end(self, s);
+    node_unref_close(self, below);
+    return r;
+}
+
+int commit_give_back(Fiber *self, Commit *c)
+{
+    if (!c->keep.holds)
+        return 0;
+    return keep_top_give_back(self, &c->keep, &c->live.port, c->live.copy.control);
 }
 
 // -- the pivot ------------------------------------------------------------------------------------
@@ -226,10 +286,11 @@ static void plan_pivot(Switch *s, void *arg)
 int commit_prepare(Fiber *self, Commit *c, bool *ret_switched, GError **error)
 {
     *ret_switched = false;
-    if (is_active(c) && job_asked_end(c->live.copy.control) != JOB_END_COMPLETE)
+    if (is_active(c) && !live_copy_is_to_complete(&c->live))
         return 0;
-    int r = is_active(c) ? live_copy_leave(self, &c->live, plan_pivot, c, error)
-                         : leave_out(self, c, error);
+    int r = c->spec.keeps_top ? leave_out_between(self, c, error)
+            : is_active(c)    ? live_copy_leave(self, &c->live, plan_pivot, c, error)
+                              : leave_out(self, c, error);
     *ret_switched = r == 0;
     return r;
 }
@@ -238,6 +299,7 @@ void commit_end(Fiber *self, Commit *c)
 {
     if (!c)
         return;
+    keep_top_done(self, &c->keep);
     live_copy_done(self, &c->live);
     free_commit(self, c);
 }

@@ -121,6 +121,8 @@ void job_table_end(Fiber *self, JobTable *table)
         Job *job = jobs->pdata[i];
         if (job_check_verb(job, JOB_CANCEL, NULL) == 0)
             cancel(job);
+        else if (job->group->is_ending)
+            job_control_cancel(job->control); // what it does behind its end is cut short
     }
     job_table_wait(self, table);
     while (jobs->len)

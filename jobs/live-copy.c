@@ -78,7 +78,14 @@ CopyErrorAction live_copy_failed(void *arg, const CopyChunk *chunk, int error)
 
 static JobEnd asked_end(const LiveCopy *live)
 {
-    return live->is_ready ? job_asked_end(live->copy.control) : JOB_END_NOT_YET;
+    if (!live->is_ready)
+        return JOB_END_NOT_YET;
+    return live->spec.completes_itself ? JOB_END_COMPLETE : job_asked_end(live->copy.control);
+}
+
+bool live_copy_is_to_complete(const LiveCopy *live)
+{
+    return asked_end(live) == JOB_END_COMPLETE;
 }
 
 static bool is_asked_to_end_as_it_is(const LiveCopy *live)
@@ -129,14 +136,25 @@ void live_copy_progress(void *arg)
         filter_forward_set_mode(live->filter, FORWARD_WRITE_BLOCKING);
 }
 
+void live_copy_set_ready(LiveCopy *live)
+{
+    if (!live->is_ready && !live->spec.completes_itself)
+        job_ready(live->copy.control);
+    live->is_ready = true;
+}
+
+void live_copy_set_over(LiveCopy *live)
+{
+    live->is_over = true;
+    job_set_asked(live->copy.control, NULL, NULL);
+}
+
 // Until users want it to end, in step with what guests write.
 static int stay_in_step(Fiber *self, LiveCopy *live)
 {
     int r = job_copy_run(self, &live->copy);
     while (r == 0) {
-        if (!live->is_ready)
-            job_ready(live->copy.control);
-        live->is_ready = true;
+        live_copy_set_ready(live);
         live->left_before = UINT64_MAX;
         if (asked_end(live) != JOB_END_NOT_YET)
             return 0;
@@ -152,8 +170,7 @@ int live_copy_run(Fiber *self, LiveCopy *live)
     // However long users take to finalize it, little is left then.
     if (r == 0 && live->filter && !is_asked_to_end_as_it_is(live))
         filter_forward_set_mode(live->filter, FORWARD_WRITE_BLOCKING);
-    live->is_over = true;
-    job_set_asked(live->copy.control, NULL, NULL);
+    live_copy_set_over(live);
     return r;
 }
 

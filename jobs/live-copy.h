@@ -20,6 +20,7 @@ typedef struct LiveCopySpec {
     Node *source, *target; // the caller's references outlive the copy
     bool is_live;          // guests write the source meanwhile
     bool ends_as_it_is;    // asked to end without completing, it does so at once
+    bool completes_itself; // is never ready to its users: it goes on to its end
     CopyMode mode;
 } LiveCopySpec;
 
@@ -48,6 +49,12 @@ void live_copy_begin(Fiber *self, LiveCopy *live, JobControl *control, CopyEngin
 // Copies; a live copy is ready then, and stays in step with what guests write until users want it to
 // end: 0.
 int live_copy_run(Fiber *self, LiveCopy *live);
+// For who runs the engine by himself: users hear of it, and from here on may want it to end; they are
+// not asked any more.
+void live_copy_set_ready(LiveCopy *live);
+void live_copy_set_over(LiveCopy *live);
+// It was ready, and is to end by completing.
+bool live_copy_is_to_complete(const LiveCopy *live);
 // After a run that went well. Waits until both show the same and the target is durable; then, while
 // nobody enters, `plan` is done, the steps that `arg`'s owner records in the switch. On failure
 // nothing has changed.

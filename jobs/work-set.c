@@ -80,6 +80,29 @@ bool work_set_has(const WorkSet *set, uint64_t off)
            bitmap_is_dirty(set->bits[WORK_METADATA], off);
 }
 
+static uint64_t run_of_one_kind(const WorkSet *set, uint64_t off, uint64_t len, bool *ret_is_work)
+{
+    bool is_data, is_metadata;
+    len = bitmap_run_at(set->bits[WORK_DATA], off, len, &is_data);
+    if (!is_data)
+        len = bitmap_run_at(set->bits[WORK_METADATA], off, len, &is_metadata);
+    *ret_is_work = is_data || is_metadata;
+    return len;
+}
+
+uint64_t work_set_run(const WorkSet *set, uint64_t off, uint64_t len, bool *ret_is_work)
+{
+    uint64_t n = run_of_one_kind(set, off, len, ret_is_work);
+    while (n < len) {
+        bool is_work;
+        uint64_t more = run_of_one_kind(set, off + n, len - n, &is_work);
+        if (is_work != *ret_is_work)
+            break;
+        n += more;
+    }
+    return n;
+}
+
 uint64_t work_set_data_bytes(const WorkSet *set)
 {
     return bitmap_dirty_bytes(set->bits[WORK_DATA]);
@@ -102,6 +125,16 @@ static bool next_from(const WorkSet *set, uint64_t off, WorkKind *ret_kind, Bitm
 bool work_set_next(WorkSet *set, WorkKind *ret_kind, BitmapRun *ret_run)
 {
     return next_from(set, set->off, ret_kind, ret_run) || next_from(set, 0, ret_kind, ret_run);
+}
+
+void work_set_move(WorkSet *from, WorkSet *to)
+{
+    WorkKind kind;
+    BitmapRun run;
+    while (work_set_next(from, &kind, &run)) {
+        work_set_add(to, kind, run.off, run.len);
+        work_set_remove(from, run.off, run.len);
+    }
 }
 
 void work_set_go_on(WorkSet *set, uint64_t off)

@@ -26,9 +26,13 @@ uint64_t work_set_granularity(const WorkSet *set); // in bytes
 void work_set_add(WorkSet *set, WorkKind kind, uint64_t off, uint64_t len);
 // Each granule that lies in the range is no work any more. It may stay some where memory is short.
 void work_set_remove(WorkSet *set, uint64_t off, uint64_t len);
+// All work of `from` is work of `to`, of the same size and granularity, instead.
+void work_set_move(WorkSet *from, WorkSet *to);
 bool work_set_is_empty(const WorkSet *set);
 bool work_set_has(const WorkSet *set, uint64_t off); // the granule at `off`, of any kind
-uint64_t work_set_data_bytes(const WorkSet *set);    // left, in whole granules
+// How far from `off` on, at most `len` (≥1), it is like there: work of any kind, or none.
+uint64_t work_set_run(const WorkSet *set, uint64_t off, uint64_t len, bool *ret_is_work);
+uint64_t work_set_data_bytes(const WorkSet *set); // left, in whole granules
 
 // The next run of one kind; false: there is none. It stays in the set until it is removed.
 bool work_set_next(WorkSet *set, WorkKind *ret_kind, BitmapRun *ret_run);

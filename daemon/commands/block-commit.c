@@ -49,6 +49,17 @@ static const QmpType block_commit_args = {
              "do, the layers that leave the chain among them, whatever becomes of the job. They "
              "get "
              "what the base loses, so they grow. false, unless given"},
+            {"keep-top", &qmp_bool, true,
+             "an extension: the top stays in the chain, over the base. Only what lies between "
+             "leaves, "
+             "and what the base has then of what the top owned is given back to the host. What "
+             "clients write to a device while its commit comes to an end, and from then on, stays "
+             "in "
+             "it. false, unless given"},
+            {"auto-complete", &qmp_bool, true,
+             "an extension: a device that is committed itself completes as soon as it would be "
+             "ready, "
+             "and never is. false, unless given: by job-complete"},
             {"auto-finalize", &qmp_bool, true, "true, unless given; else by job-finalize"},
             {"auto-dismiss", &qmp_bool, true, "true, unless given; else by job-dismiss"},
             {0}},
@@ -67,6 +78,11 @@ static const NodePerms top_perms = {
     .held = NODE_PERM_CONSISTENT_READ | NODE_PERM_PLACE,
     .shared = NODE_PERM_CONSISTENT_READ | NODE_PERM_WRITE_UNCHANGED | NODE_PERM_WRITE,
 };
+static const NodePerms staying_top_perms = {
+    .held =
+        NODE_PERM_CONSISTENT_READ | NODE_PERM_WRITE_UNCHANGED | NODE_PERM_BACKING | NODE_PERM_PLACE,
+    .shared = NODE_PERM_CONSISTENT_READ | NODE_PERM_WRITE_UNCHANGED | NODE_PERM_WRITE,
+};
 static const NodePerms overlay_perms = {
     .held = NODE_PERM_CONSISTENT_READ | NODE_PERM_WRITE_UNCHANGED | NODE_PERM_BACKING,
     .shared = NODE_PERM_CONSISTENT_READ | NODE_PERM_WRITE_UNCHANGED | NODE_PERM_WRITE,
@@ -78,6 +94,7 @@ typedef struct CommitJob {
     Daemon *daemon;
     NamedNode *device, *top, *base;
     GPtrArray *overlays; // NamedNode, images; none: the device is committed itself
+    bool keeps_top, completes_itself;
     GPtrArray
         *points; // NamedNode, images over the base that are to stay valid; none: they need not
     GPtrArray *read_only; // NamedNode that were, and are to be again
@@ -113,8 +130,22 @@ static void prepare_on_loop(Fiber *self, void *arg)
     call->result = commit_prepare(self, call->commit, &call->is_switched, &call->error);
 }
 
+static void note_left_between(Fiber *self, const CommitJob *job)
+{
+    NamedNode *top = job->top, *base = job->base;
+    if (top->config)
+        nodes_set_config(top, node_config_new_with(top->config, "backing", base->name));
+    nodes_set_child(self, job->daemon->nodes, top, "backing", base);
+    nodes_refresh(self, top);
+    nodes_refresh(self, base);
+}
+
 static void note_switch(Fiber *self, CommitJob *job)
 {
+    if (job->keeps_top) {
+        note_left_between(self, job);
+        return;
+    }
     node_overlay_leave(job->top, job->base);
     if (is_active(job) && !job->top->facts.read_only)
         g_ptr_array_remove(job->read_only, job->base); // it is the head now
@@ -143,6 +174,33 @@ static int prepare(Fiber *self, void *work, GError **error)
     int r = prepare_with_lock(self, job, error);
     fiber_mutex_unlock(self, lock);
     return r;
+}
+
+typedef struct GiveBackCall {
+    Commit *commit;
+    int result;
+} GiveBackCall;
+
+static void give_back_on_loop(Fiber *self, void *arg)
+{
+    GiveBackCall *call = arg;
+    call->result = commit_give_back(self, call->commit);
+}
+
+// It is over for its users but for that, so what remains in the top is only told.
+static void give_back(Fiber *self, void *work)
+{
+    const CommitJob *job = work;
+    GiveBackCall call = {.commit = job->commit};
+    if (!job->keeps_top)
+        return;
+    if (remote_call_fiber_reserve(self, named_node_loop(job->base), give_back_on_loop, &call) < 0)
+        call.result = -ENOMEM;
+    if (call.result < 0)
+        log_line(LOG_WARNING,
+                 "%s: node '%s' keeps clusters that its base has, too, and that were to be given "
+                 "back: %s",
+                 job->owner, job->top->name, g_strerror(-call.result));
 }
 
 static void end_on_loop(Fiber *self, void *arg)
@@ -189,6 +247,7 @@ static const JobKind commit_kind = {
     .is_block_job = true,
     .run = run,
     .prepare = prepare,
+    .commit = give_back,
     .clean = clean,
 };
 static const JobKind active_commit_kind = {
@@ -197,6 +256,7 @@ static const JobKind active_commit_kind = {
     .can_be_ready = true,
     .run = run,
     .prepare = prepare,
+    .commit = give_back,
     .clean = clean,
 };
 
@@ -317,12 +377,21 @@ static int check(const CommitJob *job, const json_t *args, GError **error)
         r = named_node_check_change(named, NODE_PERM_BACKING, "another job", error);
     if (r < 0)
         return r;
-    if (is_active(job) && qmp_args_have(args, "backing-file"))
+    if (is_active(job) && !job->keeps_top && qmp_args_have(args, "backing-file"))
         return qmp_fail(error, "'backing-file' specified, but 'top' is the active layer");
     if (!is_active(job) && qmp_args_have(args, "copy-mode"))
         return qmp_fail(error, "'copy-mode' specified, but 'top' is not the active layer");
-    if (is_active(job) && qmp_args_bool(args, "keep-points", false))
-        return qmp_fail(error, "'keep-points' specified, but 'top' is the active layer");
+    if (!is_active(job) && job->completes_itself)
+        return qmp_fail(error, "'auto-complete' specified, but 'top' is not the active layer");
+    if (job->keeps_top && qmp_args_have(args, "copy-mode"))
+        return qmp_fail(error, "'copy-mode' specified, but with 'keep-top' what clients write "
+                               "stays in the top");
+    if (is_active(job) && !job->keeps_top && qmp_args_bool(args, "keep-points", false))
+        return qmp_fail(error,
+                        "'keep-points' specified, but 'top' is the active layer, and clients "
+                        "write the base afterwards; with 'keep-top' they do not");
+    if (job->keeps_top && (r = job_nodes_check_snapshots(job->top, error)) < 0)
+        return r;
     for (guint i = 0; i < job->points->len; i++)
         if ((r = job_nodes_check_snapshots(job->points->pdata[i], error)) < 0)
             return r;
@@ -361,10 +430,12 @@ static NodePerms perms_between(const CommitJob *job, NamedNode *named)
 static int hold(Fiber *self, CommitJob *job, GError **error)
 {
     g_autoptr(GArray) needs = g_array_new(FALSE, FALSE, sizeof(NamedNeed));
-    for (guint i = 0; i < job->overlays->len; i++)
+    for (guint i = 0; i < job->overlays->len && !job->keeps_top; i++)
         add_need(needs, job->overlays->pdata[i], "overlay", overlay_perms);
     add_need(needs, job->top, is_active(job) ? "main node" : "intermediate node",
-             is_active(job) ? top_perms : perms_between(job, job->top));
+             job->keeps_top   ? staying_top_perms
+             : is_active(job) ? top_perms
+                              : perms_between(job, job->top));
     for (NamedNode *n = named_node_below(job->top); n != job->base; n = named_node_below(n))
         add_need(needs, n, "intermediate node", perms_between(job, n));
     add_need(needs, job->base, "base", base_perms);
@@ -398,11 +469,17 @@ static void begin_on_loop(Fiber *self, void *arg)
     call->result = commit_begin(self, &call->spec, &call->commit, &call->error);
 }
 
+// One of the images that are to record the base.
+static NamedNode *first_overlay(const CommitJob *job)
+{
+    return job->keeps_top ? job->top : job->overlays->pdata[0];
+}
+
 static char *base_name(const CommitJob *job)
 {
-    if (is_active(job) || job->backing_file)
+    if (job->backing_file || (is_active(job) && !job->keeps_top))
         return g_strdup(job->backing_file);
-    return job_nodes_header_name(job->overlays->pdata[0], job->top, job->base);
+    return job_nodes_header_name(first_overlay(job), job->top, job->base);
 }
 
 static int begin(Fiber *self, CommitJob *job, const char *id, GError **error)
@@ -412,11 +489,11 @@ static int begin(Fiber *self, CommitJob *job, const char *id, GError **error)
     g_autofree char *name = base_name(job);
     g_autofree Node **overlays = g_new(Node *, job->overlays->len + 1);
     g_autofree Node **points = g_new(Node *, job->points->len + 1);
-    if (!is_active(job) && !name)
+    if ((!is_active(job) || job->keeps_top) && !name)
         return qmp_fail(error,
                         "Node '%s' is no file that the header of '%s' could name: give its name as "
                         "backing-file",
-                        job->base->name, ((NamedNode *)job->overlays->pdata[0])->name);
+                        job->base->name, first_overlay(job)->name);
     for (guint i = 0; i < job->overlays->len; i++)
         overlays[i] = ((NamedNode *)job->overlays->pdata[i])->node;
     for (guint i = 0; i < job->points->len; i++)
@@ -431,10 +508,13 @@ static int begin(Fiber *self, CommitJob *job, const char *id, GError **error)
                 .n_overlays = job->overlays->len,
                 .points = points,
                 .n_points = job->points->len,
+                .keeps_top = job->keeps_top,
                 .backing_name = name,
                 .backing_format = job->masks_protocol && !driver->open ? "raw" : driver->name,
                 .on_error = job->on_error,
                 .copy_mode = job->copy_mode,
+                .completes_itself = job->completes_itself,
+                .memory = job->daemon->memory,
             },
     };
     if (remote_call_fiber_reserve(self, loop, begin_on_loop, &call) < 0)
@@ -451,7 +531,9 @@ static int make_ready(Fiber *self, CommitJob *job, const char *id, GError **erro
     int r = hold(self, job, error);
     if (r == 0)
         r = make_writable(self, job, job->base, error);
-    for (guint i = 0; r == 0 && i < job->overlays->len; i++)
+    if (r == 0 && job->keeps_top)
+        r = make_writable(self, job, job->top, error);
+    for (guint i = 0; r == 0 && i < job->overlays->len && !job->keeps_top; i++)
         r = make_writable(self, job, job->overlays->pdata[i], error);
     for (guint i = 0; r == 0 && i < job->points->len; i++)
         r = make_writable(self, job, job->points->pdata[i], error);
@@ -504,6 +586,8 @@ static int start_commit(Fiber *self, QmpCall *call, const json_t *args, json_t *
         .masks_protocol = qmp_args_bool(args, "backing-mask-protocol", false),
         .on_error = qmp_args_on_error(args, "on-error"),
         .copy_mode = copy_mode_of(args),
+        .keeps_top = qmp_args_bool(args, "keep-top", false),
+        .completes_itself = qmp_args_bool(args, "auto-complete", false),
     };
     fiber_mutex_lock(self, nodes_graph_lock(nodes));
     int r = find_nodes(nodes, args, work, error);

@@ -382,3 +382,16 @@ int node_fill_from(Fiber *self, Node *node, GuestOff off, const void *data, size
     node->n_changes++;
     return r;
 }
+
+int node_unfill(Fiber *self, Node *node, GuestOff off, uint64_t len)
+{
+    node = unfiltered(node);
+    g_assert(off.v <= node->size_bytes && len <= node->size_bytes - off.v);
+    if (node->read_only)
+        return -EROFS;
+    if (!node->ops->uncover)
+        return -ENOTSUP;
+    int r = node->ops->uncover(self, node, off, len);
+    node->n_changes++; // a flush has something to do
+    return r;
+}

@@ -41,6 +41,7 @@ typedef struct Course {
     bool flush_fails;    // of the base
     bool keeps_points;   // all overlays of the base
     bool fails_in_point; // not in the base
+    bool keeps_top, completes_itself;
 } Course;
 
 typedef struct World {
@@ -56,13 +57,13 @@ typedef struct World {
     Port port;
     bool stop;
     FiberWaitGroup workers;
-    Versions issued, acked, durable, kept[MAX_LAYERS + 1];
+    Versions issued, acked, durable, at_start, kept[MAX_LAYERS + 1];
     bool is_zero[BLOCKS][MAX_VERSIONS];
     unsigned next_worker, n_cuts;
     uint64_t n_base_writes;
     JobControl *control;
     bool is_copying, is_ready, is_over, is_switched;
-    int result;
+    int result, given_back;
     FiberQueue changed;
 } World;
 
@@ -398,6 +399,9 @@ static CommitSpec spec_of(World *w)
         .backing_format = "qcow2",
         .on_error = w->course.on_error,
         .copy_mode = w->course.mode,
+        .keeps_top = w->course.keeps_top,
+        .completes_itself = w->course.completes_itself,
+        .memory = w->memory,
     };
 }
 
@@ -411,13 +415,40 @@ static void set_mode(Fiber *self, const World *w, Node *node, bool is_writable)
 static void set_modes(Fiber *self, const World *w, bool is_writable)
 {
     unsigned overlay = w->top + 1;
-    bool is_head = w->is_switched && w->course.is_active;
-    if (!is_head)
+    if (w->course.keeps_top)
+        overlay = w->top;
+    if (head_of(w) != w->base)
         set_mode(self, w, w->layers[w->base], is_writable);
     if (overlay + 1 < w->n_layers)
         set_mode(self, w, w->layers[overlay], is_writable);
-    if (w->course.keeps_points)
+    if (w->course.keeps_points && w->base + 2 < w->n_layers)
         set_mode(self, w, w->layers[w->base + 1], is_writable);
+}
+
+// Does something in the same granule, or cluster, as `block` differ from what it was at the start?
+static bool may_have_stayed(const World *w, unsigned block)
+{
+    unsigned n = MAX(65536, w->cluster_bytes[w->top]) / BLOCK, first = block / n * n;
+    for (unsigned i = first; i < MIN(first + n, BLOCKS); i++)
+        if (w->issued.of[i] != w->at_start.of[i])
+            return true;
+    return false;
+}
+
+// What the top owns in the end is what guests wrote.
+static void check_given_back(Fiber *self, const World *w)
+{
+    Node *top = w->layers[w->top];
+    NodeExtent extent;
+    if (w->given_back == -ECANCELED && w->course.is_cancelled)
+        return;
+    fiber_assert_equal(w->given_back, 0);
+    for (uint64_t off = 0; off < top->size_bytes; off += extent.len) {
+        fiber_assert_equal(
+            node_map(self, top, guest_off(off), MIN(512, top->size_bytes - off), &extent), 0);
+        if (extent.kind != NODE_EXTENT_BELOW && !may_have_stayed(w, off / BLOCK))
+            g_error("seed %u: the top keeps what it has at %u", (unsigned)w->seed, (unsigned)off);
+    }
 }
 
 static void job(Fiber *self, void *arg)
@@ -427,6 +458,7 @@ static void job(Fiber *self, void *arg)
     Commit *commit;
     g_autoptr(GError) error = NULL;
     set_modes(self, w, true);
+    w->at_start = w->issued;
     if (commit_begin(self, &spec, &commit, &error) < 0)
         g_error("seed %u: %s", (unsigned)w->seed, error->message);
     w->is_copying = true;
@@ -434,6 +466,10 @@ static void job(Fiber *self, void *arg)
     w->is_copying &= w->course.flush_fails;
     if (w->result == 0)
         w->result = commit_prepare(self, commit, &w->is_switched, &error);
+    if (w->result == 0)
+        w->given_back = commit_give_back(self, commit);
+    if (w->is_switched && w->course.keeps_top)
+        check_given_back(self, w);
     commit_end(self, commit);
     set_modes(self, w, false);
     w->is_over = true;
@@ -488,11 +524,11 @@ static bool shows_end_of_base(const World *w)
 static void check_end(Fiber *self, World *w)
 {
     bool is_active = w->course.is_active;
-    unsigned head = w->is_switched && is_active ? w->base : w->n_layers - 1;
+    unsigned head = w->is_switched && is_active && !w->course.keeps_top ? w->base : w->n_layers - 1;
     const Versions *of_top = is_active ? &w->acked : &w->kept[w->top];
     check_layer(self, w, "at the end", head, &w->acked, &w->acked);
     check_points(self, w, "at the end");
-    if (!w->is_switched)
+    if (!w->is_switched || w->course.keeps_top)
         check_layer(self, w, "at the end", w->top, of_top, of_top);
     else if (!is_active && shows_end_of_base(w))
         check_layer(self, w, "at the end", w->base, of_top, of_top);
@@ -503,8 +539,7 @@ static void check_end(Fiber *self, World *w)
 static void check_modes(const World *w)
 {
     for (unsigned i = 0; i < w->n_layers; i++) {
-        bool is_head =
-            i == w->n_layers - 1 || (i == w->base && w->is_switched && w->course.is_active);
+        bool is_head = i == w->n_layers - 1 || (i == w->base && head_of(w) == w->base);
         fiber_assert_equal(w->layers[i]->read_only, !is_head);
     }
 }
@@ -613,6 +648,31 @@ static void a_base_that_does_not_get_durable_is_not_switched_to(void **state)
 {
     run_course((Course){.flush_fails = true}, 6);
     run_course((Course){.flush_fails = true, .is_active = true}, 6);
+    run_course((Course){.flush_fails = true, .is_active = true, .keeps_top = true}, 6);
+}
+
+static void a_top_that_stays_gives_back_what_the_base_has(void **state)
+{
+    run_course((Course){.keeps_top = true}, 12);
+    run_course((Course){.keeps_top = true, .is_asked = true, .is_active = true}, 16);
+    run_course((Course){.keeps_top = true, .is_active = true, .completes_itself = true}, 16);
+    run_course((Course){.keeps_top = true, .is_cancelled = true}, 12);
+    run_course((Course){.keeps_top = true, .is_cancelled = true, .is_active = true}, 24);
+    run_course((Course){.keeps_top = true, .is_active = true, .is_left = true}, 8);
+}
+
+static void a_power_cut_beside_a_top_that_stays_loses_nothing(void **state)
+{
+    run_course((Course){.keeps_top = true, .cuts_power = true}, 12);
+    run_course((Course){.keeps_top = true, .cuts_power = true, .is_active = true}, 24);
+}
+
+static void points_are_kept_below_a_top_that_stays(void **state)
+{
+    Course course = {.keeps_top = true, .keeps_points = true, .is_active = true};
+    run_course(course, 12);
+    course.cuts_power = true;
+    run_course(course, 12);
 }
 
 static void overlays_of_the_base_stay_valid_points_in_time(void **state)
@@ -638,6 +698,9 @@ int main(void)
         cmocka_unit_test(a_full_base_pauses_the_job_which_goes_on_later),
         cmocka_unit_test(errors_that_are_ignored_are_tried_again),
         cmocka_unit_test(overlays_of_the_base_stay_valid_points_in_time),
+        cmocka_unit_test(a_top_that_stays_gives_back_what_the_base_has),
+        cmocka_unit_test(a_power_cut_beside_a_top_that_stays_loses_nothing),
+        cmocka_unit_test(points_are_kept_below_a_top_that_stays),
         cmocka_unit_test(a_base_that_does_not_get_durable_is_not_switched_to),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -138,6 +138,9 @@ MUTANTS = {
     "copy-target-durable-first": ["tests/jobs/test-jobs-commit"],
     "keep-points-fill": ["tests/jobs/test-jobs-commit"],
     "keep-points-durable-first": ["tests/jobs/test-jobs-commit"],
+    "keep-top-base-durable-first": ["tests/jobs/test-jobs-commit"],
+    "keep-top-holds": ["tests/jobs/test-jobs-commit"],
+    "keep-top-notes": ["tests/jobs/test-jobs-commit"],
     # jobs
     "range-lock": ["tests/jobs/test-jobs-range-lock"],
     "copy-stale": ["tests/jobs/test-jobs-copy-engine"],

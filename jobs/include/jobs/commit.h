@@ -7,6 +7,10 @@
 //     active         `top` is the head, and guests write it meanwhile. Once all is copied the job is
 //                    ready, and stays in step; completed, whoever uses `top` uses `base`
 //
+// The top may stay in the chain, over the base: only what lies between leaves, and what the base has
+// of the top then is given back. So nothing is pivoted to, and what guests write while an active commit
+// comes to its end, and from then on, stays in the top.
+//
 // Until its end a commit that fails or is cancelled leaves the chain as it was, and base with part of
 // what is above it: no state of the disk by itself any more. Write order: docs/ordering.md §18.
 //
@@ -19,6 +23,7 @@
 
 #include <glib.h>
 
+#include "chain-core/map-memory.h"
 #include "chain-core/node.h"
 #include "jobs/copy-mode.h"
 #include "jobs/job-control.h"
@@ -32,10 +37,14 @@ typedef struct CommitSpec {
     Node *const *overlays; // all images whose backing layer `top` is; none: it is active
     unsigned n_overlays;
     Node *const *points; // images whose backing layer `base` is, and that are to stay valid
-    unsigned n_points;   // not of an active commit: guests write the base after it
-    const char *backing_name, *backing_format; // that overlays are to record
+    unsigned n_points;   // of an active commit only if the top stays: else guests write the base
+    bool keeps_top;      // writable until the end then, without internal snapshots
+    const char *backing_name,
+        *backing_format; // that overlays, or the top that stays, are to record
     JobOnError on_error;
-    CopyMode copy_mode; // of an active commit
+    CopyMode copy_mode;    // of an active commit; no matter if the top stays
+    bool completes_itself; // an active commit is never ready: nobody has to complete it
+    MapMemory *memory;
 } CommitSpec;
 
 // Makes `base` as large as `top`. Until the end it is writable, and so are overlays and points; and
@@ -49,6 +58,9 @@ int commit_run(Fiber *self, JobControl *control, void *commit, GError **error);
 // shows what it did. *ret_switched: it is another one now (not after an active commit was asked to
 // end without).
 int commit_prepare(Fiber *self, Commit *commit, bool *ret_switched, GError **error);
+// After that, if the top stays: what the base has is given back. Ends early once the job is cancelled.
+// 0 or -errno: some of it has stayed in the top, and is right there.
+int commit_give_back(Fiber *self, Commit *commit);
 // All of that for an active commit, with nobody to ask it for anything: it completes when it is ready.
 int commit_at_once(Fiber *self, const CommitSpec *spec, GError **error);
 // Last, whatever came before. Closes what nobody else uses any more. Accepts NULL.

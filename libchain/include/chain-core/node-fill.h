@@ -41,6 +41,13 @@ int node_fill(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeFillFlags
 // which begins and ends at multiples of the granularity, or at the node's end.
 int node_fill_from(Fiber *self, Node *node, GuestOff off, const void *data, size_t len);
 
+// The reverse: where the layer below shows the same, durably, the node need not own it. Its whole
+// clusters of [off, off+len) are unlinked, and their space is given back once that is durable
+// (docs/ordering.md §4). Dirty bitmaps stay as they are. Nobody writes the range meanwhile, and what
+// else is known of the node's own clusters (maps of overlays) is the caller's matter. -ENOTSUP: nodes
+// of this kind cannot, which an empty range tells, too. Port and loop as for a fill.
+int node_unfill(Fiber *self, Node *node, GuestOff off, uint64_t len);
+
 // --- for drivers
 
 // Where bytes of [off, off+len) can be written before they are the node's.
