@@ -3,6 +3,8 @@
 #include "job-nodes.h"
 
 #include "chain-core/remote-call.h"
+#include "daemon/log.h"
+#include "daemon/node-names.h"
 #include "daemon/qmp/error.h"
 
 NamedNode *job_nodes_find_device(const Nodes *nodes, const char *name, GError **error)
@@ -11,6 +13,23 @@ NamedNode *job_nodes_find_device(const Nodes *nodes, const char *name, GError **
     if (!named)
         qmp_fail(error, "Cannot find device='%s' nor node-name='%s'", name, name);
     return named;
+}
+
+int job_nodes_check_root(const NamedNode *named, GError **error)
+{
+    for (guint i = 0; i < named->users->len; i++)
+        if (((const NodeUse *)named->users->pdata[i])->by)
+            return qmp_fail(error, "Need a root block node");
+    return 0;
+}
+
+int job_nodes_check_filter_name(const Nodes *nodes, const char *name, GError **error)
+{
+    if (name && !node_names_is_allowed(name))
+        return qmp_fail(error, "Invalid node-name: '%s'", name);
+    if (name && nodes_find(nodes, name))
+        return qmp_fail(error, "Duplicate nodes with node-name='%s'", name);
+    return 0;
 }
 
 static bool is_file_of(const NamedNode *above, const NamedNode *named, const char *name)
@@ -108,4 +127,23 @@ int job_nodes_set_writable(Fiber *self, NamedNode *named, bool is_writable, GErr
     if (change.error)
         g_propagate_error(error, change.error);
     return change.result;
+}
+
+int job_nodes_make_writable(Fiber *self, NamedNode *named, GPtrArray *changed, GError **error)
+{
+    if (!named->facts.read_only)
+        return 0;
+    int r = job_nodes_set_writable(self, named, true, error);
+    if (r == 0)
+        g_ptr_array_add(changed, named);
+    return r;
+}
+
+void job_nodes_make_read_only(Fiber *self, const GPtrArray *changed, const char *owner)
+{
+    for (guint i = 0; i < changed->len; i++) {
+        g_autoptr(GError) error = NULL;
+        if (job_nodes_set_writable(self, changed->pdata[i], false, &error) < 0)
+            log_line(LOG_ERROR, "after %s: %s", owner, error->message);
+    }
 }

@@ -7,6 +7,10 @@
 
 // The node that the command calls its device.
 NamedNode *job_nodes_find_device(const Nodes *nodes, const char *name, GError **error);
+// Has it no node over it?
+int job_nodes_check_root(const NamedNode *named, GError **error);
+// Can a filter have that name? NULL: it is to have none.
+int job_nodes_check_filter_name(const Nodes *nodes, const char *name, GError **error);
 // The layer below `top` whose file `name` is: as it was opened, or relative to the folder of the
 // layer over it. NULL with QEMU's words.
 NamedNode *job_nodes_find_file(NamedNode *top, const char *name, GError **error);
@@ -24,3 +28,7 @@ int job_nodes_check_snapshots(const NamedNode *image, GError **error);
 // Makes a node that its job holds writable, while it is used; or read-only again, when all that was
 // written is durable. The error is one sentence.
 int job_nodes_set_writable(Fiber *self, NamedNode *named, bool is_writable, GError **error);
+// One that is read-only is writable then, and is put into `changed`, an array of NamedNode.
+int job_nodes_make_writable(Fiber *self, NamedNode *named, GPtrArray *changed, GError **error);
+// All of them are read-only again. What fails is logged, as after `owner`.
+void job_nodes_make_read_only(Fiber *self, const GPtrArray *changed, const char *owner);

@@ -122,7 +122,10 @@ int block_stream_run(Fiber *self, BlockStream *stream, JobControl *control, JobO
     int r = job_space_check(self, &space, control, on_error, error);
     if (r < 0)
         return r;
-    stream->copy = (JobCopy){.control = control, .on_error = on_error, .counts_all = true};
+    stream->copy = (JobCopy){.control = control,
+                             .on_read_error = on_error,
+                             .on_write_error = on_error,
+                             .counts_all = true};
     job_copy_begin(&stream->copy, fiber_loop(self), &config);
     r = job_copy_run(self, &stream->copy);
     job_copy_end(&stream->copy);

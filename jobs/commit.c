@@ -76,7 +76,7 @@ int commit_begin(Fiber *self, const CommitSpec *spec, Commit **ret_commit, GErro
         c->overlays[i] = node_ref(spec->overlays[i]);
     node_ref(spec->top);
     node_ref(spec->base);
-    c->live.copy.on_error = spec->on_error;
+    c->live.copy.on_read_error = c->live.copy.on_write_error = spec->on_error;
     c->live.copy.retries_ignored = true;
     c->live.copy.counts_all = !is_active(c);
     int r = spec->keeps_top ? check_gives_back(self, c, error) : 0;

@@ -93,10 +93,10 @@ static CopyErrorAction note_failure(CopyEngine *e, const CopyChunk *chunk, int e
 
 // -- looking ahead --------------------------------------------------------------------------------
 
-static int find(Fiber *self, CopyEngine *e, uint64_t off, uint64_t len, CopyExtent *ret_extent)
+static int ask(Fiber *self, CopyEngine *e, CopyFindFn *find, BitmapRun run, CopyExtent *ret_extent)
 {
-    int r = e->config.ops->find(self, e->config.arg, off, len, ret_extent);
-    g_assert(r < 0 || (ret_extent->len > 0 && ret_extent->len <= len));
+    int r = find(self, e->config.arg, run.off, run.len, ret_extent);
+    g_assert(r < 0 || (ret_extent->len > 0 && ret_extent->len <= run.len));
     return r;
 }
 
@@ -114,7 +114,8 @@ static void find_ahead(Fiber *self, CopyEngine *e)
     for (unsigned i = 0; i < FINDS_AT_ONCE && e->found_off < size; i++) {
         CopyExtent extent;
         uint64_t off = e->found_off;
-        int r = find(self, e, off, size - off, &extent);
+        int r = ask(self, e, e->config.ops->look ?: e->config.ops->find,
+                    (BitmapRun){off, size - off}, &extent);
         if (r < 0) {
             find_failed(e, r);
             return;
@@ -138,7 +139,8 @@ static int find_piece(Fiber *self, CopyEngine *e, CopyChunk *chunk, CopyExtent *
     chunk->failed_reading = true;
     chunk->copied_bytes = chunk->shared_bytes = 0;
     chunk->len = MIN(granularity - chunk->off % granularity, chunk->end - chunk->off);
-    int r = find(self, e, chunk->off, chunk->end - chunk->off, ret_extent);
+    int r = ask(self, e, e->config.ops->find, (BitmapRun){chunk->off, chunk->end - chunk->off},
+                ret_extent);
     if (r < 0)
         return r;
     chunk->failed_reading = false;

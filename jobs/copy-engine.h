@@ -59,10 +59,13 @@ typedef enum CopyErrorAction {
 
 enum { COPY_AGAIN = 1 }; // from `copy`: nothing was done, the range is work again
 
+typedef int CopyFindFn(Fiber *self, void *arg, uint64_t off, uint64_t len, CopyExtent *ret_extent);
+
 typedef struct CopyEngineOps {
-    // What does [off, off+len) need? Called ahead of the copy, and of a range before it is copied.
-    // May suspend. 0 or -errno.
-    int (*find)(Fiber *self, void *arg, uint64_t off, uint64_t len, CopyExtent *ret_extent);
+    // What does [off, off+len) need? Called of a range before it is copied. May suspend. 0 or -errno.
+    CopyFindFn *find;
+    // The same ahead of the copy, for what nobody has changed since its begin. NULL: `find`.
+    CopyFindFn *look;
     // Does one chunk: 0, COPY_AGAIN, or -errno. Not cancelled: it ends soon.
     int (*copy)(Fiber *self, void *arg, CopyChunk *chunk);
     // `chunk` has failed. Does not suspend.

@@ -7,6 +7,7 @@
 #include <errno.h>
 
 #include "chain-core/io-buffers.h"
+#include "chain-core/node-fill.h"
 
 // What is read without waiting (in memory, in the page cache) before others get their turn.
 enum { TURN_BYTES = 128 << 10 };
@@ -27,12 +28,42 @@ static int read_data(Fiber *self, Node *source, const CopyChunk *chunk, uint8_t 
     return r < 0 ? r : waited;
 }
 
+// With no space of its own, and for good: nothing comes to lie below that shows something else.
+static bool shows_zeros(const NodeExtent *extent)
+{
+    return extent->kind == NODE_EXTENT_ZERO || extent->kind == NODE_EXTENT_BELOW;
+}
+
+static int skip_zeros(Fiber *self, const CopyNodes *nodes, uint64_t off, uint64_t len)
+{
+    int r = 0;
+    for (uint64_t end = off + len; r == 0 && off < end;) {
+        NodeExtent extent;
+        r = node_status(self, nodes->target, guest_off(off), end - off, &extent);
+        if (r == 0 && !shows_zeros(&extent))
+            r = node_zero(self, nodes->target, guest_off(off), extent.len, nodes->zero_flags);
+        off += r == 0 ? extent.len : 0;
+    }
+    return r;
+}
+
+static int write_zeros(Fiber *self, const CopyNodes *nodes, uint64_t off, uint64_t len)
+{
+    NodeFillResult result = {0};
+    if (nodes->skips_zeros)
+        return skip_zeros(self, nodes, off, len);
+    int r = node_zero(self, nodes->target, guest_off(off), len, nodes->zero_flags);
+    return r < 0 || !nodes->owns_zeros
+               ? r
+               : node_fill(self, nodes->target, guest_off(off), len, 0, &result);
+}
+
 static int write_target(Fiber *self, const CopyNodes *nodes, const CopyChunk *chunk,
                         const uint8_t *data)
 {
     GuestOff off = guest_off(chunk->off);
     return data ? node_write(self, nodes->target, off, data, chunk->len, 0)
-                : node_zero(self, nodes->target, off, chunk->len, 0);
+                : write_zeros(self, nodes, chunk->off, chunk->len);
 }
 
 // `data` NULL: zeros.

@@ -20,6 +20,7 @@ typedef struct ForwardNode {
     CopyEngine *engine;
     RangeLock *lock;
     ForwardMode mode;
+    uint64_t whole_bytes;
     // Requests in the background: under way, and begun so far.
     uint64_t n_background, n_background_begun;
 } ForwardNode;
@@ -32,6 +33,15 @@ typedef struct Span {
 static ForwardNode *forward_of(Node *node)
 {
     return (ForwardNode *)node;
+}
+
+static Span whole(const ForwardNode *f, Span span)
+{
+    uint64_t unit = f->whole_bytes, end = span.off + span.len;
+    if (!unit)
+        return span;
+    uint64_t start = span.off - span.off % unit;
+    return (Span){start, MIN((end + unit - 1) / unit * unit, f->target->size_bytes) - start};
 }
 
 // With the granules at both ends, where those are work: the request then does all that is.
@@ -48,7 +58,7 @@ static Span widen(const ForwardNode *f, Span span)
     }
     if (stop > end && work_set_has(work, end - end % g))
         wide.len = stop - wide.off;
-    return wide;
+    return whole(f, wide);
 }
 
 // What is in the range is, or may be, not in the target.
@@ -196,7 +206,7 @@ static int forward_write(Fiber *self, Node *node, GuestOff off, const void *buf,
 static int forward_zero(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags)
 {
     ForwardNode *f = forward_of(node);
-    if (is_blocking(f))
+    if (is_blocking(f) && !f->whole_bytes)
         return zero_both(self, f, off, len, flags);
     begin_background(f);
     return end_background(f, off, len, node_zero(self, node->backing, off, len, flags));
@@ -205,7 +215,7 @@ static int forward_zero(Fiber *self, Node *node, GuestOff off, uint64_t len, Nod
 static int forward_discard(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags)
 {
     ForwardNode *f = forward_of(node);
-    if (is_blocking(f))
+    if (is_blocking(f) && !f->whole_bytes)
         return discard_both(self, f, off, len, flags);
     begin_background(f);
     return end_background(f, off, len, node_discard(self, node->backing, off, len, flags));
@@ -233,6 +243,7 @@ Node *filter_forward_new(const ForwardConfig *config)
     f->engine = config->engine;
     f->lock = config->lock;
     f->mode = config->mode;
+    f->whole_bytes = config->whole_bytes;
     node_add_child(&f->node, config->target);
     return &f->node;
 }

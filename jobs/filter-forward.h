@@ -26,6 +26,9 @@ typedef struct ForwardConfig {
     CopyEngine *engine;
     RangeLock *lock; // of the target
     ForwardMode mode;
+    // Writes come to the target in multiples of it, and zeros through the copy only: what will lie
+    // below the target is not there yet. 0: as they are.
+    uint64_t whole_bytes;
 } ForwardConfig;
 
 // All in `config` is borrowed, and outlives the filter's use. Returned with one reference.

@@ -24,10 +24,11 @@ void job_copy_choose_sizes(CopyEngineConfig *config, Node *target)
 {
     const File *file = node_file(target);
     bool is_in_memory = file && file_is_in_memory(file);
-    config->granularity_bits = choose_granularity_bits(config->size_bytes, target);
+    config->granularity_bits =
+        MAX(config->granularity_bits, choose_granularity_bits(config->size_bytes, target));
     config->chunk_bytes = MAX(is_in_memory ? COPY_MEMORY_CHUNK_BYTES : COPY_CHUNK_BYTES,
                               UINT32_C(1) << config->granularity_bits);
-    config->window_bytes = MAX(COPY_WINDOW_BYTES, config->chunk_bytes);
+    config->window_bytes = MAX(config->window_bytes ?: COPY_WINDOW_BYTES, config->chunk_bytes);
 }
 
 void job_copy_begin(JobCopy *copy, Loop *loop, const CopyEngineConfig *config)
@@ -54,7 +55,9 @@ int job_copy_run(Fiber *self, JobCopy *copy)
 CopyErrorAction job_copy_failed(void *arg, const CopyChunk *chunk, int error)
 {
     JobCopy *copy = arg;
-    switch (job_error_action(copy->control, copy->on_error, error, chunk->failed_reading)) {
+    bool is_read = chunk->failed_reading;
+    JobOnError policy = is_read ? copy->on_read_error : copy->on_write_error;
+    switch (job_error_action(copy->control, policy, error, is_read)) {
     case JOB_ERROR_IGNORE:
         return copy->retries_ignored ? COPY_ERROR_RETRY : COPY_ERROR_SKIP;
     case JOB_ERROR_STOP:

@@ -11,7 +11,7 @@
 typedef struct JobCopy {
     JobControl *control;
     CopyEngine *engine; // owned
-    JobOnError on_error;
+    JobOnError on_read_error, on_write_error;
     bool retries_ignored; // an error to be ignored is tried again, and else left out to the end
     bool counts_all;      // progress is of the whole disk: what is no work is skipped
     uint64_t size_bytes;  // of it
@@ -22,9 +22,10 @@ typedef struct JobCopy {
     .failed = job_copy_failed, .wants_pause = job_copy_wants_pause,                                \
     .pause_point = job_copy_pause_point, .progress = job_copy_progress
 
-// How to copy into `target`: the granularity of the work set, chunks and the window.
+// How to copy into `target`: the granularity of the work set (at least what is there already), chunks,
+// and the window (what is there already, or else the usual one).
 void job_copy_choose_sizes(CopyEngineConfig *config, Node *target);
-// `control`, `on_error`, `retries_ignored` and `counts_all` are set.
+// `control`, what to do on errors, `retries_ignored` and `counts_all` are set.
 void job_copy_begin(JobCopy *copy, Loop *loop, const CopyEngineConfig *config);
 void job_copy_end(JobCopy *copy); // frees the engine; accepts one that has not begun
 // copy_engine_run(), at the speed that users want.

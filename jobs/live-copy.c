@@ -37,6 +37,7 @@ static void insert_filter(Fiber *self, LiveCopy *live)
         .engine = live->copy.engine,
         .lock = &live->lock,
         .mode = is_blocking ? FORWARD_WRITE_BLOCKING : FORWARD_BACKGROUND,
+        .whole_bytes = live->spec.whole_bytes,
     };
     live->filter = filter_forward_new(&config);
     node_insert_filter(self, live->spec.source, live->filter);

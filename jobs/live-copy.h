@@ -22,6 +22,7 @@ typedef struct LiveCopySpec {
     bool ends_as_it_is;    // asked to end without completing, it does so at once
     bool completes_itself; // is never ready to its users: it goes on to its end
     CopyMode mode;
+    uint64_t whole_bytes; // ForwardConfig's
 } LiveCopySpec;
 
 // First member of the struct that is CopyEngineConfig.arg, whose ops are then

@@ -9,10 +9,8 @@
 #include "chain-core/remote-call.h"
 #include "daemon/daemon.h"
 #include "daemon/job-nodes.h"
-#include "daemon/log.h"
 #include "daemon/named-hold.h"
 #include "daemon/node-instances.h"
-#include "daemon/node-names.h"
 #include "daemon/node-overlay.h"
 #include "daemon/qmp/args.h"
 #include "jobs/commit.h"
@@ -208,21 +206,12 @@ static void end_on_loop(Fiber *self, void *arg)
     commit_end(self, arg);
 }
 
-static void restore_modes(Fiber *self, const CommitJob *job)
-{
-    for (guint i = 0; i < job->read_only->len; i++) {
-        g_autoptr(GError) error = NULL;
-        if (job_nodes_set_writable(self, job->read_only->pdata[i], false, &error) < 0)
-            log_line(LOG_ERROR, "after %s: %s", job->owner, error->message);
-    }
-}
-
 // With the graph lock.
 static void commit_job_free(Fiber *self, CommitJob *job)
 {
     if (job->commit)
         remote_call_fiber_reserve(self, named_node_loop(job->base), end_on_loop, job->commit);
-    restore_modes(self, job);
+    job_nodes_make_read_only(self, job->read_only, job->owner);
     if (job->hold)
         named_hold_release(self, job->daemon->nodes, job->hold);
     g_ptr_array_unref(job->overlays);
@@ -269,13 +258,7 @@ static NamedNode *find_device(const Nodes *nodes, const char *name, GError **err
         g_set_error(error, QMP_ERROR, QMP_ERROR_DEVICE_NOT_FOUND, "Device '%s' not found", name);
         return NULL;
     }
-    for (guint i = 0; i < device->users->len; i++) {
-        if (((const NodeUse *)device->users->pdata[i])->by) {
-            qmp_fail(error, "Need a root block node");
-            return NULL;
-        }
-    }
-    return device;
+    return job_nodes_check_root(device, error) < 0 ? NULL : device;
 }
 
 static int check_exclusive(const json_t *args, const char *node, const char *file, GError **error)
@@ -371,7 +354,6 @@ static int find_nodes(const Nodes *nodes, const json_t *args, CommitJob *job, GE
 
 static int check(const CommitJob *job, const json_t *args, GError **error)
 {
-    const char *filter = qmp_args_str(args, "filter-node-name");
     int r = 0;
     for (NamedNode *named = job->top; r == 0 && named != job->base; named = named_node_below(named))
         r = named_node_check_change(named, NODE_PERM_BACKING, "another job", error);
@@ -395,11 +377,8 @@ static int check(const CommitJob *job, const json_t *args, GError **error)
     for (guint i = 0; i < job->points->len; i++)
         if ((r = job_nodes_check_snapshots(job->points->pdata[i], error)) < 0)
             return r;
-    if (filter && !node_names_is_allowed(filter))
-        return qmp_fail(error, "Invalid node-name: '%s'", filter);
-    if (filter && nodes_find(job->daemon->nodes, filter))
-        return qmp_fail(error, "Duplicate nodes with node-name='%s'", filter);
-    return 0;
+    return job_nodes_check_filter_name(job->daemon->nodes, qmp_args_str(args, "filter-node-name"),
+                                       error);
 }
 
 // -- the start ------------------------------------------------------------------------------------
@@ -444,16 +423,6 @@ static int hold(Fiber *self, CommitJob *job, GError **error)
             add_need(needs, job->points->pdata[i], "point in time", overlay_perms);
     return named_hold_new(self, job->daemon->nodes, job->owner, (const NamedNeed *)needs->data,
                           needs->len, &job->hold, error);
-}
-
-static int make_writable(Fiber *self, CommitJob *job, NamedNode *named, GError **error)
-{
-    if (!named->facts.read_only)
-        return 0;
-    int r = job_nodes_set_writable(self, named, true, error);
-    if (r == 0)
-        g_ptr_array_add(job->read_only, named);
-    return r;
 }
 
 typedef struct BeginCall {
@@ -530,13 +499,13 @@ static int make_ready(Fiber *self, CommitJob *job, const char *id, GError **erro
 {
     int r = hold(self, job, error);
     if (r == 0)
-        r = make_writable(self, job, job->base, error);
+        r = job_nodes_make_writable(self, job->base, job->read_only, error);
     if (r == 0 && job->keeps_top)
-        r = make_writable(self, job, job->top, error);
+        r = job_nodes_make_writable(self, job->top, job->read_only, error);
     for (guint i = 0; r == 0 && i < job->overlays->len && !job->keeps_top; i++)
-        r = make_writable(self, job, job->overlays->pdata[i], error);
+        r = job_nodes_make_writable(self, job->overlays->pdata[i], job->read_only, error);
     for (guint i = 0; r == 0 && i < job->points->len; i++)
-        r = make_writable(self, job, job->points->pdata[i], error);
+        r = job_nodes_make_writable(self, job->points->pdata[i], job->read_only, error);
     return r == 0 ? begin(self, job, id, error) : r;
 }
 
@@ -564,14 +533,6 @@ static int start(Fiber *self, CommitJob *work, const json_t *args, GError **erro
     return r;
 }
 
-static CopyMode copy_mode_of(const json_t *args)
-{
-    const char *mode = qmp_args_str(args, "copy-mode");
-    if (!mode)
-        return COPY_MODE_AUTOMATIC;
-    return g_str_equal(mode, "background") ? COPY_MODE_BACKGROUND : COPY_MODE_WRITE_BLOCKING;
-}
-
 static int start_commit(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_reply,
                         GError **error)
 {
@@ -585,7 +546,7 @@ static int start_commit(Fiber *self, QmpCall *call, const json_t *args, json_t *
         .backing_file = g_strdup(qmp_args_str(args, "backing-file")),
         .masks_protocol = qmp_args_bool(args, "backing-mask-protocol", false),
         .on_error = qmp_args_on_error(args, "on-error"),
-        .copy_mode = copy_mode_of(args),
+        .copy_mode = qmp_args_copy_mode(args, "copy-mode"),
         .keeps_top = qmp_args_bool(args, "keep-top", false),
         .completes_itself = qmp_args_bool(args, "auto-complete", false),
     };

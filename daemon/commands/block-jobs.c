@@ -238,6 +238,14 @@ JobOnError qmp_args_on_error(const json_t *args, const char *name)
     return JOB_ON_ERROR_REPORT;
 }
 
+CopyMode qmp_args_copy_mode(const json_t *args, const char *name)
+{
+    const char *mode = qmp_args_str(args, name);
+    if (!mode)
+        return COPY_MODE_AUTOMATIC;
+    return g_str_equal(mode, "background") ? COPY_MODE_BACKGROUND : COPY_MODE_WRITE_BLOCKING;
+}
+
 JobSpec qmp_block_job_spec(const json_t *args, const JobKind *kind, void *work)
 {
     return (JobSpec){

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "daemon/qmp/command.h"
+#include "jobs/copy-mode.h"
 #include "jobs/job.h"
 
 extern const QmpFamily qmp_block_jobs_family;
@@ -16,5 +17,7 @@ extern const QmpType qmp_mirror_copy_mode;
 extern const QmpType qmp_on_error;
 // What the member `name` of that type says; report, where it is not there.
 JobOnError qmp_args_on_error(const json_t *args, const char *name);
+// What the member `name` of type qmp_mirror_copy_mode says; automatic, where it is not there.
+CopyMode qmp_args_copy_mode(const json_t *args, const char *name);
 // From job-id (without which there is no valid id), auto-finalize, auto-dismiss. Strings are borrowed.
 JobSpec qmp_block_job_spec(const json_t *args, const JobKind *kind, void *work);

@@ -12,7 +12,6 @@
 #include "daemon/log.h"
 #include "daemon/named-hold.h"
 #include "daemon/node-instances.h"
-#include "daemon/node-names.h"
 #include "daemon/qmp/args.h"
 #include "jobs/block-stream.h"
 
@@ -260,7 +259,6 @@ static int find_range(const Nodes *nodes, const json_t *args, StreamJob *job, GE
 
 static int check(const StreamJob *job, const json_t *args, GError **error)
 {
-    const char *filter = qmp_args_str(args, "filter-node-name");
     int r = 0;
     for (NamedNode *named = job->image; r == 0 && named; named = next_below(job, named))
         r = named_node_check_change(named, NODE_PERM_BACKING, "another job", error);
@@ -268,11 +266,9 @@ static int check(const StreamJob *job, const json_t *args, GError **error)
         return r;
     if (qmp_args_have(args, "backing-file") && (!job->bottom || !named_node_below(job->bottom)))
         return qmp_fail(error, "backing file specified, but streaming the entire chain");
-    if (filter && !node_names_is_allowed(filter))
-        return qmp_fail(error, "Invalid node-name: '%s'", filter);
-    if (filter && nodes_find(job->daemon->nodes, filter))
-        return qmp_fail(error, "Duplicate nodes with node-name='%s'", filter);
-    return job->bottom ? job_nodes_check_snapshots(job->image, error) : 0;
+    r = job_nodes_check_filter_name(job->daemon->nodes, qmp_args_str(args, "filter-node-name"),
+                                    error);
+    return r == 0 && job->bottom ? job_nodes_check_snapshots(job->image, error) : r;
 }
 
 // -- the start ------------------------------------------------------------------------------------

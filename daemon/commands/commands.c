@@ -7,6 +7,7 @@
 #include "block-commit.h"
 #include "block-jobs.h"
 #include "block-stream.h"
+#include "blockdev-mirror.h"
 #include "chardevs.h"
 #include "create.h"
 #include "exports.h"
@@ -39,6 +40,7 @@ const QmpFamily *const qmp_families[] = {
     &qmp_block_jobs_family,
     &qmp_block_stream_family,
     &qmp_block_commit_family,
+    &qmp_blockdev_mirror_family,
     &qmp_plans_family,
     &qmp_objects_family,
     &qmp_chardevs_family,

@@ -49,7 +49,7 @@ static int work_run(Fiber *self, JobControl *control, void *arg, GError **error)
 {
     CopyWork *work = arg;
     work->copy.control = control;
-    work->copy.on_error = work->policy;
+    work->copy.on_read_error = work->copy.on_write_error = work->policy;
     CopyEngineConfig config = {.size_bytes = SIZE,
                                .granularity_bits = 16,
                                .chunk_bytes = CHUNK,

@@ -30,7 +30,8 @@
 //              down to the base      place                               looks on), write, resize
 //              the top               consistent read, place              resize
 //     mirror   the source            consistent read, place              resize
-//              the target            consistent read, write, place       write, resize
+//              the target            consistent read, write, place       consistent read, write,
+//                                                                        resize
 //     backup   the source            consistent read, place              resize
 //              the target            consistent read, write              write, resize
 //

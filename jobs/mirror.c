@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// A mirror from its begin to its end. What is data, and what reads as zeros, is asked of the source's
+// metadata as it is copied, so zeros and holes are never read. In the target they are written as
+// zeros, or left out where it shows them already and goes on to. In fibers on the nodes' loop.
+//
+// Write order (docs/ordering.md §19): the target is durable before guests are taken to it.
+#include "jobs/mirror.h"
+
+#include <errno.h>
+
+#include "chain-core/chain-range.h"
+#include "chain-core/chain.h"
+#include "chain-core/qcow2.h"
+#include "live-copy.h"
+
+struct Mirror {
+    LiveCopy live; // first
+    MirrorSpec spec;
+    char *name;
+    Node *image;          // of the source, under filters; borrowed
+    uint64_t whole_bytes; // comes to the target in multiples of it; 0: any piece does
+};
+
+static Node *image_of(Node *node)
+{
+    while (node->ops->is_filter)
+        node = chain_backing(node);
+    return node;
+}
+
+// Nothing lies below the target yet, and what will is not there to complete a cluster.
+static uint64_t choose_whole_bytes(const MirrorSpec *spec)
+{
+    Node *target = image_of(spec->target);
+    bool gets_backing =
+        spec->sync != MIRROR_SYNC_FULL && qcow2_node_image(target) && !chain_backing(target);
+    return gets_backing ? target->preferred_bytes : 0;
+}
+
+// A backing file that is not opened now may be when the target is opened next.
+static bool may_skip_zeros(const MirrorSpec *spec)
+{
+    Node *target = image_of(spec->target);
+    const Qcow2Image *image = qcow2_node_image(target);
+    bool has_hidden_backing = image && !chain_backing(target) && qcow2_image_backing_name(image);
+    return spec->sync == MIRROR_SYNC_FULL && !spec->keeps_space && !has_hidden_backing;
+}
+
+Mirror *mirror_begin(const MirrorSpec *spec)
+{
+    Mirror *m = g_new0(Mirror, 1);
+    m->spec = *spec;
+    m->name = g_strdup(spec->name);
+    node_ref(spec->source);
+    node_ref(spec->target);
+    node_ref(spec->replaced);
+    m->image = image_of(spec->source);
+    m->whole_bytes = choose_whole_bytes(spec);
+    m->live.copy.on_read_error = spec->on_source_error;
+    m->live.copy.on_write_error = spec->on_target_error;
+    m->live.copy.retries_ignored = true;
+    const LiveCopySpec live = {
+        .name = m->name,
+        .owner = "mirror",
+        .source = spec->source,
+        .target = spec->target,
+        .is_live = true,
+        .mode = spec->copy_mode,
+        .whole_bytes = m->whole_bytes,
+    };
+    live_copy_init(&m->live, &live);
+    m->live.nodes.skips_zeros = may_skip_zeros(spec);
+    m->live.nodes.owns_zeros = m->whole_bytes;
+    m->live.nodes.zero_flags = spec->keeps_space ? NODE_IO_NO_UNMAP : 0;
+    return m;
+}
+
+void mirror_end(Fiber *self, Mirror *m)
+{
+    if (!m)
+        return;
+    live_copy_done(self, &m->live);
+    node_unref_close(self, m->spec.replaced);
+    node_unref_close(self, m->spec.source);
+    node_unref_close(self, m->spec.target);
+    g_free(m->name);
+    g_free(m);
+}
+
+// -- copying --------------------------------------------------------------------------------------
+
+static int find_piece(Fiber *self, const Mirror *m, uint64_t off, uint64_t len,
+                      CopyExtent *ret_extent)
+{
+    const ChainLayers layers = {
+        .top = m->image,
+        .base = m->spec.sync == MIRROR_SYNC_TOP ? chain_backing(m->image) : NULL,
+    };
+    ChainRange range;
+    int r = chain_range_find(self, &layers, guest_off(off), len, &range);
+    if (r < 0)
+        return r;
+    *ret_extent = (CopyExtent){
+        .len = range.len,
+        .is_work = range.is_owned || !layers.base,
+        .kind = range.is_owned && !range.is_zero ? WORK_DATA : WORK_METADATA,
+    };
+    return 0;
+}
+
+// One cluster of the target, of which pieces differ.
+static int find_cluster(Fiber *self, const Mirror *m, uint64_t off, uint64_t len,
+                        CopyExtent *ret_extent)
+{
+    *ret_extent = (CopyExtent){.len = len, .kind = WORK_DATA};
+    for (uint64_t at = 0; at < len && !ret_extent->is_work;) {
+        CopyExtent piece;
+        int r = find_piece(self, m, off + at, len - at, &piece);
+        if (r < 0)
+            return r;
+        ret_extent->is_work = piece.is_work;
+        at += piece.len;
+    }
+    return 0;
+}
+
+static int find(Fiber *self, const Mirror *m, uint64_t off, uint64_t len, CopyExtent *ret_extent)
+{
+    int r = find_piece(self, m, off, len, ret_extent);
+    if (r < 0 || !m->whole_bytes || ret_extent->len == len)
+        return r;
+    if (ret_extent->len < m->whole_bytes)
+        return find_cluster(self, m, off, MIN(len, m->whole_bytes), ret_extent);
+    ret_extent->len -= ret_extent->len % m->whole_bytes;
+    return 0;
+}
+
+static int mirror_find(Fiber *self, void *arg, uint64_t off, uint64_t len, CopyExtent *ret_extent)
+{
+    Mirror *m = arg;
+    port_enter(self, &m->live.port, REQUEST_READ);
+    int r = find(self, m, off, len, ret_extent);
+    port_leave(&m->live.port, REQUEST_READ);
+    return r;
+}
+
+static int mirror_look(Fiber *self, void *arg, uint64_t off, uint64_t len, CopyExtent *ret_extent)
+{
+    const Mirror *m = arg;
+    int r = mirror_find(self, arg, off, len, ret_extent);
+    if (m->spec.target_is_zero && ret_extent->kind == WORK_METADATA)
+        ret_extent->is_work = false;
+    return r;
+}
+
+static int mirror_copy(Fiber *self, void *arg, CopyChunk *chunk)
+{
+    return copy_nodes_chunk(self, &((const Mirror *)arg)->live.nodes, chunk);
+}
+
+static const CopyEngineOps mirror_ops = {
+    .find = mirror_find,
+    .look = mirror_look,
+    .copy = mirror_copy,
+    LIVE_COPY_OPS,
+};
+
+// -- the end --------------------------------------------------------------------------------------
+
+// The users of the source are those of the filter over it.
+static void plan_let_go(Switch *s, void *arg)
+{
+    const Mirror *m = arg;
+    switch_move_users(s, m->live.filter, m->spec.source);
+    switch_set_backing(s, m->live.filter, NULL);
+}
+
+static void plan_pivot(Switch *s, void *arg)
+{
+    const Mirror *m = arg;
+    plan_let_go(s, arg);
+    switch_move_users(s, m->spec.replaced, m->spec.target);
+}
+
+static int check_sizes(const Mirror *m, GError **error)
+{
+    if (m->spec.source->size_bytes == m->spec.target->size_bytes)
+        return 0;
+    g_set_error(error, G_FILE_ERROR, G_FILE_ERROR_INVAL,
+                "Source and target image have different sizes");
+    return -EINVAL;
+}
+
+int mirror_run(Fiber *self, JobControl *control, void *mirror, GError **error)
+{
+    Mirror *m = mirror;
+    CopyEngineConfig config = {
+        .size_bytes = m->spec.source->size_bytes,
+        .granularity_bits = m->spec.granularity_bits,
+        .window_bytes = m->spec.window_bytes,
+        .guests = m->spec.source,
+        .ops = &mirror_ops,
+        .arg = m,
+    };
+    int r = check_sizes(m, error);
+    if (r < 0)
+        return r;
+    live_copy_begin(self, &m->live, control, &config);
+    if (m->spec.sync == MIRROR_SYNC_NONE)
+        copy_engine_set_found(m->live.copy.engine, config.size_bytes);
+    r = live_copy_run(self, &m->live);
+    if (r == 0 && job_asked_end(control) == JOB_END_CANCEL)
+        r = live_copy_leave(self, &m->live, plan_let_go, m, error);
+    return r;
+}
+
+int mirror_prepare(Fiber *self, Mirror *m, bool *ret_switched, GError **error)
+{
+    *ret_switched = false;
+    if (!m->live.filter) // it was let go
+        return 0;
+    int r = live_copy_leave(self, &m->live, plan_pivot, m, error);
+    *ret_switched = r == 0;
+    return r;
+}
