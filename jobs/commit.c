@@ -161,7 +161,7 @@ static int commit_find(Fiber *self, void *arg, uint64_t off, uint64_t len, CopyE
 static int save_points(Fiber *self, Commit *c, CopyChunk *chunk, WorkKind *ret_kind)
 {
     CopyExtent extent;
-    int r = keep_points_save(self, &c->points, chunk->off, chunk->len, &chunk->failed_reading);
+    int r = keep_points_save(self, &c->points, chunk);
     if (r == 0)
         r = find_in(self, c, chunk->off, chunk->len, &extent);
     if (r == 0)

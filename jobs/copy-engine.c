@@ -138,6 +138,7 @@ static int find_piece(Fiber *self, CopyEngine *e, CopyChunk *chunk, CopyExtent *
     chunk->is_stale = false;
     chunk->failed_reading = true;
     chunk->copied_bytes = chunk->shared_bytes = 0;
+    chunk->beside_copied = chunk->beside_shared = 0;
     chunk->len = MIN(granularity - chunk->off % granularity, chunk->end - chunk->off);
     int r = ask(self, e, e->config.ops->find, (BitmapRun){chunk->off, chunk->end - chunk->off},
                 ret_extent);
@@ -162,7 +163,9 @@ static int copy_piece(Fiber *self, CopyEngine *e, CopyChunk *chunk)
         chunk->kind = extent.kind;
         r = e->config.ops->copy(self, e->config.arg, chunk);
         chunk->kind = taken_as;
-        chunk->moved_bytes += chunk->copied_bytes;
+        chunk->moved_bytes += chunk->copied_bytes + chunk->beside_copied;
+        e->stats.beside_copied += chunk->beside_copied;
+        e->stats.beside_shared += chunk->beside_shared;
         if (r)
             return r;
         e->stats.copied += chunk->copied_bytes;

@@ -39,9 +39,10 @@ struct CopyChunk {
     uint64_t off, len; // of one kind
     WorkKind kind;
     // Set by CopyEngineOps.copy:
-    uint64_t copied_bytes; // really moved; what the limit on the rate is about
-    uint64_t shared_bytes; // now lie in both files without having been moved
-    bool failed_reading;   // what failed was no write
+    uint64_t copied_bytes;                 // really moved; what the limit on the rate is about
+    uint64_t shared_bytes;                 // now lie in both files without having been moved
+    uint64_t beside_copied, beside_shared; // the same of bytes moved elsewhere, so that it could be
+    bool failed_reading;                   // what failed was no write
     // The engine's:
     CopyEngine *engine;
     uint64_t end;         // of all that was taken from the set; what comes after this piece is next
@@ -100,8 +101,9 @@ typedef struct CopyEngineStats {
     uint64_t done;           // what was data when it was done
     uint64_t left;           // known to be work, in flight included; grows while the set is filled
     uint64_t copied, shared; // of what is done
-    uint64_t found_off;      // so far `find` has come; size_bytes: all is known
-    uint64_t n_again;        // chunks that were dropped and done again
+    uint64_t beside_copied, beside_shared; // in addition
+    uint64_t found_off;                    // so far `find` has come; size_bytes: all is known
+    uint64_t n_again;                      // chunks that were dropped and done again
     uint64_t window_bytes;
 } CopyEngineStats;
 

@@ -79,11 +79,14 @@ int job_copy_pause_point(Fiber *self, void *arg)
 }
 
 // How far it has come, of *ret_total. What was copied twice, since a guest wrote it meanwhile, counts
-// twice: in the total, too.
+// twice: in the total, too. So does what had to be moved elsewhere.
 static uint64_t done_of(const JobCopy *copy, const CopyEngineStats *stats, uint64_t *ret_total)
 {
-    *ret_total = copy->counts_all ? copy->size_bytes : stats->done + stats->left;
-    return copy->counts_all ? stats->found_off - MIN(stats->left, stats->found_off) : stats->done;
+    uint64_t beside = stats->beside_copied + stats->beside_shared;
+    uint64_t done =
+        copy->counts_all ? stats->found_off - MIN(stats->left, stats->found_off) : stats->done;
+    *ret_total = beside + (copy->counts_all ? copy->size_bytes : stats->done + stats->left);
+    return beside + done;
 }
 
 static void count(JobControl *control, JobBytes how, uint64_t *told, uint64_t now)
@@ -100,9 +103,11 @@ void job_copy_progress(void *arg)
     CopyEngineStats stats;
     uint64_t total;
     copy_engine_stats(copy->engine, &stats);
-    uint64_t done = done_of(copy, &stats, &total), moved = stats.copied + stats.shared;
+    uint64_t done = done_of(copy, &stats, &total);
+    uint64_t copied = stats.copied + stats.beside_copied;
+    uint64_t shared = stats.shared + stats.beside_shared, moved = copied + shared;
     job_set_total(copy->control, total);
-    count(copy->control, JOB_BYTES_COPIED, &copy->copied, stats.copied);
-    count(copy->control, JOB_BYTES_SHARED, &copy->shared, stats.shared);
+    count(copy->control, JOB_BYTES_COPIED, &copy->copied, copied);
+    count(copy->control, JOB_BYTES_SHARED, &copy->shared, shared);
     count(copy->control, JOB_BYTES_SKIPPED, &copy->skipped, done - MIN(moved, done));
 }

@@ -30,18 +30,20 @@ void keep_points_done(Fiber *self, KeepPoints *keep)
     *keep = (KeepPoints){0};
 }
 
-static int fill(Fiber *self, KeptPoint *point, uint64_t off, uint64_t len, bool *failed_reading)
+static int fill(Fiber *self, KeptPoint *point, CopyChunk *chunk)
 {
     NodeFillResult result = {0};
     Node *node = port_enter(self, &point->port, REQUEST_WRITE);
-    uint64_t end = MIN(off + len, node->size_bytes);
+    uint64_t off = chunk->off, end = MIN(off + chunk->len, node->size_bytes);
     int r = off < end && !MUTANT("keep-points-fill")
                 ? node_fill(self, node, guest_off(off), end - off, 0, &result)
                 : 0;
     port_leave(&point->port, REQUEST_WRITE);
     if (result.copied_bytes || result.shared_bytes || result.zero_bytes)
         point->n_fills++;
-    *failed_reading |= result.failed_reading;
+    chunk->beside_copied += result.copied_bytes;
+    chunk->beside_shared += result.shared_bytes;
+    chunk->failed_reading |= result.failed_reading;
     return r;
 }
 
@@ -59,12 +61,11 @@ static int make_durable(Fiber *self, KeptPoint *point)
     return r;
 }
 
-int keep_points_save(Fiber *self, const KeepPoints *keep, uint64_t off, uint64_t len,
-                     bool *ret_failed_reading)
+int keep_points_save(Fiber *self, const KeepPoints *keep, CopyChunk *chunk)
 {
     int r = 0;
     for (unsigned i = 0; r == 0 && i < keep->n; i++)
-        r = fill(self, &keep->points[i], off, len, ret_failed_reading);
+        r = fill(self, &keep->points[i], chunk);
     for (unsigned i = 0; r == 0 && i < keep->n; i++)
         r = make_durable(self, &keep->points[i]);
     return r;

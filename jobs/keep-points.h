@@ -5,6 +5,7 @@
 #pragma once
 
 #include "chain-core/port.h"
+#include "copy-engine.h"
 
 typedef struct KeptPoint {
     Port port;
@@ -21,7 +22,6 @@ typedef struct KeepPoints {
 void keep_points_init(KeepPoints *keep, Node *const *nodes, unsigned n);
 void keep_points_done(Fiber *self, KeepPoints *keep);
 
-// What lies below them may be written in [off, off+len) after that. With no port entered. 0 or -errno;
-// *ret_failed_reading: what failed was no write.
-int keep_points_save(Fiber *self, const KeepPoints *keep, uint64_t off, uint64_t len,
-                     bool *ret_failed_reading);
+// What lies below them may be written in the chunk's range after that: 0. Or -errno. With no port
+// entered. What it moves for that counts in the chunk as bytes beside it.
+int keep_points_save(Fiber *self, const KeepPoints *keep, CopyChunk *chunk);

@@ -22,7 +22,8 @@ static const QmpType progress_type = {
     .doc = "An extension: what has become of the bytes up to `offset`, and how fast.",
     .members =
         (const QmpMember[]){
-            {"copied", &qmp_int, .doc = "bytes that were read and written"},
+            {"copied", &qmp_int,
+             .doc = "bytes that were read and written, those that keep points among them"},
             {"shared", &qmp_int, .doc = "bytes that files share since, without a copy"},
             {"skipped", &qmp_int, .doc = "bytes for which there was nothing to do"},
             {"rate", &qmp_int, .doc = "bytes copied or shared a second, in the last seconds"},

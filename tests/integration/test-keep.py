@@ -75,8 +75,15 @@ def test_kept(tmp):
         w = World(there, number, extended=extended)
         d, q = w.start(*options)
         with d:
-            commit(q)
+            sizes = {name: (there / name).stat().st_size for name in ("l1", "branch")}
+            commit(q, auto_dismiss=False)
             completed(q)
+            # What the points got counts beside what the base did.
+            job, = q.command("query-block-jobs")
+            growth = sum((there / name).stat().st_size - was for name, was in sizes.items())
+            moved = job["progress"]["copied"] + job["progress"]["shared"]
+            assert moved > growth and job["offset"] == job["len"] > SIZE, (job, growth)
+            q.command("job-dismiss", id="j")
             chain = q.command("query-named-block-nodes", flat=True)
             head = next(n for n in chain if n["node-name"] == "head")
             assert head["backing_file"].endswith("/base"), head

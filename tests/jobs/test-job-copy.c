@@ -14,6 +14,7 @@ typedef struct CopyWork {
     unsigned n_fail; // chunks, from now on
     bool has_holes;  // every other chunk is no work
     bool fails_reading;
+    bool moves_beside; // as much as each chunk
     _Atomic unsigned n_copied;
 } CopyWork;
 
@@ -40,6 +41,7 @@ static int work_copy(Fiber *self, void *arg, CopyChunk *chunk)
     }
     work->n_copied++;
     chunk->copied_bytes = chunk->len;
+    chunk->beside_copied = work->moves_beside ? chunk->len : 0;
     return 0;
 }
 
@@ -108,6 +110,20 @@ JOB_TEST(or_that_of_the_whole_disk_where_it_counts_what_is_no_work)
     fiber_assert_equal(info.current, SIZE);
     fiber_assert_equal(info.bytes[JOB_BYTES_COPIED], SIZE / 2);
     fiber_assert_equal(info.bytes[JOB_BYTES_SKIPPED], SIZE / 2);
+}
+
+JOB_TEST(what_is_moved_beside_it_counts_and_falls_under_the_limit)
+{
+    CopyWork work = {.moves_beside = true, .copy.counts_all = true};
+    uint64_t start_ns = now_ns(self);
+    Job *job = start(self, world, &work, (JobSpec){.speed = SIZE, .waits_concluded = true});
+    fake_wait_told(self, world, "a:concluded");
+    JobInfo info = job_info(job, now_ns(self));
+    fiber_assert_equal(info.bytes[JOB_BYTES_COPIED], 2 * SIZE);
+    fiber_assert_equal(info.bytes[JOB_BYTES_SKIPPED], 0);
+    fiber_assert_equal(info.current, 2 * SIZE);
+    fiber_assert_equal(info.total, 2 * SIZE);
+    fiber_assert(now_ns(self) - start_ns > 1500000000); // simulated: two seconds at that speed
 }
 
 JOB_TEST(it_is_paused_and_resumed)
@@ -200,6 +216,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(its_progress_is_that_of_the_copy),
         cmocka_unit_test(or_that_of_the_whole_disk_where_it_counts_what_is_no_work),
+        cmocka_unit_test(what_is_moved_beside_it_counts_and_falls_under_the_limit),
         cmocka_unit_test(it_is_paused_and_resumed),
         cmocka_unit_test(its_speed_is_changed_while_it_waits_for_the_limit),
         cmocka_unit_test(it_is_cancelled_while_it_waits_for_the_limit),
