@@ -224,16 +224,24 @@ int exports_remove(Fiber *self, Exports *exports, Export *export)
     export->is_shutting_down = true;
     fiber_wait_group_add(&exports->removals, 1);
     fiber_rw_lock_read(self, move_lock);
+    // From here on its node stays on its loop. The lock would keep all others there as well, however
+    // long requests to this one's storage take.
+    bool was_fixed = export->use->is_fixed;
+    export->use->is_fixed = true;
     Loop *loop = nbds_export_loop(export->nbds);
+    fiber_rw_unlock_read(self, move_lock);
     int r = remote_call_fiber_reserve(self, loop, remove_on_loop, export->nbds);
     if (r == 0) {
+        fiber_rw_lock_read(self, move_lock);
         g_ptr_array_remove(exports->all, export);
         r = nodes_end_use(self, exports->nodes, export->use);
         if (exports->removed)
             exports->removed(exports->removed_arg, export->id);
         export_free(export);
+        fiber_rw_unlock_read(self, move_lock);
+    } else {
+        export->use->is_fixed = was_fixed;
     }
-    fiber_rw_unlock_read(self, move_lock);
     fiber_wait_group_done(&exports->removals);
     return r;
 }

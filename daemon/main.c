@@ -194,7 +194,9 @@ static void stop_monitors(Fiber *self, void *arg)
 
 static void give_up_nodes(Fiber *self, void *arg)
 {
-    nodes_give_up(((const Daemon *)arg)->nodes);
+    const Daemon *daemon = arg;
+    nodes_give_up(daemon->nodes);
+    nodes_give_up_opening(self, daemon->nodes);
 }
 
 // No command runs after this. One that waits for a disk that does not answer is waited for; what

@@ -24,7 +24,8 @@ struct Nodes {
     unsigned n_made_up; // names
     FiberMutex graph_lock;
     FiberRwLock move_lock;
-    bool is_trimming; // a fiber is about to
+    bool is_trimming;    // a fiber is about to
+    GPtrArray *openings; // those that the graph lock is not held for, NodeOpening of nodes.c
 };
 
 // Closes instances that nobody uses. For those who do not have the graph lock.

@@ -63,6 +63,7 @@ Nodes *nodes_new(const Loops *loops, MapMemory *memory, NodeOriginEmit *emit, vo
     nodes->emit_arg = emit_arg;
     nodes->by_name = g_hash_table_new(g_str_hash, g_str_equal);
     nodes->all = g_ptr_array_new();
+    nodes->openings = g_ptr_array_new();
     nodes->watch = size_watch_new(check_sizes, nodes);
     return nodes;
 }
@@ -80,6 +81,7 @@ void nodes_free(Nodes *nodes)
     size_watch_free(nodes->watch);
     g_hash_table_unref(nodes->by_name);
     g_ptr_array_unref(nodes->all);
+    g_ptr_array_unref(nodes->openings);
     g_free(nodes);
 }
 
@@ -219,8 +221,12 @@ int nodes_make_single(Fiber *self, Nodes *nodes, NamedNode *named, GError **erro
 typedef struct Opening {
     Nodes *nodes;
     NodeOrigin *origin;
-    const NodeFinder *finder;
-    GArray *opened; // ChainNode
+    Loop *loop;
+    const NodeFinder *finder; // NULL: finds none
+    Fiber *fiber;             // of the loop, while it works there
+    bool is_being_given_up, is_given_up;
+    FiberQueue given_up; // woken when the call that does that has returned
+    GArray *opened;      // ChainNode
     NodeFacts *facts;
     int result;
     GError *error;
@@ -230,7 +236,7 @@ static void open_nodes(Fiber *self, void *arg)
 {
     Opening *o = arg;
     LayerOptions options = {
-        .find_node = node_instances_find, // control waits: nobody changes the table
+        .find_node = o->finder ? node_instances_find : NULL, // control waits: the table stays
         .find_arg = (void *)o->finder,
         .memory = o->nodes->memory,
         .throttle_groups = o->nodes->throttle_groups,
@@ -238,7 +244,9 @@ static void open_nodes(Fiber *self, void *arg)
         .file_event = node_origin_file_event,
         .file_event_arg = o->origin,
     };
+    o->fiber = self;
     o->result = chain_open_nodes(self, o->origin->config, &options, &o->opened, &o->error);
+    o->fiber = NULL;
     if (o->result < 0)
         return;
     o->facts = g_new0(NodeFacts, o->opened->len);
@@ -366,25 +374,92 @@ static NamedNode *enter_all(Fiber *self, Opening *o)
     return top;
 }
 
-static int open_found(Fiber *self, Nodes *nodes, NodeOrigin *origin, const NodeFinder *finder,
-                      NamedNode **ret_named, GError **error)
+// Opens it, and does not enter it yet.
+static int open_found(Fiber *self, Opening *o, GError **error)
 {
-    Opening o = {.nodes = nodes, .origin = origin, .finder = finder};
-    nodes->n_opened++;
-    int r = remote_call_fiber_reserve(self, finder->loop, open_nodes, &o);
+    o->nodes->n_opened++;
+    int r = remote_call_fiber_reserve(self, o->loop, open_nodes, o);
     if (r < 0)
-        return out_of_memory(origin->label, error);
-    if (o.result < 0) {
-        if (!o.error)
-            g_set_error(&o.error, G_FILE_ERROR, g_file_error_from_errno(-o.result),
-                        "'%s' cannot be opened: %s", origin->label, g_strerror(-o.result));
-        g_propagate_error(error, o.error);
-        return o.result;
+        return out_of_memory(o->origin->label, error);
+    if (o->result < 0) {
+        if (!o->error)
+            g_set_error(&o->error, G_FILE_ERROR, g_file_error_from_errno(-o->result),
+                        "'%s' cannot be opened: %s", o->origin->label, g_strerror(-o->result));
+        g_propagate_error(error, o->error);
     }
-    *ret_named = enter_all(self, &o);
-    g_array_unref(o.opened);
-    g_free(o.facts);
-    return 0;
+    return o->result;
+}
+
+static NamedNode *enter_opened(Fiber *self, Opening *o)
+{
+    NamedNode *named = enter_all(self, o);
+    g_array_unref(o->opened);
+    g_free(o->facts);
+    return named;
+}
+
+static void close_on_loop(Fiber *self, void *arg)
+{
+    chain_nodes_close(self, ((Opening *)arg)->opened);
+}
+
+static void close_opened(Fiber *self, Opening *o)
+{
+    for (guint i = 0; i < o->opened->len; i++)
+        node_facts_clear(&o->facts[i]);
+    remote_call_fiber_reserve(self, o->loop, close_on_loop, o);
+    g_free(o->facts);
+}
+
+static bool needs_others(const NodeConfig *config)
+{
+    bool is_remote = config->driver && config->driver->is_remote;
+    for (unsigned i = 0; !is_remote && i < config->n_children; i++)
+        is_remote = config->children[i].config && needs_others(config->children[i].config);
+    return is_remote;
+}
+
+// Without the lock meanwhile; the names may be taken by others then.
+static int open_unlocked(Fiber *self, Opening *o, GError **error)
+{
+    Nodes *nodes = o->nodes;
+    g_ptr_array_add(nodes->openings, o);
+    fiber_mutex_unlock(self, &nodes->graph_lock);
+    int r = open_found(self, o, error);
+    while (o->is_being_given_up)
+        fiber_queue_wait(self, &o->given_up, false, "nodes: a call to a loop");
+    g_ptr_array_remove_fast(nodes->openings, o);
+    fiber_mutex_lock(self, &nodes->graph_lock);
+    if (r == 0) {
+        r = node_names_check(nodes->by_name, o->origin->config, error);
+        if (r < 0)
+            close_opened(self, o);
+    }
+    return r;
+}
+
+static int add(Fiber *self, Nodes *nodes, NodeOrigin *origin, bool may_unlock,
+               NamedNode **ret_named, GError **error)
+{
+    const NodeConfig *config = origin->config;
+    g_autoptr(GPtrArray) used = g_ptr_array_new();
+    NodeFinder finder = {0};
+    Opening o = {.nodes = nodes, .origin = origin};
+    int r = node_names_check(nodes->by_name, config, error);
+    if (r == 0)
+        r = node_names_find_used(nodes->by_name, config, used, error);
+    if (r == 0)
+        r = join(self, nodes, config, used, &finder, error);
+    bool unlocks = may_unlock && !used->len && needs_others(config);
+    o.loop = finder.loop;
+    o.finder = unlocks ? NULL : &finder;
+    if (r == 0)
+        r = unlocks ? open_unlocked(self, &o, error) : open_found(self, &o, error);
+    if (r == 0)
+        *ret_named = enter_opened(self, &o);
+    else
+        trim(self, nodes);
+    return r;
 }
 
 int nodes_add(Fiber *self, Nodes *nodes, NodeConfig *config, const char *label,
@@ -392,23 +467,46 @@ int nodes_add(Fiber *self, Nodes *nodes, NodeConfig *config, const char *label,
 {
     const char *name = driver_value_str(config->values, "node-name", NULL);
     NodeOrigin *origin = node_origin_new(label ?: name ?: "", config, nodes->emit, nodes->emit_arg);
-    g_autoptr(GPtrArray) used = g_ptr_array_new();
-    NamedNode *named = NULL;
-    NodeFinder finder;
-    int r = node_names_check(nodes->by_name, config, error);
-    if (r == 0)
-        r = node_names_find_used(nodes->by_name, config, used, error);
-    if (r == 0)
-        r = join(self, nodes, config, used, &finder, error);
     origin->name = g_strdup(name ?: "");
-    if (r == 0)
-        r = open_found(self, nodes, origin, &finder, &named, error);
-    if (r < 0)
-        trim(self, nodes);
+    int r = add(self, nodes, origin, false, ret_named, error);
     node_origin_unref(origin);
-    if (r == 0)
-        *ret_named = named;
     return r;
+}
+
+int nodes_add_unlocked(Fiber *self, Nodes *nodes, NodeConfig *config, NamedNode **ret_named,
+                       GError **error)
+{
+    const char *name = driver_value_str(config->values, "node-name", "");
+    NodeOrigin *origin = node_origin_new(name, config, nodes->emit, nodes->emit_arg);
+    origin->name = g_strdup(name);
+    fiber_mutex_lock(self, &nodes->graph_lock);
+    int r = add(self, nodes, origin, true, ret_named, error);
+    fiber_mutex_unlock(self, &nodes->graph_lock);
+    node_origin_unref(origin);
+    return r;
+}
+
+static void cancel_on_loop(void *arg)
+{
+    const Opening *o = arg;
+    if (o->fiber)
+        fiber_cancel(o->fiber);
+}
+
+void nodes_give_up_opening(Fiber *self, Nodes *nodes)
+{
+    for (guint i = 0; i < nodes->openings->len;) {
+        Opening *o = nodes->openings->pdata[i];
+        if (o->is_given_up) {
+            i++;
+            continue;
+        }
+        o->is_given_up = o->is_being_given_up = true;
+        remote_call_plain(self, o->loop, cancel_on_loop, o);
+        o->is_being_given_up = false;
+        fiber_queue_wake_all(&o->given_up);
+        i = 0; // anything may have changed
+    }
 }
 
 // What is in the table is closed later than a message that is sent now arrives.

@@ -4,6 +4,7 @@
 
 #include "bitmaps.h"
 #include "daemon/daemon.h"
+#include "daemon/log.h"
 #include "daemon/node-names.h"
 #include "daemon/qmp/args.h"
 #include "socket-address.h"
@@ -88,18 +89,41 @@ static GPtrArray *exports_to_remove(const Exports *exports)
     return chosen;
 }
 
+// Beyond what slow clients are given (5 s).
+#define LATE_NS UINT64_C(7000000000)
+
+typedef struct LateExports {
+    LoopTimer timer; // first
+    const Exports *exports;
+} LateExports;
+
+static void say_which_are_late(LoopTimer *timer)
+{
+    const GPtrArray *all = exports_all(((const LateExports *)timer)->exports);
+    for (guint i = 0; i < all->len; i++) {
+        const Export *export = all->pdata[i];
+        log_line(LOG_WARNING,
+                 "nbd-server-stop waits for the export '%s' of node '%s': its storage or a client "
+                 "does not answer",
+                 export->id, export_node(export)->name);
+    }
+}
+
 static int nbd_server_stop_command(Fiber *self, QmpCall *call, const json_t *args,
                                    json_t **ret_reply, GError **error)
 {
     Daemon *daemon = call->daemon;
     if (!nbd_server_begin_stop(daemon->nbd))
         return qmp_fail(error, "NBD server not running");
+    LateExports late = {{.fn = say_which_are_late}, daemon->exports};
+    loop_timer_start(fiber_loop(self), &late.timer, LATE_NS);
     exports_wait_added(self, daemon->exports); // from now on none is added
     g_autoptr(GPtrArray) leaving = exports_to_remove(daemon->exports);
     for (guint i = 0; i < leaving->len; i++)
         begin_removal(self, daemon->exports, leaving->pdata[i]);
     nbd_server_stop(self, daemon->nbd);
     exports_wait_removed(self, daemon->exports);
+    loop_timer_stop(fiber_loop(self), &late.timer);
     nbd_server_end(daemon->nbd);
     return 0;
 }
@@ -281,7 +305,10 @@ static const QmpCommand commands[] = {
     {"nbd-server-start", &nbd_server_start_args, NULL, "Begins to serve exports over NBD.",
      nbd_server_start_command},
     {"nbd-server-stop", NULL, NULL,
-     "Removes all exports, disconnects all clients, and listens no more.", nbd_server_stop_command},
+     "Removes all exports, disconnects all clients, and listens no more. Waits for requests that "
+     "are "
+     "under way; when that takes long, the log names the exports whose storage does not answer.",
+     nbd_server_stop_command},
     {"block-export-add", &block_export_add_args, NULL, "Exports a node.", block_export_add},
     {"block-export-del", &block_export_del_args, NULL,
      "Removes an export. BLOCK_EXPORT_DELETED tells when it is gone.", block_export_del},

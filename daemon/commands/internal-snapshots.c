@@ -15,6 +15,7 @@
 #include "chain-core/qcow2-snapshot.h"
 #include "chain-core/remote-call.h"
 #include "daemon/daemon.h"
+#include "daemon/drain-rehearsal.h"
 #include "daemon/qmp/args.h"
 #include "node-info.h"
 
@@ -239,6 +240,10 @@ static int drain(Fiber *self, void *state, GError **error)
     Making *m = state;
     int r = call(self, m, drain_on_loop, error);
     m->is_drained = r == 0;
+    if (r == -ETIMEDOUT) {
+        g_clear_error(error);
+        return drain_fail(m->held.named, "no snapshot was taken", error);
+    }
     return r;
 }
 
@@ -436,6 +441,11 @@ static const QmpCommand commands[] = {
     {0},
 };
 
+static const char *node_of_snapshot(const json_t *data)
+{
+    return qmp_args_str(data, "device");
+}
+
 static const QmpAction actions[] = {
     {.name = "blockdev-snapshot-internal-sync",
      .data = &snapshot_args,
@@ -448,7 +458,8 @@ static const QmpAction actions[] = {
      .resume = resume,
      .finish = finish,
      .abort = undo,
-     .clean = making_free},
+     .clean = making_free,
+     .drains = node_of_snapshot},
     {0},
 };
 

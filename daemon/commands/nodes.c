@@ -21,10 +21,7 @@ static int add_node(Fiber *self, Daemon *daemon, const json_t *options, GError *
     if (!driver_value_str(config->values, "discard", NULL))
         json_object_set_new(config->values, "discard", json_string("ignore"));
     NamedNode *named;
-    fiber_mutex_lock(self, nodes_graph_lock(daemon->nodes));
-    r = nodes_add(self, daemon->nodes, config, NULL, &named, error);
-    fiber_mutex_unlock(self, nodes_graph_lock(daemon->nodes));
-    return r;
+    return nodes_add_unlocked(self, daemon->nodes, config, &named, error);
 }
 
 static int blockdev_add(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_reply,

@@ -13,10 +13,13 @@
 #include "chain-core/qcow2-create.h"
 #include "chain-core/remote-call.h"
 #include "daemon/daemon.h"
+#include "daemon/drain-rehearsal.h"
 #include "daemon/log.h"
 #include "daemon/node-overlay.h"
 #include "daemon/qmp/args.h"
 #include "jobs/commit.h"
+
+static const char NOT_TAKEN[] = "no snapshot was taken";
 
 typedef struct Snapshot {
     Daemon *daemon;
@@ -155,10 +158,7 @@ static int drain(Fiber *self, void *state, GError **error)
     Snapshot *s = state;
     int r = call(self, s, drain_on_loop, error);
     if (r < 0 && !*error)
-        qmp_fail(error,
-                 "Node '%s': no snapshot was taken, since a write to it has not ended within %u s; "
-                 "its storage does not answer",
-                 s->below->name, (unsigned)(PORT_MAX_STALL_NS / 1000000000));
+        drain_fail(s->below, NOT_TAKEN, error);
     return r;
 }
 
@@ -498,11 +498,21 @@ static int prepare_snapshot_sync(Fiber *self, QmpCall *qmp, const json_t *data, 
 
 // -- commands -------------------------------------------------------------------------------------
 
+static const char *node_of_snapshot(const json_t *data)
+{
+    return qmp_args_str(data, "node");
+}
+
+static const char *node_of_snapshot_sync(const json_t *data)
+{
+    return qmp_args_str(data, "node-name");
+}
+
 static const QmpAction actions[] = {
     {"blockdev-snapshot", &snapshot_args, "As the command.", prepare_snapshot, drain, commit, undo,
-     resume, clean},
+     resume, clean, .drains = node_of_snapshot},
     {"blockdev-snapshot-sync", &snapshot_sync_args, "As the command.", prepare_snapshot_sync, drain,
-     commit, undo, resume, clean},
+     commit, undo, resume, clean, .drains = node_of_snapshot_sync},
     {0},
 };
 
@@ -512,8 +522,11 @@ static int run_alone(Fiber *self, QmpCall *qmp, const QmpAction *action, const j
 {
     FiberMutex *lock = nodes_graph_lock(qmp->daemon->nodes);
     void *state;
+    int r = drain_rehearse(self, qmp->daemon->nodes, action->drains(args), NOT_TAKEN, error);
+    if (r < 0)
+        return r;
     fiber_mutex_lock(self, lock);
-    int r = action->prepare(self, qmp, args, &state, error);
+    r = action->prepare(self, qmp, args, &state, error);
     if (r == 0) {
         r = drain(self, state, error);
         if (r == 0) {

@@ -2,12 +2,13 @@
 // Runs the actions of all families (QmpAction) in the order that command.h gives. The union of
 // their arguments is made from their tables at the start. Control loop.
 //
-//     all prepared → all drained → all committed → resumed → finished → cleaned
+//     each drained by itself → all prepared → all drained → all committed → resumed → finished → cleaned
 //     one of them failed → the drained ones resumed → the prepared ones aborted, last first →
 //     cleaned
 #include "transaction.h"
 
 #include "daemon/daemon.h"
+#include "daemon/drain-rehearsal.h"
 #include "daemon/qmp/args.h"
 #include "daemon/qmp/table.h"
 
@@ -99,6 +100,24 @@ static int prepare(Transaction *t, const json_t *entry, GError **error)
     return r;
 }
 
+// Without the graph lock.
+static int rehearse_drains(Fiber *self, QmpCall *call, const json_t *args, GError **error)
+{
+    size_t i;
+    json_t *entry;
+    json_array_foreach(json_object_get(args, "actions"), i, entry)
+    {
+        const QmpAction *of = qmp_table_find_action(call->table, qmp_args_str(entry, "type"));
+        int r = of->drains ? drain_rehearse(self, call->daemon->nodes,
+                                            of->drains(json_object_get(entry, "data")),
+                                            "the transaction was not begun", error)
+                           : 0;
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
 static int prepare_and_drain(Transaction *t, const json_t *args, GError **error)
 {
     size_t i;
@@ -180,6 +199,8 @@ static int transaction(Fiber *self, QmpCall *call, const json_t *args, json_t **
     g_autofree Step *steps = g_new0(Step, n + 1);
     Transaction t = {.self = self, .call = call, .steps = steps};
     int r = check_grouped(args, error);
+    if (r == 0)
+        r = rehearse_drains(self, call, args, error);
     if (r < 0)
         return r;
     FiberMutex *lock = nodes_graph_lock(call->daemon->nodes);

@@ -38,7 +38,8 @@ typedef struct QmpEvent {
     const char *doc;
 } QmpEvent;
 
-// Actions of one transaction take effect together or not at all; the graph lock (nodes_graph_lock())
+// Actions of one transaction take effect together or not at all. First, what each would drain is
+// drained by itself (daemon/drain-rehearsal.h). Then the graph lock (nodes_graph_lock())
 // is held throughout, so they do not take it. For all in their order: prepare; then drain; then commit;
 // then resume; then finish; then clean. When one of prepare or drain fails: resume what was drained,
 // abort in reverse order those that were prepared, clean. When one of finish fails: the same but for
@@ -63,6 +64,9 @@ typedef struct QmpAction {
     void (*clean)(Fiber *self, void *state);
     // Work that is left, and may fail, while guests go on.
     int (*finish)(Fiber *self, void *state, GError **error);
+    // The name of the node whose writers `drain` will hold back, borrowed; NULL: `data` names none.
+    // Wherever there is a drain.
+    const char *(*drains)(const json_t *data);
 } QmpAction;
 
 // Tables end with an entry without a name; NULL: there are none.

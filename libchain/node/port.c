@@ -250,12 +250,22 @@ void node_drain_begin(Fiber *self, Node *node, RequestMask kinds)
     node_wait_drained(self, node, kinds, NULL);
 }
 
-int node_drain_begin_until(Fiber *self, Node *node, RequestMask kinds, uint64_t deadline_ns)
+void node_drain_start(Node *node, RequestMask kinds)
 {
     node_add_drain(node, kinds);
-    int r = node_wait_drained(self, node, kinds, &deadline_ns);
+}
+
+int node_drain_wait(Fiber *self, Node *node, RequestMask kinds, uint64_t deadline_ns)
+{
+    return node_wait_drained(self, node, kinds, &deadline_ns);
+}
+
+int node_drain_begin_until(Fiber *self, Node *node, RequestMask kinds, uint64_t deadline_ns)
+{
+    node_drain_start(node, kinds);
+    int r = node_drain_wait(self, node, kinds, deadline_ns);
     if (r < 0)
-        node_remove_drain(node, kinds);
+        node_drain_end(node, kinds);
     return r;
 }
 

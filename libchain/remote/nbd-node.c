@@ -378,6 +378,7 @@ static const DriverOption nbd_options[] = {
 const Driver nbd_driver = {
     .name = "nbd",
     .options = nbd_options,
+    .is_remote = true,
     .make = nbd_make,
     .exact_name = nbd_exact_name,
 };

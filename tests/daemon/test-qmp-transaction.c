@@ -7,6 +7,7 @@
 
 #include "daemon/commands/transaction.h"
 #include "daemon/daemon.h"
+#include "daemon/drain-rehearsal.h"
 #include "daemon/qmp/table.h"
 
 // Of the table that is not there.
@@ -74,7 +75,22 @@ static void clean(Fiber *self, void *state)
     g_free(state);
 }
 
+static const char *node_of(const json_t *data)
+{
+    return json_string_value(json_object_get(data, "name"));
+}
+
+// Of a node that is not there.
+int drain_rehearse(Fiber *self, Nodes *nodes, const char *name, const char *what, GError **error)
+{
+    fiber_assert(!lock.owner);
+    g_string_append_printf(said, "%srehearse %s", said->len ? ", " : "", name);
+    return strchr(name, '~') ? qmp_fail(error, "%s hangs", name) : 0;
+}
+
 static const QmpAction note_actions[] = {
+    {"disk", &note_data, "Rehearses.", prepare, drain, commit, undo, resume, clean,
+     .drains = node_of},
     {"note", &note_data, "Notes.", prepare, drain, commit, undo, resume, clean},
     {"long", &note_data, "Has work left.", prepare, drain, commit, undo, resume, clean, finish},
     {"plain", &note_data, "Prepares only.", .prepare = prepare, .clean = clean},
@@ -117,6 +133,7 @@ static void assert_done(const char *actions, const char *reply, const char *orde
 
 #define NOTE(name) "{\"type\":\"note\",\"data\":{\"name\":\"" name "\"}}"
 #define PLAIN(name) "{\"type\":\"plain\",\"data\":{\"name\":\"" name "\"}}"
+#define DISK(name) "{\"type\":\"disk\",\"data\":{\"name\":\"" name "\"}}"
 #define LONG(name) "{\"type\":\"long\",\"data\":{\"name\":\"" name "\"}}"
 #define GENERIC(text) "{\"error\":{\"class\":\"GenericError\",\"desc\":\"" text "\"}}"
 
@@ -125,6 +142,15 @@ static void all_are_drained_before_one_is_committed(void **state)
     assert_done(NOTE("a") "," PLAIN("b") "," NOTE("c"), "{\"return\":{}}",
                 "prepare a, prepare b, prepare c, drain a, drain c, commit a, commit c, resume a, "
                 "resume c, clean a, clean b, clean c");
+}
+
+static void drains_are_rehearsed_one_by_one_before_anything_else(void **state)
+{
+    assert_done(DISK("a") "," PLAIN("b") "," DISK("c"), "{\"return\":{}}",
+                "rehearse a, rehearse c, prepare a, prepare b, prepare c, drain a, drain c, "
+                "commit a, commit c, resume a, resume c, clean a, clean b, clean c");
+    assert_done(DISK("a") "," DISK("b~") "," DISK("c"), GENERIC("b~ hangs"),
+                "rehearse a, rehearse b~");
 }
 
 static void a_failed_prepare_aborts_those_before_it(void **state)
@@ -170,6 +196,7 @@ static void nothing_runs_when_an_action_is_wrong(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(drains_are_rehearsed_one_by_one_before_anything_else),
         cmocka_unit_test(all_are_drained_before_one_is_committed),
         cmocka_unit_test(a_failed_prepare_aborts_those_before_it),
         cmocka_unit_test(a_failed_drain_resumes_and_aborts_all),

@@ -66,6 +66,7 @@ struct Driver {
     const DriverOption *options; // its own, children among them, besides driver_common_options
     bool is_file;                // its "filename" is the file
     bool reads_write;            // NodeOps.reads_write of its nodes
+    bool is_remote;              // made with the help of another machine, which may be long
     // Neither files nor formats: makes the node. `child` is the one that the options name or
     // describe (borrowed; NULL: there is no such option); `options` is borrowed for the call.
     int (*make)(Fiber *self, const DriverOptions *options, Node *child, Node **ret_node,
