@@ -3,6 +3,7 @@
 """Internal snapshots over QMP while guests write: each shows one moment of every guest, beside the live
 head and for qemu-img, and kill -9 at any time leaves those that were reported made. Each guest writes
 one block after the other, so a moment of it is a number: how many of its writes there are."""
+import itertools
 import json
 import random
 import struct
@@ -246,6 +247,9 @@ def test_with_an_external_snapshot(tmp):
     Moment("the end", guests).made().check(content_of(tmp, over))
 
 
+numbers = itertools.count()  # guests may have written nothing between two snapshots
+
+
 def one_life(tmp, image, guests_of, moments, rng):
     """Until a kill. `moments`: the snapshots that are there for sure, and that may be."""
     daemon, qmp = serve(tmp, image)
@@ -256,7 +260,7 @@ def one_life(tmp, image, guests_of, moments, rng):
         while True:
             certain = [m for m in moments.values() if m.is_certain]
             if len(certain) < 4 and rng.random() < 0.7:
-                moment = Moment(f"s{len(guests[0].blocks)}-{guests_of[0]}", guests)
+                moment = Moment(f"s{next(numbers)}", guests)
                 moments[moment.name] = moment
                 make(qmp, moment.name)
                 moment.made()
