@@ -99,7 +99,6 @@ static CopyEngineConfig engine_config(BlockStream *stream)
     return config;
 }
 
-// Ahead of the switch, so that it has little to wait for.
 static int flush(Fiber *self, BlockStream *stream, GError **error)
 {
     Node *image = port_enter(self, &stream->port, REQUEST_FLUSH);
@@ -140,7 +139,7 @@ static int switch_graph(Fiber *self, BlockStream *stream, GError **error)
     Node *below = base ? chain_below_new(self, base, stream->memory) : NULL;
     Switch *s = switch_new(REQUESTS_ALL);
     switch_set_backing(s, image, below);
-    int r = switch_drain(self, s, loop_now_ns(fiber_loop(self)) + PORT_MAX_STALL_NS);
+    int r = switch_drain_in_tries(self, s, loop_now_ns(fiber_loop(self)) + PORT_MAX_STALL_NS);
     if (r == 0) {
         switch_commit(s);
         switch_resume(s);
@@ -160,7 +159,8 @@ static int set_backing(Fiber *self, Node *image, const BlockStreamBacking *backi
     return qcow2_set_backing_name(self, image, backing->name, backing->format, error);
 }
 
-// Durable (docs/ordering.md §17), then named, then joined; whoever closes what left does so after it.
+// What was filled is durable since the run's end (docs/ordering.md §17). Now it is named, then
+// joined; whoever closes what left does so after it.
 int block_stream_switch(Fiber *self, BlockStream *stream, const BlockStreamBacking *backing,
                         GError **error)
 {
@@ -170,9 +170,7 @@ int block_stream_switch(Fiber *self, BlockStream *stream, const BlockStreamBacki
     const Qcow2Image *old = qcow2_node_image(image); // no other driver has a backing child
     g_autofree char *name = g_strdup(qcow2_image_backing_name(old));
     g_autofree char *format = g_strdup(qcow2_image_backing_format(old));
-    int r = flush(self, stream, error);
-    if (r == 0)
-        r = set_backing(self, image, backing, error);
+    int r = set_backing(self, image, backing, error);
     if (r < 0)
         return r;
     r = switch_graph(self, stream, error);

@@ -8,15 +8,26 @@ static void hear(void *arg, const JobNews *news)
 {
 }
 
+static int finish(Fiber *self, Commit *commit, GError **error)
+{
+    bool is_switched;
+    int r;
+    do {
+        r = commit_come_close(self, commit, error);
+        if (r == 0)
+            r = commit_switch(self, commit, &is_switched, error);
+    } while (r > 0);
+    return r;
+}
+
 static int run(Fiber *self, const CommitSpec *spec, JobControl *control, GError **error)
 {
     Commit *commit = NULL;
-    bool is_switched = false;
     int r = commit_begin(self, spec, &commit, error);
     if (r == 0)
         r = commit_run(self, control, commit, error);
     if (r == 0)
-        r = commit_prepare(self, commit, &is_switched, error);
+        r = finish(self, commit, error);
     commit_end(self, commit);
     return r;
 }

@@ -211,7 +211,7 @@ int commit_run(Fiber *self, JobControl *control, void *commit, GError **error)
     if (c->spec.keeps_top)
         keep_top_begin(&c->keep, c->spec.top, config.granularity_bits);
     return is_active(c) && c->spec.keeps_top ? keep_top_copy(self, &c->keep, &c->live)
-                                             : live_copy_run(self, &c->live);
+                                             : live_copy_run(self, &c->live, error);
 }
 
 // -- the switch -----------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ static int record_base(Fiber *self, const Commit *c, Node *overlay, GError **err
 // An overlay that records base already and is not switched shows the same.
 static int leave_out(Fiber *self, Commit *c, GError **error)
 {
-    int r = live_copy_make_durable(self, &c->live, error);
+    int r = 0;
     for (unsigned i = 0; r == 0 && i < c->spec.n_overlays; i++)
         r = record_base(self, c, c->overlays[i], error);
     if (r < 0)
@@ -238,14 +238,17 @@ static int leave_out(Fiber *self, Commit *c, GError **error)
     return r;
 }
 
-// The same for what lies between a top that stays and the base. What has been copied by now is all
-// that will be, and is made durable before the top's header and the graph change.
+// What has been copied by now is all that will be.
+static int keep_durable(Fiber *self, const Commit *c, GError **error)
+{
+    return MUTANT("keep-top-base-durable-first") ? 0
+                                                 : live_copy_make_durable(self, &c->live, error);
+}
+
+// The same for what lies between a top that stays and the base.
 static int leave_out_between(Fiber *self, Commit *c, GError **error)
 {
-    int r =
-        MUTANT("keep-top-base-durable-first") ? 0 : live_copy_make_durable(self, &c->live, error);
-    if (r == 0)
-        r = record_base(self, c, c->spec.top, error);
+    int r = record_base(self, c, c->spec.top, error);
     if (r < 0)
         return r;
     Node *below = chain_below_new(self, c->spec.base, c->spec.memory);
@@ -283,13 +286,28 @@ static void plan_pivot(Switch *s, void *arg)
         switch_call(s, tell_size, c->spec.base);
 }
 
-int commit_prepare(Fiber *self, Commit *c, bool *ret_switched, GError **error)
+static bool is_to_stay(const Commit *c)
+{
+    return is_active(c) && !live_copy_is_to_complete(&c->live);
+}
+
+int commit_come_close(Fiber *self, Commit *c, GError **error)
+{
+    if (is_to_stay(c))
+        return 0;
+    if (c->spec.keeps_top)
+        return keep_durable(self, c, error);
+    return is_active(c) ? live_copy_come_close(self, &c->live, error)
+                        : live_copy_make_durable(self, &c->live, error);
+}
+
+int commit_switch(Fiber *self, Commit *c, bool *ret_switched, GError **error)
 {
     *ret_switched = false;
-    if (is_active(c) && !live_copy_is_to_complete(&c->live))
+    if (is_to_stay(c))
         return 0;
     int r = c->spec.keeps_top ? leave_out_between(self, c, error)
-            : is_active(c)    ? live_copy_leave(self, &c->live, plan_pivot, c, error)
+            : is_active(c)    ? live_copy_try_leave(self, &c->live, plan_pivot, c, error)
                               : leave_out(self, c, error);
     *ret_switched = r == 0;
     return r;

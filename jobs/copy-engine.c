@@ -369,6 +369,7 @@ void copy_engine_set_found(CopyEngine *e, uint64_t off)
 void copy_engine_add(CopyEngine *e, WorkKind kind, uint64_t off, uint64_t len)
 {
     work_set_add(e->work, kind, off, len);
+    e->stats.n_added++;
     copy_engine_wake(e);
 }
 

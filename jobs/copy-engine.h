@@ -104,6 +104,7 @@ typedef struct CopyEngineStats {
     uint64_t beside_copied, beside_shared; // in addition
     uint64_t found_off;                    // so far `find` has come; size_bytes: all is known
     uint64_t n_again;                      // chunks that were dropped and done again
+    uint64_t n_added;                      // times that more work came from outside
     uint64_t window_bytes;
 } CopyEngineStats;
 

@@ -21,6 +21,8 @@ typedef struct ForwardNode {
     RangeLock *lock;
     ForwardMode mode;
     uint64_t whole_bytes;
+    bool is_durable; // what a guest's flush or FUA promises holds in the target, too
+    bool has_failed; // to make it so
     // Requests in the background: under way, and begun so far.
     uint64_t n_background, n_background_begun;
 } ForwardNode;
@@ -117,6 +119,22 @@ static void end_both(ForwardNode *f, Both *both, int result)
     range_lock_release(f->lock, &both->hold);
 }
 
+// What has ended is durable in the target then, or the copy has to be flushed once more.
+static void make_target_durable(Fiber *self, ForwardNode *f)
+{
+    Node *target = f->is_durable ? f->target : NULL;
+    if (target && node_flush(self, target) < 0)
+        f->has_failed = true;
+}
+
+// The guest is about to hear of it. Looked at only now: the copy may have come close meanwhile.
+static int answer(Fiber *self, ForwardNode *f, int result, NodeIoFlags flags)
+{
+    if (result == 0 && flags & NODE_IO_FUA && !MUTANT("forward-fua"))
+        make_target_durable(self, f);
+    return result;
+}
+
 static int write_both(Fiber *self, ForwardNode *f, GuestOff off, const void *buf, size_t len,
                       NodeIoFlags flags)
 {
@@ -125,7 +143,7 @@ static int write_both(Fiber *self, ForwardNode *f, GuestOff off, const void *buf
     begin_both(self, f, &both);
     int r = node_write(self, f->node.backing, off, buf, len, flags);
     end_both(f, &both, r < 0 ? r : forward_data(self, f, both.span, both.held, buf));
-    return r;
+    return answer(self, f, r, flags);
 }
 
 static int zero_both(Fiber *self, ForwardNode *f, GuestOff off, uint64_t len, NodeIoFlags flags)
@@ -134,7 +152,7 @@ static int zero_both(Fiber *self, ForwardNode *f, GuestOff off, uint64_t len, No
     begin_both(self, f, &both);
     int r = node_zero(self, f->node.backing, off, len, flags);
     end_both(f, &both, r < 0 ? r : node_zero(self, f->target, off, len, flags & ~NODE_IO_FUA));
-    return r;
+    return answer(self, f, r, flags);
 }
 
 // What the source shows after a discard depends on its format: zeros, which need not be moved, or
@@ -162,7 +180,7 @@ static int discard_both(Fiber *self, ForwardNode *f, GuestOff off, uint64_t len,
     begin_both(self, f, &both);
     int r = node_discard(self, f->node.backing, off, len, flags);
     end_both(f, &both, r < 0 ? r : forward_zeros(self, f, both.span));
-    return r;
+    return answer(self, f, r, flags);
 }
 
 // -- requests -------------------------------------------------------------------------------------
@@ -221,6 +239,15 @@ static int forward_discard(Fiber *self, Node *node, GuestOff off, uint64_t len, 
     return end_background(f, off, len, node_discard(self, node->backing, off, len, flags));
 }
 
+static int forward_flush(Fiber *self, Node *node)
+{
+    ForwardNode *f = forward_of(node);
+    int r = node_flush(self, node->backing);
+    if (r == 0 && !MUTANT("forward-flush"))
+        make_target_durable(self, f);
+    return r;
+}
+
 static void forward_close(Fiber *self, Node *node)
 {
 }
@@ -231,6 +258,7 @@ static const NodeOps forward_ops = {
     .write = forward_write,
     .zero = forward_zero,
     .discard = forward_discard,
+    .flush = forward_flush,
     .close = forward_close,
 };
 
@@ -261,4 +289,16 @@ ForwardMode filter_forward_mode(const Node *filter)
 void filter_forward_set_mode(Node *filter, ForwardMode mode)
 {
     forward_of(filter)->mode = mode;
+}
+
+void filter_forward_set_durable(Node *filter, bool is_durable)
+{
+    forward_of(filter)->is_durable = is_durable;
+    forward_of(filter)->has_failed = false;
+}
+
+bool filter_forward_is_durable(const Node *filter)
+{
+    const ForwardNode *f = forward_of((Node *)filter);
+    return f->is_durable && !f->has_failed;
 }

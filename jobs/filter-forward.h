@@ -6,7 +6,8 @@
 // So a guest that writes makes the work less, however fast it is.
 //
 // The target's failures are not the guest's: what did not come to the target becomes work. Nor does
-// a guest's flush make the target durable: whoever pivots to it does.
+// a guest's flush make the target durable, unless that is asked for: before the target takes the
+// source's place.
 //
 // On the node's loop.
 #pragma once
@@ -39,3 +40,9 @@ void filter_forward_stop(Node *filter);
 ForwardMode filter_forward_mode(const Node *filter);
 // Holds for requests that begin from now on.
 void filter_forward_set_mode(Node *filter, ForwardMode mode);
+
+// From now on what a guest's flush or FUA promises is durable in the target, too, as far as it was
+// written since and did not become work.
+void filter_forward_set_durable(Node *filter, bool is_durable);
+// Has it been so ever since that was set?
+bool filter_forward_is_durable(const Node *filter);

@@ -162,16 +162,6 @@ static int stay_in_step(Fiber *self, LiveCopy *live)
         copy_engine_wait(self, live->copy.engine);
         r = job_copy_run(self, &live->copy);
     }
-    return r == -EINTR ? 0 : r;
-}
-
-int live_copy_run(Fiber *self, LiveCopy *live)
-{
-    int r = live->filter ? stay_in_step(self, live) : job_copy_run(self, &live->copy);
-    // However long users take to finalize it, little is left then.
-    if (r == 0 && live->filter && !is_asked_to_end_as_it_is(live))
-        filter_forward_set_mode(live->filter, FORWARD_WRITE_BLOCKING);
-    live_copy_set_over(live);
     return r;
 }
 
@@ -185,52 +175,111 @@ int live_copy_make_durable(Fiber *self, const LiveCopy *live, GError **error)
 
 int live_copy_drain(Fiber *self, const LiveCopy *live, Switch *s, GError **error)
 {
-    int r = switch_drain(self, s, loop_now_ns(fiber_loop(self)) + PORT_MAX_STALL_NS);
+    int r = switch_drain_in_tries(self, s, loop_now_ns(fiber_loop(self)) + PORT_MAX_STALL_NS);
     return r < 0
                ? fail(error, r, live, "the graph stays as it is, as requests under way do not end")
                : 0;
 }
 
-// What guests do from now on goes to both; what is left is copied, and made durable ahead, so that
-// little is to be done while they wait. No limit on the rate any more: others wait for the graph.
-static int come_close(Fiber *self, LiveCopy *live, GError **error)
+// Once the run is over it is the end that fails.
+static int do_what_is_left(Fiber *self, LiveCopy *live, GError **error)
 {
+    int r = job_copy_run(self, &live->copy);
+    return r < 0 && live->is_over
+               ? fail(error, r, live, "what guests wrote last cannot be copied to it")
+               : r;
+}
+
+// What guests do from now on goes to both, so a flush has less to do than the one before it, as long
+// as what was copied is what it takes its time for.
+static int approach(Fiber *self, LiveCopy *live, GError **error)
+{
+    static const uint64_t short_ns = 10000000;
+    Loop *loop = fiber_loop(self);
+    uint64_t took_ns = UINT64_MAX, before_ns;
+    int r;
     filter_forward_set_mode(live->filter, FORWARD_WRITE_BLOCKING);
+    do {
+        r = do_what_is_left(self, live, error);
+        uint64_t begun_ns = loop_now_ns(loop);
+        if (r == 0)
+            r = live_copy_make_durable(self, live, error);
+        before_ns = took_ns;
+        took_ns = loop_now_ns(loop) - begun_ns;
+    } while (r == 0 && took_ns > short_ns && took_ns < before_ns / 2);
+    return r;
+}
+
+int live_copy_run(Fiber *self, LiveCopy *live, GError **error)
+{
+    int r = live->filter ? stay_in_step(self, live) : job_copy_run(self, &live->copy);
+    // However long users take to finalize it, little is left then.
+    if (r == 0 && live->filter && !is_asked_to_end_as_it_is(live))
+        r = approach(self, live, error);
+    live_copy_set_over(live);
+    return r == -EINTR ? 0 : r;
+}
+
+// docs/ordering.md §18: in that order.
+int live_copy_come_close(Fiber *self, LiveCopy *live, GError **error)
+{
+    CopyEngineStats stats;
     copy_engine_set_speed(live->copy.engine, 0);
-    int r = copy_engine_run(self, live->copy.engine);
+    int r = approach(self, live, error);
     if (r < 0)
-        return fail(error, r, live, "what guests wrote last cannot be copied to it");
+        return r;
+    filter_forward_set_durable(live->filter, true);
+    r = do_what_is_left(self, live, error);
+    if (r < 0)
+        return r;
+    copy_engine_stats(live->copy.engine, &stats);
+    live->n_added = stats.n_added;
     return live_copy_make_durable(self, live, error);
 }
 
-// 1: done. 0: guests were faster once more.
-static int try_leave(Fiber *self, LiveCopy *live, LiveCopyPlanFn *plan, void *arg, GError **error)
+// Work that came since and was done does not count: it was not there when the target was flushed.
+static bool is_in_step(const LiveCopy *live)
 {
-    int r = come_close(self, live, error);
-    if (r < 0)
+    CopyEngineStats stats;
+    copy_engine_stats(live->copy.engine, &stats);
+    bool is_durable = stats.n_added == live->n_added || MUTANT("copy-work-since");
+    return copy_engine_is_idle(live->copy.engine) && is_durable &&
+           filter_forward_is_durable(live->filter);
+}
+
+// 1: done. 0: not yet.
+static int drain_and_leave(Fiber *self, const LiveCopy *live, Switch *s, GError **error)
+{
+    int r = live_copy_drain(self, live, s, error);
+    if (r < 0 || !is_in_step(live))
         return r;
+    switch_commit(s);
+    return 1;
+}
+
+int live_copy_try_leave(Fiber *self, LiveCopy *live, LiveCopyPlanFn *plan, void *arg,
+                        GError **error)
+{
+    enum { MAX_TRIES = 100 };
     Switch *s = switch_new(REQUESTS_ALL);
     plan(s, arg);
-    r = live_copy_drain(self, live, s, error);
-    bool is_in_step = r == 0 && copy_engine_is_idle(live->copy.engine);
-    if (is_in_step)
-        r = live_copy_make_durable(self, live, error);
-    if (r == 0 && is_in_step)
-        switch_commit(s);
+    int r = drain_and_leave(self, live, s, error);
     switch_end(self, s);
-    return r < 0 ? r : is_in_step;
+    if (r == 0 && ++live->n_tries == MAX_TRIES)
+        r = fail(error, -EBUSY, live, "guests' discards keep it from being in step");
+    if (r <= 0)
+        return r < 0 ? r : 1;
+    close_filter(self, live);
+    return 0;
 }
 
 int live_copy_leave(Fiber *self, LiveCopy *live, LiveCopyPlanFn *plan, void *arg, GError **error)
 {
-    enum { MAX_TRIES = 100 };
-    int r = 0;
-    for (unsigned i = 0; r == 0 && i < MAX_TRIES; i++)
-        r = try_leave(self, live, plan, arg, error);
-    if (r == 0)
-        return fail(error, -EBUSY, live, "guests' discards keep it from being in step");
-    if (r < 0)
-        return r;
-    close_filter(self, live);
-    return 0;
+    int r;
+    do {
+        r = live_copy_come_close(self, live, error);
+        if (r == 0)
+            r = live_copy_try_leave(self, live, plan, arg, error);
+    } while (r > 0);
+    return r;
 }

@@ -4,7 +4,16 @@
 // one to the other, or the copy is let go. For an active commit and a mirror; for what nobody writes
 // (a commit of layers in the middle) it is the engine alone.
 //
-//     live_copy_init → live_copy_begin → live_copy_run → live_copy_leave → live_copy_done
+//     live_copy_init → live_copy_begin
+//       → live_copy_run           until it is asked to end; users can pause, limit, cancel it
+//       → live_copy_come_close    \  as often as it takes; the second is the only step for which
+//       → live_copy_try_leave     /  guests wait
+//     live_copy_done              at any time
+//
+// The switch does no I/O while guests wait. What a flush of theirs has promised is durable in the
+// target before that, too: once the copy is close, their flushes are the target's as well, and then
+// it is flushed once more for all that came before. A guest's flush then takes as long as what is not
+// durable in the target does, so before that the target is flushed alone until that gets no shorter.
 //
 // On the nodes' loop.
 #pragma once
@@ -37,6 +46,8 @@ typedef struct LiveCopy {
     bool is_ready, is_over;
     uint64_t looked_ns, left_before;
     unsigned n_looks_without_progress;
+    unsigned n_tries; // to leave
+    uint64_t n_added; // work that had come when the target began to be flushed last
 } LiveCopy;
 
 #define LIVE_COPY_OPS                                                                              \
@@ -48,18 +59,23 @@ void live_copy_init(LiveCopy *live, const LiveCopySpec *spec);
 // Makes the engine (sizes of chunks are chosen here), and puts the filter over the source.
 void live_copy_begin(Fiber *self, LiveCopy *live, JobControl *control, CopyEngineConfig *config);
 // Copies; a live copy is ready then, and stays in step with what guests write until users want it to
-// end: 0.
-int live_copy_run(Fiber *self, LiveCopy *live);
+// end: 0, and unless it ends as it is, little is left and little not durable.
+int live_copy_run(Fiber *self, LiveCopy *live, GError **error);
 // For who runs the engine by himself: users hear of it, and from here on may want it to end; they are
 // not asked any more.
 void live_copy_set_ready(LiveCopy *live);
 void live_copy_set_over(LiveCopy *live);
 // It was ready, and is to end by completing.
 bool live_copy_is_to_complete(const LiveCopy *live);
-// After a run that went well. Waits until both show the same and the target is durable; then, while
-// nobody enters, `plan` is done, the steps that `arg`'s owner records in the switch. On failure
-// nothing has changed.
+// After a run that went well: what is left is done and made durable, without a limit on the rate, for
+// as long as it takes. Guests go on, and nothing need be held that others wait for.
+int live_copy_come_close(Fiber *self, LiveCopy *live, GError **error);
+// While nobody enters, `plan` is done, the steps that `arg`'s owner records in the switch: 0, and the
+// filter is gone. 1: guests were faster, so it is to come close again. On failure nothing has changed.
 typedef void LiveCopyPlanFn(Switch *s, void *arg);
+int live_copy_try_leave(Fiber *self, LiveCopy *live, LiveCopyPlanFn *plan, void *arg,
+                        GError **error);
+// Both, for as long as it takes, where nothing is held that others wait for.
 int live_copy_leave(Fiber *self, LiveCopy *live, LiveCopyPlanFn *plan, void *arg, GError **error);
 // Takes the filter out if it is there still. Accepts one that has not begun, or is zero.
 void live_copy_done(Fiber *self, LiveCopy *live);

@@ -208,18 +208,23 @@ int mirror_run(Fiber *self, JobControl *control, void *mirror, GError **error)
     live_copy_begin(self, &m->live, control, &config);
     if (m->spec.sync == MIRROR_SYNC_NONE)
         copy_engine_set_found(m->live.copy.engine, config.size_bytes);
-    r = live_copy_run(self, &m->live);
+    r = live_copy_run(self, &m->live, error);
     if (r == 0 && job_asked_end(control) == JOB_END_CANCEL)
         r = live_copy_leave(self, &m->live, plan_let_go, m, error);
     return r;
 }
 
-int mirror_prepare(Fiber *self, Mirror *m, bool *ret_switched, GError **error)
+int mirror_come_close(Fiber *self, Mirror *m, GError **error)
+{
+    return m->live.filter ? live_copy_come_close(self, &m->live, error) : 0;
+}
+
+int mirror_switch(Fiber *self, Mirror *m, bool *ret_switched, GError **error)
 {
     *ret_switched = false;
     if (!m->live.filter) // it was let go
         return 0;
-    int r = live_copy_leave(self, &m->live, plan_pivot, m, error);
+    int r = live_copy_try_leave(self, &m->live, plan_pivot, m, error);
     *ret_switched = r == 0;
     return r;
 }

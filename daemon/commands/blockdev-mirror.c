@@ -88,17 +88,34 @@ static int run(Fiber *self, JobControl *control, void *work, GError **error)
     return mirror_run(self, control, ((const MirrorJob *)work)->mirror, error);
 }
 
-typedef struct PrepareCall {
+typedef struct SwitchCall {
     Mirror *mirror;
     bool is_switched;
     int result;
     GError *error;
-} PrepareCall;
+} SwitchCall;
 
-static void prepare_on_loop(Fiber *self, void *arg)
+static void come_close_on_loop(Fiber *self, void *arg)
 {
-    PrepareCall *call = arg;
-    call->result = mirror_prepare(self, call->mirror, &call->is_switched, &call->error);
+    SwitchCall *call = arg;
+    call->result = mirror_come_close(self, call->mirror, &call->error);
+}
+
+static void switch_on_loop(Fiber *self, void *arg)
+{
+    SwitchCall *call = arg;
+    call->result = mirror_switch(self, call->mirror, &call->is_switched, &call->error);
+}
+
+static int call_loop(Fiber *self, const MirrorJob *job, FiberFn *fn, SwitchCall *call,
+                     GError **error)
+{
+    *call = (SwitchCall){.mirror = job->mirror};
+    if (remote_call_fiber_reserve(self, named_node_loop(job->target), fn, call) < 0)
+        return qmp_fail(error, "Node '%s': no memory for a fiber's stack", job->target->name);
+    if (call->error)
+        g_propagate_error(error, call->error);
+    return call->result;
 }
 
 // A target in the place of what nobody may write is not written any more.
@@ -112,25 +129,29 @@ static void note_switch(Fiber *self, const MirrorJob *job)
     nodes_refresh(self, job->target);
 }
 
-static int prepare_with_lock(Fiber *self, const MirrorJob *job, GError **error)
+// 1: not yet.
+static int switch_with_lock(Fiber *self, const MirrorJob *job, GError **error)
 {
-    PrepareCall call = {.mirror = job->mirror};
-    if (remote_call_fiber_reserve(self, named_node_loop(job->target), prepare_on_loop, &call) < 0)
-        return qmp_fail(error, "Node '%s': no memory for a fiber's stack", job->target->name);
-    if (call.error)
-        g_propagate_error(error, call.error);
+    SwitchCall call;
+    FiberMutex *lock = nodes_graph_lock(job->daemon->nodes);
+    fiber_mutex_lock(self, lock);
+    int r = call_loop(self, job, switch_on_loop, &call, error);
     if (call.is_switched)
         note_switch(self, job);
-    return call.result;
+    fiber_mutex_unlock(self, lock);
+    return r;
 }
 
 static int prepare(Fiber *self, void *work, GError **error)
 {
     const MirrorJob *job = work;
-    FiberMutex *lock = nodes_graph_lock(job->daemon->nodes);
-    fiber_mutex_lock(self, lock);
-    int r = prepare_with_lock(self, job, error);
-    fiber_mutex_unlock(self, lock);
+    SwitchCall call;
+    int r;
+    do {
+        r = call_loop(self, job, come_close_on_loop, &call, error);
+        if (r == 0)
+            r = switch_with_lock(self, job, error);
+    } while (r > 0);
     return r;
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // What node.c, port.c and switch.c know together: walks over the graph, edges, and what follows a
-// changed one. On the nodes' loop; none of these suspends.
+// changed one. On the nodes' loop; only what takes a fiber suspends.
 #pragma once
 
 #include "chain-core/port.h"
@@ -44,3 +44,8 @@ bool node_is_drained(const Node *node); // of anything
 // the drain or hold stays. NULL: as long as it takes.
 int node_wait_drained(Fiber *self, Node *node, RequestMask kinds, const uint64_t *deadline_ns);
 int port_wait_drained(Fiber *self, Port *port, RequestMask kinds, const uint64_t *deadline_ns);
+
+// Drains in tries, as switch_drain_in_tries() says. `try_drain` keeps requests out and returns 0 once
+// that is done, or lets them in again: -ETIMEDOUT at the deadline, or another error.
+typedef int DrainTryFn(Fiber *self, void *arg, uint64_t deadline_ns);
+int drain_in_tries(Fiber *self, DrainTryFn *try_drain, void *arg, uint64_t deadline_ns);

@@ -74,46 +74,67 @@ int node_accept_change(Fiber *self, Node *node, GError **error)
     return check_files(self, node, file_accept_change, error);
 }
 
-static int make_writable(Fiber *self, Node *node, GError **error)
+// What takes time of a node's way up to being writable.
+static int open_for_writing(Fiber *self, Node *node, GError **error)
 {
-    int r = node->ops->set_writable(self, node, true, error);
-    if (r < 0)
-        return r;
-    node->read_only = false;
-    begin_generation(node);
-    node_edges_changed(node);
-    return 0;
+    if (node->ops->is_filter)
+        return open_for_writing(self, node->backing, error);
+    if (!node->ops->set_writable)
+        return error_set(error, -ENOTSUP, "%s: a %s node cannot be made writable while it is open",
+                         node->name, node->ops->driver);
+    return node->read_only ? node->ops->set_writable(self, node, true, error) : 0;
 }
 
-static int set_filter_writable(Fiber *self, Node *filter, bool is_writable, GError **error)
+// The rest. Drained.
+static void become_writable(Node *node)
 {
-    int r = node_set_writable(self, filter->backing, is_writable, error);
-    if (r == 0 && is_writable)
-        filter->read_only = false;
-    return r;
+    if (node->ops->is_filter) {
+        become_writable(node->backing);
+        node->read_only = false;
+    } else if (node->read_only) {
+        node->read_only = false;
+        begin_generation(node);
+        node_edges_changed(node);
+    }
 }
 
 int node_set_writable(Fiber *self, Node *node, bool is_writable, GError **error)
 {
+    if (is_writable) {
+        int r = open_for_writing(self, node, error);
+        if (r == 0)
+            become_writable(node);
+        return r;
+    }
     if (node->ops->is_filter)
-        return set_filter_writable(self, node, is_writable, error);
+        return node_set_writable(self, node->backing, false, error);
     if (!node->ops->set_writable)
-        return error_set(error, -ENOTSUP, "%s: a %s node cannot be made %s while it is open",
-                         node->name, node->ops->driver, is_writable ? "writable" : "read-only");
-    if (is_writable)
-        return node->read_only ? make_writable(self, node, error) : 0;
+        return error_set(error, -ENOTSUP, "%s: a %s node cannot be made read-only while it is open",
+                         node->name, node->ops->driver);
     node_stop_writes(node);
     return node->ops->set_writable(self, node, false, error);
 }
 
+static int try_drain(Fiber *self, void *node, uint64_t deadline_ns)
+{
+    return node_drain_begin_until(self, node, REQUESTS_ALL, deadline_ns);
+}
+
+// Guests wait for requests in flight and for steps in memory only.
 int node_change_mode(Fiber *self, Node *node, bool is_writable, GError **error)
 {
-    node_drain_begin(self, node, REQUESTS_ALL);
-    int r = 0;
+    int r = is_writable ? open_for_writing(self, node, error) : 0;
+    if (r < 0)
+        return r;
+    Node *bottom = node;
+    while (bottom->ops->is_filter)
+        bottom = bottom->backing;
+    if (drain_in_tries(self, try_drain, bottom, UINT64_MAX) < 0)
+        node_drain_begin(self, bottom, REQUESTS_ALL);
     if (is_writable)
-        r = node_set_writable(self, node, true, error);
+        become_writable(node);
     else
         node_stop_writes(node);
-    node_drain_end(node, REQUESTS_ALL);
-    return is_writable ? r : node_set_writable(self, node, false, error);
+    node_drain_end(bottom, REQUESTS_ALL);
+    return is_writable ? 0 : node_set_writable(self, node, false, error);
 }

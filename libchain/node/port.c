@@ -8,6 +8,8 @@
 // drain any more, so drains never wait for each other.
 #include "chain-core/port.h"
 
+#include <errno.h>
+
 #include "chain-core/mutant.h"
 #include "node/node-edge.h"
 
@@ -267,6 +269,20 @@ int node_drain_begin_until(Fiber *self, Node *node, RequestMask kinds, uint64_t 
     if (r < 0)
         node_drain_end(node, kinds);
     return r;
+}
+
+int drain_in_tries(Fiber *self, DrainTryFn *try_drain, void *arg, uint64_t deadline_ns)
+{
+    static const uint64_t first_try_ns = 10000000; // what a guest is to notice of a change at most
+    Loop *loop = fiber_loop(self);
+    for (uint64_t try_ns = first_try_ns;; try_ns *= 2) {
+        int r = try_drain(self, arg, MIN(loop_now_ns(loop) + try_ns, deadline_ns));
+        if (r != -ETIMEDOUT || loop_now_ns(loop) >= deadline_ns)
+            return r;
+        r = fiber_sleep(self, MIN(try_ns, deadline_ns - loop_now_ns(loop)));
+        if (r < 0)
+            return r;
+    }
 }
 
 void node_drain_end(Node *node, RequestMask kinds)

@@ -71,8 +71,10 @@ static void commit_backing(Switch *s, const Step *step)
     Node *old = node_exchange_backing(step->drained, step->to);
     if (old)
         g_ptr_array_add(s->kept, old);
-    // Flush debt: what is written below and not durable yet is the new head's to flush.
-    step->drained->owes_flush_below = step->to != NULL && !MUTANT("flush-debt");
+    // Flush debt: what is written below and not durable yet is the new head's to flush. A filter is
+    // no head: what it flushes is the node below, which has its own.
+    step->drained->owes_flush_below =
+        step->to != NULL && !step->drained->ops->is_filter && !MUTANT("flush-debt");
     g_ptr_array_add(s->changed, step->drained);
 }
 
@@ -216,6 +218,16 @@ int switch_drain(Fiber *self, Switch *s, uint64_t deadline_ns)
     return drain(self, s, &deadline_ns);
 }
 
+static int try_drain(Fiber *self, void *s, uint64_t deadline_ns)
+{
+    return switch_drain(self, s, deadline_ns);
+}
+
+int switch_drain_in_tries(Fiber *self, Switch *s, uint64_t deadline_ns)
+{
+    return drain_in_tries(self, try_drain, s, deadline_ns);
+}
+
 void switch_drain_always(Fiber *self, Switch *s)
 {
     drain(self, s, NULL);
@@ -266,7 +278,8 @@ void switch_end(Fiber *self, Switch *s)
 
 static void run(Fiber *self, Switch *s)
 {
-    switch_drain_always(self, s);
+    if (switch_drain_in_tries(self, s, UINT64_MAX) < 0)
+        switch_drain_always(self, s);
     switch_commit(s);
     switch_end(self, s);
 }

@@ -7,6 +7,8 @@
 #include <errno.h>
 
 #include "base/error.h"
+#include "chain-core/port.h"
+#include "node/node-edge.h"
 #include "qcow2/bitmap-store.h"
 #include "qcow2/mode.h"
 #include "qcow2/open.h"
@@ -116,7 +118,8 @@ static void set_bitmaps_read_only(const Node *node, bool is_read_only)
             dirty_bitmap_set_read_only(bitmaps->pdata[i], is_read_only);
 }
 
-static int make_head(Fiber *self, Qcow2View *view, GError **error)
+// Reads may be under way, unless the image is dirty.
+static int become_head(Fiber *self, Qcow2View *view, GError **error)
 {
     Qcow2Image *image = view->image;
     bool is_repaired = false;
@@ -138,6 +141,19 @@ static int make_head(Fiber *self, Qcow2View *view, GError **error)
         image_end_writing(self, image, NULL);
     else
         set_bitmaps_read_only(&view->node, false);
+    return r;
+}
+
+static int make_head(Fiber *self, Qcow2View *view, GError **error)
+{
+    bool is_dirty = view->image->header.incompatible & QCOW2_INCOMPAT_DIRTY;
+    if (is_dirty)
+        node_drain_begin(self, &view->node, REQUESTS_ALL);
+    int r = become_head(self, view, error);
+    if (is_dirty) {
+        node_edges_changed(&view->node); // the repair may have changed what lies where
+        node_drain_end(&view->node, REQUESTS_ALL);
+    }
     return r;
 }
 

@@ -115,20 +115,23 @@ static uint32_t next_version(World *w, unsigned block, bool is_zero)
 static int change_block(Fiber *self, World *w, Node *node, unsigned block, RequestKind kind)
 {
     GuestOff off = guest_off((uint64_t)block * BLOCK);
+    NodeIoFlags flags = pick(w, 8) == 0 ? NODE_IO_FUA : 0;
     uint32_t version = next_version(w, block, kind != REQUEST_WRITE);
     int r;
     if (kind == REQUEST_WRITE) {
         uint64_t words[WORDS];
         for (unsigned i = 0; i < WORDS; i++)
             words[i] = (uint64_t)version << 32 | block;
-        r = node_write(self, node, off, words, BLOCK, 0);
+        r = node_write(self, node, off, words, BLOCK, flags);
     } else if (kind == REQUEST_ZERO) {
-        r = node_zero(self, node, off, BLOCK, 0);
+        r = node_zero(self, node, off, BLOCK, flags);
     } else {
-        r = node_discard(self, node, off, BLOCK, 0);
+        r = node_discard(self, node, off, BLOCK, flags);
     }
     if (r == 0)
         w->acked.of[block] = version;
+    if (r == 0 && flags & NODE_IO_FUA)
+        w->durable.of[block] = version;
     return r;
 }
 
@@ -464,8 +467,9 @@ static void job(Fiber *self, void *arg)
     w->is_copying = true;
     w->result = commit_run(self, w->control, commit, &error);
     w->is_copying &= w->course.flush_fails;
-    if (w->result == 0)
-        w->result = commit_prepare(self, commit, &w->is_switched, &error);
+    while (w->result == 0 && (w->result = commit_come_close(self, commit, &error)) == 0 &&
+           (w->result = commit_switch(self, commit, &w->is_switched, &error)) > 0)
+        w->result = 0;
     if (w->result == 0)
         w->given_back = commit_give_back(self, commit);
     if (w->is_switched && w->course.keeps_top)

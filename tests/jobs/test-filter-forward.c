@@ -28,7 +28,8 @@ typedef struct Disk {
     uint8_t data[SIZE];
     unsigned fail_percent;
     bool discards_nothing;
-    unsigned n_writes;
+    unsigned n_writes, n_flushes;
+    int flush_error;
 } Disk;
 
 static Disk *disk_of(Node *node)
@@ -87,6 +88,14 @@ static int disk_discard(Fiber *self, Node *node, GuestOff off, uint64_t len, Nod
     return 0;
 }
 
+static int disk_flush(Fiber *self, Node *node)
+{
+    Disk *d = disk_of(node);
+    take_time(self, d->rand);
+    d->n_flushes++;
+    return d->flush_error;
+}
+
 static bool is_zero(const Disk *d, uint64_t sector)
 {
     static const uint8_t zeros[SECTOR];
@@ -112,6 +121,7 @@ static const NodeOps disk_ops = {
     .write = disk_write,
     .zero = disk_zero,
     .discard = disk_discard,
+    .flush = disk_flush,
     .map = disk_map,
 };
 
@@ -381,6 +391,34 @@ SIM_TEST(a_drain_of_the_target_waits_for_guests_and_chunks)
     scene_free(self, s);
 }
 
+static void promise(Fiber *self, const Scene *s, RequestKind kind)
+{
+    uint8_t buf[SECTOR] = {1};
+    int r = kind == REQUEST_FLUSH
+                ? node_flush(self, s->filter)
+                : node_write(self, s->filter, guest_off(0), buf, sizeof buf, NODE_IO_FUA);
+    fiber_assert_equal(r, 0);
+}
+
+SIM_TEST(what_guests_are_promised_holds_in_the_target_when_that_is_asked_for)
+{
+    static const RequestKind kinds[] = {REQUEST_FLUSH, REQUEST_WRITE};
+    Scene *s = scene_new(self, FORWARD_WRITE_BLOCKING);
+    for (unsigned i = 0; i < G_N_ELEMENTS(kinds); i++) {
+        filter_forward_set_durable(s->filter, false);
+        promise(self, s, kinds[i]);
+        fiber_assert_equal(s->target->n_flushes, i);
+        filter_forward_set_durable(s->filter, true);
+        promise(self, s, kinds[i]);
+        fiber_assert_equal(s->target->n_flushes, i + 1);
+        fiber_assert(filter_forward_is_durable(s->filter));
+    }
+    s->target->flush_error = -EIO;
+    promise(self, s, REQUEST_FLUSH); // no failure of the guest's
+    fiber_assert(!filter_forward_is_durable(s->filter));
+    scene_free(self, s);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -391,6 +429,7 @@ int main(void)
         cmocka_unit_test(what_is_still_written_in_the_background_is_not_taken_for_done),
         cmocka_unit_test(failures_of_the_target_are_not_the_guests),
         cmocka_unit_test(each_write_that_blocks_makes_the_work_less),
+        cmocka_unit_test(what_guests_are_promised_holds_in_the_target_when_that_is_asked_for),
         cmocka_unit_test(a_drain_of_the_target_waits_for_guests_and_chunks),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

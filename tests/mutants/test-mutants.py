@@ -136,6 +136,9 @@ MUTANTS = {
     "blocks-of-direct-files": ["tests/io/test-io-file-direct"],
     # §18
     "copy-target-durable-first": ["tests/jobs/test-jobs-commit"],
+    "copy-work-since": ["tests/jobs/test-jobs-commit-stall"],
+    "forward-flush": ["tests/jobs/test-jobs-filter-forward"],
+    "forward-fua": ["tests/jobs/test-jobs-filter-forward"],
     "keep-points-fill": ["tests/jobs/test-jobs-commit"],
     "keep-points-durable-first": ["tests/jobs/test-jobs-commit"],
     "keep-top-base-durable-first": ["tests/jobs/test-jobs-commit"],

@@ -32,6 +32,7 @@ typedef struct Test {
     MapMemory *memory;
     const char *format; // of /base
     Node *base, *top;
+    Port guests;
     uint64_t seed;
     uint8_t durable, newest; // the first block of /base
     uint64_t fail_at;
@@ -253,6 +254,49 @@ static void a_layer_that_another_reads_is_not_made_writable(void **state)
     sim_free(t.sim);
 }
 
+// --- guests beside a change
+
+static int no_op_while_drained(SimHook *hook, uint64_t n, SimOp op, const char *path, uint64_t off,
+                               uint64_t len)
+{
+    const Test *t = (Test *)hook;
+    if (t->guests.stopped)
+        fail_msg("operation %d on %s while guests wait", op, path);
+    return 0;
+}
+
+static void change_fiber(Fiber *self, void *arg)
+{
+    Test *t = arg;
+    open_both(self, t);
+    port_init(&t->guests, t->top, "guests");
+    assert_int_equal(read_block(self, t->top, 0), 1);
+    for (unsigned i = 0; i < 3; i++) {
+        assert_int_equal(node_change_mode(self, t->base, true, NULL), 0);
+        assert_int_equal(write_block(self, t->base, 0, 2 + i), 0);
+        assert_int_equal(write_block(self, t->base, (512 + 8 * i) << 10, 9), 0);
+        assert_int_equal(node_change_mode(self, t->base, false, NULL), 0);
+        assert_int_equal(read_block(self, t->top, 0), 2 + i);
+    }
+    port_done(self, &t->guests);
+    close_both(self, t);
+}
+
+static void guests_wait_for_nothing_that_is_read_or_written_for_a_mode_change(void **state)
+{
+    for (unsigned kind = 0; kind < N_KINDS; kind++) {
+        Test t = {.hook = {no_op_while_drained}};
+        if (kind == DIRTY) // its repair is for nobody to see
+            continue;
+        setup_sim(&t, kind, 11);
+        sim_set_hook(t.sim, &t.hook);
+        assert_true(sim_run(t.sim, change_fiber, &t));
+        sim_set_hook(t.sim, NULL);
+        assert_true(sim_run(t.sim, check_fiber, &t));
+        sim_free(t.sim);
+    }
+}
+
 // --- power cuts
 
 static void look_fiber(Fiber *self, void *arg)
@@ -400,6 +444,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_layer_is_written_and_read_through_its_overlay),
+        cmocka_unit_test(guests_wait_for_nothing_that_is_read_or_written_for_a_mode_change),
         cmocka_unit_test(a_layer_that_another_reads_is_not_made_writable),
         cmocka_unit_test(a_power_cut_loses_nothing_written_before_a_mode_change),
         cmocka_unit_test(a_failed_mode_change_leaves_what_was_there),

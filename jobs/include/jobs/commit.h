@@ -54,10 +54,13 @@ typedef struct CommitSpec {
 int commit_begin(Fiber *self, const CommitSpec *spec, Commit **ret_commit, GError **error);
 // JobKind.run; `commit` is a Commit.
 int commit_run(Fiber *self, JobControl *control, void *commit, GError **error);
-// After a run that went well: the layers are left out. 0, or negative with a sentence and the chain
-// shows what it did. *ret_switched: it is another one now (not after an active commit was asked to
-// end without).
-int commit_prepare(Fiber *self, Commit *commit, bool *ret_switched, GError **error);
+// After a run that went well. First what is left is done, for as long as it takes: guests go on, and
+// nothing need be held. Then the layers are left out, which holds up guests for requests in flight
+// only. 0. 1 from the second: guests were faster, so from the first again. Negative with a sentence,
+// and the chain shows what it did. *ret_switched: it is another one now (not after an active commit
+// was asked to end without).
+int commit_come_close(Fiber *self, Commit *commit, GError **error);
+int commit_switch(Fiber *self, Commit *commit, bool *ret_switched, GError **error);
 // After that, if the top stays: what the base has is given back. Ends early once the job is cancelled.
 // 0 or -errno: some of it has stayed in the top, and is right there.
 int commit_give_back(Fiber *self, Commit *commit);

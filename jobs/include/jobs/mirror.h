@@ -2,7 +2,7 @@
 // Mirror: a copy of what a node shows, that stays in step with what guests write, until they are
 // taken to it, or it is left behind as it is at that moment. Nobody above sees a difference.
 //
-//     mirror_begin → mirror_run → mirror_prepare → mirror_end
+//     mirror_begin → mirror_run → mirror_come_close → mirror_switch → mirror_end
 //
 // Write order: docs/ordering.md §19. Everything runs on the nodes' loop, in a fiber.
 #pragma once
@@ -41,8 +41,12 @@ Mirror *mirror_begin(const MirrorSpec *spec);
 // JobKind.run; `mirror` is a Mirror. Asked to end without completing, it leaves a copy of that moment
 // in the target, durable, when it returns 0.
 int mirror_run(Fiber *self, JobControl *control, void *mirror, GError **error);
-// After a run that went well, where it was asked to complete: the target comes in the place of the
-// replaced node. 0, or negative with a sentence, and nothing has changed. *ret_switched: it is.
-int mirror_prepare(Fiber *self, Mirror *mirror, bool *ret_switched, GError **error);
+// After a run that went well, where it was asked to complete: first what is left is done, for as long
+// as it takes: guests go on, and nothing need be held. Then the target comes in the place of the
+// replaced node, which holds up guests for requests in flight only. 0. 1 from the second: guests were
+// faster, so from the first again. Negative with a sentence, and nothing has changed. *ret_switched:
+// it is.
+int mirror_come_close(Fiber *self, Mirror *mirror, GError **error);
+int mirror_switch(Fiber *self, Mirror *mirror, bool *ret_switched, GError **error);
 // Last, whatever came before. Closes what nobody else uses any more. Accepts NULL.
 void mirror_end(Fiber *self, Mirror *mirror);

@@ -111,7 +111,8 @@ struct NodeOps {
     // May ranges that map() calls DATA be holes of the file? May suspend. NULL: no.
     bool (*data_may_be_hole)(Fiber *self, Node *node);
     // Makes the driver and its file writable; or read-only, after the last write: everything
-    // written back, durable, and the locks given up. All as before on failure. NULL: cannot.
+    // written back, durable, and the locks given up. All as before on failure. Reads may be under
+    // way, and are drained for what they must not see. NULL: cannot.
     int (*set_writable)(Fiber *self, Node *node, bool is_writable, GError **error);
     // Brings the file to another size and sets `size_bytes`, which is what is there on failure, too.
     // Drained, on a node that is not read-only; what comes new reads as zeros. NULL: cannot; a
@@ -319,7 +320,8 @@ void node_stop_writes(Node *node);
 // becomes durable and other programs may open the file read-only. For a filter it is done to the
 // node it filters. The error is one sentence; a node that could not be made read-only is stopped.
 int node_set_writable(Fiber *self, Node *node, bool is_writable, GError **error);
-// The same while requests come: it drains, and on the way down for a step in memory only.
+// The same while requests come: they wait for a step in memory only, and on the way up for the repair
+// of a dirty image.
 int node_change_mode(Fiber *self, Node *node, bool is_writable, GError **error);
 // Has no other program changed the files of `node`, which nobody may write? -ESTALE with a sentence.
 // node_set_writable() asks, too.

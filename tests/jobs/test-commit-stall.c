@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// How long guests are held up by the end of a commit, in virtual time: not by the time that the base
+// takes to become durable, nor by requests that take long now and then.
+#include <errno.h>
+#include <string.h>
+
+#include "../loop/in-fiber.h"
+#include "chain-core/chain.h"
+#include "chain-core/fiber-sync.h"
+#include "chain-core/port.h"
+#include "chain-core/qcow2-create.h"
+#include "chain-core/sim.h"
+#include "chain-core/switch.h"
+#include "job-work.h"
+#include "jobs/commit.h"
+
+#define MS UINT64_C(1000000)
+
+enum {
+    BLOCK = 4096,
+    DISK = 8 << 20,
+    N_GUESTS = 3,
+    NS_PER_BYTE = 20,      // of what becomes durable in the base
+    SYNC_NS = 50 * 1000000 // however little that is
+};
+
+typedef struct World {
+    MapMemory *memory;
+    Node *top, *base; // base: `slow`, over its image
+    uint64_t dirty_bytes;
+    Port port;
+    JobControl *control;
+    bool is_switched, is_over;
+    bool flushes, takes_long; // a guest's requests
+    bool base_refuses;        // writes
+    bool is_late;             // work comes and goes once the copy is close
+    unsigned next_guest;
+    uint64_t slowest_ns;
+    FiberWaitGroup guests;
+    uint8_t shadow[DISK / BLOCK];
+} World;
+
+// -- a base that takes its time to become durable -------------------------------------------------
+
+typedef struct Slow {
+    Node node;
+    World *w;
+} Slow;
+
+static int slow_write(Fiber *self, Node *node, GuestOff off, const void *buf, size_t len,
+                      NodeIoFlags flags)
+{
+    World *w = ((Slow *)node)->w;
+    if (w->base_refuses)
+        return -EIO;
+    w->dirty_bytes += len;
+    return node_write(self, node->backing, off, buf, len, flags);
+}
+
+static int slow_flush(Fiber *self, Node *node)
+{
+    World *w = ((Slow *)node)->w;
+    uint64_t bytes = w->dirty_bytes;
+    int r = node_flush(self, node->backing);
+    fiber_sleep(self, SYNC_NS + bytes * NS_PER_BYTE);
+    w->dirty_bytes -= MIN(bytes, w->dirty_bytes);
+    return r;
+}
+
+static void slow_close(Fiber *self, Node *node)
+{
+}
+
+static const NodeOps slow_ops = {
+    .driver = "slow",
+    .is_filter = true,
+    .write = slow_write,
+    .flush = slow_flush,
+    .close = slow_close,
+};
+
+static Node *slow_new(World *w, Node *below)
+{
+    Slow *slow = g_new0(Slow, 1);
+    node_init(&slow->node, &slow_ops, below->loop, "slow", below->size_bytes);
+    slow->w = w;
+    return &slow->node;
+}
+
+// -- guests ---------------------------------------------------------------------------------------
+
+static void write_block(Fiber *self, World *w, unsigned number)
+{
+    uint8_t data[BLOCK];
+    uint64_t begun_ns = loop_now_ns(fiber_loop(self));
+    memset(data, ++w->shadow[number], BLOCK);
+    Node *node = port_enter(self, &w->port, REQUEST_WRITE);
+    fiber_assert_equal(node_write(self, node, guest_off((uint64_t)number * BLOCK), data, BLOCK, 0),
+                       0);
+    port_leave(&w->port, REQUEST_WRITE);
+    w->slowest_ns = MAX(w->slowest_ns, loop_now_ns(fiber_loop(self)) - begun_ns);
+}
+
+static void guest(Fiber *self, void *arg)
+{
+    World *w = arg;
+    unsigned first = w->next_guest++, n = DISK / BLOCK / N_GUESTS;
+    for (unsigned i = 0; !w->is_over; i++) {
+        write_block(self, w, first + i * 37 % n * N_GUESTS);
+        fiber_sleep(self, MS);
+    }
+    fiber_wait_group_done(&w->guests);
+}
+
+// Requests of another kind, which take as long as they do and are in flight most of the time.
+static void long_guest(Fiber *self, void *arg)
+{
+    World *w = arg;
+    while (!w->is_over) {
+        Node *node = port_enter(self, &w->port, REQUEST_FLUSH);
+        if (w->flushes)
+            fiber_assert_equal(node_flush(self, node), 0);
+        else
+            fiber_sleep(self, 200 * MS);
+        port_leave(&w->port, REQUEST_FLUSH);
+        fiber_sleep(self, 30 * MS);
+    }
+    fiber_wait_group_done(&w->guests);
+}
+
+// -- the chain ------------------------------------------------------------------------------------
+
+static void create(Fiber *self, const char *path, const char *backing)
+{
+    Qcow2CreateOptions options = {.size_bytes = DISK,
+                                  .cluster_bytes = 65536,
+                                  .backing_name = backing,
+                                  .backing_format = backing ? "qcow2" : NULL};
+    fiber_assert_equal(qcow2_create(self, path, &options, NULL), 0);
+}
+
+static void open_chain(Fiber *self, World *w)
+{
+    LayerOptions options = {.memory = w->memory, .format = "qcow2"};
+    create(self, "/base", NULL);
+    create(self, "/middle", "base");
+    create(self, "/top", "middle");
+    fiber_assert_equal(chain_open(self, "/top", &options, &w->top, NULL, NULL), 0);
+    Node *image = chain_backing(chain_backing(w->top));
+    fiber_assert_equal(node_change_mode(self, image, true, NULL), 0);
+    w->base = slow_new(w, image);
+    node_insert_filter(self, image, w->base);
+    port_init(&w->port, w->top, "guests");
+    for (unsigned i = 0; i < DISK / BLOCK; i++)
+        write_block(self, w, i);
+}
+
+static void close_chain(Fiber *self, World *w)
+{
+    port_done(self, &w->port);
+    node_unref_close(self, w->top);
+    node_unref_close(self, w->base);
+    map_memory_free(w->memory);
+}
+
+static void check_content(Fiber *self, World *w)
+{
+    uint8_t data[BLOCK];
+    for (unsigned i = 0; i < DISK / BLOCK; i++) {
+        fiber_assert_equal(
+            node_read(self, w->port.node, guest_off((uint64_t)i * BLOCK), data, BLOCK), 0);
+        fiber_assert(data[0] == w->shadow[i] && memcmp(data, data + 1, BLOCK - 1) == 0);
+    }
+}
+
+// -- the job --------------------------------------------------------------------------------------
+
+static void hear(void *arg, const JobNews *news)
+{
+    World *w = arg;
+    if (news->kind != JOB_NEWS_READY)
+        return;
+    w->slowest_ns = 0;
+    job_control_ask_end(w->control, JOB_END_COMPLETE);
+}
+
+// What the base has refused is done by the next write to the same place, and not durable there.
+static void come_late(Fiber *self, World *w)
+{
+    w->base_refuses = true;
+    write_block(self, w, 0);
+    w->base_refuses = false;
+    write_block(self, w, 0);
+}
+
+static void run_job(Fiber *self, World *w)
+{
+    Loop *loop = fiber_loop(self);
+    CommitSpec spec = {.name = "job", .top = w->top, .base = w->base};
+    Commit *commit;
+    w->control = job_control_new(0);
+    job_control_begin(w->control, loop, loop, hear, w);
+    fiber_assert_equal(commit_begin(self, &spec, &commit, NULL), 0);
+    fiber_assert_equal(commit_run(self, w->control, commit, NULL), 0);
+    fiber_assert_equal(commit_come_close(self, commit, NULL), 0);
+    if (w->is_late) {
+        come_late(self, w);
+        fiber_assert_equal(commit_switch(self, commit, &w->is_switched, NULL), 1);
+        fiber_assert_equal(commit_come_close(self, commit, NULL), 0);
+    }
+    fiber_assert_equal(commit_switch(self, commit, &w->is_switched, NULL), 0);
+    w->is_over = true;
+    commit_end(self, commit);
+    job_control_end(w->control);
+    job_control_drop(w->control);
+}
+
+static void commit_under_load(Fiber *self, void *arg)
+{
+    World *w = arg;
+    w->memory = map_memory_new(1 << 20);
+    open_chain(self, w);
+    unsigned n_guests = w->is_late ? 0 : N_GUESTS, n_long = w->flushes || w->takes_long;
+    fiber_wait_group_add(&w->guests, n_guests + n_long);
+    for (unsigned i = 0; i < n_guests; i++)
+        fiber_assert_equal(fiber_spawn(fiber_loop(self), "guest", guest, w, NULL), 0);
+    if (n_long)
+        fiber_assert_equal(fiber_spawn(fiber_loop(self), "long guest", long_guest, w, NULL), 0);
+    run_job(self, w);
+    fiber_wait_group_wait(self, &w->guests);
+    fiber_assert(w->is_switched && w->port.node == w->base);
+    check_content(self, w);
+    close_chain(self, w);
+}
+
+static uint64_t slowest_write_ns(World *w)
+{
+    SimConfig config = {.seed = 5, .max_delay_us = 100};
+    Sim *sim = sim_new(&config);
+    assert_true(sim_run(sim, commit_under_load, w));
+    sim_free(sim);
+    return w->slowest_ns;
+}
+
+static void a_pivot_holds_no_guest_up_while_the_base_becomes_durable(void **state)
+{
+    World w = {0};
+    assert_true(slowest_write_ns(&w) < 5 * MS);
+}
+
+static void flushes_of_guests_do_not_keep_others_out_for_long(void **state)
+{
+    World w = {.flushes = true};
+    assert_true(slowest_write_ns(&w) < 25 * MS);
+}
+
+static void requests_that_take_long_do_not_keep_others_out_for_long(void **state)
+{
+    World w = {.takes_long = true};
+    assert_true(slowest_write_ns(&w) < 45 * MS);
+}
+
+static void work_that_was_done_after_the_last_flush_is_made_durable_first(void **state)
+{
+    World w = {.is_late = true};
+    slowest_write_ns(&w);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_pivot_holds_no_guest_up_while_the_base_becomes_durable),
+        cmocka_unit_test(flushes_of_guests_do_not_keep_others_out_for_long),
+        cmocka_unit_test(work_that_was_done_after_the_last_flush_is_made_durable_first),
+        cmocka_unit_test(requests_that_take_long_do_not_keep_others_out_for_long),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
