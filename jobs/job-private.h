@@ -10,7 +10,7 @@
 // Jobs that end together.
 struct JobGroup {
     unsigned n_refs;
-    GPtrArray *jobs; // Job, that have not concluded
+    GPtrArray *jobs; // Job, that have not concluded; they end in this order, the last one first
     unsigned n_left; // their work has not ended, or not begun
     bool has_failed;
     bool is_finalized; // by a user, or since none has to

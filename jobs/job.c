@@ -128,7 +128,7 @@ Job *job_new(JobTable *table, const JobSpec *spec, GError **error)
     if (spec->group)
         job->group->n_refs++;
     job->group->n_left++;
-    g_ptr_array_add(job->group->jobs, job);
+    g_ptr_array_insert(job->group->jobs, 0, job);
     g_ptr_array_add(table->jobs, job);
     job_tell(job, (JobEvent){JOB_EVENT_STATUS});
     return job;

@@ -13,6 +13,7 @@
 #include "daemon/node-instances.h"
 #include "daemon/node-overlay.h"
 #include "daemon/qmp/args.h"
+#include "job-start.h"
 #include "jobs/commit.h"
 
 // -- types ----------------------------------------------------------------------------------------
@@ -530,12 +531,19 @@ static int make_ready(Fiber *self, CommitJob *job, const char *id, GError **erro
     return r == 0 ? begin(self, job, id, error) : r;
 }
 
+static void drop_work(Fiber *self, void *work)
+{
+    commit_job_free(self, work);
+}
+
 // Takes `work`.
-static int start(Fiber *self, CommitJob *work, const json_t *args, GError **error)
+static int make_job(Fiber *self, CommitJob *work, const json_t *args, JobGroup *group,
+                    QmpJobStart *ret_start, GError **error)
 {
     JobSpec spec =
         qmp_block_job_spec(args, is_active(work) ? &active_commit_kind : &commit_kind, work);
     spec.total = is_active(work) ? 0 : work->top->facts.size_bytes;
+    spec.group = group;
     Job *job = job_new(work->daemon->jobs, &spec, error);
     if (!job) {
         commit_job_free(self, work);
@@ -546,7 +554,7 @@ static int start(Fiber *self, CommitJob *work, const json_t *args, GError **erro
     if (r == 0)
         r = make_ready(self, work, spec.id, error);
     if (r == 0) {
-        job_start(self, job, named_node_loop(work->base));
+        *ret_start = (QmpJobStart){job, named_node_loop(work->base), work, drop_work};
     } else {
         job_drop(job);
         commit_job_free(self, work);
@@ -554,10 +562,9 @@ static int start(Fiber *self, CommitJob *work, const json_t *args, GError **erro
     return r;
 }
 
-static int start_commit(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_reply,
-                        GError **error)
+static int prepare_commit(Fiber *self, const QmpCall *call, const json_t *args,
+                          QmpJobStart *ret_start, GError **error)
 {
-    Nodes *nodes = call->daemon->nodes;
     CommitJob *work = g_new(CommitJob, 1);
     *work = (CommitJob){
         .daemon = call->daemon,
@@ -571,16 +578,19 @@ static int start_commit(Fiber *self, QmpCall *call, const json_t *args, json_t *
         .keeps_top = qmp_args_bool(args, "keep-top", false),
         .completes_itself = qmp_args_bool(args, "auto-complete", false),
     };
-    fiber_mutex_lock(self, nodes_graph_lock(nodes));
-    int r = find_nodes(nodes, args, work, error);
+    int r = find_nodes(call->daemon->nodes, args, work, error);
     if (r == 0)
         r = check(work, args, error);
     if (r == 0)
-        r = start(self, work, args, error);
-    else
-        commit_job_free(self, work);
-    fiber_mutex_unlock(self, nodes_graph_lock(nodes));
+        return make_job(self, work, args, call->group, ret_start, error);
+    commit_job_free(self, work);
     return r;
+}
+
+static int start_commit(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_reply,
+                        GError **error)
+{
+    return qmp_start_job(self, call, args, prepare_commit, error);
 }
 
 static const QmpCommand commands[] = {

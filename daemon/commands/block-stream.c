@@ -13,6 +13,7 @@
 #include "daemon/named-hold.h"
 #include "daemon/node-instances.h"
 #include "daemon/qmp/args.h"
+#include "job-start.h"
 #include "jobs/block-stream.h"
 
 // -- types ----------------------------------------------------------------------------------------
@@ -318,11 +319,18 @@ static int make_ready(Fiber *self, StreamJob *job, GError **error)
     return 0;
 }
 
+static void drop_work(Fiber *self, void *work)
+{
+    stream_job_free(self, work);
+}
+
 // Takes `work`.
-static int start(Fiber *self, StreamJob *work, const json_t *args, GError **error)
+static int make_job(Fiber *self, StreamJob *work, const json_t *args, JobGroup *group,
+                    QmpJobStart *ret_start, GError **error)
 {
     JobSpec spec = qmp_block_job_spec(args, &stream_kind, work);
     spec.total = work->bottom ? work->image->facts.size_bytes : 0;
+    spec.group = group;
     Job *job = job_new(work->daemon->jobs, &spec, error);
     if (!job) {
         stream_job_free(self, work);
@@ -333,7 +341,7 @@ static int start(Fiber *self, StreamJob *work, const json_t *args, GError **erro
     if (r == 0)
         r = make_ready(self, work, error);
     if (r == 0) {
-        job_start(self, job, named_node_loop(work->image));
+        *ret_start = (QmpJobStart){job, named_node_loop(work->image), work, drop_work};
     } else {
         job_drop(job);
         stream_job_free(self, work);
@@ -341,10 +349,9 @@ static int start(Fiber *self, StreamJob *work, const json_t *args, GError **erro
     return r;
 }
 
-static int start_stream(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_reply,
-                        GError **error)
+static int prepare_stream(Fiber *self, const QmpCall *call, const json_t *args,
+                          QmpJobStart *ret_start, GError **error)
 {
-    Nodes *nodes = call->daemon->nodes;
     StreamJob *work = g_new(StreamJob, 1);
     *work = (StreamJob){
         .daemon = call->daemon,
@@ -352,18 +359,21 @@ static int start_stream(Fiber *self, QmpCall *call, const json_t *args, json_t *
         .masks_protocol = qmp_args_bool(args, "backing-mask-protocol", false),
         .on_error = qmp_args_on_error(args, "on-error"),
     };
-    fiber_mutex_lock(self, nodes_graph_lock(nodes));
     int r = check_exclusive(args, error);
     if (r == 0)
-        r = find_range(nodes, args, work, error);
+        r = find_range(call->daemon->nodes, args, work, error);
     if (r == 0)
         r = check(work, args, error);
     if (r == 0)
-        r = start(self, work, args, error);
-    else
-        stream_job_free(self, work);
-    fiber_mutex_unlock(self, nodes_graph_lock(nodes));
+        return make_job(self, work, args, call->group, ret_start, error);
+    stream_job_free(self, work);
     return r;
+}
+
+static int start_stream(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_reply,
+                        GError **error)
+{
+    return qmp_start_job(self, call, args, prepare_stream, error);
 }
 
 static const QmpCommand commands[] = {

@@ -2,7 +2,8 @@
 // Runs the actions of all families (QmpAction) in the order that command.h gives. The union of
 // their arguments is made from their tables at the start. Control loop.
 //
-//     each drained by itself → all prepared → all drained → all committed → resumed → finished → cleaned
+//     each drained by itself → all prepared → all drained → all committed → resumed → finished →
+//     started → cleaned
 //     one of them failed → the drained ones resumed → the prepared ones aborted, last first →
 //     cleaned
 #include "transaction.h"
@@ -11,6 +12,7 @@
 #include "daemon/drain-rehearsal.h"
 #include "daemon/qmp/args.h"
 #include "daemon/qmp/table.h"
+#include "jobs/job.h"
 
 typedef struct Step {
     const QmpAction *action;
@@ -174,22 +176,52 @@ static void clean_all(Transaction *t)
             t->steps[i].action->clean(t->self, t->steps[i].state);
 }
 
-// No action starts a job yet, so none can be completed with others.
-static int check_grouped(const json_t *args, GError **error)
+static void start_all(Transaction *t)
+{
+    for (size_t i = 0; i < t->n_prepared; i++)
+        if (t->steps[i].action->start)
+            t->steps[i].action->start(t->self, t->steps[i].state);
+}
+
+static bool is_grouped(const json_t *args)
 {
     const char *mode = qmp_args_str(json_object_get(args, "properties"), "completion-mode");
+    return mode && g_str_equal(mode, "grouped");
+}
+
+// Only jobs complete.
+static int check_grouped(const QmpTable *table, const json_t *args, GError **error)
+{
     size_t i;
     json_t *entry;
-    if (!mode || !g_str_equal(mode, "grouped"))
-        return 0;
     json_array_foreach(json_object_get(args, "actions"), i, entry)
     {
-        return qmp_fail(error,
-                        "Action '%s' does not support transaction property completion-mode = "
-                        "grouped",
-                        qmp_args_str(entry, "type"));
+        const char *type = qmp_args_str(entry, "type");
+        if (!qmp_table_find_action(table, type)->is_job)
+            return qmp_fail(error,
+                            "Action '%s' does not support transaction property completion-mode = "
+                            "grouped",
+                            type);
     }
     return 0;
+}
+
+// With the graph lock.
+static int run_all(Transaction *t, const json_t *args, GError **error)
+{
+    int r = prepare_and_drain(t, args, error);
+    bool is_committed = r == 0;
+    if (is_committed)
+        commit_all(t);
+    resume_all(t);
+    if (is_committed) // what the other actions refer to must stay meanwhile
+        r = finish_all(t, error);
+    if (r < 0)
+        abort_all(t);
+    else
+        start_all(t);
+    clean_all(t);
+    return r;
 }
 
 static int transaction(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_reply,
@@ -197,25 +229,20 @@ static int transaction(Fiber *self, QmpCall *call, const json_t *args, json_t **
 {
     size_t n = json_array_size(json_object_get(args, "actions"));
     g_autofree Step *steps = g_new0(Step, n + 1);
-    Transaction t = {.self = self, .call = call, .steps = steps};
-    int r = check_grouped(args, error);
+    QmpCall of_actions = *call;
+    Transaction t = {.self = self, .call = &of_actions, .steps = steps};
+    int r = is_grouped(args) ? check_grouped(call->table, args, error) : 0;
     if (r == 0)
         r = rehearse_drains(self, call, args, error);
     if (r < 0)
         return r;
+    if (is_grouped(args))
+        of_actions.group = job_group_new();
     FiberMutex *lock = nodes_graph_lock(call->daemon->nodes);
     fiber_mutex_lock(self, lock);
-    r = prepare_and_drain(&t, args, error);
-    bool is_committed = r == 0;
-    if (is_committed)
-        commit_all(&t);
-    resume_all(&t);
-    if (is_committed) // what the other actions refer to must stay meanwhile
-        r = finish_all(&t, error);
-    if (r < 0)
-        abort_all(&t);
-    clean_all(&t);
+    r = run_all(&t, args, error);
     fiber_mutex_unlock(self, lock);
+    job_group_unref(of_actions.group);
     return r;
 }
 

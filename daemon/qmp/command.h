@@ -10,12 +10,14 @@
 
 typedef struct Daemon Daemon;
 typedef struct QmpTable QmpTable;
+typedef struct JobGroup JobGroup;
 
 // On whose behalf a command runs: a monitor's, or an option's of the command line.
 typedef struct QmpCall {
     Daemon *daemon;
     const QmpTable *table;
     bool is_negotiated; // of the monitor: commands other than qmp_capabilities are allowed
+    JobGroup *group;    // of the jobs that a transaction starts, when they end together; else NULL
 } QmpCall;
 
 // Runs in its monitor's fiber and may suspend; commands of other monitors run meanwhile. `args` are
@@ -41,9 +43,9 @@ typedef struct QmpEvent {
 // Actions of one transaction take effect together or not at all. First, what each would drain is
 // drained by itself (daemon/drain-rehearsal.h). Then the graph lock (nodes_graph_lock())
 // is held throughout, so they do not take it. For all in their order: prepare; then drain; then commit;
-// then resume; then finish; then clean. When one of prepare or drain fails: resume what was drained,
-// abort in reverse order those that were prepared, clean. When one of finish fails: the same but for
-// the resume. All functions but prepare may be NULL.
+// then resume; then finish; then start; then clean. When one of prepare or drain fails: resume what was
+// drained, abort in reverse order those that were prepared, clean. When one of finish fails: the same
+// but for the resume. All functions but prepare may be NULL.
 typedef struct QmpAction {
     const char *name;
     const QmpType *data; // an object
@@ -67,6 +69,9 @@ typedef struct QmpAction {
     // The name of the node whose writers `drain` will hold back, borrowed; NULL: `data` names none.
     // Wherever there is a drain.
     const char *(*drains)(const json_t *data);
+    // All has been done, and cannot be undone any more: what goes on by itself begins.
+    void (*start)(Fiber *self, void *state);
+    bool is_job; // it starts a job, which can end together with others: QmpCall.group
 } QmpAction;
 
 // Tables end with an entry without a name; NULL: there are none.
