@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // A chunk enters the port, reads, holds the range of the target, writes if it is not stale, and
-// leaves. Whoever holds a range waits for one write only: not for the read, nor for memory. On the
-// nodes' loop.
+// leaves. Whoever holds a range waits for one write only: not for the read, nor for memory.
+//
+// Where the host takes bytes from file to file (node_write_extent()) the read is part of the write.
+// It begins with the range held and the chunk not stale, so what it reads is as new as what a buffer
+// would hold. The source is pinned then, and not before: a guest that holds the range may wait for
+// pins to end. On the nodes' loop.
 #include "copy-nodes.h"
 
 #include <errno.h>
@@ -9,24 +13,111 @@
 #include "chain-core/io-buffers.h"
 #include "chain-core/node-fill.h"
 
-// What is read without waiting (in memory, in the page cache) before others get their turn.
+// What is moved without waiting (in memory, in the page cache) before others get their turn.
 enum { TURN_BYTES = 128 << 10 };
 
-static int read_data(Fiber *self, Node *source, const CopyChunk *chunk, uint8_t *buf)
+// False: the chunk is stale, and the range not held.
+static bool begin_put(Fiber *self, const CopyNodes *nodes, const CopyChunk *chunk, RangeHold *hold)
+{
+    if (!nodes->lock)
+        return true;
+    range_lock_take(self, nodes->lock, hold, chunk->off, chunk->len);
+    if (!copy_chunk_is_stale(chunk))
+        return true;
+    range_lock_release(nodes->lock, hold);
+    return false;
+}
+
+static void end_put(const CopyNodes *nodes, RangeHold *hold)
+{
+    if (nodes->lock)
+        range_lock_release(nodes->lock, hold);
+}
+
+// -- within the host ------------------------------------------------------------------------------
+
+// A first part of what is left of the chunk. 0; -ENOTSUP: it has to go through a buffer.
+static int copy_some(Fiber *self, const CopyNodes *nodes, CopyChunk *chunk, uint64_t max_bytes)
+{
+    uint64_t done = chunk->copied_bytes + chunk->shared_bytes, len;
+    GuestOff off = guest_off(chunk->off + done);
+    NodeExtent extent;
+    IoBatch pins;
+    io_batch_init(&pins, self);
+    int r = node_status_pinned(self, nodes->source, off, MIN(chunk->len - done, max_bytes), &pins,
+                               &extent);
+    chunk->failed_reading = r < 0;
+    if (r == 0)
+        r = extent.kind == NODE_EXTENT_DATA
+                ? node_write_extent(self, nodes->target, off, &extent, &len)
+                : -ENOTSUP;
+    io_batch_wait(self, &pins);
+    if (r >= 0)
+        *(r ? &chunk->shared_bytes : &chunk->copied_bytes) += len;
+    return MIN(r, 0);
+}
+
+// As far as that goes: copied_bytes and shared_bytes.
+static int move_within_host(Fiber *self, const CopyNodes *nodes, CopyChunk *chunk)
+{
+    const File *file = node_file(nodes->target);
+    uint64_t turn = file && file_is_in_memory(file) ? TURN_BYTES : UINT64_MAX;
+    RangeHold hold;
+    if (!file)
+        return 0;
+    if (!begin_put(self, nodes, chunk, &hold))
+        return COPY_AGAIN;
+    int r = copy_some(self, nodes, chunk, turn);
+    while (r == 0 && chunk->copied_bytes + chunk->shared_bytes < chunk->len) {
+        fiber_sleep(self, 0);
+        r = copy_some(self, nodes, chunk, turn);
+    }
+    end_put(nodes, &hold);
+    return r == -ENOTSUP ? 0 : r;
+}
+
+// -- through a buffer -----------------------------------------------------------------------------
+
+static int read_data(Fiber *self, Node *source, GuestOff off, uint8_t *buf, uint64_t len)
 {
     IoBatch batch;
     int r = 0;
     io_batch_init(&batch, self);
-    for (uint64_t at = 0; r == 0 && at < chunk->len; at += TURN_BYTES) {
+    for (uint64_t at = 0; r == 0 && at < len; at += TURN_BYTES) {
         uint32_t n_pending = batch.pending;
-        r = node_read_start(self, source, guest_off(chunk->off + at), buf + at,
-                            MIN(TURN_BYTES, chunk->len - at), &batch);
-        if (batch.pending == n_pending && at + TURN_BYTES < chunk->len)
+        r = node_read_start(self, source, guest_off(off.v + at), buf + at,
+                            MIN(TURN_BYTES, len - at), &batch);
+        if (batch.pending == n_pending && at + TURN_BYTES < len)
             fiber_sleep(self, 0);
     }
     int waited = io_batch_wait(self, &batch);
     return r < 0 ? r : waited;
 }
+
+// The rest of the chunk.
+static int move_through_buffer(Fiber *self, const CopyNodes *nodes, CopyChunk *chunk)
+{
+    uint64_t done = chunk->copied_bytes + chunk->shared_bytes, len = chunk->len - done;
+    GuestOff off = guest_off(chunk->off + done);
+    Loop *loop = fiber_loop(self);
+    RangeHold hold;
+    uint8_t *buf = io_buffer_take(loop, len);
+    if (!buf)
+        return -ENOMEM;
+    int r = read_data(self, nodes->source, off, buf, len);
+    chunk->failed_reading = r < 0;
+    if (r == 0 && !begin_put(self, nodes, chunk, &hold)) {
+        r = COPY_AGAIN;
+    } else if (r == 0) {
+        r = node_write(self, nodes->target, off, buf, len, 0);
+        end_put(nodes, &hold);
+    }
+    io_buffer_put(loop, buf, len);
+    chunk->copied_bytes += r == 0 ? len : 0;
+    return r;
+}
+
+// -- zeros ----------------------------------------------------------------------------------------
 
 // With no space of its own, and for good: nothing comes to lie below that shows something else.
 static bool shows_zeros(const NodeExtent *extent)
@@ -58,38 +149,22 @@ static int write_zeros(Fiber *self, const CopyNodes *nodes, uint64_t off, uint64
                : node_fill(self, nodes->target, guest_off(off), len, 0, &result);
 }
 
-static int write_target(Fiber *self, const CopyNodes *nodes, const CopyChunk *chunk,
-                        const uint8_t *data)
-{
-    GuestOff off = guest_off(chunk->off);
-    return data ? node_write(self, nodes->target, off, data, chunk->len, 0)
-                : write_zeros(self, nodes, chunk->off, chunk->len);
-}
-
-// `data` NULL: zeros.
-static int put(Fiber *self, const CopyNodes *nodes, const CopyChunk *chunk, const uint8_t *data)
-{
-    if (!nodes->lock)
-        return write_target(self, nodes, chunk, data);
-    RangeHold hold;
-    range_lock_take(self, nodes->lock, &hold, chunk->off, chunk->len);
-    int r = copy_chunk_is_stale(chunk) ? COPY_AGAIN : write_target(self, nodes, chunk, data);
-    range_lock_release(nodes->lock, &hold);
-    return r;
-}
+// -- chunks ---------------------------------------------------------------------------------------
 
 static int move_data(Fiber *self, const CopyNodes *nodes, CopyChunk *chunk)
 {
-    Loop *loop = fiber_loop(self);
-    uint8_t *buf = io_buffer_take(loop, chunk->len);
-    if (!buf)
-        return -ENOMEM;
-    int r = read_data(self, nodes->source, chunk, buf);
-    chunk->failed_reading = r < 0;
-    if (r == 0)
-        r = put(self, nodes, chunk, buf);
-    io_buffer_put(loop, buf, chunk->len);
-    chunk->copied_bytes = r == 0 ? chunk->len : 0;
+    int r = move_within_host(self, nodes, chunk);
+    bool is_done = chunk->copied_bytes + chunk->shared_bytes == chunk->len;
+    return r || is_done ? r : move_through_buffer(self, nodes, chunk);
+}
+
+static int put_zeros(Fiber *self, const CopyNodes *nodes, const CopyChunk *chunk)
+{
+    RangeHold hold;
+    if (!begin_put(self, nodes, chunk, &hold))
+        return COPY_AGAIN;
+    int r = write_zeros(self, nodes, chunk->off, chunk->len);
+    end_put(nodes, &hold);
     return r;
 }
 
@@ -97,7 +172,7 @@ int copy_nodes_chunk(Fiber *self, const CopyNodes *nodes, CopyChunk *chunk)
 {
     port_enter(self, nodes->port, REQUEST_WRITE);
     int r =
-        chunk->kind == WORK_DATA ? move_data(self, nodes, chunk) : put(self, nodes, chunk, NULL);
+        chunk->kind == WORK_DATA ? move_data(self, nodes, chunk) : put_zeros(self, nodes, chunk);
     port_leave(nodes->port, REQUEST_WRITE);
     return r;
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// How a chunk gets from one node to another: zeros as such, data through a buffer. For commit,
-// mirror and backup. On the nodes' loop.
+// How a chunk gets from one node to another: zeros as such, data from file to file where the host
+// does that, else through a buffer. For commit, mirror and backup. On the nodes' loop.
 #pragma once
 
 #include "chain-core/port.h"

@@ -19,12 +19,22 @@ typedef struct CopyCall {
 // No file system shares less. One with larger blocks says EINVAL.
 enum { MIN_SHARED_BYTES = 4096 };
 
-static bool may_share(const CopyCall *c)
+static bool may_share(const HostFile *from, const HostFile *to)
 {
-    dev_t refused = atomic_load_explicit(&c->to->no_sharing_with, memory_order_relaxed);
-    return !c->from->file.is_block_device && !c->to->file.is_block_device &&
-           !((c->from_off | c->to_off | c->len) % MIN_SHARED_BYTES) &&
-           !(refused && refused == c->from->file.identity[0]);
+    dev_t refused = atomic_load_explicit(&to->no_sharing_with, memory_order_relaxed);
+    return !from->file.is_block_device && !to->file.is_block_device &&
+           !(refused && refused == from->file.identity[0]);
+}
+
+static bool moves_in_memory(const File *from, const File *to)
+{
+    return from->is_in_memory && to->is_in_memory;
+}
+
+bool host_file_may_copy(const File *from, uint64_t from_off, const File *to, uint64_t len)
+{
+    return moves_in_memory(from, to) || (may_share((const HostFile *)from, (const HostFile *)to) &&
+                                         !((from_off | len) % MIN_SHARED_BYTES));
 }
 
 static int share_call(void *arg)
@@ -73,7 +83,9 @@ int host_file_copy(Fiber *self, File *from, uint64_t from_off, File *to, uint64_
                    uint64_t len)
 {
     CopyCall c = {(HostFile *)from, (HostFile *)to, from_off, to_off, len};
-    if (from->is_in_memory && to->is_in_memory)
+    if (moves_in_memory(from, to))
         return move_call(&c);
-    return may_share(&c) ? host_file_call(self, c.to, share_call, &c) : -ENOTSUP;
+    bool is_aligned = !((from_off | to_off | len) % MIN_SHARED_BYTES);
+    return is_aligned && may_share(c.from, c.to) ? host_file_call(self, c.to, share_call, &c)
+                                                 : -ENOTSUP;
 }

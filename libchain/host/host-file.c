@@ -382,6 +382,7 @@ const FileOps host_file_ops = {
     .reserve = host_file_reserve,
     .discard = host_file_discard,
     .copy = host_file_copy,
+    .may_copy = host_file_may_copy,
     .truncate = host_file_truncate,
     .find_extent = host_file_find_extent,
     .get_size = host_file_get_size,

@@ -53,9 +53,10 @@ int host_file_get_allocated(Fiber *self, File *file, uint64_t *ret_bytes);
 int host_file_get_free(Fiber *self, File *file, uint64_t *ret_bytes, bool *ret_can_share);
 // Size of an open descriptor; blocking.
 int host_file_measure(int fd, bool is_block_device, uint64_t *ret_size);
-// host-file-copy.c: FileOps.copy
+// host-file-copy.c: FileOps.copy, may_copy
 int host_file_copy(Fiber *self, File *from, uint64_t from_off, File *to, uint64_t to_off,
                    uint64_t len);
+bool host_file_may_copy(const File *from, uint64_t from_off, const File *to, uint64_t len);
 // host-file.c
 void host_file_init_writes(HostFile *h);
 extern const FileOps host_file_ops;

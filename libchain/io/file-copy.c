@@ -6,6 +6,16 @@
 
 #include "io/file-private.h"
 
+static bool can_copy(const File *from, const File *to)
+{
+    return to->ops->copy && to->ops->copy == from->ops->copy;
+}
+
+bool file_may_copy(const File *from, HostOff from_off, const File *to, uint64_t len)
+{
+    return can_copy(from, to) && to->ops->may_copy(from, from_off.v, to, len);
+}
+
 int file_copy(Fiber *self, File *from, HostOff from_off, File *to, HostOff to_off, uint64_t len)
 {
     assert(to->is_writable && from->loop == to->loop);
@@ -15,7 +25,7 @@ int file_copy(Fiber *self, File *from, HostOff from_off, File *to, HostOff to_of
         return -ENOTSUP;
     if (__builtin_add_overflow(to_off.v, len, &to_end) || to_end > INT64_MAX)
         return -EFBIG;
-    if (!to->ops->copy || to->ops->copy != from->ops->copy || !len)
+    if (!can_copy(from, to) || !len)
         return -ENOTSUP;
     file_note_change(to, to_off.v, len);
     to->n_changing++;

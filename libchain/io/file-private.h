@@ -77,6 +77,8 @@ struct FileOps {
     // Like file_copy(), of a range that lies inside `from`. NULL: -ENOTSUP.
     int (*copy)(Fiber *self, File *from, uint64_t from_off, File *to, uint64_t to_off,
                 uint64_t len);
+    // Like file_may_copy(). Where copy() is.
+    bool (*may_copy)(const File *from, uint64_t from_off, const File *to, uint64_t len);
     int (*find_extent)(Fiber *self, File *file, uint64_t off, uint64_t len, bool *ret_is_data,
                        uint64_t *ret_len); // -ENOTSUP: unknown
     int (*get_size)(Fiber *self, File *file, uint64_t *ret_size);

@@ -3,8 +3,9 @@
 // and what zeros, and how the data comes up. The driver gives places, and links them
 // (NodeFillOps). In a fiber on the node's loop.
 //
-// Data comes up by file_copy() where layers below hold it as plain ranges of files, else through a
-// buffer. No lock is held meanwhile, and nothing below changes: the caller's port is entered.
+// Data comes up by file_copy() where layers below hold it as plain ranges of files, which are pinned
+// meanwhile, else through a buffer. No lock is held, and what lies below shows the same all the while:
+// the caller's port is entered.
 #include "chain-core/node-fill.h"
 
 #include <errno.h>
@@ -45,8 +46,8 @@ uint64_t node_fill_granularity(Node *node)
 
 // --- what lies below -----------------------------------------------------------------------------
 
-// Zeros or not, and how far.
-static int look_below(Fiber *self, const Fill *f, uint64_t off, uint64_t len,
+// Zeros or not, and how far. `pins`: as node_status_pinned() has it; or NULL.
+static int look_below(Fiber *self, const Fill *f, uint64_t off, uint64_t len, IoBatch *pins,
                       NodeExtent *ret_extent)
 {
     Node *below = f->node->backing;
@@ -54,7 +55,8 @@ static int look_below(Fiber *self, const Fill *f, uint64_t off, uint64_t len,
         *ret_extent = (NodeExtent){.len = len, .kind = NODE_EXTENT_ZERO};
         return 0;
     }
-    int r = node_status(self, below, guest_off(off), MIN(len, below->size_bytes - off), ret_extent);
+    int r = node_status_pinned(self, below, guest_off(off), MIN(len, below->size_bytes - off), pins,
+                               ret_extent);
     f->result->failed_reading |= r < 0;
     return r;
 }
@@ -74,7 +76,7 @@ static int find_data(Fiber *self, const Fill *f, uint64_t off, uint64_t end, uin
 {
     while (off < end) {
         NodeExtent e;
-        int r = look_below(self, f, off, end - off, &e);
+        int r = look_below(self, f, off, end - off, NULL, &e);
         if (r < 0)
             return r;
         if (is_data(&e))
@@ -91,7 +93,7 @@ static int find_zeros(Fiber *self, const Fill *f, uint64_t off, uint64_t end, ui
     uint64_t g = f->granularity;
     while (off < end) {
         NodeExtent e;
-        int r = look_below(self, f, off, end - off, &e);
+        int r = look_below(self, f, off, end - off, NULL, &e);
         if (r < 0)
             return r;
         if (is_data(&e)) {
@@ -175,30 +177,37 @@ static int write_up(Fiber *self, const NodeFillPlace *place, uint64_t at, const 
     return r;
 }
 
-// By file_copy(), as far as that goes: *ret_done.
+// A first part of what is left of `place` by file_copy(): *ret_done moves on. -ENOTSUP: that cannot be.
+static int copy_some(Fiber *self, const Fill *f, const NodeFillPlace *place, uint64_t *ret_done)
+{
+    uint64_t done = *ret_done, len = place->len - done;
+    NodeExtent e;
+    IoBatch pins;
+    if (file_is_in_memory(place->file))
+        len = MIN(len, TURN_BYTES);
+    io_batch_init(&pins, self);
+    int r = look_below(self, f, place->off.v + done, len, &pins, &e);
+    if (r == 0)
+        r = e.kind == NODE_EXTENT_DATA ? file_copy(self, e.file, e.host, place->file,
+                                                   host_off(place->host.v + done), e.len)
+                                       : -ENOTSUP;
+    io_batch_wait(self, &pins);
+    if (r < 0)
+        return r;
+    *(r ? &f->result->shared_bytes : &f->result->copied_bytes) += e.len;
+    *ret_done = done + e.len;
+    return 0;
+}
+
 static int copy_up(Fiber *self, const Fill *f, const NodeFillPlace *place, uint64_t *ret_done)
 {
-    uint64_t done = 0;
-    int r = 0;
-    while (done < place->len) {
-        NodeExtent e;
-        r = look_below(self, f, place->off.v + done, place->len - done, &e);
-        // What a layer holds that may be written could be freed meanwhile, and shared it would need
-        // space to be written.
-        bool may_change = e.node ? !e.node->read_only : e.file && file_is_writable(e.file);
-        if (r < 0 || e.kind != NODE_EXTENT_DATA || may_change)
-            break;
-        uint64_t n = file_is_in_memory(place->file) ? MIN(e.len, TURN_BYTES) : e.len;
-        r = file_copy(self, e.file, e.host, place->file, host_off(place->host.v + done), n);
-        if (r < 0)
-            break;
-        *(r ? &f->result->shared_bytes : &f->result->copied_bytes) += n;
-        done += n;
-        if (done < place->len)
-            let_others_go(self);
+    *ret_done = 0;
+    int r = copy_some(self, f, place, ret_done);
+    while (r == 0 && *ret_done < place->len) {
+        let_others_go(self);
+        r = copy_some(self, f, place, ret_done);
     }
-    *ret_done = done;
-    return r == -ENOTSUP || r > 0 ? 0 : r;
+    return r == -ENOTSUP ? 0 : r;
 }
 
 // Brings what lies below to `place`, which was taken.

@@ -104,6 +104,24 @@ int node_write(Fiber *self, Node *node, GuestOff off, const void *buf, size_t le
     return is_early ? r : end_change(node, off, len, r);
 }
 
+// A part that was tried in vain may have been written to: it counts as changed.
+int node_write_extent(Fiber *self, Node *node, GuestOff off, const NodeExtent *from,
+                      uint64_t *ret_len)
+{
+    assert_inside(node, off, from->len);
+    g_assert(from->kind == NODE_EXTENT_DATA);
+    if (!can_change(node))
+        return -EROFS;
+    if (node->zero_detection)
+        return -ENOTSUP;
+    int r = -ENOTSUP;
+    if (node->ops->write_extent)
+        r = node->ops->write_extent(self, node, off, from, ret_len);
+    else if (!node->ops->write)
+        r = node_write_extent(self, filtered(node), off, from, ret_len);
+    return end_change(node, off, from->len, r);
+}
+
 static int zero_by_writing(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags)
 {
     enum { CHUNK_BYTES = 64 << 10 };
@@ -265,8 +283,11 @@ int node_status_pinned(Fiber *self, Node *node, GuestOff off, uint64_t len, IoBa
     assert_inside(node, off, len);
     NodeExtent extent = {.len = len};
     uint32_t depth = 0;
+    Node *reader = NULL; // who is to see each read
     for (Node *next = node; next; next = status_next(node, &extent, &depth)) {
         node = next;
+        if (!reader && node->ops->is_filter && node->ops->read_start)
+            reader = node;
         if (off.v >= node->size_bytes) {
             extent = (NodeExtent){.len = extent.len, .kind = NODE_EXTENT_ZERO};
             break;
@@ -277,6 +298,8 @@ int node_status_pinned(Fiber *self, Node *node, GuestOff off, uint64_t len, IoBa
             return r;
         depth += extent.depth;
     }
+    if (batch && reader && extent.kind == NODE_EXTENT_DATA)
+        extent = (NodeExtent){.len = extent.len, .kind = NODE_EXTENT_OPAQUE, .node = reader};
     extent.depth = depth;
     *ret_extent = extent;
     return 0;

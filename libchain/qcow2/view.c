@@ -122,6 +122,7 @@ static const NodeOps view_ops = {
     .driver = "qcow2",
     .read_start = view_read_start,
     .write = view_write,
+    .write_extent = view_write_extent,
     .zero = view_zero,
     .discard = view_discard,
     .uncover = view_uncover,

@@ -10,6 +10,8 @@
 int view_read_start(Fiber *self, Node *node, GuestOff off, void *buf, size_t len, IoBatch *batch);
 int view_write(Fiber *self, Node *node, GuestOff off, const void *buf, size_t len,
                NodeIoFlags flags);
+int view_write_extent(Fiber *self, Node *node, GuestOff off, const NodeExtent *from,
+                      uint64_t *ret_len);
 int view_zero(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags);
 int view_discard(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags);
 int view_uncover(Fiber *self, Node *node, GuestOff off, uint64_t len);

@@ -22,11 +22,13 @@
 #include "qcow2/open.h"
 #include "qcow2/view.h"
 
-// A request's part in one L2 slice.
+// What is left of a request.
 typedef struct GuestWrite {
     Qcow2View *view;
-    ClusterSpan span;
-    const uint8_t *buf;
+    GuestOff off;
+    size_t len;
+    const uint8_t *buf;     // the bytes; or NULL, and they lie at
+    const NodeExtent *from; // `len` bytes of it
 } GuestWrite;
 
 // What an allocating write does.
@@ -246,6 +248,14 @@ static int write_host(Fiber *self, Qcow2View *view, const WritePlan *plan, const
     return is_one ? write_one_cluster(self, &w) : write_clusters(self, &w);
 }
 
+// The same from a file. There are no edges. 1: the image shares the bytes now.
+static int copy_to_host(Fiber *self, Qcow2View *view, const WritePlan *plan, const NodeExtent *from)
+{
+    uint64_t in_cluster = qcow2_in_cluster(&view->image->geometry, plan->span.off);
+    return file_copy(self, from->file, from->host, image_data_file(view->image),
+                     host_off(plan->host.v + in_cluster), plan->span.len);
+}
+
 // Makes the entries name what was written. Nothing suspends.
 static void link_clusters(MappingChange *change, const WritePlan *plan)
 {
@@ -288,6 +298,11 @@ static int take_clusters(Fiber *self, const MappingChange *change, WritePlan *pl
     return 0;
 }
 
+static bool has_edges(const WritePlan *plan)
+{
+    return plan->cow_start < plan->span.off.v || plan->cow_end > plan->span.off.v + plan->span.len;
+}
+
 // With the change begun: plan, take, write, link. *ret_len: bytes done.
 static int allocate_and_write(Fiber *self, const GuestWrite *w, MappingChange *change,
                               size_t *ret_len)
@@ -295,14 +310,16 @@ static int allocate_and_write(Fiber *self, const GuestWrite *w, MappingChange *c
     Qcow2Image *image = w->view->image;
     WritePlan plan;
     ClusterRange taken = {0};
-    int r = plan_write(&image->geometry, change->slice->data, &w->span, &plan);
+    int r = plan_write(&image->geometry, change->slice->data, &change->span, &plan);
     if (r < 0)
         return image_mark_corrupt(
-            image, "L2 entry for guest offset %#" G_GINT64_MODIFIER "x is damaged", w->span.off.v);
+            image, "L2 entry for guest offset %#" G_GINT64_MODIFIER "x is damaged", w->off.v);
     for (uint32_t i = 0; i < plan.span.n && r == 0; i++)
         r = mapping_check(change, i);
     if (r < 0 || !plan.span.n)
         return r;
+    if (w->from && has_edges(&plan))
+        return -ENOTSUP;
     if (plan.needs_clusters && image->geometry.external_data)
         plan.host = host_off(plan.span.first << image->geometry.cluster_bits);
     else if (plan.needs_clusters)
@@ -311,7 +328,8 @@ static int allocate_and_write(Fiber *self, const GuestWrite *w, MappingChange *c
         return r;
     if (MUTANT("data-before-entry"))
         link_clusters(change, &plan);
-    r = write_host(self, w->view, &plan, w->buf);
+    r = w->from ? copy_to_host(self, w->view, &plan, w->from)
+                : write_host(self, w->view, &plan, w->buf);
     if (r < 0) {
         if (taken.n)
             allocator_release(self, image, taken);
@@ -319,7 +337,7 @@ static int allocate_and_write(Fiber *self, const GuestWrite *w, MappingChange *c
     }
     link_clusters(change, &plan);
     *ret_len = plan.span.len;
-    return 0;
+    return r;
 }
 
 // An allocating write of the request's first part, at most up to the end of its L2 slice. *ret_len:
@@ -329,7 +347,8 @@ static int write_allocating(Fiber *self, const GuestWrite *w, size_t *ret_len)
 {
     *ret_len = 0;
     MappingChange change;
-    int r = mapping_begin(self, w->view, &w->span, &change);
+    ClusterSpan span = cluster_span_make(&w->view->image->geometry, w->off, w->len);
+    int r = mapping_begin(self, w->view, &span, &change);
     if (r < 0)
         return r;
     r = allocate_and_write(self, w, &change, ret_len);
@@ -348,43 +367,73 @@ static int reclaim(Fiber *self, Qcow2Image *image, uint64_t n_released, IoBatch 
     return r;
 }
 
+// The first part of a request: *ret_len bytes of it are written, or `batch` does it. 1: the image shares
+// them now.
+static inline int write_some(Fiber *self, const GuestWrite *w, IoBatch *batch, size_t *ret_len)
+{
+    Qcow2Image *image = w->view->image;
+    MappingRun run;
+    int r = mapping_find(self, w->view, w->off, w->len, &run);
+    if (r < 0)
+        return r;
+    if (G_LIKELY(run.kind == QCOW2_CLUSTER_DATA && run.copied)) {
+        File *file = image_data_file(image);
+        struct iovec iov = {(void *)w->buf, run.len};
+        *ret_len = run.len;
+        if (w->from)
+            return file_copy(self, w->from->file, w->from->host, file, run.host, run.len);
+        file_write_data_start(file, run.host, &iov, 1, batch);
+        return 0;
+    }
+    uint64_t n_released = image->freed.n_released;
+    r = write_allocating(self, w, ret_len);
+    return r == -ENOSPC ? reclaim(self, image, n_released, batch) : r;
+}
+
 int view_write(Fiber *self, Node *node, GuestOff off, const void *buf, size_t len,
                NodeIoFlags flags)
 {
     Qcow2View *view = view_of(node);
     Qcow2Image *image = view->image;
+    GuestWrite w = {view, off, len, buf, NULL};
     IoBatch batch;
-    GuestOff start = off;
     int r = image_begin_change(self, image);
     io_batch_init(&batch, self);
     if (!MUTANT("writes-pin"))
         image_pin(self, image, &batch);
-    while (len && r == 0) {
-        MappingRun run;
+    while (w.len && r == 0) {
         size_t n = 0;
-        r = mapping_find(self, view, off, len, &run);
-        if (r < 0)
-            break;
-        if (G_LIKELY(run.kind == QCOW2_CLUSTER_DATA && run.copied)) {
-            struct iovec iov = {(void *)buf, run.len};
-            file_write_data_start(image_data_file(image), run.host, &iov, 1, &batch);
-            n = run.len;
-        } else {
-            uint64_t n_released = image->freed.n_released;
-            GuestWrite w = {view, cluster_span_make(&image->geometry, off, len), buf};
-            r = write_allocating(self, &w, &n);
-            if (r == -ENOSPC)
-                r = reclaim(self, image, n_released, &batch);
-        }
-        off.v += n;
-        buf = (const uint8_t *)buf + n;
-        len -= n;
+        r = write_some(self, &w, &batch, &n);
+        w.off.v += n;
+        w.buf += n;
+        w.len -= n;
     }
     int r2 = io_batch_wait(self, &batch);
     r = r < 0 ? r : r2;
     if (r == 0 && (flags & NODE_IO_FUA))
-        r = mapping_make_durable(self, view, start, off.v - start.v);
+        r = mapping_make_durable(self, view, off, w.off.v - off.v);
     return r;
+}
+
+int view_write_extent(Fiber *self, Node *node, GuestOff off, const NodeExtent *from,
+                      uint64_t *ret_len)
+{
+    Qcow2View *view = view_of(node);
+    Qcow2Image *image = view->image;
+    GuestWrite w = {view, off, from->len, NULL, from};
+    IoBatch batch;
+    size_t n = 0;
+    if (!file_may_copy(from->file, from->host, image_data_file(image), from->len))
+        return -ENOTSUP;
+    int r = image_begin_change(self, image);
+    io_batch_init(&batch, self);
+    if (!MUTANT("writes-pin"))
+        image_pin(self, image, &batch);
+    while (r == 0 && n == 0)
+        r = write_some(self, &w, &batch, &n);
+    int r2 = io_batch_wait(self, &batch);
+    *ret_len = n;
+    return r2 < 0 ? r2 : r;
 }
 
 // [off, off+len) lies in one slice and had nothing allocated when that was looked up last.
@@ -394,13 +443,14 @@ static int write_if_unallocated(Fiber *self, const GuestWrite *w, size_t *ret_le
     MappingPlace place;
     MappingRun run;
     *ret_len = 0;
-    int r = mapping_begin(self, w->view, &w->span, &change);
+    ClusterSpan span = cluster_span_make(&w->view->image->geometry, w->off, w->len);
+    int r = mapping_begin(self, w->view, &span, &change);
     if (r < 0)
         return r;
-    r = mapping_try_find_place(w->view, w->span.off, &place);
+    r = mapping_try_find_place(w->view, span.off, &place);
     assert(r == 0 && place.slice);
-    r = mapping_decode(w->view, &place, w->span.off, w->span.len, &run);
-    bool is_free = run.kind == QCOW2_CLUSTER_UNALLOCATED && run.len == w->span.len;
+    r = mapping_decode(w->view, &place, span.off, span.len, &run);
+    bool is_free = run.kind == QCOW2_CLUSTER_UNALLOCATED && run.len == span.len;
     if (r == 0 && (is_free || MUTANT("fill-looks-again-in-place")))
         r = allocate_and_write(self, w, &change, ret_len);
     mapping_end(&change);
@@ -422,7 +472,7 @@ int view_write_unallocated(Fiber *self, Qcow2View *view, GuestOff off, const voi
             n = run.len;
         } else if (r == 0) {
             uint64_t n_released = image->freed.n_released;
-            GuestWrite w = {view, cluster_span_make(&image->geometry, off, run.len), buf};
+            GuestWrite w = {view, off, run.len, buf, NULL};
             r = write_if_unallocated(self, &w, &n);
             if (r == -ENOSPC)
                 r = reclaim(self, image, n_released, &batch);

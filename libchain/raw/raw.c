@@ -51,6 +51,13 @@ static int raw_write(Fiber *self, Node *node, GuestOff off, const void *buf, siz
     return r < 0 ? r : flush_if_fua(self, raw_file(node), flags);
 }
 
+static int raw_write_extent(Fiber *self, Node *node, GuestOff off, const NodeExtent *from,
+                            uint64_t *ret_len)
+{
+    *ret_len = from->len;
+    return file_copy(self, from->file, from->host, raw_file(node), raw_host(node, off), from->len);
+}
+
 static int raw_zero(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags)
 {
     FileZeroFlags how = 0;
@@ -210,11 +217,12 @@ static void raw_close(Fiber *self, Node *node)
 #define OPS_OF_DRIVER(name, file_node)                                                             \
     {                                                                                              \
         .driver = name, .is_file = file_node, .read_start = raw_read_start, .write = raw_write,    \
-        .zero = raw_zero, .discard = raw_discard, .flush = raw_flush, .map = raw_map,              \
-        .file = raw_file, .data_may_be_hole = raw_data_may_be_hole, .detach = raw_detach,          \
-        .attach = raw_attach, .set_writable = raw_set_writable, .resize = raw_resize,              \
-        .can_grow = raw_can_grow, .reserve = raw_reserve, .remeasure = raw_remeasure,              \
-        .room = raw_room, .lock = raw_lock, .close = raw_close,                                    \
+        .write_extent = raw_write_extent, .zero = raw_zero, .discard = raw_discard,                \
+        .flush = raw_flush, .map = raw_map, .file = raw_file,                                      \
+        .data_may_be_hole = raw_data_may_be_hole, .detach = raw_detach, .attach = raw_attach,      \
+        .set_writable = raw_set_writable, .resize = raw_resize, .can_grow = raw_can_grow,          \
+        .reserve = raw_reserve, .remeasure = raw_remeasure, .room = raw_room, .lock = raw_lock,    \
+        .close = raw_close,                                                                        \
     }
 static const NodeOps raw_ops = OPS_OF_DRIVER("raw", false);
 static const NodeOps file_ops = OPS_OF_DRIVER("file", true);

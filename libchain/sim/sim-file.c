@@ -347,6 +347,11 @@ static int op_truncate(Fiber *self, File *file, uint64_t size)
     return change_inode(self, sim_file(file), SIM_OP_TRUNCATE, SIM_CHANGE_TRUNCATE, size, 0);
 }
 
+static bool op_may_copy(const File *from, uint64_t from_off, const File *to, uint64_t len)
+{
+    return ((const SimFile *)to)->sim->config.can_copy;
+}
+
 // One write of what the source shows at its beginning.
 static int op_copy(Fiber *self, File *from, uint64_t from_off, File *to, uint64_t to_off,
                    uint64_t len)
@@ -447,6 +452,7 @@ static const FileOps file_ops = {
     .discard = op_discard,
     .truncate = op_truncate,
     .copy = op_copy,
+    .may_copy = op_may_copy,
     .find_extent = op_find_extent,
     .get_size = op_get_size,
     .get_stamp = op_get_stamp,

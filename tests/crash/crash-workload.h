@@ -14,6 +14,7 @@ typedef struct CrashWorkload {
     Node *node;
     Port *port;          // on it, which requests enter; NULL: nobody drains it
     unsigned n_requests; // of each fiber
+    File *scratch;       // whence data is written by node_write_extent(); NULL: it is not
     char problem[256];   // the first wrong read; empty when there was none
 
     // Faults: what failed, and whether it may have.

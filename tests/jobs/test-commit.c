@@ -583,7 +583,10 @@ static void commit_under_load(Fiber *self, void *arg)
 
 static void run_world(uint64_t seed, const Course *course)
 {
-    SimConfig config = {.seed = seed, .inline_completion = seed % 2, .short_transfers = seed % 3};
+    SimConfig config = {.seed = seed,
+                        .inline_completion = seed % 2,
+                        .short_transfers = seed % 3,
+                        .can_copy = seed % 4 < 2};
     g_autofree World *w = g_new0(World, 1);
     w->seed = seed;
     w->course = *course;

@@ -78,6 +78,8 @@ int file_write(Fiber *self, File *file, HostOff off, const void *buf, size_t len
 // cheaper than reading and writing. -ENOTSUP: neither can be; nothing was done, read and write. In
 // every other way it is a write to `to`. Both files are on the same loop.
 int file_copy(Fiber *self, File *from, HostOff from_off, File *to, HostOff to_off, uint64_t len);
+// May that be, as far as is known before it is tried? Cheap.
+bool file_may_copy(const File *from, HostOff from_off, const File *to, uint64_t len);
 // Buffered writes of all files of `loop` that workers make or are about to make. A small one takes
 // microseconds, unless the disk does not keep up. Always 0 under sim.
 unsigned file_n_buffered_writes(Loop *loop);

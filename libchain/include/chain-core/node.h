@@ -84,6 +84,9 @@ struct NodeOps {
     // NULL on read-only drivers.
     int (*write)(Fiber *self, Node *node, GuestOff off, const void *buf, size_t len,
                  NodeIoFlags flags);
+    // See node_write_extent(). NULL: cannot.
+    int (*write_extent)(Fiber *self, Node *node, GuestOff off, const NodeExtent *from,
+                        uint64_t *ret_len);
     int (*zero)(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags);
     int (*discard)(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags);
     // See node_uncover(). NULL: cannot.
@@ -247,6 +250,12 @@ int node_read(Fiber *self, Node *node, GuestOff off, void *buf, size_t len);
 // flush or with FUA.
 int node_write(Fiber *self, Node *node, GuestOff off, const void *buf, size_t len,
                NodeIoFlags flags);
+// A write to [off, off+from->len) of bytes that lie in a file and need not pass through this program:
+// `from` is a DATA extent that stays as it is meanwhile (node_status_pinned()). Does a first part of it,
+// *ret_len long: 1 when both files share it now (the next write to either needs space), 0 when the host
+// moved it. -ENOTSUP: it has to be read and written.
+int node_write_extent(Fiber *self, Node *node, GuestOff off, const NodeExtent *from,
+                      uint64_t *ret_len);
 int node_zero(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags);
 int node_discard(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags);
 // What lies below `node` shows in the range from now on, as far as whole clusters go, and the space of
