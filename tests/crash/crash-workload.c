@@ -71,8 +71,8 @@ static int write_from_scratch(Fiber *self, CrashWorkload *w, GuestOff off, const
                               uint64_t len, uint64_t *ret_done)
 {
     enum { PAGE_BYTES = 4096 };
-    uint64_t end = file_size(w->scratch);
-    HostOff host = host_off((end + PAGE_BYTES - 1) / PAGE_BYTES * PAGE_BYTES);
+    HostOff host = host_off(w->scratch_end);
+    w->scratch_end += (len + PAGE_BYTES - 1) / PAGE_BYTES * PAGE_BYTES;
     int r = file_write(self, w->scratch, host, buf, len);
     while (r >= 0 && *ret_done < len) {
         NodeExtent from = {.len = len - *ret_done,

@@ -15,7 +15,8 @@ typedef struct CrashWorkload {
     Port *port;          // on it, which requests enter; NULL: nobody drains it
     unsigned n_requests; // of each fiber
     File *scratch;       // whence data is written by node_write_extent(); NULL: it is not
-    char problem[256];   // the first wrong read; empty when there was none
+    uint64_t scratch_end;
+    char problem[256]; // the first wrong read; empty when there was none
 
     // Faults: what failed, and whether it may have.
     uint64_t fault_ns;    // when an operation was made to fail; 0: not yet

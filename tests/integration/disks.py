@@ -2,27 +2,34 @@
 """Disks of the host that are as small as a test needs them."""
 import contextlib
 import os
+import shutil
 import subprocess
 
 from harness import KIB, MIB, Skip, run
 
 
 @contextlib.contextmanager
-def small_file_system(tmp, size):
-    """An ext4 of `size` bytes at tmp/full, or the test is skipped. Nothing of it is set aside."""
-    disk, directory = tmp / "ext4", tmp / "full"
+def file_system(tmp, size, *mkfs):
+    """The directory of a new file system of `size` bytes, made by that command, or the test is skipped."""
+    disk, directory = tmp / "disk", tmp / "full"
     with open(disk, "wb") as f:
         f.truncate(size)
     directory.mkdir()
-    for command in (["mkfs.ext4", "-q", "-m", "0", "-O", "^has_journal", disk],
-                    ["mount", "-o", "loop", disk, directory]):
+    if not shutil.which(mkfs[0]):
+        raise Skip(f"{mkfs[0]} is not installed")
+    for command in ([*mkfs, disk], ["mount", "-o", "loop", disk, directory]):
         done = run(*command, check=False)
         if done.returncode:
-            raise Skip(f"cannot mount a small ext4 here: {done.stderr.strip()}")
+            raise Skip(f"cannot mount a file system here: {done.stderr.strip()}")
     try:
         yield directory
     finally:
         run("umount", "-l", directory, check=False)
+
+
+def small_file_system(tmp, size):
+    """An ext4 at tmp/full, of which nothing is set aside."""
+    return file_system(tmp, size, "mkfs.ext4", "-q", "-m", "0", "-O", "^has_journal")
 
 
 def used_bytes(directory):
