@@ -39,25 +39,32 @@ static int fill(Fiber *self, KeptPoint *point, CopyChunk *chunk)
                 ? node_fill(self, node, guest_off(off), end - off, 0, &result)
                 : 0;
     port_leave(&point->port, REQUEST_WRITE);
-    if (result.copied_bytes || result.shared_bytes || result.zero_bytes)
-        point->n_fills++;
     chunk->beside_copied += result.copied_bytes;
     chunk->beside_shared += result.shared_bytes;
     chunk->failed_reading |= result.failed_reading;
     return r;
 }
 
-// docs/ordering.md §18 (c). What another chunk has filled may be part of the range, too.
+// Does the point perhaps own something that no flush has covered? What it owned before the fill
+// counts, too: guests that write to it, and other chunks, own it from the moment at which entries
+// change, which is before their requests end.
+static bool may_lack_flush(const KeptPoint *point)
+{
+    Node *node = point->port.node;
+    if (node->ops->is_filter || node->n_flushed < node->n_changes)
+        return true;
+    bool is_changing = point->port.n_in_flight[REQUEST_WRITE] || port_load_above(node).n_in_flight;
+    return is_changing && !MUTANT("keep-points-beside-writes");
+}
+
+// docs/ordering.md §18 (c).
 static int make_durable(Fiber *self, KeptPoint *point)
 {
-    uint64_t n_fills = point->n_fills;
-    if (point->n_durable >= n_fills || MUTANT("keep-points-durable-first"))
+    if (!may_lack_flush(point) || MUTANT("keep-points-durable-first"))
         return 0;
     Node *node = port_enter(self, &point->port, REQUEST_FLUSH);
     int r = node_flush(self, node);
     port_leave(&point->port, REQUEST_FLUSH);
-    if (r == 0)
-        point->n_durable = MAX(point->n_durable, n_fills);
     return r;
 }
 

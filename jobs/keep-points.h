@@ -9,7 +9,6 @@
 
 typedef struct KeptPoint {
     Port port;
-    uint64_t n_fills, n_durable; // fills that ended; how many of them a flush has covered
 } KeptPoint;
 
 // A value, zero-initialised: none.

@@ -335,8 +335,10 @@ static int for_each_missing(Fiber *self, const Fill *f, uint64_t off, uint64_t e
         int r = node_map(self, f->node, guest_off(off), end - off, &own);
         if (r == 0 && own.kind == NODE_EXTENT_BELOW && !f->ops)
             r = -ENOTSUP;
-        if (r == 0 && own.kind == NODE_EXTENT_BELOW)
+        if (r == 0 && own.kind == NODE_EXTENT_BELOW) {
             r = fn(self, f, off, off + own.len);
+            f->node->n_changes++; // a flush has something to do, also where only a part was filled
+        }
         if (r < 0)
             return r;
         off += own.len;
@@ -354,9 +356,7 @@ int node_fill(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeFillFlags
         return -EROFS;
     uint64_t start = off.v - off.v % f.granularity;
     uint64_t end = (off.v + len + f.granularity - 1) / f.granularity * f.granularity;
-    int r = for_each_missing(self, &f, start, MIN(end, node->size_bytes), fill_missing);
-    node->n_changes++; // a flush has something to do
-    return r;
+    return for_each_missing(self, &f, start, MIN(end, node->size_bytes), fill_missing);
 }
 
 static int fill_given(Fiber *self, const Fill *f, uint64_t off, uint64_t end)
@@ -387,9 +387,7 @@ int node_fill_from(Fiber *self, Node *node, GuestOff off, const void *data, size
              (end % f.granularity == 0 || end == node->size_bytes));
     if (node->read_only)
         return -EROFS;
-    int r = for_each_missing(self, &f, off.v, end, fill_given);
-    node->n_changes++;
-    return r;
+    return for_each_missing(self, &f, off.v, end, fill_given);
 }
 
 int node_unfill(Fiber *self, Node *node, GuestOff off, uint64_t len)

@@ -18,18 +18,24 @@
 #include "sim-daemon.h"
 #include "topology.h"
 
-enum { NONE = TOPOLOGY_NONE, MAX = TOPOLOGY_MAX_LAYERS, GUEST_TAG = 100, N_GUEST_WRITES = 3, N_CUTS = 4 };
+enum {
+    NONE = TOPOLOGY_NONE,
+    MAX = TOPOLOGY_MAX_LAYERS,
+    GUEST_TAG = 100,
+    N_GUEST_WRITES = 3,
+    N_CUTS = 4
+};
 
 typedef struct JobCase JobCase;
 
 // What is to come of a case.
 typedef struct Outcome {
-    const char *refusal;    // words of the reason; NULL: none
-    bool is_lost[MAX];      // shows nothing that counts any more
-    unsigned becomes[MAX];  // of the layers that are lost: which other one it shows now, or NONE
-    unsigned below[MAX];    // in the graph, and as headers say
-    unsigned named;         // whose header was written, or NONE
-    unsigned head[MAX];     // where a guest of that layer is afterwards
+    const char *refusal;      // words of the reason; NULL: none
+    bool is_lost[MAX];        // shows nothing that counts any more
+    unsigned becomes[MAX];    // of the layers that are lost: which other one it shows now, or NONE
+    unsigned below[MAX];      // in the graph, and as headers say
+    unsigned named;           // whose header was written, or NONE
+    unsigned head[MAX];       // where a guest of that layer is afterwards
     char in_the_way[MAX + 1]; // layers one of which the reason has to name; none: any words will do
 } Outcome;
 
@@ -295,7 +301,9 @@ static void write_cell(Fiber *self, Run *run, unsigned head, unsigned cell)
     next.cells[cell] = GUEST_TAG + head;
     picture_fill_cell(&next, cell, buf);
     Node *node = port_enter(self, &run->ports[head], REQUEST_WRITE);
-    int r = node_write(self, node, guest_off((uint64_t)cell * TOPOLOGY_CELL), buf, sizeof buf, 0);
+    NodeIoFlags flags = sim_random(run->sim, 2) ? NODE_IO_FUA : 0;
+    int r =
+        node_write(self, node, guest_off((uint64_t)cell * TOPOLOGY_CELL), buf, sizeof buf, flags);
     port_leave(&run->ports[head], REQUEST_WRITE);
     *p = next;
     if (r < 0)

@@ -136,7 +136,9 @@ static void create_qcow2(Fiber *self, const Tree *tree, unsigned layer)
         .cluster_bytes = cluster_bytes,
         .extended_l2 = cluster_bytes == 16384,
         .backing_name = layer ? backing + 1 : NULL,
-        .backing_format = !layer ? NULL : below == 0 && tree->is_raw ? "raw" : "qcow2",
+        .backing_format = !layer                       ? NULL
+                          : below == 0 && tree->is_raw ? "raw"
+                                                       : "qcow2",
     };
     g_assert(qcow2_create(self, path, &options, NULL) == 0);
 }

@@ -140,6 +140,7 @@ MUTANTS = {
     "forward-flush": ["tests/jobs/test-jobs-filter-forward"],
     "forward-fua": ["tests/jobs/test-jobs-filter-forward"],
     "keep-points-fill": ["tests/jobs/test-jobs-commit"],
+    "keep-points-beside-writes": ["tests/jobs/test-jobs-keep-points"],
     "keep-points-durable-first": ["tests/jobs/test-jobs-commit"],
     "keep-top-base-durable-first": ["tests/jobs/test-jobs-commit"],
     "keep-top-holds": ["tests/jobs/test-jobs-commit"],
