@@ -17,6 +17,8 @@ struct JobControl {
     atomic_uint pauses; // JOB_PAUSED_BY_…
     atomic_bool is_cancelled, is_asleep;
     _Atomic JobEnd asked_end;
+    _Atomic CopyMode asked_copy_mode, copy_mode; // AUTOMATIC: not asked; it has none
+    atomic_bool is_synced;
     _Atomic uint64_t total, counts[JOB_N_BYTES];
     JobRate rate;
     // Of the work's loop.
@@ -156,6 +158,27 @@ void job_control_set_speed(JobControl *control, uint64_t speed)
     wake_work(control);
 }
 
+void job_control_begin_copy_mode(JobControl *control, CopyMode mode)
+{
+    atomic_store(&control->copy_mode, mode);
+}
+
+void job_control_ask_copy_mode(JobControl *control, CopyMode mode)
+{
+    atomic_store(&control->asked_copy_mode, mode);
+    wake_work(control);
+}
+
+CopyMode job_control_copy_mode(const JobControl *control)
+{
+    return atomic_load(&control->copy_mode);
+}
+
+bool job_control_is_synced(const JobControl *control)
+{
+    return atomic_load(&control->is_synced);
+}
+
 bool job_control_is_busy(const JobControl *control)
 {
     return control->loop && !atomic_load(&control->is_asleep);
@@ -236,6 +259,22 @@ void job_ready(JobControl *control)
 JobEnd job_asked_end(const JobControl *control)
 {
     return atomic_load(&control->asked_end);
+}
+
+CopyMode job_asked_copy_mode(const JobControl *control)
+{
+    return atomic_load(&control->asked_copy_mode);
+}
+
+void job_set_copy_mode(JobControl *control, CopyMode mode)
+{
+    if (atomic_exchange(&control->copy_mode, mode) != mode)
+        tell(control, (JobNews){.kind = JOB_NEWS_COPY_MODE});
+}
+
+void job_set_synced(JobControl *control, bool is_synced)
+{
+    atomic_store(&control->is_synced, is_synced);
 }
 
 void job_set_total(JobControl *control, uint64_t total)

@@ -26,6 +26,9 @@ static void hear(void *arg, const JobNews *news)
         job_set_status(job, JOB_READY);
         job_tell(job, (JobEvent){JOB_EVENT_READY});
         break;
+    case JOB_NEWS_COPY_MODE:
+        job_tell(job, (JobEvent){JOB_EVENT_COPY_MODE});
+        break;
     case JOB_NEWS_ERROR:
         job_tell(job, (JobEvent){JOB_EVENT_ERROR, news->is_read, news->action});
         break;

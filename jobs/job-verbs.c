@@ -79,6 +79,17 @@ int job_set_speed(Job *job, int64_t speed, GError **error)
     return 0;
 }
 
+int job_change_copy_mode(Job *job, CopyMode mode, GError **error)
+{
+    int r = job_check_verb(job, JOB_CHANGE, error);
+    if (r < 0)
+        return r;
+    if (job_control_copy_mode(job->control) == COPY_MODE_AUTOMATIC)
+        return refuse(error, "Job type does not support change");
+    job_control_ask_copy_mode(job->control, mode);
+    return 0;
+}
+
 int job_complete(Job *job, GError **error)
 {
     int r = job_check_verb(job, JOB_COMPLETE, error);

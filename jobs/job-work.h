@@ -10,6 +10,7 @@ typedef enum JobNewsKind {
     JOB_NEWS_RESUMED,
     JOB_NEWS_READY,
     JOB_NEWS_ERROR,
+    JOB_NEWS_COPY_MODE,
 } JobNewsKind;
 
 typedef struct JobNews {
@@ -42,6 +43,12 @@ void job_control_resume(JobControl *control); // whoever paused it
 void job_control_cancel(JobControl *control); // and resumes
 void job_control_ask_end(JobControl *control, JobEnd end);
 void job_control_set_speed(JobControl *control, uint64_t speed);
+
+// A job with a copy mode begins in that; a user wants another; and what it is by now.
+void job_control_begin_copy_mode(JobControl *control, CopyMode mode);
+void job_control_ask_copy_mode(JobControl *control, CopyMode mode);
+CopyMode job_control_copy_mode(const JobControl *control);
+bool job_control_is_synced(const JobControl *control);
 
 // Is it neither paused nor asleep?
 bool job_control_is_busy(const JobControl *control);

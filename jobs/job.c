@@ -125,6 +125,7 @@ Job *job_new(JobTable *table, const JobSpec *spec, GError **error)
         .status = JOB_CREATED,
     };
     job_set_total(job->control, spec->total);
+    job_control_begin_copy_mode(job->control, spec->copy_mode);
     if (spec->group)
         job->group->n_refs++;
     job->group->n_left++;
@@ -237,6 +238,8 @@ JobInfo job_info(const Job *job, uint64_t now_ns)
         .is_busy = job_control_is_busy(control),
         .is_paused = pauses,
         .io_status = io_status_of(pauses),
+        .copy_mode = job_control_copy_mode(control),
+        .is_synced = job_control_is_synced(control),
     };
     for (JobBytes how = 0; how < JOB_N_BYTES; how++) {
         info.bytes[how] = job_control_count(control, how);

@@ -106,22 +106,44 @@ int live_copy_pause_point(Fiber *self, void *arg)
     return r == 0 && is_asked_to_end_as_it_is(arg) ? -EINTR : r;
 }
 
-// Guests make work as fast as it is done, or the job is to be completed.
+// What the job is in by its own choice, or users'. Not so at its end, which nobody hears of.
+static void set_mode(LiveCopy *live, CopyMode mode)
+{
+    filter_forward_set_mode(live->filter, mode == COPY_MODE_WRITE_BLOCKING ? FORWARD_WRITE_BLOCKING
+                                                                           : FORWARD_BACKGROUND);
+    job_set_copy_mode(live->copy.control, mode);
+}
+
+// Guests make work as fast as it is done.
 static void look_at_progress(LiveCopy *live)
 {
     enum { LOOKS = 2 };
     static const uint64_t look_ns = 1000000000;
     CopyEngineStats stats;
     uint64_t now_ns = loop_now_ns(live->spec.source->loop);
-    if (live->spec.mode != COPY_MODE_AUTOMATIC || now_ns - live->looked_ns < look_ns)
+    if (now_ns - live->looked_ns < look_ns)
         return;
     copy_engine_stats(live->copy.engine, &stats);
     bool gets_less = stats.left < live->left_before || stats.found_off < live->copy.size_bytes;
     live->n_looks_without_progress = gets_less ? 0 : live->n_looks_without_progress + 1;
     live->looked_ns = now_ns;
-    live->left_before = stats.left;
+    live->left_before = MIN(live->left_before, stats.left);
     if (live->n_looks_without_progress >= LOOKS)
+        set_mode(live, COPY_MODE_WRITE_BLOCKING);
+}
+
+static void choose_mode(LiveCopy *live)
+{
+    CopyMode asked = job_asked_copy_mode(live->copy.control);
+    if (asked != COPY_MODE_AUTOMATIC)
+        set_mode(live, asked);
+    else if (live->spec.mode == COPY_MODE_AUTOMATIC)
+        look_at_progress(live);
+    if (asked_end(live) != JOB_END_NOT_YET && !is_asked_to_end_as_it_is(live))
         filter_forward_set_mode(live->filter, FORWARD_WRITE_BLOCKING);
+    job_set_synced(live->copy.control,
+                   filter_forward_mode(live->filter) == FORWARD_WRITE_BLOCKING &&
+                       copy_engine_is_idle(live->copy.engine));
 }
 
 void live_copy_progress(void *arg)
@@ -130,11 +152,8 @@ void live_copy_progress(void *arg)
     if (live->is_over)
         return;
     job_copy_progress(arg);
-    if (!live->filter)
-        return;
-    look_at_progress(live);
-    if (asked_end(live) != JOB_END_NOT_YET && !is_asked_to_end_as_it_is(live))
-        filter_forward_set_mode(live->filter, FORWARD_WRITE_BLOCKING);
+    if (live->filter)
+        choose_mode(live);
 }
 
 void live_copy_set_ready(LiveCopy *live)
@@ -157,6 +176,7 @@ static int stay_in_step(Fiber *self, LiveCopy *live)
     while (r == 0) {
         live_copy_set_ready(live);
         live->left_before = UINT64_MAX;
+        choose_mode(live);
         if (asked_end(live) != JOB_END_NOT_YET)
             return 0;
         copy_engine_wait(self, live->copy.engine);

@@ -542,6 +542,8 @@ static int make_job(Fiber *self, CommitJob *work, const json_t *args, JobGroup *
 {
     JobSpec spec =
         qmp_block_job_spec(args, is_active(work) ? &active_commit_kind : &commit_kind, work);
+    if (is_active(work) && !work->keeps_top)
+        spec.copy_mode = copy_mode_at_first(work->copy_mode);
     spec.total = is_active(work) ? 0 : work->top->facts.size_bytes;
     spec.group = group;
     Job *job = job_new(work->daemon->jobs, &spec, error);

@@ -30,6 +30,11 @@ static const QmpType progress_type = {
             {"seconds-left", &qmp_int, true, "at this rate; not known while nothing is copied"},
             {0}},
 };
+const QmpType qmp_mirror_copy_mode = {
+    .name = "MirrorCopyMode",
+    .kind = QMP_ENUM,
+    .values = (const char *const[]){"background", "write-blocking", NULL},
+};
 static const QmpType info_type = {
     .name = "BlockJobInfo",
     .kind = QMP_OBJECT,
@@ -48,6 +53,12 @@ static const QmpType info_type = {
             {"auto-finalize", &qmp_bool, .doc = "whether it goes on from pending by itself"},
             {"auto-dismiss", &qmp_bool, .doc = "whether it is forgotten when it has ended"},
             {"progress", &progress_type, .doc = "an extension"},
+            {"copy-mode", &qmp_mirror_copy_mode, true,
+             "an extension: of a job that stays in step with what clients write, what it is now"},
+            {"actively-synced", &qmp_bool, true,
+             "of the same: whether source and target show the same, and go on to as what is "
+             "written "
+             "goes to both at once"},
             {"error", &qmp_str, true, "why it failed"},
             {0}},
 };
@@ -64,6 +75,19 @@ static json_t *describe_progress(const JobInfo *of)
     return progress;
 }
 
+static const char *copy_mode_name(CopyMode mode)
+{
+    return mode == COPY_MODE_WRITE_BLOCKING ? "write-blocking" : "background";
+}
+
+static void add_copy_mode(json_t *info, const JobInfo *of)
+{
+    if (of->copy_mode == COPY_MODE_AUTOMATIC)
+        return;
+    json_object_set_new(info, "copy-mode", json_string(copy_mode_name(of->copy_mode)));
+    json_object_set_new(info, "actively-synced", json_boolean(of->is_synced));
+}
+
 static json_t *describe(Fiber *self, const Job *job)
 {
     static const char *const io_names[] = {"ok", "failed", "nospace"};
@@ -77,6 +101,7 @@ static json_t *describe(Fiber *self, const Job *job)
                   status == JOB_READY || status == JOB_STANDBY, "status", job_status_name(status),
                   "auto-finalize", !job_waits_pending(job), "auto-dismiss",
                   !job_waits_concluded(job), "progress", describe_progress(&of));
+    add_copy_mode(info, &of);
     qmp_jobs_add_error(info, job);
     return info;
 }
@@ -118,12 +143,7 @@ static const QmpType cancel_args = {
                              "without it, it ends well without completing"},
                             {0}},
 };
-const QmpType qmp_mirror_copy_mode = {
-    .name = "MirrorCopyMode",
-    .kind = QMP_ENUM,
-    .values = (const char *const[]){"background", "write-blocking", NULL},
-};
-static const QmpType change_mirror = {
+static const QmpType change_copy_mode = {
     .name = "BlockJobChangeOptionsMirror",
     .kind = QMP_OBJECT,
     .members = (const QmpMember[]){{"copy-mode", &qmp_mirror_copy_mode, .doc = "from now on"}, {0}},
@@ -135,7 +155,8 @@ static const QmpType change_args = {
                                    {"type", &qmp_job_type, .doc = "the job's"},
                                    {0}},
     .tag = "type",
-    .variants = (const QmpVariant[]){{"mirror", &change_mirror}, {0}},
+    .variants =
+        (const QmpVariant[]){{"mirror", &change_copy_mode}, {"commit", &change_copy_mode}, {0}},
 };
 
 static Job *find(const QmpCall *call, const json_t *args, GError **error)
@@ -197,15 +218,15 @@ static int dismiss(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_
     return job ? job_dismiss(job, error) : -ENOENT;
 }
 
-// No kind of job can be changed yet.
 static int change(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_reply,
                   GError **error)
 {
-    const Job *job = find(call, args, error);
+    Job *job = find(call, args, error);
     if (!job)
         return -ENOENT;
-    int r = job_check_verb(job, JOB_CHANGE, error);
-    return r < 0 ? r : qmp_fail(error, "Job type does not support change");
+    if (!g_str_equal(job_kind(job)->type, qmp_args_str(args, "type")))
+        return qmp_fail(error, "Job type does not support change");
+    return job_change_copy_mode(job, qmp_args_copy_mode(args, "copy-mode"), error);
 }
 
 // -- starting one ---------------------------------------------------------------------------------
@@ -271,6 +292,14 @@ static void emit_end(const Daemon *daemon, const Job *job, const char *event)
     qmp_emit(daemon, event, data);
 }
 
+static void emit_copy_mode(const Daemon *daemon, const Job *job)
+{
+    JobInfo of = job_info(job, 0);
+    qmp_emit(daemon, "BLOCK_JOB_COPY_MODE_CHANGE",
+             json_pack("{s:s, s:s, s:s}", "type", job_kind(job)->type, "device", job_id(job),
+                       "copy-mode", copy_mode_name(of.copy_mode)));
+}
+
 void qmp_block_jobs_happened(void *arg, const Job *job, const JobEvent *event)
 {
     if (!job_kind(job)->is_block_job)
@@ -291,6 +320,9 @@ void qmp_block_jobs_happened(void *arg, const Job *job, const JobEvent *event)
     case JOB_EVENT_PENDING:
         qmp_emit(arg, "BLOCK_JOB_PENDING",
                  json_pack("{s:s, s:s}", "type", job_kind(job)->type, "id", job_id(job)));
+        break;
+    case JOB_EVENT_COPY_MODE:
+        emit_copy_mode(arg, job);
         break;
     case JOB_EVENT_ERROR:
         qmp_emit(arg, "BLOCK_JOB_ERROR",
@@ -323,6 +355,13 @@ static const QmpType pending_data = {
                                    {"id", &qmp_str, .doc = "the job's"},
                                    {0}},
 };
+static const QmpType copy_mode_data = {
+    .kind = QMP_OBJECT,
+    .members = (const QmpMember[]){{"type", &qmp_job_type, .doc = "what the job does"},
+                                   {"device", &qmp_str, .doc = "the job's id"},
+                                   {"copy-mode", &qmp_mirror_copy_mode, .doc = "what it is now"},
+                                   {0}},
+};
 static const QmpType operation = {
     .name = "IoOperationType",
     .kind = QMP_ENUM,
@@ -346,6 +385,9 @@ static const QmpEvent events[] = {
     {"BLOCK_JOB_PENDING", &pending_data, "A job waits for `block-job-finalize`."},
     {"BLOCK_JOB_COMPLETED", &completed_data, "A job has ended, well or not."},
     {"BLOCK_JOB_CANCELLED", &ready_data, "A job was cancelled, and has ended."},
+    {"BLOCK_JOB_COPY_MODE_CHANGE", &copy_mode_data,
+     "An extension: what clients write gets to a job's target in another way from now on, since "
+     "`block-job-change` asked for it, or what was left no longer got less."},
     {"BLOCK_JOB_ERROR", &error_data, "A read or a write of a job failed."},
     {0},
 };
@@ -361,7 +403,11 @@ static const QmpCommand commands[] = {
     {"block-job-complete", &device_args, NULL, "As `job-complete`.", complete},
     {"block-job-finalize", &id_args, NULL, "As `job-finalize`.", finalize},
     {"block-job-dismiss", &id_args, NULL, "As `job-dismiss`.", dismiss},
-    {"block-job-change", &change_args, NULL, "Changes what a job does while it runs.", change},
+    {"block-job-change", &change_args, NULL,
+     "Changes what a job does while it runs: in which way what clients write gets to its target. "
+     "For "
+     "a job of type `commit`, and a change to `background`, an extension.",
+     change},
     {0},
 };
 

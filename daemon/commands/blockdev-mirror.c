@@ -338,6 +338,7 @@ static int begin(Fiber *self, MirrorJob *job, const char *id, GError **error)
 static int start(Fiber *self, MirrorJob *work, const json_t *args, GError **error)
 {
     JobSpec spec = qmp_block_job_spec(args, &mirror_kind, work);
+    spec.copy_mode = copy_mode_at_first(qmp_args_copy_mode(args, "copy-mode"));
     Job *job = job_new(work->daemon->jobs, &spec, error);
     if (!job) {
         mirror_job_free(self, work);

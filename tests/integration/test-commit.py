@@ -229,6 +229,29 @@ def test_locked(tmp):
             w.io("disk", "write -P 1 0 64k", "read -P 1 0 64k")
 
 
+def test_mode_is_changed(tmp):
+    """The copy mode of a commit is told, and changed both ways while it runs"""
+    make_three(tmp, 4 * MIB)
+    with World(tmp) as w:
+        add_three(w, tmp)
+        w.qmp.command("block-commit", job_id="j", device="top")
+        w.qmp.event("BLOCK_JOB_READY")
+        for mode in ("write-blocking", "background", "write-blocking"):
+            w.qmp.command("block-job-change", id="j", type="commit", copy_mode=mode)
+            told = w.qmp.event("BLOCK_JOB_COPY_MODE_CHANGE")
+            assert told == {"type": "commit", "device": "j", "copy-mode": mode}, told
+            job, = w.qmp.command("query-block-jobs")
+            assert job["copy-mode"] == mode, job
+            while job["actively-synced"] != (mode == "write-blocking"):
+                job, = w.qmp.command("query-block-jobs")
+            w.io("disk", "write -P 3 0 64k")
+        says(str(w.qmp.error("block-job-change", id="j", type="mirror", copy_mode="background")),
+             "does not support change")
+        w.qmp.command("job-complete", id="j")
+        assert "error" not in end_of(w.qmp)
+    check_image(tmp / "base")
+
+
 def test_full(tmp):
     """A base without room pauses the job, which goes on once it is resumed, and loses nothing"""
     make_three(tmp, 4 * MIB)

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// How long guests are held up by the end of a commit, in virtual time: not by the time that the base
-// takes to become durable, nor by requests that take long now and then.
+// Active commits beside guests, in virtual time. How long their end holds guests up: not for the time
+// that the base takes to become durable, nor for that of requests that take long now and then. And
+// guests that write faster than the job may copy.
 #include <errno.h>
 #include <string.h>
 
@@ -35,6 +36,10 @@ typedef struct World {
     bool base_refuses;        // writes
     bool is_late;             // work comes and goes once the copy is close
     unsigned next_guest;
+    uint64_t speed;    // of the job
+    CopyMode mode;     // that it is to keep to
+    unsigned n_modes;  // that it changed to
+    uint64_t until_ns; // it is cancelled then; 0: it is not
     uint64_t slowest_ns;
     FiberWaitGroup guests;
     uint8_t shadow[DISK / BLOCK];
@@ -107,7 +112,7 @@ static void guest(Fiber *self, void *arg)
     unsigned first = w->next_guest++, n = DISK / BLOCK / N_GUESTS;
     for (unsigned i = 0; !w->is_over; i++) {
         write_block(self, w, first + i * 37 % n * N_GUESTS);
-        fiber_sleep(self, MS);
+        fiber_sleep(self, w->speed ? 10 * MS : MS);
     }
     fiber_wait_group_done(&w->guests);
 }
@@ -178,8 +183,10 @@ static void check_content(Fiber *self, World *w)
 static void hear(void *arg, const JobNews *news)
 {
     World *w = arg;
+    w->n_modes += news->kind == JOB_NEWS_COPY_MODE;
     if (news->kind != JOB_NEWS_READY)
         return;
+    job_control_set_speed(w->control, 0);
     w->slowest_ns = 0;
     job_control_ask_end(w->control, JOB_END_COMPLETE);
 }
@@ -193,15 +200,8 @@ static void come_late(Fiber *self, World *w)
     write_block(self, w, 0);
 }
 
-static void run_job(Fiber *self, World *w)
+static void complete(Fiber *self, World *w, Commit *commit)
 {
-    Loop *loop = fiber_loop(self);
-    CommitSpec spec = {.name = "job", .top = w->top, .base = w->base};
-    Commit *commit;
-    w->control = job_control_new(0);
-    job_control_begin(w->control, loop, loop, hear, w);
-    fiber_assert_equal(commit_begin(self, &spec, &commit, NULL), 0);
-    fiber_assert_equal(commit_run(self, w->control, commit, NULL), 0);
     fiber_assert_equal(commit_come_close(self, commit, NULL), 0);
     if (w->is_late) {
         come_late(self, w);
@@ -209,6 +209,30 @@ static void run_job(Fiber *self, World *w)
         fiber_assert_equal(commit_come_close(self, commit, NULL), 0);
     }
     fiber_assert_equal(commit_switch(self, commit, &w->is_switched, NULL), 0);
+}
+
+static void cancel_later(Fiber *self, void *arg)
+{
+    World *w = arg;
+    fiber_sleep(self, w->until_ns);
+    job_control_cancel(w->control);
+}
+
+static void run_job(Fiber *self, World *w)
+{
+    Loop *loop = fiber_loop(self);
+    CommitSpec spec = {.name = "job", .top = w->top, .base = w->base, .copy_mode = w->mode};
+    Commit *commit;
+    if (w->until_ns)
+        fiber_assert_equal(fiber_spawn(loop, "user", cancel_later, w, NULL), 0);
+    w->control = job_control_new(w->speed);
+    job_control_begin_copy_mode(w->control, copy_mode_at_first(w->mode));
+    job_control_begin(w->control, loop, loop, hear, w);
+    fiber_assert_equal(commit_begin(self, &spec, &commit, NULL), 0);
+    int r = commit_run(self, w->control, commit, NULL);
+    fiber_assert_equal(r, w->until_ns ? -ECANCELED : 0);
+    if (r == 0)
+        complete(self, w, commit);
     w->is_over = true;
     commit_end(self, commit);
     job_control_end(w->control);
@@ -228,7 +252,8 @@ static void commit_under_load(Fiber *self, void *arg)
         fiber_assert_equal(fiber_spawn(fiber_loop(self), "long guest", long_guest, w, NULL), 0);
     run_job(self, w);
     fiber_wait_group_wait(self, &w->guests);
-    fiber_assert(w->is_switched && w->port.node == w->base);
+    fiber_assert_equal(w->is_switched, !w->until_ns);
+    fiber_assert(w->port.node == (w->is_switched ? w->base : w->top));
     check_content(self, w);
     close_chain(self, w);
 }
@@ -266,12 +291,28 @@ static void work_that_was_done_after_the_last_flush_is_made_durable_first(void *
     slowest_write_ns(&w);
 }
 
+static void what_no_longer_shrinks_makes_an_automatic_job_write_blocking(void **state)
+{
+    World w = {.speed = 2 << 20};
+    slowest_write_ns(&w);
+    assert_int_equal(w.n_modes, 1);
+}
+
+static void a_mode_that_was_given_is_kept_whatever_is_left(void **state)
+{
+    World w = {.speed = 2 << 20, .mode = COPY_MODE_BACKGROUND, .until_ns = 8000 * MS};
+    slowest_write_ns(&w);
+    assert_int_equal(w.n_modes, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_pivot_holds_no_guest_up_while_the_base_becomes_durable),
         cmocka_unit_test(flushes_of_guests_do_not_keep_others_out_for_long),
         cmocka_unit_test(work_that_was_done_after_the_last_flush_is_made_durable_first),
+        cmocka_unit_test(what_no_longer_shrinks_makes_an_automatic_job_write_blocking),
+        cmocka_unit_test(a_mode_that_was_given_is_kept_whatever_is_left),
         cmocka_unit_test(requests_that_take_long_do_not_keep_others_out_for_long),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

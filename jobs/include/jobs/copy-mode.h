@@ -7,3 +7,9 @@ typedef enum CopyMode {
     COPY_MODE_BACKGROUND,
     COPY_MODE_WRITE_BLOCKING,
 } CopyMode;
+
+// Which of the two a job begins in.
+static inline CopyMode copy_mode_at_first(CopyMode mode)
+{
+    return mode == COPY_MODE_WRITE_BLOCKING ? mode : COPY_MODE_BACKGROUND;
+}

@@ -19,6 +19,7 @@
 #include <stdint.h>
 
 #include "chain-core/loop.h"
+#include "jobs/copy-mode.h"
 
 typedef struct JobControl JobControl;
 
@@ -50,6 +51,14 @@ typedef enum JobEnd {
     JOB_END_CANCEL, // well, but without what completing would do
 } JobEnd;
 JobEnd job_asked_end(const JobControl *control);
+
+// Of a job that has one (JobSpec.copy_mode): what a user has asked for since it began;
+// COPY_MODE_AUTOMATIC: nothing. Any thread.
+CopyMode job_asked_copy_mode(const JobControl *control);
+// It is another one now, and users are told; or the same.
+void job_set_copy_mode(JobControl *control, CopyMode mode);
+// Source and target show the same, and will as long as the mode is write-blocking; or not. Any thread.
+void job_set_synced(JobControl *control, bool is_synced);
 
 // -- progress: any thread, and read there -----------------------------------------------------------
 

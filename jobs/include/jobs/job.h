@@ -47,7 +47,8 @@ typedef enum JobEventKind {
     JOB_EVENT_PENDING,   // it waits for job_finalize()
     JOB_EVENT_COMPLETED, // well, or not: job_error()
     JOB_EVENT_CANCELLED,
-    JOB_EVENT_ERROR, // a read or write of it failed
+    JOB_EVENT_ERROR,     // a read or write of it failed
+    JOB_EVENT_COPY_MODE, // JobInfo.copy_mode is another one
 } JobEventKind;
 typedef struct JobEvent {
     JobEventKind kind;
@@ -85,6 +86,7 @@ typedef struct JobSpec {
     bool waits_pending;   // for job_finalize()
     bool waits_concluded; // for job_dismiss()
     JobGroup *group;      // NULL: by itself
+    CopyMode copy_mode;   // that it begins in; COPY_MODE_AUTOMATIC: it has none
 } JobSpec;
 
 // A job in state `created`. NULL with QEMU's words when the id is none, or taken.
@@ -106,6 +108,8 @@ int job_cancel(Fiber *self, Job *job, bool force, GError **error);
 int job_pause(Job *job, GError **error);
 int job_resume(Job *job, GError **error);
 int job_set_speed(Job *job, int64_t speed, GError **error);
+// From now on; also where the job would choose.
+int job_change_copy_mode(Job *job, CopyMode mode, GError **error);
 int job_complete(Job *job, GError **error);
 // And all of its group: they have concluded on return.
 int job_finalize(Fiber *self, Job *job, GError **error);
@@ -131,5 +135,7 @@ typedef struct JobInfo {
     uint64_t speed;              // the limit; 0: none
     bool is_busy, is_paused;
     JobIoStatus io_status;
+    CopyMode copy_mode; // now; COPY_MODE_AUTOMATIC: it has none
+    bool is_synced;     // source and target show the same, and go on so
 } JobInfo;
 JobInfo job_info(const Job *job, uint64_t now_ns);
