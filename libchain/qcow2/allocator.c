@@ -421,5 +421,7 @@ void allocator_release(Fiber *self, Qcow2Image *image, ClusterRange range)
         refcounts_lower(self, image, &range, &free);
         if (free.n)
             make_free(image, free.first, free.n);
+        if (range.n) // on memory holes are made at once, on the loop
+            fiber_yield(self);
     }
 }

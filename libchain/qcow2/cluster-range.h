@@ -2,6 +2,7 @@
 // Whole clusters of the host file. A value.
 #pragma once
 
+#include <glib.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -15,6 +16,9 @@ static inline bool cluster_range_overlaps(ClusterRange a, ClusterRange b)
 {
     return a.first < b.first + b.n && b.first < a.first + a.n;
 }
+
+// Sorts an array of ClusterRange, and makes neighbours one. Those that overlap stay apart.
+void cluster_ranges_merge(GArray *ranges);
 
 // The clusters of the image's file that an L2 entry names. False: none; data in a file of its own
 // has no refcounts.

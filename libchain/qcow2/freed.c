@@ -70,30 +70,6 @@ void freed_add_durable(FreedClusters *f, ClusterRange range)
     g_array_append_val(f->durable, range);
 }
 
-static int compare_ranges(const void *a, const void *b)
-{
-    const ClusterRange *x = a, *y = b;
-    return (x->first > y->first) - (x->first < y->first);
-}
-
-// Merges neighbours, so that punching takes few calls. Ranges may repeat (a shared cluster freed
-// twice): those stay apart.
-static void merge_ranges(GArray *ranges)
-{
-    g_array_sort(ranges, compare_ranges);
-    guint out = 0;
-    for (guint i = 1; i < ranges->len; i++) {
-        ClusterRange *last = &g_array_index(ranges, ClusterRange, out);
-        ClusterRange next = g_array_index(ranges, ClusterRange, i);
-        if (last->first + last->n == next.first)
-            last->n += next.n;
-        else
-            g_array_index(ranges, ClusterRange, ++out) = next;
-    }
-    if (ranges->len)
-        g_array_set_size(ranges, out + 1);
-}
-
 void freed_turn(FreedClusters *f)
 {
     unsigned old = f->pin_now;
@@ -108,7 +84,8 @@ void freed_turn(FreedClusters *f)
     GArray *empty = f->releasing;
     f->releasing = f->durable;
     f->durable = empty;
-    merge_ranges(f->releasing);
+    // Punching takes few calls then. A shared cluster that was freed twice stays there twice.
+    cluster_ranges_merge(f->releasing);
     f->pin_now = !old;
     if (f->pins[old].pin.n_holders == 0 || MUTANT("freed-waits-for-pins"))
         pin_drained(&f->pins[old].pin);

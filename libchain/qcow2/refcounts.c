@@ -12,6 +12,10 @@
 
 #include "qcow2/inflated-cache.h"
 
+// One hole of the file: guests' writes to it wait while the host makes it, and on memory the loop does.
+// Dropping so many cached pages takes some tenths of a millisecond.
+enum { MAX_HOLE_BYTES = 1 << 20 };
+
 int refcounts_block_of(Qcow2Image *image, uint64_t cluster, HostOff *ret_block)
 {
     uint64_t i = cluster >> image->geometry.refcounts_per_block_bits;
@@ -138,7 +142,8 @@ void refcounts_lower(Fiber *self, Qcow2Image *image, ClusterRange *range, Cluste
         range->n = 0;
         return;
     }
-    uint64_t max = MIN(refcounts_per_slice(image) - place.index, range->n), n = 0;
+    uint64_t max_hole = MAX(MAX_HOLE_BYTES >> g->cluster_bits, 1), n = 0;
+    uint64_t max = MIN(MIN(refcounts_per_slice(image) - place.index, range->n), max_hole);
     while (n < max && qcow2_refcount_get(g, place.slice->data, place.index + n) == 1)
         n++;
     ClusterRange run = {range->first, n};

@@ -9,6 +9,9 @@
 // flags: its L1 entry, and each entry of its table there whose cluster has one reference left. That
 // takes the lock of the guest's clusters: whoever is about to copy a cluster must not find it
 // written in place. A flag that is missing costs a copy, no more.
+//
+// What loses its last reference is gathered, and released in the order of the host file: what lies
+// together becomes one hole, for which guests' writes wait once, not cluster by cluster.
 
 #include "qcow2/snapshot-refs.h"
 
@@ -23,6 +26,8 @@ enum {
     MAX_DIRTY_BYTES = 4 << 20,   // before a write-back: guests have the rest of what may be dirty
     MAX_FETCH_BYTES = 128 << 10, // what one table adds to the cache at a time
     ENTRIES_PER_TURN = 32 << 10, // of an L1 table without anything
+    MAX_LAST_RANGES = 64 << 10,  // that are gathered: 1 MiB
+    RELEASED_BYTES_PER_TURN = 1 << 20,
 };
 
 typedef struct Place {
@@ -254,13 +259,83 @@ static uint64_t slice_bit(const SnapshotRefs *refs, const Place *p)
     return UINT64_C(1) << p->first / refs->head->image->geometry.slice_entries % 64;
 }
 
-static void lower_range(Fiber *self, SnapshotRefs *refs, ClusterRange range)
+static void release_now(Fiber *self, SnapshotRefs *refs, ClusterRange range)
 {
     Qcow2Image *image = refs->head->image;
     RefcountPlace place;
     if (refcounts_find(self, image, range.first, &place) == 0)
         note_dirty(refs, place.slice);
     allocator_release(self, image, range);
+}
+
+// Nothing names these clusters any more, nor did anything else: what is there twice was counted too
+// low, and may be in use elsewhere by now.
+static void release_last(Fiber *self, SnapshotRefs *refs)
+{
+    uint64_t end = 0, n_in_turn = 0, cluster_bytes = refs->head->image->geometry.cluster_bytes;
+    cluster_ranges_merge(refs->last);
+    for (guint i = 0; i < refs->last->len; i++) {
+        ClusterRange range = g_array_index(refs->last, ClusterRange, i);
+        uint64_t n_again = range.first < end ? MIN(end - range.first, range.n) : 0;
+        refs->is_incomplete |= n_again > 0;
+        range.first += n_again;
+        range.n -= n_again;
+        end = MAX(end, range.first + range.n);
+        if (range.n)
+            release_now(self, refs, range);
+        n_in_turn += range.n;
+        if (n_in_turn * cluster_bytes < RELEASED_BYTES_PER_TURN)
+            continue;
+        end_step(self, refs);
+        n_in_turn = 0;
+    }
+    end_step(self, refs);
+    g_array_set_size(refs->last, 0);
+}
+
+static void gather(SnapshotRefs *refs, ClusterRange range)
+{
+    guint n = refs->last->len;
+    ClusterRange *before = n ? &g_array_index(refs->last, ClusterRange, n - 1) : NULL;
+    if (before && before->first + before->n == range.first)
+        before->n += range.n;
+    else
+        g_array_append_val(refs->last, range);
+}
+
+// From the first cluster on, those that have one reference, or those that have others; at most to
+// the end of a slice. 0: their refcounts cannot be read.
+static uint64_t find_alike(Fiber *self, Qcow2Image *image, ClusterRange range, bool *ret_are_last)
+{
+    const Qcow2Geometry *g = &image->geometry;
+    RefcountPlace place;
+    if (refcounts_get(self, image, range.first, &place) < 0)
+        return 0;
+    uint64_t max = MIN(refcounts_per_slice(image) - place.index, range.n), n = 1;
+    const uint8_t *data = place.slice->data;
+    *ret_are_last = qcow2_refcount_get(g, data, place.index) == 1;
+    while (n < max && (qcow2_refcount_get(g, data, place.index + n) == 1) == *ret_are_last)
+        n++;
+    table_slice_release(place.slice);
+    return n;
+}
+
+static void lower_range(Fiber *self, SnapshotRefs *refs, ClusterRange range)
+{
+    while (range.n) {
+        bool are_last;
+        uint64_t n = find_alike(self, refs->head->image, range, &are_last);
+        if (!n) { // they leak
+            refs->is_incomplete = true;
+            return;
+        }
+        if (are_last)
+            gather(refs, (ClusterRange){range.first, n});
+        else
+            release_now(self, refs, (ClusterRange){range.first, n});
+        range.first += n;
+        range.n -= n;
+    }
 }
 
 // The first `n` entries of a slice.
@@ -286,6 +361,8 @@ static void lower_slice(Fiber *self, SnapshotRefs *refs, const Place *p, uint32_
     if (is_empty)
         *slice_word(refs, p) |= slice_bit(refs, p);
     end_step(self, refs);
+    if (refs->last->len >= MAX_LAST_RANGES)
+        release_last(self, refs);
 }
 
 static int count_of(Fiber *self, Qcow2Image *image, HostOff off, uint64_t *ret_count)
@@ -403,6 +480,7 @@ static void lower_table(Fiber *self, SnapshotRefs *refs, Place p)
 
 void snapshot_refs_lower(Fiber *self, SnapshotRefs *refs)
 {
+    refs->last = g_array_new(false, false, sizeof(ClusterRange));
     for (uint64_t i1 = 0; i1 < refs->n_l1; i1++) {
         Qcow2L1Entry e = qcow2_l1_entry_decode(refs->l1[i1]);
         if (e.l2.v) {
@@ -413,6 +491,9 @@ void snapshot_refs_lower(Fiber *self, SnapshotRefs *refs)
         if (i1 % ENTRIES_PER_TURN == 0)
             fiber_yield(self);
     }
+    if (!refs->head->image->corrupt)
+        release_last(self, refs);
+    g_clear_pointer(&refs->last, g_array_unref);
     refs->i1 = 0;
     refs->has_table = false;
     refs->n_entries = 0;

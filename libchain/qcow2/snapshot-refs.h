@@ -22,6 +22,8 @@ typedef struct SnapshotRefs {
     uint32_t n_entries;
     // Of the table that is being taken back: slices of which no entry names anything, a bit each.
     uint64_t empty_slices[SNAPSHOT_REFS_MAX_SLICES / 64];
+    // ClusterRange: what lost its last reference, and is not released yet.
+    GArray *last;
     bool is_incomplete;   // something could not be taken back, or put right
     uint64_t dirty_bytes; // made dirty since the last write-back
 } SnapshotRefs;
