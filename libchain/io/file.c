@@ -199,6 +199,9 @@ int file_check_size(Fiber *self, File *file)
         return r;
     if (file->n_changes != n_changes || size == file->size || size == file->told_size)
         return 0;
+    // A device that grew, as a logical volume does, was made to: what lies on it takes that up.
+    if (file->is_block_device && size > file->size)
+        return 0;
     file->told_size = size;
     file_tell(file, FILE_EVENT_RESIZED, size, 0);
     return 0;

@@ -3,11 +3,12 @@
 """Sizes that change while disks are served, and qcow2 images on block devices that grow with them."""
 import json
 import random
+import time
 
 import nbd
 
 from disks import LoopDevice
-from harness import KIB, MIB, Daemon, check_image, connect, main, qemu_img, run
+from harness import HANG, KIB, MIB, Daemon, check_image, connect, main, qemu_img, run
 from qmp_client import Qmp
 
 
@@ -170,6 +171,28 @@ def test_device_is_reused(tmp):
         check_image(lv.device)
         measured = json.loads(qemu_img("measure", "--output=json", "-O", "qcow2", lv.device))
         assert end_of(lv.device) <= measured["required"], (end_of(lv.device), measured)
+
+
+def test_device_size_is_watched(tmp):
+    """A device that was made smaller under an image is told of; one that grew has grown, and no more."""
+    with LoopDevice(tmp / "lv1", 4 * MIB) as grows, LoopDevice(tmp / "lv2", 4 * MIB) as shrinks:
+        d, q = start(tmp)
+        with d:
+            clients = []
+            for name, lv, size in ("a", grows, 8 * MIB), ("b", shrinks, 3 * MIB):
+                qemu_img("create", "-q", "-f", "qcow2", lv.device, 64 * MIB)
+                add_disk(q, tmp, name, file={"driver": "host_device", "filename": lv.device})
+                clients.append(connect(uri(tmp, name)))
+                lv.grow(size)
+            deadline = time.monotonic() + HANG
+            while f"{shrinks.device} was resized" not in d.log():
+                assert time.monotonic() < deadline, d.log()
+                for client in clients:  # the device that grew first
+                    client.pwrite(b"x" * 512, 0)
+                time.sleep(0.01)
+            assert f"{grows.device} was resized" not in d.log(), d.log()
+            for client in clients:
+                client.shutdown()
 
 
 def test_raw_device_grows(tmp):
