@@ -45,7 +45,7 @@ CORE = {
     "raw.h": "raw", "nbd-client.h": "remote", "fd-wait.h": "io",
     "qcow2.h": "qcow2", "qcow2-snapshot.h": "qcow2",
     "qcow2-check.h": "qcow2", "qcow2-create.h": "qcow2",
-    "chain.h": "chain", "layer.h": "chain", "node-config.h": "chain",
+    "chain.h": "chain", "layer.h": "chain", "node-config.h": "chain", "node-reopen.h": "chain",
 }
 # The chain opens its layers by their drivers' headers, never by their insides.
 CORE_EXTRA = {"chain": {"raw.h", "nbd-client.h", "qcow2.h", "qcow2-check.h", "qcow2-create.h"}}

@@ -90,6 +90,18 @@ int source_lock(Fiber *self, const Source *source, const SourceMode *mode, GErro
     return 0;
 }
 
+int source_lock_also(Fiber *self, File *file, bool is_writable, GError **error)
+{
+    int r = file_lock_also(self, file, is_writable ? HELD_WRITING : HELD_READING, UNSHARED, error);
+    if (r < 0)
+        return r;
+    // Whoever used the file until now may have made it longer since it was opened.
+    r = file_refresh_size(self, file);
+    return r < 0 ? error_set(error, r, "%s: cannot tell its size: %s", file_path(file),
+                             g_strerror(-r))
+                 : 0;
+}
+
 int layer_lock_node(Fiber *self, Node *node, bool is_writable, GError **error)
 {
     while (node->ops->is_filter)
@@ -239,6 +251,12 @@ static int file_of(Node *node, bool was_there, SourceMode *mode, File **ret_file
     if (r == 0 && was_there)
         file_keep_mode(*ret_file);
     return r;
+}
+
+int source_file_of(Node *node, bool is_writable, File **ret_file, GError **error)
+{
+    SourceMode mode = {.is_writable = is_writable};
+    return file_of(node, true, &mode, ret_file, error);
 }
 
 int source_make_file(Fiber *self, const NodeConfig *config, const LayerOptions *options,

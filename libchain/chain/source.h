@@ -44,5 +44,10 @@ Node *source_node(Source *source);
 const GArray *source_nodes(Source *source);
 void source_close(Fiber *self, Source *source);
 
+// `node`, which was there before, as the file of what lies in it. A new reference.
+int source_file_of(Node *node, bool is_writable, File **ret_file, GError **error);
+// Keeps other programs out of it as a format does that is opened there.
+int source_lock_also(Fiber *self, File *file, bool is_writable, GError **error);
+
 // Adds what to do to the sentence of an error; `error` may be NULL.
 void source_add_remedy(GError **error, const char *remedy);

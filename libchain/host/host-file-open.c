@@ -16,6 +16,12 @@
 #include "base/error.h"
 #include "host/host-file.h"
 
+typedef struct Alignments {
+    uint32_t offsets, addresses; // of a transfer, in bytes
+} Alignments;
+
+#define NO_DIRECT_IO "the file system has no direct I/O; open it without"
+
 typedef struct Open {
     const char *path;
     FileOpenFlags flags;
@@ -24,7 +30,8 @@ typedef struct Open {
     struct stat st;
     bool is_memory, is_remote;
     uint64_t size;
-    uint32_t alignment, address_alignment, zero_alignment;
+    Alignments alignments;
+    uint32_t zero_alignment;
     const char *problem; // sentence part, when errno alone does not say it
 } Open;
 
@@ -44,7 +51,7 @@ static int open_fd(Open *o)
         return 0;
     int r = -errno;
     if (r == -EINVAL && (o->flags & FILE_DIRECT)) {
-        o->problem = "the file system has no direct I/O; open it without";
+        o->problem = NO_DIRECT_IO;
         if (o->flags & FILE_CREATE)
             unlink(o->path); // open(2) creates it before it finds out
     } else if (r == -ELOOP && (o->flags & FILE_NO_FOLLOW_FINAL)) {
@@ -55,23 +62,18 @@ static int open_fd(Open *o)
 
 // Memory often needs less than offsets do (4 bytes on NVMe), and what is aligned enough is not
 // bounced.
-static void learn_direct_alignment(Open *o, bool is_block_device)
+static Alignments direct_alignments(int fd, bool is_block_device)
 {
 #ifdef STATX_DIOALIGN
     struct statx stx;
-    if (statx(o->fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &stx) == 0 &&
-        (stx.stx_mask & STATX_DIOALIGN) && stx.stx_dio_offset_align) {
-        o->alignment = stx.stx_dio_offset_align;
-        o->address_alignment = MAX(1, stx.stx_dio_mem_align);
-        return;
-    }
+    if (statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &stx) == 0 &&
+        (stx.stx_mask & STATX_DIOALIGN) && stx.stx_dio_offset_align)
+        return (Alignments){stx.stx_dio_offset_align, MAX(1, stx.stx_dio_mem_align)};
 #endif
     int sector = 0;
-    if (is_block_device && ioctl(o->fd, BLKSSZGET, &sector) == 0 && sector >= 512)
-        o->alignment = (uint32_t)sector;
-    else
-        o->alignment = 4096; // no file system asks for more than its block, and none is larger here
-    o->address_alignment = o->alignment;
+    if (is_block_device && ioctl(fd, BLKSSZGET, &sector) == 0 && sector >= 512)
+        return (Alignments){(uint32_t)sector, (uint32_t)sector};
+    return (Alignments){4096, 4096}; // no file system asks for more than its block, none is larger
 }
 
 int host_file_measure(int fd, bool is_block_device, uint64_t *ret_size)
@@ -123,9 +125,7 @@ static int learn(Open *o)
 
     int sector = 0;
     bool is_direct = (o->flags & FILE_DIRECT) && !o->is_memory;
-    o->alignment = o->address_alignment = 1;
-    if (is_direct)
-        learn_direct_alignment(o, is_block_device);
+    o->alignments = is_direct ? direct_alignments(o->fd, is_block_device) : (Alignments){1, 1};
     o->zero_alignment = 1;
     if (is_block_device)
         o->zero_alignment = ioctl(o->fd, BLKSSZGET, &sector) == 0 && sector >= 512 ? sector : 512;
@@ -163,8 +163,8 @@ int host_file_open(Fiber *self, Loop *loop, const char *path, FileOpenFlags flag
     bool is_block_device = S_ISBLK(o.st.st_mode);
     file_init(&h->file, &host_file_ops, loop, path, flags);
     h->file.size = o.size;
-    h->file.alignment = o.alignment;
-    h->file.address_alignment = o.address_alignment;
+    h->file.alignment = o.alignments.offsets;
+    h->file.address_alignment = o.alignments.addresses;
     h->file.zero_alignment = o.zero_alignment;
     h->file.is_block_device = is_block_device;
     h->file.is_in_memory = o.is_memory;
@@ -182,5 +182,47 @@ int host_file_open(Fiber *self, Loop *loop, const char *path, FileOpenFlags flag
     else
         h->inline_reads = h->inline_writes = HOST_FILE_INLINE_CACHED;
     *ret_file = &h->file;
+    return 0;
+}
+
+// -- of a file that is open -----------------------------------------------------------------------
+
+typedef struct SetDirect {
+    int fd;
+    bool is_direct, is_block_device;
+    Alignments alignments;
+} SetDirect;
+
+static int set_direct_call(void *arg)
+{
+    SetDirect *s = arg;
+    int flags = fcntl(s->fd, F_GETFL);
+    if (flags < 0)
+        return -errno;
+    flags = s->is_direct ? flags | O_DIRECT : flags & ~O_DIRECT;
+    if (fcntl(s->fd, F_SETFL, flags) < 0)
+        return -errno;
+    s->alignments =
+        s->is_direct ? direct_alignments(s->fd, s->is_block_device) : (Alignments){1, 1};
+    return 0;
+}
+
+int host_file_set_direct(Fiber *self, File *file, bool is_direct, GError **error)
+{
+    HostFile *h = (HostFile *)file;
+    SetDirect s = {
+        .fd = h->fd,
+        .is_direct = is_direct,
+        .is_block_device = file->is_block_device,
+    };
+    int r = file->is_in_memory ? 0 : loop_work(self, set_direct_call, &s);
+    if (r < 0)
+        return error_set(error, r, "%s cannot be used %s the page cache: %s", file->path,
+                         is_direct ? "past" : "through",
+                         r == -EINVAL ? NO_DIRECT_IO : g_strerror(-r));
+    if (!file->is_in_memory) {
+        file->alignment = s.alignments.offsets;
+        file->address_alignment = s.alignments.addresses;
+    }
     return 0;
 }

@@ -393,5 +393,6 @@ const FileOps host_file_ops = {
     .detach = detach,
     .attach = attach,
     .make_writable = host_file_make_writable,
+    .set_direct = host_file_set_direct,
     .close = file_close_op,
 };

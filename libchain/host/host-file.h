@@ -60,6 +60,8 @@ bool host_file_may_copy(const File *from, uint64_t from_off, const File *to, uin
 // host-file.c
 void host_file_init_writes(HostFile *h);
 extern const FileOps host_file_ops;
+// host-file-open.c
+int host_file_set_direct(Fiber *self, File *file, bool is_direct, GError **error);
 // host-file-lock.c
 int host_file_make_writable(Fiber *self, File *file, GError **error);
 int host_file_lock(Fiber *self, File *file, unsigned held, unsigned unshared, GError **error);

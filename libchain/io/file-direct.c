@@ -19,9 +19,11 @@
 //   particular none waits for a queued bounce, and none for a second range.
 // So the first range in order always ends, and with it the bounces that are started, in turn.
 #include <assert.h>
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/error.h"
 #include "chain-core/mutant.h"
 #include "io/file-private.h"
 #include "io/iov.h"
@@ -48,6 +50,27 @@ static uint64_t round_down(uint64_t v, uint64_t alignment)
 static uint64_t round_up(uint64_t v, uint64_t alignment)
 {
     return v > UINT64_MAX - alignment ? UINT64_MAX : round_down(v + alignment - 1, alignment);
+}
+
+// --- the mode ------------------------------------------------------------------------------------
+
+bool file_is_direct(const File *file)
+{
+    return file->is_direct;
+}
+
+int file_set_direct(Fiber *self, File *file, bool is_direct, GError **error)
+{
+    assert(!file->n_changing && !file->is_flushing && !file->first_range && !file->n_bouncing);
+    if (file->is_direct == is_direct)
+        return 0;
+    if (!file->ops->set_direct)
+        return error_set(error, -ENOTSUP, "%s: it stays as it was opened, %s the page cache",
+                         file->path, file->is_direct ? "past" : "through");
+    int r = file->ops->set_direct(self, file, is_direct, error);
+    if (r == 0)
+        file->is_direct = is_direct;
+    return r;
 }
 
 // --- ranges --------------------------------------------------------------------------------------

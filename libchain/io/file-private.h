@@ -95,6 +95,8 @@ struct FileOps {
     // What to do when it is written no more; make_writable() is called again then. NULL: nothing,
     // and it stays as it was made.
     void (*make_read_only)(Fiber *self, File *file);
+    // Past the page cache or not, with the alignments of it. NULL: it stays as it was opened.
+    int (*set_direct)(Fiber *self, File *file, bool is_direct, GError **error);
     // Nothing is under way. Waits for what is still to come, and lets go of what is the loop's; on
     // its new loop (file->loop) it finds the same there, and does not suspend. NULL: nothing to do.
     void (*detach)(Fiber *self, File *file);
@@ -113,6 +115,7 @@ struct File {
     uint32_t address_alignment; // of buffers; 1 in the simulation, or runs would depend on the heap
     uint32_t zero_alignment;    // of FileOps.zero and discard; file.c writes or skips the odd ends
     bool is_writable;
+    bool is_direct;      // it was asked for, whatever the host makes of it
     bool host_may_write; // the host lets it: it was opened so, or made so
     bool keeps_mode;     // whatever lies in it
     FileModeFn *mode_fn;

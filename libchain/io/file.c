@@ -29,6 +29,7 @@ void file_init(File *file, const FileOps *ops, Loop *loop, const char *path, Fil
         .write_threshold = UINT64_MAX,
         .n_refs = 1,
         .is_writable = flags & FILE_WRITABLE,
+        .is_direct = flags & FILE_DIRECT,
         .host_may_write = flags & FILE_WRITABLE,
     };
 }

@@ -59,15 +59,25 @@ static void collect(Move *m)
     }
 }
 
-static int check(Move *m)
+static const Node *find_fixed(const Move *m)
 {
     for (guint i = 0; i < m->nodes->len; i++) {
         const Node *node = m->nodes->pdata[i];
         if (!node->ops->detach || !node->ops->attach)
-            return error_set(
-                &m->error, -ENOTSUP,
-                "%s cannot be moved to another loop: its driver, %s, stays where it is", node->name,
-                node->ops->driver);
+            return node;
+    }
+    return NULL;
+}
+
+static int check(Move *m)
+{
+    const Node *fixed = find_fixed(m);
+    if (fixed)
+        return error_set(&m->error, -ENOTSUP,
+                         "%s cannot be moved to another loop: its driver, %s, stays where it is",
+                         fixed->name, fixed->ops->driver);
+    for (guint i = 0; i < m->nodes->len; i++) {
+        const Node *node = m->nodes->pdata[i];
         if (node_is_drained(node))
             return error_set(&m->error, -EBUSY,
                              "%s cannot be moved to another loop: it is being changed", node->name);
@@ -159,21 +169,38 @@ static bool is_lowest(const Move *m, const Node *node)
     return !node->others && (!node->backing || is_changed(m, node));
 }
 
-static void detach_all(Fiber *self, Move *m)
+static void drain_all(Fiber *self, const Move *m)
 {
     for (guint i = 0; i < m->nodes->len; i++)
         if (is_lowest(m, m->nodes->pdata[i]))
             node_drain_begin(self, m->nodes->pdata[i], REQUESTS_ALL);
+}
+
+static void detach_nodes(Fiber *self, const Move *m)
+{
     for (guint i = 0; i < m->nodes->len; i++) {
         Node *node = m->nodes->pdata[i];
         node->ops->detach(self, node);
     }
+}
+
+static void detach_all(Fiber *self, Move *m)
+{
+    drain_all(self, m);
+    detach_nodes(self, m);
     for (unsigned i = 0; i < m->as->n_edges; i++) {
         Node *above = m->as->edges[i].above;
         m->stay[i] = g_steal_pointer(&above->backing);
         if (m->stay[i])
             g_ptr_array_remove_fast(m->stay[i]->parents, above);
     }
+}
+
+static void let_in(const Move *m)
+{
+    for (guint i = 0; i < m->nodes->len; i++)
+        if (is_lowest(m, m->nodes->pdata[i]))
+            node_drain_end(m->nodes->pdata[i], REQUESTS_ALL);
 }
 
 // On the new loop, outside any fiber.
@@ -195,9 +222,7 @@ static void attach_all(void *arg)
         Port *port = m->ports->pdata[i];
         port->move_ops->attach(port, m->as->loop);
     }
-    for (guint i = 0; i < m->nodes->len; i++)
-        if (is_lowest(m, m->nodes->pdata[i]))
-            node_drain_end(m->nodes->pdata[i], REQUESTS_ALL);
+    let_in(m);
 }
 
 static void move_fiber(Fiber *self, void *arg)
@@ -242,6 +267,110 @@ int component_move(Fiber *self, const ComponentMove *move, GError **error)
     g_hash_table_unref(m.seen);
     g_free(m.stay);
     return m.result;
+}
+
+// -- a component that stands still ----------------------------------------------------------------
+
+struct ComponentStill {
+    Move move;
+    ComponentMove as;
+    Node *node; // a reference
+    uint64_t size_bytes;
+    GPtrArray *drained; // those whose drains are to be ended
+};
+
+static ComponentStill *still_new(Node *node)
+{
+    ComponentStill *still = g_new0(ComponentStill, 1);
+    still->node = node_ref(node);
+    still->size_bytes = node->size_bytes;
+    still->as = (ComponentMove){.nodes = &still->node, .n_nodes = 1, .loop = node->loop};
+    still->move = (Move){
+        .as = &still->as,
+        .nodes = g_ptr_array_new(),
+        .ports = g_ptr_array_new(),
+        .seen = g_hash_table_new(NULL, NULL),
+    };
+    collect(&still->move);
+    return still;
+}
+
+static void still_free(ComponentStill *still)
+{
+    g_ptr_array_unref(still->move.nodes);
+    g_ptr_array_unref(still->move.ports);
+    g_hash_table_unref(still->move.seen);
+    g_free(still);
+}
+
+int component_check_still(Node *node, GError **error)
+{
+    ComponentStill *still = still_new(node);
+    const Node *fixed = find_fixed(&still->move);
+    still->node->n_refs--;
+    still_free(still);
+    return fixed ? error_set(error, -ENOTSUP,
+                             "%s cannot be changed while it is in use: the driver of %s, %s, does "
+                             "not stop",
+                             node->name, fixed->name, fixed->ops->driver)
+                 : 0;
+}
+
+static void still_drain(Fiber *self, ComponentStill *still, Node *node)
+{
+    node_drain_begin(self, node, REQUESTS_ALL);
+    g_ptr_array_add(still->drained, node_ref(node));
+}
+
+static bool is_being_changed(const Move *m)
+{
+    for (guint i = 0; i < m->nodes->len; i++)
+        if (node_is_drained(m->nodes->pdata[i]))
+            return true;
+    return false;
+}
+
+ComponentStill *component_still_begin(Fiber *self, Node *node)
+{
+    enum { LOOK_AGAIN_NS = 1000000 };
+    ComponentStill *still = still_new(node);
+    Move *m = &still->move;
+    node_flush(self, node); // ahead, so that the drain is short
+    while (is_being_changed(m))
+        fiber_sleep(self, LOOK_AGAIN_NS);
+    still->drained = g_ptr_array_new();
+    still_drain(self, still, node); // whatever becomes of what lies below it
+    for (guint i = 0; i < m->nodes->len; i++)
+        if (is_lowest(m, m->nodes->pdata[i]))
+            still_drain(self, still, m->nodes->pdata[i]);
+    node_flush(self, node); // a failure sticks to the file
+    order_from_the_top(m);
+    detach_nodes(self, m);
+    return still;
+}
+
+static void still_attach(const ComponentStill *still)
+{
+    for (guint i = 0; i < still->move.nodes->len; i++) {
+        Node *node = still->move.nodes->pdata[i];
+        node->ops->attach(node);
+    }
+    if (still->node->size_bytes != still->size_bytes)
+        node_size_changed(still->node);
+    else
+        node_edges_changed(still->node);
+}
+
+void component_still_end(Fiber *self, ComponentStill *still)
+{
+    still_attach(still);
+    for (guint i = 0; i < still->drained->len; i++)
+        node_drain_end(still->drained->pdata[i], REQUESTS_ALL);
+    for (guint i = 0; i < still->drained->len; i++)
+        node_unref_close(self, still->drained->pdata[i]);
+    g_ptr_array_unref(still->drained);
+    node_unref_close(self, still->node);
+    still_free(still);
 }
 
 void component_detach_nothing(Fiber *self, Node *node)

@@ -203,4 +203,9 @@ static const DriverOption copy_options[] = {
 };
 
 const Driver copy_on_read_driver = {
-    .name = "copy-on-read", .options = copy_options, .reads_write = true, .make = copy_make};
+    .name = "copy-on-read",
+    .options = copy_options,
+    .reads_write = true,
+    .stays_as_made = true,
+    .make = copy_make,
+};

@@ -14,6 +14,9 @@ void node_for_each_above(Node *node, NodeVisitFn *fn, void *arg);
 // The same for `node` and every node that can be reached from it.
 void node_for_each_below(Node *node, NodeVisitFn *fn, void *arg);
 
+// Whatever was kept of its content as it was belongs to another identity from now on.
+void node_begin_generation(Node *node);
+
 // Makes `backing` (NULL: nothing; takes a new reference) the backing child, and returns the
 // reference on the old one. Tells nobody: node_edges_changed().
 Node *node_exchange_backing(Node *node, Node *backing);

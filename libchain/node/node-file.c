@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "io/file-private.h"
+#include "node/node-edge.h"
 
 typedef struct NodeFile {
     File file;
@@ -226,4 +227,14 @@ int node_file_new(Node *node, bool is_writable, File **ret_file, GError **error)
     f->node = node_ref(node);
     *ret_file = &f->file;
     return 0;
+}
+
+void node_file_follow(File *file)
+{
+    if (file->ops != &ops)
+        return;
+    Node *bottom = bottom_of(node_of(file));
+    if (bottom->ops->is_file)
+        node_note_end(bottom, file_size(node_file(bottom))); // without memory bitmaps stay
+    file->size = MAX(file->size, node_of(file)->size_bytes);
 }

@@ -11,8 +11,7 @@
 #include "chain-core/port.h"
 #include "node/node-edge.h"
 
-// Whatever was kept of the content as it was belongs to another identity from now on.
-static void begin_generation(Node *node)
+void node_begin_generation(Node *node)
 {
     static const NodeIdentity none;
     static atomic_uint_fast64_t n_generations;
@@ -41,7 +40,7 @@ void node_stop_writes(Node *node)
         return;
     node->read_only = true;
     stop_filters_above(node);
-    begin_generation(node);
+    node_begin_generation(node);
     node_edges_changed(node);
 }
 
@@ -50,7 +49,15 @@ void node_mode_changed(Node *node, bool is_writable)
     if (node->read_only == !is_writable)
         return;
     node->read_only = !is_writable;
-    begin_generation(node);
+    node_begin_generation(node);
+}
+
+void node_set_filter_mode(Node *filter, bool is_writable)
+{
+    g_assert(filter->ops->is_filter);
+    filter->read_only = !is_writable || filter->backing->read_only;
+    if (filter->read_only)
+        stop_filters_above(filter);
 }
 
 typedef int FileCheckFn(Fiber *self, File *file, GError **error);
@@ -93,7 +100,7 @@ static void become_writable(Node *node)
         node->read_only = false;
     } else if (node->read_only) {
         node->read_only = false;
-        begin_generation(node);
+        node_begin_generation(node);
         node_edges_changed(node);
     }
 }

@@ -60,6 +60,11 @@ static int null_map(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExt
     return 0;
 }
 
+static int null_set_writable(Fiber *self, Node *node, bool is_writable, GError **error)
+{
+    return 0;
+}
+
 static const NodeOps null_ops = {
     .driver = "null-co",
     .read_start = null_read_start,
@@ -68,6 +73,7 @@ static const NodeOps null_ops = {
     .discard = null_change,
     .flush = null_flush,
     .map = null_map,
+    .set_writable = null_set_writable,
     .detach = component_detach_nothing,
     .attach = component_attach_nothing,
 };

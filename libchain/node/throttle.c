@@ -108,6 +108,45 @@ static int throttle_make(Fiber *self, const DriverOptions *options, Node *child,
     return 0;
 }
 
+typedef struct ThrottleChange {
+    DriverChange head; // first
+    ThrottleNode *node;
+    ThrottleGroup *group; // a reference: the new one, and then the old one
+} ThrottleChange;
+
+// Detached: it is a member of no group.
+static void change_commit(DriverChange *change)
+{
+    ThrottleChange *c = (ThrottleChange *)change;
+    ThrottleGroup *old = c->node->member.group;
+    c->node->member.group = c->group;
+    c->group = old;
+    c->node->node.size_bytes = change->size_bytes;
+}
+
+static void change_drop(Fiber *self, DriverChange *change)
+{
+    throttle_group_unref(((ThrottleChange *)change)->group);
+    g_free(change);
+}
+
+static int throttle_reopen(Fiber *self, Node *node, const DriverReopen *wanted,
+                           DriverChange **ret_change, GError **error)
+{
+    const char *name = driver_value_str(wanted->values, "throttle-group", NULL);
+    ThrottleGroup *group = throttle_groups_find(wanted->throttle_groups, name);
+    if (!group)
+        return error_set(error, -ENOENT, "Throttle group '%s' does not exist", name);
+    ThrottleChange *change = g_new(ThrottleChange, 1);
+    *change = (ThrottleChange){
+        .head = {wanted->below->size_bytes, change_commit, change_drop},
+        .node = (ThrottleNode *)node,
+        .group = group,
+    };
+    *ret_change = &change->head;
+    return 0;
+}
+
 static const DriverOption throttle_options[] = {
     {.name = "file",
      .type = DRIVER_OPTION_CHILD,
@@ -116,9 +155,14 @@ static const DriverOption throttle_options[] = {
     {.name = "throttle-group",
      .type = DRIVER_OPTION_STR,
      .is_required = true,
+     .change = DRIVER_OPTION_CHANGES,
      .doc = "The group whose limits hold: the id of an object throttle-group."},
     {0},
 };
 
 const Driver throttle_driver = {
-    .name = "throttle", .options = throttle_options, .make = throttle_make};
+    .name = "throttle",
+    .options = throttle_options,
+    .make = throttle_make,
+    .reopen = throttle_reopen,
+};

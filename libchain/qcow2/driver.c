@@ -2,10 +2,13 @@
 // The driver of qcow2: from a file to a view, in the steps of driver.h. On the file's loop.
 #include "chain-core/driver.h"
 
+#include <errno.h>
 #include <string.h>
 
+#include "base/error.h"
 #include "chain-core/qcow2.h"
 #include "qcow2/info.h"
+#include "qcow2/view.h"
 
 typedef struct Qcow2DriverImage {
     DriverImage head; // first
@@ -62,6 +65,53 @@ static int load(Fiber *self, DriverImage *image, File *data, Node **ret_node, GE
     return r;
 }
 
+// -- another file node ----------------------------------------------------------------------------
+
+typedef struct Qcow2Change {
+    DriverChange head; // first
+    Qcow2Image *image;
+    File *file; // a reference: the new one, and then the old one
+} Qcow2Change;
+
+static void change_commit(DriverChange *change)
+{
+    Qcow2Change *c = (Qcow2Change *)change;
+    c->file = image_exchange_file(c->image, c->file);
+}
+
+static void change_drop(Fiber *self, DriverChange *change)
+{
+    file_close(self, ((Qcow2Change *)change)->file);
+    g_free(change);
+}
+
+static const Node *without_filters(const Node *node)
+{
+    while (node->ops->is_filter)
+        node = node->backing;
+    return node;
+}
+
+// What the image keeps in memory is true of one file only, however that is reached.
+static int reopen(Fiber *self, Node *node, const DriverReopen *wanted, DriverChange **ret_change,
+                  GError **error)
+{
+    Qcow2Image *image = view_of(node)->image;
+    if (without_filters(wanted->below) != without_filters(wanted->was_below))
+        return error_set(error, -ENOTSUP,
+                         "Cannot change the option 'file': the image in %s is in use, and that is "
+                         "another file; filters can be put between them",
+                         file_path(image->file));
+    Qcow2Change *change = g_new(Qcow2Change, 1);
+    *change = (Qcow2Change){
+        .head = {node->size_bytes, change_commit, change_drop},
+        .image = image,
+        .file = file_ref(wanted->file),
+    };
+    *ret_change = &change->head;
+    return 0;
+}
+
 // -- options --------------------------------------------------------------------------------------
 
 static const char *const overlap_check_values[] = {"none", "constant", "cached", "all", NULL};
@@ -102,21 +152,50 @@ static const DriverOption option_table[] = {
             "of that node's image, also while that is written. Not in QEMU."},
     {.name = "lazy-refcounts",
      .type = DRIVER_OPTION_BOOL,
+     .change = DRIVER_OPTION_IDLE,
      .doc = "Accepted, does nothing: refcounts never lag behind."},
-    {.name = "pass-discard-request", .type = DRIVER_OPTION_BOOL, .doc = INERT_DISCARD},
-    {.name = "pass-discard-snapshot", .type = DRIVER_OPTION_BOOL, .doc = INERT_DISCARD},
-    {.name = "pass-discard-other", .type = DRIVER_OPTION_BOOL, .doc = INERT_DISCARD},
-    {.name = "discard-no-unref", .type = DRIVER_OPTION_BOOL, .doc = INERT_DISCARD},
+    {.name = "pass-discard-request",
+     .type = DRIVER_OPTION_BOOL,
+     .change = DRIVER_OPTION_IDLE,
+     .doc = INERT_DISCARD},
+    {.name = "pass-discard-snapshot",
+     .type = DRIVER_OPTION_BOOL,
+     .change = DRIVER_OPTION_IDLE,
+     .doc = INERT_DISCARD},
+    {.name = "pass-discard-other",
+     .type = DRIVER_OPTION_BOOL,
+     .change = DRIVER_OPTION_IDLE,
+     .doc = INERT_DISCARD},
+    {.name = "discard-no-unref",
+     .type = DRIVER_OPTION_BOOL,
+     .change = DRIVER_OPTION_IDLE,
+     .doc = INERT_DISCARD},
     {.name = "overlap-check",
      .type = DRIVER_OPTION_ENUM_OR_OBJECT,
      .values = overlap_check_values,
      .members = overlap_check_members,
+     .change = DRIVER_OPTION_IDLE,
      .doc = "Accepted, does nothing: every write is checked against all metadata."},
-    {.name = "cache-size", .type = DRIVER_OPTION_INT, .doc = INERT_CACHE},
-    {.name = "l2-cache-size", .type = DRIVER_OPTION_INT, .doc = INERT_CACHE},
-    {.name = "l2-cache-entry-size", .type = DRIVER_OPTION_INT, .doc = INERT_CACHE},
-    {.name = "refcount-cache-size", .type = DRIVER_OPTION_INT, .doc = INERT_CACHE},
-    {.name = "cache-clean-interval", .type = DRIVER_OPTION_INT, .doc = INERT_CACHE},
+    {.name = "cache-size",
+     .type = DRIVER_OPTION_INT,
+     .change = DRIVER_OPTION_IDLE,
+     .doc = INERT_CACHE},
+    {.name = "l2-cache-size",
+     .type = DRIVER_OPTION_INT,
+     .change = DRIVER_OPTION_IDLE,
+     .doc = INERT_CACHE},
+    {.name = "l2-cache-entry-size",
+     .type = DRIVER_OPTION_INT,
+     .change = DRIVER_OPTION_IDLE,
+     .doc = INERT_CACHE},
+    {.name = "refcount-cache-size",
+     .type = DRIVER_OPTION_INT,
+     .change = DRIVER_OPTION_IDLE,
+     .doc = INERT_CACHE},
+    {.name = "cache-clean-interval",
+     .type = DRIVER_OPTION_INT,
+     .change = DRIVER_OPTION_IDLE,
+     .doc = INERT_CACHE},
     {0},
 };
 
@@ -130,4 +209,5 @@ const Driver qcow2_driver = {
     .open = open_image,
     .load = load,
     .drop = drop,
+    .reopen = reopen,
 };

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// An image goes to another loop. Its slices of tables go along, dirty ones too: nothing is written,
+// An image goes to another loop, or to another way to its file. Its slices of tables go along, dirty ones too: nothing is written,
 // so nothing can fail. On the image's loop.
 
 #include "qcow2/image.h"
@@ -36,4 +36,12 @@ void image_attach(Qcow2Image *image, Loop *loop)
     file_attach(image->file, loop);
     if (image->data_file)
         file_attach(image->data_file, loop);
+}
+
+File *image_exchange_file(Qcow2Image *image, File *file)
+{
+    File *old = image->file;
+    assert(image->is_detached);
+    image->file = image->metadata.file = image->writeback.parts.file = file;
+    return old;
 }

@@ -164,6 +164,8 @@ G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(PinGuard, pin_guard_release)
 // last of them count (image-move.c).
 void image_detach(Fiber *self, Qcow2Image *image);
 void image_attach(Qcow2Image *image, Loop *loop);
+// While it is detached: `file` (taken) is another way to the same bytes. Returns the old one, owned.
+File *image_exchange_file(Qcow2Image *image, File *file);
 
 // Where data clusters lie.
 static inline File *image_data_file(const Qcow2Image *image)

@@ -343,6 +343,61 @@ static int driver_load(Fiber *self, DriverImage *image, File *data, Node **ret_n
     return r;
 }
 
+// Its place in a file, while it is in use.
+typedef struct RawChange {
+    DriverChange head; // first
+    RawNode *raw;
+    File *file; // a reference: the new one, and then the old one
+    uint64_t offset;
+    bool is_part;
+} RawChange;
+
+static void change_commit(DriverChange *change)
+{
+    RawChange *c = (RawChange *)change;
+    RawNode *raw = c->raw;
+    File *old = raw->file;
+    raw->file = c->file;
+    c->file = old;
+    raw->offset = c->offset;
+    raw->is_part = c->is_part;
+    raw->node.size_bytes = change->size_bytes;
+    if (raw->is_shared)
+        return;
+    file_identity(raw->file, raw->node.identity.file);
+    raw->node.identity.view = raw->offset;
+    node_begin_generation(&raw->node);
+}
+
+static void change_drop(Fiber *self, DriverChange *change)
+{
+    file_close(self, ((RawChange *)change)->file);
+    g_free(change);
+}
+
+static int driver_reopen(Fiber *self, Node *node, const DriverReopen *wanted,
+                         DriverChange **ret_change, GError **error)
+{
+    uint64_t offset = driver_value_int(wanted->values, "offset", 0);
+    uint64_t size = driver_value_int(wanted->values, "size", RAW_TO_END);
+    if (size != RAW_TO_END && size % 512)
+        return error_set(error, -EINVAL, "Specified size is not multiple of 512");
+    int r = check_part(wanted->file, offset, size, error);
+    if (r < 0)
+        return r;
+    RawChange *change = g_new(RawChange, 1);
+    *change = (RawChange){
+        .head = {size == RAW_TO_END ? file_size(wanted->file) - offset : size, change_commit,
+                 change_drop},
+        .raw = (RawNode *)node,
+        .file = file_ref(wanted->file),
+        .offset = offset,
+        .is_part = size != RAW_TO_END,
+    };
+    *ret_change = &change->head;
+    return 0;
+}
+
 static const DriverOption option_table[] = {
     {.name = "file",
      .type = DRIVER_OPTION_CHILD,
@@ -350,9 +405,11 @@ static const DriverOption option_table[] = {
      .doc = "Where the disk is: a node's name, or what to make one of."},
     {.name = "offset",
      .type = DRIVER_OPTION_INT,
+     .change = DRIVER_OPTION_CHANGES,
      .doc = "Where in the file the disk begins, in bytes; 0 unless said."},
     {.name = "size",
      .type = DRIVER_OPTION_INT,
+     .change = DRIVER_OPTION_CHANGES,
      .doc = "How long the disk is, in bytes; to the file's end unless said."},
     {0},
 };
@@ -363,6 +420,7 @@ const Driver raw_driver = {
     .open = driver_open,
     .load = driver_load,
     .drop = driver_drop,
+    .reopen = driver_reopen,
 };
 
 // -- files ----------------------------------------------------------------------------------------
@@ -384,8 +442,14 @@ static const DriverOption file_option_table[] = {
      .values = aio_values,
      .doc = "Accepted, does nothing: I/O goes the fastest way that the file has."},
     {.name = "aio-max-batch", .type = DRIVER_OPTION_INT, .doc = "Accepted, does nothing."},
-    {.name = "drop-cache", .type = DRIVER_OPTION_BOOL, .doc = "Accepted, does nothing."},
-    {.name = "x-check-cache-dropped", .type = DRIVER_OPTION_BOOL, .doc = "Accepted, does nothing."},
+    {.name = "drop-cache",
+     .type = DRIVER_OPTION_BOOL,
+     .change = DRIVER_OPTION_KEPT,
+     .doc = "Accepted, does nothing."},
+    {.name = "x-check-cache-dropped",
+     .type = DRIVER_OPTION_BOOL,
+     .change = DRIVER_OPTION_IDLE,
+     .doc = "Accepted, does nothing."},
     {0},
 };
 

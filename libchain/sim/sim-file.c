@@ -441,6 +441,12 @@ static void op_close(Fiber *self, File *file)
     g_free(f);
 }
 
+static int op_set_direct(Fiber *self, File *file, bool is_direct, GError **error)
+{
+    file->alignment = is_direct ? ((SimFile *)file)->inode->direct_alignment : 1;
+    return 0;
+}
+
 static const FileOps file_ops = {
     .try_read = op_try_read,
     .try_write = op_try_write,
@@ -458,6 +464,7 @@ static const FileOps file_ops = {
     .get_stamp = op_get_stamp,
     .lock = op_lock,
     .make_writable = op_make_writable,
+    .set_direct = op_set_direct,
     .close = op_close,
 };
 

@@ -389,6 +389,56 @@ static void what_an_image_lies_in_moves_with_it(void **state)
     throttle_groups_free(w.groups);
 }
 
+// --- a component that stands still ---------------------------------------------------------------
+
+static unsigned n_requests(const World *w)
+{
+    unsigned n = 0;
+    for (unsigned i = 0; i < GUESTS; i++)
+        n += w->guests[i]->n_requests;
+    return n;
+}
+
+// What the image lies in goes past the page cache and back, which no transfer may meet.
+static void stop_and_go(Fiber *self, void *arg)
+{
+    World *w = arg;
+    File *file = node_file(w->is_behind_filters ? lowest(w->node) : w->node);
+    for (unsigned i = 0; i < w->n_moves; i++) {
+        let_guests_go_on(self, w);
+        fiber_assert_equal(component_check_still(w->node, NULL), 0);
+        ComponentStill *still = component_still_begin(self, w->node);
+        unsigned n = n_requests(w);
+        fiber_sleep(self, 100000);
+        fiber_assert_equal(n_requests(w), n);
+        fiber_assert_equal(file_set_direct(self, file, i % 2 == 0, NULL), 0);
+        fiber_assert_equal(file_is_direct(file), i % 2 == 0);
+        component_still_end(self, still);
+    }
+}
+
+static void stand_still(Fiber *self, World *w)
+{
+    on(self, w->loops[0], create_and_open, w);
+    on(self, w->loops[0], stop_and_go, w);
+    on(self, w->loops[0], close_and_verify, w);
+}
+
+static void a_component_stands_still_and_goes_on(void **state)
+{
+    ThrottleLimits limits;
+    throttle_limits_init(&limits);
+    World w = {.test = stand_still, .n_moves = 21, .groups = throttle_groups_new()};
+    assert_true(throttle_groups_add(w.groups, "group", &limits));
+    for (uint64_t seed = 1; seed <= 16; seed++) {
+        World on_sim = w;
+        on_sim.is_behind_filters = seed % 2;
+        run_on_sim(&on_sim, seed);
+    }
+    run_on_host(&w);
+    throttle_groups_free(w.groups);
+}
+
 // --- what goes along -----------------------------------------------------------------------------
 
 // What was dirty on the old loop is flushed from the new one.
@@ -596,6 +646,7 @@ int main(void)
         cmocka_unit_test(a_chain_moves_under_load_on_loops_of_the_host),
         cmocka_unit_test(a_chain_with_direct_files_moves_under_load),
         cmocka_unit_test(what_an_image_lies_in_moves_with_it),
+        cmocka_unit_test(a_component_stands_still_and_goes_on),
         cmocka_unit_test(what_was_dirty_is_durable_after_a_flush_on_the_new_loop),
         cmocka_unit_test(an_overlay_moves_and_its_layers_are_another_instance_there),
         cmocka_unit_test(all_that_edges_join_moves_together),

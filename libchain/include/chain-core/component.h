@@ -29,6 +29,19 @@ typedef struct ComponentMove {
 // parked, -ENOTSUP when a driver or a port's owner cannot be moved.
 int component_move(Fiber *self, const ComponentMove *move, GError **error);
 
+// The component of `node` with nothing under way in it, on its loop: for a change of what a driver
+// takes for granted while it is open. Requests are kept out, and drivers have ended what they do by
+// themselves.
+typedef struct ComponentStill ComponentStill;
+// Can it be? -ENOTSUP with a sentence where a driver cannot stop. Memory only.
+int component_check_still(Node *node, GError **error);
+// Once nobody else keeps requests out. The caller has asked, and the graph has not changed since.
+// What was written to `node` is flushed before, as far as it can be.
+ComponentStill *component_still_begin(Fiber *self, Node *node);
+// Everything goes on; before requests do, all above `node` hears that it is another one, or has
+// another size.
+void component_still_end(Fiber *self, ComponentStill *still);
+
 // For NodeOps of nodes that keep nothing of their loop.
 void component_detach_nothing(Fiber *self, Node *node);
 void component_attach_nothing(Node *node);

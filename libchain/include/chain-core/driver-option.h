@@ -21,12 +21,21 @@ typedef enum DriverOptionType {
     DRIVER_OPTION_CHILD,          // a node's name, or what to make one of
 } DriverOptionType;
 
+// What becomes of an option while a node is in use: blockdev-reopen.
+typedef enum DriverOptionChange {
+    DRIVER_OPTION_STAYS,
+    DRIVER_OPTION_KEPT,    // it may change, but not be left out; nothing follows from it
+    DRIVER_OPTION_IDLE,    // it may change, and nothing follows from it
+    DRIVER_OPTION_CHANGES, // Driver.reopen sees to it
+} DriverOptionChange;
+
 typedef struct DriverOption DriverOption;
 struct DriverOption {
     const char *name; // QEMU's; NULL ends a table
     DriverOptionType type;
     bool is_required;
     bool may_be_null;          // CHILD: null says that there is none
+    DriverOptionChange change; // while the node is in use
     const char *const *values; // ENUM…: ended by NULL
     const DriverOption *members;
     const char *doc; // a sentence; says so where the option is accepted and does nothing

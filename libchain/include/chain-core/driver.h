@@ -61,16 +61,39 @@ struct DriverImage {
     const char *data_name;      // of an external data file, as recorded
 };
 
+// What a node that is in use is to become: blockdev-reopen.
+typedef struct DriverReopen {
+    const json_t *values;            // those of Driver.options that are given; NULL: none
+    Node *was_below, *below;         // its child now, and from then on; borrowed
+    File *file;                      // formats: that as a file; borrowed
+    ThrottleGroups *throttle_groups; // borrowed for the call; NULL: there are none
+} DriverReopen;
+
+// That, prepared; the head (first member) of a driver's own struct.
+typedef struct DriverChange DriverChange;
+struct DriverChange {
+    uint64_t size_bytes; // the node's, then
+    // Memory only. Its component stands still (component.h). Edges are the caller's to change.
+    void (*commit)(DriverChange *change);
+    // Frees it, committed or not, when everything goes on.
+    void (*drop)(Fiber *self, DriverChange *change);
+};
+
 struct Driver {
     const char *name;            // QEMU's
     const DriverOption *options; // its own, children among them, besides driver_common_options
     bool is_file;                // its "filename" is the file
     bool reads_write;            // NodeOps.reads_write of its nodes
     bool is_remote;              // made with the help of another machine, which may be long
+    bool stays_as_made;          // blockdev-reopen refuses it, like QEMU
     // Neither files nor formats: makes the node. `child` is the one that the options name or
     // describe (borrowed; NULL: there is no such option); `options` is borrowed for the call.
     int (*make)(Fiber *self, const DriverOptions *options, Node *child, Node **ret_node,
                 GError **error);
+    // Prepares that an open node takes other values of the options that may change, or another child.
+    // Changes nothing. NULL: none can.
+    int (*reopen)(Fiber *self, Node *node, const DriverReopen *wanted, DriverChange **ret_change,
+                  GError **error);
     // What query-named-block-nodes tells of an image beside what all nodes have, in QEMU's words:
     // "cluster-size", "format-specific", … A new object; does not suspend. May be NULL.
     json_t *(*info)(Node *node);

@@ -196,6 +196,12 @@ void file_set_mode_fn(File *file, FileModeFn *fn, void *arg);
 // From now on file_lock() does nothing, and succeeds. Before any.
 void file_take_no_locks(File *file);
 
+// Does what is transferred go past the host's page cache? Also where the host has none to pass.
+bool file_is_direct(const File *file);
+// Has it go there from now on, or not. Nothing may be under way. The error is one sentence: there are
+// file systems without direct I/O.
+int file_set_direct(Fiber *self, File *file, bool is_direct, GError **error);
+
 // Names. Each is one blocking call on a worker; 0 or -errno with `error` set.
 int file_rename(Fiber *self, const char *from, const char *to, GError **error);
 int file_unlink(Fiber *self, const char *path, GError **error);

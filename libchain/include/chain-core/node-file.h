@@ -10,3 +10,6 @@
 
 // Takes a reference on `node`. Its path is that of the file below, or the node's name. The error of a writable one over a node that is not: -EACCES.
 int node_file_new(Node *node, bool is_writable, File **ret_file, GError **error);
+// Formats write a file of the host past its node: once they have, that and `file`, which may be one of
+// these, get to know how long it has become. Memory only.
+void node_file_follow(File *file);

@@ -332,6 +332,8 @@ int node_set_writable(Fiber *self, Node *node, bool is_writable, GError **error)
 // The same while requests come: they wait for a step in memory only, and on the way up for the repair
 // of a dirty image.
 int node_change_mode(Fiber *self, Node *node, bool is_writable, GError **error);
+// Of a filter alone: what it filters stays as it is, and it is writable only where that is. Drained.
+void node_set_filter_mode(Node *filter, bool is_writable);
 // Has no other program changed the files of `node`, which nobody may write? -ESTALE with a sentence.
 // node_set_writable() asks, too.
 int node_check_unchanged(Fiber *self, Node *node, GError **error);
