@@ -326,14 +326,22 @@ static int open_session(Fiber *self, const NbdAddress *address, uint64_t timeout
     }
 }
 
-static int check_access(const NbdLink *link, GError **error)
+static int check_access(const NbdLink *link, bool is_writable, GError **error)
 {
-    if (!link->options.is_writable || !link->facts.read_only)
+    if (!is_writable || !link->facts.read_only)
         return 0;
     return error_set(error, -EACCES,
                      "request on write denied without write permission: %s is a read-only export; "
                      "read-only opens it",
                      link->address->text);
+}
+
+int nbd_link_set_writable(NbdLink *link, bool is_writable, GError **error)
+{
+    int r = check_access(link, is_writable, error);
+    if (r == 0)
+        link->options.is_writable = is_writable;
+    return r;
 }
 
 int nbd_link_open(Fiber *self, NbdAddress *address, const NbdLinkOptions *options,
@@ -347,7 +355,7 @@ int nbd_link_open(Fiber *self, NbdAddress *address, const NbdLinkOptions *option
     int r = open_session(self, address, options->open_timeout_ns, &link->session, error);
     if (r == 0) {
         link->facts = *nbd_session_facts(link->session);
-        r = check_access(link, error);
+        r = check_access(link, link->options.is_writable, error);
     }
     if (r == 0 && nbd_session_start(link->session, link->loop, connection_lost, link) < 0)
         r = error_set(error, -ENOMEM, "%s: no stack for its fibers", address->text);

@@ -247,6 +247,15 @@ static int nbd_node_map(Fiber *self, Node *node, GuestOff off, uint64_t len, Nod
     return 0;
 }
 
+static int nbd_node_set_writable(Fiber *self, Node *node, bool is_writable, GError **error)
+{
+    int r = is_writable ? 0 : nbd_node_flush(self, node);
+    if (r < 0)
+        return error_set(error, r, "%s: what was written cannot be made durable: %s", node->name,
+                         g_strerror(-r));
+    return nbd_link_set_writable(nbd_of(node)->link, is_writable, error);
+}
+
 static void nbd_node_detach(Fiber *self, Node *node)
 {
     nbd_link_detach(self, nbd_of(node)->link);
@@ -275,6 +284,7 @@ static const NodeOps nbd_ops = {
     .discard = nbd_node_discard,
     .flush = nbd_node_flush,
     .map = nbd_node_map,
+    .set_writable = nbd_node_set_writable,
     .detach = nbd_node_detach,
     .attach = nbd_node_attach,
     .give_up = nbd_node_give_up,
