@@ -55,7 +55,10 @@ static const QmpType qcow2_options = {
             {"backing-file", &qmp_str, true, "what the header names as lying below"},
             {"backing-fmt", &format_name, true, "and its format, which is required with it"},
             {"cluster-size", &qmp_size, true, "64 KiB without it"},
-            {"preallocation", &preallocation, true, "off, which is the default, or metadata"},
+            {"preallocation", &preallocation, true,
+             "off, which is the default; metadata: all clusters have "
+             "their places; falloc and full: the host's space is "
+             "taken, too"},
             {"lazy-refcounts", &qmp_bool, true, "recorded; chaind has no use for it"},
             {"refcount-bits", &qmp_int, true, "16 without it"},
             {"compression-type", &compression, true, "zlib without it"},
@@ -147,12 +150,11 @@ static int create_qcow2(Fiber *self, Node *node, const json_t *options, GError *
         .zstd = g_strcmp0(qmp_args_str(options, "compression-type"), "zstd") == 0,
         .extended_l2 = qmp_args_bool(options, "extended-l2", false),
         .lazy_refcounts = qmp_args_bool(options, "lazy-refcounts", false),
-        .preallocate_metadata = g_strcmp0(mode, "metadata") == 0,
+        .preallocate_metadata = g_strcmp0(mode, "metadata") == 0 || takes_space(options),
+        .reserve_data = takes_space(options),
         .backing_name = qmp_args_str(options, "backing-file"),
         .backing_format = qmp_args_str(options, "backing-fmt"),
     };
-    if (takes_space(options))
-        return qmp_fail(error, "preallocation '%s' of a qcow2 image is not supported", mode);
     File *file = node_file(node);
     int r = qcow2_create_in(self, file, &create, error);
     node->size_bytes = file_size(file); // nobody else uses it

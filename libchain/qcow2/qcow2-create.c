@@ -30,6 +30,7 @@ typedef struct Layout {
     uint64_t n_refcount_table, n_refcount_blocks, n_l1, n_l2, n_data;
     uint64_t refcount_blocks, l1, l2, data; // the refcount table is at 1
     uint64_t total;
+    bool reserves_data;
 } Layout;
 
 // Writes tables one behind the other through one buffer.
@@ -110,6 +111,7 @@ static int plan(const Qcow2CreateOptions *o, Layout *l, GError **error)
     if (o->preallocate_metadata) {
         l->n_l2 = l->n_l1_entries;
         l->n_data = divide_up(size, c);
+        l->reserves_data = o->reserve_data && l->n_data;
     }
 
     // The refcount structures count themselves too: grow them until they suffice.
@@ -237,6 +239,9 @@ static int write_tables(Fiber *self, File *file, const Layout *l)
         r = append_all(self, &a, l, l->l2, l->n_l2, fill_l2);
     if (r >= 0)
         r = appender_write_out(self, &a);
+    if (r >= 0 && l->reserves_data)
+        r = file_reserve(self, file, host_off(l->data << l->g.cluster_bits),
+                         l->n_data << l->g.cluster_bits);
     return r < 0 || MUTANT("sync-before-header-of-new-image") ? r : file_flush(self, file);
 }
 

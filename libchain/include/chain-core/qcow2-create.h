@@ -16,6 +16,7 @@ typedef struct Qcow2CreateOptions {
     bool extended_l2;       // needs cluster_bytes ≥ 16 KiB
     bool lazy_refcounts;
     bool preallocate_metadata;  // not with a backing file
+    bool reserve_data;          // with that: the host's space for all data is taken
     const char *backing_name;   // as to be recorded; NULL: none
     const char *backing_format; // required with backing_name
 } Qcow2CreateOptions;
