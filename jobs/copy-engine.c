@@ -37,6 +37,21 @@ struct CopyEngine {
     CopyEngineStats stats;
 };
 
+// Small enough for guests to go on in between, in whole granules.
+static uint64_t least_window(const CopyEngine *e)
+{
+    const CopyEngineConfig *config = &e->config;
+    if (!config->guests)
+        return config->window_bytes;
+    return MIN(config->chunk_bytes, MAX(COPY_MEMORY_CHUNK_BYTES, work_set_granularity(e->work)));
+}
+
+// Of data.
+static uint64_t chunk_bytes(const CopyEngine *e)
+{
+    return MIN(e->config.chunk_bytes, e->window.limit_bytes);
+}
+
 CopyEngine *copy_engine_new(Loop *loop, const CopyEngineConfig *config)
 {
     CopyEngine *e = g_new0(CopyEngine, 1);
@@ -45,7 +60,7 @@ CopyEngine *copy_engine_new(Loop *loop, const CopyEngineConfig *config)
     e->work = work_set_new(config->size_bytes, config->granularity_bits);
     g_assert(config->chunk_bytes && config->chunk_bytes % work_set_granularity(e->work) == 0);
     io_buffers_hold(loop);
-    copy_window_init(&e->window, config->chunk_bytes, config->window_bytes, loop_now_ns(loop));
+    copy_window_init(&e->window, least_window(e), config->window_bytes, loop_now_ns(loop));
     return e;
 }
 
@@ -234,7 +249,7 @@ static void begin_chunk(CopyEngine *e, CopyChunk *chunk)
 static bool start_chunk(CopyEngine *e, WorkKind kind, BitmapRun run)
 {
     CopyChunk *chunk = g_new0(CopyChunk, 1);
-    uint64_t bytes = MIN(run.len, e->config.chunk_bytes);
+    uint64_t bytes = MIN(run.len, chunk_bytes(e));
     *chunk = (CopyChunk){.off = run.off,
                          .end = run.off + (kind == WORK_DATA ? bytes : run.len),
                          .kind = kind,
@@ -279,8 +294,7 @@ static void update_window(CopyEngine *e)
 
 static bool has_room(const CopyEngine *e, uint64_t bytes)
 {
-    return !e->chunks ||
-           e->in_flight_bytes + MIN(bytes, e->config.chunk_bytes) <= e->window.limit_bytes;
+    return !e->chunks || e->in_flight_bytes + MIN(bytes, chunk_bytes(e)) <= e->window.limit_bytes;
 }
 
 static uint64_t rate_ns(CopyEngine *e, WorkKind kind, uint64_t now_ns)

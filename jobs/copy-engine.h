@@ -83,7 +83,7 @@ typedef struct CopyEngineOps {
 typedef struct CopyEngineConfig {
     uint64_t size_bytes;
     uint32_t granularity_bits; // of the work set; need not be a cluster's
-    uint32_t chunk_bytes;      // of data at most; a multiple of the granularity
+    uint32_t chunk_bytes;      // of data at most, less in a small window; whole granules
     uint64_t window_bytes;     // of data in flight, at most; chunk_bytes: one after the other
     Node *guests;              // whose latency counts: those above it. Borrowed; NULL: nobody's
     const CopyEngineOps *ops;

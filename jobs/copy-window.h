@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // How many bytes a job may have in flight: all that it wants while guests do not notice, less when
-// their requests take longer than they could, and at least one chunk. The one place where a job
+// their requests take longer than they could, and at least a little. The one place where a job
 // gives way to guests. Pure.
 //
 // Guests' latency follows from what is counted at their ports (Little's law): requests in flight,
@@ -22,6 +22,7 @@ typedef struct CopyWindow {
     // The best latency of this span of seconds, and of the one before; 0: none was seen.
     double best_ns[2];
     uint64_t span_ns;
+    uint64_t hold_ns; // it does not grow before
 } CopyWindow;
 
 void copy_window_init(CopyWindow *window, uint64_t min_bytes, uint64_t max_bytes, uint64_t now_ns);

@@ -43,7 +43,22 @@ static void the_window_gives_way_to_guests_and_grows_back(void **state)
     assert_int_equal(g.window.limit_bytes, MAX_BYTES);
     pass(&g, 200 * MS, 4, 5 * MS);
     assert_int_equal(g.window.limit_bytes, MIN_BYTES);
-    pass(&g, 1000 * MS, 4, MS);
+    pass(&g, 1000 * MS, 4, MS); // that was too much: not soon again
+    assert_int_equal(g.window.limit_bytes, MIN_BYTES);
+    pass(&g, 2000 * MS, 4, MS);
+    assert_int_equal(g.window.limit_bytes, MAX_BYTES);
+}
+
+static void a_window_begins_small_and_is_whole_where_there_are_no_guests(void **state)
+{
+    Guests g = {.now_ns = 1000 * MS};
+    copy_window_init(&g.window, MIN_BYTES, MAX_BYTES, g.now_ns);
+    assert_int_equal(g.window.limit_bytes, MIN_BYTES);
+    pass(&g, 15 * MS, 4, MS);
+    assert_int_equal(g.window.limit_bytes, MIN_BYTES);
+    pass(&g, 200 * MS, 4, 5 * MS);
+    assert_int_equal(g.window.limit_bytes, MIN_BYTES);
+    pass(&g, 60 * MS, 0, MS);
     assert_int_equal(g.window.limit_bytes, MAX_BYTES);
 }
 
@@ -137,6 +152,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_window_gives_way_to_guests_and_grows_back),
+        cmocka_unit_test(a_window_begins_small_and_is_whole_where_there_are_no_guests),
         cmocka_unit_test(requests_that_do_not_end_count_too),
         cmocka_unit_test(what_guests_always_have_is_no_reason_for_ever),
         cmocka_unit_test(short_latencies_are_nobodys_fault),
