@@ -14,7 +14,8 @@ PLACES = {
              *root.glob("libchain/node/*.c"), *root.glob("libchain/chain/*.c"),
              *root.glob("jobs/*.c")],
     "a test": [*root.glob("tests/crash/*.c"), *root.glob("tests/qcow2/test-*power.c"),
-               root / "tests/chain/test-external-snapshot.c", root / "tests/jobs/test-commit.c"],
+               root / "tests/chain/test-external-snapshot.c", root / "tests/jobs/test-commit.c",
+               root / "tests/jobs/test-mirror.c"],
 }
 
 

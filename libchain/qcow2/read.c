@@ -68,8 +68,10 @@ int view_reads_as_zeros(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len
         if (run.kind == QCOW2_CLUSTER_DATA || run.kind == QCOW2_CLUSTER_COMPRESSED)
             return 0;
         Node *below = view->node.backing;
-        if (run.kind == QCOW2_CLUSTER_UNALLOCATED && below && off.v < below->size_bytes) {
+        if (run.kind == QCOW2_CLUSTER_UNALLOCATED && off.v < view_shown_below(view)) {
             NodeExtent e;
+            if (!below)
+                return 0;
             run.len = MIN(run.len, below->size_bytes - off.v);
             r = node_status(self, below, off, run.len, &e);
             if (r < 0)

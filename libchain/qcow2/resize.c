@@ -138,8 +138,7 @@ static int free_clusters(Fiber *self, Qcow2View *view, uint64_t from, uint64_t t
 static int zero_new_part(Fiber *self, Qcow2View *view, uint64_t old)
 {
     uint64_t size = view->node.size_bytes, tail = MIN(cluster_end(view, old), size);
-    uint64_t below = view->node.backing ? view->node.backing->size_bytes : 0;
-    uint64_t shown = MAX(tail, MIN(cluster_end(view, below), size));
+    uint64_t shown = MAX(tail, MIN(cluster_end(view, view_shown_below(view)), size));
     int r = 0;
     if (shown > old)
         r = view_zero(self, &view->node, guest_off(old), shown - old, 0);

@@ -38,5 +38,15 @@ int view_set_writable(Fiber *self, Node *node, bool is_writable, GError **error)
 // Is it an image with preallocated metadata? (preallocation.c)
 bool view_data_may_be_hole(Fiber *self, Node *node);
 
-// Does [off, off+len) read as zeros, as far as metadata tells? May suspend. <0 on error.
+// How far what lies below may show, to whoever opens the image next, too: all of a backing file that the
+// header names counts where it is not open.
+static inline uint64_t view_shown_below(const Qcow2View *view)
+{
+    if (view->node.backing)
+        return view->node.backing->size_bytes;
+    return view->image->header.backing_name ? view->node.size_bytes : 0;
+}
+
+// Does [off, off+len) read as zeros, as far as metadata tells, also when a backing file that the
+// header names is open? May suspend. <0 on error.
 int view_reads_as_zeros(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len, bool *ret_zeros);

@@ -62,7 +62,7 @@ static int zero_edge(Fiber *self, Qcow2View *view, GuestOff off, uint64_t len)
 
 static bool shows_below(const Qcow2View *view, GuestOff off)
 {
-    return view->node.backing && off.v < view->node.backing->size_bytes;
+    return off.v < view_shown_below(view);
 }
 
 // What becomes of the entry of a whole cluster.

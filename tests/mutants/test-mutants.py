@@ -147,6 +147,8 @@ MUTANTS = {
     "keep-top-base-durable-first": ["tests/jobs/test-jobs-commit"],
     "keep-top-holds": ["tests/jobs/test-jobs-commit"],
     "keep-top-notes": ["tests/jobs/test-jobs-commit"],
+    # §19
+    "mirror-left-durable": ["tests/jobs/test-jobs-mirror"],
     # jobs
     "range-lock": ["tests/jobs/test-jobs-range-lock"],
     "copy-stale": ["tests/jobs/test-jobs-copy-engine"],

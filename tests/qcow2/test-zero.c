@@ -33,7 +33,7 @@ static void open_and_run(Fiber *self, void *arg)
 }
 
 // base.raw is BELOW all over; the image owns cluster 1 and the first half of cluster 3.
-static void run(FiberFn *fn, const char *options, bool has_backing)
+static void run_opened(FiberFn *open, FiberFn *fn, const char *options, bool has_backing)
 {
     Test t = {.fn = fn, .has_backing = has_backing};
     engine_fixture_init(&t.f, 8 << 20);
@@ -44,9 +44,14 @@ static void run(FiberFn *fn, const char *options, bool has_backing)
                  DISK, DISK, options, has_backing ? "-b base.raw -F raw" : "", DISK);
     engine_shell(&t.f, "qemu-io -f qcow2 -c 'write -P 0x22 64k 64k' -c 'write -P 0x22 192k 32k' "
                        "disk.qcow2");
-    engine_run(open_and_run, &t);
+    engine_run(open, &t);
     engine_shell(&t.f, "qemu-img check disk.qcow2");
     engine_fixture_done(&t.f);
+}
+
+static void run(FiberFn *fn, const char *options, bool has_backing)
+{
+    run_opened(open_and_run, fn, options, has_backing);
 }
 
 static void assert_shows(Fiber *self, Test *t, uint64_t from, uint64_t to, int byte)
@@ -218,6 +223,44 @@ static void discarded_clusters_of_version_2_alone_read_as_zeros(void **state)
     run(discard_own_and_below, "compat=0.10", false);
 }
 
+// As blockdev-add has it with "backing": null.
+static void zero_alone(Fiber *self, void *arg)
+{
+    Test *t = arg;
+    assert_int_equal(zero(self, t, 10 * CLUSTER, 12 * CLUSTER, 0), 0);
+    assert_int_equal(zero(self, t, 20 * CLUSTER + 512, 20 * CLUSTER + 1024, 0), 0);
+    assert_int_equal(node_discard(self, t->node, guest_off(30 * CLUSTER), CLUSTER, 0), 0);
+}
+
+static void assert_zeros_over_backing(Fiber *self, void *arg)
+{
+    Test *t = arg;
+    bool is_version_2 = t->fn == NULL;
+    assert_shows(self, t, 10 * CLUSTER, 12 * CLUSTER, 0);
+    assert_shows(self, t, 20 * CLUSTER + 512, 20 * CLUSTER + 1024, 0);
+    assert_shows(self, t, 30 * CLUSTER, 31 * CLUSTER, is_version_2 ? BELOW : 0);
+    assert_shows(self, t, 31 * CLUSTER, 32 * CLUSTER, BELOW);
+}
+
+static void open_alone_then_over_backing(Fiber *self, void *arg)
+{
+    Test *t = arg;
+    t->node = engine_open(self, &t->f, "disk.qcow2", NULL, false, NULL);
+    zero_alone(self, t);
+    node_unref_close(self, t->node);
+    t->node = engine_open(self, &t->f, "disk.qcow2", NULL, false,
+                          engine_open_raw(self, &t->f, "base.raw"));
+    assert_zeros_over_backing(self, t);
+    node_unref_close(self, t->node);
+}
+
+static void what_is_zeroed_stays_so_when_a_backing_file_is_opened_again(void **state)
+{
+    run_opened(open_alone_then_over_backing, zero_alone, "compat=1.1", true);
+    run_opened(open_alone_then_over_backing, zero_alone, "extended_l2=on", true);
+    run_opened(open_alone_then_over_backing, NULL, "compat=0.10", true);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -228,6 +271,7 @@ int main(void)
         cmocka_unit_test(a_discard_of_version_2_over_a_backing_file_changes_nothing),
         cmocka_unit_test(what_is_uncovered_shows_what_lies_below),
         cmocka_unit_test(discarded_clusters_of_version_2_alone_read_as_zeros),
+        cmocka_unit_test(what_is_zeroed_stays_so_when_a_backing_file_is_opened_again),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

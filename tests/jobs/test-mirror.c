@@ -1,0 +1,543 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// Mirrors of random chains to random targets under writing guests, in the simulation: whatever is
+// asked of the job, whatever fails, and wherever the power is cut, guests see what they wrote, at
+// least what a flush acknowledged (docs/ordering.md §19), and the target, once it is left or in the
+// place of the source, is the disk of one moment.
+#include <errno.h>
+#include <string.h>
+
+#include "chain-core/chain.h"
+#include "chain-core/qcow2-create.h"
+#include "guests.h"
+#include "job-work.h"
+#include "jobs/mirror.h"
+
+enum { MAX_LAYERS = 3 };
+
+typedef enum TargetKind {
+    TARGET_RAW,
+    TARGET_QCOW2,
+    TARGET_WITH_BACKING,    // the layer below the head
+    TARGET_BACKING_MISSING, // the same, which is not opened
+} TargetKind;
+
+// How a mirror is to go.
+typedef struct Course {
+    MirrorSync sync;
+    CopyMode mode;
+    TargetKind target;
+    bool is_used; // the target holds something else
+    bool is_left, is_cancelled, is_asked, cuts_power;
+    int fails_with;    // writes to the target, now and then
+    unsigned fails_at; // that one alone, if not 0
+    JobOnError on_error;
+    bool flush_fails; // of the target
+} Course;
+
+typedef struct World {
+    SimHook hook; // first
+    Guests guests;
+    Course course;
+    MapMemory *memory;
+    unsigned n_layers;
+    Node *source, *target;
+    unsigned n_cuts;
+    uint64_t n_target_writes;
+    JobControl *control;
+    unsigned n_before_end; // changes that had begun when the job was asked to
+    Versions issued_before_ready, acked_before_end;
+    bool is_copying, is_ready, is_over, is_switched;
+    int result;
+    FiberQueue changed;
+} World;
+
+static const char target_path[] = "/target";
+
+static void name_layer(char path[16], unsigned number)
+{
+    g_snprintf(path, 16, "/layer-%u", number);
+}
+
+// -- nodes ----------------------------------------------------------------------------------------
+
+static Node *open_node(Fiber *self, const World *w, const char *path, bool is_writable)
+{
+    g_autoptr(GError) error = NULL;
+    bool is_raw = strcmp(path, target_path) == 0 && w->course.target == TARGET_RAW;
+    LayerOptions options = {.memory = w->memory,
+                            .format = is_raw ? "raw" : "qcow2",
+                            .read_only = !is_writable,
+                            .force_share = !is_writable};
+    Node *node;
+    if (chain_open(self, path, &options, &node, NULL, &error) < 0)
+        g_error("seed %u: %s", (unsigned)w->guests.seed, error->message);
+    return node;
+}
+
+static Node *open_alone(Fiber *self, const World *w, const char *path)
+{
+    g_autoptr(GError) error = NULL;
+    LayerOptions options = {.memory = w->memory, .format = "qcow2"};
+    Layer *layer;
+    Node *node;
+    if (layer_open(self, path, &options, &layer, &error) < 0 ||
+        layer_load(self, layer, &node, &error) < 0)
+        g_error("seed %u: %s", (unsigned)w->guests.seed, error->message);
+    layer_drop(self, layer);
+    return node;
+}
+
+static uint32_t create(Fiber *self, World *w, const char *path, const char *backing)
+{
+    static const uint32_t clusters[] = {512, 4096, 65536};
+    Qcow2CreateOptions options = {
+        .size_bytes = GUEST_DISK,
+        .cluster_bytes = clusters[guests_pick(&w->guests, G_N_ELEMENTS(clusters))],
+        .backing_name = backing,
+        .backing_format = backing ? "qcow2" : NULL,
+    };
+    fiber_assert_equal(qcow2_create(self, path, &options, NULL), 0);
+    return options.cluster_bytes;
+}
+
+static uint32_t make_layer(Fiber *self, World *w, unsigned number)
+{
+    Guests *g = &w->guests;
+    char path[16], below[16];
+    name_layer(path, number);
+    name_layer(below, number - 1);
+    uint32_t cluster_bytes = create(self, w, path, number ? below + 1 : NULL);
+    Node *node = open_node(self, w, path, true);
+    for (unsigned i = 0; i < GUEST_BLOCKS; i++)
+        if (guests_pick(g, 3) == 0)
+            fiber_assert_equal(
+                guests_change_block(self, g, node, i,
+                                    guests_pick(g, 4) ? REQUEST_WRITE : REQUEST_ZERO),
+                0);
+    fiber_assert_equal(node_flush(self, node), 0);
+    node_unref_close(self, node);
+    g->durable = g->acked;
+    return cluster_bytes;
+}
+
+static uint32_t make_target(Fiber *self, World *w)
+{
+    char below[16];
+    File *file;
+    uint32_t cluster_bytes = 512;
+    name_layer(below, w->n_layers - 2);
+    if (w->course.target == TARGET_RAW) {
+        fiber_assert_equal(file_open(self, target_path, FILE_WRITABLE | FILE_CREATE, &file, NULL),
+                           0);
+        fiber_assert_equal(file_truncate(self, file, GUEST_DISK), 0);
+        file_close(self, file);
+        fiber_assert_equal(file_sync_dir(self, target_path, NULL), 0);
+    } else {
+        cluster_bytes =
+            create(self, w, target_path, w->course.target == TARGET_QCOW2 ? NULL : below + 1);
+    }
+    if (!w->course.is_used)
+        return cluster_bytes;
+    Node *node = open_node(self, w, target_path, true);
+    g_autofree uint8_t *other = g_malloc(GUEST_DISK);
+    memset(other, 0xee, GUEST_DISK);
+    fiber_assert_equal(node_write(self, node, guest_off(0), other, GUEST_DISK, 0), 0);
+    node_unref_close(self, node);
+    return cluster_bytes;
+}
+
+static void make_disk(Fiber *self, World *w)
+{
+    uint32_t largest = 0;
+    char path[16];
+    w->n_layers = 2 + (unsigned)guests_pick(&w->guests, MAX_LAYERS - 1);
+    for (unsigned i = 0; i < w->n_layers; i++)
+        largest = make_layer(self, w, i);
+    uint32_t of_target = make_target(self, w);
+    // In a raw file a discard need not make zeros.
+    w->guests.may_discard =
+        MAX(largest, of_target) <= GUEST_BLOCK && w->course.target != TARGET_RAW;
+    name_layer(path, w->n_layers - 1);
+    w->source = open_node(self, w, path, true);
+    w->target = w->course.target == TARGET_BACKING_MISSING ? open_alone(self, w, target_path)
+                                                           : open_node(self, w, target_path, true);
+    port_init(&w->guests.port, w->source, "guests");
+}
+
+static void close_disk(Fiber *self, World *w)
+{
+    port_done(self, &w->guests.port);
+    node_unref_close(self, w->source);
+    node_unref_close(self, w->target);
+}
+
+// -- power cuts, failures -------------------------------------------------------------------------
+
+typedef struct AfterCut {
+    World *before;
+} AfterCut;
+
+static void check_images(Fiber *self, const World *w, bool may_leak)
+{
+    char path[16];
+    for (unsigned i = 0; i < w->n_layers; i++) {
+        name_layer(path, i);
+        guests_check_image(self, &w->guests, path, may_leak);
+    }
+    if (w->course.target != TARGET_RAW)
+        guests_check_image(self, &w->guests, target_path, may_leak);
+}
+
+// The disk is what guests write: the source, or the target in its place.
+static void after_cut(Fiber *self, void *arg)
+{
+    World *w = ((AfterCut *)arg)->before;
+    MapMemory *memory = w->memory;
+    char path[16];
+    name_layer(path, w->n_layers - 1);
+    w->memory = map_memory_new(1 << 20);
+    Node *node = open_node(self, w, w->guests.port.node == w->target ? target_path : path, false);
+    guests_check_node(self, &w->guests, "after a cut", node, &w->guests.durable, &w->guests.issued);
+    node_unref_close(self, node);
+    check_images(self, w, true);
+    map_memory_free(w->memory);
+    w->memory = memory;
+}
+
+static void cut_power_and(World *w, FiberFn *check)
+{
+    AfterCut after = {.before = w};
+    Sim *sim = sim_clone_after_power_cut(w->guests.sim, w->guests.seed * 1000 + w->n_cuts++);
+    fiber_assert(sim_run(sim, check, &after));
+    sim_free(sim);
+}
+
+static void cut_power(World *w)
+{
+    cut_power_and(w, after_cut);
+}
+
+static bool is_to_fail(World *w)
+{
+    uint64_t n = ++w->n_target_writes;
+    return w->course.fails_at ? n == w->course.fails_at : n % 8 == 0 && n <= 64;
+}
+
+static int hook(SimHook *sim_hook, uint64_t n, SimOp op, const char *path, uint64_t off,
+                uint64_t len)
+{
+    World *w = (World *)sim_hook;
+    if (w->course.cuts_power && op != SIM_OP_READ && n % 24 == w->guests.seed % 24)
+        cut_power(w);
+    if (strcmp(path, target_path) != 0 || !w->is_copying)
+        return 0;
+    if (op == SIM_OP_FLUSH && w->course.flush_fails)
+        return -EIO;
+    bool is_change = op == SIM_OP_WRITE || op == SIM_OP_ZERO || op == SIM_OP_DISCARD ||
+                     op == SIM_OP_RESERVE || (op == SIM_OP_FLUSH && w->course.fails_at);
+    return w->course.fails_with && is_change && is_to_fail(w) ? w->course.fails_with : 0;
+}
+
+// -- the job --------------------------------------------------------------------------------------
+
+static void hear(void *arg, const JobNews *news)
+{
+    World *w = arg;
+    if (news->kind == JOB_NEWS_READY) {
+        w->is_ready = true;
+        w->issued_before_ready = w->guests.issued;
+        w->is_copying = w->course.fails_at || w->course.flush_fails; // else failures end here
+    }
+    if (news->kind == JOB_NEWS_PAUSED && w->course.fails_with)
+        job_control_resume(w->control); // somebody made room
+    fiber_queue_wake_all(&w->changed);
+}
+
+static MirrorSpec spec_of(const World *w)
+{
+    return (MirrorSpec){
+        .name = "job",
+        .source = w->source,
+        .target = w->target,
+        .replaced = w->source,
+        .sync = w->course.sync,
+        .copy_mode = w->course.mode,
+        .target_is_zero = w->course.sync == MIRROR_SYNC_FULL && w->course.target <= TARGET_QCOW2 &&
+                          !w->course.is_used && w->guests.seed % 2,
+        .on_source_error = w->course.on_error,
+        .on_target_error = w->course.on_error,
+    };
+}
+
+static void check_copy(Fiber *self, const World *w, const char *where)
+{
+    Node *node = open_node(self, w, target_path, false);
+    guests_check_moment(self, &w->guests, where, node, w->n_before_end);
+    node_unref_close(self, node);
+}
+
+// The target was no copy before.
+static void check_written_meanwhile(Fiber *self, const World *w)
+{
+    uint64_t words[GUEST_WORDS];
+    Node *node = open_node(self, w, target_path, false);
+    for (unsigned i = 0; i < GUEST_BLOCKS; i++) {
+        uint32_t least = w->acked_before_end.of[i];
+        GuestOff off = guest_off((uint64_t)i * GUEST_BLOCK);
+        fiber_assert_equal(node_read(self, node, off, words, GUEST_BLOCK), 0);
+        if (least > w->issued_before_ready.of[i])
+            guests_check_block(&w->guests, "the copy", i, words, least, w->guests.issued.of[i]);
+    }
+    node_unref_close(self, node);
+}
+
+static int leave(Fiber *self, World *w, Mirror *mirror, GError **error)
+{
+    int r;
+    do {
+        r = mirror_come_close(self, mirror, error);
+        if (r == 0)
+            r = mirror_switch(self, mirror, &w->is_switched, error);
+    } while (r > 0);
+    return r;
+}
+
+// It is there even if power goes at once.
+static void after_the_end(Fiber *self, void *arg)
+{
+    World *w = ((AfterCut *)arg)->before;
+    MapMemory *memory = w->memory;
+    w->memory = map_memory_new(1 << 20);
+    check_copy(self, w, "the copy, after a cut");
+    map_memory_free(w->memory);
+    w->memory = memory;
+}
+
+static void job(Fiber *self, void *arg)
+{
+    World *w = arg;
+    MirrorSpec spec = spec_of(w);
+    g_autoptr(GError) error = NULL;
+    Mirror *mirror = mirror_begin(&spec);
+    w->is_copying = true;
+    w->result = mirror_run(self, w->control, mirror, &error);
+    if (w->result == 0)
+        w->result = leave(self, w, mirror, &error);
+    w->is_copying = false;
+    if (w->result == 0 && w->course.is_left && w->course.cuts_power)
+        cut_power_and(w, after_the_end);
+    mirror_end(self, mirror);
+    w->is_over = true;
+    job_control_end(w->control);
+    fiber_queue_wake_all(&w->changed);
+}
+
+static void ask(Fiber *self, World *w)
+{
+    Guests *g = &w->guests;
+    for (unsigned i = 0; i < 4 && w->course.is_asked; i++) {
+        fiber_sleep(self, guests_pick(g, 2000000));
+        uint64_t what = guests_pick(g, 3);
+        if (what == 0)
+            job_control_pause(w->control);
+        job_control_set_speed(w->control, what == 1 ? 10000000 : 0);
+        fiber_sleep(self, guests_pick(g, 2000000));
+        if (!job_is_cancelled(w->control))
+            job_control_resume(w->control);
+    }
+    job_control_set_speed(w->control, 0);
+    if (w->course.is_cancelled) {
+        fiber_sleep(self, guests_pick(g, 3000000));
+        job_control_cancel(w->control);
+    }
+}
+
+static void run_job(Fiber *self, World *w)
+{
+    w->control = job_control_new(0);
+    job_control_begin(w->control, fiber_loop(self), fiber_loop(self), hear, w);
+    fiber_assert_equal(fiber_spawn(fiber_loop(self), "job", job, w, NULL), 0);
+    ask(self, w);
+    while (!w->is_over && !w->is_ready)
+        fiber_queue_wait(self, &w->changed, false, "the job");
+    fiber_sleep(self, guests_pick(&w->guests, 1000000));
+    w->n_before_end = w->guests.n_changes;
+    w->acked_before_end = w->guests.acked;
+    if (!w->is_over)
+        job_control_ask_end(w->control, w->course.is_left ? JOB_END_CANCEL : JOB_END_COMPLETE);
+    while (!w->is_over)
+        fiber_queue_wait(self, &w->changed, false, "the job's end");
+    fiber_sleep(self, 1000000); // its last messages
+    job_control_drop(w->control);
+}
+
+// -- a whole mirror -------------------------------------------------------------------------------
+
+static void check_end(Fiber *self, const World *w)
+{
+    const Guests *g = &w->guests;
+    char path[16];
+    name_layer(path, w->n_layers - 1);
+    if (w->course.sync == MIRROR_SYNC_NONE)
+        check_written_meanwhile(self, w);
+    else if (w->result == 0 && !w->is_switched)
+        check_copy(self, w, "the copy");
+    Node *node = open_node(self, w, w->is_switched ? target_path : path, false);
+    guests_check_node(self, g, "at the end", node, &g->acked, &g->acked);
+    node_unref_close(self, node);
+    check_images(self, w, w->course.flush_fails || w->course.fails_at);
+}
+
+static void mirror_under_load(Fiber *self, void *arg)
+{
+    World *w = arg;
+    Guests *g = &w->guests;
+    w->memory = map_memory_new(1 << 20);
+    make_disk(self, w);
+    w->hook.fn = hook;
+    sim_set_hook(g->sim, &w->hook);
+    guests_start(self, g);
+    run_job(self, w);
+    guests_stop(self, g);
+    guests_read_all(self, g);
+    guests_flush(self, g);
+    if (w->course.cuts_power)
+        cut_power(w);
+    sim_set_hook(g->sim, NULL);
+    close_disk(self, w);
+    check_end(self, w);
+    map_memory_free(w->memory);
+}
+
+// Returns how often the target was changed.
+static uint64_t run_world(uint64_t seed, const Course *course)
+{
+    SimConfig config = {.seed = seed, .inline_completion = seed % 2, .short_transfers = seed % 3};
+    g_autofree World *w = g_new0(World, 1);
+    g_autofree char *what = g_strdup_printf("sync %d, mode %d, target %d", (int)course->sync,
+                                            (int)course->mode, (int)course->target);
+    w->guests.seed = seed;
+    w->guests.what = what;
+    w->course = *course;
+    w->guests.sim = sim_new(&config);
+    assert_true(sim_run(w->guests.sim, mirror_under_load, w));
+    sim_free(w->guests.sim);
+    if (course->flush_fails)
+        assert_int_equal(w->result, -EIO);
+    else if (!course->is_cancelled && !course->fails_at)
+        assert_int_equal(w->result, 0);
+    assert_int_equal(w->is_switched, w->result == 0 && !course->is_cancelled && !course->is_left);
+    return w->n_target_writes;
+}
+
+// Each combination of what to copy, how, and to what.
+static void run_course(Course course, unsigned n_seeds)
+{
+    static uint64_t seed;
+    static const struct {
+        MirrorSync sync;
+        TargetKind target;
+        bool is_used;
+    } ways[] = {
+        {MIRROR_SYNC_FULL, TARGET_RAW, false},
+        {MIRROR_SYNC_FULL, TARGET_RAW, true},
+        {MIRROR_SYNC_FULL, TARGET_QCOW2, false},
+        {MIRROR_SYNC_FULL, TARGET_QCOW2, true},
+        {MIRROR_SYNC_FULL, TARGET_WITH_BACKING, false},
+        {MIRROR_SYNC_FULL, TARGET_BACKING_MISSING, false},
+        {MIRROR_SYNC_TOP, TARGET_WITH_BACKING, false},
+        {MIRROR_SYNC_TOP, TARGET_BACKING_MISSING, false},
+    };
+    for (unsigned i = 0; i < n_seeds * G_N_ELEMENTS(ways); i++) {
+        course.sync = ways[i % G_N_ELEMENTS(ways)].sync;
+        course.target = ways[i % G_N_ELEMENTS(ways)].target;
+        course.is_used = ways[i % G_N_ELEMENTS(ways)].is_used;
+        Course now = course;
+        // Its users are to put what lies below it there before they go on with it.
+        now.is_left |= course.sync == MIRROR_SYNC_TOP && course.target == TARGET_BACKING_MISSING;
+        run_world(++seed, &now);
+    }
+}
+
+static void guests_go_on_with_the_target_and_see_no_difference(void **state)
+{
+    run_course((Course){0}, 2);
+    run_course((Course){.mode = COPY_MODE_BACKGROUND, .is_asked = true}, 2);
+    run_course((Course){.mode = COPY_MODE_WRITE_BLOCKING}, 2);
+}
+
+static void a_mirror_that_is_let_go_is_the_disk_of_one_moment(void **state)
+{
+    run_course((Course){.is_left = true}, 2);
+    run_course((Course){.is_left = true, .mode = COPY_MODE_BACKGROUND}, 2);
+    run_course((Course){.is_left = true, .mode = COPY_MODE_WRITE_BLOCKING}, 2);
+}
+
+static void a_mirror_that_is_cancelled_leaves_guests_alone(void **state)
+{
+    run_course((Course){.is_cancelled = true}, 2);
+    run_course((Course){.is_cancelled = true, .is_asked = true}, 1);
+}
+
+static void after_a_power_cut_there_is_what_was_flushed(void **state)
+{
+    run_course((Course){.cuts_power = true}, 1);
+    run_course((Course){.cuts_power = true, .is_left = true}, 1);
+}
+
+static void a_target_that_is_full_pauses_the_job_which_goes_on_later(void **state)
+{
+    run_course((Course){.fails_with = -ENOSPC, .on_error = JOB_ON_ERROR_ENOSPC}, 1);
+    run_course((Course){.fails_with = -EIO,
+                        .on_error = JOB_ON_ERROR_STOP,
+                        .mode = COPY_MODE_WRITE_BLOCKING},
+               1);
+}
+
+static void errors_that_are_ignored_are_tried_again(void **state)
+{
+    run_course((Course){.fails_with = -EIO, .on_error = JOB_ON_ERROR_IGNORE}, 1);
+}
+
+static void a_target_that_fails_anywhere_is_not_pivoted_to_half_way(void **state)
+{
+    static const int errors[] = {-EIO, -ENOSPC};
+    for (unsigned at = 1; at < 200; at += at < 20 ? 1 : 7) {
+        Course course = {.fails_at = at,
+                         .fails_with = errors[at % 2],
+                         .target = at % 3 ? TARGET_QCOW2 : TARGET_RAW,
+                         .mode = at % 5 ? COPY_MODE_AUTOMATIC : COPY_MODE_WRITE_BLOCKING,
+                         .is_left = at % 4 == 0};
+        if (run_world(at, &course) < at)
+            break;
+    }
+}
+
+static void a_target_that_does_not_get_durable_is_not_pivoted_to(void **state)
+{
+    run_course((Course){.flush_fails = true}, 1);
+    run_course((Course){.flush_fails = true, .is_left = true}, 1);
+}
+
+// Nothing but what guests wrote meanwhile: the target was a copy before.
+static void a_mirror_of_nothing_has_what_was_written_meanwhile(void **state)
+{
+    for (uint64_t seed = 1; seed <= 4; seed++)
+        run_world(seed, &(Course){.sync = MIRROR_SYNC_NONE, .is_left = true});
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(guests_go_on_with_the_target_and_see_no_difference),
+        cmocka_unit_test(a_mirror_that_is_let_go_is_the_disk_of_one_moment),
+        cmocka_unit_test(a_mirror_that_is_cancelled_leaves_guests_alone),
+        cmocka_unit_test(after_a_power_cut_there_is_what_was_flushed),
+        cmocka_unit_test(a_target_that_is_full_pauses_the_job_which_goes_on_later),
+        cmocka_unit_test(errors_that_are_ignored_are_tried_again),
+        cmocka_unit_test(a_target_that_fails_anywhere_is_not_pivoted_to_half_way),
+        cmocka_unit_test(a_target_that_does_not_get_durable_is_not_pivoted_to),
+        cmocka_unit_test(a_mirror_of_nothing_has_what_was_written_meanwhile),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
