@@ -124,9 +124,12 @@ int block_stream_run(Fiber *self, BlockStream *stream, JobControl *control, JobO
     stream->copy = (JobCopy){.control = control,
                              .on_read_error = on_error,
                              .on_write_error = on_error,
-                             .counts_all = true};
+                             .counts_all = true,
+                             .source = space.source,
+                             .target = space.target};
     job_copy_begin(&stream->copy, fiber_loop(self), &config);
     r = job_copy_run(self, &stream->copy);
+    job_copy_explain(&stream->copy, r, error);
     job_copy_end(&stream->copy);
     return r < 0 ? r : flush(self, stream, error);
 }

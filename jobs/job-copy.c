@@ -2,6 +2,11 @@
 // On the work's loop.
 #include "job-copy.h"
 
+#include <inttypes.h>
+
+#include "chain-core/chain.h"
+#include "jobs/job.h"
+
 static void asked(void *arg)
 {
     JobCopy *copy = arg;
@@ -52,6 +57,27 @@ int job_copy_run(Fiber *self, JobCopy *copy)
     return copy_engine_run(self, copy->engine);
 }
 
+// It begins with QEMU's words, which are no more than that.
+void job_copy_explain(const JobCopy *copy, int result, GError **error)
+{
+    if (!copy->failure || result != copy->failure || !copy->source || !copy->target)
+        return;
+    const char *name = copy->failed_reading ? copy->source->name : copy->target->name;
+    g_set_error(
+        error, JOB_ERROR, -result, "%s: cannot %s at offset %" PRIu64 " of %s%s",
+        g_strerror(-result), copy->failed_reading ? "read" : "write", copy->failed_off, name,
+        copy->failed_reading && chain_backing(copy->source) ? ", or of a layer below it" : "");
+}
+
+static void note_failure(JobCopy *copy, const CopyChunk *chunk, int error)
+{
+    if (copy->failure)
+        return;
+    copy->failure = error;
+    copy->failed_reading = chunk->failed_reading;
+    copy->failed_off = chunk->off;
+}
+
 CopyErrorAction job_copy_failed(void *arg, const CopyChunk *chunk, int error)
 {
     JobCopy *copy = arg;
@@ -59,12 +85,16 @@ CopyErrorAction job_copy_failed(void *arg, const CopyChunk *chunk, int error)
     JobOnError policy = is_read ? copy->on_read_error : copy->on_write_error;
     switch (job_error_action(copy->control, policy, error, is_read)) {
     case JOB_ERROR_IGNORE:
-        return copy->retries_ignored ? COPY_ERROR_RETRY : COPY_ERROR_SKIP;
+        if (copy->retries_ignored)
+            return COPY_ERROR_RETRY;
+        note_failure(copy, chunk, error);
+        return COPY_ERROR_SKIP;
     case JOB_ERROR_STOP:
         return COPY_ERROR_RETRY;
     case JOB_ERROR_REPORT:
         break;
     }
+    note_failure(copy, chunk, error);
     return COPY_ERROR_FAIL;
 }
 

@@ -12,10 +12,15 @@ typedef struct JobCopy {
     JobControl *control;
     CopyEngine *engine; // owned
     JobOnError on_read_error, on_write_error;
-    bool retries_ignored; // an error to be ignored is tried again, and else left out to the end
-    bool counts_all;      // progress is of the whole disk: what is no work is skipped
-    uint64_t size_bytes;  // of it
+    bool retries_ignored;  // an error to be ignored is tried again, and else left out to the end
+    bool counts_all;       // progress is of the whole disk: what is no work is skipped
+    Node *source, *target; // for messages, borrowed; NULL: they say less
+    uint64_t size_bytes;   // of it
     uint64_t copied, shared, skipped; // that the job was told of
+    // The first failure that ends the run:
+    int failure;
+    bool failed_reading;
+    uint64_t failed_off;
 } JobCopy;
 
 #define JOB_COPY_OPS                                                                               \
@@ -25,11 +30,14 @@ typedef struct JobCopy {
 // How to copy into `target`: the granularity of the work set (at least what is there already), chunks,
 // and the window (what is there already, or else the usual one).
 void job_copy_choose_sizes(CopyEngineConfig *config, Node *target);
-// `control`, what to do on errors, `retries_ignored` and `counts_all` are set.
+// `control`, what to do on errors, `retries_ignored`, `counts_all`, `source` and `target` are set.
 void job_copy_begin(JobCopy *copy, Loop *loop, const CopyEngineConfig *config);
 void job_copy_end(JobCopy *copy); // frees the engine; accepts one that has not begun
 // copy_engine_run(), at the speed that users want.
 int job_copy_run(Fiber *self, JobCopy *copy);
+
+// After a run, its result: if it is that of a chunk, *error says what could not be done, where.
+void job_copy_explain(const JobCopy *copy, int result, GError **error);
 
 // CopyEngineOps; `arg` is the JobCopy.
 CopyErrorAction job_copy_failed(void *arg, const CopyChunk *chunk, int error);

@@ -53,6 +53,8 @@ void live_copy_begin(Fiber *self, LiveCopy *live, JobControl *control, CopyEngin
 {
     job_copy_choose_sizes(config, live->spec.target);
     live->copy.control = control;
+    live->copy.source = live->spec.source;
+    live->copy.target = live->spec.target;
     job_copy_begin(&live->copy, fiber_loop(self), config);
     if (live->spec.is_live)
         insert_filter(self, live);
@@ -233,6 +235,7 @@ static int approach(Fiber *self, LiveCopy *live, GError **error)
 int live_copy_run(Fiber *self, LiveCopy *live, GError **error)
 {
     int r = live->filter ? stay_in_step(self, live) : job_copy_run(self, &live->copy);
+    job_copy_explain(&live->copy, r, error);
     // However long users take to finalize it, little is left then.
     if (r == 0 && live->filter && !is_asked_to_end_as_it_is(live))
         r = approach(self, live, error);
