@@ -216,25 +216,75 @@ int commit_run(Fiber *self, JobControl *control, void *commit, GError **error)
 
 // -- the switch -----------------------------------------------------------------------------------
 
-static int record_base(Fiber *self, const Commit *c, Node *overlay, GError **error)
+// What an image's header names below it.
+typedef struct Backing {
+    char *name, *format;
+} Backing;
+
+// The images that are to lie over the base, whose headers will name it.
+static Node *const *images_over(const Commit *c, unsigned *ret_n)
 {
-    return qcow2_set_backing_name(self, overlay, c->backing_name, c->backing_format, error);
+    *ret_n = c->spec.keeps_top ? 1 : c->spec.n_overlays;
+    return c->spec.keeps_top ? &c->spec.top : c->overlays;
 }
 
-// An overlay that records base already and is not switched shows the same.
-static int leave_out(Fiber *self, Commit *c, GError **error)
+static int record_base(Fiber *self, const Commit *c, Node *image, Backing *ret_old, GError **error)
 {
-    int r = 0;
-    for (unsigned i = 0; r == 0 && i < c->spec.n_overlays; i++)
-        r = record_base(self, c, c->overlays[i], error);
-    if (r < 0)
-        return r;
+    const Qcow2Image *old = qcow2_node_image(image);
+    ret_old->name = g_strdup(qcow2_image_backing_name(old));
+    ret_old->format = g_strdup(qcow2_image_backing_format(old));
+    return qcow2_set_backing_name(self, image, c->backing_name, c->backing_format, error);
+}
+
+// One that names the base and still lies over what it did shows the same, but not for ever: the next
+// commit may overwrite the base.
+static void record_old(Fiber *self, Node *image, const Backing *old)
+{
+    if (old->name)
+        qcow2_set_backing_name(self, image, old->name, old->format, NULL);
+}
+
+static int switch_overlays(Fiber *self, Commit *c, GError **error)
+{
     Switch *s = switch_new(REQUESTS_ALL);
     switch_move_users(s, c->spec.top, c->spec.base);
-    r = live_copy_drain(self, &c->live, s, error);
+    int r = live_copy_drain(self, &c->live, s, error);
     if (r == 0)
         switch_commit(s);
     switch_end(self, s);
+    return r;
+}
+
+static int switch_top(Fiber *self, Commit *c, GError **error)
+{
+    Node *below = chain_below_new(self, c->spec.base, c->spec.memory);
+    Switch *s = switch_new(REQUESTS_ALL);
+    switch_set_backing(s, c->spec.top, below);
+    switch_call(s, keep_top_hold, &c->keep);
+    int r = live_copy_drain(self, &c->live, s, error);
+    if (r == 0)
+        switch_commit(s);
+    switch_end(self, s);
+    node_unref_close(self, below);
+    return r;
+}
+
+static int leave_out(Fiber *self, Commit *c, GError **error)
+{
+    unsigned n;
+    int r = 0;
+    Node *const *images = images_over(c, &n);
+    g_autofree Backing *old = g_new0(Backing, n);
+    for (unsigned i = 0; r == 0 && i < n; i++)
+        r = record_base(self, c, images[i], &old[i], error);
+    if (r == 0)
+        r = c->spec.keeps_top ? switch_top(self, c, error) : switch_overlays(self, c, error);
+    for (unsigned i = 0; i < n; i++) {
+        if (r < 0)
+            record_old(self, images[i], &old[i]);
+        g_free(old[i].name);
+        g_free(old[i].format);
+    }
     return r;
 }
 
@@ -243,24 +293,6 @@ static int keep_durable(Fiber *self, const Commit *c, GError **error)
 {
     return MUTANT("keep-top-base-durable-first") ? 0
                                                  : live_copy_make_durable(self, &c->live, error);
-}
-
-// The same for what lies between a top that stays and the base.
-static int leave_out_between(Fiber *self, Commit *c, GError **error)
-{
-    int r = record_base(self, c, c->spec.top, error);
-    if (r < 0)
-        return r;
-    Node *below = chain_below_new(self, c->spec.base, c->spec.memory);
-    Switch *s = switch_new(REQUESTS_ALL);
-    switch_set_backing(s, c->spec.top, below);
-    switch_call(s, keep_top_hold, &c->keep);
-    r = live_copy_drain(self, &c->live, s, error);
-    if (r == 0)
-        switch_commit(s);
-    switch_end(self, s);
-    node_unref_close(self, below);
-    return r;
 }
 
 int commit_give_back(Fiber *self, Commit *c)
@@ -306,9 +338,9 @@ int commit_switch(Fiber *self, Commit *c, bool *ret_switched, GError **error)
     *ret_switched = false;
     if (is_to_stay(c))
         return 0;
-    int r = c->spec.keeps_top ? leave_out_between(self, c, error)
-            : is_active(c)    ? live_copy_try_leave(self, &c->live, plan_pivot, c, error)
-                              : leave_out(self, c, error);
+    int r = is_active(c) && !c->spec.keeps_top
+                ? live_copy_try_leave(self, &c->live, plan_pivot, c, error)
+                : leave_out(self, c, error);
     *ret_switched = r == 0;
     return r;
 }

@@ -13,6 +13,7 @@
 #include "chain-core/port.h"
 #include "chain-core/qcow2-check.h"
 #include "chain-core/qcow2-create.h"
+#include "chain-core/qcow2.h"
 #include "chain-core/sim.h"
 #include "job-work.h"
 #include "jobs/commit.h"
@@ -39,6 +40,7 @@ typedef struct Course {
     int fails_with; // writes to the base, now and then
     JobOnError on_error;
     bool flush_fails;    // of the base
+    bool is_held_up;     // a request that does not end
     bool keeps_points;   // all overlays of the base
     bool fails_in_point; // not in the base
     bool keeps_top, completes_itself;
@@ -454,6 +456,31 @@ static void check_given_back(Fiber *self, const World *w)
     }
 }
 
+static void check_recorded(const World *w, unsigned number)
+{
+    char path[16];
+    name_layer(path, number - 1);
+    const char *name = qcow2_image_backing_name(qcow2_node_image(w->layers[number]));
+    if (!g_str_equal(name, path + 1))
+        g_error("seed %u: the header of layer %u names %s", (unsigned)w->seed, number, name);
+}
+
+// A request that is held up keeps the graph as it is, and then headers are to say so: what they
+// would name otherwise is the base, which the next commit may overwrite.
+static int switch_or_not(Fiber *self, World *w, Commit *commit)
+{
+    g_autoptr(GError) error = NULL;
+    if (w->course.is_held_up)
+        port_enter(self, &w->port, REQUEST_READ);
+    int r = commit_switch(self, commit, &w->is_switched, &error);
+    if (!w->course.is_held_up)
+        return r;
+    port_leave(&w->port, REQUEST_READ);
+    fiber_assert(r < 0);
+    check_recorded(w, w->course.keeps_top ? w->top : w->top + 1);
+    return r;
+}
+
 static void job(Fiber *self, void *arg)
 {
     World *w = arg;
@@ -468,7 +495,7 @@ static void job(Fiber *self, void *arg)
     w->result = commit_run(self, w->control, commit, &error);
     w->is_copying &= w->course.flush_fails;
     while (w->result == 0 && (w->result = commit_come_close(self, commit, &error)) == 0 &&
-           (w->result = commit_switch(self, commit, &w->is_switched, &error)) > 0)
+           (w->result = switch_or_not(self, w, commit)) > 0)
         w->result = 0;
     if (w->result == 0)
         w->given_back = commit_give_back(self, commit);
@@ -593,7 +620,7 @@ static void run_world(uint64_t seed, const Course *course)
     w->sim = sim_new(&config);
     assert_true(sim_run(w->sim, commit_under_load, w));
     sim_free(w->sim);
-    if (course->flush_fails && !course->is_left)
+    if (course->is_held_up || (course->flush_fails && !course->is_left))
         assert_false(w->is_switched);
     else if (!course->is_cancelled && !course->is_left)
         assert_true(w->is_switched);
@@ -694,9 +721,16 @@ static void overlays_of_the_base_stay_valid_points_in_time(void **state)
                8);
 }
 
+static void a_commit_that_guests_hold_up_leaves_headers_as_they_were(void **state)
+{
+    run_course((Course){.is_held_up = true}, 6);
+    run_course((Course){.is_held_up = true, .keeps_top = true, .is_active = true}, 6);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_commit_that_guests_hold_up_leaves_headers_as_they_were),
         cmocka_unit_test(layers_are_left_out_and_nobody_sees_a_difference),
         cmocka_unit_test(a_commit_that_is_cancelled_leaves_the_chain_as_it_was),
         cmocka_unit_test(the_head_is_left_for_the_base_under_writing_guests),

@@ -50,7 +50,7 @@ struct JobCase {
     const Kind *kind;
     unsigned device, top, base; // top: of commits; base NONE: not given
     bool is_bottom;             // of streams: what is given is not the base but the lowest to leave
-    bool keeps_points, gives_name;
+    bool keeps_points, keeps_top, gives_name;
 };
 
 typedef struct Counts {
@@ -163,9 +163,9 @@ static void foresee_refusal(const JobCase *c, Outcome *outcome)
         outcome->refusal = "cannot commit an image into itself";
     else if (!topology_is_over(t, c->top, base))
         outcome->refusal = "is not in this backing file chain";
-    else if (is_active(c) && c->gives_name)
+    else if (is_active(c) && c->gives_name && !c->keeps_top)
         outcome->refusal = "'backing-file' specified, but 'top' is the active layer";
-    else if (is_active(c) && c->keeps_points)
+    else if (is_active(c) && c->keeps_points && !c->keeps_top)
         outcome->refusal = "'keep-points' specified, but 'top' is the active layer";
     else
         look_for_others(c, outcome);
@@ -182,6 +182,12 @@ static void foresee_commit(const JobCase *c, Outcome *outcome)
     for (unsigned i = t->below[c->top]; i != NONE && topology_is_over(t, i, base); i = t->below[i])
         outcome->is_lost[i] = i == base || !c->keeps_points;
     outcome->becomes[base] = c->top;
+    if (c->keeps_top) {
+        outcome->becomes[base] = NONE; // what guests write meanwhile stays in the top
+        outcome->below[c->top] = base;
+        outcome->named = t->below[c->top] == base && !c->gives_name ? NONE : c->top;
+        return;
+    }
     for (unsigned i = 0; i < t->n; i++)
         if (t->below[i] == c->top) {
             outcome->below[i] = base;
@@ -204,6 +210,8 @@ static char *commit_arguments(const JobCase *c)
         g_string_append_printf(s, ",'backing-file':'/n%u'", base_of(c));
     if (c->keeps_points)
         g_string_append(s, ",'keep-points':true");
+    if (c->keeps_top)
+        g_string_append(s, ",'keep-top':true");
     g_string_append_c(s, '}');
     return g_string_free(s, false);
 }
@@ -667,11 +675,12 @@ static void try_commits(Trying *trying)
     for (unsigned device = 0; device < n; device++)
         for (unsigned top = 0; top < n; top++)
             for (unsigned base = 0; base <= n; base++)
-                for (unsigned how = 0; how < 4; how++) {
+                for (unsigned how = 0; how < 8; how++) {
                     JobCase c = {.kind = &commit, .device = device, .top = top};
                     c.base = base < n ? base : NONE;
                     c.keeps_points = how & 1;
                     c.gives_name = how & 2;
+                    c.keeps_top = how & 4;
                     try(trying, c);
                 }
 }
