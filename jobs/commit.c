@@ -240,7 +240,7 @@ static int record_base(Fiber *self, const Commit *c, Node *image, Backing *ret_o
 // commit may overwrite the base.
 static void record_old(Fiber *self, Node *image, const Backing *old)
 {
-    if (old->name)
+    if (old->name && !MUTANT("commit-names-old-backing"))
         qcow2_set_backing_name(self, image, old->name, old->format, NULL);
 }
 

@@ -141,6 +141,7 @@ MUTANTS = {
     "copy-work-since": ["tests/jobs/test-jobs-commit-stall"],
     "forward-flush": ["tests/jobs/test-jobs-filter-forward"],
     "forward-fua": ["tests/jobs/test-jobs-filter-forward"],
+    "commit-names-old-backing": ["tests/jobs/test-jobs-commit"],
     "keep-points-fill": ["tests/jobs/test-jobs-commit"],
     "keep-points-beside-writes": ["tests/jobs/test-jobs-keep-points"],
     "keep-points-durable-first": ["tests/jobs/test-jobs-commit"],
