@@ -1,40 +1,83 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// One sweep over all layers side by side, from one change of what a layer has to the next. On the
-// chain's loop, in a fiber.
+// The disk is gone through in blocks. Of each layer it is asked which cells of a block it has data in,
+// and zeros; the rest is logic on these bits, a word of them at a time. A cell is so small that all
+// clusters begin and end at cells, and so do layers that are shorter than others. On the chain's
+// loop, in a fiber.
 #include "chain-core/chain-plan.h"
 
 #include <errno.h>
+#include <string.h>
 
 #include "chain-core/node-fill.h"
+#include "chain-core/node-kinds.h"
 
-enum { STEPS_AT_ONCE = 512 }; // then others get their turn
+enum {
+    MIN_CELL_BYTES = 512,
+    MAX_CELL_BYTES = 64 << 10,
+    MAX_BLOCK_CELLS = 1 << 17,
+    BLOCK_BYTES = 512 << 20, // what a table of the usual size tells of
+};
 
-// Counts whole granules that ranges, in ascending order, touch.
+// Counts whole granules that are touched.
 typedef struct GranuleCount {
     uint64_t granule, end; // counted up to there
     uint64_t n;
 } GranuleCount;
 
-static void count_granules(GranuleCount *c, uint64_t off, uint64_t end)
+// One block, or less at the end of the disk.
+typedef struct Block {
+    uint64_t off, end;
+    uint32_t cell_bits;
+    unsigned n_words;
+} Block;
+
+static void count_one(GranuleCount *c, uint64_t number)
 {
-    uint64_t first = MAX(off / c->granule, c->end);
-    uint64_t last = (end + c->granule - 1) / c->granule;
-    if (last <= first)
+    if (number < c->end)
         return;
-    c->n += last - first;
-    c->end = last;
+    c->n++;
+    c->end = number + 1;
 }
 
-// One layer: what it has at the place of the sweep, and what it would cost if it stayed.
+// Granules that are larger than a cell, of which `word` has some.
+static void count_in_word(GranuleCount *c, uint64_t word, uint64_t first_cell, uint32_t cells_bits)
+{
+    while (word) {
+        unsigned cell = (unsigned)__builtin_ctzll(word);
+        uint64_t granule = (first_cell + cell) >> cells_bits;
+        uint64_t next = ((granule + 1) << cells_bits) - first_cell; // its first cell, from here on
+        count_one(c, granule);
+        word = next < 64 ? word & UINT64_MAX << next : 0;
+    }
+}
+
+static void count_cells(GranuleCount *c, const Block *b, const uint64_t *bits)
+{
+    uint32_t granule_bits = (uint32_t)__builtin_ctzll(c->granule);
+    uint64_t first_cell = b->off >> b->cell_bits;
+    for (unsigned w = 0; w < b->n_words; w++, first_cell += 64) {
+        if (!bits[w])
+            continue;
+        if (granule_bits > b->cell_bits) {
+            count_in_word(c, bits[w], first_cell, granule_bits - b->cell_bits);
+            continue;
+        }
+        uint32_t granules_bits = b->cell_bits - granule_bits; // of a cell
+        uint64_t last = first_cell + 63 - (uint64_t)__builtin_clzll(bits[w]);
+        c->n += (uint64_t)__builtin_popcountll(bits[w]) << granules_bits;
+        c->end = (last + 1) << granules_bits;
+    }
+}
+
+// One layer, and what it would cost if it stayed.
 typedef struct Track {
     Node *node;
-    uint64_t end; // so far it has that
-    NodeExtentKind kind;
-    NodeExtentKind below; // what the layers below it show
     uint64_t commit_bytes;
     GranuleCount stream;                     // what a fill moves
     GranuleCount commit_space, stream_space; // clusters
     GranuleCount commit_tables, stream_tables;
+    // Of the block, first what the layer has; then what a commit and a stream would write newly.
+    uint64_t *data, *zero;
 } Track;
 
 // How much of the disk one table tells of. A layer that is no image has none.
@@ -50,6 +93,8 @@ static void track_init(Track *t, Node *node)
     uint64_t cluster = node->preferred_bytes, reach = table_reach(node);
     *t = (Track){
         .node = node,
+        .data = g_new(uint64_t, MAX_BLOCK_CELLS / 64),
+        .zero = g_new(uint64_t, MAX_BLOCK_CELLS / 64),
         .stream.granule = MIN(node_fill_granularity(node), cluster),
         .commit_space.granule = cluster,
         .stream_space.granule = cluster,
@@ -59,62 +104,99 @@ static void track_init(Track *t, Node *node)
 }
 
 // A layer shorter than others shows zeros past its end.
-static int track_look(Fiber *self, Track *t, uint64_t off, uint64_t end)
+static int look(Fiber *self, Track *t, const Block *b)
 {
-    uint64_t size = t->node->size_bytes, len;
-    if (off >= size) {
-        t->kind = NODE_EXTENT_ZERO;
-        t->end = end;
-        return 0;
+    uint64_t n_cells = (uint64_t)b->n_words * 64, size = t->node->size_bytes;
+    uint64_t end = MIN(b->end, size), inside = 0;
+    int r = 0;
+    memset(t->data, 0, b->n_words * sizeof(uint64_t));
+    memset(t->zero, 0, b->n_words * sizeof(uint64_t));
+    if (b->off < end) {
+        inside = (end - b->off + (UINT64_C(1) << b->cell_bits) - 1) >> b->cell_bits;
+        NodeKinds kinds = {t->data, t->zero, inside, b->cell_bits};
+        r = node_find_kinds(self, t->node, guest_off(b->off), end - b->off, &kinds);
     }
-    int r = node_find_kind(self, t->node, guest_off(off), MIN(end, size) - off, &t->kind, &len);
-    t->end = off + len;
+    if (size < b->end)
+        node_kinds_set(t->zero, n_cells, inside, n_cells - inside);
     return r;
 }
 
-static NodeExtentKind over(NodeExtentKind upper, NodeExtentKind lower)
+// Word `w` of all layers: what lies above and below each of them says what it would have to get.
+// `below` has room for a word of each.
+static void merge_word(Track *tracks, unsigned n, unsigned w, uint32_t cell_bits, uint64_t *below)
 {
-    return upper != NODE_EXTENT_BELOW ? upper : lower;
-}
-
-// [off, end) is of one kind in each layer.
-static void count_range(Track *tracks, unsigned n, uint64_t off, uint64_t end)
-{
-    NodeExtentKind below = NODE_EXTENT_BELOW, above = NODE_EXTENT_BELOW;
+    uint64_t shown = 0, above_data = 0, above = 0;
     for (unsigned i = 0; i < n; i++) {
-        tracks[i].below = below;
-        below = over(tracks[i].kind, below);
+        uint64_t data = tracks[i].data[w], zero = tracks[i].zero[w];
+        below[i] = shown;
+        shown = data | (shown & ~zero);
     }
     for (unsigned i = n; i-- > 0;) {
         Track *t = &tracks[i];
-        if (above == NODE_EXTENT_DATA) {
-            t->commit_bytes += end - off;
-            if (t->kind != NODE_EXTENT_DATA) {
-                count_granules(&t->commit_space, off, end);
-                count_granules(&t->commit_tables, off, end);
-            }
-        } else if (over(above, t->kind) == NODE_EXTENT_BELOW && t->below == NODE_EXTENT_DATA) {
-            count_granules(&t->stream, off, end);
-            count_granules(&t->stream_space, off, end);
-            count_granules(&t->stream_tables, off, end);
-        }
-        above = over(above, t->kind);
+        uint64_t data = t->data[w], zero = t->zero[w];
+        t->commit_bytes += (uint64_t)__builtin_popcountll(above_data) << cell_bits;
+        t->data[w] = above_data & ~data;
+        t->zero[w] = below[i] & ~(above | data | zero);
+        above_data |= data & ~above;
+        above |= data | zero;
     }
+}
+
+static void count_block(Track *tracks, unsigned n, const Block *b, uint64_t *below)
+{
+    for (unsigned w = 0; w < b->n_words; w++)
+        merge_word(tracks, n, w, b->cell_bits, below);
+    for (unsigned i = 0; i < n; i++) {
+        Track *t = &tracks[i];
+        count_cells(&t->commit_space, b, t->data);
+        count_cells(&t->commit_tables, b, t->data);
+        count_cells(&t->stream, b, t->zero);
+        count_cells(&t->stream_space, b, t->zero);
+        count_cells(&t->stream_tables, b, t->zero);
+    }
+}
+
+// Of all blocks, but for ends of layers.
+static uint64_t cell_bytes(const Track *tracks, unsigned n)
+{
+    enum { BYTES_WITHOUT_CLUSTERS = 4096 };
+    uint64_t cell = MAX_CELL_BYTES;
+    for (unsigned i = 0; i < n; i++) {
+        Node *node = tracks[i].node;
+        uint64_t own = node->ops->fill ? MIN(node_fill_granularity(node), node->preferred_bytes)
+                                       : BYTES_WITHOUT_CLUSTERS;
+        cell = MIN(cell, own);
+    }
+    return cell;
+}
+
+static Block block_at(const Track *tracks, unsigned n, uint64_t off, uint64_t size, uint64_t cell)
+{
+    uint64_t end = MIN(off + MIN(BLOCK_BYTES, cell * MAX_BLOCK_CELLS), size);
+    for (unsigned i = 0; i < n; i++) {
+        uint64_t stop = tracks[i].node->size_bytes;
+        if (off < stop && stop <= end)
+            cell = MIN(cell, MAX(stop & -stop, MIN_CELL_BYTES));
+    }
+    end = MIN(end, off + cell * MAX_BLOCK_CELLS);
+    uint64_t n_cells = (end - off + cell - 1) / cell;
+    return (Block){off, end, (uint32_t)__builtin_ctzll(cell), (unsigned)((n_cells + 63) / 64)};
 }
 
 static int sweep(Fiber *self, Track *tracks, unsigned n, uint64_t size)
 {
-    unsigned steps = 0;
-    for (uint64_t off = 0, end; off < size; off = end) {
-        end = size;
+    g_autofree uint64_t *below = g_new(uint64_t, n);
+    uint64_t cell = cell_bytes(tracks, n);
+    Block b;
+    for (uint64_t off = 0; off < size; off = b.end) {
+        b = block_at(tracks, n, off, size, cell);
         for (unsigned i = 0; i < n; i++) {
-            int r = tracks[i].end > off ? 0 : track_look(self, &tracks[i], off, size);
+            int r = look(self, &tracks[i], &b);
             if (r < 0)
                 return r;
-            end = MIN(end, tracks[i].end);
         }
-        count_range(tracks, n, off, end);
-        if (++steps % STEPS_AT_ONCE == 0 && fiber_sleep(self, 0) < 0)
+        count_block(tracks, n, &b, below);
+        if (fiber_sleep(self, 0) < 0)
             return -ECANCELED;
     }
     return 0;
@@ -147,10 +229,12 @@ int chain_plan(Fiber *self, Node *const *layers, unsigned n_layers, ChainPlanCos
         size = MAX(size, layers[i]->size_bytes);
     }
     int r = sweep(self, tracks, n_layers, size);
-    if (r < 0)
-        return r;
     for (unsigned i = 0; i < n_layers; i++) {
-        const Track *t = &tracks[i];
+        Track *t = &tracks[i];
+        g_free(t->data);
+        g_free(t->zero);
+        if (r < 0)
+            continue;
         ret_costs[i] = (ChainPlanCost){
             .commit_bytes = t->commit_bytes,
             .stream_bytes = granule_bytes(&t->stream, t->node->size_bytes),
@@ -158,5 +242,5 @@ int chain_plan(Fiber *self, Node *const *layers, unsigned n_layers, ChainPlanCos
             .stream_space = space_of(t, &t->stream_space, &t->stream_tables),
         };
     }
-    return 0;
+    return r;
 }

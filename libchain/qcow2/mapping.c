@@ -51,6 +51,11 @@ static inline int slice_place(Qcow2View *view, GuestOff off, HostOff *ret_slice,
     return 0;
 }
 
+int mapping_find_slice(Qcow2View *view, GuestOff off, HostOff *ret_host, MappingPlace *ret_place)
+{
+    return slice_place(view, off, ret_host, ret_place);
+}
+
 int mapping_try_find_place(Qcow2View *view, GuestOff off, MappingPlace *ret_place)
 {
     HostOff place = {0};

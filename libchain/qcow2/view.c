@@ -130,6 +130,7 @@ static const NodeOps view_ops = {
     .map = view_map,
     .pin = view_pin,
     .find_kind = view_find_kind,
+    .find_kinds = view_find_kinds,
     .file = view_file,
     .metadata_file = view_metadata_file,
     .may_have = view_may_have,

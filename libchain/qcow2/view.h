@@ -4,6 +4,7 @@
 #pragma once
 
 #include "chain-core/node-fill.h"
+#include "chain-core/node-kinds.h"
 #include "qcow2/mapping.h"
 
 // node operations (read.c, write.c, zero.c)
@@ -17,7 +18,9 @@ int view_discard(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlag
 int view_uncover(Fiber *self, Node *node, GuestOff off, uint64_t len);
 int view_flush(Fiber *self, Node *node);
 int view_find_kind(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExtentKind *ret_kind,
-                   uint64_t *ret_len);                                         // kind.c
+                   uint64_t *ret_len); // kind.c
+int view_find_kinds(Fiber *self, Node *node, GuestOff off, uint64_t len,
+                    const NodeKinds *kinds);                                   // kinds.c
 int view_resize(Fiber *self, Node *node, uint64_t size_bytes, GError **error); // resize.c
 int view_room(Fiber *self, Node *node, uint64_t enough, NodeRoom *ret_room);   // room.c
 // What of [off, off+len), which begins and ends at borders of clusters (subclusters) or at the view's

@@ -18,6 +18,7 @@ typedef struct NodeOps NodeOps;
 typedef void NodeVisitFn(Node *node, void *arg);
 typedef struct DirtyBitmapStore DirtyBitmapStore;
 typedef struct NodeFillOps NodeFillOps;
+typedef struct NodeKinds NodeKinds;
 
 typedef enum NodeIoFlags {
     NODE_IO_FUA = 1 << 0,       // durable before the call returns
@@ -99,6 +100,8 @@ struct NodeOps {
     // far as is cheap. May suspend for metadata. NULL: as map() says.
     int (*find_kind)(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExtentKind *ret_kind,
                      uint64_t *ret_len);
+    // node_find_kinds(), faster than by find_kind(). -ENOTSUP, or NULL: it is not.
+    int (*find_kinds)(Fiber *self, Node *node, GuestOff off, uint64_t len, const NodeKinds *kinds);
     // What map() tells from now on stays where it is until io_batch_wait(): no cluster of it is taken
     // for something else. May suspend. NULL: it stays anyway.
     void (*pin)(Fiber *self, Node *node, IoBatch *batch);

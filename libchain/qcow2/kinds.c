@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// What a view has of its own in each cell of a range, for those who go through whole disks. Tables are
+// read in long runs, those that lie next to each other together, and leave the cache as it is: it is
+// for guests. What the cache has is taken from there, for it may be newer. In a fiber on the image's
+// loop.
+
+#include <errno.h>
+
+#include "chain-core/io-buffers.h"
+#include "chain-core/node-kinds.h"
+#include "qcow2/view.h"
+
+enum { RUN_BYTES = 256 << 10 };
+
+static void add_subclusters(const Qcow2Geometry *g, const Qcow2L2Entry *e, uint64_t cell,
+                            const NodeKinds *kinds)
+{
+    uint64_t n = UINT64_C(1) << (g->subcluster_bits - kinds->cell_bits);
+    for (uint32_t s = 0; s < g->subclusters; s++) {
+        if (e->alloc_bitmap >> s & 1)
+            node_kinds_set(kinds->data, kinds->n_cells, cell + s * n, n);
+        else if (e->zero_bitmap >> s & 1)
+            node_kinds_set(kinds->zero, kinds->n_cells, cell + s * n, n);
+    }
+}
+
+// Entry `i`, which is not all zeros. False: it is damaged.
+static bool add_entry(const Qcow2Geometry *g, const void *slice, uint32_t i, uint64_t cell,
+                      const NodeKinds *kinds)
+{
+    uint64_t n = UINT64_C(1) << (g->cluster_bits - kinds->cell_bits);
+    HostOff host;
+    bool copied;
+    if (qcow2_l2_entry_is_plain(g, slice, i, &host, &copied)) {
+        node_kinds_set(kinds->data, kinds->n_cells, cell, n);
+        return true;
+    }
+    Qcow2L2Entry e = qcow2_l2_entry_decode(g, slice, i);
+    switch (e.kind) {
+    case QCOW2_CLUSTER_BAD:
+        return false;
+    case QCOW2_CLUSTER_COMPRESSED:
+        node_kinds_set(kinds->data, kinds->n_cells, cell, n);
+        return true;
+    default:
+        break;
+    }
+    if (g->extended_l2)
+        add_subclusters(g, &e, cell, kinds);
+    else if (e.kind != QCOW2_CLUSTER_UNALLOCATED)
+        node_kinds_set(e.kind == QCOW2_CLUSTER_DATA ? kinds->data : kinds->zero, kinds->n_cells,
+                       cell, n);
+    return true;
+}
+
+// How many entries from `i` on, of `n`, are plainly nothing.
+static uint32_t count_empty(const Qcow2Geometry *g, const void *slice, uint32_t i, uint32_t n)
+{
+    const Be64 *entry = slice;
+    uint32_t start = i, words = g->extended_l2 ? 2 : 1;
+    enum { AT_ONCE = 8 };
+    while (i + AT_ONCE <= n && words == 1) {
+        uint64_t any = 0;
+        for (uint32_t k = 0; k < AT_ONCE; k++)
+            any |= entry[i + k].raw;
+        if (any)
+            break;
+        i += AT_ONCE;
+    }
+    while (i < n && !entry[i * words].raw && (words == 1 || !entry[i * words + 1].raw))
+        i++;
+    return i - start;
+}
+
+// A part of a table that lies in one piece, and what it is about.
+typedef struct Part {
+    GuestOff off;
+    HostOff host;
+    uint32_t index, n; // entries, of the slice at `host`
+} Part;
+
+// -EUCLEAN: an entry is damaged.
+static int add_part(const Qcow2View *view, const Part *part, const void *slice, GuestOff start,
+                    const NodeKinds *kinds)
+{
+    const Qcow2Geometry *g = &view->image->geometry;
+    uint64_t cluster = (part->off.v - start.v) >> g->cluster_bits;
+    uint32_t end = part->index + part->n;
+    for (uint32_t i = part->index; i < end; i++) {
+        i += count_empty(g, slice, i, end);
+        uint64_t cell = (cluster + i - part->index) << (g->cluster_bits - kinds->cell_bits);
+        if (i < end && !add_entry(g, slice, i, cell, kinds))
+            return -EUCLEAN;
+    }
+    return 0;
+}
+
+// The slice at `off`; 1: there is no table up to the end of *ret_part, of which only `n` says something.
+static int find_part(Qcow2View *view, uint64_t off, uint64_t end, Part *ret_part)
+{
+    const Qcow2Geometry *g = &view->image->geometry;
+    MappingPlace place;
+    HostOff host = {0};
+    int r = mapping_find_slice(view, guest_off(off), &host, &place);
+    uint64_t clusters = (end - off + g->cluster_bytes - 1) >> g->cluster_bits;
+    if (r >= 0)
+        *ret_part = (Part){guest_off(off), host, place.index, MIN(place.n_left, clusters)};
+    return r;
+}
+
+static uint64_t end_of(const Qcow2View *view, const Part *part)
+{
+    return part->off.v + ((uint64_t)part->n << view->image->geometry.cluster_bits);
+}
+
+// So many bytes from the slice of `first` on can be read at once.
+static uint64_t run_bytes(Qcow2View *view, const Part *first, uint64_t end)
+{
+    uint64_t slice = view->image->geometry.slice_bytes, bytes = slice;
+    Part next = *first;
+    while (bytes < RUN_BYTES && end_of(view, &next) < end &&
+           find_part(view, end_of(view, &next), end, &next) == 0 &&
+           next.host.v == first->host.v + bytes)
+        bytes += slice;
+    return bytes;
+}
+
+static const void *cached(const Qcow2View *view, HostOff host)
+{
+    const TableSlice *slice = table_cache_find(view->image->cache, view->image, host);
+    return slice && slice->kind == TABLE_SLICE_L2 ? slice->data : NULL;
+}
+
+// The slices that lie from `run` on, `bytes` of which are in `buf`, as long as they are those that the
+// range is told of.
+static int add_run(Qcow2View *view, const Part *run, const uint8_t *buf, uint64_t bytes,
+                   GuestOff start, uint64_t end, const NodeKinds *kinds, uint64_t *ret_off)
+{
+    Part part = *run;
+    int r = 0;
+    for (uint64_t at = 0; r == 0 && at < bytes; at += view->image->geometry.slice_bytes) {
+        const void *newer = cached(view, part.host);
+        r = add_part(view, &part, newer ? newer : buf + at, start, kinds);
+        *ret_off = r < 0 ? part.off.v : end_of(view, &part);
+        if (*ret_off >= end || find_part(view, *ret_off, end, &part) != 0 ||
+            part.host.v != run->host.v + at + view->image->geometry.slice_bytes)
+            break;
+    }
+    return r;
+}
+
+// One run of tables, or of nothing: *ret_off is where it ends. -EUCLEAN: the entry there is damaged.
+static int find_run(Fiber *self, Qcow2View *view, uint8_t *buf, GuestOff start, uint64_t end,
+                    const NodeKinds *kinds, uint64_t *ret_off)
+{
+    Part part, again;
+    int r = find_part(view, *ret_off, end, &part);
+    if (r > 0)
+        *ret_off = end_of(view, &part);
+    if (r)
+        return MIN(r, 0);
+    uint64_t bytes = view->image->geometry.slice_bytes;
+    if (!cached(view, part.host)) {
+        bytes = run_bytes(view, &part, end);
+        r = file_read(self, view->image->file, part.host, buf, bytes);
+        if (r < 0 || find_part(view, *ret_off, end, &again) || again.host.v != part.host.v)
+            return r; // it has moved meanwhile: again
+    }
+    return add_run(view, &part, buf, bytes, start, end, kinds, ret_off);
+}
+
+int view_find_kinds(Fiber *self, Node *node, GuestOff off, uint64_t len, const NodeKinds *kinds)
+{
+    Qcow2View *view = view_of(node);
+    Loop *loop = fiber_loop(self);
+    uint8_t *buf = view->image->is_shared ? NULL : io_buffer_take(loop, RUN_BYTES);
+    if (!buf)
+        return -ENOTSUP;
+    uint64_t at = off.v;
+    int r = 0;
+    while (at < off.v + len && r == 0)
+        r = find_run(self, view, buf, off, off.v + len, kinds, &at);
+    io_buffer_put(loop, buf, RUN_BYTES);
+    if (r != -EUCLEAN)
+        return r;
+    MappingRun run;
+    G_GNUC_UNUSED g_auto(PinGuard) pin = pin_guard_take(view->image);
+    r = mapping_find(self, view, guest_off(at), 1, &run); // says what is wrong with it
+    return r < 0 ? r : -EIO;
+}
