@@ -16,6 +16,7 @@ enum {
     MAX_CELL_BYTES = 64 << 10,
     MAX_BLOCK_CELLS = 1 << 17,
     BLOCK_BYTES = 512 << 20, // what a table of the usual size tells of
+    EMPTY_AT_ONCE = 64,      // blocks; then others get their turn, as after each other one
 };
 
 // Counts whole granules that are touched.
@@ -76,6 +77,8 @@ typedef struct Track {
     GranuleCount stream;                     // what a fill moves
     GranuleCount commit_space, stream_space; // clusters
     GranuleCount commit_tables, stream_tables;
+    bool has_something; // in the block
+    unsigned n_words;   // that may be other than 0
     // Of the block, first what the layer has; then what a commit and a stream would write newly.
     uint64_t *data, *zero;
 } Track;
@@ -93,8 +96,8 @@ static void track_init(Track *t, Node *node)
     uint64_t cluster = node->preferred_bytes, reach = table_reach(node);
     *t = (Track){
         .node = node,
-        .data = g_new(uint64_t, MAX_BLOCK_CELLS / 64),
-        .zero = g_new(uint64_t, MAX_BLOCK_CELLS / 64),
+        .data = g_new0(uint64_t, MAX_BLOCK_CELLS / 64),
+        .zero = g_new0(uint64_t, MAX_BLOCK_CELLS / 64),
         .stream.granule = MIN(node_fill_granularity(node), cluster),
         .commit_space.granule = cluster,
         .stream_space.granule = cluster,
@@ -109,9 +112,13 @@ static int look(Fiber *self, Track *t, const Block *b)
     uint64_t n_cells = (uint64_t)b->n_words * 64, size = t->node->size_bytes;
     uint64_t end = MIN(b->end, size), inside = 0;
     int r = 0;
-    memset(t->data, 0, b->n_words * sizeof(uint64_t));
-    memset(t->zero, 0, b->n_words * sizeof(uint64_t));
-    if (b->off < end) {
+    bool may_have = size < b->end || !t->node->ops->may_have ||
+                    t->node->ops->may_have(t->node, guest_off(b->off), end - b->off);
+    memset(t->data, 0, t->n_words * sizeof(uint64_t));
+    memset(t->zero, 0, t->n_words * sizeof(uint64_t));
+    t->n_words = may_have ? b->n_words : 0;
+    t->has_something = may_have;
+    if (b->off < end && may_have) {
         inside = (end - b->off + (UINT64_C(1) << b->cell_bits) - 1) >> b->cell_bits;
         NodeKinds kinds = {t->data, t->zero, inside, b->cell_bits};
         r = node_find_kinds(self, t->node, guest_off(b->off), end - b->off, &kinds);
@@ -148,6 +155,7 @@ static void count_block(Track *tracks, unsigned n, const Block *b, uint64_t *bel
         merge_word(tracks, n, w, b->cell_bits, below);
     for (unsigned i = 0; i < n; i++) {
         Track *t = &tracks[i];
+        t->n_words = b->n_words;
         count_cells(&t->commit_space, b, t->data);
         count_cells(&t->commit_tables, b, t->data);
         count_cells(&t->stream, b, t->zero);
@@ -187,16 +195,20 @@ static int sweep(Fiber *self, Track *tracks, unsigned n, uint64_t size)
 {
     g_autofree uint64_t *below = g_new(uint64_t, n);
     uint64_t cell = cell_bytes(tracks, n);
+    unsigned n_empty = 0;
     Block b;
     for (uint64_t off = 0; off < size; off = b.end) {
         b = block_at(tracks, n, off, size, cell);
+        bool has_something = false;
         for (unsigned i = 0; i < n; i++) {
             int r = look(self, &tracks[i], &b);
             if (r < 0)
                 return r;
+            has_something |= tracks[i].has_something;
         }
-        count_block(tracks, n, &b, below);
-        if (fiber_sleep(self, 0) < 0)
+        if (has_something)
+            count_block(tracks, n, &b, below);
+        if ((has_something || ++n_empty % EMPTY_AT_ONCE == 0) && fiber_sleep(self, 0) < 0)
             return -ECANCELED;
     }
     return 0;

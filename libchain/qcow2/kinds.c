@@ -150,7 +150,7 @@ static int add_run(Qcow2View *view, const Part *run, const uint8_t *buf, uint64_
 }
 
 // One run of tables, or of nothing: *ret_off is where it ends. -EUCLEAN: the entry there is damaged.
-static int find_run(Fiber *self, Qcow2View *view, uint8_t *buf, GuestOff start, uint64_t end,
+static int find_run(Fiber *self, Qcow2View *view, uint8_t **buf, GuestOff start, uint64_t end,
                     const NodeKinds *kinds, uint64_t *ret_off)
 {
     Part part, again;
@@ -161,26 +161,28 @@ static int find_run(Fiber *self, Qcow2View *view, uint8_t *buf, GuestOff start, 
         return MIN(r, 0);
     uint64_t bytes = view->image->geometry.slice_bytes;
     if (!cached(view, part.host)) {
+        if (!*buf && !(*buf = io_buffer_take(fiber_loop(self), RUN_BYTES)))
+            return -ENOMEM;
         bytes = run_bytes(view, &part, end);
-        r = file_read(self, view->image->file, part.host, buf, bytes);
+        r = file_read(self, view->image->file, part.host, *buf, bytes);
         if (r < 0 || find_part(view, *ret_off, end, &again) || again.host.v != part.host.v)
             return r; // it has moved meanwhile: again
     }
-    return add_run(view, &part, buf, bytes, start, end, kinds, ret_off);
+    return add_run(view, &part, *buf, bytes, start, end, kinds, ret_off);
 }
 
 int view_find_kinds(Fiber *self, Node *node, GuestOff off, uint64_t len, const NodeKinds *kinds)
 {
     Qcow2View *view = view_of(node);
-    Loop *loop = fiber_loop(self);
-    uint8_t *buf = view->image->is_shared ? NULL : io_buffer_take(loop, RUN_BYTES);
-    if (!buf)
+    uint8_t *buf = NULL;
+    if (view->image->is_shared)
         return -ENOTSUP;
     uint64_t at = off.v;
     int r = 0;
     while (at < off.v + len && r == 0)
-        r = find_run(self, view, buf, off, off.v + len, kinds, &at);
-    io_buffer_put(loop, buf, RUN_BYTES);
+        r = find_run(self, view, &buf, off, off.v + len, kinds, &at);
+    if (buf)
+        io_buffer_put(fiber_loop(self), buf, RUN_BYTES);
     if (r != -EUCLEAN)
         return r;
     MappingRun run;
