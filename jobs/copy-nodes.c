@@ -168,11 +168,15 @@ static int put_zeros(Fiber *self, const CopyNodes *nodes, const CopyChunk *chunk
     return r;
 }
 
+int copy_nodes_move(Fiber *self, const CopyNodes *nodes, CopyChunk *chunk)
+{
+    return chunk->kind == WORK_DATA ? move_data(self, nodes, chunk) : put_zeros(self, nodes, chunk);
+}
+
 int copy_nodes_chunk(Fiber *self, const CopyNodes *nodes, CopyChunk *chunk)
 {
     port_enter(self, nodes->port, REQUEST_WRITE);
-    int r =
-        chunk->kind == WORK_DATA ? move_data(self, nodes, chunk) : put_zeros(self, nodes, chunk);
+    int r = copy_nodes_move(self, nodes, chunk);
     port_leave(nodes->port, REQUEST_WRITE);
     return r;
 }

@@ -18,3 +18,5 @@ typedef struct CopyNodes {
 
 // CopyEngineOps.copy.
 int copy_nodes_chunk(Fiber *self, const CopyNodes *nodes, CopyChunk *chunk);
+// The same for who has entered the port.
+int copy_nodes_move(Fiber *self, const CopyNodes *nodes, CopyChunk *chunk);

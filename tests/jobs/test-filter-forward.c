@@ -1,139 +1,16 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // Write-forwarding in the simulation: whatever guests do, in whichever mode, and whatever fails in
 // the target, it shows what the source shows once the work is done.
-#include "../node/on-sim.h"
+#include "slow-disk.h"
 
-#include <errno.h>
-#include <string.h>
-
-#include "chain-core/fiber-sync.h"
 #include "chain-core/switch.h"
 #include "copy-nodes.h"
 #include "filter-forward.h"
 
 enum {
-    SECTOR = 512,
-    N_SECTORS = 512,
-    SIZE = N_SECTORS * SECTOR,
-    GRANULE = 4096,
     N_GUESTS = 5,
     N_REQUESTS = 60,
 };
-
-// -- a disk whose requests take time, and may be seen half done ------------------------------------
-
-typedef struct Disk {
-    Node node;
-    GRand *rand;
-    uint8_t data[SIZE];
-    unsigned fail_percent;
-    bool discards_nothing;
-    unsigned n_writes, n_flushes;
-    int flush_error;
-} Disk;
-
-static Disk *disk_of(Node *node)
-{
-    return (Disk *)node;
-}
-
-static void take_time(Fiber *self, GRand *rand)
-{
-    fiber_sleep(self, (uint64_t)g_rand_int_range(rand, 0, 20000));
-}
-
-static bool fails(Disk *d)
-{
-    return (unsigned)g_rand_int_range(d->rand, 0, 100) < d->fail_percent;
-}
-
-static int disk_read_start(Fiber *self, Node *node, GuestOff off, void *buf, size_t len,
-                           IoBatch *batch)
-{
-    size_t half = len / 2;
-    memcpy(buf, disk_of(node)->data + off.v, half);
-    take_time(self, disk_of(node)->rand);
-    memcpy((uint8_t *)buf + half, disk_of(node)->data + off.v + half, len - half);
-    return 0;
-}
-
-static int disk_write(Fiber *self, Node *node, GuestOff off, const void *buf, size_t len,
-                      NodeIoFlags flags)
-{
-    Disk *d = disk_of(node);
-    size_t half = len / 2;
-    d->n_writes++;
-    memcpy(d->data + off.v, buf, half);
-    take_time(self, d->rand);
-    if (fails(d))
-        return -EIO;
-    memcpy(d->data + off.v + half, (const uint8_t *)buf + half, len - half);
-    return 0;
-}
-
-static int disk_zero(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags)
-{
-    Disk *d = disk_of(node);
-    take_time(self, d->rand);
-    memset(d->data + off.v, 0, len);
-    return fails(d) ? -EIO : 0;
-}
-
-static int disk_discard(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags)
-{
-    Disk *d = disk_of(node);
-    take_time(self, d->rand);
-    if (!d->discards_nothing)
-        memset(d->data + off.v, 0, len);
-    return 0;
-}
-
-static int disk_flush(Fiber *self, Node *node)
-{
-    Disk *d = disk_of(node);
-    take_time(self, d->rand);
-    d->n_flushes++;
-    return d->flush_error;
-}
-
-static bool is_zero(const Disk *d, uint64_t sector)
-{
-    static const uint8_t zeros[SECTOR];
-    return memcmp(d->data + sector * SECTOR, zeros, SECTOR) == 0;
-}
-
-static int disk_map(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExtent *ret_extent)
-{
-    Disk *d = disk_of(node);
-    uint64_t first = off.v / SECTOR, end = first + 1;
-    take_time(self, d->rand);
-    while (end < N_SECTORS && is_zero(d, end) == is_zero(d, first))
-        end++;
-    *ret_extent = (NodeExtent){.len = MIN(len, end * SECTOR - off.v),
-                               .kind = is_zero(d, first) ? NODE_EXTENT_ZERO : NODE_EXTENT_OPAQUE,
-                               .node = node};
-    return 0;
-}
-
-static const NodeOps disk_ops = {
-    .driver = "disk",
-    .read_start = disk_read_start,
-    .write = disk_write,
-    .zero = disk_zero,
-    .discard = disk_discard,
-    .flush = disk_flush,
-    .map = disk_map,
-};
-
-static Disk *disk_new(Fiber *self, GRand *rand)
-{
-    Disk *d = g_new0(Disk, 1);
-    node_init(&d->node, &disk_ops, fiber_loop(self), "disk", SIZE);
-    d->rand = rand;
-    for (unsigned i = 0; i < SIZE; i++)
-        d->data[i] = (uint8_t)g_rand_int_range(rand, 0, 256);
-    return d;
-}
 
 // -- a copy of it ---------------------------------------------------------------------------------
 

@@ -150,6 +150,11 @@ MUTANTS = {
     "keep-top-notes": ["tests/jobs/test-jobs-commit"],
     # §19
     "mirror-left-durable": ["tests/jobs/test-jobs-mirror"],
+    # §20
+    "copy-before-write": ["tests/jobs/test-jobs-filter-copy-before"],
+    "copy-before-zero": ["tests/jobs/test-jobs-filter-copy-before"],
+    "copy-before-discard": ["tests/jobs/test-jobs-filter-copy-before"],
+    "copy-before-stale": ["tests/jobs/test-jobs-filter-copy-before"],
     # jobs
     "range-lock": ["tests/jobs/test-jobs-range-lock"],
     "copy-stale": ["tests/jobs/test-jobs-copy-engine"],

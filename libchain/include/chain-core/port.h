@@ -56,6 +56,13 @@ static inline Node *port_enter(Fiber *self, Port *port, RequestKind kind)
     port->n_in_flight[kind]++;
     return port->node;
 }
+// For a part of a request that is inside another port, above the same nodes: whether the kind is
+// drained or not. It may stay longer than that request.
+static inline void port_enter_within(Port *port, RequestKind kind)
+{
+    port->n_in_flight[kind]++;
+}
+
 static inline void port_leave(Port *port, RequestKind kind)
 {
     port->n_ended++;

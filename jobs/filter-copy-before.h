@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// Copy-before-write: a filter above the source of a backup. What guests are about to change there, and
+// is not in the backup yet, is saved first; they wait for the granules that they change, and for
+// nothing else. What is saved, or never was to be, costs them one look at a bitmap.
+//
+// The owner saves, too, from the other end (a backup in the background). Both go by `unsaved` and
+// by the lock:
+//
+//     guest:  holds the range → reads the source, writes the target → clears the bits, saved() →
+//             gives the range up → changes the source
+//     chunk:  reads the source → holds the range → stale? → writes the target → clears the bits →
+//             gives the range up
+//
+// so a bit is cleared with the range held, the source is changed only where all bits are clear, and
+// a chunk that has read while a guest saved is stale, as saved() tells the copy engine.
+//
+// When a guest's granules cannot be saved, or not in time, it is the backup that fails, unless the
+// guest is to: then its request does, and the granules can be saved later. On the node's loop.
+#pragma once
+
+#include "copy-nodes.h"
+
+typedef struct CopyBeforeOps {
+    CopyFindFn *find; // CopyEngineOps's; asked of what is unsaved, with the range held
+    // A guest has saved the range: copies of it under way are to be dropped. Does not suspend.
+    void (*saved)(void *arg, uint64_t off, uint64_t len);
+    // The backup is none any more: guests go on without it. Once; does not suspend.
+    void (*broken)(void *arg, int error);
+} CopyBeforeOps;
+
+typedef struct CopyBeforeConfig {
+    const char *name; // for messages
+    // `source` goes under the filter with node_insert_filter(); `target` becomes a child beside it,
+    // so that a drain of it stops guests, and may lie above the source. The port enters above.
+    const CopyNodes *nodes;
+    Bitmap *unsaved;         // by granules of at least a cluster of the target
+    uint64_t max_save_bytes; // of one save; a multiple of the granularity
+    uint64_t timeout_ns;     // for which a guest's request waits at most; 0: no limit
+    bool breaks_guests;      // a request fails where its granules cannot be saved
+    const CopyBeforeOps *ops;
+    void *arg;
+} CopyBeforeConfig;
+
+// All in `config` is borrowed, and outlives the filter's use. Returned with one reference.
+Node *filter_copy_before_new(const CopyBeforeConfig *config);
+// What the owner's chunk has saved, up to chunk->off + chunk->len: called when its range was given
+// up, without a suspend point between. -ENOMEM: it may look unsaved still, so the backup is broken.
+int filter_copy_before_saved(Node *filter, const CopyChunk *chunk);
+// Guests go on at once, as after a failure, which nobody is told; returns when no save is under way.
+void filter_copy_before_stop(Fiber *self, Node *filter);
+// 0, or why the backup is broken.
+int filter_copy_before_error(const Node *filter);
