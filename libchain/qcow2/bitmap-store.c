@@ -275,7 +275,7 @@ static int switch_directory(Fiber *self, Store *s)
     bool had_directory = bitmap_directory_is_valid(image) && image->bitmaps;
     int r = write_directory(self, s);
     if (r == 0 && !MUTANT("write-back-before-bitmaps"))
-        r = writeback_run(self, &image->writeback); // §12: before the header names them
+        r = writeback_run_all(self, &image->writeback); // §12: before the header names them
     if (r == 0)
         r = image_change_header(self, image, edit_bitmaps, &s->extension);
     if (r < 0) {

@@ -61,9 +61,7 @@ int image_finish_writing(Fiber *self, Qcow2Image *image)
     // A write-back makes frees durable. Once they are released, with the last pin from before,
     // refcounts have changed.
     do {
-        r = writeback_run(self, &image->writeback);
-        if (r == 0 && w->rest.has_refcounts) // no flush depends on them, but they would be lost
-            r = w->rest.error;
+        r = writeback_run_all(self, &image->writeback); // what is not written would be lost
         freed_wait(self, &image->freed);
     } while (r == 0 && (w->parts.dirty.n || freed_is_pending(&image->freed)));
     fiber_wait_group_wait(self, &image->fibers);

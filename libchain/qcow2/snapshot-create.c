@@ -211,7 +211,7 @@ static int write_l1(Fiber *self, Qcow2NewSnapshot *s)
 static int make_durable(Fiber *self, Qcow2NewSnapshot *s)
 {
     Qcow2Image *image = s->image;
-    int r = MUTANT("write-back-before-snapshot") ? 0 : writeback_run(self, &image->writeback);
+    int r = MUTANT("write-back-before-snapshot") ? 0 : writeback_run_all(self, &image->writeback);
     if (r == 0)
         r = write_l1(self, s);
     snapshot_table_update(&s->table, &s->entry);

@@ -244,7 +244,7 @@ int snapshot_table_set_dirty(Fiber *self, Qcow2Image *image, bool is_dirty)
 void snapshot_table_end_repair(Fiber *self, Qcow2Image *image, bool is_incomplete)
 {
     if (is_incomplete || image->corrupt ||
-        (!MUTANT("write-back-before-clean") && writeback_run(self, &image->writeback) < 0))
+        (!MUTANT("write-back-before-clean") && writeback_run_all(self, &image->writeback) < 0))
         image->snapshots.needs_repair = true;
     else
         snapshot_table_set_dirty(self, image, false);

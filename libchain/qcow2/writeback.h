@@ -32,6 +32,9 @@ void writeback_done(Writeback *w);
 int writeback_run(Fiber *self, Writeback *w);
 // After writeback_run() failed: is what lies at `place` (an L2 slice, an L1 entry) not durable?
 bool writeback_has_failed(const Writeback *w, HostOff place);
+// As writeback_run(), and fails, too, while a refcount is missing on which no entry in the pass
+// depends. For one whose next step is a header that names clusters.
+int writeback_run_all(Fiber *self, Writeback *w);
 // As writeback_run(), for one who needs all refcounts on disk, and nothing else.
 int writeback_run_refcounts(Fiber *self, Writeback *w);
 // No more passes, since nobody knows what the disk says, or what is right: writeback_run() fails

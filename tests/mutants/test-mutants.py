@@ -88,6 +88,7 @@ MUTANTS = {
     "unknown-header-ends-write-back": HEADER,
     # §12
     "write-back-before-bitmaps": ["tests/qcow2/test-qcow2-bitmap-power"],
+    "failed-refcounts-hold-back-header": ["tests/qcow2/test-qcow2-bitmap-power"],
     # §13
     "write-back-before-snapshot": MODEL,
     "sync-of-snapshot-tables": MODEL,

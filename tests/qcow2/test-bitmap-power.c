@@ -92,6 +92,26 @@ static void live(Fiber *self, void *arg)
     map_memory_free(memory);
 }
 
+// One write in place: nothing is freed, so all that the close takes was uncounted before.
+static void live_quietly(Fiber *self, void *arg)
+{
+    Life *life = arg;
+    MapMemory *memory = map_memory_new(1 << 20);
+    Node *node = open_head(self, memory, false);
+    if (node) {
+        DirtyBitmapSpec spec = {.name = "new",
+                                .node_name = "disk",
+                                .granularity_bits = GRANULE_BITS,
+                                .is_persistent = true};
+        DirtyBitmap *added;
+        memcpy(life->at_add, life->before, SIZE);
+        dirty_bitmap_add(node, &spec, &added, NULL);
+        node_write(self, node, guest_off(0), "x", 1, 0);
+        node_unref_close(self, node);
+    }
+    map_memory_free(memory);
+}
+
 // What a file says after its life, or a part of it.
 typedef struct Look {
     const Life *life;
@@ -169,6 +189,7 @@ typedef struct Cutter {
     uint64_t seed, fail_at;
     int error;
     bool has_failed;
+    uint64_t bad_off, bad_end; // fails from then on
 } Cutter;
 
 static int cut_before(SimHook *hook, uint64_t n, SimOp op, const char *path, uint64_t off,
@@ -195,6 +216,21 @@ static int fail_one(SimHook *hook, uint64_t n, SimOp op, const char *path, uint6
         return 0;
     c->has_failed = true;
     return c->error;
+}
+
+// The place of one write is bad from then on.
+static int fail_place(SimHook *hook, uint64_t n, SimOp op, const char *path, uint64_t off,
+                      uint64_t len)
+{
+    Cutter *c = (Cutter *)hook;
+    if (op != SIM_OP_WRITE)
+        return 0;
+    if (n == c->fail_at) {
+        c->has_failed = true;
+        c->bad_off = off;
+        c->bad_end = off + len;
+    }
+    return off < c->bad_end && off + len > c->bad_off ? c->error : 0;
 }
 
 static const char *const options[] = {"cluster_size=4k", "cluster_size=64k", "cluster_size=512"};
@@ -287,11 +323,41 @@ static void a_failure_leaves_none_either(void **state)
     host_remove_dir(g_steal_pointer(&dir));
 }
 
+// §12: what the new directory names is counted on disk, or the header does not name it. Nothing else
+// would notice a refcount block that stays unwritable.
+static void a_place_that_stays_bad_leaves_none_uncounted(void **state)
+{
+    g_autofree char *dir = host_make_dir();
+    make_image(dir, options[0]);
+    unsigned n_bad = 0;
+    uint64_t n_ops = UINT64_MAX;
+    for (uint64_t n = 1; n <= n_ops; n++) {
+        g_autofree Life *life = g_new0(Life, 1);
+        Sim *sim = load(dir, 5, life);
+        Cutter c = {.hook = {fail_place}, .sim = sim, .fail_at = n, .error = -EIO};
+        sim_set_hook(sim, &c.hook);
+        assert_true(sim_run(sim, live_quietly, life));
+        sim_set_hook(sim, NULL);
+        if (!c.has_failed) // no write, and all that follows is the same in each life
+            n_ops = sim_n_ops(sim);
+        n_bad += c.has_failed;
+        g_autofree char *what =
+            g_strdup_printf("[%#" PRIx64 ", %#" PRIx64 ") bad from operation %" PRIu64 " on",
+                            c.bad_off, c.bad_end, n);
+        Look look = {.life = life, .what = what};
+        assert_true(sim_run(sim, look_fiber, &look));
+        sim_free(sim);
+    }
+    assert_true(n_bad > 5);
+    host_remove_dir(g_steal_pointer(&dir));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_cut_leaves_no_bitmap_that_is_trusted_and_wrong),
         cmocka_unit_test(a_failure_leaves_none_either),
+        cmocka_unit_test(a_place_that_stays_bad_leaves_none_uncounted),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
