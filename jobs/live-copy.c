@@ -18,7 +18,6 @@ static int fail(GError **error, int r, const LiveCopy *live, const char *what)
 void live_copy_init(LiveCopy *live, const LiveCopySpec *spec)
 {
     live->spec = *spec;
-    live->left_before = UINT64_MAX;
     port_init(&live->port, spec->source, spec->owner);
     live->port.is_background = true;
     live->nodes = (CopyNodes){.source = spec->source,
@@ -116,22 +115,36 @@ static void set_mode(LiveCopy *live, CopyMode mode)
     job_set_copy_mode(live->copy.control, mode);
 }
 
-// Guests make work as fast as it is done.
+// Less is no sign of guests who are too fast: what they have in flight comes and goes.
+static uint64_t small_bytes(const LiveCopy *live)
+{
+    enum { MOST = 16 << 20, PART = 8 };
+    return MIN(MOST, live->copy.size_bytes / PART);
+}
+
+// Until a good part of what is left is done. By work and not by time, so that a short job does not
+// wait for it, and a slow one is not judged too soon.
+static void begin_look(LiveCopy *live, const CopyEngineStats *stats)
+{
+    enum { PART = 4 };
+    live->look_done = stats->done;
+    live->look_left = stats->left;
+    live->look_bytes = MAX(stats->left / PART, small_bytes(live));
+    live->look_is_fair = stats->found_off >= live->copy.size_bytes;
+}
+
+// Do guests make work more than half as fast as it is done?
 static void look_at_progress(LiveCopy *live)
 {
-    enum { LOOKS = 2 };
-    static const uint64_t look_ns = 1000000000;
     CopyEngineStats stats;
-    uint64_t now_ns = loop_now_ns(live->spec.source->loop);
-    if (now_ns - live->looked_ns < look_ns)
-        return;
     copy_engine_stats(live->copy.engine, &stats);
-    bool gets_less = stats.left < live->left_before || stats.found_off < live->copy.size_bytes;
-    live->n_looks_without_progress = gets_less ? 0 : live->n_looks_without_progress + 1;
-    live->looked_ns = now_ns;
-    live->left_before = MIN(live->left_before, stats.left);
-    if (live->n_looks_without_progress >= LOOKS)
+    uint64_t done = stats.done - live->look_done;
+    if (done < live->look_bytes)
+        return;
+    bool gets_less = stats.left + done / 2 <= live->look_left;
+    if (live->look_is_fair && !gets_less && stats.left > small_bytes(live) / 2)
         set_mode(live, COPY_MODE_WRITE_BLOCKING);
+    begin_look(live, &stats);
 }
 
 static void choose_mode(LiveCopy *live)
@@ -177,7 +190,6 @@ static int stay_in_step(Fiber *self, LiveCopy *live)
     int r = job_copy_run(self, &live->copy);
     while (r == 0) {
         live_copy_set_ready(live);
-        live->left_before = UINT64_MAX;
         choose_mode(live);
         if (asked_end(live) != JOB_END_NOT_YET)
             return 0;

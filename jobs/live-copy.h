@@ -44,10 +44,11 @@ typedef struct LiveCopy {
     RangeLock lock;
     Node *filter; // NULL: not in the graph
     bool is_ready, is_over;
-    uint64_t looked_ns, left_before;
-    unsigned n_looks_without_progress;
-    unsigned n_tries; // to leave
-    uint64_t n_added; // work that had come when the target began to be flushed last
+    uint64_t look_done, look_left; // when the look at its progress began
+    uint64_t look_bytes;           // that are to be done until it ends
+    bool look_is_fair;             // all was known when it began
+    unsigned n_tries;              // to leave
+    uint64_t n_added;              // work that had come when the target began to be flushed last
 } LiveCopy;
 
 #define LIVE_COPY_OPS                                                                              \

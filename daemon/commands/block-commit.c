@@ -40,8 +40,8 @@ static const QmpType block_commit_args = {
             {"filter-node-name", &qmp_str, true, "checked only: the job's filter has no name"},
             {"copy-mode", &qmp_mirror_copy_mode, true,
              "an extension: how what guests write meanwhile comes to the base of a device that is "
-             "committed itself. Unless given, in the background, and write-blocking once what is "
-             "left gets no less"},
+             "committed itself. Unless given, in the background, and write-blocking once they make "
+             "work more than half as fast as it is done"},
             {"keep-points", &qmp_bool, true,
              "an extension: all overlays of the base, and what lies on them, go on showing what "
              "they "

@@ -47,7 +47,7 @@ static const QmpType blockdev_mirror_args = {
             {"filter-node-name", &qmp_str, true, "checked only: the job's filter has no name"},
             {"copy-mode", &qmp_mirror_copy_mode, true,
              "how what is written meanwhile comes to the target. Unless given, in the background, "
-             "and write-blocking once what is left gets no less"},
+             "and write-blocking once clients make work more than half as fast as it is done"},
             {"unmap", &qmp_bool, true,
              "an extension: whether zeros take no space in the target. true, unless given"},
             {"target-is-zero", &qmp_bool, true,
