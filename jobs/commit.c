@@ -289,7 +289,7 @@ static int leave_out(Fiber *self, Commit *c, GError **error)
 }
 
 // What has been copied by now is all that will be.
-static int keep_durable(Fiber *self, const Commit *c, GError **error)
+static int keep_durable(Fiber *self, Commit *c, GError **error)
 {
     return MUTANT("keep-top-base-durable-first") ? 0
                                                  : live_copy_make_durable(self, &c->live, error);

@@ -55,8 +55,22 @@ void live_copy_begin(Fiber *self, LiveCopy *live, JobControl *control, CopyEngin
     live->copy.source = live->spec.source;
     live->copy.target = live->spec.target;
     job_copy_begin(&live->copy, fiber_loop(self), config);
-    if (live->spec.is_live)
-        insert_filter(self, live);
+    if (!live->spec.is_live)
+        return;
+    unflushed_begin(&live->unflushed, live->spec.target, config->granularity_bits);
+    insert_filter(self, live);
+}
+
+void live_copy_stop(Fiber *self, LiveCopy *live, SwitchFn *fn, void *arg)
+{
+    Switch *s = switch_new(REQUESTS_ALL);
+    switch_move_users(s, live->filter, live->spec.source);
+    switch_set_backing(s, live->filter, NULL);
+    switch_call(s, fn, arg);
+    switch_drain_always(self, s);
+    switch_commit(s);
+    switch_end(self, s);
+    close_filter(self, live);
 }
 
 void live_copy_done(Fiber *self, LiveCopy *live)
@@ -67,6 +81,7 @@ void live_copy_done(Fiber *self, LiveCopy *live)
     }
     if (live->spec.source)
         port_done(self, &live->port);
+    unflushed_end(&live->unflushed);
     job_copy_end(&live->copy);
 }
 
@@ -201,9 +216,17 @@ static int stay_in_step(Fiber *self, LiveCopy *live)
 
 // -- the end --------------------------------------------------------------------------------------
 
-int live_copy_make_durable(Fiber *self, const LiveCopy *live, GError **error)
+static int flush_target(Fiber *self, LiveCopy *live)
 {
-    int r = MUTANT("copy-target-durable-first") ? 0 : node_flush(self, live->spec.target);
+    if (MUTANT("copy-target-durable-first"))
+        return 0;
+    return live->unflushed.bits ? unflushed_flush(self, &live->unflushed, live->copy.engine)
+                                : node_flush(self, live->spec.target);
+}
+
+int live_copy_make_durable(Fiber *self, LiveCopy *live, GError **error)
+{
+    int r = flush_target(self, live);
     return r < 0 ? fail(error, r, live, "what was copied to it does not become durable") : 0;
 }
 
@@ -224,6 +247,21 @@ static int do_what_is_left(Fiber *self, LiveCopy *live, GError **error)
                : r;
 }
 
+// 1: it has failed, and users want it tried again: what was lost is work, or it is to pause.
+static int flush_as_wanted(Fiber *self, LiveCopy *live, GError **error)
+{
+    int r = live_copy_make_durable(self, live, error);
+    if (r == 0 || live->is_over)
+        return r;
+    JobErrorAction action =
+        job_error_action(live->copy.control, live->copy.on_write_error, r, false);
+    bool is_again = action == JOB_ERROR_STOP ||
+                    (action == JOB_ERROR_IGNORE && !copy_engine_is_idle(live->copy.engine));
+    if (is_again)
+        g_clear_error(error);
+    return is_again ? 1 : r;
+}
+
 // What guests do from now on goes to both, so a flush has less to do than the one before it, as long
 // as what was copied is what it takes its time for.
 static int approach(Fiber *self, LiveCopy *live, GError **error)
@@ -237,10 +275,10 @@ static int approach(Fiber *self, LiveCopy *live, GError **error)
         r = do_what_is_left(self, live, error);
         uint64_t begun_ns = loop_now_ns(loop);
         if (r == 0)
-            r = live_copy_make_durable(self, live, error);
+            r = flush_as_wanted(self, live, error);
         before_ns = took_ns;
-        took_ns = loop_now_ns(loop) - begun_ns;
-    } while (r == 0 && took_ns > short_ns && took_ns < before_ns / 2);
+        took_ns = r > 0 ? UINT64_MAX : loop_now_ns(loop) - begun_ns;
+    } while (r > 0 || (r == 0 && took_ns > short_ns && took_ns < before_ns / 2));
     return r;
 }
 

@@ -22,6 +22,7 @@
 #include "copy-nodes.h"
 #include "job-copy.h"
 #include "jobs/copy-mode.h"
+#include "unflushed.h"
 
 typedef struct LiveCopySpec {
     const char *name;      // of the job, for messages; outlives the copy
@@ -42,7 +43,8 @@ typedef struct LiveCopy {
     Port port; // entered for each look at metadata and each chunk
     CopyNodes nodes;
     RangeLock lock;
-    Node *filter; // NULL: not in the graph
+    Unflushed unflushed; // of a live copy
+    Node *filter;        // NULL: not in the graph
     bool is_ready, is_over;
     uint64_t look_done, look_left; // when the look at its progress began
     uint64_t look_bytes;           // that are to be done until it ends
@@ -78,11 +80,13 @@ int live_copy_try_leave(Fiber *self, LiveCopy *live, LiveCopyPlanFn *plan, void 
                         GError **error);
 // Both, for as long as it takes, where nothing is held that others wait for.
 int live_copy_leave(Fiber *self, LiveCopy *live, LiveCopyPlanFn *plan, void *arg, GError **error);
+// Instead: the filter is taken out, and in the same step, while no guest is inside, `fn` is called.
+void live_copy_stop(Fiber *self, LiveCopy *live, SwitchFn *fn, void *arg);
 // Takes the filter out if it is there still. Accepts one that has not begun, or is zero.
 void live_copy_done(Fiber *self, LiveCopy *live);
 
 // The target, before what depends on it.
-int live_copy_make_durable(Fiber *self, const LiveCopy *live, GError **error);
+int live_copy_make_durable(Fiber *self, LiveCopy *live, GError **error);
 // The requests under way have not ended within a reasonable time.
 int live_copy_drain(Fiber *self, const LiveCopy *live, Switch *s, GError **error);
 

@@ -13,11 +13,13 @@
 #include "chain-core/mutant.h"
 #include "chain-core/qcow2.h"
 #include "live-copy.h"
+#include "mirror-bitmap.h"
 
 struct Mirror {
     LiveCopy live; // first
     MirrorSpec spec;
     char *name;
+    MirrorBitmap bitmap;
     Node *image;          // of the source, under filters; borrowed
     uint64_t whole_bytes; // comes to the target in multiples of it; 0: any piece does
 };
@@ -55,6 +57,7 @@ Mirror *mirror_begin(const MirrorSpec *spec)
     node_ref(spec->source);
     node_ref(spec->target);
     node_ref(spec->replaced);
+    mirror_bitmap_init(&m->bitmap, spec->bitmap, spec->bitmap_mode);
     m->image = image_of(spec->source);
     m->whole_bytes = choose_whole_bytes(spec);
     m->live.copy.on_read_error = spec->on_source_error;
@@ -76,11 +79,20 @@ Mirror *mirror_begin(const MirrorSpec *spec)
     return m;
 }
 
+static void note_left(void *arg)
+{
+    Mirror *m = arg;
+    mirror_bitmap_set_left(&m->bitmap, m->live.copy.engine, m->live.unflushed.bits);
+}
+
 void mirror_end(Fiber *self, Mirror *m)
 {
     if (!m)
         return;
+    if (m->live.filter)
+        live_copy_stop(self, &m->live, note_left, m);
     live_copy_done(self, &m->live);
+    mirror_bitmap_done(&m->bitmap);
     node_unref_close(self, m->spec.replaced);
     node_unref_close(self, m->spec.source);
     node_unref_close(self, m->spec.target);
@@ -149,9 +161,16 @@ static int mirror_look(Fiber *self, void *arg, uint64_t off, uint64_t len, CopyE
 {
     const Mirror *m = arg;
     int r = mirror_find(self, arg, off, len, ret_extent);
+    if (r < 0)
+        return r;
     if (m->spec.target_is_zero && ret_extent->kind == WORK_METADATA)
         ret_extent->is_work = false;
-    return r;
+    if (m->spec.sync == MIRROR_SYNC_BITMAP) {
+        bool is_dirty;
+        ret_extent->len = mirror_bitmap_look(&m->bitmap, off, ret_extent->len, &is_dirty);
+        ret_extent->is_work &= is_dirty;
+    }
+    return 0;
 }
 
 static int mirror_copy(Fiber *self, void *arg, CopyChunk *chunk)
@@ -169,11 +188,17 @@ static const CopyEngineOps mirror_ops = {
 // -- the end --------------------------------------------------------------------------------------
 
 // The users of the source are those of the filter over it.
+static void note_copied(void *arg)
+{
+    mirror_bitmap_set_copied(&((Mirror *)arg)->bitmap);
+}
+
 static void plan_let_go(Switch *s, void *arg)
 {
     const Mirror *m = arg;
     switch_move_users(s, m->live.filter, m->spec.source);
     switch_set_backing(s, m->live.filter, NULL);
+    switch_call(s, note_copied, arg);
 }
 
 // What guests wrote since it came close is not durable by itself (docs/ordering.md §19).
@@ -212,6 +237,8 @@ int mirror_run(Fiber *self, JobControl *control, void *mirror, GError **error)
         .arg = m,
     };
     int r = check_sizes(m, error);
+    if (r == 0)
+        r = mirror_bitmap_begin(self, &m->bitmap);
     if (r < 0)
         return r;
     live_copy_begin(self, &m->live, control, &config);
@@ -220,6 +247,8 @@ int mirror_run(Fiber *self, JobControl *control, void *mirror, GError **error)
     r = live_copy_run(self, &m->live, error);
     if (r == 0 && job_asked_end(control) == JOB_END_CANCEL)
         r = let_go(self, m, error);
+    if (r < 0 && m->bitmap.mode == MIRROR_BITMAP_ALWAYS) // so that less of it is left
+        live_copy_make_durable(self, &m->live, NULL);
     return r;
 }
 

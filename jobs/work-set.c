@@ -108,6 +108,12 @@ uint64_t work_set_data_bytes(const WorkSet *set)
     return bitmap_dirty_bytes(set->bits[WORK_DATA]);
 }
 
+void work_set_add_to(const WorkSet *set, Bitmap *bitmap)
+{
+    bitmap_merge(bitmap, set->bits[WORK_DATA]);
+    bitmap_merge(bitmap, set->bits[WORK_METADATA]);
+}
+
 static bool next_from(const WorkSet *set, uint64_t off, WorkKind *ret_kind, BitmapRun *ret_run)
 {
     uint64_t len = bitmap_size_bytes(set->bits[WORK_DATA]) - off;

@@ -34,6 +34,9 @@ bool work_set_has(const WorkSet *set, uint64_t off); // the granule at `off`, of
 uint64_t work_set_run(const WorkSet *set, uint64_t off, uint64_t len, bool *ret_is_work);
 uint64_t work_set_data_bytes(const WorkSet *set); // left, in whole granules
 
+// All of it, of both kinds, becomes dirty in `bitmap`.
+void work_set_add_to(const WorkSet *set, Bitmap *bitmap);
+
 // The next run of one kind; false: there is none. It stays in the set until it is removed.
 bool work_set_next(WorkSet *set, WorkKind *ret_kind, BitmapRun *ret_run);
 // The search goes on from `off`.

@@ -243,6 +243,16 @@ const QmpType qmp_on_error = {
     .values = (const char *const[]){"report", "ignore", "enospc", "stop", "auto", NULL},
 };
 
+const QmpType qmp_bitmap_sync_mode = {
+    .name = "BitmapSyncMode",
+    .kind = QMP_ENUM,
+    .doc = "What becomes of a bitmap that a job is given, which goes on noting what is written "
+           "meanwhile: `on-success`, it is clean, but for what was written since, after a job that "
+           "ended well; `always`, that, and after one that did not it is what the target lacks; "
+           "`never`, nothing.",
+    .values = (const char *const[]){"on-success", "never", "always", NULL},
+};
+
 JobOnError qmp_args_on_error(const json_t *args, const char *name)
 {
     static const struct {

@@ -7,6 +7,7 @@
 
 #include "block-jobs.h"
 #include "chain-core/remote-call.h"
+#include "daemon/bitmaps.h"
 #include "daemon/daemon.h"
 #include "daemon/job-nodes.h"
 #include "daemon/named-hold.h"
@@ -21,7 +22,8 @@ static const QmpType mirror_sync = {
     .name = "MirrorSyncMode",
     .kind = QMP_ENUM,
     .doc = "What is copied: `full`, all that the node shows; `top`, what its topmost layer owns; "
-           "`none`, only what is written from now on. The others are for backups.",
+           "`none`, only what is written from now on; `bitmap`, an extension, what is dirty in the "
+           "bitmap. The other is for backups.",
     .values = (const char *const[]){"top", "full", "none", "incremental", "bitmap", NULL},
 };
 static const QmpType blockdev_mirror_args = {
@@ -53,6 +55,11 @@ static const QmpType blockdev_mirror_args = {
             {"target-is-zero", &qmp_bool, true,
              "whether all of the target reads as zeros now, so that none need be written. false, "
              "unless given"},
+            {"bitmap", &qmp_str, true,
+             "an extension: a bitmap of the device, of what to copy (sync `bitmap`), and what has "
+             "not been (bitmap-mode)"},
+            {"bitmap-mode", &qmp_bitmap_sync_mode, true,
+             "an extension: what becomes of the bitmap; required with it"},
             {"auto-finalize", &qmp_bool, true, "true, unless given; else by job-finalize"},
             {"auto-dismiss", &qmp_bool, true, "true, unless given; else by job-dismiss"},
             {0}},
@@ -256,7 +263,12 @@ static int find_sync(const char *name, MirrorSync *ret_sync, GError **error)
     static const struct {
         const char *name;
         MirrorSync sync;
-    } syncs[] = {{"full", MIRROR_SYNC_FULL}, {"top", MIRROR_SYNC_TOP}, {"none", MIRROR_SYNC_NONE}};
+    } syncs[] = {
+        {"full", MIRROR_SYNC_FULL},
+        {"top", MIRROR_SYNC_TOP},
+        {"none", MIRROR_SYNC_NONE},
+        {"bitmap", MIRROR_SYNC_BITMAP},
+    };
     for (unsigned i = 0; i < G_N_ELEMENTS(syncs); i++) {
         if (g_str_equal(syncs[i].name, name)) {
             *ret_sync = syncs[i].sync;
@@ -266,9 +278,52 @@ static int find_sync(const char *name, MirrorSync *ret_sync, GError **error)
     return qmp_fail(error, "Sync mode '%s' not supported", name);
 }
 
+static MirrorBitmapMode bitmap_mode_of(const json_t *args)
+{
+    const char *mode = qmp_args_str(args, "bitmap-mode");
+    return g_str_equal(mode, "always")  ? MIRROR_BITMAP_ALWAYS
+           : g_str_equal(mode, "never") ? MIRROR_BITMAP_NEVER
+                                        : MIRROR_BITMAP_ON_SUCCESS;
+}
+
+// In the words of QEMU's backups.
+static int check_bitmap(const json_t *args, const MirrorSpec *spec, GError **error)
+{
+    const char *sync = qmp_args_str(args, "sync"), *mode = qmp_args_str(args, "bitmap-mode");
+    if (spec->sync == MIRROR_SYNC_NONE)
+        return qmp_fail(error, "sync mode '%s' does not produce meaningful bitmap outputs", sync);
+    if (spec->sync != MIRROR_SYNC_BITMAP && spec->bitmap_mode == MIRROR_BITMAP_NEVER)
+        return qmp_fail(error,
+                        "Bitmap sync mode '%s' has no meaningful effect when combined with sync "
+                        "mode '%s'",
+                        mode, sync);
+    bool is_changed = spec->bitmap_mode != MIRROR_BITMAP_NEVER;
+    return dirty_bitmap_check(spec->bitmap,
+                              is_changed ? DIRTY_BITMAP_USE_CHANGE : DIRTY_BITMAP_USE_READ, error);
+}
+
+static int find_bitmap(const json_t *args, const MirrorJob *job, MirrorSpec *spec, GError **error)
+{
+    const char *name = qmp_args_str(args, "bitmap"), *sync = qmp_args_str(args, "sync");
+    bool has_mode = qmp_args_have(args, "bitmap-mode");
+    if (!name && spec->sync == MIRROR_SYNC_BITMAP)
+        return qmp_fail(error, "must provide a valid bitmap name for '%s' sync mode", sync);
+    if (!name)
+        return has_mode ? qmp_fail(error, "Cannot specify bitmap sync mode without a bitmap") : 0;
+    spec->bitmap = bitmaps_of(job->source, name);
+    if (!spec->bitmap)
+        return qmp_fail(error, "Bitmap '%s' could not be found", name);
+    if (!has_mode)
+        return qmp_fail(error, "Bitmap sync mode must be given when providing a bitmap");
+    spec->bitmap_mode = bitmap_mode_of(args);
+    return check_bitmap(args, spec, error);
+}
+
 static int check(const json_t *args, MirrorJob *job, GError **error)
 {
     int r = find_sync(qmp_args_str(args, "sync"), &job->spec.sync, error);
+    if (r == 0)
+        r = find_bitmap(args, job, &job->spec, error);
     if (r == 0 && qmp_args_int(args, "buf-size", 0) < 0)
         r = qmp_fail(error, "Invalid parameter 'buf-size'");
     if (r == 0 && named_node_image(job->source) == named_node_image(job->target))

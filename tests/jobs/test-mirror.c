@@ -32,6 +32,7 @@ typedef struct Course {
     unsigned fails_at; // that one alone, if not 0
     JobOnError on_error;
     bool flush_fails; // of the target
+    bool goes_on;     // after the end that is said, with what the bitmap says is left
 } Course;
 
 typedef struct World {
@@ -41,6 +42,7 @@ typedef struct World {
     MapMemory *memory;
     unsigned n_layers;
     Node *source, *target;
+    DirtyBitmap *bitmap; // goes_on
     unsigned n_cuts;
     uint64_t n_target_writes;
     JobControl *control;
@@ -162,6 +164,9 @@ static void make_disk(Fiber *self, World *w)
     w->target = w->course.target == TARGET_BACKING_MISSING ? open_alone(self, w, target_path)
                                                            : open_node(self, w, target_path, true);
     port_init(&w->guests.port, w->source, "guests");
+    const DirtyBitmapSpec spec = {.name = "left", .node_name = "disk", .granularity_bits = 12};
+    if (w->course.goes_on)
+        fiber_assert_equal(dirty_bitmap_add(w->source, &spec, &w->bitmap, NULL), 0);
 }
 
 static void close_disk(Fiber *self, World *w)
@@ -264,6 +269,8 @@ static MirrorSpec spec_of(const World *w)
         .copy_mode = w->course.mode,
         .target_is_zero = w->course.sync == MIRROR_SYNC_FULL && w->course.target <= TARGET_QCOW2 &&
                           !w->course.is_used && w->guests.seed % 2,
+        .bitmap = w->bitmap,
+        .bitmap_mode = MIRROR_BITMAP_ALWAYS,
         .on_source_error = w->course.on_error,
         .on_target_error = w->course.on_error,
     };
@@ -388,6 +395,20 @@ static void check_end(Fiber *self, const World *w)
     check_images(self, w, w->course.flush_fails || w->course.fails_at);
 }
 
+// What was copied, and not changed since, need not be again.
+static void go_on(Fiber *self, World *w)
+{
+    DirtyBitmapInfo info;
+    dirty_bitmap_info(w->bitmap, &info);
+    fiber_assert(!info.is_busy && !w->is_switched);
+    fiber_sleep(self, guests_pick(&w->guests, 1000000));
+    w->course = (Course){.sync = MIRROR_SYNC_BITMAP, .target = w->course.target, .is_left = true};
+    w->is_ready = w->is_over = false;
+    run_job(self, w);
+    dirty_bitmap_info(w->bitmap, &info);
+    fiber_assert(info.dirty_granules < GUEST_DISK >> 12);
+}
+
 static void mirror_under_load(Fiber *self, void *arg)
 {
     World *w = arg;
@@ -398,6 +419,8 @@ static void mirror_under_load(Fiber *self, void *arg)
     sim_set_hook(g->sim, &w->hook);
     guests_start(self, g);
     run_job(self, w);
+    if (w->course.goes_on)
+        go_on(self, w);
     guests_stop(self, g);
     guests_read_all(self, g);
     guests_flush(self, g);
@@ -422,11 +445,14 @@ static uint64_t run_world(uint64_t seed, const Course *course)
     w->guests.sim = sim_new(&config);
     assert_true(sim_run(w->guests.sim, mirror_under_load, w));
     sim_free(w->guests.sim);
-    if (course->flush_fails)
+    if (course->goes_on)
+        assert_int_equal(w->result, 0);
+    else if (course->flush_fails)
         assert_int_equal(w->result, -EIO);
     else if (!course->is_cancelled && !course->fails_at)
         assert_int_equal(w->result, 0);
-    assert_int_equal(w->is_switched, w->result == 0 && !course->is_cancelled && !course->is_left);
+    bool is_to_switch = !course->is_cancelled && !course->is_left && !course->goes_on;
+    assert_int_equal(w->is_switched, w->result == 0 && is_to_switch);
     return w->n_target_writes;
 }
 
@@ -519,6 +545,22 @@ static void a_target_that_does_not_get_durable_is_not_pivoted_to(void **state)
     run_course((Course){.flush_fails = true, .is_left = true}, 1);
 }
 
+// From where it was, whether it failed, was cancelled, or ended well some time before.
+static void a_mirror_goes_on_with_what_its_bitmap_says_is_left(void **state)
+{
+    run_course((Course){.goes_on = true, .is_cancelled = true}, 2);
+    run_course((Course){.goes_on = true, .is_left = true}, 1);
+    for (unsigned at = 1; at < 120; at += 7) {
+        Course course = {.goes_on = true,
+                         .fails_at = at,
+                         .fails_with = -EIO,
+                         .target = at % 2 ? TARGET_QCOW2 : TARGET_RAW,
+                         .mode = at % 5 ? COPY_MODE_AUTOMATIC : COPY_MODE_WRITE_BLOCKING,
+                         .is_left = true};
+        run_world(at, &course);
+    }
+}
+
 // Nothing but what guests wrote meanwhile: the target was a copy before.
 static void a_mirror_of_nothing_has_what_was_written_meanwhile(void **state)
 {
@@ -537,6 +579,7 @@ int main(void)
         cmocka_unit_test(errors_that_are_ignored_are_tried_again),
         cmocka_unit_test(a_target_that_fails_anywhere_is_not_pivoted_to_half_way),
         cmocka_unit_test(a_target_that_does_not_get_durable_is_not_pivoted_to),
+        cmocka_unit_test(a_mirror_goes_on_with_what_its_bitmap_says_is_left),
         cmocka_unit_test(a_mirror_of_nothing_has_what_was_written_meanwhile),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -9,7 +9,7 @@
 
 #include <glib.h>
 
-#include "chain-core/node.h"
+#include "chain-core/dirty-bitmap.h"
 #include "jobs/copy-mode.h"
 #include "jobs/job-control.h"
 
@@ -17,17 +17,27 @@ typedef struct Mirror Mirror;
 
 // What is copied beside that which guests write meanwhile.
 typedef enum MirrorSync {
-    MIRROR_SYNC_FULL, // all
-    MIRROR_SYNC_TOP,  // what the source's topmost layer owns
-    MIRROR_SYNC_NONE, // nothing
+    MIRROR_SYNC_FULL,   // all
+    MIRROR_SYNC_TOP,    // what the source's topmost layer owns
+    MIRROR_SYNC_NONE,   // nothing
+    MIRROR_SYNC_BITMAP, // what is dirty in the bitmap
 } MirrorSync;
 
-// Borrowed for the call, the nodes referenced until the end.
+// What becomes of the bitmap. Meanwhile it goes on noting what guests write, if it is enabled.
+typedef enum MirrorBitmapMode {
+    MIRROR_BITMAP_NEVER,      // nothing else
+    MIRROR_BITMAP_ON_SUCCESS, // of a mirror that ended well: clean, from its last moment on
+    MIRROR_BITMAP_ALWAYS,     // and of one that did not: what the target lacks
+} MirrorBitmapMode;
+
+// Borrowed for the call, the nodes and the bitmap referenced until the end.
 typedef struct MirrorSpec {
     const char *name;      // the job's, for messages
     Node *source, *target; // of the same loop
     Node *replaced;        // in whose place the target comes: the source, or what it filters
     MirrorSync sync;
+    DirtyBitmap *bitmap; // of the source, and consistent; NULL: none
+    MirrorBitmapMode bitmap_mode;
     CopyMode copy_mode;
     bool target_is_zero;       // all of it, at the begin
     bool keeps_space;          // of zeros in the target
