@@ -132,11 +132,12 @@ unsigned file_n_buffered_writes(Loop *loop)
 
 int file_refresh_size(Fiber *self, File *file)
 {
-    uint64_t size;
+    uint64_t size, n_changes = file->n_changes;
     int r = file->ops->get_size(self, file, &size);
     if (r < 0)
         return r;
-    file->size = size;
+    // What was written while the host was asked may not be in it.
+    file->size = file->n_changes != n_changes ? MAX(size, file->size) : size;
     file->extent_start = file->extent_end = 0;
     return 0;
 }

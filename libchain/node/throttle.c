@@ -111,17 +111,18 @@ static int throttle_make(Fiber *self, const DriverOptions *options, Node *child,
 typedef struct ThrottleChange {
     DriverChange head; // first
     ThrottleNode *node;
+    const Node *below;    // borrowed
     ThrottleGroup *group; // a reference: the new one, and then the old one
 } ThrottleChange;
 
-// Detached: it is a member of no group.
+// Detached: it is a member of no group. What lies below may have grown since it was prepared.
 static void change_commit(DriverChange *change)
 {
     ThrottleChange *c = (ThrottleChange *)change;
     ThrottleGroup *old = c->node->member.group;
     c->node->member.group = c->group;
     c->group = old;
-    c->node->node.size_bytes = change->size_bytes;
+    c->node->node.size_bytes = c->below->size_bytes;
 }
 
 static void change_drop(Fiber *self, DriverChange *change)
@@ -141,6 +142,7 @@ static int throttle_reopen(Fiber *self, Node *node, const DriverReopen *wanted,
     *change = (ThrottleChange){
         .head = {wanted->below->size_bytes, change_commit, change_drop},
         .node = (ThrottleNode *)node,
+        .below = wanted->below,
         .group = group,
     };
     *ret_change = &change->head;

@@ -352,6 +352,7 @@ typedef struct RawChange {
     bool is_part;
 } RawChange;
 
+// The file may have grown since it was prepared.
 static void change_commit(DriverChange *change)
 {
     RawChange *c = (RawChange *)change;
@@ -361,7 +362,7 @@ static void change_commit(DriverChange *change)
     c->file = old;
     raw->offset = c->offset;
     raw->is_part = c->is_part;
-    raw->node.size_bytes = change->size_bytes;
+    raw->node.size_bytes = c->is_part ? change->size_bytes : file_size(raw->file) - raw->offset;
     if (raw->is_shared)
         return;
     file_identity(raw->file, raw->node.identity.file);

@@ -98,6 +98,75 @@ def test_under_load(tmp):
     assert (tmp / "raw").read_bytes() == guest.shadow
 
 
+def reopen_while_it_grows(tmp, make, options):
+    """A guest writes clusters that are new, many at a time, and reads what it wrote last, while `options`
+    are taken"""
+    size, in_flight = 64 * MIB, 16
+    qemu_img("create", "-q", "-f", "qcow2", tmp / "disk", size)
+
+    def content(off):
+        return (off // PART + 1).to_bytes(8, "little") * (PART // 8)
+
+    def ended(error):
+        assert not error.value, error.value
+        return 1
+
+    class Writer(threading.Thread):
+        fault = None
+
+        def run(self):
+            try:
+                for off in range(0, size, in_flight * PART):
+                    pieces = range(off, off + in_flight * PART, PART)
+                    for piece in pieces:
+                        client.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(content(piece))),
+                                          piece, completion=ended)
+                    while client.aio_in_flight():
+                        client.poll(-1)
+                    for piece in pieces:
+                        assert client.pread(PART, piece) == content(piece), piece
+            except BaseException as e:  # told where it is waited for
+                self.fault = e
+    with World(tmp) as w:
+        make(w)
+        w.export("disk")
+        client = nbd.NBD()
+        client.connect_uri(w.uri("disk"))
+        writer = Writer()
+        writer.start()
+        n = 0
+        while writer.is_alive():
+            w.qmp.command("blockdev-reopen", options=options(n))
+            n += 1
+        if writer.fault:
+            raise writer.fault
+    check_image(tmp / "disk")
+
+
+def test_filter_while_it_grows(tmp):
+    """A filter below an image takes another group while the image's file grows, and grows with it"""
+    def make(w):
+        for group in GROUPS:
+            w.qmp.command("object-add", qom_type="throttle-group", id=group)
+        w.qmp.command("blockdev-add", **file_options("file", tmp / "disk", False))
+        w.qmp.command("blockdev-add", **throttle_options(GROUPS[0]))
+        w.qmp.command("blockdev-add", driver="qcow2", node_name="disk", file="filter")
+    reopen_while_it_grows(tmp, make, lambda n: [throttle_options(GROUPS[(n + 1) % 2])])
+
+
+def test_raw_while_it_grows(tmp):
+    """A raw node below an image gets another child, over the same file, while that grows"""
+    def make(w):
+        for group in GROUPS:
+            w.qmp.command("object-add", qom_type="throttle-group", id=group)
+        w.qmp.command("blockdev-add", **file_options("file", tmp / "disk", False))
+        w.qmp.command("blockdev-add", **throttle_options(GROUPS[0]))
+        w.qmp.command("blockdev-add", driver="raw", node_name="part", file="file")
+        w.qmp.command("blockdev-add", driver="qcow2", node_name="disk", file="part")
+    reopen_while_it_grows(tmp, make, lambda n: [
+        {"driver": "raw", "node-name": "part", "file": ("filter", "file")[n % 2]}])
+
+
 def test_all_or_none(tmp):
     """Of several nodes none is changed when the last one cannot be"""
     qemu_img("create", "-q", "-f", "qcow2", tmp / "disk", SIZE)

@@ -72,7 +72,8 @@ typedef struct DriverReopen {
 // That, prepared; the head (first member) of a driver's own struct.
 typedef struct DriverChange DriverChange;
 struct DriverChange {
-    uint64_t size_bytes; // the node's, then
+    // The node's then, as far as is known: what grows has grown until it is committed.
+    uint64_t size_bytes;
     // Memory only. Its component stands still (component.h). Edges are the caller's to change.
     void (*commit)(DriverChange *change);
     // Frees it, committed or not, when everything goes on.

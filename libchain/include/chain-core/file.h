@@ -56,7 +56,8 @@ bool file_is_in_memory(const File *file);
 void file_identity(const File *file, uint64_t ret_id[2]);
 // Bytes; follows this File's own writes and truncates. Devices: their size at open.
 uint64_t file_size(const File *file);
-// Re-reads the size from the host (after another program grew the file).
+// Re-reads the size from the host (after another program grew the file). This File's own writes may be
+// under way.
 int file_refresh_size(Fiber *self, File *file);
 // Direct I/O alignment in bytes; 1 when buffered. Aligned transfers avoid a bounce.
 uint32_t file_alignment(const File *file);
