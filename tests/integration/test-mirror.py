@@ -102,6 +102,24 @@ def test_let_go(tmp):
     check_image(tmp / "target")
 
 
+def test_mode_is_changed(tmp):
+    """The copy mode of a mirror is changed both ways while it runs, as QEMU's"""
+    with World(tmp) as w:
+        make_disk(w, tmp)
+        add_target(w, tmp / "target")
+        start(w, "target")
+        w.qmp.event("BLOCK_JOB_READY")
+        for mode in ("write-blocking", "background", "write-blocking"):
+            w.qmp.command("block-job-change", id="j", type="mirror", copy_mode=mode)
+            w.io("disk", "write -P 7 0 64k", "write -P 8 96k 1k")
+            job, = w.qmp.command("query-block-jobs")
+            while job["actively-synced"] != (mode == "write-blocking"):
+                job, = w.qmp.command("query-block-jobs")
+        complete(w)
+        w.io("disk", "read -P 7 0 64k", "read -P 8 96k 1k", "read -P 0 97k 31k")
+    check_image(tmp / "target")
+
+
 def test_killed(tmp):
     """Killed at any moment: what was flushed is there, and the images are valid"""
     rng = random.Random("killed")
