@@ -72,6 +72,15 @@ static uint32_t count_empty(const Qcow2Geometry *g, const void *slice, uint32_t 
     return i - start;
 }
 
+// Who goes through a range.
+typedef struct Scan {
+    Qcow2View *view;
+    GuestOff start;
+    uint64_t end, at; // guest offsets
+    const NodeKinds *kinds;
+    uint8_t *buf; // RUN_BYTES; NULL: none was needed so far
+} Scan;
+
 // A part of a table that lies in one piece, and what it is about.
 typedef struct Part {
     GuestOff off;
@@ -80,11 +89,11 @@ typedef struct Part {
 } Part;
 
 // -EUCLEAN: an entry is damaged.
-static int add_part(const Qcow2View *view, const Part *part, const void *slice, GuestOff start,
-                    const NodeKinds *kinds)
+static int add_part(const Scan *scan, const Part *part, const void *slice)
 {
-    const Qcow2Geometry *g = &view->image->geometry;
-    uint64_t cluster = (part->off.v - start.v) >> g->cluster_bits;
+    const Qcow2Geometry *g = &scan->view->image->geometry;
+    const NodeKinds *kinds = scan->kinds;
+    uint64_t cluster = (part->off.v - scan->start.v) >> g->cluster_bits;
     uint32_t end = part->index + part->n;
     for (uint32_t i = part->index; i < end; i++) {
         i += count_empty(g, slice, i, end);
@@ -131,62 +140,62 @@ static const void *cached(const Qcow2View *view, HostOff host)
     return slice && slice->kind == TABLE_SLICE_L2 ? slice->data : NULL;
 }
 
-// The slices that lie from `run` on, `bytes` of which are in `buf`, as long as they are those that the
-// range is told of.
-static int add_run(Qcow2View *view, const Part *run, const uint8_t *buf, uint64_t bytes,
-                   GuestOff start, uint64_t end, const NodeKinds *kinds, uint64_t *ret_off)
+// The slices that lie from `run` on, `bytes` of which are in the buffer, as long as they are those that
+// the range is told of.
+static int add_run(Scan *scan, const Part *run, uint64_t bytes)
 {
+    Qcow2View *view = scan->view;
+    uint64_t slice_bytes = view->image->geometry.slice_bytes;
     Part part = *run;
     int r = 0;
-    for (uint64_t at = 0; r == 0 && at < bytes; at += view->image->geometry.slice_bytes) {
+    for (uint64_t at = 0; r == 0 && at < bytes; at += slice_bytes) {
         const void *newer = cached(view, part.host);
-        r = add_part(view, &part, newer ? newer : buf + at, start, kinds);
-        *ret_off = r < 0 ? part.off.v : end_of(view, &part);
-        if (*ret_off >= end || find_part(view, *ret_off, end, &part) != 0 ||
-            part.host.v != run->host.v + at + view->image->geometry.slice_bytes)
+        r = add_part(scan, &part, newer ? newer : scan->buf + at);
+        scan->at = r < 0 ? part.off.v : end_of(view, &part);
+        if (scan->at >= scan->end || find_part(view, scan->at, scan->end, &part) != 0 ||
+            part.host.v != run->host.v + at + slice_bytes)
             break;
     }
     return r;
 }
 
-// One run of tables, or of nothing: *ret_off is where it ends. -EUCLEAN: the entry there is damaged.
-static int find_run(Fiber *self, Qcow2View *view, uint8_t **buf, GuestOff start, uint64_t end,
-                    const NodeKinds *kinds, uint64_t *ret_off)
+// One run of tables, or of nothing, from `at` on, which is where it ends then. -EUCLEAN: the entry
+// there is damaged.
+static int find_run(Fiber *self, Scan *scan)
 {
+    Qcow2View *view = scan->view;
     Part part, again;
-    int r = find_part(view, *ret_off, end, &part);
+    int r = find_part(view, scan->at, scan->end, &part);
     if (r > 0)
-        *ret_off = end_of(view, &part);
+        scan->at = end_of(view, &part);
     if (r)
         return MIN(r, 0);
     uint64_t bytes = view->image->geometry.slice_bytes;
     if (!cached(view, part.host)) {
-        if (!*buf && !(*buf = io_buffer_take(fiber_loop(self), RUN_BYTES)))
+        if (!scan->buf && !(scan->buf = io_buffer_take(fiber_loop(self), RUN_BYTES)))
             return -ENOMEM;
-        bytes = run_bytes(view, &part, end);
-        r = file_read(self, view->image->file, part.host, *buf, bytes);
-        if (r < 0 || find_part(view, *ret_off, end, &again) || again.host.v != part.host.v)
+        bytes = run_bytes(view, &part, scan->end);
+        r = file_read(self, view->image->file, part.host, scan->buf, bytes);
+        if (r < 0 || find_part(view, scan->at, scan->end, &again) || again.host.v != part.host.v)
             return r; // it has moved meanwhile: again
     }
-    return add_run(view, &part, *buf, bytes, start, end, kinds, ret_off);
+    return add_run(scan, &part, bytes);
 }
 
 int view_find_kinds(Fiber *self, Node *node, GuestOff off, uint64_t len, const NodeKinds *kinds)
 {
-    Qcow2View *view = view_of(node);
-    uint8_t *buf = NULL;
-    if (view->image->is_shared)
+    Scan scan = {view_of(node), off, off.v + len, off.v, kinds, NULL};
+    if (scan.view->image->is_shared)
         return -ENOTSUP;
-    uint64_t at = off.v;
     int r = 0;
-    while (at < off.v + len && r == 0)
-        r = find_run(self, view, &buf, off, off.v + len, kinds, &at);
-    if (buf)
-        io_buffer_put(fiber_loop(self), buf, RUN_BYTES);
+    while (scan.at < scan.end && r == 0)
+        r = find_run(self, &scan);
+    if (scan.buf)
+        io_buffer_put(fiber_loop(self), scan.buf, RUN_BYTES);
     if (r != -EUCLEAN)
         return r;
     MappingRun run;
-    G_GNUC_UNUSED g_auto(PinGuard) pin = pin_guard_take(view->image);
-    r = mapping_find(self, view, guest_off(at), 1, &run); // says what is wrong with it
+    G_GNUC_UNUSED g_auto(PinGuard) pin = pin_guard_take(scan.view->image);
+    r = mapping_find(self, scan.view, guest_off(scan.at), 1, &run); // says what is wrong with it
     return r < 0 ? r : -EIO;
 }
