@@ -4,6 +4,7 @@
 
 #include "chain-core/remote-call.h"
 #include "daemon/log.h"
+#include "daemon/node-instances.h"
 #include "daemon/node-names.h"
 #include "daemon/qmp/error.h"
 
@@ -75,6 +76,18 @@ char *job_nodes_header_name(const NamedNode *image, NamedNode *over, NamedNode *
         if (!named->node->ops->is_filter)
             lowest = named;
     return g_strdup(json_string_value(json_object_get(lowest->facts.info, "backing-filename")));
+}
+
+int job_nodes_join(Fiber *self, Nodes *nodes, NamedNode *source, NamedNode *target, GError **error)
+{
+    int r = nodes_make_single(self, nodes, source, error);
+    if (r == 0)
+        r = nodes_make_single(self, nodes, target, error);
+    if (r < 0 || named_node_loop(source) == named_node_loop(target))
+        return r;
+    if (nodes_move(self, nodes, target, named_node_loop(source), NULL) == 0)
+        return 0;
+    return nodes_move(self, nodes, source, named_node_loop(target), error);
 }
 
 int job_nodes_check_snapshots(const NamedNode *image, GError **error)

@@ -21,6 +21,9 @@ bool job_nodes_is_below(const NamedNode *top, const NamedNode *wanted);
 // over it called it. Owned; NULL: it has no name.
 char *job_nodes_header_name(const NamedNode *image, NamedNode *over, NamedNode *base);
 
+// Brings both to one loop, on which each is there once: they can be held and joined there.
+int job_nodes_join(Fiber *self, Nodes *nodes, NamedNode *source, NamedNode *target, GError **error);
+
 // Has the image internal snapshots? They show the layers below it, too, and would show something else
 // when those change or leave: a sentence.
 int job_nodes_check_snapshots(const NamedNode *image, GError **error);

@@ -63,7 +63,7 @@ static int move_within_host(Fiber *self, const CopyNodes *nodes, CopyChunk *chun
     const File *file = node_file(nodes->target);
     uint64_t turn = file && file_is_in_memory(file) ? TURN_BYTES : UINT64_MAX;
     RangeHold hold;
-    if (!file)
+    if (!file || nodes->uses_buffers)
         return 0;
     if (!begin_put(self, nodes, chunk, &hold))
         return COPY_AGAIN;

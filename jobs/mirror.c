@@ -8,10 +8,10 @@
 
 #include <errno.h>
 
-#include "chain-core/chain-range.h"
 #include "chain-core/chain.h"
 #include "chain-core/mutant.h"
 #include "chain-core/qcow2.h"
+#include "copy-range.h"
 #include "live-copy.h"
 #include "mirror-bitmap.h"
 
@@ -20,33 +20,22 @@ struct Mirror {
     MirrorSpec spec;
     char *name;
     MirrorBitmap bitmap;
-    Node *image;          // of the source, under filters; borrowed
-    uint64_t whole_bytes; // comes to the target in multiples of it; 0: any piece does
+    CopyRange range;
 };
-
-static Node *image_of(Node *node)
-{
-    while (node->ops->is_filter)
-        node = chain_backing(node);
-    return node;
-}
 
 // Nothing lies below the target yet, and what will is not there to complete a cluster.
 static uint64_t choose_whole_bytes(const MirrorSpec *spec)
 {
-    Node *target = image_of(spec->target);
+    Node *target = copy_range_image_of(spec->target);
     bool gets_backing =
         spec->sync != MIRROR_SYNC_FULL && qcow2_node_image(target) && !chain_backing(target);
     return gets_backing ? target->preferred_bytes : 0;
 }
 
-// A backing file that is not opened now may be when the target is opened next.
 static bool may_skip_zeros(const MirrorSpec *spec)
 {
-    Node *target = image_of(spec->target);
-    const Qcow2Image *image = qcow2_node_image(target);
-    bool has_hidden_backing = image && !chain_backing(target) && qcow2_image_backing_name(image);
-    return spec->sync == MIRROR_SYNC_FULL && !spec->keeps_space && !has_hidden_backing;
+    return spec->sync == MIRROR_SYNC_FULL && !spec->keeps_space &&
+           !copy_range_has_hidden_backing(spec->target);
 }
 
 Mirror *mirror_begin(const MirrorSpec *spec)
@@ -58,8 +47,11 @@ Mirror *mirror_begin(const MirrorSpec *spec)
     node_ref(spec->target);
     node_ref(spec->replaced);
     mirror_bitmap_init(&m->bitmap, spec->bitmap, spec->bitmap_mode);
-    m->image = image_of(spec->source);
-    m->whole_bytes = choose_whole_bytes(spec);
+    m->range = (CopyRange){
+        .image = copy_range_image_of(spec->source),
+        .is_top = spec->sync == MIRROR_SYNC_TOP,
+        .whole_bytes = choose_whole_bytes(spec),
+    };
     m->live.copy.on_read_error = spec->on_source_error;
     m->live.copy.on_write_error = spec->on_target_error;
     m->live.copy.retries_ignored = true;
@@ -70,11 +62,11 @@ Mirror *mirror_begin(const MirrorSpec *spec)
         .target = spec->target,
         .is_live = true,
         .mode = spec->copy_mode,
-        .whole_bytes = m->whole_bytes,
+        .whole_bytes = m->range.whole_bytes,
     };
     live_copy_init(&m->live, &live);
     m->live.nodes.skips_zeros = may_skip_zeros(spec);
-    m->live.nodes.owns_zeros = m->whole_bytes;
+    m->live.nodes.owns_zeros = m->range.whole_bytes;
     m->live.nodes.zero_flags = spec->keeps_space ? NODE_IO_NO_UNMAP : 0;
     return m;
 }
@@ -102,57 +94,11 @@ void mirror_end(Fiber *self, Mirror *m)
 
 // -- copying --------------------------------------------------------------------------------------
 
-static int find_piece(Fiber *self, const Mirror *m, uint64_t off, uint64_t len,
-                      CopyExtent *ret_extent)
-{
-    const ChainLayers layers = {
-        .top = m->image,
-        .base = m->spec.sync == MIRROR_SYNC_TOP ? chain_backing(m->image) : NULL,
-    };
-    ChainRange range;
-    int r = chain_range_find(self, &layers, guest_off(off), len, &range);
-    if (r < 0)
-        return r;
-    *ret_extent = (CopyExtent){
-        .len = range.len,
-        .is_work = range.is_owned || !layers.base,
-        .kind = range.is_owned && !range.is_zero ? WORK_DATA : WORK_METADATA,
-    };
-    return 0;
-}
-
-// One cluster of the target, of which pieces differ.
-static int find_cluster(Fiber *self, const Mirror *m, uint64_t off, uint64_t len,
-                        CopyExtent *ret_extent)
-{
-    *ret_extent = (CopyExtent){.len = len, .kind = WORK_DATA};
-    for (uint64_t at = 0; at < len && !ret_extent->is_work;) {
-        CopyExtent piece;
-        int r = find_piece(self, m, off + at, len - at, &piece);
-        if (r < 0)
-            return r;
-        ret_extent->is_work = piece.is_work;
-        at += piece.len;
-    }
-    return 0;
-}
-
-static int find(Fiber *self, const Mirror *m, uint64_t off, uint64_t len, CopyExtent *ret_extent)
-{
-    int r = find_piece(self, m, off, len, ret_extent);
-    if (r < 0 || !m->whole_bytes || ret_extent->len == len)
-        return r;
-    if (ret_extent->len < m->whole_bytes)
-        return find_cluster(self, m, off, MIN(len, m->whole_bytes), ret_extent);
-    ret_extent->len -= ret_extent->len % m->whole_bytes;
-    return 0;
-}
-
 static int mirror_find(Fiber *self, void *arg, uint64_t off, uint64_t len, CopyExtent *ret_extent)
 {
     Mirror *m = arg;
     port_enter(self, &m->live.port, REQUEST_READ);
-    int r = find(self, m, off, len, ret_extent);
+    int r = copy_range_find(self, &m->range, off, len, ret_extent);
     port_leave(&m->live.port, REQUEST_READ);
     return r;
 }

@@ -15,7 +15,8 @@ PLACES = {
              *root.glob("jobs/*.c")],
     "a test": [*root.glob("tests/crash/*.c"), *root.glob("tests/qcow2/test-*power.c"),
                root / "tests/chain/test-external-snapshot.c", root / "tests/jobs/test-commit.c",
-               root / "tests/jobs/test-mirror.c", root / "tests/jobs/test-filter-copy-before.c"],
+               root / "tests/jobs/test-mirror.c", root / "tests/jobs/test-filter-copy-before.c",
+               root / "tests/jobs/test-backup.c"],
 }
 
 

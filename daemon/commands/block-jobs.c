@@ -243,6 +243,15 @@ const QmpType qmp_on_error = {
     .values = (const char *const[]){"report", "ignore", "enospc", "stop", "auto", NULL},
 };
 
+const QmpType qmp_mirror_sync_mode = {
+    .name = "MirrorSyncMode",
+    .kind = QMP_ENUM,
+    .doc = "What is copied: `full`, all that the node shows; `top`, what its topmost layer owns; "
+           "`none`, only what is written from now on (by a backup: what was there before); "
+           "`bitmap`, what is dirty in the bitmap (by a mirror: an extension); `incremental`, by a "
+           "backup, that with bitmap-mode `on-success`.",
+    .values = (const char *const[]){"top", "full", "none", "incremental", "bitmap", NULL},
+};
 const QmpType qmp_bitmap_sync_mode = {
     .name = "BitmapSyncMode",
     .kind = QMP_ENUM,

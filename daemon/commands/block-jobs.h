@@ -15,6 +15,7 @@ JobEventFn qmp_block_jobs_happened;
 
 extern const QmpType qmp_mirror_copy_mode;
 extern const QmpType qmp_on_error;
+extern const QmpType qmp_mirror_sync_mode;
 extern const QmpType qmp_bitmap_sync_mode;
 // What the member `name` of that type says; report, where it is not there.
 JobOnError qmp_args_on_error(const json_t *args, const char *name);

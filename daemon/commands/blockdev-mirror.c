@@ -18,14 +18,6 @@
 
 // -- types ----------------------------------------------------------------------------------------
 
-static const QmpType mirror_sync = {
-    .name = "MirrorSyncMode",
-    .kind = QMP_ENUM,
-    .doc = "What is copied: `full`, all that the node shows; `top`, what its topmost layer owns; "
-           "`none`, only what is written from now on; `bitmap`, an extension, what is dirty in the "
-           "bitmap. The other is for backups.",
-    .values = (const char *const[]){"top", "full", "none", "incremental", "bitmap", NULL},
-};
 static const QmpType blockdev_mirror_args = {
     .kind = QMP_OBJECT,
     .members =
@@ -36,7 +28,8 @@ static const QmpType blockdev_mirror_args = {
             {"replaces", &qmp_str, true,
              "in whose place the target comes: the device, which is the default, or what it "
              "filters"},
-            {"sync", &mirror_sync, .doc = "what is copied beside what is written meanwhile"},
+            {"sync", &qmp_mirror_sync_mode,
+             .doc = "what is copied beside what is written meanwhile"},
             {"speed", &qmp_int, true,
              "at most, in bytes a second; 0, which is the default: no limit"},
             {"granularity", &qmp_uint32, true,
@@ -348,19 +341,6 @@ static int hold(Fiber *self, MirrorJob *job, GError **error)
                           job->replaced == job->source ? 2 : 3, &job->hold, error);
 }
 
-static int join(Fiber *self, const MirrorJob *job, GError **error)
-{
-    Nodes *nodes = job->daemon->nodes;
-    int r = nodes_make_single(self, nodes, job->source, error);
-    if (r == 0)
-        r = nodes_make_single(self, nodes, job->target, error);
-    if (r < 0 || named_node_loop(job->source) == named_node_loop(job->target))
-        return r;
-    if (nodes_move(self, nodes, job->target, named_node_loop(job->source), NULL) == 0)
-        return 0;
-    return nodes_move(self, nodes, job->source, named_node_loop(job->target), error);
-}
-
 typedef struct BeginCall {
     const MirrorSpec *spec;
     Mirror *mirror;
@@ -374,7 +354,7 @@ static void begin_on_loop(void *arg)
 
 static int begin(Fiber *self, MirrorJob *job, const char *id, GError **error)
 {
-    int r = join(self, job, error);
+    int r = job_nodes_join(self, job->daemon->nodes, job->source, job->target, error);
     if (r == 0)
         r = hold(self, job, error);
     if (r < 0)

@@ -7,6 +7,7 @@
 #include "block-commit.h"
 #include "block-jobs.h"
 #include "block-stream.h"
+#include "blockdev-backup.h"
 #include "blockdev-mirror.h"
 #include "chardevs.h"
 #include "create.h"
@@ -41,6 +42,7 @@ const QmpFamily *const qmp_families[] = {
     &qmp_block_stream_family,
     &qmp_block_commit_family,
     &qmp_blockdev_mirror_family,
+    &qmp_blockdev_backup_family,
     &qmp_plans_family,
     &qmp_objects_family,
     &qmp_chardevs_family,

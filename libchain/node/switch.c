@@ -132,6 +132,16 @@ static void commit_call(Switch *s, const Step *step)
     step->fn(step->arg);
 }
 
+void switch_insert_filter(Switch *s, Node *node, Node *filter)
+{
+    g_assert(filter->ops->is_filter && !filter->backing && filter->loop == node->loop);
+    g_assert(filter->size_bytes == node->size_bytes);
+    filter->read_only = node->read_only;
+    filter->preferred_bytes = node->preferred_bytes;
+    switch_move_users(s, node, filter);
+    switch_set_backing(s, filter, node);
+}
+
 void switch_call(Switch *s, SwitchFn *fn, void *arg)
 {
     add_step(s, (Step){.commit = commit_call, .fn = fn, .arg = arg});
@@ -286,13 +296,8 @@ static void run(Fiber *self, Switch *s)
 
 void node_insert_filter(Fiber *self, Node *node, Node *filter)
 {
-    g_assert(filter->ops->is_filter && !filter->backing && filter->loop == node->loop);
-    g_assert(filter->size_bytes == node->size_bytes);
-    filter->read_only = node->read_only;
-    filter->preferred_bytes = node->preferred_bytes;
     Switch *s = switch_new(REQUESTS_ALL);
-    switch_move_users(s, node, filter);
-    switch_set_backing(s, filter, node);
+    switch_insert_filter(s, node, filter);
     run(self, s);
 }
 

@@ -156,6 +156,8 @@ MUTANTS = {
     "copy-before-zero": ["tests/jobs/test-jobs-filter-copy-before"],
     "copy-before-discard": ["tests/jobs/test-jobs-filter-copy-before"],
     "copy-before-stale": ["tests/jobs/test-jobs-filter-copy-before"],
+    "backup-durable": ["tests/jobs/test-jobs-backup"],
+    "backup-union": ["tests/jobs/test-jobs-backup"],
     # jobs
     "range-lock": ["tests/jobs/test-jobs-range-lock"],
     "copy-stale": ["tests/jobs/test-jobs-copy-engine"],

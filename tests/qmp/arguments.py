@@ -45,6 +45,7 @@ WELL_FORMED = {
                      "file": {"driver": "raw", "file": FILE}},
     "blockdev-create": {"job-id": "9j", "options": {"driver": "qcow2", "file": "none", "size": 512}},
     "blockdev-del": {"node-name": "none"},
+    "blockdev-backup": {"job-id": "j", "device": "none", "target": "none", "sync": "full"},
     "blockdev-mirror": {"job-id": "j", "device": "none", "target": "none", "sync": "full"},
     "blockdev-reopen": {"options": [{"driver": "raw", "node-name": "none", "file": "none"}]},
     "blockdev-snapshot": {"node": "none", "overlay": "none"},

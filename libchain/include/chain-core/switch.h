@@ -26,6 +26,9 @@ void switch_set_backing(Switch *s, Node *node, Node *backing);
 // All parents and ports of `from` become those of `to`, except parents that lie below `to` then.
 void switch_move_users(Switch *s, Node *from, Node *to);
 void switch_move_port(Switch *s, Port *port, Node *to);
+// `filter` (whose backing child is NULL) goes between `node` and all its parents and ports, except
+// those that lie below it then. Sets at once what it has of the node: its mode, and good sizes.
+void switch_insert_filter(Switch *s, Node *node, Node *filter);
 // `fn` changes memory only: it does not suspend, and cannot fail.
 typedef void SwitchFn(void *arg);
 void switch_call(Switch *s, SwitchFn *fn, void *arg);
