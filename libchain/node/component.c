@@ -303,12 +303,30 @@ static void still_free(ComponentStill *still)
     g_free(still);
 }
 
+// Of a job: it works beside requests, too, and puts filters in.
+static const Port *find_job(const Move *m)
+{
+    for (guint i = 0; i < m->ports->len; i++) {
+        const Port *port = m->ports->pdata[i];
+        if (port->is_background)
+            return port;
+    }
+    return NULL;
+}
+
 int component_check_still(Node *node, GError **error)
 {
     ComponentStill *still = still_new(node);
     const Node *fixed = find_fixed(&still->move);
+    const Port *job = find_job(&still->move);
     still->node->n_refs--;
     still_free(still);
+    if (job)
+        return error_set(
+            error, -EBUSY,
+            "%s cannot be changed while a job (%s) is at work on %s: wait for its end, "
+            "or cancel it",
+            node->name, job->owner, job->node->name);
     return fixed ? error_set(error, -ENOTSUP,
                              "%s cannot be changed while it is in use: the driver of %s, %s, does "
                              "not stop",

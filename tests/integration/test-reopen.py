@@ -192,6 +192,32 @@ def test_all_or_none(tmp):
     run("qemu-io", "-c", "read -P 3 0 64k", tmp / "disk")
 
 
+def test_beside_a_job(tmp):
+    """What has to stand still does not change under a job, which works beside requests, too"""
+    qemu_img("create", "-q", "-f", "qcow2", tmp / "base", SIZE)
+    for name, below in ("middle", "base"), ("top", "middle"):
+        qemu_img("create", "-q", "-f", "qcow2", "-b", tmp / below, "-F", "qcow2", tmp / name)
+    run("qemu-io", "-c", "write -P 3 0 4M", tmp / "middle")
+    with World(tmp) as w:
+        w.qmp.command("blockdev-add", **file_options("file", tmp / "base", False))
+        w.qmp.command("blockdev-add", driver="qcow2", node_name="base", file="file")
+        w.add("middle", tmp / "middle", backing="base")
+        w.add("top", tmp / "top", backing="middle")
+        w.export("top")
+        direct = {"options": [file_options("file", tmp / "base", True)]}
+        w.qmp.command("block-commit", job_id="j", device="top", top_node="middle",
+                      base_node="base", speed=1)
+        assert "a job (commit) is at work" in w.qmp.error("blockdev-reopen", **direct)
+        w.io("top", "read -P 3 0 4M", "write -P 4 4M 64k")
+        w.qmp.command("job-cancel", id="j")
+        w.qmp.event("BLOCK_JOB_CANCELLED")
+        while w.qmp.command("query-jobs"):
+            pass
+        w.qmp.command("blockdev-reopen", **direct)
+        w.io("top", "read -P 3 0 4M", "read -P 4 4M 64k")
+    check_image(tmp / "base")
+
+
 def test_page_cache(tmp):
     """What cache.direct says of a file's node, or of an image over it, is what its descriptor does"""
     qemu_img("create", "-q", "-f", "qcow2", tmp / "disk", SIZE)

@@ -33,7 +33,8 @@ int component_move(Fiber *self, const ComponentMove *move, GError **error);
 // takes for granted while it is open. Requests are kept out, and drivers have ended what they do by
 // themselves.
 typedef struct ComponentStill ComponentStill;
-// Can it be? -ENOTSUP with a sentence where a driver cannot stop. Memory only.
+// Can it be? With a sentence: -ENOTSUP where a driver cannot stop, -EBUSY where a job is at work. Memory
+// only.
 int component_check_still(Node *node, GError **error);
 // Once nobody else keeps requests out. The caller has asked, and the graph has not changed since.
 // What was written to `node` is flushed before, as far as it can be.
