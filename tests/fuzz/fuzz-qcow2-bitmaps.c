@@ -102,14 +102,14 @@ static void set_up(void)
     find_places();
 }
 
+// Whole blocks are compared: the fuzzer notes each comparison here that is not the library's.
 static void assert_content(Fiber *self, Node *node)
 {
-    uint8_t block[CLUSTER];
+    uint8_t block[CLUSTER], wanted[CLUSTER];
     for (uint64_t off = 0; off < SIZE; off += CLUSTER) {
-        bool is_data = off == SIZE / 2;
+        memset(wanted, off == SIZE / 2 ? 7 : 0, CLUSTER);
         REQUIRE(node_read(self, node, guest_off(off), block, CLUSTER) == 0);
-        for (unsigned i = 0; i < CLUSTER; i++)
-            REQUIRE(block[i] == (is_data ? 7 : 0));
+        REQUIRE(memcmp(block, wanted, CLUSTER) == 0);
     }
 }
 
