@@ -59,6 +59,8 @@ enum {
     QCOW2_MAX_BITMAP_DIRECTORY_BYTES = 64 << 20,
     QCOW2_MAX_BITMAP_TABLE_ENTRIES = 128 << 20,
 };
+// The bits of one bitmap, in whole clusters. QEMU loads no larger ones.
+#define QCOW2_MAX_BITMAP_BITS_BYTES (UINT64_C(512) << 20)
 #define QCOW2_BITMAP_RESERVED_FLAGS UINT32_C(0xfffffffc)
 void qcow2_bitmap_entry_clear(Qcow2BitmapEntry *e);
 // As qcow2_snapshot_decode(): length, or -EINVAL with a sentence.

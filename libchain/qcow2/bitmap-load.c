@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // From the bitmap directory to dirty bitmaps. What a bitmap's table names is read only as far as
-// the file could hold it once: tables that are shared, or named many times, do not multiply.
+// the file could hold it once: tables that are shared, or named many times, do not multiply. Holes
+// make a file as long as its maker likes, so there are bounds besides.
 #include "qcow2/bitmap-load.h"
 
 #include <errno.h>
@@ -9,7 +10,12 @@
 #include "chain-core/dirty-bitmap.h"
 #include "qcow2/bitmap-directory.h"
 
-enum { WINDOW_BYTES = 64 << 10 };
+enum {
+    WINDOW_BYTES = 64 << 10,
+    // Of all bitmaps together: their numbers are kept in memory, in at most half a gibibyte. With
+    // the smallest clusters that is 8 GiB, or sixteen of the largest bitmaps.
+    MAX_CLUSTERS = 16 << 20,
+};
 
 typedef struct Load {
     Qcow2Image *image;
@@ -84,6 +90,9 @@ static const char *load_table(Fiber *self, Load *load, const Qcow2BitmapEntry *e
     uint64_t bytes = (uint64_t)e->table_entries * sizeof(Be64);
     uint64_t granules_per_cluster = (uint64_t)load->image->geometry.cluster_bytes * 8;
     const char *fault = NULL;
+    if ((uint64_t)e->table_entries * load->image->geometry.cluster_bytes >
+        QCOW2_MAX_BITMAP_BITS_BYTES)
+        return "its table is larger than that of any bitmap";
     if (e->table.v % load->image->geometry.cluster_bytes || !may_read(load, e->table.v, bytes))
         return "its table does not lie in the file";
     if (!claim_clusters(load, e->table, image_clusters_for(load->image, bytes)))
@@ -148,9 +157,10 @@ void bitmap_load_all(Fiber *self, Qcow2Image *image, Node *node)
                    g_strerror(-r));
     if (r < 0)
         return;
+    uint64_t max_bytes = (uint64_t)MAX_CLUSTERS << image->geometry.cluster_bits;
     Load load = {
         .image = image,
-        .left_bytes = file_size(image->file) + image->geometry.cluster_bytes,
+        .left_bytes = MIN(file_size(image->file), max_bytes) + image->geometry.cluster_bytes,
         .data = g_malloc(image->geometry.cluster_bytes),
         .window = g_malloc(WINDOW_BYTES),
     };

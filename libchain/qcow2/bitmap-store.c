@@ -21,8 +21,6 @@ enum {
     PIECE_BYTES = 1 << 20,   // bits written at once
     CONTIGUOUS_TRIES = 1024, // ranges taken, for one that must be in one piece
 };
-// QEMU loads no larger ones.
-#define MAX_BITS_BYTES (UINT64_C(512) << 20)
 
 // A new directory on its way to the file.
 typedef struct Store {
@@ -172,7 +170,7 @@ static int write_bitmap(Fiber *self, Store *s, const Bitmap *bits, Qcow2BitmapEn
     Qcow2Image *image = s->image;
     Bits b = bits_of(image, bits);
     uint64_t n_bytes = (b.n_granules + 7) / 8, n_clusters = image_clusters_for(image, n_bytes);
-    if (n_bytes > MAX_BITS_BYTES)
+    if (n_bytes > QCOW2_MAX_BITMAP_BITS_BYTES)
         return -EFBIG;
     uint64_t table_clusters = MAX(image_clusters_for(image, n_clusters * sizeof(Be64)), 1);
     uint64_t table_bytes = table_clusters << image->geometry.cluster_bits;
@@ -426,7 +424,7 @@ static const char *refusal(const Node *node, const Qcow2Image *image, const char
         return "Granularity exceeds maximum (2147483648 bytes)";
     if (strlen(name) > QCOW2_MAX_BITMAP_NAME_BYTES)
         return "Name length exceeds maximum (1023 characters)";
-    if (n_granules / 8 > MAX_BITS_BYTES)
+    if (n_granules / 8 > QCOW2_MAX_BITMAP_BITS_BYTES)
         return "Too much space will be occupied by the bitmap. Use larger granularity";
     return NULL;
 }

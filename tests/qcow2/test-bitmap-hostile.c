@@ -246,12 +246,51 @@ static void a_small_file_cannot_ask_for_much_memory(void **state)
     image_clear(&image);
 }
 
+typedef struct Reads {
+    SimHook hook;
+    uint64_t from, bytes; // that were read from there on
+} Reads;
+
+static int count_read(SimHook *hook, uint64_t n, SimOp op, const char *path, uint64_t off,
+                      uint64_t len)
+{
+    Reads *reads = (Reads *)hook;
+    if (op == SIM_OP_READ && off >= reads->from)
+        reads->bytes += len;
+    return 0;
+}
+
+// A long file costs its maker nothing: a table that is too large for any bitmap is not looked at.
+static void a_table_beyond_all_bounds_is_not_read(void **state)
+{
+    enum { ENTRIES = (512 << 20) / CLUSTER + 1, TABLE = 2 << 20 };
+    Image image = make_image();
+    uint64_t table = (image.len + CLUSTER - 1) / CLUSTER * CLUSTER, len = table + TABLE;
+    g_autofree uint8_t *data = g_malloc0(len);
+    memcpy(data, image.data, image.len);
+    host_put64(data, image.entry_off[1], table);
+    host_put32(data, image.entry_off[1] + 8, ENTRIES);
+    HostRandom r = {1};
+    Life life = {.r = &r, .content = image.content};
+    Sim *sim = sim_new(&(SimConfig){.seed = 1});
+    Reads reads = {.hook = {.fn = count_read}, .from = table};
+    assert_int_equal(sim_write_file(sim, PATH, data, len), 0);
+    sim_set_hook(sim, &reads.hook);
+    assert_true(sim_run(sim, live, &life));
+    sim_set_hook(sim, NULL);
+    sim_free(sim);
+    assert_int_equal(life.n_inconsistent, 1);
+    assert_in_range(reads.bytes, 0, TABLE / 4); // clusters that were taken there
+    image_clear(&image);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(any_bytes_in_directory_and_tables_do_no_harm),
         cmocka_unit_test(tables_that_name_other_metadata_are_inconsistent_and_never_freed),
         cmocka_unit_test(a_small_file_cannot_ask_for_much_memory),
+        cmocka_unit_test(a_table_beyond_all_bounds_is_not_read),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
