@@ -10,6 +10,7 @@
 #include "filter-forward.h"
 
 #include <errno.h>
+#include <string.h>
 
 #include "chain-core/io-buffers.h"
 #include "chain-core/mutant.h"
@@ -72,14 +73,16 @@ static void leave_to_copy(ForwardNode *f, Span span)
 
 // -- write-blocking -------------------------------------------------------------------------------
 
-// The bytes around the guest's come from the source.
+// The bytes around the guest's come from the source; where it ends before the target they are zeros.
 static int write_wide(Fiber *self, const ForwardNode *f, Span wide)
 {
     Loop *loop = f->node.loop;
+    uint64_t shown = MIN(wide.len, f->node.backing->size_bytes - wide.off);
     uint8_t *buf = io_buffer_take(loop, wide.len);
     if (!buf)
         return -ENOMEM;
-    int r = node_read(self, f->node.backing, guest_off(wide.off), buf, wide.len);
+    int r = node_read(self, f->node.backing, guest_off(wide.off), buf, shown);
+    memset(buf + shown, 0, wide.len - shown);
     if (r == 0)
         r = node_write(self, f->target, guest_off(wide.off), buf, wide.len, 0);
     io_buffer_put(loop, buf, wide.len);

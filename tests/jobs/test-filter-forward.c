@@ -246,6 +246,24 @@ SIM_TEST(each_write_that_blocks_makes_the_work_less)
     scene_free(self, s);
 }
 
+// A disk that is committed into a base that is larger.
+SIM_TEST(the_last_granule_of_a_shorter_source_is_completed_with_zeros)
+{
+    Scene *s = scene_new(self, FORWARD_WRITE_BLOCKING);
+    uint8_t buf[SECTOR];
+    memset(buf, 7, sizeof buf);
+    uint64_t end = SIZE - 2 * SECTOR;
+    s->source->node.size_bytes = s->filter->size_bytes = end;
+    copy_engine_set_found(s->engine, SIZE);
+    copy_engine_add(s->engine, WORK_DATA, SIZE - GRANULE, GRANULE);
+    fiber_assert_equal(node_write(self, s->filter, guest_off(end - 2 * SECTOR), buf, SECTOR, 0), 0);
+    fiber_assert(copy_engine_is_idle(s->engine));
+    memset(s->source->data + end, 0, SIZE - end);
+    for (unsigned i = SIZE - GRANULE; i < SIZE; i++)
+        fiber_assert_equal(s->target->data[i], s->source->data[i]);
+    scene_free(self, s);
+}
+
 SIM_TEST(a_drain_of_the_target_waits_for_guests_and_chunks)
 {
     Scene *s = scene_new(self, FORWARD_WRITE_BLOCKING);
@@ -306,6 +324,7 @@ int main(void)
         cmocka_unit_test(what_is_still_written_in_the_background_is_not_taken_for_done),
         cmocka_unit_test(failures_of_the_target_are_not_the_guests),
         cmocka_unit_test(each_write_that_blocks_makes_the_work_less),
+        cmocka_unit_test(the_last_granule_of_a_shorter_source_is_completed_with_zeros),
         cmocka_unit_test(what_guests_are_promised_holds_in_the_target_when_that_is_asked_for),
         cmocka_unit_test(a_drain_of_the_target_waits_for_guests_and_chunks),
     };
