@@ -139,14 +139,24 @@ static int create_file(Fiber *self, const json_t *options, GError **error)
     return r;
 }
 
+// 0 is not the default here, but as wrong as what no image can have.
+static uint64_t given_or_default(const json_t *options, const char *name)
+{
+    if (!json_object_get(options, name))
+        return 0;
+    uint64_t value = (uint64_t)qmp_args_int(options, name, 0);
+    return value ? value : UINT64_MAX;
+}
+
 static int create_qcow2(Fiber *self, Node *node, const json_t *options, GError **error)
 {
+    enum { SECTOR_BYTES = 512 };
     const char *mode = qmp_args_str(options, "preallocation");
     Qcow2CreateOptions create = {
         .size_bytes = (uint64_t)qmp_args_int(options, "size", 0),
         .version = g_strcmp0(qmp_args_str(options, "version"), "v2") == 0 ? 2 : 3,
-        .cluster_bytes = (uint32_t)qmp_args_int(options, "cluster-size", 0),
-        .refcount_bits = (unsigned)qmp_args_int(options, "refcount-bits", 0),
+        .cluster_bytes = given_or_default(options, "cluster-size"),
+        .refcount_bits = given_or_default(options, "refcount-bits"),
         .zstd = g_strcmp0(qmp_args_str(options, "compression-type"), "zstd") == 0,
         .extended_l2 = qmp_args_bool(options, "extended-l2", false),
         .lazy_refcounts = qmp_args_bool(options, "lazy-refcounts", false),
@@ -155,6 +165,8 @@ static int create_qcow2(Fiber *self, Node *node, const json_t *options, GError *
         .backing_name = qmp_args_str(options, "backing-file"),
         .backing_format = qmp_args_str(options, "backing-fmt"),
     };
+    if (create.size_bytes % SECTOR_BYTES)
+        return qmp_fail(error, "Image size must be a multiple of 512 bytes");
     File *file = node_file(node);
     int r = qcow2_create_in(self, file, &create, error);
     node->size_bytes = file_size(file); // nobody else uses it
@@ -188,8 +200,10 @@ static int take_file(Fiber *self, Creation *c, GError **error)
         return r;
     if (!c->named)
         return qmp_fail(error, "Cannot find device='%s' nor node-name='%s'", name, name);
-    if (!c->named->driver->is_file || c->named->facts.read_only)
-        r = qmp_fail(error, "'%s' is not a writable file", c->named->name);
+    if (!c->named->driver->is_file)
+        r = qmp_fail(error, "'%s' is not a file", c->named->name);
+    else if (c->named->facts.read_only)
+        r = qmp_fail(error, "Block node is read-only");
     else
         r = named_node_check_use(
             c->named, &(NodeUse){.role = "file", .writes = true, .user = c->user}, error);

@@ -41,41 +41,56 @@ typedef struct Appender {
     uint8_t *buf;
 } Appender;
 
-static int check_options(const Qcow2CreateOptions *o, GError **error)
+// In QEMU's words, as far as it refuses the same.
+static int needs_version_3(const char *what, GError **error)
 {
-    if (o->version != 2 && o->version != 3)
-        return error_set(error, -EINVAL, "version %u of qcow2 cannot be made; ask for 2 or 3",
-                         o->version);
-    uint32_t c = o->cluster_bytes;
+    return error_set(error, -EINVAL,
+                     "%s supported with compatibility level 1.1 and above (use version=v3 or "
+                     "greater)",
+                     what);
+}
+
+static int check_cluster_size(const Qcow2CreateOptions *o, GError **error)
+{
+    enum { MIN_EXTENDED = 16384 };
+    uint64_t c = o->cluster_bytes;
     if (c & (c - 1) || c < (1 << QCOW2_MIN_CLUSTER_BITS) || c > (1 << QCOW2_MAX_CLUSTER_BITS))
         return error_set(error, -EINVAL,
-                         "a cluster size of %" PRIu32 " is not possible; it must be a power of two "
-                         "from 512 to 2097152",
-                         c);
+                         "Cluster size must be a power of two between 512 and 2048k");
+    if (o->extended_l2 && o->version == 2)
+        return needs_version_3("Extended L2 entries are only", error);
+    if (o->extended_l2 && c < MIN_EXTENDED)
+        return error_set(error, -EINVAL,
+                         "Extended L2 entries are only supported with cluster sizes of at least %d "
+                         "bytes",
+                         MIN_EXTENDED);
+    return 0;
+}
+
+static int check_refcounts(const Qcow2CreateOptions *o, GError **error)
+{
     if (o->refcount_bits & (o->refcount_bits - 1) || o->refcount_bits > 64)
         return error_set(error, -EINVAL,
-                         "refcounts of %u bits are not possible; the width must be a power of two "
-                         "from 1 to 64",
-                         o->refcount_bits);
-    if (o->version == 2 &&
-        (o->refcount_bits != 16 || o->zstd || o->extended_l2 || o->lazy_refcounts))
+                         "Refcount width must be a power of two and may not exceed 64 bits");
+    if (o->version == 2 && o->refcount_bits != 16)
         return error_set(error, -EINVAL,
-                         "version 2 has 16-bit refcounts, zlib, and neither extended L2 entries "
-                         "nor lazy refcounts; ask for version 3");
-    if (o->extended_l2 && c < 16384)
-        return error_set(error, -EINVAL,
-                         "extended L2 entries need clusters of at least 16384 bytes, not %" PRIu32,
-                         c);
+                         "Different refcount widths than 16 bits require compatibility level 1.1 "
+                         "or above (use version=v3 or greater)");
+    return 0;
+}
+
+static int check_backing(const Qcow2CreateOptions *o, GError **error)
+{
     if (o->backing_name && (!*o->backing_name || !o->backing_format || !*o->backing_format))
         return error_set(error, -EINVAL,
                          "a backing file needs a name and its format; give the format (for "
                          "example qcow2 or raw)");
     if (!o->backing_name && o->backing_format)
-        return error_set(error, -EINVAL, "a backing format needs a backing file; name it");
-    if (o->backing_name && o->preallocate_metadata)
+        return error_set(error, -EINVAL, "Backing format cannot be used without backing file");
+    if (o->backing_name && o->preallocate_metadata && !o->extended_l2)
         return error_set(error, -EINVAL,
-                         "an overlay with preallocated clusters would hide its backing file; ask "
-                         "for one of them only");
+                         "Backing file and preallocation can only be used at the same time if "
+                         "extended_l2 is on");
     if (o->backing_name && strlen(o->backing_name) > QCOW2_MAX_BACKING_NAME_BYTES)
         return error_set(error, -EINVAL,
                          "the backing file's name is %zu bytes long, more than %d; use a shorter "
@@ -84,6 +99,21 @@ static int check_options(const Qcow2CreateOptions *o, GError **error)
     if (o->backing_format && strlen(o->backing_format) > 63)
         return error_set(error, -EINVAL, "no backing format has a name of more than 63 bytes");
     return 0;
+}
+
+static int check_options(const Qcow2CreateOptions *o, GError **error)
+{
+    if (o->version != 2 && o->version != 3)
+        return error_set(error, -EINVAL, "version %u of qcow2 cannot be made; ask for 2 or 3",
+                         o->version);
+    int r = check_cluster_size(o, error);
+    if (r == 0)
+        r = check_refcounts(o, error);
+    if (r == 0 && o->version == 2 && o->lazy_refcounts)
+        r = needs_version_3("Lazy refcounts only", error);
+    if (r == 0 && o->version == 2 && o->zstd)
+        r = needs_version_3("Non-zlib compression type is only", error);
+    return r == 0 ? check_backing(o, error) : r;
 }
 
 static uint64_t divide_up(uint64_t n, uint64_t by)
@@ -193,7 +223,7 @@ static void fill_l1(const Layout *l, uint64_t n, void *cluster)
 }
 
 // With extended L2 entries the clusters are reserved, but no subcluster is allocated: they read as
-// zeros without asking the disk.
+// zeros, or as the backing file, without asking the disk.
 static void fill_l2(const Layout *l, uint64_t n, void *cluster)
 {
     uint64_t first = n * l->g.l2_entries;

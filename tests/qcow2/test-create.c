@@ -84,9 +84,9 @@ static void make(const char *dir, const Qcow2CreateOptions *options)
 static void try_one(const char *dir, const Qcow2CreateOptions *options)
 {
     make(dir, options);
-    g_autofree char *cluster = g_strdup_printf("cluster_size: %u", options->cluster_bytes);
+    g_autofree char *cluster = g_strdup_printf("cluster_size: %" PRIu64, options->cluster_bytes);
     g_autofree char *size = g_strdup_printf("(%" PRIu64 " bytes)", options->size_bytes);
-    g_autofree char *refcounts = g_strdup_printf("refcount bits: %u", options->refcount_bits);
+    g_autofree char *refcounts = g_strdup_printf("refcount bits: %" PRIu64, options->refcount_bits);
     bool v3 = options->version == 3;
     assert_info(dir, "new.qcow2", cluster, size, v3 ? refcounts : "compat: 0.10",
                 !v3                    ? "compat"
@@ -202,19 +202,21 @@ static void impossible_options_are_refused_without_a_file(void **state)
         const char *part;
     } cases[] = {
         {{.version = 4}, "version 4"},
-        {{.cluster_bytes = 256}, "cluster size"},
-        {{.cluster_bytes = 4 << 20}, "cluster size"},
-        {{.cluster_bytes = 65537}, "cluster size"},
-        {{.refcount_bits = 3}, "refcounts of 3"},
-        {{.refcount_bits = 128}, "refcounts of 128"},
-        {{.version = 2, .refcount_bits = 8}, "version 2"},
-        {{.version = 2, .zstd = true}, "version 2"},
-        {{.version = 2, .extended_l2 = true}, "version 2"},
-        {{.version = 2, .lazy_refcounts = true}, "version 2"},
+        {{.cluster_bytes = 256}, "Cluster size"},
+        {{.cluster_bytes = 4 << 20}, "Cluster size"},
+        {{.cluster_bytes = 65537}, "Cluster size"},
+        {{.cluster_bytes = (UINT64_C(1) << 32) + 65536}, "Cluster size"},
+        {{.refcount_bits = 3}, "Refcount width"},
+        {{.refcount_bits = 128}, "Refcount width"},
+        {{.version = 2, .refcount_bits = 8}, "Different refcount widths"},
+        {{.version = 2, .zstd = true}, "Non-zlib"},
+        {{.version = 2, .extended_l2 = true}, "version=v3"},
+        {{.version = 2, .lazy_refcounts = true}, "Lazy refcounts"},
         {{.extended_l2 = true, .cluster_bytes = 8192}, "16384"},
         {{.backing_name = "a"}, "format"},
         {{.backing_format = "raw"}, "backing file"},
-        {{.backing_name = "a", .backing_format = "raw", .preallocate_metadata = true}, "overlay"},
+        {{.backing_name = "a", .backing_format = "raw", .preallocate_metadata = true},
+         "extended_l2"},
         {{.size_bytes = UINT64_MAX}, "size"},
         {{.size_bytes = UINT64_C(1) << 60}, "larger cluster size"},
         {{.size_bytes = UINT64_C(100) << 30,

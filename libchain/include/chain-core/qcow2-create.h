@@ -10,12 +10,12 @@
 typedef struct Qcow2CreateOptions {
     uint64_t size_bytes;    // rounded up to 512
     unsigned version;       // 2 or 3; 0 = 3
-    uint32_t cluster_bytes; // power of 2, 512 B … 2 MiB; 0 = 64 KiB
-    unsigned refcount_bits; // 1, 2, 4 … 64; 0 = 16
+    uint64_t cluster_bytes; // power of 2, 512 B … 2 MiB; 0 = 64 KiB
+    uint64_t refcount_bits; // 1, 2, 4 … 64; 0 = 16
     bool zstd;              // compression type
     bool extended_l2;       // needs cluster_bytes ≥ 16 KiB
     bool lazy_refcounts;
-    bool preallocate_metadata;  // not with a backing file
+    bool preallocate_metadata;  // with a backing file only if extended_l2
     bool reserve_data;          // with that: the host's space for all data is taken
     const char *backing_name;   // as to be recorded; NULL: none
     const char *backing_format; // required with backing_name
