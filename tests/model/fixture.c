@@ -42,18 +42,18 @@ static int open_overlay(Fiber *self, Chain *chain, unsigned i, GError **error)
     return r;
 }
 
-int chain_begin(Fiber *self, const World *world, unsigned n_taken, bool has_overlays,
-                Chain *ret_chain, GError **error)
+int chain_begin(Fiber *self, const World *world, unsigned top, bool has_overlays, Chain *ret_chain,
+                GError **error)
 {
     char path[16];
     Chain *chain = ret_chain;
-    *chain = (Chain){.world = world, .memory = map_memory_new(MAX_MEMORY), .n_taken = n_taken};
-    layer_name(path, chain_top(chain));
+    *chain = (Chain){.world = world, .memory = map_memory_new(MAX_MEMORY), .top = top};
+    layer_name(path, top);
     LayerOptions options = {.memory = chain->memory, .format = "qcow2"};
     int r = chain_open(self, path, &options, &chain->head, NULL, error);
     if (r == 0)
         port_init(&chain->port, chain->head, "model");
-    for (unsigned i = n_taken; r == 0 && has_overlays && i < MAX_OVERLAYS; i++)
+    for (unsigned i = 0; r == 0 && has_overlays && i < MAX_OVERLAYS; i++)
         r = open_overlay(self, chain, i, error);
     if (r < 0)
         chain_end(self, chain);
@@ -73,7 +73,7 @@ void chain_end(Fiber *self, Chain *chain)
 Node *chain_layer(const Chain *chain, unsigned number)
 {
     Node *node = chain->head;
-    for (unsigned i = chain_top(chain); i > number; i--)
+    for (unsigned i = chain->top; i > number; i--)
         node = chain_backing(node);
     return node;
 }

@@ -45,20 +45,16 @@ typedef struct Chain {
     Port port; // where requests enter
     Node *overlays[MAX_OVERLAYS];
     unsigned n_taken; // external snapshots: so many overlays are in use
+    unsigned top;     // number of the layer that is the head
 } Chain;
 
-// Opens it, the top writable, with the overlays that are not in use yet where `has_overlays`.
-int chain_begin(Fiber *self, const World *world, unsigned n_taken, bool has_overlays,
-                Chain *ret_chain, GError **error);
+// Opens it from layer `top`, which is writable, with the overlays where `has_overlays`.
+int chain_begin(Fiber *self, const World *world, unsigned top, bool has_overlays, Chain *ret_chain,
+                GError **error);
 void chain_end(Fiber *self, Chain *chain);
 
-// Number of the layer that is the head.
-static inline unsigned chain_top(const Chain *chain)
-{
-    return chain->world->n_layers - 1 + chain->n_taken;
-}
 void layer_name(char path[16], unsigned number);
-// Layer `number` of an open chain; borrowed.
+// Layer `number` of an open chain that has each down to it; borrowed.
 Node *chain_layer(const Chain *chain, unsigned number);
 
 // What is wrong with the image of a layer: NULL, or a sentence (owned). Leaks are allowed, and with

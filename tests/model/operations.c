@@ -22,6 +22,13 @@ const Place places[] = {
     {"a cluster of its own", 3, 4 * CLUSTER, CLUSTER, 4 * CLUSTER + CELL, CELL},
     {"the end of the disk", 3, TABLE_BYTES - 2 * CLUSTER, 2 * CLUSTER - CELL, TABLE_BYTES - CLUSTER,
      CELL},
+    // What the head has is a commit's work, what only the layer below has a stream's.
+    {"a cluster that is committed", 3, 4 * CLUSTER, CLUSTER, 4 * CLUSTER + CELL, CELL,
+     JOB_TYPE_COMMIT},
+    {"a border that is committed", 3, BORDER(5 * CLUSTER), JOB_TYPE_COMMIT},
+    {"a cluster that is streamed", 3, 5 * CLUSTER, CLUSTER, 5 * CLUSTER + CELL, CELL,
+     JOB_TYPE_STREAM},
+    {"a border that is streamed", 3, BORDER(5 * CLUSTER), JOB_TYPE_STREAM},
 };
 const unsigned n_places = G_N_ELEMENTS(places);
 
@@ -34,9 +41,9 @@ void work_fail(Work *work, const char *format, ...)
     va_end(args);
 }
 
-static bool is_on_first_head(const Work *work)
+bool is_on_first_head(const Work *work)
 {
-    return work->chain.n_taken == 0;
+    return work->chain.top == work->world->n_layers - 1;
 }
 
 // --- requests ------------------------------------------------------------------------------------
@@ -197,7 +204,7 @@ static void run_snapshot(Fiber *self, Work *work, const Operation *operation)
 {
     g_assert(work->n_snapshots < MAX_SNAPSHOTS);
     Kept *kept = &work->snapshots[work->n_snapshots++];
-    kept->layer = chain_top(&work->chain);
+    kept->layer = work->chain.top;
     kept->state = KEPT_BEGUN;
     g_snprintf(kept->name, sizeof(kept->name), "new-%u", work->n_snapshots);
     Node *head = node_ref(work->chain.head);
@@ -230,7 +237,7 @@ static int fit_overlay(Fiber *self, Node *overlay, const Node *head, GError **er
 static int switch_to(Fiber *self, Work *work, Node *overlay, GError **error)
 {
     Chain *chain = &work->chain;
-    unsigned layer = chain_top(chain);
+    unsigned layer = chain->top;
     Switch *s;
     int r = fit_overlay(self, overlay, chain->head, error);
     if (r == 0)
@@ -243,16 +250,27 @@ static int switch_to(Fiber *self, Work *work, Node *overlay, GError **error)
         switch_commit(s);
         chain->head = overlay;
         chain->overlays[chain->n_taken++] = NULL;
+        chain->top++;
         switch_resume(s);
     }
     switch_end(self, s);
     return r;
 }
 
+// The overlays lie over what was the head before a commit; a job holds its nodes.
+static bool has_next_head(const Work *work)
+{
+    return !work->job && work->chain.top == work->world->n_layers - 1 + work->chain.n_taken;
+}
+
 static void run_external(Fiber *self, Work *work, const Operation *operation)
 {
     g_autoptr(GError) error = NULL;
     fiber_mutex_lock(self, &work->graph);
+    if (!has_next_head(work)) {
+        fiber_mutex_unlock(self, &work->graph);
+        return;
+    }
     Node *old = work->chain.head, *overlay = work->chain.overlays[work->chain.n_taken];
     int r = switch_to(self, work, overlay, &error);
     if (r == 0) {
@@ -339,22 +357,54 @@ static void run_remove(Fiber *self, Work *work, const Operation *operation)
 }
 
 const Operation operations[] = {
-    {.name = "write", .run = run_write, .kind = REQUEST_WRITE, .is_part = true},
+    {.name = "write",
+     .run = run_write,
+     .kind = REQUEST_WRITE,
+     .is_part = true,
+     .is_beside_job = true},
     {.name = "write-fua", .run = run_write, .kind = REQUEST_WRITE, .flags = NODE_IO_FUA},
     {.name = "zero", .run = run_zero, .kind = REQUEST_ZERO},
-    {.name = "zero-part", .run = run_zero, .kind = REQUEST_ZERO, .is_part = true},
-    {.name = "discard", .run = run_discard, .kind = REQUEST_DISCARD},
-    {.name = "flush", .run = run_flush, .kind = REQUEST_FLUSH},
-    {.name = "read", .run = run_read, .kind = REQUEST_READ},
+    {.name = "zero-part",
+     .run = run_zero,
+     .kind = REQUEST_ZERO,
+     .is_part = true,
+     .is_beside_job = true},
+    {.name = "discard", .run = run_discard, .kind = REQUEST_DISCARD, .is_beside_job = true},
+    {.name = "flush", .run = run_flush, .kind = REQUEST_FLUSH, .is_beside_job = true},
+    {.name = "read", .run = run_read, .kind = REQUEST_READ, .is_beside_job = true},
     {.name = "snapshot", .run = run_snapshot},
     {.name = "delete", .run = run_delete},
-    {.name = "external", .run = run_external},
+    {.name = "external", .run = run_external, .is_beside_job = true},
     {.name = "grow", .run = run_grow},
     {.name = "shrink", .run = run_shrink},
     {.name = "clear-bitmap", .run = run_clear},
     {.name = "remove-bitmap", .run = run_remove},
+    {.name = "cancel", .run = run_cancel, .is_beside_job = true},
+    {.name = "commit",
+     .run = run_commit,
+     .job = JOB_TYPE_COMMIT,
+     .copy_mode = COPY_MODE_BACKGROUND},
+    {.name = "commit-blocking",
+     .run = run_commit,
+     .job = JOB_TYPE_COMMIT,
+     .copy_mode = COPY_MODE_WRITE_BLOCKING},
+    {.name = "stream", .run = run_stream, .job = JOB_TYPE_STREAM},
 };
 const unsigned n_operations = G_N_ELEMENTS(operations);
+
+static bool is_ordinary(const Operation *operation)
+{
+    return !operation->job && operation->run != run_cancel;
+}
+
+bool operations_meet(const Place *place, const Operation *a, const Operation *b, const Operation *c)
+{
+    if (a > b || b > c)
+        return false;
+    if (!place->job)
+        return is_ordinary(a) && is_ordinary(b) && is_ordinary(c);
+    return a->is_beside_job && b->is_beside_job && c->job == place->job;
+}
 
 const Operation *operation_find(const char *name)
 {
@@ -385,7 +435,7 @@ void work_done(Work *work)
 
 int work_begin(Fiber *self, Work *work, GError **error)
 {
-    int r = chain_begin(self, work->world, 0, true, &work->chain, error);
+    int r = chain_begin(self, work->world, work->world->n_layers - 1, true, &work->chain, error);
     if (r < 0)
         return r;
     DirtyBitmapSpec spec = {.name = "t", .node_name = "head", .granularity_bits = 9};
@@ -396,7 +446,7 @@ int work_begin(Fiber *self, Work *work, GError **error)
 
 static void expect_dirty(Work *work)
 {
-    for (unsigned i = 0; i < work->n_changes; i++) {
+    for (unsigned i = 0; work->transient && i < work->n_changes; i++) {
         const Change *c = &work->changes[i];
         const Bitmap *bits = dirty_bitmap_bits(work->transient);
         if (c->ended > work->transient_cleared && c->off < bitmap_size_bytes(bits) &&
@@ -418,10 +468,19 @@ void work_end(Fiber *self, Work *work)
     chain_end(self, &work->chain);
 }
 
+// From a commit's switch on guests are at its base, before whoever waits for the commit hears of it.
+static unsigned number_of_head(const Work *work)
+{
+    bool is_at_base = work->base && work->chain.port.node == work->base;
+    return work->chain.top - is_at_base;
+}
+
 uint64_t work_hash(const Work *work)
 {
-    uint64_t hash = work->chain.n_taken | work->is_stored_leaving << 4 |
-                    (uint64_t)work->old.state << 8 | (uint64_t)work->n_snapshots << 16;
+    bool keeps_layer = work->layers[work->chain.top - 1] != NULL;
+    uint64_t hash = work->chain.n_taken | number_of_head(work) << 24 | keeps_layer << 28 |
+                    work->is_stored_leaving << 4 | (uint64_t)work->old.state << 8 |
+                    (uint64_t)work->n_snapshots << 16;
     for (unsigned i = 0; i < work->n_snapshots; i++)
         hash = hash * 64 + work->snapshots[i].state * 16 + work->snapshots[i].layer * 2 +
                (work->snapshots[i].model != NULL);
@@ -455,7 +514,7 @@ static void look_at_snapshot(Fiber *self, Work *work, const Chain *chain, const 
 {
     Node *view;
     g_autoptr(GError) error = NULL;
-    if (kept->layer > chain_top(chain))
+    if (kept->layer > chain->top)
         return; // its layer is none yet
     int r =
         qcow2_snapshot_view_new(self, chain_layer(chain, kept->layer), kept->name, &view, &error);
@@ -516,10 +575,12 @@ static void look_at_layers(Fiber *self, Work *work, const Chain *chain, bool is_
 {
     unsigned first_head = chain->world->n_layers - 1;
     uint32_t versions[MAX_DISK_BYTES / CELL];
-    for (unsigned i = first_head; i <= chain_top(chain) && !work->problem[0]; i++) {
+    for (unsigned i = MIN(first_head, chain->top); i <= chain->top && !work->problem[0]; i++) {
         char name[16];
         layer_name(name, i);
-        bool is_head = i == chain_top(chain);
+        bool is_head = i == chain->top;
+        if (!is_head && !work->layers[i])
+            continue; // a job's
         compare(self, work, is_head ? chain->head : chain_layer(chain, i),
                 is_head ? work->model : work->layers[i], 0, versions, name);
         if (i == first_head && !work->problem[0])
@@ -543,7 +604,7 @@ void work_look(Fiber *self, Work *work, bool is_closed)
     g_autoptr(GError) error = NULL;
     unsigned n_layers = world->n_layers + work->chain.n_taken;
     check_layers(self, work, n_layers);
-    if (chain_begin(self, world, work->chain.n_taken, false, &chain, &error) < 0) {
+    if (chain_begin(self, world, number_of_head(work), false, &chain, &error) < 0) {
         work_fail(work, "%s", error->message);
         return;
     }

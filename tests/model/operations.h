@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // What the model does with its chain, several at a time, and what is expected of the disk then. An
-// operation says to the shadow model what it is about to do and what became of it; jobs will be
-// further ones. Test code only.
+// operation says to the shadow model what it is about to do and what became of it. Test code only.
 #pragma once
 
 #include "fixture.h"
+#include "jobs/copy-mode.h"
+#include "jobs/job-control.h"
+
+typedef enum JobType { JOB_TYPE_NONE, JOB_TYPE_COMMIT, JOB_TYPE_STREAM } JobType;
 
 // Where operations meet: whole clusters, and a part of them.
 typedef struct Place {
@@ -12,6 +15,7 @@ typedef struct Place {
     unsigned n_layers;
     uint64_t off, len;
     uint64_t part_off, part_len; // half of a cluster, or two halves about a border
+    JobType job; // one of which is among the operations there, and only those that can be beside it
 } Place;
 extern const Place places[];
 extern const unsigned n_places;
@@ -51,6 +55,9 @@ typedef struct Work {
     uint64_t transient_cleared, stored_cleared; // moments, 0: never
     Change changes[MAX_CHANGES];
     unsigned n_changes;
+    JobControl *job;   // that holds the chain, as its daemon would have it; NULL: none
+    bool is_job_over;  // nobody cancels it any more
+    Node *base;        // that a commit takes guests to; NULL: none is under way
     char problem[320]; // the first thing found wrong; empty: none
 } Work;
 
@@ -62,10 +69,23 @@ struct Operation {
     RequestKind kind;
     NodeIoFlags flags;
     bool is_part;
+    // Jobs, and what is combined with them:
+    JobType job;
+    CopyMode copy_mode;
+    bool is_beside_job;
 };
 extern const Operation operations[];
 extern const unsigned n_operations;
 const Operation *operation_find(const char *name); // NULL: none
+// Does the model run these together at that place? `a`, `b`, `c`: in the order of `operations`.
+bool operations_meet(const Place *place, const Operation *a, const Operation *b,
+                     const Operation *c);
+
+void run_commit(Fiber *self, Work *work, const Operation *operation);
+void run_stream(Fiber *self, Work *work, const Operation *operation);
+void run_cancel(Fiber *self, Work *work, const Operation *operation);
+
+bool is_on_first_head(const Work *work);
 
 void work_init(Work *work, const World *world, const Place *place);
 void work_done(Work *work);

@@ -233,7 +233,9 @@ static bool run_place(const World *world, const Place *place, const Options *opt
                    .place = place,
                    .counts = counts,
                    .operations = {&operations[a], &operations[b], &operations[c]}};
-        if (a <= b && b <= c && is_wanted(&run, options->only))
+        bool do_meet =
+            operations_meet(place, run.operations[0], run.operations[1], run.operations[2]);
+        if (do_meet && is_wanted(&run, options->only))
             n_failed += !run_three(&run, options);
     }
     return n_failed == 0;
