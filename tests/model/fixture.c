@@ -72,8 +72,10 @@ void chain_end(Fiber *self, Chain *chain)
 
 Node *chain_layer(const Chain *chain, unsigned number)
 {
+    char path[16];
     Node *node = chain->head;
-    for (unsigned i = chain->top; i > number; i--)
+    layer_name(path, number);
+    while (!g_str_equal(node->name, path))
         node = chain_backing(node);
     return node;
 }

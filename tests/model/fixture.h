@@ -54,7 +54,7 @@ int chain_begin(Fiber *self, const World *world, unsigned top, bool has_overlays
 void chain_end(Fiber *self, Chain *chain);
 
 void layer_name(char path[16], unsigned number);
-// Layer `number` of an open chain that has each down to it; borrowed.
+// Layer `number` of an open chain, which has it; borrowed.
 Node *chain_layer(const Chain *chain, unsigned number);
 
 // What is wrong with the image of a layer: NULL, or a sentence (owned). Leaks are allowed, and with

@@ -536,6 +536,8 @@ static void look_at_snapshot(Fiber *self, Work *work, const Chain *chain, const 
 
 static void look_at_snapshots(Fiber *self, Work *work, const Chain *chain)
 {
+    if (work->place->job)
+        return; // there are none, and a stream leaves layers out
     look_at_snapshot(self, work, chain, &work->old);
     for (unsigned i = 0; i < work->n_snapshots; i++)
         look_at_snapshot(self, work, chain, &work->snapshots[i]);
