@@ -363,7 +363,7 @@ static int find_nodes(const Nodes *nodes, const json_t *args, CommitJob *job, GE
     job->base = find_base(nodes, job->device, job->top, args, error);
     if (!job->base)
         return -ENODEV;
-    if (job->base == job->top)
+    if (named_node_image(job->base) == named_node_image(job->top))
         return qmp_fail(error, "cannot commit an image into itself");
     if (named_node_image(job->top) == named_node_image(job->device))
         job->top = named_node_image(job->device); // filters over it stay
