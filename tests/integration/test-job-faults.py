@@ -249,8 +249,8 @@ def run_cases(tmp, job):
     images = Images(tmp)
     n = 0
     for fault in faults(images, job):
-        # Where users hear of no operation they are not asked.
-        policies = POLICIES if fault[3] else ("stop",)
+        # A file whose flush has failed fails for good: asked, users could only stop again.
+        policies = POLICIES if fault[3] else ("report",)
         if fault[0] == "look-up":  # for good
             policies = ("report", "enospc")
         for errno in (EIO,) if fault[3] == "read" else (EIO, ENOSPC):
