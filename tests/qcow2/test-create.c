@@ -71,11 +71,11 @@ static void make(const char *dir, const Qcow2CreateOptions *options)
     Job job = {.path = path, .options = *options};
     host_run(create_and_check_fiber, &job);
     if (job.result < 0)
-        fail_msg("cluster %u refcounts %u: %s", options->cluster_bytes, options->refcount_bits,
-                 job.error->message);
+        fail_msg("cluster %" PRIu64 " refcounts %" PRIu64 ": %s", options->cluster_bytes,
+                 options->refcount_bits, job.error->message);
     if (job.check.n_corruptions || job.check.n_leaks || job.check.n_check_errors)
-        fail_msg("cluster %u refcounts %u: %s", options->cluster_bytes, options->refcount_bits,
-                 (char *)g_ptr_array_index(job.check.messages, 0));
+        fail_msg("cluster %" PRIu64 " refcounts %" PRIu64 ": %s", options->cluster_bytes,
+                 options->refcount_bits, (char *)g_ptr_array_index(job.check.messages, 0));
     qcow2_check_result_clear(&job.check);
     host_shell(dir, "qemu-img check -q new.qcow2");
 }
