@@ -5,6 +5,7 @@ or refused in a sentence that names the job; and monitors that leave in the midd
 
 usage: test-job-neighbours.py [--chaind PATH] [WORD]...
 """
+import contextlib
 import os
 import time
 
@@ -43,6 +44,17 @@ def start(w, tmp, job):
     assert "return" in reply, reply
     while w.qmp.command("query-jobs")[0]["status"] != state:
         time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def at_work(tmp, job):
+    """A daemon with the job at work, in a folder of the job's own."""
+    folder = tmp / job
+    folder.mkdir()
+    make(folder)
+    with World(folder) as w:
+        start(w, folder, job)
+        yield w
 
 
 def finish(q, job):
@@ -129,11 +141,7 @@ def test_pending(tmp):
 def test_export_goes(tmp):
     """The export of a head goes, and comes back, while its job runs or is ready"""
     for job in JOBS:
-        folder = tmp / job
-        folder.mkdir()
-        make(folder)
-        with World(folder) as w:
-            start(w, folder, job)
+        with at_work(tmp, job) as w:
             w.qmp.command("block-export-del", id="e-top")
             w.qmp.event("BLOCK_EXPORT_DELETED")
             w.export("top", name="again")
@@ -146,13 +154,9 @@ def test_a_monitor_that_leaves_while_the_job_goes_on(tmp):
     """A monitor that leaves while a job is at work, ready or pending: another one ends it, and its result
     is known until it is dismissed"""
     for job in JOBS:
-        folder = tmp / job
-        folder.mkdir()
-        make(folder)
-        with World(folder) as w:
-            start(w, folder, job)
+        with at_work(tmp, job) as w:
             w.qmp.close()
-            w.qmp = Qmp(folder / "qmp")
+            w.qmp = Qmp(w.tmp / "qmp")
             says(w.qmp.error("block-stream", job_id="j", device="top"), "'j'")
             finish(w.qmp, job)
             check(w)
@@ -161,24 +165,17 @@ def test_a_monitor_that_leaves_while_the_job_goes_on(tmp):
 def test_the_end_in_each_state(tmp):
     """SIGTERM in each state: exit status 0, and the chain shows what it did"""
     for job in JOBS:
-        folder = tmp / job
-        folder.mkdir()
-        make(folder)
-        with World(folder) as w:
-            start(w, folder, job)
+        with at_work(tmp, job):
+            pass
         for name in LAYERS:
-            check_image(folder / name)
-        qemu_io(folder / "top", "read -q -P 1 0 2M", "read -q -P 2 2M 2M", "read -q -P 3 4M 2M")
+            check_image(tmp / job / name)
+        qemu_io(tmp / job / "top", "read -q -P 1 0 2M", "read -q -P 2 2M 2M", "read -q -P 3 4M 2M")
 
 
 def test_files_of_layers_that_were_dropped_are_closed(tmp):
     """Files of layers that left the chain are open no more, whichever job it was"""
     for job, leaves in (("stream", "base"), ("commit", "middle"), ("active", "top")):
-        folder = tmp / job
-        folder.mkdir()
-        make(folder)
-        with World(folder) as w:
-            start(w, folder, job)
+        with at_work(tmp, job) as w:
             finish(w.qmp, job)
             gone = [leaves] if job == "commit" else [n for n in LAYERS if n != (
                 "top" if job == "stream" else "base")]
@@ -186,7 +183,7 @@ def test_files_of_layers_that_were_dropped_are_closed(tmp):
                 w.qmp.command("blockdev-del", node_name=name)
             pid = w.daemon.process.pid
             files = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
-            assert not [n for n in gone if str(folder / n) in files], files
+            assert not [n for n in gone if str(w.tmp / n) in files], files
             check(w)
 
 
