@@ -2,6 +2,8 @@
 // Names are looked up in control's table; a mode is changed on the node's loop.
 #include "job-nodes.h"
 
+#include <errno.h>
+
 #include "chain-core/remote-call.h"
 #include "daemon/log.h"
 #include "daemon/node-instances.h"
@@ -100,19 +102,69 @@ int job_nodes_check_snapshots(const NamedNode *image, GError **error)
                     image->name);
 }
 
+// -- on the nodes' loop ---------------------------------------------------------------------------
+
+typedef struct LoopJobCall {
+    JobNodesCallFn *fn;
+    void *arg;
+    int result;
+    GError *error;
+} LoopJobCall;
+
+static void call_on_loop(Fiber *self, void *arg)
+{
+    LoopJobCall *call = arg;
+    call->result = call->fn(self, call->arg, &call->error);
+}
+
+int job_nodes_call(Fiber *self, const NamedNode *named, JobNodesCallFn *fn, void *arg,
+                   GError **error)
+{
+    LoopJobCall call = {.fn = fn, .arg = arg};
+    if (remote_call_fiber_reserve(self, named_node_loop(named), call_on_loop, &call) < 0) {
+        qmp_fail(error, "Node '%s': no memory for a fiber's stack", named->name);
+        return -ENOMEM;
+    }
+    if (call.error)
+        g_propagate_error(error, call.error);
+    return call.result;
+}
+
+static int switch_with_lock(Fiber *self, Nodes *nodes, const NamedNode *named, const JobSwitch *how,
+                            void *job, GError **error)
+{
+    FiberMutex *lock = nodes_graph_lock(nodes);
+    fiber_mutex_lock(self, lock);
+    int r = job_nodes_call(self, named, how->switch_now, job, error);
+    if (r == 0)
+        how->note(self, job);
+    fiber_mutex_unlock(self, lock);
+    return r;
+}
+
+int job_nodes_switch(Fiber *self, Nodes *nodes, const NamedNode *named, const JobSwitch *how,
+                     void *job, GError **error)
+{
+    int r;
+    do {
+        r = job_nodes_call(self, named, how->come_close, job, error);
+        if (r == 0)
+            r = switch_with_lock(self, nodes, named, how, job, error);
+    } while (r > 0);
+    return r;
+}
+
 // -- modes ----------------------------------------------------------------------------------------
 
 typedef struct ModeChange {
     Node *node;
     bool is_writable;
-    int result;
-    GError *error;
 } ModeChange;
 
-static void change_on_loop(Fiber *self, void *arg)
+static int change_on_loop(Fiber *self, void *arg, GError **error)
 {
-    ModeChange *change = arg;
-    change->result = node_change_mode(self, change->node, change->is_writable, &change->error);
+    const ModeChange *change = arg;
+    return node_change_mode(self, change->node, change->is_writable, error);
 }
 
 // Does nobody else rely on what it lies in?
@@ -134,12 +186,9 @@ int job_nodes_set_writable(Fiber *self, NamedNode *named, bool is_writable, GErr
     int r = is_writable ? check_may_write(named, error) : 0;
     if (r < 0)
         return r;
-    if (remote_call_fiber_reserve(self, named_node_loop(named), change_on_loop, &change) < 0)
-        return qmp_fail(error, "Node '%s': no memory for a fiber's stack", named->name);
+    r = job_nodes_call(self, named, change_on_loop, &change, error);
     nodes_refresh(self, named);
-    if (change.error)
-        g_propagate_error(error, change.error);
-    return change.result;
+    return r;
 }
 
 int job_nodes_make_writable(Fiber *self, NamedNode *named, GPtrArray *changed, GError **error)

@@ -21,6 +21,22 @@ bool job_nodes_is_below(const NamedNode *top, const NamedNode *wanted);
 // over it called it. Owned; NULL: it has no name.
 char *job_nodes_header_name(const NamedNode *image, NamedNode *over, NamedNode *base);
 
+// Runs fn(fiber, arg, error) on the loop of `named`, and waits: what it returned. -ENOMEM: there was no
+// stack for it.
+typedef int JobNodesCallFn(Fiber *self, void *arg, GError **error);
+int job_nodes_call(Fiber *self, const NamedNode *named, JobNodesCallFn *fn, void *arg,
+                   GError **error);
+
+// How the work of a job that takes users of nodes to others comes to its end. All get the job.
+typedef struct JobSwitch {
+    JobNodesCallFn *come_close; // on the nodes' loop, for as long as it takes
+    JobNodesCallFn *switch_now; // there too, with the graph lock; 1: not yet, so close again
+    void (*note)(Fiber *self, void *job); // with that lock, after 0: the table of nodes says it
+} JobSwitch;
+// Without the graph lock, which is taken and given up.
+int job_nodes_switch(Fiber *self, Nodes *nodes, const NamedNode *named, const JobSwitch *how,
+                     void *job, GError **error);
+
 // Brings both to one loop, on which each is there once: they can be held and joined there.
 int job_nodes_join(Fiber *self, Nodes *nodes, NamedNode *source, NamedNode *target, GError **error);
 

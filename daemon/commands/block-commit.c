@@ -104,6 +104,7 @@ typedef struct CommitJob {
     char *owner; // "commit job 'j'"
     NamedHold *hold;
     Commit *commit;
+    bool is_switched; // the chain is another one now
 } CommitJob;
 
 static bool is_active(const CommitJob *job)
@@ -116,34 +117,15 @@ static int run(Fiber *self, JobControl *control, void *work, GError **error)
     return commit_run(self, control, ((const CommitJob *)work)->commit, error);
 }
 
-typedef struct SwitchCall {
-    Commit *commit;
-    bool is_switched;
-    int result;
-    GError *error;
-} SwitchCall;
-
-static void come_close_on_loop(Fiber *self, void *arg)
+static int come_close_on_loop(Fiber *self, void *work, GError **error)
 {
-    SwitchCall *call = arg;
-    call->result = commit_come_close(self, call->commit, &call->error);
+    return commit_come_close(self, ((CommitJob *)work)->commit, error);
 }
 
-static void switch_on_loop(Fiber *self, void *arg)
+static int switch_on_loop(Fiber *self, void *work, GError **error)
 {
-    SwitchCall *call = arg;
-    call->result = commit_switch(self, call->commit, &call->is_switched, &call->error);
-}
-
-static int call_loop(Fiber *self, const CommitJob *job, FiberFn *fn, SwitchCall *call,
-                     GError **error)
-{
-    *call = (SwitchCall){.commit = job->commit};
-    if (remote_call_fiber_reserve(self, named_node_loop(job->base), fn, call) < 0)
-        return qmp_fail(error, "Node '%s': no memory for a fiber's stack", job->base->name);
-    if (call->error)
-        g_propagate_error(error, call->error);
-    return call->result;
+    CommitJob *job = work;
+    return commit_switch(self, job->commit, &job->is_switched, error);
 }
 
 static void note_left_between(Fiber *self, const CommitJob *job)
@@ -156,8 +138,11 @@ static void note_left_between(Fiber *self, const CommitJob *job)
     nodes_refresh(self, base);
 }
 
-static void note_switch(Fiber *self, CommitJob *job)
+static void note_switch(Fiber *self, void *work)
 {
+    CommitJob *job = work;
+    if (!job->is_switched)
+        return;
     if (job->keeps_top) {
         note_left_between(self, job);
         return;
@@ -170,30 +155,11 @@ static void note_switch(Fiber *self, CommitJob *job)
         nodes_refresh(self, job->overlays->pdata[i]);
 }
 
-// 1: not yet.
-static int switch_with_lock(Fiber *self, CommitJob *job, GError **error)
-{
-    SwitchCall call;
-    FiberMutex *lock = nodes_graph_lock(job->daemon->nodes);
-    fiber_mutex_lock(self, lock);
-    int r = call_loop(self, job, switch_on_loop, &call, error);
-    if (call.is_switched)
-        note_switch(self, job);
-    fiber_mutex_unlock(self, lock);
-    return r;
-}
-
 static int prepare(Fiber *self, void *work, GError **error)
 {
-    CommitJob *job = work;
-    SwitchCall call;
-    int r;
-    do {
-        r = call_loop(self, job, come_close_on_loop, &call, error);
-        if (r == 0)
-            r = switch_with_lock(self, job, error);
-    } while (r > 0);
-    return r;
+    static const JobSwitch how = {come_close_on_loop, switch_on_loop, note_switch};
+    const CommitJob *job = work;
+    return job_nodes_switch(self, job->daemon->nodes, job->base, &how, work, error);
 }
 
 typedef struct GiveBackCall {
@@ -450,14 +416,12 @@ static int hold(Fiber *self, CommitJob *job, GError **error)
 typedef struct BeginCall {
     CommitSpec spec;
     Commit *commit;
-    int result;
-    GError *error;
 } BeginCall;
 
-static void begin_on_loop(Fiber *self, void *arg)
+static int begin_on_loop(Fiber *self, void *arg, GError **error)
 {
     BeginCall *call = arg;
-    call->result = commit_begin(self, &call->spec, &call->commit, &call->error);
+    return commit_begin(self, &call->spec, &call->commit, error);
 }
 
 // One of the images that are to record the base.
@@ -508,13 +472,10 @@ static int begin(Fiber *self, CommitJob *job, const char *id, GError **error)
                 .memory = job->daemon->memory,
             },
     };
-    if (remote_call_fiber_reserve(self, loop, begin_on_loop, &call) < 0)
-        return qmp_fail(error, "Node '%s': no memory for a fiber's stack", job->base->name);
+    int r = job_nodes_call(self, job->base, begin_on_loop, &call, error);
     nodes_refresh(self, job->base);
-    if (call.error)
-        g_propagate_error(error, call.error);
     job->commit = call.commit;
-    return call.result;
+    return r;
 }
 
 static int make_ready(Fiber *self, CommitJob *job, const char *id, GError **error)

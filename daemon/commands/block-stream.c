@@ -80,14 +80,12 @@ static NamedNode *next_below(const StreamJob *job, const NamedNode *named)
 typedef struct SwitchCall {
     BlockStream *stream;
     BlockStreamBacking backing;
-    int result;
-    GError *error;
 } SwitchCall;
 
-static void switch_on_loop(Fiber *self, void *arg)
+static int switch_on_loop(Fiber *self, void *arg, GError **error)
 {
-    SwitchCall *call = arg;
-    call->result = block_stream_switch(self, call->stream, &call->backing, &call->error);
+    const SwitchCall *call = arg;
+    return block_stream_switch(self, call->stream, &call->backing, error);
 }
 
 static const char *base_format(const StreamJob *job, NamedNode *base)
@@ -110,12 +108,9 @@ static int switch_backing(Fiber *self, StreamJob *job, NamedNode *base, GError *
                         base->name, image->name);
     if (base)
         call.backing = (BlockStreamBacking){name, base_format(job, base)};
-    if (remote_call_fiber_reserve(self, named_node_loop(image), switch_on_loop, &call) < 0)
-        return qmp_fail(error, "Node '%s': no memory for a fiber's stack", image->name);
-    if (call.error)
-        g_propagate_error(error, call.error);
-    if (call.result < 0)
-        return call.result;
+    int r = job_nodes_call(self, image, switch_on_loop, &call, error);
+    if (r < 0)
+        return r;
     if (image->config)
         nodes_set_config(image,
                          node_config_new_with(image->config, "backing", base ? base->name : NULL));

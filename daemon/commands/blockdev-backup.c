@@ -96,41 +96,25 @@ typedef struct BackupJob {
     Backup *backup;
 } BackupJob;
 
-typedef struct BackupCall {
-    const BackupJob *job;
-    Backup *backup; // begun
-    bool is_good;   // of a settlement
-    int result;
-    GError *error;
-} BackupCall;
-
-static int call_loop(Fiber *self, const BackupJob *job, FiberFn *fn, BackupCall *call,
-                     GError **error)
-{
-    call->job = job;
-    if (remote_call_fiber_reserve(self, named_node_loop(job->target), fn, call) < 0)
-        return qmp_fail(error, "Node '%s': no memory for a fiber's stack", job->target->name);
-    if (call->error)
-        g_propagate_error(error, call->error);
-    return call->result;
-}
-
 static int run(Fiber *self, JobControl *control, void *work, GError **error)
 {
     return backup_run(self, control, ((const BackupJob *)work)->backup, error);
 }
 
-static void settle_on_loop(Fiber *self, void *arg)
+static int settle_well_on_loop(Fiber *self, void *work, GError **error)
 {
-    BackupCall *call = arg;
-    call->result = backup_settle(self, call->job->backup, call->is_good, &call->error);
+    return backup_settle(self, ((BackupJob *)work)->backup, true, error);
 }
 
-static void settle(Fiber *self, const BackupJob *job, bool is_good)
+static int settle_failed_on_loop(Fiber *self, void *work, GError **error)
 {
-    BackupCall call = {.is_good = is_good};
+    return backup_settle(self, ((BackupJob *)work)->backup, false, error);
+}
+
+static void settle(Fiber *self, BackupJob *job, JobNodesCallFn *fn)
+{
     g_autoptr(GError) error = NULL;
-    if (call_loop(self, job, settle_on_loop, &call, &error) < 0)
+    if (job_nodes_call(self, job->target, fn, job, &error) < 0)
         log_line(LOG_ERROR,
                  "after %s: the bitmap of '%s' is as after one that failed, so the next backup "
                  "copies more than it would have to: %s",
@@ -139,12 +123,12 @@ static void settle(Fiber *self, const BackupJob *job, bool is_good)
 
 static void commit_job(Fiber *self, void *work)
 {
-    settle(self, work, true);
+    settle(self, work, settle_well_on_loop);
 }
 
 static void abort_job(Fiber *self, void *work)
 {
-    settle(self, work, false);
+    settle(self, work, settle_failed_on_loop);
 }
 
 static void end_on_loop(Fiber *self, void *arg)
@@ -326,11 +310,11 @@ static int hold(Fiber *self, BackupJob *job, GError **error)
                           &job->hold, error);
 }
 
-static void begin_on_loop(Fiber *self, void *arg)
+static int begin_on_loop(Fiber *self, void *work, GError **error)
 {
-    BackupCall *call = arg;
-    call->backup = backup_begin(self, &call->job->spec, &call->error);
-    call->result = call->backup ? 0 : -EINVAL;
+    BackupJob *job = work;
+    job->backup = backup_begin(self, &job->spec, error);
+    return job->backup ? 0 : -EINVAL;
 }
 
 static int begin(Fiber *self, BackupJob *job, const char *id, GError **error)
@@ -343,10 +327,7 @@ static int begin(Fiber *self, BackupJob *job, const char *id, GError **error)
     job->spec.name = id;
     job->spec.source = job->source->node;
     job->spec.target = job->target->node;
-    BackupCall call = {0};
-    r = call_loop(self, job, begin_on_loop, &call, error);
-    job->backup = call.backup;
-    return r;
+    return job_nodes_call(self, job->target, begin_on_loop, job, error);
 }
 
 // Takes `work`.
@@ -411,7 +392,7 @@ static int prepare_backup(Fiber *self, const QmpCall *call, const json_t *args,
 
 // -- the moment -----------------------------------------------------------------------------------
 
-static const BackupJob *job_of(void *state)
+static BackupJob *job_of(void *state)
 {
     return ((const QmpJobStart *)state)->work;
 }
@@ -422,16 +403,15 @@ static int prepare_action(Fiber *self, QmpCall *call, const json_t *data, void *
     return qmp_prepare_job_action(self, call, data, prepare_backup, ret_state, error);
 }
 
-static void drain_on_loop(Fiber *self, void *arg)
+static int drain_on_loop(Fiber *self, void *work, GError **error)
 {
-    BackupCall *call = arg;
-    call->result = backup_drain(self, call->job->backup, &call->error);
+    return backup_drain(self, ((BackupJob *)work)->backup, error);
 }
 
 static int drain_action(Fiber *self, void *state, GError **error)
 {
-    BackupCall call = {0};
-    return call_loop(self, job_of(state), drain_on_loop, &call, error);
+    BackupJob *job = job_of(state);
+    return job_nodes_call(self, job->target, drain_on_loop, job, error);
 }
 
 static void commit_on_loop(void *arg)

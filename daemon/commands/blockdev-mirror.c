@@ -14,6 +14,7 @@
 #include "daemon/node-instances.h"
 #include "daemon/node-overlay.h"
 #include "daemon/qmp/args.h"
+#include "job-start.h"
 #include "jobs/mirror.h"
 
 // -- types ----------------------------------------------------------------------------------------
@@ -81,6 +82,7 @@ typedef struct MirrorJob {
     char *owner; // "mirror job 'j'"
     NamedHold *hold;
     Mirror *mirror;
+    bool is_switched; // the target is in the place of the replaced node
 } MirrorJob;
 
 static int run(Fiber *self, JobControl *control, void *work, GError **error)
@@ -88,40 +90,24 @@ static int run(Fiber *self, JobControl *control, void *work, GError **error)
     return mirror_run(self, control, ((const MirrorJob *)work)->mirror, error);
 }
 
-typedef struct SwitchCall {
-    Mirror *mirror;
-    bool is_switched;
-    int result;
-    GError *error;
-} SwitchCall;
-
-static void come_close_on_loop(Fiber *self, void *arg)
+static int come_close_on_loop(Fiber *self, void *work, GError **error)
 {
-    SwitchCall *call = arg;
-    call->result = mirror_come_close(self, call->mirror, &call->error);
+    return mirror_come_close(self, ((MirrorJob *)work)->mirror, error);
 }
 
-static void switch_on_loop(Fiber *self, void *arg)
+static int switch_on_loop(Fiber *self, void *work, GError **error)
 {
-    SwitchCall *call = arg;
-    call->result = mirror_switch(self, call->mirror, &call->is_switched, &call->error);
-}
-
-static int call_loop(Fiber *self, const MirrorJob *job, FiberFn *fn, SwitchCall *call,
-                     GError **error)
-{
-    *call = (SwitchCall){.mirror = job->mirror};
-    if (remote_call_fiber_reserve(self, named_node_loop(job->target), fn, call) < 0)
-        return qmp_fail(error, "Node '%s': no memory for a fiber's stack", job->target->name);
-    if (call->error)
-        g_propagate_error(error, call->error);
-    return call->result;
+    MirrorJob *job = work;
+    return mirror_switch(self, job->mirror, &job->is_switched, error);
 }
 
 // A target in the place of what nobody may write is not written any more.
-static void note_switch(Fiber *self, const MirrorJob *job)
+static void note_switch(Fiber *self, void *work)
 {
+    const MirrorJob *job = work;
     g_autoptr(GPtrArray) changed = g_ptr_array_new();
+    if (!job->is_switched)
+        return;
     node_overlay_leave(job->replaced, job->target);
     if (job->replaced->facts.read_only)
         g_ptr_array_add(changed, job->target);
@@ -129,30 +115,11 @@ static void note_switch(Fiber *self, const MirrorJob *job)
     nodes_refresh(self, job->target);
 }
 
-// 1: not yet.
-static int switch_with_lock(Fiber *self, const MirrorJob *job, GError **error)
-{
-    SwitchCall call;
-    FiberMutex *lock = nodes_graph_lock(job->daemon->nodes);
-    fiber_mutex_lock(self, lock);
-    int r = call_loop(self, job, switch_on_loop, &call, error);
-    if (call.is_switched)
-        note_switch(self, job);
-    fiber_mutex_unlock(self, lock);
-    return r;
-}
-
 static int prepare(Fiber *self, void *work, GError **error)
 {
+    static const JobSwitch how = {come_close_on_loop, switch_on_loop, note_switch};
     const MirrorJob *job = work;
-    SwitchCall call;
-    int r;
-    do {
-        r = call_loop(self, job, come_close_on_loop, &call, error);
-        if (r == 0)
-            r = switch_with_lock(self, job, error);
-    } while (r > 0);
-    return r;
+    return job_nodes_switch(self, job->daemon->nodes, job->target, &how, work, error);
 }
 
 static void end_on_loop(Fiber *self, void *arg)
@@ -161,8 +128,9 @@ static void end_on_loop(Fiber *self, void *arg)
 }
 
 // With the graph lock.
-static void mirror_job_free(Fiber *self, MirrorJob *job)
+static void free_job(Fiber *self, void *work)
 {
+    MirrorJob *job = work;
     if (job->mirror)
         remote_call_fiber_reserve(self, named_node_loop(job->target), end_on_loop, job->mirror);
     if (job->hold)
@@ -173,10 +141,10 @@ static void mirror_job_free(Fiber *self, MirrorJob *job)
 
 static void clean(Fiber *self, void *work)
 {
-    MirrorJob *job = work;
+    const MirrorJob *job = work;
     FiberMutex *lock = nodes_graph_lock(job->daemon->nodes);
     fiber_mutex_lock(self, lock);
-    mirror_job_free(self, job);
+    free_job(self, work);
     fiber_mutex_unlock(self, lock);
 }
 
@@ -370,13 +338,15 @@ static int begin(Fiber *self, MirrorJob *job, const char *id, GError **error)
 }
 
 // Takes `work`.
-static int start(Fiber *self, MirrorJob *work, const json_t *args, GError **error)
+static int make_job(Fiber *self, MirrorJob *work, const QmpCall *call, const json_t *args,
+                    QmpJobStart *ret_start, GError **error)
 {
     JobSpec spec = qmp_block_job_spec(args, &mirror_kind, work);
     spec.copy_mode = copy_mode_at_first(qmp_args_copy_mode(args, "copy-mode"));
+    spec.group = call->group;
     Job *job = job_new(work->daemon->jobs, &spec, error);
     if (!job) {
-        mirror_job_free(self, work);
+        free_job(self, work);
         return -EINVAL;
     }
     int r = job_set_speed(job, qmp_args_int(args, "speed", 0), error);
@@ -384,10 +354,10 @@ static int start(Fiber *self, MirrorJob *work, const json_t *args, GError **erro
     if (r == 0)
         r = begin(self, work, spec.id, error);
     if (r == 0) {
-        job_start(self, job, named_node_loop(work->target));
+        *ret_start = (QmpJobStart){job, named_node_loop(work->target), work, free_job};
     } else {
         job_drop(job);
-        mirror_job_free(self, work);
+        free_job(self, work);
     }
     return r;
 }
@@ -406,22 +376,24 @@ static MirrorSpec spec_of(const json_t *args)
     };
 }
 
-static int start_mirror(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_reply,
-                        GError **error)
+static int prepare_mirror(Fiber *self, const QmpCall *call, const json_t *args,
+                          QmpJobStart *ret_start, GError **error)
 {
-    Nodes *nodes = call->daemon->nodes;
     MirrorJob *work = g_new(MirrorJob, 1);
     *work = (MirrorJob){.daemon = call->daemon, .spec = spec_of(args)};
-    fiber_mutex_lock(self, nodes_graph_lock(nodes));
-    int r = find_nodes(nodes, args, work, error);
+    int r = find_nodes(call->daemon->nodes, args, work, error);
     if (r == 0)
         r = check(args, work, error);
     if (r == 0)
-        r = start(self, work, args, error);
-    else
-        mirror_job_free(self, work);
-    fiber_mutex_unlock(self, nodes_graph_lock(nodes));
+        return make_job(self, work, call, args, ret_start, error);
+    free_job(self, work);
     return r;
+}
+
+static int start_mirror(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_reply,
+                        GError **error)
+{
+    return qmp_start_job(self, call, args, prepare_mirror, error);
 }
 
 static const QmpCommand commands[] = {
