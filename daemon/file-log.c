@@ -66,8 +66,7 @@ void file_log_event(File *file, const FileEvent *event, void *file_log)
         log_line(
             LOG_WARNING,
             "disk '%s': %s was changed from outside while it is served, though nobody may write "
-            "it: what is read may be damaged, and nothing is built on it until it is opened "
-            "again",
+            "it: what is read may be damaged, and nothing is built on it until it is opened again",
             log->disk, file_path(file));
     else
         tell_failure(log, file, event);

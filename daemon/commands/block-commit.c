@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// block-commit. Which nodes it is about, what the table of nodes says before and after; the work and
-// the switch are jobs/commit.c's, on the loop of the nodes, once they are held. Control loop.
+// block-commit. Which nodes it is about, what the table of nodes says before and after; the work
+// and the switch are jobs/commit.c's, on the loop of the nodes, once they are held. Control loop.
 #include "block-commit.h"
 
 #include <errno.h>
@@ -44,21 +44,16 @@ static const QmpType block_commit_args = {
              "work more than half as fast as it is done"},
             {"keep-points", &qmp_bool, true,
              "an extension: all overlays of the base, and what lies on them, go on showing what "
-             "they "
-             "do, the layers that leave the chain among them, whatever becomes of the job. They "
-             "get "
-             "what the base loses, so they grow. false, unless given"},
+             "they do, the layers that leave the chain among them, whatever becomes of the job. "
+             "They get what the base loses, so they grow. false, unless given"},
             {"keep-top", &qmp_bool, true,
              "an extension: the top stays in the chain, over the base. Only what lies between "
-             "leaves, "
-             "and what the base has then of what the top owned is given back to the host. What "
-             "clients write to a device while its commit comes to an end, and from then on, stays "
-             "in "
-             "it. false, unless given"},
+             "leaves, and what the base has then of what the top owned is given back to the host. "
+             "What clients write to a device while its commit comes to an end, and from then on, "
+             "stays in it. false, unless given"},
             {"auto-complete", &qmp_bool, true,
              "an extension: a device that is committed itself completes as soon as it would be "
-             "ready, "
-             "and never is. false, unless given: by job-complete"},
+             "ready, and never is. false, unless given: by job-complete"},
             {"auto-finalize", &qmp_bool, true, "true, unless given; else by job-finalize"},
             {"auto-dismiss", &qmp_bool, true, "true, unless given; else by job-dismiss"},
             {0}},

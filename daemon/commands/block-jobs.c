@@ -57,8 +57,7 @@ static const QmpType info_type = {
              "an extension: of a job that stays in step with what clients write, what it is now"},
             {"actively-synced", &qmp_bool, true,
              "of the same: whether source and target show the same, and go on to as what is "
-             "written "
-             "goes to both at once"},
+             "written goes to both at once"},
             {"error", &qmp_str, true, "why it failed"},
             {0}},
 };
@@ -424,8 +423,7 @@ static const QmpCommand commands[] = {
     {"block-job-dismiss", &id_args, NULL, "As `job-dismiss`.", dismiss},
     {"block-job-change", &change_args, NULL,
      "Changes what a job does while it runs: in which way what clients write gets to its target. "
-     "For "
-     "a job of type `commit`, and a change to `background`, an extension.",
+     "For a job of type `commit`, and a change to `background`, an extension.",
      change},
     {0},
 };

@@ -399,8 +399,7 @@ static int start_mirror(Fiber *self, QmpCall *call, const json_t *args, json_t *
 static const QmpCommand commands[] = {
     {"blockdev-mirror", &blockdev_mirror_args, NULL,
      "Starts a job that copies a node to another, and becomes ready once all is copied; it stays "
-     "in "
-     "step with what clients write then. Completed, the target is in the place of the node, and "
+     "in step with what clients write then. Completed, the target is in the place of the node, and "
      "its clients do not notice; cancelled without force, once it is ready, it leaves a copy of "
      "that moment. Zeros and holes are not read, nor written where the target has them.",
      start_mirror},

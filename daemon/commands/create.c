@@ -56,9 +56,8 @@ static const QmpType qcow2_options = {
             {"backing-fmt", &format_name, true, "and its format, which is required with it"},
             {"cluster-size", &qmp_size, true, "64 KiB without it"},
             {"preallocation", &preallocation, true,
-             "off, which is the default; metadata: all clusters have "
-             "their places; falloc and full: the host's space is "
-             "taken, too"},
+             "off, which is the default; metadata: all clusters have their places; falloc and "
+             "full: the host's space is taken, too"},
             {"lazy-refcounts", &qmp_bool, true, "recorded; chaind has no use for it"},
             {"refcount-bits", &qmp_int, true, "16 without it"},
             {"compression-type", &compression, true, "zlib without it"},

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Making and deleting internal snapshots. The work is done on the node's loop, beside its guest, and
-// may take seconds; meanwhile the node is used (so it stays) and its image held on its loop, and other
-// commands go on. Control loop.
+// Making and deleting internal snapshots. The work is done on the node's loop, beside its guest,
+// and may take seconds; meanwhile the node is used (so it stays) and its image held on its loop,
+// and other commands go on. Control loop.
 //
 // In a transaction the moment is the commit, which is memory only. Counting what each snapshot
-// references comes after it, so an action may still fail then (finish): all that the transaction did is
-// undone.
+// references comes after it, so an action may still fail then (finish): all that the transaction
+// did is undone.
 #include "internal-snapshots.h"
 
 #include <errno.h>
@@ -69,8 +69,8 @@ static void hold(Fiber *self, NamedNode *named, Held *ret_held)
     remote_call_plain(self, named_node_loop(named), hold_on_loop, named->node);
 }
 
-// As soon as the work is done: what makes the image read-only waits for it, perhaps another action of
-// the same transaction.
+// As soon as the work is done: what makes the image read-only waits for it, perhaps another action
+// of the same transaction.
 static void let_go(Fiber *self, Held *held)
 {
     if (held->is_on_loop)
@@ -430,10 +430,8 @@ static int blockdev_snapshot_delete_internal_sync(Fiber *self, QmpCall *of, cons
 static const QmpCommand commands[] = {
     {"blockdev-snapshot-internal-sync", &snapshot_args, NULL,
      "Makes an internal snapshot of an image while it is written: clients wait for the writes "
-     "under "
-     "way at that moment, and no longer, whatever the size. When the reply comes the snapshot is "
-     "on "
-     "disk.",
+     "under way at that moment, and no longer, whatever the size. When the reply comes the "
+     "snapshot is on disk.",
      blockdev_snapshot_internal_sync},
     {"blockdev-snapshot-delete-internal-sync", &delete_args, &snapshot_info,
      "Deletes an internal snapshot while the image is written. Refused while a node shows it.",

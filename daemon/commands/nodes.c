@@ -104,8 +104,7 @@ static const QmpType corrupted_data = {
                                    {"node-name", &qmp_str, true, "the node"},
                                    {"msg", &qmp_str, .doc = "what is wrong, for people"},
                                    {"fatal", &qmp_bool,
-                                    .doc = "whether the node refuses writes "
-                                           "from now on"},
+                                    .doc = "whether the node refuses writes from now on"},
                                    {0}},
 };
 

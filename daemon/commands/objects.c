@@ -346,8 +346,7 @@ static const QmpCommand commands[] = {
     {"qom-get", &qom_get_args, &qmp_any, "The value of a property.", qom_get},
     {"qom-set", &qom_set_args, NULL,
      "Changes a property. \"limits\" of a throttle group: what is not given stays, and it holds "
-     "for "
-     "requests that wait already.",
+     "for requests that wait already.",
      qom_set},
     {"qom-list-types", &qom_list_types_args, &object_type_infos, "The kinds of objects.",
      qom_list_types},

@@ -395,10 +395,9 @@ static int x_chain_plan(Fiber *self, QmpCall *call, const json_t *args, json_t *
 static const QmpCommand commands[] = {
     {"x-chain-plan", &plan_args, &groups_type,
      "Which jobs would remove points in time from a chain, and what they would move, need and "
-     "free, "
-     "in each way: by streaming layers up, by committing them down, and for several points by "
-     "both, "
-     "with each of the layers as the one that stays. From metadata only; nothing is changed.",
+     "free, in each way: by streaming layers up, by committing them down, and for several points "
+     "by both, with each of the layers as the one that stays. From metadata only; nothing is "
+     "changed.",
      x_chain_plan},
     {0},
 };

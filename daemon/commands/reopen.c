@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// blockdev-reopen. What may change is checked first, of all nodes, and then everything that may fail is
-// done, and undone when it does (reopening.h). What an option cannot be changed to is refused by its
-// name. Control loop, with the graph lock held.
+// blockdev-reopen. What may change is checked first, of all nodes, and then everything that may
+// fail is done, and undone when it does (reopening.h). What an option cannot be changed to is
+// refused by its name. Control loop, with the graph lock held.
 #include "reopen.h"
 
 #include <errno.h>
@@ -234,8 +234,7 @@ static const QmpCommand commands[] = {
     {"blockdev-reopen", &blockdev_reopen_args, NULL,
      "Changes options of nodes while they are in use, of all of them or of none: read-only, "
      "discard, detect-zeroes, cache.direct, the backing node, the file node (of an image: filters "
-     "over "
-     "the same one), the part of a raw node, the group of a throttle node, and those that do "
+     "over the same one), the part of a raw node, the group of a throttle node, and those that do "
      "nothing.",
      blockdev_reopen},
     {0},

@@ -137,9 +137,8 @@ static const QmpCommand commands[] = {
     {"block_resize", &block_resize_args, NULL,
      "Changes the size of a node and its image or file, also while it is served: clients that "
      "connect from now on see the new size, the others keep the one that they were told. What "
-     "comes "
-     "new reads as zeros; an image with internal snapshots does not shrink. Of a block device it "
-     "takes up the size that the device has.",
+     "comes new reads as zeros; an image with internal snapshots does not shrink. Of a block "
+     "device it takes up the size that the device has.",
      block_resize},
     {"block-set-write-threshold", &threshold_args, NULL,
      "Has an event sent when something is written beyond that offset of a node. For an image on a "
