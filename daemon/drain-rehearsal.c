@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// The drain begins while the graph lock is held, so that the node is where it is looked for; from then
-// on it cannot move (a drained node does not) nor go (it is used).
+// The drain begins while the graph lock is held, so that the node is where it is looked for; from
+// then on it cannot move (a drained node does not) nor go (it is used).
 #include "drain-rehearsal.h"
 
 #include "chain-core/port.h"

@@ -224,8 +224,8 @@ int exports_remove(Fiber *self, Exports *exports, Export *export)
     export->is_shutting_down = true;
     fiber_wait_group_add(&exports->removals, 1);
     fiber_rw_lock_read(self, move_lock);
-    // From here on its node stays on its loop. The lock would keep all others there as well, however
-    // long requests to this one's storage take.
+    // From here on its node stays on its loop. The lock would keep all others there as well,
+    // however long requests to this one's storage take.
     bool was_fixed = export->use->is_fixed;
     export->use->is_fixed = true;
     Loop *loop = nbds_export_loop(export->nbds);

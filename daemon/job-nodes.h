@@ -40,8 +40,8 @@ int job_nodes_switch(Fiber *self, Nodes *nodes, const NamedNode *named, const Jo
 // Brings both to one loop, on which each is there once: they can be held and joined there.
 int job_nodes_join(Fiber *self, Nodes *nodes, NamedNode *source, NamedNode *target, GError **error);
 
-// Has the image internal snapshots? They show the layers below it, too, and would show something else
-// when those change or leave: a sentence.
+// Has the image internal snapshots? They show the layers below it, too, and would show something
+// else when those change or leave: a sentence.
 int job_nodes_check_snapshots(const NamedNode *image, GError **error);
 
 // Makes a node that its job holds writable, while it is used; or read-only again, when all that was

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// The table of nodes, for those who put nodes into it (nodes.c) and take them out (nodes-closing.c).
+// The table of nodes, for those who put nodes into it (nodes.c) and take them out
+// (nodes-closing.c).
 #pragma once
 
 #include "chain-core/fiber-sync.h"

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // The table of nodes. A node is opened on its loop in one remote call with all that lies below it,
 // and gets its place in the table when that has returned; it leaves the table first, and is closed
-// then (nodes-closing.c). So what is in the table is open, and what a loop closes nobody finds any more.
+// then (nodes-closing.c). So what is in the table is open, and what a loop closes nobody finds any
+// more.
 #include "nodes.h"
 
 #include <errno.h>
@@ -300,8 +301,8 @@ static NamedNode *enter(Nodes *nodes, NodeOrigin *origin, ChainNode *opened, Nod
     return named;
 }
 
-// The child of that role that was opened with node `at`; 0: none was. A layer's own come before those
-// of what lies below it.
+// The child of that role that was opened with node `at`; 0: none was. A layer's own come before
+// those of what lies below it.
 static guint find_opened(const Opening *o, guint at, const char *role)
 {
     for (guint i = at + 1; i < o->opened->len; i++) {
@@ -329,9 +330,9 @@ static void enter_with_files(Opening *o, NamedNode **entered, guint at)
     }
 }
 
-// The node, what it lies in, and all below, in the order in which QEMU makes them, and tells of them:
-// a file goes before what lies in it, a backing file after its overlay. Chains are long, what lies
-// between their layers is not: only that is recursion.
+// The node, what it lies in, and all below, in the order in which QEMU makes them, and tells of
+// them: a file goes before what lies in it, a backing file after its overlay. Chains are long, what
+// lies between their layers is not: only that is recursion.
 static void enter_chain(Opening *o, NamedNode **entered, guint at)
 {
     for (guint layer = at, next;; layer = next) {

@@ -23,8 +23,8 @@ void nodes_free(Nodes *nodes);
 // Held by whoever changes the graph, from before it looks until it is done. Queries do not take it.
 FiberMutex *nodes_graph_lock(Nodes *nodes);
 
-// Held for reading by whoever ends what uses a node on the node's loop, as long as that takes: nodes
-// do not move meanwhile.
+// Held for reading by whoever ends what uses a node on the node's loop, as long as that takes:
+// nodes do not move meanwhile.
 FiberRwLock *nodes_move_lock(Nodes *nodes);
 // Moves a node, and all that has to be on its loop, to `loop`, one of those of nodes_new().
 int nodes_move(Fiber *self, Nodes *nodes, NamedNode *named, Loop *loop, GError **error);

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// A backup from its begin to its end. `unsaved` says what is part of it and not in the target yet: the
-// filter saves what guests are about to change of it (filter-copy-before.h), the copy engine the
-// rest. In fibers on the nodes' loop.
+// A backup from its begin to its end. `unsaved` says what is part of it and not in the target yet:
+// the filter saves what guests are about to change of it (filter-copy-before.h), the copy engine
+// the rest. In fibers on the nodes' loop.
 //
-// What guests change from the moment of the backup on is noted in a bitmap of its own, beside the one
-// that the user has handed to it. So that one needs nothing to be done when the backup fails, or the
-// daemon ends before (docs/ordering.md §20); when it went well it gets the bits of the other.
+// What guests change from the moment of the backup on is noted in a bitmap of its own, beside the
+// one that the user has handed to it. So that one needs nothing to be done when the backup fails,
+// or the daemon ends before (docs/ordering.md §20); when it went well it gets the bits of the
+// other.
 #include "jobs/backup.h"
 
 #include <errno.h>

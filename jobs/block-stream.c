@@ -2,8 +2,8 @@
 // What is to be filled is what a layer between the image and what stays below owns; where nothing
 // stays below, what reads as zeros stays as it is. On the image's loop.
 //
-// Reads of metadata and each chunk enter through a port, so whoever drains the chain waits for one of
-// them and not for the job, which then waits like a guest.
+// Reads of metadata and each chunk enter through a port, so whoever drains the chain waits for one
+// of them and not for the job, which then waits like a guest.
 #include "jobs/block-stream.h"
 
 #include <errno.h>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// An active commit that nobody watches or asks for anything: it completes as soon as it is ready. On
-// the chain's loop.
+// An active commit that nobody watches or asks for anything: it completes as soon as it is ready.
+// On the chain's loop.
 #include "job-work.h"
 #include "jobs/commit.h"
 

@@ -236,8 +236,8 @@ static int record_base(Fiber *self, const Commit *c, Node *image, Backing *ret_o
     return qcow2_set_backing_name(self, image, c->backing_name, c->backing_format, error);
 }
 
-// One that names the base and still lies over what it did shows the same, but not for ever: the next
-// commit may overwrite the base.
+// One that names the base and still lies over what it did shows the same, but not for ever: the
+// next commit may overwrite the base.
 static void record_old(Fiber *self, Node *image, const Backing *old)
 {
     if (old->name && !MUTANT("commit-names-old-backing"))

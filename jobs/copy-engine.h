@@ -4,22 +4,24 @@
 //
 // The work set is filled from metadata (`find`) while it is worked off, so a job on a large disk
 // begins at once. A chunk of data is short and counts: for the window, which is in bytes and gets
-// smaller while guests' latency rises (copy-window.h), for the limit on the rate, for progress. What
-// is metadata only is done in any length. What fails stays work, and `failed` says how it goes on.
+// smaller while guests' latency rises (copy-window.h), for the limit on the rate, for progress.
+// What is metadata only is done in any length. What fails stays work, and `failed` says how it goes
+// on.
 //
 // What guests do meanwhile, where they write what a job copies:
 //
 //     chunk:  taken from the set → reads → holds the range of the target → not stale? → writes
 //     guest:  writes to the source, and to the target with its range held → guest_wrote()
 //
-// That call makes the chunks stale that are under way and overlap: their data may be old, so a stale
-// one is dropped and its range is work again. The guest calls before it gives the range up, or
-// before what it wrote only to the source is work. A call when its write begins would change
+// That call makes the chunks stale that are under way and overlap: their data may be old, so a
+// stale one is dropped and its range is work again. The guest calls before it gives the range up,
+// or before what it wrote only to the source is work. A call when its write begins would change
 // nothing: a chunk that holds the range before the guest does writes before it, and one after it
 // finds itself stale.
 //
 // On one loop. Chunks run in fibers of their own, or in that of copy_engine_run(), and wait for
-// nothing but transfers and ranges; everything else is waited for in copy_engine_run(), between them.
+// nothing but transfers and ranges; everything else is waited for in copy_engine_run(), between
+// them.
 #pragma once
 
 #include "chain-core/node.h"
@@ -63,7 +65,8 @@ enum { COPY_AGAIN = 1 }; // from `copy`: nothing was done, the range is work aga
 typedef int CopyFindFn(Fiber *self, void *arg, uint64_t off, uint64_t len, CopyExtent *ret_extent);
 
 typedef struct CopyEngineOps {
-    // What does [off, off+len) need? Called of a range before it is copied. May suspend. 0 or -errno.
+    // What does [off, off+len) need? Called of a range before it is copied. May suspend. 0 or
+    // -errno.
     CopyFindFn *find;
     // The same ahead of the copy, for what nobody has changed since its begin. NULL: `find`.
     CopyFindFn *look;

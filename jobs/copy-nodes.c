@@ -3,9 +3,9 @@
 // leaves. Whoever holds a range waits for one write only: not for the read, nor for memory.
 //
 // Where the host takes bytes from file to file (node_write_extent()) the read is part of the write.
-// It begins with the range held and the chunk not stale, so what it reads is as new as what a buffer
-// would hold. The source is pinned then, and not before: a guest that holds the range may wait for
-// pins to end. On the nodes' loop.
+// It begins with the range held and the chunk not stale, so what it reads is as new as what a
+// buffer would hold. The source is pinned then, and not before: a guest that holds the range may
+// wait for pins to end. On the nodes' loop.
 #include "copy-nodes.h"
 
 #include <errno.h>

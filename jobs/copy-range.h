@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// What a copy of a node has to bring to its target, from metadata: data, zeros, or nothing. For mirror
-// and backup. On the nodes' loop.
+// What a copy of a node has to bring to its target, from metadata: data, zeros, or nothing. For
+// mirror and backup. On the nodes' loop.
 #pragma once
 
 #include "copy-engine.h"

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // Once a tick: the window is halved when guests' latency is over twice what it could be, else it
 // doubles, but not for a while after it was halved: what is too much is found out by trying, and
-// guests are to feel that in no more than one request of a hundred. Where there are none all of it is
-// used. It begins small, before it is known whether there are any. Pure.
+// guests are to feel that in no more than one request of a hundred. Where there are none all of it
+// is used. It begins small, before it is known whether there are any. Pure.
 #include "copy-window.h"
 
 #include <glib.h>

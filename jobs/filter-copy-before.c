@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // Each save is a fiber of its own, for a guest that has waited long enough goes on while it is in
-// flight: its buffers and its range are its own until it ends. It counts as a request at the owner's
-// port, which it enters as a part of the guest's that is inside already, drained or not. Guests that
-// come to the same granules wait for the same save. On the node's loop.
+// flight: its buffers and its range are its own until it ends. It counts as a request at the
+// owner's port, which it enters as a part of the guest's that is inside already, drained or not.
+// Guests that come to the same granules wait for the same save. On the node's loop.
 //
 // Write order (docs/ordering.md §20): old data is in the target before the source is changed.
 #include "filter-copy-before.h"

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Copy-before-write: a filter above the source of a backup. What guests are about to change there, and
-// is not in the backup yet, is saved first; they wait for the granules that they change, and for
-// nothing else. What is saved, or never was to be, costs them one look at a bitmap.
+// Copy-before-write: a filter above the source of a backup. What guests are about to change there,
+// and is not in the backup yet, is saved first; they wait for the granules that they change, and
+// for nothing else. What is saved, or never was to be, costs them one look at a bitmap.
 //
 // The owner saves, too, from the other end (a backup in the background). Both go by `unsaved` and
 // by the lock:
@@ -46,7 +46,8 @@ Node *filter_copy_before_new(const CopyBeforeConfig *config);
 // What the owner's chunk has saved, up to chunk->off + chunk->len: called when its range was given
 // up, without a suspend point between. -ENOMEM: it may look unsaved still, so the backup is broken.
 int filter_copy_before_saved(Node *filter, const CopyChunk *chunk);
-// Guests go on at once, as after a failure, which nobody is told; returns when no save is under way.
+// Guests go on at once, as after a failure, which nobody is told; returns when no save is under
+// way.
 void filter_copy_before_stop(Fiber *self, Node *filter);
 // 0, or why the backup is broken.
 int filter_copy_before_error(const Node *filter);

@@ -73,7 +73,8 @@ static void leave_to_copy(ForwardNode *f, Span span)
 
 // -- write-blocking -------------------------------------------------------------------------------
 
-// The bytes around the guest's come from the source; where it ends before the target they are zeros.
+// The bytes around the guest's come from the source; where it ends before the target they are
+// zeros.
 static int write_wide(Fiber *self, const ForwardNode *f, Span wide)
 {
     Loop *loop = f->node.loop;

@@ -13,8 +13,8 @@ static void asked(void *arg)
     copy_engine_set_speed(copy->engine, job_speed(copy->control)); // and wakes it
 }
 
-// A granule is at least a cluster, so that no two chunks write the same one; on a large disk more, so
-// that what is to be done takes some MiB at most, however it lies.
+// A granule is at least a cluster, so that no two chunks write the same one; on a large disk more,
+// so that what is to be done takes some MiB at most, however it lies.
 static uint32_t choose_granularity_bits(uint64_t size_bytes, Node *target)
 {
     enum { MIN_BITS = 16, MAX_GRANULES_BITS = 26 };
@@ -108,8 +108,8 @@ int job_copy_pause_point(Fiber *self, void *arg)
     return job_pause_point(self, ((JobCopy *)arg)->control);
 }
 
-// How far it has come, of *ret_total. What was copied twice, since a guest wrote it meanwhile, counts
-// twice: in the total, too. So does what had to be moved elsewhere.
+// How far it has come, of *ret_total. What was copied twice, since a guest wrote it meanwhile,
+// counts twice: in the total, too. So does what had to be moved elsewhere.
 static uint64_t done_of(const JobCopy *copy, const CopyEngineStats *stats, uint64_t *ret_total)
 {
     uint64_t beside = stats->beside_copied + stats->beside_shared;

@@ -27,8 +27,8 @@ typedef struct JobCopy {
     .failed = job_copy_failed, .wants_pause = job_copy_wants_pause,                                \
     .pause_point = job_copy_pause_point, .progress = job_copy_progress
 
-// How to copy into `target`: the granularity of the work set (at least what is there already), chunks,
-// and the window (what is there already, or else the usual one).
+// How to copy into `target`: the granularity of the work set (at least what is there already),
+// chunks, and the window (what is there already, or else the usual one).
 void job_copy_choose_sizes(CopyEngineConfig *config, Node *target);
 // `control`, what to do on errors, `retries_ignored`, `counts_all`, `source` and `target` are set.
 void job_copy_begin(JobCopy *copy, Loop *loop, const CopyEngineConfig *config);

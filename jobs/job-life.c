@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// From the start of a job to its end. Control loop: each job has a fiber here that waits for the end
-// of the work. The last one of a group to come back ends them all:
+// From the start of a job to its end. Control loop: each job has a fiber here that waits for the
+// end of the work. The last one of a group to come back ends them all:
 //
 //     all well → pending → finalized → each prepared → each committed, cleaned, concluded
 //     one failed, or was cancelled, at any step → each aborted, cleaned, concluded

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Counts what is to be copied and what of it the target has no place for yet, and compares that with
-// the room that there is. A job that its user wants stopped for lack of space is not asked: he is
-// going to make room.
+// Counts what is to be copied and what of it the target has no place for yet, and compares that
+// with the room that there is. A job that its user wants stopped for lack of space is not asked: he
+// is going to make room.
 //
-// Tables of the target, and what points in time are saved for, are left out; so what is refused would
-// have failed for certain, and a job that is let through may find the target full all the same, at
-// its very end.
+// Tables of the target, and what points in time are saved for, are left out; so what is refused
+// would have failed for certain, and a job that is let through may find the target full all the
+// same, at its very end.
 #include "job-space.h"
 
 #include <errno.h>

@@ -13,8 +13,8 @@ typedef struct JobSpace {
     Node *source, *target;
 } JobSpace;
 
-// -ENOSPC with a sentence when the target cannot hold it, which is for sure: what may need no space of
-// its own is not counted, nor what the host may have more than it says. 0: it can, or nobody can
+// -ENOSPC with a sentence when the target cannot hold it, which is for sure: what may need no space
+// of its own is not counted, nor what the host may have more than it says. 0: it can, or nobody can
 // tell, or the job is to be paused when there is no room. -ECANCELED. Looks at the tables of source
 // and target only where room is scarce, and is a pause point.
 int job_space_check(Fiber *self, const JobSpace *space, JobControl *control, JobOnError on_error,

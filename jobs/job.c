@@ -7,7 +7,7 @@
 //        ↓              the work's end: waiting ─ all of the group ─→ pending
 //      null                    │           │                             │ prepared
 //                              ↓           ↓                             ↓
-//                  it failed: aborting ────┴───────────────────────→ concluded ─ job_dismiss ─→ null
+//                  it failed: aborting ────┴───────────────────────→ concluded ─ job_dismiss → null
 #include "jobs/job.h"
 
 #include <errno.h>

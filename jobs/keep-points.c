@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// A fill rounds out to clusters of the overlay, so it may read what another chunk is about to write.
-// That is right: whoever writes has filled the same cluster before, and of two fills the one that is
-// linked first counts, which read what no one had written yet.
+// A fill rounds out to clusters of the overlay, so it may read what another chunk is about to
+// write. That is right: whoever writes has filled the same cluster before, and of two fills the one
+// that is linked first counts, which read what no one had written yet.
 //
 // One flush serves all fills that ended before it. On the nodes' loop.
 #include "keep-points.h"

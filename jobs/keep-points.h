@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Overlays that stay valid points in time while the layer below them is overwritten: each comes to own
-// what it shows in a range, durably, before that range is written. So they are right whenever the job
-// ends, however, and after a power cut. On the nodes' loop.
+// Overlays that stay valid points in time while the layer below them is overwritten: each comes to
+// own what it shows in a range, durably, before that range is written. So they are right whenever
+// the job ends, however, and after a power cut. On the nodes' loop.
 #pragma once
 
 #include "chain-core/port.h"

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// The top is gone through in pieces of about one slice of its tables. A cluster of it that guests have
-// changed since it was copied, in any byte, stays whole: with its range held nobody is changing it,
-// and who has is in the set.
+// The top is gone through in pieces of about one slice of its tables. A cluster of it that guests
+// have changed since it was copied, in any byte, stays whole: with its range held nobody is
+// changing it, and who has is in the set.
 //
 // Write order (docs/ordering.md §18 (d)): what is looked at here is durable in the base, and the
 // top's header names the base. On the nodes' loop.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// In fibers on the nodes' loop. The target is durable before guests are taken to it (docs/ordering.md
-// §18).
+// In fibers on the nodes' loop. The target is durable before guests are taken to it
+// (docs/ordering.md §18).
 #include "live-copy.h"
 
 #include <errno.h>
@@ -262,8 +262,8 @@ static int flush_as_wanted(Fiber *self, LiveCopy *live, GError **error)
     return is_again ? 1 : r;
 }
 
-// What guests do from now on goes to both, so a flush has less to do than the one before it, as long
-// as what was copied is what it takes its time for.
+// What guests do from now on goes to both, so a flush has less to do than the one before it, as
+// long as what was copied is what it takes its time for.
 static int approach(Fiber *self, LiveCopy *live, GError **error)
 {
     static const uint64_t short_ns = 10000000;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // A copy of a node that guests go on writing: the copy engine, the filter above the source that
-// tells it what they write, and the moment at which both show the same and guests are taken from the
-// one to the other, or the copy is let go. For an active commit and a mirror; for what nobody writes
-// (a commit of layers in the middle) it is the engine alone.
+// tells it what they write, and the moment at which both show the same and guests are taken from
+// the one to the other, or the copy is let go. For an active commit and a mirror; for what nobody
+// writes (a commit of layers in the middle) it is the engine alone.
 //
 //     live_copy_init → live_copy_begin
 //       → live_copy_run           until it is asked to end; users can pause, limit, cancel it
@@ -12,8 +12,9 @@
 //
 // The switch does no I/O while guests wait. What a flush of theirs has promised is durable in the
 // target before that, too: once the copy is close, their flushes are the target's as well, and then
-// it is flushed once more for all that came before. A guest's flush then takes as long as what is not
-// durable in the target does, so before that the target is flushed alone until that gets no shorter.
+// it is flushed once more for all that came before. A guest's flush then takes as long as what is
+// not durable in the target does, so before that the target is flushed alone until that gets no
+// shorter.
 //
 // On the nodes' loop.
 #pragma once
@@ -61,20 +62,21 @@ typedef struct LiveCopy {
 void live_copy_init(LiveCopy *live, const LiveCopySpec *spec);
 // Makes the engine (sizes of chunks are chosen here), and puts the filter over the source.
 void live_copy_begin(Fiber *self, LiveCopy *live, JobControl *control, CopyEngineConfig *config);
-// Copies; a live copy is ready then, and stays in step with what guests write until users want it to
-// end: 0, and unless it ends as it is, little is left and little not durable.
+// Copies; a live copy is ready then, and stays in step with what guests write until users want it
+// to end: 0, and unless it ends as it is, little is left and little not durable.
 int live_copy_run(Fiber *self, LiveCopy *live, GError **error);
-// For who runs the engine by himself: users hear of it, and from here on may want it to end; they are
-// not asked any more.
+// For who runs the engine by himself: users hear of it, and from here on may want it to end; they
+// are not asked any more.
 void live_copy_set_ready(LiveCopy *live);
 void live_copy_set_over(LiveCopy *live);
 // It was ready, and is to end by completing.
 bool live_copy_is_to_complete(const LiveCopy *live);
-// After a run that went well: what is left is done and made durable, without a limit on the rate, for
-// as long as it takes. Guests go on, and nothing need be held that others wait for.
+// After a run that went well: what is left is done and made durable, without a limit on the rate,
+// for as long as it takes. Guests go on, and nothing need be held that others wait for.
 int live_copy_come_close(Fiber *self, LiveCopy *live, GError **error);
-// While nobody enters, `plan` is done, the steps that `arg`'s owner records in the switch: 0, and the
-// filter is gone. 1: guests were faster, so it is to come close again. On failure nothing has changed.
+// While nobody enters, `plan` is done, the steps that `arg`'s owner records in the switch: 0, and
+// the filter is gone. 1: guests were faster, so it is to come close again. On failure nothing has
+// changed.
 typedef void LiveCopyPlanFn(Switch *s, void *arg);
 int live_copy_try_leave(Fiber *self, LiveCopy *live, LiveCopyPlanFn *plan, void *arg,
                         GError **error);

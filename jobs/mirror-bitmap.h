@@ -19,8 +19,8 @@ void mirror_bitmap_done(MirrorBitmap *of);
 int mirror_bitmap_begin(Fiber *self, MirrorBitmap *of);
 // How far from `off` on all is dirty, or not.
 uint64_t mirror_bitmap_look(const MirrorBitmap *of, uint64_t off, uint64_t len, bool *ret_dirty);
-// While no guest is inside: all that the source shows is in the target; or what the engine has still
-// to do is not.
+// While no guest is inside: all that the source shows is in the target; or what the engine has
+// still to do is not.
 void mirror_bitmap_set_copied(MirrorBitmap *of);
 // `unflushed` may be lost, so it is left, too.
 void mirror_bitmap_set_left(MirrorBitmap *of, CopyEngine *engine, const Bitmap *unflushed);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// A mirror from its begin to its end. What is data, and what reads as zeros, is asked of the source's
-// metadata as it is copied, so zeros and holes are never read. In the target they are written as
-// zeros, or left out where it shows them already and goes on to. In fibers on the nodes' loop.
+// A mirror from its begin to its end. What is data, and what reads as zeros, is asked of the
+// source's metadata as it is copied, so zeros and holes are never read. In the target they are
+// written as zeros, or left out where it shows them already and goes on to. In fibers on the nodes'
+// loop.
 //
 // Write order (docs/ordering.md §19): the target is durable before guests are taken to it.
 #include "jobs/mirror.h"

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// What was written to a job's target since its last flush. A target may lose that and go on: a server
-// that was lost and came back says so by a flush that fails, once. Then it is work of the copy again.
-// On the target's loop.
+// What was written to a job's target since its last flush. A target may lose that and go on: a
+// server that was lost and came back says so by a flush that fails, once. Then it is work of the
+// copy again. On the target's loop.
 #pragma once
 
 #include "copy-engine.h"

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // What a job has still to do: which ranges of a disk, in two kinds. *Data* has to be moved, byte by
-// byte, and is what progress counts. *Metadata* (holes, zero clusters, what is not allocated) is done
-// in any length at once. It is filled while it is worked off: from metadata by the copy engine, and
-// by guests' writes. Found in order of offsets, round and round, so that what came to nothing is
-// tried again after all else.
+// byte, and is what progress counts. *Metadata* (holes, zero clusters, what is not allocated) is
+// done in any length at once. It is filled while it is worked off: from metadata by the copy
+// engine, and by guests' writes. Found in order of offsets, round and round, so that what came to
+// nothing is tried again after all else.
 //
 // On one loop; does not suspend.
 #pragma once

@@ -21,5 +21,6 @@ extern const QmpType qmp_bitmap_sync_mode;
 JobOnError qmp_args_on_error(const json_t *args, const char *name);
 // What the member `name` of type qmp_mirror_copy_mode says; automatic, where it is not there.
 CopyMode qmp_args_copy_mode(const json_t *args, const char *name);
-// From job-id (without which there is no valid id), auto-finalize, auto-dismiss. Strings are borrowed.
+// From job-id (without which there is no valid id), auto-finalize, auto-dismiss. Strings are
+// borrowed.
 JobSpec qmp_block_job_spec(const json_t *args, const JobKind *kind, void *work);

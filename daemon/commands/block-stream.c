@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// block-stream. Which nodes it is about, what the table of nodes says before and after; the work and
-// the switch are jobs/block-stream.c's, on the image's loop. Control loop.
+// block-stream. Which nodes it is about, what the table of nodes says before and after; the work
+// and the switch are jobs/block-stream.c's, on the image's loop. Control loop.
 #include "block-stream.h"
 
 #include <errno.h>
@@ -40,8 +40,8 @@ static const QmpType block_stream_args = {
             {0}},
 };
 
-// Until the end others may read and write, but neither resize nor change what lies where. What stays
-// below is held by the overlay that it has.
+// Until the end others may read and write, but neither resize nor change what lies where. What
+// stays below is held by the overlay that it has.
 static const NodePerms image_perms = {
     .held = NODE_PERM_CONSISTENT_READ | NODE_PERM_WRITE_UNCHANGED | NODE_PERM_BACKING,
     .shared = NODE_PERM_CONSISTENT_READ | NODE_PERM_WRITE_UNCHANGED | NODE_PERM_WRITE,

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// blockdev-backup, alone and as an action of transactions. Which nodes it is about, and what the table
-// of nodes says; the work is jobs/backup.c's, on the loop of the nodes, once they are held. The
-// moment that it shows is the commit of the action, for all disks of a transaction the same. Control
-// loop.
+// blockdev-backup, alone and as an action of transactions. Which nodes it is about, and what the
+// table of nodes says; the work is jobs/backup.c's, on the loop of the nodes, once they are held.
+// The moment that it shows is the commit of the action, for all disks of a transaction the same.
+// Control loop.
 #include "blockdev-backup.h"
 
 #include <errno.h>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Users see the jobs of a transaction `created` one after the other, then all `running`; or each go by
-// `aborting` when the transaction fails. Control loop.
+// Users see the jobs of a transaction `created` one after the other, then all `running`; or each go
+// by `aborting` when the transaction fails. Control loop.
 #include "job-start.h"
 
 #include "daemon/daemon.h"

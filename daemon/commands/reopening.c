@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// The order: what others changed is looked at, new children come to the nodes' loops; then modes, page
-// cache or not, and what drivers see to are changed or prepared, each undone if a later one fails.
+// The order: what others changed is looked at, new children come to the nodes' loops; then modes,
+// page cache or not, and what drivers see to are changed or prepared, each undone if a later one
+// fails.
 #include "reopening.h"
 
 #include "chain-core/chain.h"
@@ -50,8 +51,8 @@ static void accept_change(Fiber *self, void *arg)
     a->result = node_accept_change(self, a->node, &a->error);
 }
 
-// What another program changed is not built on. Whoever reopens a node that is read-only, and stays so,
-// says that it was only touched.
+// What another program changed is not built on. Whoever reopens a node that is read-only, and stays
+// so, says that it was only touched.
 static int check_files(Fiber *self, Reopening *r, GError **error)
 {
     int result = r->below ? call_loop(self, r, check_below, error) : 0;

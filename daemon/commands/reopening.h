@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// A node that blockdev-reopen changes, and what is done to several of them on their loops: all of it or
-// nothing, up to the commit, which cannot fail. Control loop, with the graph lock held.
+// A node that blockdev-reopen changes, and what is done to several of them on their loops: all of
+// it or nothing, up to the commit, which cannot fail. Control loop, with the graph lock held.
 #pragma once
 
 #include "chain-core/node-reopen.h"

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// External snapshots of one disk or, in a transaction, of several at one moment, whatever loops they
-// live on. A stage of an action is a remote call to the disk's loop; control holds the graph lock
-// from the first to the last. The write order is libchain/chain/external-snapshot.c's.
+// External snapshots of one disk or, in a transaction, of several at one moment, whatever loops
+// they live on. A stage of an action is a remote call to the disk's loop; control holds the graph
+// lock from the first to the last. The write order is libchain/chain/external-snapshot.c's.
 #include "snapshots.h"
 
 #include <errno.h>
@@ -222,8 +222,8 @@ static int move_back(Fiber *self, const Snapshot *s)
     return r;
 }
 
-// An overlay that stays is as empty as it was: over what is written from now on it would show what is
-// old.
+// An overlay that stays is as empty as it was: over what is written from now on it would show what
+// is old.
 static int empty_overlay(Fiber *self, Node *overlay)
 {
     int r = node_uncover(self, overlay, guest_off(0), overlay->size_bytes);

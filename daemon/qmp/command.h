@@ -42,10 +42,10 @@ typedef struct QmpEvent {
 
 // Actions of one transaction take effect together or not at all. First, what each would drain is
 // drained by itself (daemon/drain-rehearsal.h). Then the graph lock (nodes_graph_lock())
-// is held throughout, so they do not take it. For all in their order: prepare; then drain; then commit;
-// then resume; then finish; then start; then clean. When one of prepare or drain fails: resume what was
-// drained, abort in reverse order those that were prepared, clean. When one of finish fails: the same
-// but for the resume. All functions but prepare may be NULL.
+// is held throughout, so they do not take it. For all in their order: prepare; then drain; then
+// commit; then resume; then finish; then start; then clean. When one of prepare or drain fails:
+// resume what was drained, abort in reverse order those that were prepared, clean. When one of
+// finish fails: the same but for the resume. All functions but prepare may be NULL.
 typedef struct QmpAction {
     const char *name;
     const QmpType *data; // an object
@@ -83,8 +83,8 @@ struct QmpFamily {
     const QmpCommand *commands;
     const QmpAction *actions;
     const QmpEvent *events;
-    // Fills in types that are not constant, such as a union of what another table lists; NULL: there
-    // are none. Once, before any other use.
+    // Fills in types that are not constant, such as a union of what another table lists; NULL:
+    // there are none. Once, before any other use.
     void (*init)(void);
     // Likewise, from the tables of all families, after all init.
     void (*link)(const QmpFamily *const *families);

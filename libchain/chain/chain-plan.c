@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// The disk is gone through in blocks. Of each layer it is asked which cells of a block it has data in,
-// and zeros; the rest is logic on these bits, a word of them at a time. A cell is so small that all
-// clusters begin and end at cells, and so do layers that are shorter than others. On the chain's
-// loop, in a fiber.
+// The disk is gone through in blocks. Of each layer it is asked which cells of a block it has data
+// in, and zeros; the rest is logic on these bits, a word of them at a time. A cell is so small that
+// all clusters begin and end at cells, and so do layers that are shorter than others. On the
+// chain's loop, in a fiber.
 #include "chain-core/chain-plan.h"
 
 #include <errno.h>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// What an image lies in: a file of the host, opened and locked as its layer wants it, or a node that
-// there is already, or one that is made as a description says, with all that lies below it. On the
-// layer's loop.
+// What an image lies in: a file of the host, opened and locked as its layer wants it, or a node
+// that there is already, or one that is made as a description says, with all that lies below it. On
+// the layer's loop.
 #pragma once
 
 #include "chain-core/layer.h"

@@ -2,8 +2,8 @@
 // Copying from one host file to another without the bytes passing through this program. Sharing
 // extents (FICLONERANGE) moves nothing at all, so it is tried wherever blocks are aligned. The
 // kernel's own copying moves the bytes once where reading and writing moves them twice, but page by
-// page: that is cheaper in memory-backed file systems and dearer elsewhere (docs/performance.md). In
-// a fiber.
+// page: that is cheaper in memory-backed file systems and dearer elsewhere (docs/performance.md).
+// In a fiber.
 #include <errno.h>
 #include <linux/fs.h>
 #include <sys/ioctl.h>

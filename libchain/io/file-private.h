@@ -182,7 +182,8 @@ FileTransfer *file_transfer_new(File *file, bool is_write, uint64_t off, const s
                                 unsigned n_iov, IoBatch *batch);
 // Puts one back that the back end lost (a simulated power cut); nobody hears of its end.
 void file_transfer_drop(FileTransfer *x);
-// Forgets the memo where [off, off+len) changes: to be called when a change begins and when it ends.
+// Forgets the memo where [off, off+len) changes: to be called when a change begins and when it
+// ends.
 void file_note_change(File *file, uint64_t off, uint64_t len);
 // A write, zeroing or growth reached `end`.
 void file_note_end(File *file, uint64_t end);

@@ -29,7 +29,8 @@ void port_move(Port *port, Node *to);
 // What kinds are in flight there.
 RequestMask port_in_flight(const Port *port);
 
-// An edge at or below `node`, or its mode, changed: tells the drivers above and recounts their ports' drains.
+// An edge at or below `node`, or its mode, changed: tells the drivers above and recounts their
+// ports' drains.
 void node_edges_changed(Node *node);
 // Sets what is stopped at each port above `node` to what is drained below it now; lets in requests
 // that are no longer.
@@ -43,12 +44,12 @@ void port_add_hold(Port *port, RequestMask kinds);
 void port_remove_hold(Port *port, RequestMask kinds);
 bool node_is_drained(const Node *node); // of anything
 // Waits until nothing of `kinds`, stopped before, is in flight at the ports above `node`, or at
-// this port. With a deadline (UINT64_MAX: none) it can be cancelled, too: 0, -ECANCELED, -ETIMEDOUT;
-// the drain or hold stays. NULL: as long as it takes.
+// this port. With a deadline (UINT64_MAX: none) it can be cancelled, too: 0, -ECANCELED,
+// -ETIMEDOUT; the drain or hold stays. NULL: as long as it takes.
 int node_wait_drained(Fiber *self, Node *node, RequestMask kinds, const uint64_t *deadline_ns);
 int port_wait_drained(Fiber *self, Port *port, RequestMask kinds, const uint64_t *deadline_ns);
 
-// Drains in tries, as switch_drain_in_tries() says. `try_drain` keeps requests out and returns 0 once
-// that is done, or lets them in again: -ETIMEDOUT at the deadline, or another error.
+// Drains in tries, as switch_drain_in_tries() says. `try_drain` keeps requests out and returns 0
+// once that is done, or lets them in again: -ETIMEDOUT at the deadline, or another error.
 typedef int DrainTryFn(Fiber *self, void *arg, uint64_t deadline_ns);
 int drain_in_tries(Fiber *self, DrainTryFn *try_drain, void *arg, uint64_t deadline_ns);

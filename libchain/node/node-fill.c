@@ -3,9 +3,9 @@
 // and what zeros, and how the data comes up. The driver gives places, and links them
 // (NodeFillOps). In a fiber on the node's loop.
 //
-// Data comes up by file_copy() where layers below hold it as plain ranges of files, which are pinned
-// meanwhile, else through a buffer. No lock is held, and what lies below shows the same all the while:
-// the caller's port is entered.
+// Data comes up by file_copy() where layers below hold it as plain ranges of files, which are
+// pinned meanwhile, else through a buffer. No lock is held, and what lies below shows the same all
+// the while: the caller's port is entered.
 #include "chain-core/node-fill.h"
 
 #include <errno.h>
@@ -177,7 +177,8 @@ static int write_up(Fiber *self, const NodeFillPlace *place, uint64_t at, const 
     return r;
 }
 
-// A first part of what is left of `place` by file_copy(): *ret_done moves on. -ENOTSUP: that cannot be.
+// A first part of what is left of `place` by file_copy(): *ret_done moves on. -ENOTSUP: that cannot
+// be.
 static int copy_some(Fiber *self, const Fill *f, const NodeFillPlace *place, uint64_t *ret_done)
 {
     uint64_t done = *ret_done, len = place->len - done;

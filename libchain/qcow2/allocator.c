@@ -380,9 +380,9 @@ int allocator_take(Fiber *self, Qcow2Image *image, uint64_t n_wanted, Allocation
     return r;
 }
 
-// What one take gives may end at a refcount slice's border, with the rest of the piece behind it, or
-// where somebody else has taken meanwhile. Pieces that end too early are kept until the end, so that
-// they do not come again.
+// What one take gives may end at a refcount slice's border, with the rest of the piece behind it,
+// or where somebody else has taken meanwhile. Pieces that end too early are kept until the end, so
+// that they do not come again.
 int allocator_take_piece(Fiber *self, Qcow2Image *image, uint64_t n, Allocation *ret_allocation)
 {
     enum { MAX_TRIES = 64 };

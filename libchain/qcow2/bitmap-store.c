@@ -214,7 +214,8 @@ static void drop(Store *s, HostOff off, uint64_t n)
     g_array_append_val(s->dropped, range);
 }
 
-// Unless it turns out to lie on metadata (a bitmap may have been loaded when nobody knew): it leaks.
+// Unless it turns out to lie on metadata (a bitmap may have been loaded when nobody knew): it
+// leaks.
 static void drop_if_sane(Store *s, HostOff off, uint64_t n)
 {
     if (image_range_is_sane(s->image, (ClusterRange){image_cluster_of(s->image, off), n}))

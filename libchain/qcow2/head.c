@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// The head view of an image that is written: its L1 table is the one that write-back serves, and its
-// L2 tables belong to the metadata set. A view becomes that when it is made, or while it is open.
+// The head view of an image that is written: its L1 table is the one that write-back serves, and
+// its L2 tables belong to the metadata set. A view becomes that when it is made, or while it is
+// open.
 
 #include "qcow2/view.h"
 

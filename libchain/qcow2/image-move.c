@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// An image goes to another loop, or to another way to its file. Its slices of tables go along, dirty ones too: nothing is written,
-// so nothing can fail. On the image's loop.
+// An image goes to another loop, or to another way to its file. Its slices of tables go along,
+// dirty ones too: nothing is written, so nothing can fail. On the image's loop.
 
 #include "qcow2/image.h"
 

@@ -114,9 +114,9 @@ G_GNUC_PRINTF(2, 3) int image_mark_corrupt(Qcow2Image *image, const char *what, 
 G_GNUC_PRINTF(4, 5)
 int image_mark_cut_off(Qcow2Image *image, HostOff off, uint64_t bytes, const char *what, ...);
 
-// Changes fields of the header: on disk, synced, then in image->header; all of it or nothing at each
-// moment (docs/ordering.md §11). `edit` is called under the header's lock with a copy of what holds
-// then: it sets what is to be different (strings are owned: g_free() the old), and suspends
+// Changes fields of the header: on disk, synced, then in image->header; all of it or nothing at
+// each moment (docs/ordering.md §11). `edit` is called under the header's lock with a copy of what
+// holds then: it sets what is to be different (strings are owned: g_free() the old), and suspends
 // nowhere. It may change the backing file's name and format, the size, L1, refcount table,
 // snapshots, the bitmaps extension, features, the version from 2 to 3; several at once. The caller
 // has made durable what the new fields name, and afterwards frees what the old ones named
@@ -160,11 +160,12 @@ static inline void pin_guard_release(PinGuard *guard)
 G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(PinGuard, pin_guard_release)
 
 // To another loop, with what it has cached. `detach` once no request is in any of its views: waits
-// for write-back and whatever else it does by itself. Each of its views does both; the first and the
-// last of them count (image-move.c).
+// for write-back and whatever else it does by itself. Each of its views does both; the first and
+// the last of them count (image-move.c).
 void image_detach(Fiber *self, Qcow2Image *image);
 void image_attach(Qcow2Image *image, Loop *loop);
-// While it is detached: `file` (taken) is another way to the same bytes. Returns the old one, owned.
+// While it is detached: `file` (taken) is another way to the same bytes. Returns the old one,
+// owned.
 File *image_exchange_file(Qcow2Image *image, File *file);
 
 // Where data clusters lie.

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// What a view has of its own in each cell of a range, for those who go through whole disks. Tables are
-// read in long runs, those that lie next to each other together, and leave the cache as it is: it is
-// for guests. What the cache has is taken from there, for it may be newer. In a fiber on the image's
-// loop.
+// What a view has of its own in each cell of a range, for those who go through whole disks. Tables
+// are read in long runs, those that lie next to each other together, and leave the cache as it is:
+// it is for guests. What the cache has is taken from there, for it may be newer. In a fiber on the
+// image's loop.
 
 #include <errno.h>
 
@@ -104,7 +104,8 @@ static int add_part(const Scan *scan, const Part *part, const void *slice)
     return 0;
 }
 
-// The slice at `off`; 1: there is no table up to the end of *ret_part, of which only `n` says something.
+// The slice at `off`; 1: there is no table up to the end of *ret_part, of which only `n` says
+// something.
 static int find_part(Qcow2View *view, uint64_t off, uint64_t end, Part *ret_part)
 {
     const Qcow2Geometry *g = &view->image->geometry;
@@ -140,8 +141,8 @@ static const void *cached(const Qcow2View *view, HostOff host)
     return slice && slice->kind == TABLE_SLICE_L2 ? slice->data : NULL;
 }
 
-// The slices that lie from `run` on, `bytes` of which are in the buffer, as long as they are those that
-// the range is told of.
+// The slices that lie from `run` on, `bytes` of which are in the buffer, as long as they are those
+// that the range is told of.
 static int add_run(Scan *scan, const Part *run, uint64_t bytes)
 {
     Qcow2View *view = scan->view;

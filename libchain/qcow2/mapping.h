@@ -53,8 +53,8 @@ typedef struct MappingPlace {
 // -EIO (image marked corrupt) for a bad L1 entry. -ESTALE, here and from mapping_decode(), where a
 // shared image names a place past its end as known.
 int mapping_find_place(Fiber *self, Qcow2View *view, GuestOff off, MappingPlace *ret_place);
-// Where the slice lies in the file, whether it is cached or not: 0, or 1 where there is no table. Does
-// not suspend; errors as above. *ret_place has no slice.
+// Where the slice lies in the file, whether it is cached or not: 0, or 1 where there is no table.
+// Does not suspend; errors as above. *ret_place has no slice.
 int mapping_find_slice(Qcow2View *view, GuestOff off, HostOff *ret_host, MappingPlace *ret_place);
 // The same as mapping_find_place() without suspending: 0, or -EAGAIN when the slice is not there.
 int mapping_try_find_place(Qcow2View *view, GuestOff off, MappingPlace *ret_place);

@@ -6,8 +6,8 @@
 #include "qcow2/image.h"
 
 // From read-only to writable, all tables read and checked. When the image was not closed cleanly it
-// is repaired, and *ret_is_repaired: what was known of its tables is gone, so nothing reads it then.
-// Else reads may be under way. On failure it is as before.
+// is repaired, and *ret_is_repaired: what was known of its tables is gone, so nothing reads it
+// then. Else reads may be under way. On failure it is as before.
 int image_begin_writing(Fiber *self, Qcow2Image *image, bool *ret_is_repaired, GError **error);
 
 // Makes durable all that was written, releases what was freed, and brings that to the disk, too.

@@ -12,8 +12,8 @@
 
 #include "qcow2/inflated-cache.h"
 
-// One hole of the file: guests' writes to it wait while the host makes it, and on memory the loop does.
-// Dropping so many cached pages takes some tenths of a millisecond.
+// One hole of the file: guests' writes to it wait while the host makes it, and on memory the loop
+// does. Dropping so many cached pages takes some tenths of a millisecond.
 enum { MAX_HOLE_BYTES = 1 << 20 };
 
 int refcounts_block_of(Qcow2Image *image, uint64_t cluster, HostOff *ret_block)

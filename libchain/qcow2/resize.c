@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // The head's size. Drained; in a fiber on the image's loop.
 //
-// Write order (docs/ordering.md §15). Growing: a larger L1 table, moved like the refcount table (all
-// durable → new table → sync → header → the old one is freed); then the new part is made to read as
-// zeros, and that made durable; then the header's size. Shrinking: the header's size; then what lies
-// beyond is freed like a discard. So a cut leaves the old size with all its content, or the new one.
+// Write order (docs/ordering.md §15). Growing: a larger L1 table, moved like the refcount table
+// (all durable → new table → sync → header → the old one is freed); then the new part is made to
+// read as zeros, and that made durable; then the header's size. Shrinking: the header's size; then
+// what lies beyond is freed like a discard. So a cut leaves the old size with all its content, or
+// the new one.
 //
 //     old size ──┐         ┌── the backing file ends here, or nowhere
 //     ...data ───┤ cluster ┤ zero clusters ┤ nothing ┤
@@ -50,7 +51,8 @@ static void edit_l1(Qcow2Header *header, const void *arg)
     header->l1_entries = l1->n;
 }
 
-// Changes of entries that did not reach the disk: a copy would make them durable out of their order.
+// Changes of entries that did not reach the disk: a copy would make them durable out of their
+// order.
 static bool has_changed_entries(const EntryTable *table)
 {
     return table->changed && table->changed->len;
@@ -218,7 +220,8 @@ static int check_bitmaps(Fiber *self, const Node *node, GError **error)
     return r;
 }
 
-// Their size changes with the disk's: until they are stored again the file's are not to be believed.
+// Their size changes with the disk's: until they are stored again the file's are not to be
+// believed.
 static int mark_bitmaps(Fiber *self, const Node *node)
 {
     const GPtrArray *bitmaps = dirty_bitmaps_of(node);

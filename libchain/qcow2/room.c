@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// How many clusters an image can still take: what no refcount counts, as far as the device goes or the
-// host has space for. Tables and refcount blocks are left out, for how many come new depends on what
-// is written where: an image may be full a little earlier. On the image's loop, in a fiber.
+// How many clusters an image can still take: what no refcount counts, as far as the device goes or
+// the host has space for. Tables and refcount blocks are left out, for how many come new depends on
+// what is written where: an image may be full a little earlier. On the image's loop, in a fiber.
 
 #include <errno.h>
 

@@ -3,8 +3,8 @@
 //
 //     prepare   clusters and space for its L1 table and the new snapshot table; a write-back ahead;
 //               the dirty bit
-//     take      with nothing that writes in flight, in memory: the head's L1 table is copied, and each
-//               table that it names marked as shared. That is the moment
+//     take      with nothing that writes in flight, in memory: the head's L1 table is copied, and
+//               each table that it names marked as shared. That is the moment
 //     finish    each reference is counted (snapshot-refs.c) → write-back → L1 table and snapshot
 //               table written → sync → header (the new table, no dirty bit)
 //

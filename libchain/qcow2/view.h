@@ -23,16 +23,16 @@ int view_find_kinds(Fiber *self, Node *node, GuestOff off, uint64_t len,
                     const NodeKinds *kinds);                                   // kinds.c
 int view_resize(Fiber *self, Node *node, uint64_t size_bytes, GError **error); // resize.c
 int view_room(Fiber *self, Node *node, uint64_t enough, NodeRoom *ret_room);   // room.c
-// What of [off, off+len), which begins and ends at borders of clusters (subclusters) or at the view's
-// end, shows what lies below becomes `buf`, which is the same bytes. For fills (fill.c).
+// What of [off, off+len), which begins and ends at borders of clusters (subclusters) or at the
+// view's end, shows what lies below becomes `buf`, which is the same bytes. For fills (fill.c).
 int view_write_unallocated(Fiber *self, Qcow2View *view, GuestOff off, const void *buf, size_t len);
 extern const NodeFillOps view_fill_ops;
-// Whole clusters of [from, to) read as zeros, or as what lies below in version 2; what they named is
-// freed. `to` may be the end of the view's last cluster.
+// Whole clusters of [from, to) read as zeros, or as what lies below in version 2; what they named
+// is freed. `to` may be the end of the view's last cluster.
 int view_zero_clusters(Fiber *self, Qcow2View *view, uint64_t from, uint64_t to);
 
-// The writable head (head.c). Loads the L1 table of a new view; makes a loaded view the head, and the
-// reverse; NodeOps.set_writable.
+// The writable head (head.c). Loads the L1 table of a new view; makes a loaded view the head, and
+// the reverse; NodeOps.set_writable.
 int view_load_l1(Fiber *self, Qcow2View *view, HostOff l1, uint64_t n_l1, GError **error);
 int view_join_as_head(Qcow2View *view, GError **error);
 void view_leave_head(Qcow2View *view);
@@ -41,8 +41,8 @@ int view_set_writable(Fiber *self, Node *node, bool is_writable, GError **error)
 // Is it an image with preallocated metadata? (preallocation.c)
 bool view_data_may_be_hole(Fiber *self, Node *node);
 
-// How far what lies below may show, to whoever opens the image next, too: all of a backing file that the
-// header names counts where it is not open.
+// How far what lies below may show, to whoever opens the image next, too: all of a backing file
+// that the header names counts where it is not open.
 static inline uint64_t view_shown_below(const Qcow2View *view)
 {
     if (view->node.backing)

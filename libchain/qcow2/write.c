@@ -367,8 +367,8 @@ static int reclaim(Fiber *self, Qcow2Image *image, uint64_t n_released, IoBatch 
     return r;
 }
 
-// The first part of a request: *ret_len bytes of it are written, or `batch` does it. 1: the image shares
-// them now.
+// The first part of a request: *ret_len bytes of it are written, or `batch` does it. 1: the image
+// shares them now.
 static inline int write_some(Fiber *self, const GuestWrite *w, IoBatch *batch, size_t *ret_len)
 {
     Qcow2Image *image = w->view->image;

@@ -21,7 +21,8 @@
 //   5. What a pass could not write is dirty again, together with what must not be written before
 //      it; all else of the pass is durable. `rest` names it until the next pass ends.
 //   6. What a failed pass left does not call for another one in the background: as much again must
-//      have become dirty or unlinked. Flushes, and writes that find no memory left, always try anew.
+//      have become dirty or unlinked. Flushes, and writes that find no memory left, always try
+//      anew.
 //   7. Once a sync has failed, nothing is written any more (docs/ordering.md §9).
 //
 // States of an image's write-back, and what changes them
@@ -150,8 +151,8 @@ static void start_background(Writeback *w)
     }
 }
 
-// For others that need the memory. An image that cannot be written keeps its part of the budget; its
-// own writes and flushes meet the error.
+// For others that need the memory. An image that cannot be written keeps its part of the budget;
+// its own writes and flushes meet the error.
 static void start_for_others(TableSliceList *list)
 {
     Writeback *w = (Writeback *)((char *)list - offsetof(Writeback, parts.dirty));

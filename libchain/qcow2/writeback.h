@@ -21,7 +21,8 @@ typedef struct Writeback {
     uint64_t left_bytes, left_unlinked; // what was dirty, and unlinked, when it failed; else 0
 } Writeback;
 
-// The caller fills `parts` (of `dirty` only the cache), `loop`, `memory` and `fibers`, all borrowed.
+// The caller fills `parts` (of `dirty` only the cache), `loop`, `memory` and `fibers`, all
+// borrowed.
 void writeback_init(Writeback *w);
 void writeback_done(Writeback *w);
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // Write-zeroes and discard on the head: whole clusters (subclusters) become zero entries, so that
-// old backing data never shows through; partial ones are written. And the reverse: whole clusters are
-// uncovered, so that what lies below shows. Version 2 has no zero entries:
+// old backing data never shows through; partial ones are written. And the reverse: whole clusters
+// are uncovered, so that what lies below shows. Version 2 has no zero entries:
 // zeroes are written, and a discard without a backing child makes clusters unallocated, with one it
 // does nothing.
 //

@@ -253,8 +253,8 @@ static void count_change(NbdLink *link, const NbdSession *session, const NbdComm
         lose_writes(link);
 }
 
-// Until there is a connection that carries it out, or none in time. A server that knows no FUA gets a
-// flush after the change.
+// Until there is a connection that carries it out, or none in time. A server that knows no FUA gets
+// a flush after the change.
 static int carry_out(Fiber *self, NbdLink *link, NbdCommand *command)
 {
     for (;;) {

@@ -27,7 +27,8 @@ void nbd_link_attach(NbdLink *link, Loop *loop);
 // Requests, also those in flight, fail from now on. Must not suspend.
 void nbd_link_give_up(NbdLink *link);
 
-// What is written from now on, or no longer; negative with a sentence where the export is read-only.
+// What is written from now on, or no longer; negative with a sentence where the export is
+// read-only.
 int nbd_link_set_writable(NbdLink *link, bool is_writable, GError **error);
 
 // Of the connection that is there, or was there last. The size stays.

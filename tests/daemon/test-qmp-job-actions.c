@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Jobs that transactions start: what users are told, in which order, of those that are well, that fail
-// together, or that are never started.
+// Jobs that transactions start: what users are told, in which order, of those that are well, that
+// fail together, or that are never started.
 #include "../jobs/fake-job.h"
 
 #include "daemon/commands/job-start.h"

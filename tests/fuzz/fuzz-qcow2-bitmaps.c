@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Any bytes in the bitmap directory, the tables, the bits and the header's extension of an image with
-// three bitmaps. It is opened for writing on the simulation, what is inconsistent is removed, the
-// rest is stored anew: what is written reads back, and no metadata is damaged or given away. (The
-// image has no guest data at first: a table that names some gives it away, here as with QEMU.) The
-// input is a list of patches: two bytes of place, one of value.
+// Any bytes in the bitmap directory, the tables, the bits and the header's extension of an image
+// with three bitmaps. It is opened for writing on the simulation, what is inconsistent is removed,
+// the rest is stored anew: what is written reads back, and no metadata is damaged or given away.
+// (The image has no guest data at first: a table that names some gives it away, here as with QEMU.)
+// The input is a list of patches: two bytes of place, one of value.
 #include <glib.h>
 #include <stdint.h>
 #include <stdlib.h>

@@ -285,7 +285,8 @@ def test_blocking(tmp):
     run_cases(tmp, "blocking")
 
 
-# -- layers on a server that is slow, or fails at random --------------------------------------------
+# -- layers on a server that is slow, or fails at random
+# --------------------------------------------
 
 @contextlib.contextmanager
 def server(path, sock, *filters):

@@ -55,7 +55,8 @@ def test_served(tmp):
         assert new.pread(512, 3 * MIB) == b"\xbb" * 512
         assert new.pread(3 * MIB - 512, 3 * MIB + 512) == bytes(3 * MIB - 512)
         new.pwrite(b"new!" * 1024, 5 * MIB)
-        # Shrunk below what the old client was told: its requests past the end fail, the rest goes on.
+        # Shrunk below what the old client was told: its requests past the end fail, the rest goes
+        # on.
         q.command("block_resize", node_name="a", size=2 * MIB)
         assert refused(old.pread, 512, 3 * MIB) == "EINVAL"
         assert refused(old.pwrite, b"x" * 512, 3 * MIB) == "ENOSPC"

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Guests that write a disk while a job is at work on it, in the simulation, and know what it may hold.
-// A block holds its number and a version that only grows, so every sector tells how old it is; zeros
-// are versions, too. Each guest has blocks of its own.
+// Guests that write a disk while a job is at work on it, in the simulation, and know what it may
+// hold. A block holds its number and a version that only grows, so every sector tells how old it
+// is; zeros are versions, too. Each guest has blocks of its own.
 #pragma once
 
 #include "../loop/in-fiber.h"

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // Backups of a chain under writing guests, in the simulation: whatever is asked of the job and
-// whatever fails, guests see what they wrote and never fail, and a backup that went well is the disk
-// of the moment at which it was begun, durable (docs/ordering.md §20). By a bitmap, one backup after
-// the other into the same target, some of which fail: those that go well are right.
+// whatever fails, guests see what they wrote and never fail, and a backup that went well is the
+// disk of the moment at which it was begun, durable (docs/ordering.md §20). By a bitmap, one backup
+// after the other into the same target, some of which fail: those that go well are right.
 #include <errno.h>
 #include <string.h>
 

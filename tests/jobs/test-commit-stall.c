@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Active commits beside guests, in virtual time. How long their end holds guests up: not for the time
-// that the base takes to become durable, nor for that of requests that take long now and then. And
-// guests that write faster than the job may copy.
+// Active commits beside guests, in virtual time. How long their end holds guests up: not for the
+// time that the base takes to become durable, nor for that of requests that take long now and then.
+// And guests that write faster than the job may copy.
 #include <errno.h>
 #include <string.h>
 

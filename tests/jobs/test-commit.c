@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // Commits of random chains under writing guests, in the simulation: whatever is asked of the job,
 // whatever fails, and wherever the power is cut, the head shows what guests wrote, at least what a
-// flush acknowledged (docs/ordering.md §18), layers below the base keep their point in time, and the
-// base is what the top was. A guest's block holds its number and a version that only grows, so every
-// sector tells how old it is; zeros are versions, too.
+// flush acknowledged (docs/ordering.md §18), layers below the base keep their point in time, and
+// the base is what the top was. A guest's block holds its number and a version that only grows, so
+// every sector tells how old it is; zeros are versions, too.
 #include <errno.h>
 #include <string.h>
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Copy-before-write in the simulation: whatever guests do beside a backup, and whatever fails in the
-// target, nothing of the source is changed before the target has what it showed at the begin, and
-// the target shows that when the backup is done, or the backup is broken and guests go on.
+// Copy-before-write in the simulation: whatever guests do beside a backup, and whatever fails in
+// the target, nothing of the source is changed before the target has what it showed at the begin,
+// and the target shows that when the backup is done, or the backup is broken and guests go on.
 //
 // What holds at every moment holds after a cut of the power at that moment.
 #include "slow-disk.h"

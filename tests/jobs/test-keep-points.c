@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// A point in time beside others who come to own what is saved: when the save has ended the point owns
-// it durably, whoever made it its own (docs/ordering.md §18 (c)). In the simulation, with a power cut
-// the moment after.
+// A point in time beside others who come to own what is saved: when the save has ended the point
+// owns it durably, whoever made it its own (docs/ordering.md §18 (c)). In the simulation, with a
+// power cut the moment after.
 #include "../loop/in-fiber.h"
 
 #include "chain-core/chain.h"

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// The disk that the model's operations work on: a chain of two or three layers in a simulation, with
-// overlays made ready for external snapshots, and what it holds at the beginning.
+// The disk that the model's operations work on: a chain of two or three layers in a simulation,
+// with overlays made ready for external snapshots, and what it holds at the beginning.
 //
 //     /layer-0    raw, all of it data
-//     /layer-1    qcow2: the head of two layers, with an internal snapshot "old" and a stored bitmap
-//                 "p"; or the middle one of three
+//     /layer-1    qcow2: the head of two layers, with an internal snapshot "old" and a stored
+//                 bitmap "p"; or the middle one of three
 //     /layer-2    of three: the head
 //     …           three more, empty, each over the one before: the next heads
 //

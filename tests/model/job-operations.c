@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Jobs on the model's chain: a commit of the head into the layer below it, which becomes the head, and
-// a stream of that layer into the head. A job is the whole of one, begin to end: each of its chunks,
-// its flushes and its switch is a step that others come before and after. In fibers of the simulation.
+// Jobs on the model's chain: a commit of the head into the layer below it, which becomes the head,
+// and a stream of that layer into the head. A job is the whole of one, begin to end: each of its
+// chunks, its flushes and its switch is a step that others come before and after. In fibers of the
+// simulation.
 #include "operations.h"
 
 #include <errno.h>

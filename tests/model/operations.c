@@ -124,7 +124,8 @@ static void run_zero(Fiber *self, Work *work, const Operation *operation)
         work_fail(work, "%s: %s", operation->name, g_strerror(-r));
 }
 
-// A cluster that the request does not fill need not become zeros; the disk's end counts as a border.
+// A cluster that the request does not fill need not become zeros; the disk's end counts as a
+// border.
 static void run_discard(Fiber *self, Work *work, const Operation *operation)
 {
     Request q;
@@ -468,7 +469,8 @@ void work_end(Fiber *self, Work *work)
     chain_end(self, &work->chain);
 }
 
-// From a commit's switch on guests are at its base, before whoever waits for the commit hears of it.
+// From a commit's switch on guests are at its base, before whoever waits for the commit hears of
+// it.
 static unsigned number_of_head(const Work *work)
 {
     bool is_at_base = work->base && work->chain.port.node == work->base;
@@ -543,7 +545,8 @@ static void look_at_snapshots(Fiber *self, Work *work, const Chain *chain)
         look_at_snapshot(self, work, chain, &work->snapshots[i]);
 }
 
-// The one that is version `version` at `off`; NULL: it was there at the beginning, or came otherwise.
+// The one that is version `version` at `off`; NULL: it was there at the beginning, or came
+// otherwise.
 static const Change *find_change(const Work *work, uint32_t version, uint64_t off)
 {
     for (unsigned i = work->n_changes; i-- > 0;) {

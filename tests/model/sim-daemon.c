@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// What the daemon has threads and the kernel for is replaced here: its loops, its log, and the watch
-// for other programs that change files.
+// What the daemon has threads and the kernel for is replaced here: its loops, its log, and the
+// watch for other programs that change files.
 #include "sim-daemon.h"
 
 #include "daemon/commands/block-commit.h"

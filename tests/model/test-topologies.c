@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Every tree of up to six layers, each job that reshapes chains, every pair of its nodes, through the
-// daemon's commands, with guests that write to all heads meanwhile: each layer that is to stay a point
-// in time shows what it did, in the graph, on the disk as a power cut leaves it the moment after, and
-// opened again from its files by what headers say. Or the command is refused, with the reason.
+// Every tree of up to six layers, each job that reshapes chains, every pair of its nodes, through
+// the daemon's commands, with guests that write to all heads meanwhile: each layer that is to stay
+// a point in time shows what it did, in the graph, on the disk as a power cut leaves it the moment
+// after, and opened again from its files by what headers say. Or the command is refused, with the
+// reason.
 //
 // What is refused is decided here by shape alone, so that the daemon's table of uses is judged by
 // something else than itself. Prints TAP, with what was gone through.

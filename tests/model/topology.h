@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Trees of layers: every way in which so many layers can lie on each other, with branches, as images
-// in a simulation, and what each of them shows. Cells are either what a layer wrote, or zeros; layers
-// have different sizes, clusters and formats. Test code only.
+// Trees of layers: every way in which so many layers can lie on each other, with branches, as
+// images in a simulation, and what each of them shows. Cells are either what a layer wrote, or
+// zeros; layers have different sizes, clusters and formats. Test code only.
 #pragma once
 
 #include "chain-core/map-memory.h"
@@ -35,8 +35,8 @@ typedef struct Picture {
 } Picture;
 
 void picture_fill_cell(const Picture *picture, unsigned cell, void *buf); // what a cell holds
-// The first cells of what a node shows. Each may have the tag `also`, too, if that is not 0. NULL, or
-// what is wrong (owned).
+// The first cells of what a node shows. Each may have the tag `also`, too, if that is not 0. NULL,
+// or what is wrong (owned).
 char *picture_check(Fiber *self, const Picture *picture, uint8_t also, Node *node);
 
 typedef struct Tree {

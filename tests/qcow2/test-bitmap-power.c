@@ -323,8 +323,8 @@ static void a_failure_leaves_none_either(void **state)
     host_remove_dir(g_steal_pointer(&dir));
 }
 
-// §12: what the new directory names is counted on disk, or the header does not name it. Nothing else
-// would notice a refcount block that stays unwritable.
+// §12: what the new directory names is counted on disk, or the header does not name it. Nothing
+// else would notice a refcount block that stays unwritable.
 static void a_place_that_stays_bad_leaves_none_uncounted(void **state)
 {
     g_autofree char *dir = host_make_dir();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // Internal snapshots made and deleted while the head is written, zeroed and discarded: each shows
-// what the disk was at its moment, also beside the live head, and qemu-img finds the image clean. Most
-// of it on real files, with images and some snapshots of qemu-img's.
+// what the disk was at its moment, also beside the live head, and qemu-img finds the image clean.
+// Most of it on real files, with images and some snapshots of qemu-img's.
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>

@@ -20,8 +20,8 @@ spec = importlib.util.spec_from_file_location("side_by_side",
 side_by_side = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(side_by_side)
 
-# Of each command with arguments, some that are well-formed and lead to nothing: there is no node, job
-# or export of these names.
+# Of each command with arguments, some that are well-formed and lead to nothing: there is no node,
+# job or export of these names.
 FILE = {"driver": "file", "filename": "none/none"}
 BITMAP = {"node": "none", "name": "b"}
 ADDRESS = {"type": "unix", "data": {"path": "none/none"}}

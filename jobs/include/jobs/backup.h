@@ -8,7 +8,8 @@
 // The first steps are those of a Switch (chain-core/switch.h), taken together with those of other
 // nodes for several disks at one moment; before the commit backup_end() takes them back.
 //
-// Write order: docs/ordering.md §20. Everything runs on the nodes' loop; what takes a Fiber, in one.
+// Write order: docs/ordering.md §20. Everything runs on the nodes' loop; what takes a Fiber, in
+// one.
 #pragma once
 
 #include <glib.h>
@@ -26,8 +27,8 @@ typedef enum BackupSync {
     BACKUP_SYNC_BITMAP, // what is dirty in the bitmap
 } BackupSync;
 
-// What becomes of a bitmap at the end. Until then, and whatever happens, it holds what it did and what
-// guests have changed since.
+// What becomes of a bitmap at the end. Until then, and whatever happens, it holds what it did and
+// what guests have changed since.
 typedef enum BackupBitmapMode {
     BACKUP_BITMAP_NEVER,      // that
     BACKUP_BITMAP_ON_SUCCESS, // after a backup that went well, what guests have changed since

@@ -3,7 +3,8 @@
 #pragma once
 
 typedef enum CopyMode {
-    COPY_MODE_AUTOMATIC, // in the background; write-blocking once guests make work more than half as fast as it is done
+    // In the background; write-blocking once guests make work more than half as fast as it is done.
+    COPY_MODE_AUTOMATIC,
     COPY_MODE_BACKGROUND,
     COPY_MODE_WRITE_BLOCKING,
 } CopyMode;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// The seam between the work of a job and its users. The work runs in fibers of one loop, that of its
-// node; what users ask comes from the control loop. They share atomics: who asks wakes the work by a
-// message to its loop, and what the work tells goes back as messages, in order.
+// The seam between the work of a job and its users. The work runs in fibers of one loop, that of
+// its node; what users ask comes from the control loop. They share atomics: who asks wakes the work
+// by a message to its loop, and what the work tells goes back as messages, in order.
 //
 // This is the work's side: on its loop, unless said otherwise. Users have job.h.
 //
@@ -23,10 +23,10 @@
 
 typedef struct JobControl JobControl;
 
-// Goes on at once unless the job is paused; suspends then until it is resumed or cancelled, and users
-// see it `paused` (or `standby`). 0, or -ECANCELED: it was cancelled; what is in flight is to end, and
-// the job with it. Only one fiber of the work comes here, and to job_sleep(), with no port entered,
-// no range locked, and nothing in flight that waits for it.
+// Goes on at once unless the job is paused; suspends then until it is resumed or cancelled, and
+// users see it `paused` (or `standby`). 0, or -ECANCELED: it was cancelled; what is in flight is to
+// end, and the job with it. Only one fiber of the work comes here, and to job_sleep(), with no port
+// entered, no range locked, and nothing in flight that waits for it.
 int job_pause_point(Fiber *self, JobControl *control);
 // Suspends for `ns` (UINT64_MAX: without limit), or less, when a user asks for something: a pause,
 // another speed, the end. Then a pause point.
@@ -57,10 +57,12 @@ JobEnd job_asked_end(const JobControl *control);
 CopyMode job_asked_copy_mode(const JobControl *control);
 // It is another one now, and users are told; or the same.
 void job_set_copy_mode(JobControl *control, CopyMode mode);
-// Source and target show the same, and will as long as the mode is write-blocking; or not. Any thread.
+// Source and target show the same, and will as long as the mode is write-blocking; or not. Any
+// thread.
 void job_set_synced(JobControl *control, bool is_synced);
 
-// -- progress: any thread, and read there -----------------------------------------------------------
+// -- progress: any thread, and read there
+// -----------------------------------------------------------
 
 // What has become of bytes that the job is to bring to their place.
 typedef enum JobBytes {
@@ -76,7 +78,8 @@ void job_add_total(JobControl *control, int64_t more);
 // `bytes` of it are done. Only on the work's loop.
 void job_count(JobControl *control, JobBytes how, uint64_t bytes);
 
-// -- errors -----------------------------------------------------------------------------------------
+// -- errors
+// -----------------------------------------------------------------------------------------
 
 // What a user wants done when reads or writes of the job fail.
 typedef enum JobOnError {
@@ -92,6 +95,6 @@ typedef enum JobErrorAction {
     JOB_ERROR_STOP,
 } JobErrorAction;
 
-// What to do about `error` (negative), and users are told. After JOB_ERROR_STOP the job is paused at
-// its next pause point; then the same piece is tried again.
+// What to do about `error` (negative), and users are told. After JOB_ERROR_STOP the job is paused
+// at its next pause point; then the same piece is tried again.
 JobErrorAction job_error_action(JobControl *control, JobOnError policy, int error, bool is_read);

@@ -19,11 +19,11 @@ typedef struct JobKind {
     const char *type;  // "stream"
     bool is_block_job; // copies between nodes: query-block-jobs and BLOCK_JOB_* events tell of it
     bool can_be_ready; // calls job_ready(), and ends when it is asked to
-    // On the loop that job_start() was given. 0, -ECANCELED after it was cancelled, or negative, with
-    // a sentence or without.
+    // On the loop that job_start() was given. 0, -ECANCELED after it was cancelled, or negative,
+    // with a sentence or without.
     int (*run)(Fiber *self, JobControl *control, void *work, GError **error);
-    // What has been done takes effect, or can from here on without fail: 0 or negative. Users cannot
-    // cancel any more.
+    // What has been done takes effect, or can from here on without fail: 0 or negative. Users
+    // cannot cancel any more.
     int (*prepare)(Fiber *self, void *work, GError **error);
     // One of them, for each job that was started.
     void (*commit)(Fiber *self, void *work);
@@ -99,7 +99,8 @@ void job_start(Fiber *self, Job *job, Loop *loop);
 void job_drop(Job *job);
 void job_drop_cancelled(Job *job);
 
-// -- what users ask; -EPERM with QEMU's words where the state does not allow it --------------------
+// -- what users ask; -EPERM with QEMU's words where the state does not allow it
+// --------------------
 
 int job_check_verb(const Job *job, JobVerb verb, GError **error);
 // `force`: also one that is ready ends without having completed, and one that is paused. One whose

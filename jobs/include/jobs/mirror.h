@@ -48,14 +48,14 @@ typedef struct MirrorSpec {
 
 // The caller has seen to it that nobody else uses the target, which is writable.
 Mirror *mirror_begin(const MirrorSpec *spec);
-// JobKind.run; `mirror` is a Mirror. Asked to end without completing, it leaves a copy of that moment
-// in the target, durable, when it returns 0.
+// JobKind.run; `mirror` is a Mirror. Asked to end without completing, it leaves a copy of that
+// moment in the target, durable, when it returns 0.
 int mirror_run(Fiber *self, JobControl *control, void *mirror, GError **error);
-// After a run that went well, where it was asked to complete: first what is left is done, for as long
-// as it takes: guests go on, and nothing need be held. Then the target comes in the place of the
-// replaced node, which holds up guests for requests in flight only. 0. 1 from the second: guests were
-// faster, so from the first again. Negative with a sentence, and nothing has changed. *ret_switched:
-// it is.
+// After a run that went well, where it was asked to complete: first what is left is done, for as
+// long as it takes: guests go on, and nothing need be held. Then the target comes in the place of
+// the replaced node, which holds up guests for requests in flight only. 0. 1 from the second:
+// guests were faster, so from the first again. Negative with a sentence, and nothing has changed.
+// *ret_switched: it is.
 int mirror_come_close(Fiber *self, Mirror *mirror, GError **error);
 int mirror_switch(Fiber *self, Mirror *mirror, bool *ret_switched, GError **error);
 // Last, whatever came before. Closes what nobody else uses any more. Accepts NULL.

@@ -7,15 +7,15 @@
 
 #include "chain-core/port.h"
 
-// An edge that the move changes: `above`, of the component, gets `below` as its backing child, which
-// is on the new loop already and outlives the move; what lay below it stays where it is. For layers
-// that have an instance on each loop.
+// An edge that the move changes: `above`, of the component, gets `below` as its backing child,
+// which is on the new loop already and outlives the move; what lay below it stays where it is. For
+// layers that have an instance on each loop.
 typedef struct ComponentEdge {
     Node *above, *below;
 } ComponentEdge;
 
-// What moves, and where: all that edges join to one of `nodes`, which live on one loop. Several where
-// they share what the graph does not show: a file.
+// What moves, and where: all that edges join to one of `nodes`, which live on one loop. Several
+// where they share what the graph does not show: a file.
 typedef struct ComponentMove {
     Node *const *nodes;
     unsigned n_nodes; // at least one
@@ -33,8 +33,8 @@ int component_move(Fiber *self, const ComponentMove *move, GError **error);
 // takes for granted while it is open. Requests are kept out, and drivers have ended what they do by
 // themselves.
 typedef struct ComponentStill ComponentStill;
-// Can it be? With a sentence: -ENOTSUP where a driver cannot stop, -EBUSY where a job is at work. Memory
-// only.
+// Can it be? With a sentence: -ENOTSUP where a driver cannot stop, -EBUSY where a job is at work.
+// Memory only.
 int component_check_still(Node *node, GError **error);
 // Once nobody else keeps requests out. The caller has asked, and the graph has not changed since.
 // What was written to `node` is flushed before, as far as it can be.

@@ -91,23 +91,23 @@ struct Driver {
     // describe (borrowed; NULL: there is no such option); `options` is borrowed for the call.
     int (*make)(Fiber *self, const DriverOptions *options, Node *child, Node **ret_node,
                 GError **error);
-    // Prepares that an open node takes other values of the options that may change, or another child.
-    // Changes nothing. NULL: none can.
+    // Prepares that an open node takes other values of the options that may change, or another
+    // child. Changes nothing. NULL: none can.
     int (*reopen)(Fiber *self, Node *node, const DriverReopen *wanted, DriverChange **ret_change,
                   GError **error);
     // What query-named-block-nodes tells of an image beside what all nodes have, in QEMU's words:
     // "cluster-size", "format-specific", … A new object; does not suspend. May be NULL.
     json_t *(*info)(Node *node);
-    // QEMU's name for what a node of these options shows, over a child of the name `below` (NULL: it
-    // has none, or there is no child); owned. NULL: no name says all of it. Pure. May be NULL.
+    // QEMU's name for what a node of these options shows, over a child of the name `below` (NULL:
+    // it has none, or there is no child); owned. NULL: no name says all of it. Pure. May be NULL.
     char *(*exact_name)(const json_t *values, const char *below);
     // What follows is for formats.
     // Does a file that begins with these `len` bytes say that it is of this format? Pure, any
     // thread. NULL: no file does, it must be said.
     bool (*probe)(const uint8_t *head, size_t len);
     bool has_snapshots; // images may hold internal snapshots
-    // A view of an internal snapshot beside `image`, a node of this driver that is open, perhaps for
-    // writing; it has the same below. Where has_snapshots.
+    // A view of an internal snapshot beside `image`, a node of this driver that is open, perhaps
+    // for writing; it has the same below. Where has_snapshots.
     int (*open_beside)(Fiber *self, Node *image, const char *snapshot, Node **ret_node,
                        GError **error);
     // Takes `file`, locked, also on failure; `options` is borrowed until load() or drop().

@@ -38,9 +38,9 @@ void file_close(Fiber *self, File *file);
 // Has it several references?
 bool file_is_shared(const File *file);
 
-// To another loop. On the file's loop, once nothing is under way: waits for what the host still does
-// by itself, and lets go of what belongs to the loop. Until file_attach() it may only be asked for
-// what it knows. Its users may each do both; the first and the last of them count.
+// To another loop. On the file's loop, once nothing is under way: waits for what the host still
+// does by itself, and lets go of what belongs to the loop. Until file_attach() it may only be asked
+// for what it knows. Its users may each do both; the first and the last of them count.
 void file_detach(Fiber *self, File *file);
 // On `loop`, another or the same. Does not suspend, and cannot fail.
 void file_attach(File *file, Loop *loop);
@@ -56,8 +56,8 @@ bool file_is_in_memory(const File *file);
 void file_identity(const File *file, uint64_t ret_id[2]);
 // Bytes; follows this File's own writes and truncates. Devices: their size at open.
 uint64_t file_size(const File *file);
-// Re-reads the size from the host (after another program grew the file). This File's own writes may be
-// under way.
+// Re-reads the size from the host (after another program grew the file). This File's own writes may
+// be under way.
 int file_refresh_size(Fiber *self, File *file);
 // Direct I/O alignment in bytes; 1 when buffered. Aligned transfers avoid a bounce.
 uint32_t file_alignment(const File *file);
@@ -121,13 +121,13 @@ void file_tell(File *file, FileEventKind kind, uint64_t off, int error);
 // each new size. Says nothing while a write is under way, which may change it too. 0 or -errno.
 int file_check_size(Fiber *self, File *file);
 
-// A file that something relies on, and that nobody writes: how it is now is remembered (size, time of
-// the last write, first bytes), until it is forgotten before it is written here. Reads; what cannot
-// be told is not remembered. file_reopen() sees to it for files that change their mode.
+// A file that something relies on, and that nobody writes: how it is now is remembered (size, time
+// of the last write, first bytes), until it is forgotten before it is written here. Reads; what
+// cannot be told is not remembered. file_reopen() sees to it for files that change their mode.
 void file_remember(Fiber *self, File *file);
 void file_forget(File *file);
-// Did another program change it since? -ESTALE with a sentence, and an event the first time. 0 as well
-// for files that are not remembered.
+// Did another program change it since? -ESTALE with a sentence, and an event the first time. 0 as
+// well for files that are not remembered.
 int file_check_unchanged(Fiber *self, File *file, GError **error);
 // The same, but a file that can only have been touched is remembered as it is now.
 int file_accept_change(Fiber *self, File *file, GError **error);
@@ -161,8 +161,8 @@ int file_find_extent(Fiber *self, File *file, HostOff off, uint64_t len, bool *r
 int file_allocated_bytes(Fiber *self, File *file, uint64_t *ret_bytes);
 // How many bytes the host has left for it, for sure no more: quotas and other files may leave less.
 // -ENOTSUP where nobody can tell (devices; file systems that compress, or lie elsewhere), and while
-// there is a threshold, whose user makes room as the file grows. *ret_can_share: the file system has
-// reflinks, so copies of what lies on it may need nothing.
+// there is a threshold, whose user makes room as the file grows. *ret_can_share: the file system
+// has reflinks, so copies of what lies on it may need nothing.
 int file_free_bytes(Fiber *self, File *file, uint64_t *ret_bytes, bool *ret_can_share);
 
 // QEMU's byte locks (raw_apply_lock_bytes() in its block/file-posix.c): an OFD read lock at byte
@@ -186,8 +186,8 @@ int file_lock_also(Fiber *self, File *file, unsigned held, unsigned unshared, GE
 // says; on failure all is as before. Nothing may be changing the file; reads may be under way. Does
 // not flush. A file that was changed behind our back does not become writable (-ESTALE).
 int file_reopen(Fiber *self, File *file, bool is_writable, GError **error);
-// The file is a node by itself, with a mode of its own: file_reopen() changes its locks alone, and is
-// -EACCES where it is read-only.
+// The file is a node by itself, with a mode of its own: file_reopen() changes its locks alone, and
+// is -EACCES where it is read-only.
 void file_keep_mode(File *file);
 // Changes that mode, and no locks, which are those of whoever uses the file. Otherwise the same.
 int file_set_mode(Fiber *self, File *file, bool is_writable, GError **error);
@@ -199,8 +199,8 @@ void file_take_no_locks(File *file);
 
 // Does what is transferred go past the host's page cache? Also where the host has none to pass.
 bool file_is_direct(const File *file);
-// Has it go there from now on, or not. Nothing may be under way. The error is one sentence: there are
-// file systems without direct I/O.
+// Has it go there from now on, or not. Nothing may be under way. The error is one sentence: there
+// are file systems without direct I/O.
 int file_set_direct(Fiber *self, File *file, bool is_direct, GError **error);
 
 // Names. Each is one blocking call on a worker; 0 or -errno with `error` set.

@@ -43,9 +43,10 @@ int node_fill_from(Fiber *self, Node *node, GuestOff off, const void *data, size
 
 // The reverse: where the layer below shows the same, durably, the node need not own it. Its whole
 // clusters of [off, off+len) are unlinked, and their space is given back once that is durable
-// (docs/ordering.md §4). Dirty bitmaps stay as they are. Nobody writes the range meanwhile, and what
-// else is known of the node's own clusters (maps of overlays) is the caller's matter. -ENOTSUP: nodes
-// of this kind cannot, which an empty range tells, too. Port and loop as for a fill.
+// (docs/ordering.md §4). Dirty bitmaps stay as they are. Nobody writes the range meanwhile, and
+// what else is known of the node's own clusters (maps of overlays) is the caller's matter.
+// -ENOTSUP: nodes of this kind cannot, which an empty range tells, too. Port and loop as for a
+// fill.
 int node_unfill(Fiber *self, Node *node, GuestOff off, uint64_t len);
 
 // --- for drivers
@@ -66,7 +67,8 @@ typedef struct NodeFillPlace {
 // Ranges are of whole granules, or end at the node's end.
 struct NodeFillOps {
     uint64_t (*granularity)(Node *node);
-    // What is to be done at `off`, for so much as is to be done alike. Takes space; no lock is held.
+    // What is to be done at `off`, for so much as is to be done alike. Takes space; no lock is
+    // held.
     int (*take)(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeFillPlace *ret_place);
     // Makes the node own what was written to `place`, where it does not yet. Gives back the rest,
     // also on failure; not `is_written`: all. 1: part of it is still not the node's.

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Who uses a node, for what, and what he lets others do meanwhile (node-perm.h). Edges and ports are
-// uses by themselves: what they need follows from the graph as it is, so none is forgotten. Whoever
-// does more than a request through a port, a job above all, holds what it needs until its end,
-// before it begins: it gets all of it, or a refusal that names the other user.
+// Who uses a node, for what, and what he lets others do meanwhile (node-perm.h). Edges and ports
+// are uses by themselves: what they need follows from the graph as it is, so none is forgotten.
+// Whoever does more than a request through a port, a job above all, holds what it needs until its
+// end, before it begins: it gets all of it, or a refusal that names the other user.
 //
 //     user                          holds                        does not share
 //     port of an export             consistent read (+ write)    -
@@ -14,7 +14,8 @@
 //     hold                          as it says                   as it says
 //
 // Other programs hold and share by locks on the file (file.h). They are asked when a node becomes
-// writable: a job that writes a read-only node has it made so (node_set_writable()) before it begins.
+// writable: a job that writes a read-only node has it made so (node_set_writable()) before it
+// begins.
 //
 // What a job that reshapes a chain has to ask for (all of them "place" and "backing link" of every
 // node that they name, unshared, so that the chain stays as it is but for what they do themselves):
@@ -51,8 +52,8 @@ typedef struct NodeNeed {
 
 // Holds all of `needs` (nodes of one loop, each once), with a reference on each node, or nothing:
 // -EBUSY with a sentence that names the conflict. What those nodes need of each other is the
-// holder's own business: an edge from one to another, through filters perhaps, is in no way. `owner`
-// (copied) is for messages: "job 'j'".
+// holder's own business: an edge from one to another, through filters perhaps, is in no way.
+// `owner` (copied) is for messages: "job 'j'".
 int node_hold_new(const char *owner, const NodeNeed *needs, unsigned n_needs, NodeHold **ret_hold,
                   GError **error);
 // Ends it; what only it has kept is closed. Accepts NULL.

@@ -5,16 +5,17 @@
 
 #include "chain-core/node.h"
 
-// Bit i of each stands for the cell at off + i * (1 << cell_bits). Neither: nothing of its own there.
+// Bit i of each stands for the cell at off + i * (1 << cell_bits). Neither: nothing of its own
+// there.
 struct NodeKinds {
     uint64_t *data, *zero;
     uint64_t n_cells;
     uint32_t cell_bits;
 };
 
-// Sets the bits of [off, off+len); the others stay. `off` is a multiple of a cell, and `len`, unless
-// it ends at the node's end. A cell that is in part data counts as data. Others get their turn as
-// with other look-ups, and what guests change meanwhile is seen or not. 0 or -errno.
+// Sets the bits of [off, off+len); the others stay. `off` is a multiple of a cell, and `len`,
+// unless it ends at the node's end. A cell that is in part data counts as data. Others get their
+// turn as with other look-ups, and what guests change meanwhile is seen or not. 0 or -errno.
 int node_find_kinds(Fiber *self, Node *node, GuestOff off, uint64_t len, const NodeKinds *kinds);
 
 // Of cells from `first` on, those that there are.

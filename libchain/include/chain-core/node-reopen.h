@@ -4,8 +4,9 @@
 //     node_reopen_prepare → node_reopen_commit, or node_reopen_abort
 //        (may fail)            (cannot)
 //
-// Its driver says what can change (Driver.reopen). Requests are kept out for the commit; those above
-// see the node as it was, or as it is then. On the node's loop, while nobody else changes the graph.
+// Its driver says what can change (Driver.reopen). Requests are kept out for the commit; those
+// above see the node as it was, or as it is then. On the node's loop, while nobody else changes the
+// graph.
 #pragma once
 
 #include "chain-core/node-config.h"

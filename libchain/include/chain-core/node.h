@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // Nodes: named places in the graph. A node has a driver (qcow2, raw, the merged map of a chain, a
 // filter), at most one backing child (what it shows where it has nothing itself), perhaps other
-// children (where a filter copies to), and lives on one loop. Drivers implement NodeOps; everybody else calls the node_* functions, which check
-// bounds, run write hooks and keep drivers small. All functions: on the node's loop.
+// children (where a filter copies to), and lives on one loop. Drivers implement NodeOps; everybody
+// else calls the node_* functions, which check bounds, run write hooks and keep drivers small. All
+// functions: on the node's loop.
 #pragma once
 
 #include <glib.h>
@@ -24,8 +25,8 @@ typedef enum NodeIoFlags {
     NODE_IO_FUA = 1 << 0,       // durable before the call returns
     NODE_IO_NO_UNMAP = 1 << 1,  // write-zeroes: keep the space allocated (NBD NO_HOLE)
     NODE_IO_FAST_ZERO = 1 << 2, // write-zeroes: -ENOTSUP at once, data untouched, if not fast
-    // Write, write-zeroes: may end past the node's end, which moves there; what lies between reads as
-    // zeros. Where node_can_grow(). For whoever uses the node like a file (node-file.h).
+    // Write, write-zeroes: may end past the node's end, which moves there; what lies between reads
+    // as zeros. Where node_can_grow(). For whoever uses the node like a file (node-file.h).
     NODE_IO_GROW = 1 << 3,
 } NodeIoFlags;
 
@@ -96,14 +97,14 @@ struct NodeOps {
     // First extent at `off`, at most `len` long, coalesced as far as is cheap. Own layer only
     // (BELOW is not followed). Adjacent extents of one kind may come in pieces.
     int (*map)(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExtent *ret_extent);
-    // The kind of what is at `off`, and how far it is that, wherever it lies: BELOW, ZERO or DATA, so
-    // far as is cheap. May suspend for metadata. NULL: as map() says.
+    // The kind of what is at `off`, and how far it is that, wherever it lies: BELOW, ZERO or DATA,
+    // so far as is cheap. May suspend for metadata. NULL: as map() says.
     int (*find_kind)(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExtentKind *ret_kind,
                      uint64_t *ret_len);
     // node_find_kinds(), faster than by find_kind(). -ENOTSUP, or NULL: it is not.
     int (*find_kinds)(Fiber *self, Node *node, GuestOff off, uint64_t len, const NodeKinds *kinds);
-    // What map() tells from now on stays where it is until io_batch_wait(): no cluster of it is taken
-    // for something else. May suspend. NULL: it stays anyway.
+    // What map() tells from now on stays where it is until io_batch_wait(): no cluster of it is
+    // taken for something else. May suspend. NULL: it stays anyway.
     void (*pin)(Fiber *self, Node *node, IoBatch *batch);
     // The file in which all that map() calls DATA lies; the same as long as the node is open. NULL,
     // or an operation that is NULL: there is no such file.
@@ -120,8 +121,8 @@ struct NodeOps {
     // written back, durable, and the locks given up. All as before on failure. Reads may be under
     // way, and are drained for what they must not see. NULL: cannot.
     int (*set_writable)(Fiber *self, Node *node, bool is_writable, GError **error);
-    // Brings the file to another size and sets `size_bytes`, which is what is there on failure, too.
-    // Drained, on a node that is not read-only; what comes new reads as zeros. NULL: cannot; a
+    // Brings the file to another size and sets `size_bytes`, which is what is there on failure,
+    // too. Drained, on a node that is not read-only; what comes new reads as zeros. NULL: cannot; a
     // filter without it has what it filters resized.
     int (*resize)(Fiber *self, Node *node, uint64_t size_bytes, GError **error);
     // Of a filter whose size is not that of `below`, which it filters: what it is. NULL: the same.
@@ -130,7 +131,8 @@ struct NodeOps {
     // it done to what it filters. Does a write past its end make it longer? NULL: it ends where it
     // ends.
     bool (*can_grow)(Node *node);
-    // Takes the host's space, as file_reserve() has it. NULL: nobody can tell, and it passes for done.
+    // Takes the host's space, as file_reserve() has it. NULL: nobody can tell, and it passes for
+    // done.
     int (*reserve)(Fiber *self, Node *node, GuestOff off, uint64_t len);
     // Looks how long it is now, as file_refresh_size() has it; only longer. NULL: as it knows.
     int (*remeasure)(Fiber *self, Node *node);
@@ -141,23 +143,25 @@ struct NodeOps {
     // Something below `node` changed place (a backing child set, a filter put in or taken out) or
     // mode: forget what was derived from it. Drained; must not suspend. May be NULL.
     void (*below_changed)(Node *node);
-    // To another loop (component.h), drained. `detach`, on the old one: waits for what the node does
-    // by itself, and lets go of what belongs to the loop; uses no other node. `attach`, on the new
-    // one, when `loop` is set: the reverse; must not suspend, cannot fail. NULL: it cannot be moved.
+    // To another loop (component.h), drained. `detach`, on the old one: waits for what the node
+    // does by itself, and lets go of what belongs to the loop; uses no other node. `attach`, on the
+    // new one, when `loop` is set: the reverse; must not suspend, cannot fail. NULL: it cannot be
+    // moved.
     void (*detach)(Fiber *self, Node *node);
     void (*attach)(Node *node);
-    // Visits the nodes that share something of their loop with `node`, and have to move with it. May
-    // be NULL.
+    // Visits the nodes that share something of their loop with `node`, and have to move with it.
+    // May be NULL.
     void (*for_each_sibling)(Node *node, NodeVisitFn *fn, void *arg);
     // What comes next is done for that (of the image that lies in it). Must not suspend. NULL: no
     // matter.
     void (*debug_event)(Node *node, DebugEvent event);
-    // How it comes to own what it shows (chain-core/node-fill.h). NULL: it owns all of it, or cannot.
+    // How it comes to own what it shows (chain-core/node-fill.h). NULL: it owns all of it, or
+    // cannot.
     const NodeFillOps *fill;
     // How persistent dirty bitmaps are kept (chain-core/dirty-bitmap.h). NULL: none can be.
     const DirtyBitmapStore *bitmap_store;
-    // Somebody waits until its requests have ended, or no longer: limits do not hold meanwhile. Must
-    // not suspend. NULL: it has none.
+    // Somebody waits until its requests have ended, or no longer: limits do not hold meanwhile.
+    // Must not suspend. NULL: it has none.
     void (*drained)(Node *node, bool is_drained);
     // From now on requests fail rather than wait for somebody else, those in flight too. Must not
     // suspend. NULL: it waits for nobody but the host.
@@ -253,26 +257,26 @@ int node_read(Fiber *self, Node *node, GuestOff off, void *buf, size_t len);
 // flush or with FUA.
 int node_write(Fiber *self, Node *node, GuestOff off, const void *buf, size_t len,
                NodeIoFlags flags);
-// A write to [off, off+from->len) of bytes that lie in a file and need not pass through this program:
-// `from` is a DATA extent that stays as it is meanwhile (node_status_pinned()). Does a first part of it,
-// *ret_len long: 1 when both files share it now (the next write to either needs space), 0 when the host
-// moved it. -ENOTSUP: it has to be read and written.
+// A write to [off, off+from->len) of bytes that lie in a file and need not pass through this
+// program: `from` is a DATA extent that stays as it is meanwhile (node_status_pinned()). Does a
+// first part of it, *ret_len long: 1 when both files share it now (the next write to either needs
+// space), 0 when the host moved it. -ENOTSUP: it has to be read and written.
 int node_write_extent(Fiber *self, Node *node, GuestOff off, const NodeExtent *from,
                       uint64_t *ret_len);
 int node_zero(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags);
 int node_discard(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags);
-// What lies below `node` shows in the range from now on, as far as whole clusters go, and the space of
-// what it had there is given back. -ENOTSUP: nodes of this kind cannot. Not for guests: it changes
-// what they see, or nothing, where it was the same below.
+// What lies below `node` shows in the range from now on, as far as whole clusters go, and the space
+// of what it had there is given back. -ENOTSUP: nodes of this kind cannot. Not for guests: it
+// changes what they see, or nothing, where it was the same below.
 int node_uncover(Fiber *self, Node *node, GuestOff off, uint64_t len);
 // Everything that was written to `node` before is durable, and what was written to layers below it
 // when they were the head.
 int node_flush(Fiber *self, Node *node);
 int node_map(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExtent *ret_extent);
-// A DATA range is the node's no longer once somebody else changes it, and may hold anything then. Who
-// is going to use the range itself (file_copy(), a reflink) looks it up so: whatever becomes of the
-// node, it holds what it held, or what a guest writes there, until io_batch_wait(). A batch for each
-// such use: with more than IO_BATCH_PINS images to pin it waits, and lets go, by itself.
+// A DATA range is the node's no longer once somebody else changes it, and may hold anything then.
+// Who is going to use the range itself (file_copy(), a reflink) looks it up so: whatever becomes of
+// the node, it holds what it held, or what a guest writes there, until io_batch_wait(). A batch for
+// each such use: with more than IO_BATCH_PINS images to pin it waits, and lets go, by itself.
 int node_map_pinned(Fiber *self, Node *node, GuestOff off, uint64_t len, IoBatch *batch,
                     NodeExtent *ret_extent);
 int node_status_pinned(Fiber *self, Node *node, GuestOff off, uint64_t len, IoBatch *batch,
@@ -283,11 +287,12 @@ int node_reserve(Fiber *self, Node *node, GuestOff off, uint64_t len);
 int node_remeasure(Fiber *self, Node *node);
 int node_lock(Fiber *self, Node *node, unsigned held, unsigned unshared, GError **error);
 // How much data may come to a writable node until it is full. More than `enough` need not be told
-// exactly. -ENOTSUP: nobody can tell. Goes through refcounts where it has to; others get their turn.
+// exactly. -ENOTSUP: nobody can tell. Goes through refcounts where it has to; others get their
+// turn.
 int node_room(Fiber *self, Node *node, uint64_t enough, NodeRoom *ret_room);
-// Has the node data of its own at `off` (DATA), zeros (ZERO), or nothing (BELOW), and how far, at most
-// `len`? Like node_map(), for those who do not care where data lies: what is in pieces there is one
-// run here.
+// Has the node data of its own at `off` (DATA), zeros (ZERO), or nothing (BELOW), and how far, at
+// most `len`? Like node_map(), for those who do not care where data lies: what is in pieces there
+// is one run here.
 int node_find_kind(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExtentKind *ret_kind,
                    uint64_t *ret_len);
 // The file of the node's DATA extents, borrowed while it is open; NULL where there is none.
@@ -327,18 +332,20 @@ int node_status_of_host(Fiber *self, Node *node, GuestOff off, uint64_t len,
 // From writable to stopped. Memory only. Drained: of requests that write, and where overlays lie
 // above that are read from already, of all.
 void node_stop_writes(Node *node);
-// Up: the image's file is opened for writing and locked so, its tables are read and checked, a dirty
-// image is repaired; drained. Down: from writable, drained, or from stopped; all that was written
-// becomes durable and other programs may open the file read-only. For a filter it is done to the
-// node it filters. The error is one sentence; a node that could not be made read-only is stopped.
+// Up: the image's file is opened for writing and locked so, its tables are read and checked, a
+// dirty image is repaired; drained. Down: from writable, drained, or from stopped; all that was
+// written becomes durable and other programs may open the file read-only. For a filter it is done
+// to the node it filters. The error is one sentence; a node that could not be made read-only is
+// stopped.
 int node_set_writable(Fiber *self, Node *node, bool is_writable, GError **error);
-// The same while requests come: they wait for a step in memory only, and on the way up for the repair
-// of a dirty image.
+// The same while requests come: they wait for a step in memory only, and on the way up for the
+// repair of a dirty image.
 int node_change_mode(Fiber *self, Node *node, bool is_writable, GError **error);
-// Of a filter alone: what it filters stays as it is, and it is writable only where that is. Drained.
+// Of a filter alone: what it filters stays as it is, and it is writable only where that is.
+// Drained.
 void node_set_filter_mode(Node *filter, bool is_writable);
-// Has no other program changed the files of `node`, which nobody may write? -ESTALE with a sentence.
-// node_set_writable() asks, too.
+// Has no other program changed the files of `node`, which nobody may write? -ESTALE with a
+// sentence. node_set_writable() asks, too.
 int node_check_unchanged(Fiber *self, Node *node, GError **error);
 // The same, but files that can only have been touched are taken as they are.
 int node_accept_change(Fiber *self, Node *node, GError **error);
@@ -353,8 +360,8 @@ int node_resize(Fiber *self, Node *node, uint64_t size_bytes, GError **error);
 // For drivers whose `size_bytes` changed otherwise; drained.
 void node_size_changed(Node *node);
 
-// Takes `threshold` and drops the one that the node had. NULL: none from now on. Of a file's node it
-// counts what formats write to the file, too.
+// Takes `threshold` and drops the one that the node had. NULL: none from now on. Of a file's node
+// it counts what formats write to the file, too.
 void node_set_write_threshold(Node *node, NodeThreshold *threshold);
 
 // For the end of it all: whatever waits at `node`, or below it, for another machine fails with -EIO

@@ -90,8 +90,8 @@ void node_drain_end(Node *node, RequestMask kinds);
 // which guests give up their disk (30 s and more).
 #define PORT_MAX_STALL_NS UINT64_C(20000000000)
 // The two parts of it, for those who have something to do between them: after the first, which does
-// not suspend, the node cannot move to another loop. As long as it is begun node_drain_end() ends it,
-// also after a wait that gave up (-ETIMEDOUT, -ECANCELED).
+// not suspend, the node cannot move to another loop. As long as it is begun node_drain_end() ends
+// it, also after a wait that gave up (-ETIMEDOUT, -ECANCELED).
 void node_drain_start(Node *node, RequestMask kinds);
 int node_drain_wait(Fiber *self, Node *node, RequestMask kinds, uint64_t deadline_ns);
 // Both for one that may give up, as above; nothing is drained then.

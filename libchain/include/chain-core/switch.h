@@ -37,9 +37,9 @@ void switch_call(Switch *s, SwitchFn *fn, void *arg);
 // fiber is cancelled, -ETIMEDOUT once loop_now_ns() has reached `deadline_ns` (UINT64_MAX: no
 // limit). After a failure everything goes on as before.
 int switch_drain(Fiber *self, Switch *s, uint64_t deadline_ns);
-// The same, in tries: each keeps requests out for a limited time, 10 ms at first, and then lets them
-// in for as long. So where requests end within 10 ms, now or a little later, nobody was kept out for
-// longer. Later tries take twice as long as the one before, up to the deadline.
+// The same, in tries: each keeps requests out for a limited time, 10 ms at first, and then lets
+// them in for as long. So where requests end within 10 ms, now or a little later, nobody was kept
+// out for longer. Later tries take twice as long as the one before, up to the deadline.
 int switch_drain_in_tries(Fiber *self, Switch *s, uint64_t deadline_ns);
 // The same as switch_drain() for as long as it takes.
 void switch_drain_always(Fiber *self, Switch *s);
