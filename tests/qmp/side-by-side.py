@@ -34,13 +34,13 @@ usage: side-by-side.py [--chaind PATH] [--qemu PATH] [--show] [NAME]...
 QSD=PATH in the environment is the same as --qemu.
 """
 import argparse
+import contextlib
 import json
 import os
 import pathlib
 import re
 import shlex
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -313,14 +313,20 @@ class Player:
             self.talk(monitor, verb, rest)
         return monitor
 
+    @staticmethod
+    def send(monitor, data):
+        """What is sent to a program that has ended or hung up is lost; what it says then shows that."""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            monitor.socket.sendall(data)
+
     def talk(self, monitor, verb, rest):
         if verb in ("send", "send*"):
             self.write(">", " ".join(rest.split()))
-            monitor.socket.sendall(rest.encode())
+            self.send(monitor, rest.encode())
         elif verb == "raw":
             self.write(">", rest)
             data = rest.encode("latin-1").decode("unicode_escape").encode("latin-1")
-            monitor.socket.sendall(data)
+            self.send(monitor, data)
         elif verb == "wait":
             name, _, text = rest.partition(" ")
             self.wait_event(monitor, name, text)
@@ -486,5 +492,4 @@ def main():
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.exit(main())
