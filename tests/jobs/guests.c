@@ -1,11 +1,32 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 #include "guests.h"
 
-#include "chain-core/qcow2-check.h"
+enum { MEMORY_BYTES = 1 << 20 };
 
 uint64_t guests_pick(Guests *g, uint64_t bound)
 {
     return sim_random(g->sim, bound);
+}
+
+void guests_run(Guests *g, const SimConfig *config, FiberFn *fn, void *arg)
+{
+    g->seed = config->seed;
+    g->sim = sim_new(config);
+    g->memory = map_memory_new(MEMORY_BYTES);
+    assert_true(sim_run(g->sim, fn, arg));
+    map_memory_free(g->memory);
+    sim_free(g->sim);
+}
+
+void guests_cut_power(Guests *g, FiberFn *check, void *arg)
+{
+    MapMemory *memory = g->memory;
+    Sim *sim = sim_clone_after_power_cut(g->sim, g->seed * 1000 + g->n_cuts++);
+    g->memory = map_memory_new(MEMORY_BYTES);
+    fiber_assert(sim_run(sim, check, arg));
+    map_memory_free(g->memory);
+    g->memory = memory;
+    sim_free(sim);
 }
 
 // -- what blocks hold -----------------------------------------------------------------------------
@@ -82,19 +103,6 @@ void guests_check_moment(Fiber *self, const Guests *g, const char *where, Node *
         if (!is_of_one_moment(g, worker, found, &nothing, n_before))
             g_error("seed %u, %s, %s: blocks of guest %u are of several moments", (unsigned)g->seed,
                     g->what, where, worker);
-}
-
-void guests_check_image(Fiber *self, const Guests *g, const char *path, bool may_leak)
-{
-    File *file;
-    Qcow2CheckResult result;
-    fiber_assert_equal(file_open(self, path, 0, &file, NULL), 0);
-    fiber_assert_equal(qcow2_check(self, file, 0, &result, NULL), 0);
-    if (result.n_corruptions || result.n_check_errors || (result.n_leaks && !may_leak))
-        g_error("seed %u, %s, %s: %s", (unsigned)g->seed, g->what, path,
-                (const char *)result.messages->pdata[0]);
-    qcow2_check_result_clear(&result);
-    file_close(self, file);
 }
 
 // -- what guests do -------------------------------------------------------------------------------

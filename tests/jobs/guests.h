@@ -6,6 +6,7 @@
 
 #include "../loop/in-fiber.h"
 #include "chain-core/fiber-sync.h"
+#include "chain-core/map-memory.h"
 #include "chain-core/port.h"
 #include "chain-core/sim.h"
 
@@ -30,18 +31,25 @@ typedef struct GuestChange {
 
 // Zero-initialised but for the first members.
 typedef struct Guests {
-    Sim *sim;
-    uint64_t seed;
     char *what;       // for messages; owned by the caller
     bool may_discard; // a discard makes zeros of whole clusters only
+    Sim *sim;
+    uint64_t seed;
+    MapMemory *memory;    // of images
+    const char *raw_path; // of the image that is raw; NULL: none is
     Port port;
     bool stop;
     FiberWaitGroup workers;
     Versions issued, acked, durable;
     bool is_zero[GUEST_BLOCKS][GUEST_MAX_VERSIONS];
     GuestChange changes[GUEST_MAX_CHANGES]; // in the order in which they began
-    unsigned n_changes, next_worker;
+    unsigned n_changes, next_worker, n_cuts;
 } Guests;
+
+// Runs `fn`, which has the guests in `arg`, to its end; they have a simulation and memory meanwhile.
+void guests_run(Guests *g, const SimConfig *config, FiberFn *fn, void *arg);
+// What `check` finds as if the power was cut at this moment.
+void guests_cut_power(Guests *g, FiberFn *check, void *arg);
 
 uint64_t guests_pick(Guests *g, uint64_t bound);
 // Of a block that gets a new content; what comes after it, acknowledged or not, is newer.
@@ -62,5 +70,3 @@ void guests_check_node(Fiber *self, const Guests *g, const char *where, Node *no
 // All that the node shows is of one moment, after the first `n_before` of the changes.
 void guests_check_moment(Fiber *self, const Guests *g, const char *where, Node *node,
                          unsigned n_before);
-// A qcow2 image.
-void guests_check_image(Fiber *self, const Guests *g, const char *path, bool may_leak);

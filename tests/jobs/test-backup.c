@@ -6,10 +6,8 @@
 #include <errno.h>
 #include <string.h>
 
-#include "chain-core/chain.h"
-#include "chain-core/qcow2-create.h"
-#include "guests.h"
-#include "job-work.h"
+#include "guest-images.h"
+#include "job-user.h"
 #include "jobs/backup.h"
 
 typedef enum TargetKind {
@@ -34,94 +32,39 @@ typedef struct World {
     SimHook hook; // first
     Guests guests;
     Course course;
-    MapMemory *memory;
+    JobUser user;
     Node *source, *target;
     DirtyBitmap *bitmap;
-    JobControl *control;
     Versions moment;
     Backup *backup;
-    bool is_copying, is_over;
-    unsigned n_cuts, n_good;
-    uint64_t n_target_writes;
+    bool is_copying;
+    unsigned n_good;
     int result;
-    FiberQueue changed;
 } World;
 
 static const char base_path[] = "/base", top_path[] = "/top", target_path[] = "/target";
 
 // -- nodes ----------------------------------------------------------------------------------------
 
-static Node *open_node(Fiber *self, const World *w, const char *path, bool is_writable)
-{
-    g_autoptr(GError) error = NULL;
-    bool is_raw = path == target_path && w->course.target == TARGET_RAW;
-    LayerOptions options = {.memory = w->memory,
-                            .format = is_raw ? "raw" : "qcow2",
-                            .read_only = !is_writable,
-                            .force_share = !is_writable};
-    Node *node;
-    if (chain_open(self, path, &options, &node, NULL, &error) < 0)
-        g_error("seed %u: %s", (unsigned)w->guests.seed, error->message);
-    return node;
-}
-
-static void create(Fiber *self, World *w, const char *path, const char *backing)
-{
-    static const uint32_t clusters[] = {512, 4096, 65536};
-    Qcow2CreateOptions options = {
-        .size_bytes = GUEST_DISK,
-        .cluster_bytes = clusters[guests_pick(&w->guests, G_N_ELEMENTS(clusters))],
-        .backing_name = backing,
-        .backing_format = backing ? "qcow2" : NULL,
-    };
-    fiber_assert_equal(qcow2_create(self, path, &options, NULL), 0);
-}
-
-static void make_layer(Fiber *self, World *w, const char *path, const char *backing)
-{
-    Guests *g = &w->guests;
-    create(self, w, path, backing);
-    Node *node = open_node(self, w, path, true);
-    for (unsigned i = 0; i < GUEST_BLOCKS; i++)
-        if (guests_pick(g, 3) == 0)
-            fiber_assert_equal(
-                guests_change_block(self, g, node, i,
-                                    guests_pick(g, 4) ? REQUEST_WRITE : REQUEST_ZERO),
-                0);
-    fiber_assert_equal(node_flush(self, node), 0);
-    node_unref_close(self, node);
-    g->durable = g->acked;
-}
-
-static void make_raw(Fiber *self)
-{
-    File *file;
-    fiber_assert_equal(file_open(self, target_path, FILE_WRITABLE | FILE_CREATE, &file, NULL), 0);
-    fiber_assert_equal(file_truncate(self, file, GUEST_DISK), 0);
-    file_close(self, file);
-    fiber_assert_equal(file_sync_dir(self, target_path, NULL), 0);
-}
-
 static void make_target(Fiber *self, World *w)
 {
+    Guests *g = &w->guests;
     if (w->course.target == TARGET_RAW)
-        make_raw(self);
+        guest_image_make_raw(self, g, target_path);
     else
-        create(self, w, target_path,
-               w->course.target == TARGET_WITH_BACKING ? base_path + 1 : NULL);
-    w->target = open_node(self, w, target_path, true);
-    if (w->course.is_used) {
-        g_autofree uint8_t *other = g_malloc(GUEST_DISK);
-        memset(other, 0xee, GUEST_DISK);
-        fiber_assert_equal(node_write(self, w->target, guest_off(0), other, GUEST_DISK, 0), 0);
-    }
+        guest_image_create(self, target_path,
+                           w->course.target == TARGET_WITH_BACKING ? base_path : NULL, GUEST_DISK,
+                           guest_image_pick_cluster_bytes(g));
+    w->target = guest_image_open(self, g, target_path, true);
+    if (w->course.is_used)
+        guest_image_fill_with_other(self, w->target);
 }
 
 static void make_disk(Fiber *self, World *w)
 {
-    make_layer(self, w, base_path, NULL);
-    make_layer(self, w, top_path, base_path + 1);
-    w->source = open_node(self, w, top_path, true);
+    guest_image_make_layer(self, &w->guests, base_path, NULL);
+    guest_image_make_layer(self, &w->guests, top_path, base_path);
+    w->source = guest_image_open(self, &w->guests, top_path, true);
     make_target(self, w);
     port_init(&w->guests.port, w->source, "guests");
     DirtyBitmapSpec spec = {
@@ -154,39 +97,17 @@ static int hook(SimHook *sim_hook, uint64_t n, SimOp op, const char *path, uint6
     return guests_pick(&w->guests, 12) == 0 ? w->course.fails_with : 0;
 }
 
-static void check_target(Fiber *self, World *w, const char *where)
+static void check_target(Fiber *self, const World *w, const char *where)
 {
-    Node *node = open_node(self, w, target_path, false);
-    guests_check_node(self, &w->guests, where, node, &w->moment, &w->moment);
-    node_unref_close(self, node);
+    guest_image_check_content(self, &w->guests, where, target_path, &w->moment, &w->moment);
 }
 
 static void after_the_end(Fiber *self, void *arg)
 {
-    World *w = arg;
-    MapMemory *memory = w->memory;
-    w->memory = map_memory_new(1 << 20);
-    check_target(self, w, "the backup, after a cut");
-    map_memory_free(w->memory);
-    w->memory = memory;
-}
-
-static void cut_power(World *w)
-{
-    Sim *sim = sim_clone_after_power_cut(w->guests.sim, w->guests.seed * 1000 + w->n_cuts++);
-    fiber_assert(sim_run(sim, after_the_end, w));
-    sim_free(sim);
+    check_target(self, arg, "the backup, after a cut");
 }
 
 // -- the job --------------------------------------------------------------------------------------
-
-static void hear(void *arg, const JobNews *news)
-{
-    World *w = arg;
-    if (news->kind == JOB_NEWS_PAUSED && w->course.fails_with)
-        job_control_resume(w->control); // somebody made room
-    fiber_queue_wake_all(&w->changed);
-}
 
 static BackupSpec spec_of(World *w)
 {
@@ -224,49 +145,24 @@ static void job(Fiber *self, void *arg)
     World *w = arg;
     g_autoptr(GError) error = NULL;
     w->is_copying = true;
-    w->result = backup_run(self, w->control, w->backup, &error);
+    w->result = backup_run(self, w->user.control, w->backup, &error);
     w->is_copying = false;
     if (w->result == 0 && w->course.cuts_power)
-        cut_power(w);
+        guests_cut_power(&w->guests, after_the_end, w);
     fiber_sleep(self, guests_pick(&w->guests, 1000000));
     fiber_assert_equal(backup_settle(self, w->backup, w->result == 0, &error), 0);
     backup_end(self, w->backup);
-    w->is_over = true;
-    job_control_end(w->control);
-    fiber_queue_wake_all(&w->changed);
-}
-
-static void ask(Fiber *self, World *w)
-{
-    Guests *g = &w->guests;
-    for (unsigned i = 0; i < 4 && w->course.is_asked; i++) {
-        fiber_sleep(self, guests_pick(g, 2000000));
-        uint64_t what = guests_pick(g, 3);
-        if (what == 0)
-            job_control_pause(w->control);
-        job_control_set_speed(w->control, what == 1 ? 10000000 : 0);
-        fiber_sleep(self, guests_pick(g, 2000000));
-        if (!job_is_cancelled(w->control))
-            job_control_resume(w->control);
-    }
-    job_control_set_speed(w->control, 0);
-    if (w->course.is_cancelled && guests_pick(g, 3)) {
-        fiber_sleep(self, guests_pick(g, 3000000));
-        job_control_cancel(w->control);
-    }
+    job_user_done(&w->user);
 }
 
 static void run_job(Fiber *self, World *w)
 {
-    w->control = job_control_new(0);
-    w->is_over = false;
-    job_control_begin(w->control, fiber_loop(self), fiber_loop(self), hear, w);
-    fiber_assert_equal(fiber_spawn(fiber_loop(self), "job", job, w, NULL), 0);
-    ask(self, w);
-    while (!w->is_over)
-        fiber_queue_wait(self, &w->changed, false, "the job's end");
-    fiber_sleep(self, 1000000); // its last messages
-    job_control_drop(w->control);
+    w->user = (JobUser){.guests = &w->guests, .makes_room = w->course.fails_with, .arg = w};
+    job_user_begin(self, &w->user, job);
+    job_user_disturb(self, &w->user, w->course.is_asked ? 4 : 0);
+    if (w->course.is_cancelled && guests_pick(&w->guests, 3))
+        job_user_cancel(self, &w->user);
+    job_user_end(self, &w->user);
 }
 
 static void one_round(Fiber *self, World *w)
@@ -289,7 +185,6 @@ static void backups_under_load(Fiber *self, void *arg)
 {
     World *w = arg;
     Guests *g = &w->guests;
-    w->memory = map_memory_new(1 << 20);
     make_disk(self, w);
     w->hook.fn = hook;
     sim_set_hook(g->sim, &w->hook);
@@ -300,10 +195,9 @@ static void backups_under_load(Fiber *self, void *arg)
     guests_read_all(self, g);
     sim_set_hook(g->sim, NULL);
     close_disk(self, w);
-    guests_check_image(self, g, top_path, false);
+    guest_image_check(self, g, top_path, false);
     if (w->course.target != TARGET_RAW)
-        guests_check_image(self, g, target_path, false);
-    map_memory_free(w->memory);
+        guest_image_check(self, g, target_path, false);
 }
 
 static void run_world(uint64_t seed, const Course *course)
@@ -312,12 +206,9 @@ static void run_world(uint64_t seed, const Course *course)
     g_autofree World *w = g_new0(World, 1);
     g_autofree char *what =
         g_strdup_printf("sync %d, target %d", (int)course->sync, (int)course->target);
-    w->guests.seed = seed;
     w->guests.what = what;
     w->course = *course;
-    w->guests.sim = sim_new(&config);
-    assert_true(sim_run(w->guests.sim, backups_under_load, w));
-    sim_free(w->guests.sim);
+    guests_run(&w->guests, &config, backups_under_load, w);
     if (!course->is_cancelled && !course->takes_back && !course->fails_with)
         assert_int_equal(w->n_good, course->n_rounds);
 }

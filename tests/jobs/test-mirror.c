@@ -6,10 +6,8 @@
 #include <errno.h>
 #include <string.h>
 
-#include "chain-core/chain.h"
-#include "chain-core/qcow2-create.h"
-#include "guests.h"
-#include "job-work.h"
+#include "guest-images.h"
+#include "job-user.h"
 #include "jobs/mirror.h"
 
 enum { MAX_LAYERS = 3 };
@@ -39,131 +37,61 @@ typedef struct World {
     SimHook hook; // first
     Guests guests;
     Course course;
-    MapMemory *memory;
+    JobUser user;
     unsigned n_layers;
     Node *source, *target;
     DirtyBitmap *bitmap; // goes_on
-    unsigned n_cuts;
     uint64_t n_target_writes;
-    JobControl *control;
     unsigned n_before_end; // changes that had begun when the job was asked to
     Versions issued_before_ready, acked_before_end;
-    bool is_copying, is_ready, is_over, is_switched;
+    bool is_copying, is_switched;
     int result;
-    FiberQueue changed;
 } World;
 
 static const char target_path[] = "/target";
 
-static void name_layer(char path[16], unsigned number)
-{
-    g_snprintf(path, 16, "/layer-%u", number);
-}
-
 // -- nodes ----------------------------------------------------------------------------------------
-
-static Node *open_node(Fiber *self, const World *w, const char *path, bool is_writable)
-{
-    g_autoptr(GError) error = NULL;
-    bool is_raw = strcmp(path, target_path) == 0 && w->course.target == TARGET_RAW;
-    LayerOptions options = {.memory = w->memory,
-                            .format = is_raw ? "raw" : "qcow2",
-                            .read_only = !is_writable,
-                            .force_share = !is_writable};
-    Node *node;
-    if (chain_open(self, path, &options, &node, NULL, &error) < 0)
-        g_error("seed %u: %s", (unsigned)w->guests.seed, error->message);
-    return node;
-}
-
-static Node *open_alone(Fiber *self, const World *w, const char *path)
-{
-    g_autoptr(GError) error = NULL;
-    LayerOptions options = {.memory = w->memory, .format = "qcow2"};
-    Layer *layer;
-    Node *node;
-    if (layer_open(self, path, &options, &layer, &error) < 0 ||
-        layer_load(self, layer, &node, &error) < 0)
-        g_error("seed %u: %s", (unsigned)w->guests.seed, error->message);
-    layer_drop(self, layer);
-    return node;
-}
-
-static uint32_t create(Fiber *self, World *w, const char *path, const char *backing)
-{
-    static const uint32_t clusters[] = {512, 4096, 65536};
-    Qcow2CreateOptions options = {
-        .size_bytes = GUEST_DISK,
-        .cluster_bytes = clusters[guests_pick(&w->guests, G_N_ELEMENTS(clusters))],
-        .backing_name = backing,
-        .backing_format = backing ? "qcow2" : NULL,
-    };
-    fiber_assert_equal(qcow2_create(self, path, &options, NULL), 0);
-    return options.cluster_bytes;
-}
-
-static uint32_t make_layer(Fiber *self, World *w, unsigned number)
-{
-    Guests *g = &w->guests;
-    char path[16], below[16];
-    name_layer(path, number);
-    name_layer(below, number - 1);
-    uint32_t cluster_bytes = create(self, w, path, number ? below + 1 : NULL);
-    Node *node = open_node(self, w, path, true);
-    for (unsigned i = 0; i < GUEST_BLOCKS; i++)
-        if (guests_pick(g, 3) == 0)
-            fiber_assert_equal(
-                guests_change_block(self, g, node, i,
-                                    guests_pick(g, 4) ? REQUEST_WRITE : REQUEST_ZERO),
-                0);
-    fiber_assert_equal(node_flush(self, node), 0);
-    node_unref_close(self, node);
-    g->durable = g->acked;
-    return cluster_bytes;
-}
 
 static uint32_t make_target(Fiber *self, World *w)
 {
-    char below[16];
-    File *file;
+    Guests *g = &w->guests;
+    char below[GUEST_IMAGE_PATH];
     uint32_t cluster_bytes = 512;
-    name_layer(below, w->n_layers - 2);
+    guest_image_name(below, w->n_layers - 2);
     if (w->course.target == TARGET_RAW) {
-        fiber_assert_equal(file_open(self, target_path, FILE_WRITABLE | FILE_CREATE, &file, NULL),
-                           0);
-        fiber_assert_equal(file_truncate(self, file, GUEST_DISK), 0);
-        file_close(self, file);
-        fiber_assert_equal(file_sync_dir(self, target_path, NULL), 0);
+        guest_image_make_raw(self, g, target_path);
     } else {
-        cluster_bytes =
-            create(self, w, target_path, w->course.target == TARGET_QCOW2 ? NULL : below + 1);
+        cluster_bytes = guest_image_pick_cluster_bytes(g);
+        guest_image_create(self, target_path, w->course.target == TARGET_QCOW2 ? NULL : below,
+                           GUEST_DISK, cluster_bytes);
     }
     if (!w->course.is_used)
         return cluster_bytes;
-    Node *node = open_node(self, w, target_path, true);
-    g_autofree uint8_t *other = g_malloc(GUEST_DISK);
-    memset(other, 0xee, GUEST_DISK);
-    fiber_assert_equal(node_write(self, node, guest_off(0), other, GUEST_DISK, 0), 0);
+    Node *node = guest_image_open(self, g, target_path, true);
+    guest_image_fill_with_other(self, node);
     node_unref_close(self, node);
     return cluster_bytes;
 }
 
 static void make_disk(Fiber *self, World *w)
 {
-    uint32_t largest = 0;
-    char path[16];
-    w->n_layers = 2 + (unsigned)guests_pick(&w->guests, MAX_LAYERS - 1);
-    for (unsigned i = 0; i < w->n_layers; i++)
-        largest = make_layer(self, w, i);
+    Guests *g = &w->guests;
+    uint32_t of_head = 0;
+    char path[GUEST_IMAGE_PATH], below[GUEST_IMAGE_PATH];
+    w->n_layers = 2 + (unsigned)guests_pick(g, MAX_LAYERS - 1);
+    for (unsigned i = 0; i < w->n_layers; i++) {
+        guest_image_name(path, i);
+        of_head = guest_image_make_layer(self, g, path, i ? below : NULL);
+        strcpy(below, path);
+    }
     uint32_t of_target = make_target(self, w);
     // In a raw file a discard need not make zeros.
-    w->guests.may_discard =
-        MAX(largest, of_target) <= GUEST_BLOCK && w->course.target != TARGET_RAW;
-    name_layer(path, w->n_layers - 1);
-    w->source = open_node(self, w, path, true);
-    w->target = w->course.target == TARGET_BACKING_MISSING ? open_alone(self, w, target_path)
-                                                           : open_node(self, w, target_path, true);
-    port_init(&w->guests.port, w->source, "guests");
+    g->may_discard = MAX(of_head, of_target) <= GUEST_BLOCK && w->course.target != TARGET_RAW;
+    w->source = guest_image_open(self, g, path, true);
+    w->target = w->course.target == TARGET_BACKING_MISSING
+                    ? guest_image_open_alone(self, g, target_path)
+                    : guest_image_open(self, g, target_path, true);
+    port_init(&g->port, w->source, "guests");
     const DirtyBitmapSpec spec = {.name = "left", .node_name = "disk", .granularity_bits = 12};
     if (w->course.goes_on)
         fiber_assert_equal(dirty_bitmap_add(w->source, &spec, &w->bitmap, NULL), 0);
@@ -178,48 +106,28 @@ static void close_disk(Fiber *self, World *w)
 
 // -- power cuts, failures -------------------------------------------------------------------------
 
-typedef struct AfterCut {
-    World *before;
-} AfterCut;
-
 static void check_images(Fiber *self, const World *w, bool may_leak)
 {
-    char path[16];
+    char path[GUEST_IMAGE_PATH];
     for (unsigned i = 0; i < w->n_layers; i++) {
-        name_layer(path, i);
-        guests_check_image(self, &w->guests, path, may_leak);
+        guest_image_name(path, i);
+        guest_image_check(self, &w->guests, path, may_leak);
     }
     if (w->course.target != TARGET_RAW)
-        guests_check_image(self, &w->guests, target_path, may_leak);
+        guest_image_check(self, &w->guests, target_path, may_leak);
 }
 
 // The disk is what guests write: the source, or the target in its place.
 static void after_cut(Fiber *self, void *arg)
 {
-    World *w = ((AfterCut *)arg)->before;
-    MapMemory *memory = w->memory;
-    char path[16];
-    name_layer(path, w->n_layers - 1);
-    w->memory = map_memory_new(1 << 20);
-    Node *node = open_node(self, w, w->guests.port.node == w->target ? target_path : path, false);
-    guests_check_node(self, &w->guests, "after a cut", node, &w->guests.durable, &w->guests.issued);
-    node_unref_close(self, node);
+    World *w = arg;
+    Guests *g = &w->guests;
+    char path[GUEST_IMAGE_PATH];
+    guest_image_name(path, w->n_layers - 1);
+    guest_image_check_content(self, g, "after a cut",
+                              g->port.node == w->target ? target_path : path, &g->durable,
+                              &g->issued);
     check_images(self, w, true);
-    map_memory_free(w->memory);
-    w->memory = memory;
-}
-
-static void cut_power_and(World *w, FiberFn *check)
-{
-    AfterCut after = {.before = w};
-    Sim *sim = sim_clone_after_power_cut(w->guests.sim, w->guests.seed * 1000 + w->n_cuts++);
-    fiber_assert(sim_run(sim, check, &after));
-    sim_free(sim);
-}
-
-static void cut_power(World *w)
-{
-    cut_power_and(w, after_cut);
 }
 
 static bool is_to_fail(World *w)
@@ -233,7 +141,7 @@ static int hook(SimHook *sim_hook, uint64_t n, SimOp op, const char *path, uint6
 {
     World *w = (World *)sim_hook;
     if (w->course.cuts_power && op != SIM_OP_READ && n % 24 == w->guests.seed % 24)
-        cut_power(w);
+        guests_cut_power(&w->guests, after_cut, w);
     if (strcmp(path, target_path) != 0 || !w->is_copying)
         return 0;
     if (op == SIM_OP_FLUSH && w->course.flush_fails)
@@ -245,17 +153,11 @@ static int hook(SimHook *sim_hook, uint64_t n, SimOp op, const char *path, uint6
 
 // -- the job --------------------------------------------------------------------------------------
 
-static void hear(void *arg, const JobNews *news)
+static void ready(void *arg)
 {
     World *w = arg;
-    if (news->kind == JOB_NEWS_READY) {
-        w->is_ready = true;
-        w->issued_before_ready = w->guests.issued;
-        w->is_copying = w->course.fails_at || w->course.flush_fails; // else failures end here
-    }
-    if (news->kind == JOB_NEWS_PAUSED && w->course.fails_with)
-        job_control_resume(w->control); // somebody made room
-    fiber_queue_wake_all(&w->changed);
+    w->issued_before_ready = w->guests.issued;
+    w->is_copying = w->course.fails_at || w->course.flush_fails; // else failures end here
 }
 
 static MirrorSpec spec_of(const World *w)
@@ -278,7 +180,7 @@ static MirrorSpec spec_of(const World *w)
 
 static void check_copy(Fiber *self, const World *w, const char *where)
 {
-    Node *node = open_node(self, w, target_path, false);
+    Node *node = guest_image_open(self, &w->guests, target_path, false);
     guests_check_moment(self, &w->guests, where, node, w->n_before_end);
     node_unref_close(self, node);
 }
@@ -287,7 +189,7 @@ static void check_copy(Fiber *self, const World *w, const char *where)
 static void check_written_meanwhile(Fiber *self, const World *w)
 {
     uint64_t words[GUEST_WORDS];
-    Node *node = open_node(self, w, target_path, false);
+    Node *node = guest_image_open(self, &w->guests, target_path, false);
     for (unsigned i = 0; i < GUEST_BLOCKS; i++) {
         uint32_t least = w->acked_before_end.of[i];
         GuestOff off = guest_off((uint64_t)i * GUEST_BLOCK);
@@ -312,12 +214,7 @@ static int leave(Fiber *self, World *w, Mirror *mirror, GError **error)
 // It is there even if power goes at once.
 static void after_the_end(Fiber *self, void *arg)
 {
-    World *w = ((AfterCut *)arg)->before;
-    MapMemory *memory = w->memory;
-    w->memory = map_memory_new(1 << 20);
-    check_copy(self, w, "the copy, after a cut");
-    map_memory_free(w->memory);
-    w->memory = memory;
+    check_copy(self, arg, "the copy, after a cut");
 }
 
 static void job(Fiber *self, void *arg)
@@ -327,55 +224,32 @@ static void job(Fiber *self, void *arg)
     g_autoptr(GError) error = NULL;
     Mirror *mirror = mirror_begin(&spec);
     w->is_copying = true;
-    w->result = mirror_run(self, w->control, mirror, &error);
+    w->result = mirror_run(self, w->user.control, mirror, &error);
     if (w->result == 0)
         w->result = leave(self, w, mirror, &error);
     w->is_copying = false;
     if (w->result == 0 && w->course.is_left && w->course.cuts_power)
-        cut_power_and(w, after_the_end);
+        guests_cut_power(&w->guests, after_the_end, w);
     mirror_end(self, mirror);
-    w->is_over = true;
-    job_control_end(w->control);
-    fiber_queue_wake_all(&w->changed);
-}
-
-static void ask(Fiber *self, World *w)
-{
-    Guests *g = &w->guests;
-    for (unsigned i = 0; i < 4 && w->course.is_asked; i++) {
-        fiber_sleep(self, guests_pick(g, 2000000));
-        uint64_t what = guests_pick(g, 3);
-        if (what == 0)
-            job_control_pause(w->control);
-        job_control_set_speed(w->control, what == 1 ? 10000000 : 0);
-        fiber_sleep(self, guests_pick(g, 2000000));
-        if (!job_is_cancelled(w->control))
-            job_control_resume(w->control);
-    }
-    job_control_set_speed(w->control, 0);
-    if (w->course.is_cancelled) {
-        fiber_sleep(self, guests_pick(g, 3000000));
-        job_control_cancel(w->control);
-    }
+    job_user_done(&w->user);
 }
 
 static void run_job(Fiber *self, World *w)
 {
-    w->control = job_control_new(0);
-    job_control_begin(w->control, fiber_loop(self), fiber_loop(self), hear, w);
-    fiber_assert_equal(fiber_spawn(fiber_loop(self), "job", job, w, NULL), 0);
-    ask(self, w);
-    while (!w->is_over && !w->is_ready)
-        fiber_queue_wait(self, &w->changed, false, "the job");
+    JobUser *user = &w->user;
+    *user = (JobUser){
+        .guests = &w->guests, .makes_room = w->course.fails_with, .ready = ready, .arg = w};
+    job_user_begin(self, user, job);
+    job_user_disturb(self, user, w->course.is_asked ? 4 : 0);
+    if (w->course.is_cancelled)
+        job_user_cancel(self, user);
+    job_user_wait_ready(self, user);
     fiber_sleep(self, guests_pick(&w->guests, 1000000));
     w->n_before_end = w->guests.n_changes;
     w->acked_before_end = w->guests.acked;
-    if (!w->is_over)
-        job_control_ask_end(w->control, w->course.is_left ? JOB_END_CANCEL : JOB_END_COMPLETE);
-    while (!w->is_over)
-        fiber_queue_wait(self, &w->changed, false, "the job's end");
-    fiber_sleep(self, 1000000); // its last messages
-    job_control_drop(w->control);
+    if (!user->is_over)
+        job_control_ask_end(user->control, w->course.is_left ? JOB_END_CANCEL : JOB_END_COMPLETE);
+    job_user_end(self, user);
 }
 
 // -- a whole mirror -------------------------------------------------------------------------------
@@ -383,15 +257,14 @@ static void run_job(Fiber *self, World *w)
 static void check_end(Fiber *self, const World *w)
 {
     const Guests *g = &w->guests;
-    char path[16];
-    name_layer(path, w->n_layers - 1);
+    char path[GUEST_IMAGE_PATH];
+    guest_image_name(path, w->n_layers - 1);
     if (w->course.sync == MIRROR_SYNC_NONE)
         check_written_meanwhile(self, w);
     else if (w->result == 0 && !w->is_switched)
         check_copy(self, w, "the copy");
-    Node *node = open_node(self, w, w->is_switched ? target_path : path, false);
-    guests_check_node(self, g, "at the end", node, &g->acked, &g->acked);
-    node_unref_close(self, node);
+    guest_image_check_content(self, g, "at the end", w->is_switched ? target_path : path, &g->acked,
+                              &g->acked);
     check_images(self, w, w->course.flush_fails || w->course.fails_at);
 }
 
@@ -403,7 +276,6 @@ static void go_on(Fiber *self, World *w)
     fiber_assert(!info.is_busy && !w->is_switched);
     fiber_sleep(self, guests_pick(&w->guests, 1000000));
     w->course = (Course){.sync = MIRROR_SYNC_BITMAP, .target = w->course.target, .is_left = true};
-    w->is_ready = w->is_over = false;
     run_job(self, w);
     dirty_bitmap_info(w->bitmap, &info);
     fiber_assert(info.dirty_granules < GUEST_DISK >> 12);
@@ -413,7 +285,6 @@ static void mirror_under_load(Fiber *self, void *arg)
 {
     World *w = arg;
     Guests *g = &w->guests;
-    w->memory = map_memory_new(1 << 20);
     make_disk(self, w);
     w->hook.fn = hook;
     sim_set_hook(g->sim, &w->hook);
@@ -425,11 +296,10 @@ static void mirror_under_load(Fiber *self, void *arg)
     guests_read_all(self, g);
     guests_flush(self, g);
     if (w->course.cuts_power)
-        cut_power(w);
+        guests_cut_power(&w->guests, after_cut, w);
     sim_set_hook(g->sim, NULL);
     close_disk(self, w);
     check_end(self, w);
-    map_memory_free(w->memory);
 }
 
 // Returns how often the target was changed.
@@ -439,12 +309,9 @@ static uint64_t run_world(uint64_t seed, const Course *course)
     g_autofree World *w = g_new0(World, 1);
     g_autofree char *what = g_strdup_printf("sync %d, mode %d, target %d", (int)course->sync,
                                             (int)course->mode, (int)course->target);
-    w->guests.seed = seed;
     w->guests.what = what;
     w->course = *course;
-    w->guests.sim = sim_new(&config);
-    assert_true(sim_run(w->guests.sim, mirror_under_load, w));
-    sim_free(w->guests.sim);
+    guests_run(&w->guests, &config, mirror_under_load, w);
     if (course->goes_on)
         assert_int_equal(w->result, 0);
     else if (course->flush_fails)
