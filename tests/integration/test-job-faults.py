@@ -285,8 +285,7 @@ def test_blocking(tmp):
     run_cases(tmp, "blocking")
 
 
-# -- layers on a server that is slow, or fails at random
-# --------------------------------------------
+# -- layers on a server that is slow, or fails at random -------------------------------------------
 
 @contextlib.contextmanager
 def server(path, sock, *filters):

@@ -61,8 +61,7 @@ void job_set_copy_mode(JobControl *control, CopyMode mode);
 // thread.
 void job_set_synced(JobControl *control, bool is_synced);
 
-// -- progress: any thread, and read there
-// -----------------------------------------------------------
+// -- progress: any thread, and read there ---------------------------------------------------------
 
 // What has become of bytes that the job is to bring to their place.
 typedef enum JobBytes {
@@ -78,8 +77,7 @@ void job_add_total(JobControl *control, int64_t more);
 // `bytes` of it are done. Only on the work's loop.
 void job_count(JobControl *control, JobBytes how, uint64_t bytes);
 
-// -- errors
-// -----------------------------------------------------------------------------------------
+// -- errors ---------------------------------------------------------------------------------------
 
 // What a user wants done when reads or writes of the job fail.
 typedef enum JobOnError {

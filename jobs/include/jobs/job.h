@@ -99,8 +99,7 @@ void job_start(Fiber *self, Job *job, Loop *loop);
 void job_drop(Job *job);
 void job_drop_cancelled(Job *job);
 
-// -- what users ask; -EPERM with QEMU's words where the state does not allow it
-// --------------------
+// -- what users ask; -EPERM with QEMU's words where the state does not allow it -------------------
 
 int job_check_verb(const Job *job, JobVerb verb, GError **error);
 // `force`: also one that is ready ends without having completed, and one that is paused. One whose
