@@ -184,7 +184,7 @@ class Reshaper(threading.Thread):
     def run(self):
         i = 0
         try:
-            while not self.ending.wait(1) and i < 200:
+            while i < 200 and not (self.ending.wait(1) and len(set(self.done)) == 3):
                 i += 1
                 self.turn(i)
         except BaseException as e:

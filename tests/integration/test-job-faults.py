@@ -14,7 +14,7 @@ import threading
 
 import nbd
 
-from harness import KIB, MIB, check_image, main, qemu_img, qemu_io, run
+from harness import HANG, KIB, MIB, check_image, main, qemu_img, qemu_io, run
 from world import World
 
 SIZE, CLUSTER, L2_COVERS = 8 * MIB, 4 * KIB, 2 * MIB
@@ -294,7 +294,7 @@ def server(path, sock, *filters):
                                stderr=subprocess.DEVNULL)
     try:
         yield {"driver": "nbd", "server": {"type": "unix", "path": str(sock)}, "reconnect-delay": 5,
-               "open-timeout": 10}
+               "open-timeout": HANG}
     finally:
         process.terminate()
         process.wait()

@@ -10,7 +10,7 @@ import random
 import time
 
 import commits
-from harness import KIB, MIB, check_image, main, qemu_img, qemu_io, random_file, same_content, says
+from harness import HANG, KIB, MIB, check_image, main, qemu_img, qemu_io, random_file, same_content, says
 from world import World
 
 SIZE = 16 * MIB
@@ -53,7 +53,7 @@ def end(w):
 
 def await_given_back(path, bytes_left):
     """What was unlinked goes to the host in the background."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANG
     while allocated(path) > bytes_left:
         assert time.monotonic() < deadline, f"{path} still has {allocated(path)} bytes"
         time.sleep(0.02)

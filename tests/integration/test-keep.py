@@ -154,10 +154,9 @@ def test_head(tmp):
 
 
 def await_part(q, part):
-    """Waits until the job has done something, and this part of what there is."""
-    while True:
-        job, = q.command("query-block-jobs")
-        if job["offset"] > 0 and job["offset"] >= part * job["len"]:
+    """Waits until the job has done something, and this part of what there is; or has ended."""
+    while jobs := q.command("query-block-jobs"):
+        if jobs[0]["offset"] > 0 and jobs[0]["offset"] >= part * jobs[0]["len"]:
             return
         time.sleep(0.01)
 

@@ -176,8 +176,8 @@ def test_threshold(tmp):
         add_two(w, lv.device, tmp / "top")
         start(w, "block-commit", device="top")
         figures(await_end(w))
-        w.qmp.command("block-set-write-threshold", node_name="base-file", write_threshold=MIB)
-        start(w, "block-commit", device="top", speed=MIB)
+        w.qmp.command("block-set-write-threshold", node_name="base-file", write_threshold=512 * KIB)
+        start(w, "block-commit", device="top", speed=64 * KIB)  # a minute to the device's end
         w.qmp.event("BLOCK_WRITE_THRESHOLD")
         lv.grow(24 * MIB)
         w.qmp.command("block-job-set-speed", device="j", speed=0)
