@@ -24,7 +24,7 @@ typedef struct CopyBeforeOps {
     CopyFindFn *find; // CopyEngineOps's; asked of what is unsaved, with the range held
     // A guest has saved the range: copies of it under way are to be dropped. Does not suspend.
     void (*saved)(void *arg, uint64_t off, uint64_t len);
-    // The backup is none any more: guests go on without it. Once; does not suspend.
+    // The backup has failed: guests go on without it. Once; does not suspend.
     void (*broken)(void *arg, int error);
 } CopyBeforeOps;
 

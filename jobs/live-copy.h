@@ -65,8 +65,8 @@ void live_copy_begin(Fiber *self, LiveCopy *live, JobControl *control, CopyEngin
 // Copies; a live copy is ready then, and stays in step with what guests write until users want it
 // to end: 0, and unless it ends as it is, little is left and little not durable.
 int live_copy_run(Fiber *self, LiveCopy *live, GError **error);
-// For who runs the engine by himself: users hear of it, and from here on may want it to end; they
-// are not asked any more.
+// For callers that run the engine themselves: users hear of it, and from here on may want it to
+// end; they are not asked any more.
 void live_copy_set_ready(LiveCopy *live);
 void live_copy_set_over(LiveCopy *live);
 // It was ready, and is to end by completing.

@@ -10,8 +10,9 @@
 // takes the lock of the guest's clusters: whoever is about to copy a cluster must not find it
 // written in place. A flag that is missing costs a copy, no more.
 //
-// What loses its last reference is gathered, and released in the order of the host file: what lies
-// together becomes one hole, for which guests' writes wait once, not cluster by cluster.
+// Clusters that lose their last reference are released in batches, in the order of the host file:
+// neighbours are coalesced into one hole, for which guests' writes wait once, not cluster by
+// cluster.
 
 #include "qcow2/snapshot-refs.h"
 
@@ -26,7 +27,7 @@ enum {
     MAX_DIRTY_BYTES = 4 << 20,   // before a write-back: guests have the rest of what may be dirty
     MAX_FETCH_BYTES = 128 << 10, // what one table adds to the cache at a time
     ENTRIES_PER_TURN = 32 << 10, // of an L1 table without anything
-    MAX_LAST_RANGES = 64 << 10,  // that are gathered: 1 MiB
+    MAX_LAST_RANGES = 64 << 10,  // of one batch: 1 MiB
     RELEASED_BYTES_PER_TURN = 1 << 20,
 };
 

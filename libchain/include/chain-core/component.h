@@ -29,9 +29,9 @@ typedef struct ComponentMove {
 // parked, -ENOTSUP when a driver or a port's owner cannot be moved.
 int component_move(Fiber *self, const ComponentMove *move, GError **error);
 
-// The component of `node` with nothing under way in it, on its loop: for a change of what a driver
-// takes for granted while it is open. Requests are kept out, and drivers have ended what they do by
-// themselves.
+// The component of `node`, quiesced: nothing is under way in it. On its loop, for a change of what
+// a driver takes for granted while it is open. Requests are kept out, and drivers have ended what
+// they do by themselves.
 typedef struct ComponentStill ComponentStill;
 // Can it be? With a sentence: -ENOTSUP where a driver cannot stop, -EBUSY where a job is at work.
 // Memory only.
