@@ -110,7 +110,7 @@ void guests_check_moment(Fiber *self, const Guests *g, const char *where, Node *
 uint32_t guests_next_version(Guests *g, unsigned block, bool is_zero)
 {
     uint32_t version = ++g->issued.of[block];
-    fiber_assert(version < GUEST_MAX_VERSIONS && g->n_changes < GUEST_MAX_CHANGES);
+    fiber_assert(version < GUEST_MAX_VERSIONS);
     g->is_zero[block][version] = is_zero;
     g->changes[g->n_changes++] = (GuestChange){block, version};
     return version;
@@ -119,20 +119,23 @@ uint32_t guests_next_version(Guests *g, unsigned block, bool is_zero)
 int guests_change_block(Fiber *self, Guests *g, Node *node, unsigned block, RequestKind kind)
 {
     GuestOff off = guest_off((uint64_t)block * GUEST_BLOCK);
+    NodeIoFlags flags = g->may_fua && guests_pick(g, 8) == 0 ? NODE_IO_FUA : 0;
     uint32_t version = guests_next_version(g, block, kind != REQUEST_WRITE);
     int r;
     if (kind == REQUEST_WRITE) {
         uint64_t words[GUEST_WORDS];
         for (unsigned i = 0; i < GUEST_WORDS; i++)
             words[i] = (uint64_t)version << 32 | block;
-        r = node_write(self, node, off, words, GUEST_BLOCK, 0);
+        r = node_write(self, node, off, words, GUEST_BLOCK, flags);
     } else if (kind == REQUEST_ZERO) {
-        r = node_zero(self, node, off, GUEST_BLOCK, 0);
+        r = node_zero(self, node, off, GUEST_BLOCK, flags);
     } else {
-        r = node_discard(self, node, off, GUEST_BLOCK, 0);
+        r = node_discard(self, node, off, GUEST_BLOCK, flags);
     }
     if (r == 0)
         g->acked.of[block] = version;
+    if (r == 0 && flags & NODE_IO_FUA)
+        g->durable.of[block] = version;
     return r;
 }
 

@@ -17,7 +17,7 @@ enum {
     GUEST_WORDS = GUEST_BLOCK / 8,
     GUEST_WORKERS = 4,
     GUEST_MAX_VERSIONS = 4096,
-    GUEST_MAX_CHANGES = 1 << 16,
+    GUEST_MAX_CHANGES = GUEST_BLOCKS * GUEST_MAX_VERSIONS,
 };
 
 typedef struct Versions {
@@ -33,6 +33,7 @@ typedef struct GuestChange {
 typedef struct Guests {
     char *what;       // for messages; owned by the caller
     bool may_discard; // a discard makes zeros of whole clusters only
+    bool may_fua;
     Sim *sim;
     uint64_t seed;
     MapMemory *memory;    // of images

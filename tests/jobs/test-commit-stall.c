@@ -9,9 +9,9 @@
 #include "chain-core/chain.h"
 #include "chain-core/fiber-sync.h"
 #include "chain-core/port.h"
-#include "chain-core/qcow2-create.h"
 #include "chain-core/sim.h"
 #include "chain-core/switch.h"
+#include "guest-images.h"
 #include "job-work.h"
 #include "jobs/commit.h"
 
@@ -20,6 +20,7 @@
 enum {
     BLOCK = 4096,
     DISK = 8 << 20,
+    CLUSTER = 65536,
     N_GUESTS = 3,
     NS_PER_BYTE = 20,      // of what becomes durable in the base
     SYNC_NS = 50 * 1000000 // however little that is
@@ -135,21 +136,12 @@ static void long_guest(Fiber *self, void *arg)
 
 // -- the chain ------------------------------------------------------------------------------------
 
-static void create(Fiber *self, const char *path, const char *backing)
-{
-    Qcow2CreateOptions options = {.size_bytes = DISK,
-                                  .cluster_bytes = 65536,
-                                  .backing_name = backing,
-                                  .backing_format = backing ? "qcow2" : NULL};
-    fiber_assert_equal(qcow2_create(self, path, &options, NULL), 0);
-}
-
 static void open_chain(Fiber *self, World *w)
 {
     LayerOptions options = {.memory = w->memory, .format = "qcow2"};
-    create(self, "/base", NULL);
-    create(self, "/middle", "base");
-    create(self, "/top", "middle");
+    guest_image_create(self, "/base", NULL, DISK, CLUSTER);
+    guest_image_create(self, "/middle", "/base", DISK, CLUSTER);
+    guest_image_create(self, "/top", "/middle", DISK, CLUSTER);
     fiber_assert_equal(chain_open(self, "/top", &options, &w->top, NULL, NULL), 0);
     Node *image = chain_backing(chain_backing(w->top));
     fiber_assert_equal(node_change_mode(self, image, true, NULL), 0);

@@ -2,36 +2,20 @@
 // Commits of random chains under writing guests, in the simulation: whatever is asked of the job,
 // whatever fails, and wherever the power is cut, the head shows what guests wrote, at least what a
 // flush acknowledged (docs/ordering.md §18), layers below the base keep their point in time, and
-// the base is what the top was. A guest's block holds its number and a version that only grows, so
-// every sector tells how old it is; zeros are versions, too.
+// the base is what the top was.
 #include <errno.h>
 #include <string.h>
 
-#include "../loop/in-fiber.h"
 #include "chain-core/chain.h"
-#include "chain-core/fiber-sync.h"
-#include "chain-core/port.h"
-#include "chain-core/qcow2-check.h"
-#include "chain-core/qcow2-create.h"
 #include "chain-core/qcow2.h"
-#include "chain-core/sim.h"
-#include "job-work.h"
+#include "guest-images.h"
+#include "job-user.h"
 #include "jobs/commit.h"
 
 enum {
-    BLOCK = 8192,
-    BLOCKS = 96,
-    DISK = BLOCK * BLOCKS,
-    WORDS = BLOCK / 8,
-    WORKERS = 4,
     MAX_LAYERS = 5,
     BRANCH = MAX_LAYERS, // number of a further overlay of the base
-    MAX_VERSIONS = 4096,
 };
-
-typedef struct Versions {
-    uint32_t of[BLOCKS];
-} Versions;
 
 // How a commit is to go.
 typedef struct Course {
@@ -48,261 +32,108 @@ typedef struct Course {
 
 typedef struct World {
     SimHook hook; // first
-    Sim *sim;
-    uint64_t seed;
+    Guests guests;
     Course course;
-    MapMemory *memory;
+    JobUser user;
     unsigned n_layers, top, base;
     uint32_t cluster_bytes[MAX_LAYERS + 1];
     uint64_t sizes[MAX_LAYERS + 1];
     Node *layers[MAX_LAYERS + 1];
-    Port port;
-    bool stop;
-    FiberWaitGroup workers;
-    Versions issued, acked, durable, at_start, kept[MAX_LAYERS + 1];
-    bool is_zero[BLOCKS][MAX_VERSIONS];
-    unsigned next_worker, n_cuts;
+    Versions at_start, kept[MAX_LAYERS + 1];
     uint64_t n_base_writes;
-    JobControl *control;
-    bool is_copying, is_ready, is_over, is_switched;
+    bool is_copying, is_switched;
     int result, given_back;
-    FiberQueue changed;
 } World;
 
-static uint64_t pick(World *w, uint64_t bound)
-{
-    return sim_random(w->sim, bound);
-}
-
-static void name_layer(char path[16], unsigned number)
-{
-    g_snprintf(path, 16, "/layer-%u", number);
-}
-
-// -- what blocks hold -----------------------------------------------------------------------------
-
-static bool may_be_zero(const World *w, unsigned block, uint32_t least, uint32_t most)
-{
-    for (uint32_t version = least; version <= most; version++)
-        if (version == 0 || w->is_zero[block][version])
-            return true;
-    return false;
-}
-
-// Every sector as new as `least` or newer, but not newer than `most`.
-static void check_block(const World *w, const char *where, unsigned block, const uint64_t *words,
-                        uint32_t least, uint32_t most)
-{
-    for (unsigned i = 0; i < WORDS; i++) {
-        uint32_t version = (uint32_t)(words[i] >> 32), number = (uint32_t)words[i];
-        bool is_right = words[i] ? number == block && version >= least && version <= most &&
-                                       !w->is_zero[block][version]
-                                 : may_be_zero(w, block, least, most);
-        if (!is_right)
-            g_error("seed %u, %s, commit of %u into %u, block %u word %u: version %u of block %u, "
-                    "not %u to %u",
-                    (unsigned)w->seed, where, w->top, w->base, block, i, version, number, least,
-                    most);
-    }
-}
-
-static uint32_t next_version(World *w, unsigned block, bool is_zero)
-{
-    uint32_t version = ++w->issued.of[block];
-    fiber_assert(version < MAX_VERSIONS);
-    w->is_zero[block][version] = is_zero;
-    return version;
-}
-
-static int change_block(Fiber *self, World *w, Node *node, unsigned block, RequestKind kind)
-{
-    GuestOff off = guest_off((uint64_t)block * BLOCK);
-    NodeIoFlags flags = pick(w, 8) == 0 ? NODE_IO_FUA : 0;
-    uint32_t version = next_version(w, block, kind != REQUEST_WRITE);
-    int r;
-    if (kind == REQUEST_WRITE) {
-        uint64_t words[WORDS];
-        for (unsigned i = 0; i < WORDS; i++)
-            words[i] = (uint64_t)version << 32 | block;
-        r = node_write(self, node, off, words, BLOCK, flags);
-    } else if (kind == REQUEST_ZERO) {
-        r = node_zero(self, node, off, BLOCK, flags);
-    } else {
-        r = node_discard(self, node, off, BLOCK, flags);
-    }
-    if (r == 0)
-        w->acked.of[block] = version;
-    if (r == 0 && flags & NODE_IO_FUA)
-        w->durable.of[block] = version;
-    return r;
-}
-
-// -- guests ---------------------------------------------------------------------------------------
-
-static void flush(Fiber *self, World *w)
-{
-    Node *node = port_enter(self, &w->port, REQUEST_FLUSH);
-    Versions covered = w->acked;
-    int r = node_flush(self, node);
-    port_leave(&w->port, REQUEST_FLUSH);
-    fiber_assert_equal(r, 0);
-    for (unsigned i = 0; i < BLOCKS; i++)
-        w->durable.of[i] = MAX(w->durable.of[i], covered.of[i]);
-}
-
-static void read_block(Fiber *self, World *w, unsigned block)
-{
-    uint64_t words[WORDS];
-    Node *node = port_enter(self, &w->port, REQUEST_READ);
-    fiber_assert_equal(node_read(self, node, guest_off((uint64_t)block * BLOCK), words, BLOCK), 0);
-    port_leave(&w->port, REQUEST_READ);
-    check_block(w, "read", block, words, w->acked.of[block], w->issued.of[block]);
-}
-
-// A discard makes zeros of whole clusters only.
-static RequestKind pick_change(World *w)
-{
-    static const RequestKind kinds[] = {REQUEST_ZERO, REQUEST_DISCARD};
-    uint64_t what = pick(w, 6);
-    bool has_small_clusters = w->cluster_bytes[w->n_layers - 1] <= BLOCK &&
-                              w->cluster_bytes[w->base] <= BLOCK; // the head later
-    return what < (has_small_clusters ? 2 : 1) ? kinds[what] : REQUEST_WRITE;
-}
-
-static void worker(Fiber *self, void *arg)
-{
-    World *w = arg;
-    unsigned first = w->next_worker++;
-    while (!w->stop) {
-        unsigned block = first + WORKERS * (unsigned)pick(w, BLOCKS / WORKERS);
-        uint64_t what = pick(w, 16);
-        if (what == 0) {
-            flush(self, w);
-        } else if (what < 6) {
-            read_block(self, w, block);
-        } else {
-            RequestKind kind = pick_change(w);
-            Node *node = port_enter(self, &w->port, kind);
-            fiber_assert_equal(change_block(self, w, node, block, kind), 0);
-            port_leave(&w->port, kind);
-        }
-        fiber_sleep(self, pick(w, 400000));
-    }
-    fiber_wait_group_done(&w->workers);
-}
-
 // -- layers ---------------------------------------------------------------------------------------
-
-static Node *open_layer(Fiber *self, const World *w, unsigned number, bool is_writable)
-{
-    char path[16];
-    name_layer(path, number);
-    g_autoptr(GError) error = NULL;
-    LayerOptions options = {.memory = w->memory,
-                            .format = "qcow2",
-                            .read_only = !is_writable,
-                            .force_share = !is_writable};
-    Node *node;
-    if (chain_open(self, path, &options, &node, NULL, &error) < 0)
-        g_error("seed %u: %s", (unsigned)w->seed, error->message);
-    return node;
-}
 
 static void check_layer(Fiber *self, const World *w, const char *where, unsigned number,
                         const Versions *least, const Versions *most)
 {
-    Node *node = open_layer(self, w, number, false);
-    uint64_t words[WORDS];
-    g_autofree char *what = g_strdup_printf("%s, layer %u", where, number);
-    for (unsigned i = 0; i < BLOCKS && (uint64_t)i * BLOCK < node->size_bytes; i++) {
-        fiber_assert_equal(node_read(self, node, guest_off((uint64_t)i * BLOCK), words, BLOCK), 0);
-        check_block(w, what, i, words, least->of[i], most->of[i]);
-    }
-    node_unref_close(self, node);
+    char path[GUEST_IMAGE_PATH];
+    guest_image_name(path, number);
+    guest_image_check_content(self, &w->guests, where, path, least, most);
 }
 
 static void check_image(Fiber *self, const World *w, unsigned number, bool may_leak)
 {
-    char path[16];
-    File *file;
-    Qcow2CheckResult result;
-    name_layer(path, number);
-    fiber_assert_equal(file_open(self, path, 0, &file, NULL), 0);
-    fiber_assert_equal(qcow2_check(self, file, 0, &result, NULL), 0);
-    if (result.n_corruptions || result.n_check_errors || (result.n_leaks && !may_leak))
-        g_error("seed %u, layer %u: %s", (unsigned)w->seed, number,
-                (const char *)result.messages->pdata[0]);
-    qcow2_check_result_clear(&result);
-    file_close(self, file);
+    char path[GUEST_IMAGE_PATH];
+    guest_image_name(path, number);
+    guest_image_check(self, &w->guests, path, may_leak);
 }
 
 // Each layer from a disk of its own time: some of its blocks are written, some zeroed.
 static void make_layer(Fiber *self, World *w, unsigned number)
 {
-    static const uint32_t clusters[] = {512, 4096, 65536};
-    char path[16], below[16];
-    name_layer(path, number);
+    Guests *g = &w->guests;
+    char path[GUEST_IMAGE_PATH], below[GUEST_IMAGE_PATH];
+    guest_image_name(path, number);
     if (number)
-        name_layer(below, number == BRANCH ? w->base : number - 1);
-    w->cluster_bytes[number] = clusters[pick(w, G_N_ELEMENTS(clusters))];
-    bool is_short = number + 1 < w->n_layers && pick(w, 3) == 0;
-    w->sizes[number] = is_short ? BLOCK * (1 + pick(w, BLOCKS)) : DISK;
-    Qcow2CreateOptions options = {.size_bytes = w->sizes[number],
-                                  .cluster_bytes = w->cluster_bytes[number],
-                                  .backing_name = number ? below + 1 : NULL,
-                                  .backing_format = number ? "qcow2" : NULL};
-    fiber_assert_equal(qcow2_create(self, path, &options, NULL), 0);
-    Node *node = open_layer(self, w, number, true);
-    for (unsigned i = 0; i < BLOCKS; i++) {
-        bool is_inside = (uint64_t)i * BLOCK < w->sizes[number];
-        RequestKind kind = pick(w, 4) ? REQUEST_WRITE : REQUEST_ZERO;
+        guest_image_name(below, number == BRANCH ? w->base : number - 1);
+    w->cluster_bytes[number] = guest_image_pick_cluster_bytes(g);
+    bool is_short = number + 1 < w->n_layers && guests_pick(g, 3) == 0;
+    w->sizes[number] = is_short ? GUEST_BLOCK * (1 + guests_pick(g, GUEST_BLOCKS)) : GUEST_DISK;
+    guest_image_create(self, path, number ? below : NULL, w->sizes[number],
+                       w->cluster_bytes[number]);
+    Node *node = guest_image_open(self, g, path, true);
+    for (unsigned i = 0; i < GUEST_BLOCKS; i++) {
+        bool is_inside = (uint64_t)i * GUEST_BLOCK < w->sizes[number];
+        RequestKind kind = guests_pick(g, 4) ? REQUEST_WRITE : REQUEST_ZERO;
         if (!is_inside)
-            w->acked.of[i] = next_version(w, i, true); // hides what lies below
-        else if (pick(w, 3) == 0)
-            fiber_assert_equal(change_block(self, w, node, i, kind), 0);
+            g->acked.of[i] = guests_next_version(g, i, true); // hides what lies below
+        else if (guests_pick(g, 3) == 0)
+            fiber_assert_equal(guests_change_block(self, g, node, i, kind), 0);
     }
     fiber_assert_equal(node_flush(self, node), 0);
     node_unref_close(self, node);
-    w->kept[number] = w->durable = w->acked;
+    w->kept[number] = g->durable = g->acked;
 }
 
 // Another state of the disk on the same base.
 static void make_branch(Fiber *self, World *w)
 {
-    Versions acked = w->acked, durable = w->durable;
+    Versions acked = w->guests.acked, durable = w->guests.durable;
     make_layer(self, w, BRANCH);
-    w->acked = acked;
-    w->durable = durable;
+    w->guests.acked = acked;
+    w->guests.durable = durable;
+}
+
+static void make_chain(Fiber *self, World *w)
+{
+    unsigned head = w->n_layers - 1;
+    for (unsigned i = 0; i < w->n_layers; i++) {
+        make_layer(self, w, i);
+        if (i == w->base && w->course.keeps_points)
+            make_branch(self, w);
+    }
+    uint32_t of_head = w->cluster_bytes[head], of_head_later = w->cluster_bytes[w->base];
+    w->guests.may_discard = MAX(of_head, of_head_later) <= GUEST_BLOCK;
 }
 
 static void open_branch(Fiber *self, World *w)
 {
-    char path[16];
-    name_layer(path, BRANCH);
-    LayerOptions options = {.memory = w->memory, .format = "qcow2"};
-    Layer *layer;
-    g_autoptr(GError) error = NULL;
-    if (layer_open(self, path, &options, &layer, &error) < 0 ||
-        layer_load(self, layer, &w->layers[BRANCH], &error) < 0)
-        g_error("seed %u: %s", (unsigned)w->seed, error->message);
-    layer_drop(self, layer);
-    chain_set_backing(self, w->layers[BRANCH], w->layers[w->base], w->memory);
+    char path[GUEST_IMAGE_PATH];
+    guest_image_name(path, BRANCH);
+    w->layers[BRANCH] = guest_image_open_alone(self, &w->guests, path);
+    chain_set_backing(self, w->layers[BRANCH], w->layers[w->base], w->guests.memory);
 }
 
 static void open_chain(Fiber *self, World *w)
 {
-    Node *node = open_layer(self, w, w->n_layers - 1, true);
+    char path[GUEST_IMAGE_PATH];
+    guest_image_name(path, w->n_layers - 1);
+    Node *node = guest_image_open(self, &w->guests, path, true);
     for (unsigned i = w->n_layers; i-- > 0; node = chain_backing(node))
         w->layers[i] = node_ref(node);
     node_unref_close(self, w->layers[w->n_layers - 1]);
-    port_init(&w->port, w->layers[w->n_layers - 1], "guests");
+    port_init(&w->guests.port, w->layers[w->n_layers - 1], "guests");
     if (w->course.keeps_points)
         open_branch(self, w);
 }
 
 static void close_chain(Fiber *self, World *w)
 {
-    port_done(self, &w->port);
+    port_done(self, &w->guests.port);
     node_unref_close(self, w->layers[BRANCH]);
     for (unsigned i = w->n_layers; i-- > 0;)
         node_unref_close(self, w->layers[i]);
@@ -312,13 +143,8 @@ static void close_chain(Fiber *self, World *w)
 
 static unsigned head_of(const World *w)
 {
-    return w->port.node == w->layers[w->base] ? w->base : w->n_layers - 1;
+    return w->guests.port.node == w->layers[w->base] ? w->base : w->n_layers - 1;
 }
-
-typedef struct AfterCut {
-    World *before;
-    MapMemory *memory;
-} AfterCut;
 
 // What keeps its point in time, whatever becomes of the commit.
 static void check_points(Fiber *self, const World *w, const char *where)
@@ -336,34 +162,23 @@ static void check_points(Fiber *self, const World *w, const char *where)
 
 static void after_cut(Fiber *self, void *arg)
 {
-    World *w = ((AfterCut *)arg)->before;
-    MapMemory *memory = w->memory;
-    w->memory = map_memory_new(1 << 20);
-    check_layer(self, w, "after a cut", head_of(w), &w->durable, &w->issued);
+    World *w = arg;
+    const Guests *g = &w->guests;
+    check_layer(self, w, "after a cut", head_of(w), &g->durable, &g->issued);
     check_points(self, w, "after a cut");
     for (unsigned i = 0; i < w->n_layers; i++)
         check_image(self, w, i, true);
-    map_memory_free(w->memory);
-    w->memory = memory;
-}
-
-static void cut_power(World *w)
-{
-    AfterCut after = {.before = w};
-    Sim *sim = sim_clone_after_power_cut(w->sim, w->seed * 1000 + w->n_cuts++);
-    fiber_assert(sim_run(sim, after_cut, &after));
-    sim_free(sim);
 }
 
 static int hook(SimHook *sim_hook, uint64_t n, SimOp op, const char *path, uint64_t off,
                 uint64_t len)
 {
     World *w = (World *)sim_hook;
-    char base[16];
-    name_layer(base, w->base + w->course.fails_in_point);
+    char base[GUEST_IMAGE_PATH];
+    guest_image_name(base, w->base + w->course.fails_in_point);
     bool is_base = strcmp(path, base) == 0;
-    if (w->course.cuts_power && op != SIM_OP_READ && n % 24 == w->seed % 24)
-        cut_power(w);
+    if (w->course.cuts_power && op != SIM_OP_READ && n % 24 == w->guests.seed % 24)
+        guests_cut_power(&w->guests, after_cut, w);
     if (!is_base || !w->is_copying)
         return 0;
     if (op == SIM_OP_FLUSH)
@@ -375,21 +190,17 @@ static int hook(SimHook *sim_hook, uint64_t n, SimOp op, const char *path, uint6
 
 // -- the job --------------------------------------------------------------------------------------
 
-static void hear(void *arg, const JobNews *news)
+static void ready(void *arg)
 {
     World *w = arg;
-    w->is_ready |= news->kind == JOB_NEWS_READY;
-    w->is_copying &= !w->is_ready || w->course.flush_fails;
-    if (news->kind == JOB_NEWS_PAUSED && w->course.fails_with)
-        job_control_resume(w->control); // somebody made room
-    fiber_queue_wake_all(&w->changed);
+    w->is_copying &= w->course.flush_fails;
 }
 
 static CommitSpec spec_of(World *w)
 {
-    static char path[16];
+    static char path[GUEST_IMAGE_PATH];
     static Node *points[2];
-    name_layer(path, w->base);
+    guest_image_name(path, w->base);
     points[0] = w->layers[w->base + 1];
     points[1] = w->layers[BRANCH];
     return (CommitSpec){
@@ -406,7 +217,7 @@ static CommitSpec spec_of(World *w)
         .copy_mode = w->course.mode,
         .keeps_top = w->course.keeps_top,
         .completes_itself = w->course.completes_itself,
-        .memory = w->memory,
+        .memory = w->guests.memory,
     };
 }
 
@@ -414,7 +225,7 @@ static void set_mode(Fiber *self, const World *w, Node *node, bool is_writable)
 {
     g_autoptr(GError) error = NULL;
     if (node_change_mode(self, node, is_writable, &error) < 0 && !w->course.flush_fails)
-        g_error("seed %u: %s", (unsigned)w->seed, error->message);
+        g_error("seed %u: %s", (unsigned)w->guests.seed, error->message);
 }
 
 static void set_modes(Fiber *self, const World *w, bool is_writable)
@@ -433,9 +244,9 @@ static void set_modes(Fiber *self, const World *w, bool is_writable)
 // Does something in the same granule, or cluster, as `block` differ from what it was at the start?
 static bool may_have_stayed(const World *w, unsigned block)
 {
-    unsigned n = MAX(65536, w->cluster_bytes[w->top]) / BLOCK, first = block / n * n;
-    for (unsigned i = first; i < MIN(first + n, BLOCKS); i++)
-        if (w->issued.of[i] != w->at_start.of[i])
+    unsigned n = MAX(65536, w->cluster_bytes[w->top]) / GUEST_BLOCK, first = block / n * n;
+    for (unsigned i = first; i < MIN(first + n, GUEST_BLOCKS); i++)
+        if (w->guests.issued.of[i] != w->at_start.of[i])
             return true;
     return false;
 }
@@ -451,18 +262,19 @@ static void check_given_back(Fiber *self, const World *w)
     for (uint64_t off = 0; off < top->size_bytes; off += extent.len) {
         fiber_assert_equal(
             node_map(self, top, guest_off(off), MIN(512, top->size_bytes - off), &extent), 0);
-        if (extent.kind != NODE_EXTENT_BELOW && !may_have_stayed(w, off / BLOCK))
-            g_error("seed %u: the top keeps what it has at %u", (unsigned)w->seed, (unsigned)off);
+        if (extent.kind != NODE_EXTENT_BELOW && !may_have_stayed(w, off / GUEST_BLOCK))
+            g_error("seed %u: the top keeps what it has at %u", (unsigned)w->guests.seed,
+                    (unsigned)off);
     }
 }
 
 static void check_recorded(const World *w, unsigned number)
 {
-    char path[16];
-    name_layer(path, number - 1);
+    char path[GUEST_IMAGE_PATH];
+    guest_image_name(path, number - 1);
     const char *name = qcow2_image_backing_name(qcow2_node_image(w->layers[number]));
     if (!g_str_equal(name, path + 1))
-        g_error("seed %u: the header of layer %u names %s", (unsigned)w->seed, number, name);
+        g_error("seed %u: the header of layer %u names %s", (unsigned)w->guests.seed, number, name);
 }
 
 // A request that is held up keeps the graph as it is, and then headers are to say so: what they
@@ -471,11 +283,11 @@ static int switch_or_not(Fiber *self, World *w, Commit *commit)
 {
     g_autoptr(GError) error = NULL;
     if (w->course.is_held_up)
-        port_enter(self, &w->port, REQUEST_READ);
+        port_enter(self, &w->guests.port, REQUEST_READ);
     int r = commit_switch(self, commit, &w->is_switched, &error);
     if (!w->course.is_held_up)
         return r;
-    port_leave(&w->port, REQUEST_READ);
+    port_leave(&w->guests.port, REQUEST_READ);
     fiber_assert(r < 0);
     check_recorded(w, w->course.keeps_top ? w->top : w->top + 1);
     return r;
@@ -488,11 +300,11 @@ static void job(Fiber *self, void *arg)
     Commit *commit;
     g_autoptr(GError) error = NULL;
     set_modes(self, w, true);
-    w->at_start = w->issued;
+    w->at_start = w->guests.issued;
     if (commit_begin(self, &spec, &commit, &error) < 0)
-        g_error("seed %u: %s", (unsigned)w->seed, error->message);
+        g_error("seed %u: %s", (unsigned)w->guests.seed, error->message);
     w->is_copying = true;
-    w->result = commit_run(self, w->control, commit, &error);
+    w->result = commit_run(self, w->user.control, commit, &error);
     w->is_copying &= w->course.flush_fails;
     while (w->result == 0 && (w->result = commit_come_close(self, commit, &error)) == 0 &&
            (w->result = switch_or_not(self, w, commit)) > 0)
@@ -503,45 +315,23 @@ static void job(Fiber *self, void *arg)
         check_given_back(self, w);
     commit_end(self, commit);
     set_modes(self, w, false);
-    w->is_over = true;
-    job_control_end(w->control);
-    fiber_queue_wake_all(&w->changed);
-}
-
-static void ask(Fiber *self, World *w)
-{
-    for (unsigned i = 0; i < 4 && w->course.is_asked; i++) {
-        fiber_sleep(self, pick(w, 2000000));
-        uint64_t what = pick(w, 3);
-        if (what == 0)
-            job_control_pause(w->control);
-        job_control_set_speed(w->control, what == 1 ? 10000000 : 0);
-        fiber_sleep(self, pick(w, 2000000));
-        if (!job_is_cancelled(w->control))
-            job_control_resume(w->control);
-    }
-    job_control_set_speed(w->control, 0);
-    if (w->course.is_cancelled) {
-        fiber_sleep(self, pick(w, 3000000));
-        job_control_cancel(w->control);
-    }
+    job_user_done(&w->user);
 }
 
 static void run_job(Fiber *self, World *w)
 {
-    w->control = job_control_new(0);
-    job_control_begin(w->control, fiber_loop(self), fiber_loop(self), hear, w);
-    fiber_assert_equal(fiber_spawn(fiber_loop(self), "job", job, w, NULL), 0);
-    ask(self, w);
-    while (!w->is_over && !(w->is_ready && w->course.is_active))
-        fiber_queue_wait(self, &w->changed, false, "the job");
-    fiber_sleep(self, pick(w, 1000000));
-    if (!w->is_over)
-        job_control_ask_end(w->control, w->course.is_left ? JOB_END_CANCEL : JOB_END_COMPLETE);
-    while (!w->is_over)
-        fiber_queue_wait(self, &w->changed, false, "the job's end");
-    fiber_sleep(self, 1000000); // its last messages
-    job_control_drop(w->control);
+    JobUser *user = &w->user;
+    *user = (JobUser){
+        .guests = &w->guests, .makes_room = w->course.fails_with, .ready = ready, .arg = w};
+    job_user_begin(self, user, job);
+    job_user_disturb(self, user, w->course.is_asked ? 4 : 0);
+    if (w->course.is_cancelled)
+        job_user_cancel(self, user);
+    job_user_wait_ready(self, user);
+    fiber_sleep(self, guests_pick(&w->guests, 1000000));
+    if (!user->is_over)
+        job_control_ask_end(user->control, w->course.is_left ? JOB_END_CANCEL : JOB_END_COMPLETE);
+    job_user_end(self, user);
 }
 
 // -- a whole commit -------------------------------------------------------------------------------
@@ -556,8 +346,8 @@ static void check_end(Fiber *self, World *w)
 {
     bool is_active = w->course.is_active;
     unsigned head = w->is_switched && is_active && !w->course.keeps_top ? w->base : w->n_layers - 1;
-    const Versions *of_top = is_active ? &w->acked : &w->kept[w->top];
-    check_layer(self, w, "at the end", head, &w->acked, &w->acked);
+    const Versions *of_top = is_active ? &w->guests.acked : &w->kept[w->top];
+    check_layer(self, w, "at the end", head, &w->guests.acked, &w->guests.acked);
     check_points(self, w, "at the end");
     if (!w->is_switched || w->course.keeps_top)
         check_layer(self, w, "at the end", w->top, of_top, of_top);
@@ -575,37 +365,36 @@ static void check_modes(const World *w)
     }
 }
 
+static void pick_layers(World *w)
+{
+    Guests *g = &w->guests;
+    bool is_active = w->course.is_active;
+    w->n_layers = (is_active ? 2 : 3) + (unsigned)guests_pick(g, MAX_LAYERS - 2);
+    w->top = is_active ? w->n_layers - 1 : 1 + (unsigned)guests_pick(g, w->n_layers - 2);
+    w->base = (unsigned)guests_pick(g, w->top);
+    g->what = g_strdup_printf("commit of %u into %u", w->top, w->base);
+}
+
 static void commit_under_load(Fiber *self, void *arg)
 {
     World *w = arg;
-    w->memory = map_memory_new(1 << 20);
-    w->n_layers = (w->course.is_active ? 2 : 3) + (unsigned)pick(w, MAX_LAYERS - 2);
-    w->top = w->course.is_active ? w->n_layers - 1 : 1 + (unsigned)pick(w, w->n_layers - 2);
-    w->base = (unsigned)pick(w, w->top);
-    for (unsigned i = 0; i < w->n_layers; i++) {
-        make_layer(self, w, i);
-        if (i == w->base && w->course.keeps_points)
-            make_branch(self, w);
-    }
+    Guests *g = &w->guests;
+    pick_layers(w);
+    make_chain(self, w);
     open_chain(self, w);
     w->hook.fn = hook;
-    sim_set_hook(w->sim, &w->hook);
-    fiber_wait_group_add(&w->workers, WORKERS);
-    for (int i = 0; i < WORKERS; i++)
-        fiber_assert_equal(fiber_spawn(fiber_loop(self), "guest", worker, w, NULL), 0);
+    sim_set_hook(g->sim, &w->hook);
+    guests_start(self, g);
     run_job(self, w);
-    w->stop = true;
-    fiber_wait_group_wait(self, &w->workers);
-    for (unsigned i = 0; i < BLOCKS; i++)
-        read_block(self, w, i);
-    flush(self, w);
+    guests_stop(self, g);
+    guests_read_all(self, g);
+    guests_flush(self, g);
     if (w->course.cuts_power)
-        cut_power(w);
+        guests_cut_power(g, after_cut, w);
     check_modes(w);
-    sim_set_hook(w->sim, NULL);
+    sim_set_hook(g->sim, NULL);
     close_chain(self, w);
     check_end(self, w);
-    map_memory_free(w->memory);
 }
 
 static void run_world(uint64_t seed, const Course *course)
@@ -615,11 +404,10 @@ static void run_world(uint64_t seed, const Course *course)
                         .short_transfers = seed % 3,
                         .can_copy = seed % 4 < 2};
     g_autofree World *w = g_new0(World, 1);
-    w->seed = seed;
+    w->guests.may_fua = true;
     w->course = *course;
-    w->sim = sim_new(&config);
-    assert_true(sim_run(w->sim, commit_under_load, w));
-    sim_free(w->sim);
+    guests_run(&w->guests, &config, commit_under_load, w);
+    g_free(w->guests.what);
     if (course->is_held_up || (course->flush_fails && !course->is_left))
         assert_false(w->is_switched);
     else if (!course->is_cancelled && !course->is_left)
