@@ -21,8 +21,8 @@ bool job_nodes_is_below(const NamedNode *top, const NamedNode *wanted);
 // over it called it. Owned; NULL: it has no name.
 char *job_nodes_header_name(const NamedNode *image, NamedNode *over, NamedNode *base);
 
-// Runs fn(fiber, arg, error) on the loop of `named`, and waits: what it returned. -ENOMEM: there was no
-// stack for it.
+// Runs fn(fiber, arg, error) on the loop of `named`, and waits: what it returned. -ENOMEM: there
+// was no stack for it.
 typedef int JobNodesCallFn(Fiber *self, void *arg, GError **error);
 int job_nodes_call(Fiber *self, const NamedNode *named, JobNodesCallFn *fn, void *arg,
                    GError **error);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Images of the disk that guests write, in files of the simulation: qcow2 but for one that may be raw.
-// What cannot be opened or made ends the program.
+// Images of the disk that guests write, in files of the simulation: qcow2 but for one that may be
+// raw. What cannot be opened or made ends the program.
 #pragma once
 
 #include "guests.h"

@@ -47,7 +47,8 @@ typedef struct Guests {
     unsigned n_changes, next_worker, n_cuts;
 } Guests;
 
-// Runs `fn`, which has the guests in `arg`, to its end; they have a simulation and memory meanwhile.
+// Runs `fn`, which has the guests in `arg`, to its end; they have a simulation and memory
+// meanwhile.
 void guests_run(Guests *g, const SimConfig *config, FiberFn *fn, void *arg);
 // What `check` finds as if the power was cut at this moment.
 void guests_cut_power(Guests *g, FiberFn *check, void *arg);
