@@ -219,8 +219,8 @@ void job_set_asked(JobControl *control, JobAskedFn *asked, void *arg)
 
 static void wait_while_paused(Fiber *self, JobControl *control)
 {
+    atomic_store(&control->is_asleep, true); // first: whoever hears of the pause may ask
     tell(control, (JobNews){.kind = JOB_NEWS_PAUSED});
-    atomic_store(&control->is_asleep, true);
     while (job_control_pauses(control) && !job_is_cancelled(control))
         fiber_queue_wait(self, &control->waiting, false, "job: paused");
     atomic_store(&control->is_asleep, false);

@@ -146,6 +146,8 @@ static inline void fake_happened(void *arg, const Job *job, const JobEvent *even
     };
     static const char *const actions[] = {"report", "ignore", "stop"};
     FakeWorld *world = arg;
+    if (event->kind == JOB_EVENT_STATUS && job_status(job) == JOB_PAUSED)
+        g_assert_false(job_info(job, 0).is_busy); // whoever is told may ask at once
     g_string_append_printf(world->told, "%s%s:%s", world->told->len ? " " : "", job_id(job),
                            event->kind == JOB_EVENT_STATUS ? job_status_name(job_status(job))
                                                            : kinds[event->kind]);
