@@ -78,10 +78,11 @@ void copy_window_sample(CopyWindow *window, PortLoad load, uint64_t now_ns)
     double in_flight = window->in_flight_sum / window->n_samples;
     // None ended: those in flight have taken that long at least.
     double latency_ns = in_flight * (double)took_ns / (double)MAX(n, 1);
-    if (latency_ns > 0) {
+    if (latency_ns > 0)
         note_latency(window, latency_ns, now_ns);
+    if (latency_ns > 0 || n > 0) {
         set_limit(window, latency_ns, now_ns);
-    } else if (n == 0) {
+    } else {
         window->limit_bytes = window->max_bytes;
         window->hold_ns = 0;
     }

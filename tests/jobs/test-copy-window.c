@@ -19,6 +19,17 @@ typedef struct Guests {
     PortLoad load;
 } Guests;
 
+// Samples meet none of the guests' requests, so short they are.
+static void pass_between_samples(Guests *g, uint64_t for_ns)
+{
+    uint64_t end_ns = g->now_ns + for_ns;
+    for (g->load.n_in_flight = 0; g->now_ns < end_ns; g->now_ns += MS) {
+        g->load.n_ended++;
+        if (copy_window_wants_sample(&g->window, g->now_ns))
+            copy_window_sample(&g->window, g->load, g->now_ns);
+    }
+}
+
 // So long each of `n` requests at a time takes `latency_ns`.
 static void pass(Guests *g, uint64_t for_ns, unsigned n, uint64_t latency_ns)
 {
@@ -59,6 +70,14 @@ static void a_window_begins_small_and_is_whole_where_there_are_no_guests(void **
     pass(&g, 200 * MS, 4, 5 * MS);
     assert_int_equal(g.window.limit_bytes, MIN_BYTES);
     pass(&g, 60 * MS, 0, MS);
+    assert_int_equal(g.window.limit_bytes, MAX_BYTES);
+}
+
+static void requests_too_short_to_be_met_let_it_grow(void **state)
+{
+    Guests g = {.now_ns = 1000 * MS};
+    copy_window_init(&g.window, MIN_BYTES, MAX_BYTES, g.now_ns);
+    pass_between_samples(&g, 200 * MS);
     assert_int_equal(g.window.limit_bytes, MAX_BYTES);
 }
 
@@ -153,6 +172,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_window_gives_way_to_guests_and_grows_back),
         cmocka_unit_test(a_window_begins_small_and_is_whole_where_there_are_no_guests),
+        cmocka_unit_test(requests_too_short_to_be_met_let_it_grow),
         cmocka_unit_test(requests_that_do_not_end_count_too),
         cmocka_unit_test(what_guests_always_have_is_no_reason_for_ever),
         cmocka_unit_test(short_latencies_are_nobodys_fault),
