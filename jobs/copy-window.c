@@ -1,15 +1,13 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // Once a tick: the window is halved when guests' latency is over twice what it could be, else it
-// doubles, but not for a while after it was halved: what is too much is found out by trying, and
-// guests are to feel that in no more than one request of a hundred. Where there are none all of it
-// is used. It begins small, before it is known whether there are any. Pure.
+// doubles: the job may not be what is in their way. Where there are none all of it is used. It
+// begins small, before it is known whether there are any. Pure.
 #include "copy-window.h"
 
 #include <glib.h>
 
 #define SAMPLE_NS 500000
 #define TICK_NS 20000000
-#define HOLD_NS UINT64_C(2000000000) // a hundred ticks
 #define SPAN_NS UINT64_C(3000000000)
 #define SHORT_NS 200000.0 // what is below is short, whatever it could be: no disk comes into it
 
@@ -52,16 +50,10 @@ static void begin_tick(CopyWindow *window, PortLoad load, uint64_t now_ns)
     window->n_samples = 0;
 }
 
-static void set_limit(CopyWindow *window, double latency_ns, uint64_t now_ns)
+static void set_limit(CopyWindow *window, double latency_ns)
 {
     bool is_long = latency_ns > SHORT_NS && latency_ns > 2 * best_ns(window);
-    uint64_t limit = window->limit_bytes;
-    if (is_long) {
-        limit /= 2;
-        window->hold_ns = now_ns + HOLD_NS;
-    } else if (now_ns >= window->hold_ns) {
-        limit *= 2;
-    }
+    uint64_t limit = is_long ? window->limit_bytes / 2 : window->limit_bytes * 2;
     window->limit_bytes = CLAMP(limit, window->min_bytes, window->max_bytes);
 }
 
@@ -80,11 +72,9 @@ void copy_window_sample(CopyWindow *window, PortLoad load, uint64_t now_ns)
     double latency_ns = in_flight * (double)took_ns / (double)MAX(n, 1);
     if (latency_ns > 0)
         note_latency(window, latency_ns, now_ns);
-    if (latency_ns > 0 || n > 0) {
-        set_limit(window, latency_ns, now_ns);
-    } else {
+    if (latency_ns > 0 || n > 0)
+        set_limit(window, latency_ns);
+    else
         window->limit_bytes = window->max_bytes;
-        window->hold_ns = 0;
-    }
     begin_tick(window, load, now_ns);
 }

@@ -22,7 +22,6 @@ typedef struct CopyWindow {
     // The best latency of this span of seconds, and of the one before; 0: none was seen.
     double best_ns[2];
     uint64_t span_ns;
-    uint64_t hold_ns; // it does not grow before
 } CopyWindow;
 
 void copy_window_init(CopyWindow *window, uint64_t min_bytes, uint64_t max_bytes, uint64_t now_ns);
