@@ -271,6 +271,28 @@ int named_node_check_change(const NamedNode *named, unsigned perms, const char *
     return 0;
 }
 
+int named_node_check_no_overlay(const NamedNode *named, GError **error)
+{
+    for (guint i = named->users->len; i-- > 0;) {
+        const NodeUse *use = named->users->pdata[i];
+        if (use->by && g_str_equal(use->role, "backing"))
+            return qmp_fail(error, "Node '%s' is busy: node is used as backing hd of '%s'",
+                            named->name, use->by->name);
+    }
+    return 0;
+}
+
+int named_node_check_no_overlay_above(const NamedNode *named, GError **error)
+{
+    int r = named_node_check_no_overlay(named, error);
+    for (guint i = 0; r == 0 && i < named->users->len; i++) {
+        const NodeUse *use = named->users->pdata[i];
+        if (passes_on(use->by))
+            r = named_node_check_no_overlay_above(use->by, error);
+    }
+    return r;
+}
+
 char *named_node_users_text(const NamedNode *named)
 {
     g_autoptr(GString) text = g_string_new(NULL);

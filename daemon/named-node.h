@@ -97,6 +97,10 @@ int named_node_check_use_in(const NamedNode *named, const NodeUse *use, const GP
 // "a snapshot". A use that does not share them says so.
 int named_node_check_change(const NamedNode *named, unsigned perms, const char *what,
                             GError **error);
+// Does no overlay stand on it? QEMU's words, which name the one that came last.
+int named_node_check_no_overlay(const NamedNode *named, GError **error);
+// The same of it and of the filters over it.
+int named_node_check_no_overlay_above(const NamedNode *named, GError **error);
 // "20 GiB qcow2, 4 layers, head, read-only"; owned.
 char *named_node_summary(const NamedNode *named);
 // Who uses it, for messages: "node 'top' (as 'backing'), block export 'a'"; owned.

@@ -91,20 +91,37 @@ static int check_file(const Reopening *r, GError **error)
     return result < 0 ? result : named_node_check_mode(r->file, node_use_perms(&use), error);
 }
 
+// Does it show another part of a file, or one that ends elsewhere? A filter that comes or goes changes
+// neither.
+static bool shows_other_part(const Reopening *r, NamedNode *now)
+{
+    const json_t *values = r->config->values;
+    uint64_t offset = (uint64_t)driver_value_int(values, "offset", 0);
+    if (r->needs_driver && !r->named->node->ops->is_filter)
+        return true;
+    return r->changes_file && named_node_image(now) != named_node_image(r->file) &&
+           !json_object_get(values, "size") &&
+           r->file->facts.size_bytes - offset != r->named->facts.size_bytes;
+}
+
 static int find_file(const Nodes *nodes, Reopening *r, GError **error)
 {
     const NodeConfigChild *wanted = node_config_child(r->config, "file");
-    const NamedNode *now = named_node_child(r->named, "file");
+    NamedNode *now = named_node_child(r->named, "file");
+    int result = 0;
     r->needs_driver = reopen_needs_driver(r->named, r->config);
-    if (!wanted || !wanted->node || !now || g_str_equal(now->name, wanted->node))
-        return 0;
-    if (!r->named->driver->reopen)
-        return qmp_fail(error, "Cannot change the option 'file'");
-    r->file = nodes_get(nodes, wanted->node, error);
-    if (!r->file)
-        return -ENODEV;
-    r->changes_file = true;
-    return check_file(r, error);
+    if (wanted && wanted->node && now && !g_str_equal(now->name, wanted->node)) {
+        if (!r->named->driver->reopen)
+            return qmp_fail(error, "Cannot change the option 'file'");
+        r->file = nodes_get(nodes, wanted->node, error);
+        if (!r->file)
+            return -ENODEV;
+        r->changes_file = true;
+        result = check_file(r, error);
+    }
+    if (result == 0 && shows_other_part(r, now))
+        result = named_node_check_no_overlay_above(r->named, error);
+    return result;
 }
 
 // -- modes ----------------------------------------------------------------------------------------
@@ -234,8 +251,9 @@ static const QmpCommand commands[] = {
     {"blockdev-reopen", &blockdev_reopen_args, NULL,
      "Changes options of nodes while they are in use, of all of them or of none: read-only, "
      "discard, detect-zeroes, cache.direct, the backing node, the file node (of an image: filters "
-     "over the same one), the part of a raw node, the group of a throttle node, and those that do "
-     "nothing.",
+     "over the same one), the part of a raw node that no overlay stands on, the group of a "
+     "throttle "
+     "node, and those that do nothing.",
      blockdev_reopen},
     {0},
 };

@@ -35,19 +35,17 @@ static const QmpType block_resize_args = {
                                    {0}},
 };
 
-// A format relies on the length of its file.
+// A format relies on the length of its file, and an overlay on that of what lies below it. Jobs, and
+// overlays that stand on the node itself, come first, as in QEMU.
 static int check_resize(Fiber *self, Nodes *nodes, NamedNode *named, GError **error)
 {
-    for (guint i = 0; i < named->users->len; i++) {
-        const NodeUse *use = named->users->pdata[i];
-        if (use->by && g_str_equal(use->role, "file"))
-            return qmp_fail(error,
-                            "Permission conflict on node '%s': permissions 'resize' are both "
-                            "required by an unnamed block device (uses node '%s' as 'root' child) "
-                            "and unshared by node '%s' (uses node '%s' as 'file' child).",
-                            named->name, named->name, use->by->name, named->name);
-    }
+    NodePerms perms = {.held = NODE_PERM_RESIZE, .shared = NODE_PERM_ALL};
+    NodeUse use = {.role = "root", .user = "an unnamed block device", .perms = &perms};
     int r = named_node_check_change(named, NODE_PERM_RESIZE, "another size", error);
+    if (r == 0)
+        r = named_node_check_no_overlay(named, error);
+    if (r == 0)
+        r = named_node_check_use(named, &use, error);
     return r == 0 ? nodes_make_single(self, nodes, named, error) : r;
 }
 
@@ -137,8 +135,9 @@ static const QmpCommand commands[] = {
     {"block_resize", &block_resize_args, NULL,
      "Changes the size of a node and its image or file, also while it is served: clients that "
      "connect from now on see the new size, the others keep the one that they were told. What "
-     "comes new reads as zeros; an image with internal snapshots does not shrink. Of a block "
-     "device it takes up the size that the device has.",
+     "comes new reads as zeros; an image with internal snapshots does not shrink, and what an "
+     "overlay stands on keeps its size. Of a block device it takes up the size that the device "
+     "has.",
      block_resize},
     {"block-set-write-threshold", &threshold_args, NULL,
      "Has an event sent when something is written beyond that offset of a node. For an image on a "

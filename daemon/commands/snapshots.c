@@ -55,13 +55,9 @@ static int call(Fiber *self, Snapshot *s, FiberFn *fn, GError **error)
 
 static int check_below(Fiber *self, Nodes *nodes, NamedNode *below, GError **error)
 {
-    for (guint i = 0; i < below->users->len; i++) {
-        const NodeUse *use = below->users->pdata[i];
-        if (use->by && g_str_equal(use->role, "backing"))
-            return qmp_fail(error, "Node '%s' is busy: node is used as backing hd of '%s'",
-                            below->name, use->by->name);
-    }
-    int r = named_node_check_change(below, NODE_PERM_PLACE, "a snapshot", error);
+    int r = named_node_check_no_overlay(below, error);
+    if (r == 0)
+        r = named_node_check_change(below, NODE_PERM_PLACE, "a snapshot", error);
     return r == 0 ? nodes_make_single(self, nodes, below, error) : r;
 }
 

@@ -176,7 +176,7 @@ def test_two_loops(tmp):
         says(w.refused(below, False), "below", "2 loops", "'o1'", "'o2'")
         says(w.qmp.error("change-backing-file", device="o1", image_node_name="below",
                          backing_file="x"), "2 loops")
-        says(w.qmp.error("block_resize", node_name="below", size=2 * MIB), "2 loops")
+        says(w.qmp.error("block_resize", node_name="below", size=2 * MIB), "backing hd of 'o2'")
         w.qmp.command("blockdev-del", node_name="o2")
         w.set_mode(below, False)
         w.set_mode(below, True)
