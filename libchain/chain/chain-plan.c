@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "chain-core/io-buffers.h"
 #include "chain-core/node-fill.h"
 #include "chain-core/node-kinds.h"
 
@@ -240,7 +241,9 @@ int chain_plan(Fiber *self, Node *const *layers, unsigned n_layers, ChainPlanCos
         track_init(&tracks[i], layers[i]);
         size = MAX(size, layers[i]->size_bytes);
     }
+    io_buffers_hold(fiber_loop(self)); // tables go through them
     int r = sweep(self, tracks, n_layers, size);
+    io_buffers_release(fiber_loop(self));
     for (unsigned i = 0; i < n_layers; i++) {
         Track *t = &tracks[i];
         g_free(t->data);

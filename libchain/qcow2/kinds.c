@@ -24,17 +24,11 @@ static void add_subclusters(const Qcow2Geometry *g, const Qcow2L2Entry *e, uint6
     }
 }
 
-// Entry `i`, which is not all zeros. False: it is damaged.
+// Entry `i`. False: it is damaged.
 static bool add_entry(const Qcow2Geometry *g, const void *slice, uint32_t i, uint64_t cell,
                       const NodeKinds *kinds)
 {
     uint64_t n = UINT64_C(1) << (g->cluster_bits - kinds->cell_bits);
-    HostOff host;
-    bool copied;
-    if (qcow2_l2_entry_is_plain(g, slice, i, &host, &copied)) {
-        node_kinds_set(kinds->data, kinds->n_cells, cell, n);
-        return true;
-    }
     Qcow2L2Entry e = qcow2_l2_entry_decode(g, slice, i);
     switch (e.kind) {
     case QCOW2_CLUSTER_BAD:
@@ -53,23 +47,44 @@ static bool add_entry(const Qcow2Geometry *g, const void *slice, uint32_t i, uin
     return true;
 }
 
-// How many entries from `i` on, of `n`, are plainly nothing.
-static uint32_t count_empty(const Qcow2Geometry *g, const void *slice, uint32_t i, uint32_t n)
+// Entries of a slice, one bit each: data and nothing else said of it; what has to be looked at.
+typedef struct Classes {
+    uint64_t plain, other;
+} Classes;
+
+enum { MAX_AT_ONCE = 64 };
+
+// Of standard entries. No jumps that depend on them: no prediction is of use where owners change
+// from cluster to cluster.
+static Classes classify_standard(const Qcow2Geometry *g, const Be64 *entry, uint32_t n)
 {
-    const Be64 *entry = slice;
-    uint32_t start = i, words = g->extended_l2 ? 2 : 1;
-    enum { AT_ONCE = 8 };
-    while (i + AT_ONCE <= n && words == 1) {
-        uint64_t any = 0;
-        for (uint32_t k = 0; k < AT_ONCE; k++)
-            any |= entry[i + k].raw;
-        if (any)
-            break;
-        i += AT_ONCE;
+    const uint64_t known = QCOW2_ENTRY_OFFSET_MASK | QCOW2_ENTRY_COPIED;
+    const uint64_t wrong = ~known | (g->cluster_bytes - 1);
+    Classes c = {0};
+    uint64_t any = 0;
+    for (uint32_t k = 0; k < n; k++)
+        any |= entry[k].raw;
+    for (uint32_t k = 0; any && k < n; k++) {
+        uint64_t e = be64_get(entry[k]);
+        bool is_plain = !(e & wrong) & ((e & QCOW2_ENTRY_OFFSET_MASK) != 0);
+        c.plain |= (uint64_t)is_plain << k;
+        c.other |= (uint64_t)(e != 0) << k;
     }
-    while (i < n && !entry[i * words].raw && (words == 1 || !entry[i * words + 1].raw))
-        i++;
-    return i - start;
+    c.other &= ~c.plain;
+    return c;
+}
+
+// Of `n` entries from `first` on.
+static Classes classify(const Qcow2Geometry *g, const void *slice, uint32_t first, uint32_t n)
+{
+    uint32_t words = g->extended_l2 ? 2 : 1;
+    const Be64 *entry = (const Be64 *)slice + first * words;
+    if (!g->extended_l2 && !g->external_data)
+        return classify_standard(g, entry, n);
+    Classes c = {0};
+    for (uint32_t k = 0; k < n; k++, entry += words)
+        c.other |= (uint64_t)((entry[0].raw | entry[words - 1].raw) != 0) << k;
+    return c;
 }
 
 // Who goes through a range.
@@ -88,18 +103,36 @@ typedef struct Part {
     uint32_t index, n; // entries, of the slice at `host`
 } Part;
 
+static void add_plain(uint64_t plain, uint64_t cell, uint32_t cells_bits, const NodeKinds *kinds)
+{
+    while (plain) {
+        uint32_t first = (uint32_t)__builtin_ctzll(plain);
+        uint64_t from_first = ~(plain >> first);
+        uint32_t n = from_first ? (uint32_t)__builtin_ctzll(from_first) : 64;
+        node_kinds_set(kinds->data, kinds->n_cells, cell + ((uint64_t)first << cells_bits),
+                       (uint64_t)n << cells_bits);
+        plain = first + n < 64 ? plain & UINT64_MAX << (first + n) : 0;
+    }
+}
+
 // -EUCLEAN: an entry is damaged.
 static int add_part(const Scan *scan, const Part *part, const void *slice)
 {
     const Qcow2Geometry *g = &scan->view->image->geometry;
     const NodeKinds *kinds = scan->kinds;
     uint64_t cluster = (part->off.v - scan->start.v) >> g->cluster_bits;
-    uint32_t end = part->index + part->n;
-    for (uint32_t i = part->index; i < end; i++) {
-        i += count_empty(g, slice, i, end);
-        uint64_t cell = (cluster + i - part->index) << (g->cluster_bits - kinds->cell_bits);
-        if (i < end && !add_entry(g, slice, i, cell, kinds))
-            return -EUCLEAN;
+    uint32_t cells_bits = g->cluster_bits - kinds->cell_bits;
+    for (uint32_t i = 0, n; i < part->n; i += n) {
+        n = MIN(part->n - i, MAX_AT_ONCE);
+        uint64_t cell = (cluster + i) << cells_bits;
+        Classes c = classify(g, slice, part->index + i, n);
+        add_plain(c.plain, cell, cells_bits, kinds);
+        for (; c.other; c.other &= c.other - 1) {
+            uint32_t k = (uint32_t)__builtin_ctzll(c.other);
+            if (!add_entry(g, slice, part->index + i + k, cell + ((uint64_t)k << cells_bits),
+                           kinds))
+                return -EUCLEAN;
+        }
     }
     return 0;
 }
