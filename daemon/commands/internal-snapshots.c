@@ -96,21 +96,26 @@ static const QmpType snapshot_args = {
                                    {0}},
 };
 
-typedef struct Making {
+typedef struct Making Making;
+struct Making {
     Daemon *daemon;
     Held held;
     char *device, *name;
-    Qcow2NewSnapshot *taken;
+    // Of the same transaction and node: it makes this one, too. NULL: none is before it.
+    Making *first;
+    Qcow2NewSnapshot *taken; // of the first of a node
     bool is_drained, is_made;
     int result;
     GError *error;
-} Making;
+};
 
 static void prepare_on_loop(Fiber *self, void *arg)
 {
     Making *m = arg;
     m->result = chain_check_unchanged(self, m->held.named->node, &m->error);
-    if (m->result == 0)
+    if (m->result == 0 && m->first)
+        m->result = qcow2_snapshot_prepare_another(self, m->first->taken, m->name, &m->error);
+    else if (m->result == 0)
         m->result =
             qcow2_snapshot_prepare(self, m->held.named->node, m->name, &m->taken, &m->error);
 }
@@ -138,10 +143,15 @@ static void finish_on_loop(Fiber *self, void *arg)
     m->result = qcow2_snapshot_finish(self, g_steal_pointer(&m->taken), NULL, &m->error);
 }
 
+static bool is_made(const Making *m)
+{
+    return m->first ? m->first->is_made : m->is_made;
+}
+
 static void undo_on_loop(Fiber *self, void *arg)
 {
     Making *m = arg;
-    if (m->is_made)
+    if (is_made(m))
         qcow2_snapshot_delete(self, m->held.named->node, NULL, m->name, NULL, NULL);
     else
         qcow2_snapshot_abort(self, g_steal_pointer(&m->taken));
@@ -179,15 +189,18 @@ static void find_on_loop(Fiber *self, void *arg)
     m->result = qcow2_snapshot_find(m->held.named->node, NULL, m->name, NULL);
 }
 
+static int fail_for_name(const Making *m, GError **error)
+{
+    return qmp_fail(error, "Snapshot with name '%s' already exists on device '%s'", m->name,
+                    m->device);
+}
+
 static int check_name(Fiber *self, Making *m, GError **error)
 {
     int r = remote_call_fiber_reserve(self, named_node_loop(m->held.named), find_on_loop, m);
     if (r < 0)
         return qmp_fail(error, "No memory for a fiber's stack");
-    if (m->result)
-        return qmp_fail(error, "Snapshot with name '%s' already exists on device '%s'", m->name,
-                        m->device);
-    return 0;
+    return m->result ? fail_for_name(m, error) : 0;
 }
 
 // With the graph lock, as what follows.
@@ -198,6 +211,22 @@ static void making_free(Fiber *self, void *state)
     g_free(m->device);
     g_free(m->name);
     g_free(m);
+}
+
+static const QmpAction actions[];
+
+// Another snapshot of the node, earlier in the transaction.
+static int join_first(Making *m, const QmpCall *of, GError **error)
+{
+    for (size_t i = 0; i < of->n_steps; i++) {
+        Making *before = of->steps[i].state;
+        if (of->steps[i].action != actions || before->held.named != m->held.named)
+            continue;
+        if (g_str_equal(before->name, m->name))
+            return fail_for_name(m, error);
+        m->first = m->first ?: before;
+    }
+    return 0;
 }
 
 static int making_new(Fiber *self, Daemon *daemon, const json_t *data, Making **ret_making,
@@ -227,7 +256,9 @@ static int prepare(Fiber *self, QmpCall *of, const json_t *data, void **ret_stat
     int r = making_new(self, of->daemon, data, &m, error);
     if (r < 0)
         return r;
-    r = prepare_new(self, m, error);
+    r = join_first(m, of, error);
+    if (r == 0)
+        r = prepare_new(self, m, error);
     if (r < 0)
         making_free(self, m);
     else
@@ -238,8 +269,8 @@ static int prepare(Fiber *self, QmpCall *of, const json_t *data, void **ret_stat
 static int drain(Fiber *self, void *state, GError **error)
 {
     Making *m = state;
-    int r = call(self, m, drain_on_loop, error);
-    m->is_drained = r == 0;
+    int r = m->first ? 0 : call(self, m, drain_on_loop, error);
+    m->is_drained = r == 0 && !m->first;
     if (r == -ETIMEDOUT) {
         g_clear_error(error);
         return drain_fail(m->held.named, "no snapshot was taken", error);
@@ -250,7 +281,8 @@ static int drain(Fiber *self, void *state, GError **error)
 static void commit(Fiber *self, void *state)
 {
     Making *m = state;
-    remote_call_plain(self, named_node_loop(m->held.named), take_on_loop, m);
+    if (!m->first)
+        remote_call_plain(self, named_node_loop(m->held.named), take_on_loop, m);
 }
 
 static void resume(Fiber *self, void *state)
@@ -264,7 +296,7 @@ static void resume(Fiber *self, void *state)
 static int finish(Fiber *self, void *state, GError **error)
 {
     Making *m = state;
-    int r = call(self, m, finish_on_loop, error);
+    int r = m->first ? 0 : call(self, m, finish_on_loop, error);
     m->is_made = r == 0;
     let_go(self, &m->held);
     return r;
@@ -273,7 +305,7 @@ static int finish(Fiber *self, void *state, GError **error)
 static void undo(Fiber *self, void *state)
 {
     Making *m = state;
-    if (m->is_made || m->taken)
+    if (is_made(m) || m->taken)
         remote_call_fiber_reserve(self, named_node_loop(m->held.named), undo_on_loop, m);
     let_go(self, &m->held);
 }
@@ -448,8 +480,9 @@ static const QmpAction actions[] = {
     {.name = "blockdev-snapshot-internal-sync",
      .data = &snapshot_args,
      .doc =
-         "Makes an internal snapshot, one of each node, of the moment at which all actions take "
-         "effect. If it cannot be completed then, the transaction fails, and all of it is undone.",
+         "Makes an internal snapshot of the moment at which all actions take effect; several of a "
+         "node are on its disk together, or none of them is. If it cannot be completed then, the "
+         "transaction fails, and all of it is undone.",
      .prepare = prepare,
      .drain = drain,
      .commit = commit,

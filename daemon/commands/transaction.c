@@ -14,15 +14,10 @@
 #include "daemon/qmp/table.h"
 #include "jobs/job.h"
 
-typedef struct Step {
-    const QmpAction *action;
-    void *state;
-} Step;
-
 typedef struct Transaction {
     Fiber *self;
     QmpCall *call;
-    Step *steps;
+    QmpStep *steps;
     size_t n_prepared, n_drained;
 } Transaction;
 
@@ -94,7 +89,9 @@ static void make_types(const QmpFamily *const *families)
 
 static int prepare(Transaction *t, const json_t *entry, GError **error)
 {
-    Step *step = &t->steps[t->n_prepared];
+    QmpStep *step = &t->steps[t->n_prepared];
+    t->call->steps = t->steps;
+    t->call->n_steps = t->n_prepared;
     step->action = qmp_table_find_action(t->call->table, qmp_args_str(entry, "type"));
     int r = step->action->prepare(t->self, t->call, json_object_get(entry, "data"), &step->state,
                                   error);
@@ -131,7 +128,7 @@ static int prepare_and_drain(Transaction *t, const json_t *args, GError **error)
             return r;
     }
     for (; t->n_drained < t->n_prepared; t->n_drained++) {
-        Step *step = &t->steps[t->n_drained];
+        QmpStep *step = &t->steps[t->n_drained];
         int r = step->action->drain ? step->action->drain(t->self, step->state, error) : 0;
         if (r < 0)
             return r;
@@ -228,7 +225,7 @@ static int transaction(Fiber *self, QmpCall *call, const json_t *args, json_t **
                        GError **error)
 {
     size_t n = json_array_size(json_object_get(args, "actions"));
-    g_autofree Step *steps = g_new0(Step, n + 1);
+    g_autofree QmpStep *steps = g_new0(QmpStep, n + 1);
     QmpCall of_actions = *call;
     Transaction t = {.self = self, .call = &of_actions, .steps = steps};
     int r = is_grouped(args) ? check_grouped(call->table, args, error) : 0;

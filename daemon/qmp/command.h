@@ -11,6 +11,13 @@
 typedef struct Daemon Daemon;
 typedef struct QmpTable QmpTable;
 typedef struct JobGroup JobGroup;
+typedef struct QmpAction QmpAction;
+
+// An action of a transaction that is prepared.
+typedef struct QmpStep {
+    const QmpAction *action;
+    void *state;
+} QmpStep;
 
 // On whose behalf a command runs: a monitor's, or an option's of the command line.
 typedef struct QmpCall {
@@ -18,6 +25,8 @@ typedef struct QmpCall {
     const QmpTable *table;
     bool is_negotiated; // of the monitor: commands other than qmp_capabilities are allowed
     JobGroup *group;    // of the jobs that a transaction starts, when they end together; else NULL
+    const QmpStep *steps; // of the transaction, those before the one that is prepared now
+    size_t n_steps;
 } QmpCall;
 
 // Runs in its monitor's fiber and may suspend; commands of other monitors run meanwhile. `args` are
@@ -46,7 +55,7 @@ typedef struct QmpEvent {
 // commit; then resume; then finish; then start; then clean. When one of prepare or drain fails:
 // resume what was drained, abort in reverse order those that were prepared, clean. When one of
 // finish fails: the same but for the resume. All functions but prepare may be NULL.
-typedef struct QmpAction {
+struct QmpAction {
     const char *name;
     const QmpType *data; // an object
     const char *doc;
@@ -72,7 +81,7 @@ typedef struct QmpAction {
     // All has been done, and cannot be undone any more: what goes on by itself begins.
     void (*start)(Fiber *self, void *state);
     bool is_job; // it starts a job, which can end together with others: QmpCall.group
-} QmpAction;
+};
 
 // Tables end with an entry without a name; NULL: there are none.
 typedef struct QmpFamily QmpFamily;

@@ -157,7 +157,15 @@ int snapshot_table_take_clusters(Fiber *self, Qcow2Image *image, uint64_t bytes,
 }
 
 // `data` NULL: only counts.
-static uint64_t encode_all(const Qcow2Image *image, const Qcow2Snapshot *added,
+static uint64_t encode_added(const GPtrArray *added, uint8_t *data)
+{
+    uint64_t bytes = 0;
+    for (guint i = 0; added && i < added->len; i++)
+        bytes += qcow2_snapshot_encode(added->pdata[i], data ? data + bytes : NULL);
+    return bytes;
+}
+
+static uint64_t encode_all(const Qcow2Image *image, const GPtrArray *added,
                            const ImageSnapshot *removed, uint8_t *data)
 {
     uint64_t bytes = 0;
@@ -166,16 +174,15 @@ static uint64_t encode_all(const Qcow2Image *image, const Qcow2Snapshot *added,
         if (snapshot != removed)
             bytes += qcow2_snapshot_encode(&snapshot->entry, data ? data + bytes : NULL);
     }
-    if (added)
-        bytes += qcow2_snapshot_encode(added, data ? data + bytes : NULL);
-    return bytes;
+    return bytes + encode_added(added, data ? data + bytes : NULL);
 }
 
-int snapshot_table_make(Fiber *self, Qcow2Image *image, const Qcow2Snapshot *added,
+int snapshot_table_make(Fiber *self, Qcow2Image *image, const GPtrArray *added,
                         const ImageSnapshot *removed, SnapshotTable *ret_table)
 {
     SnapshotTable t = {.table_bytes = encode_all(image, added, removed, NULL),
-                       .n = snapshot_list_count(&image->snapshots) + !!added - !!removed};
+                       .n = snapshot_list_count(&image->snapshots) + (added ? added->len : 0) -
+                            !!removed};
     if (t.n > QCOW2_MAX_SNAPSHOTS || t.table_bytes > QCOW2_MAX_SNAPSHOT_TABLE_BYTES)
         return -EFBIG;
     t.data = g_try_malloc0(MAX(t.table_bytes, 1));
@@ -196,10 +203,9 @@ void snapshot_table_done(SnapshotTable *table)
     *table = (SnapshotTable){0};
 }
 
-void snapshot_table_update(SnapshotTable *table, const Qcow2Snapshot *added)
+void snapshot_table_update(SnapshotTable *table, const GPtrArray *added)
 {
-    qcow2_snapshot_encode(added,
-                          table->data + table->table_bytes - qcow2_snapshot_encode(added, NULL));
+    encode_added(added, table->data + table->table_bytes - encode_added(added, NULL));
 }
 
 int snapshot_table_write(Fiber *self, Qcow2Image *image, const SnapshotTable *table)

@@ -25,13 +25,13 @@ typedef struct SnapshotTable {
     uint8_t *data;
 } SnapshotTable;
 
-// `added` (may be NULL) goes to the end, `removed` (may be NULL) is left out. -EFBIG: too many or
-// too long. After 0, snapshot_table_done(); the clusters are the caller's.
-int snapshot_table_make(Fiber *self, Qcow2Image *image, const Qcow2Snapshot *added,
+// `added` (of Qcow2Snapshot *; may be NULL) go to the end, `removed` (may be NULL) is left out.
+// -EFBIG: too many or too long. After 0, snapshot_table_done(); the clusters are the caller's.
+int snapshot_table_make(Fiber *self, Qcow2Image *image, const GPtrArray *added,
                         const ImageSnapshot *removed, SnapshotTable *ret_table);
 void snapshot_table_done(SnapshotTable *table);
-// What `added` says has changed, but none of its lengths.
-void snapshot_table_update(SnapshotTable *table, const Qcow2Snapshot *added);
+// What `added` say has changed, but none of their lengths.
+void snapshot_table_update(SnapshotTable *table, const GPtrArray *added);
 // Not synced.
 int snapshot_table_write(Fiber *self, Qcow2Image *image, const SnapshotTable *table);
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // Internal snapshots are made and deleted under load, with power cuts and errors at every operation
 // (docs/ordering.md §13, and §2, §4 for what they share with the head). After a cut an image has a
-// snapshot whole or not at all: what was reported made is there, what was reported deleted is not;
+// snapshot whole or not at all, and of those made together all or none: what was reported made is there, what was reported deleted is not;
 // each shows what the disk was at its moment, the head what the model says; and after the next open
 // nothing is wrong.
 #include <errno.h>
@@ -17,7 +17,7 @@
 #include "crash-workload.h"
 
 enum {
-    MAX_SNAPSHOTS = 16,
+    MAX_SNAPSHOTS = 16, // N_CHANGES of two, and what is there before
     N_CHANGES = 6,
     SECOND_LIFE_EACH = 8, // of so many points one goes on to work with the image
     MAX_PAUSE_NS = 4000000,
@@ -27,6 +27,7 @@ typedef struct Expected {
     char name[32];
     uint8_t *content;
     enum { BEGUN, MADE, LEAVING, GONE } state;
+    unsigned n_with; // made with it, which come next
 } Expected;
 
 typedef struct Run {
@@ -100,17 +101,40 @@ static void note_first_snapshots(Fiber *self, Run *run)
     }
 }
 
+// One snapshot, or two of one moment. What is prepared then, or nothing.
+static Qcow2NewSnapshot *prepare(Fiber *self, Run *run, Expected *e)
+{
+    Qcow2NewSnapshot *s;
+    g_autoptr(GError) error = NULL;
+    for (unsigned i = 0; i <= e->n_with; i++) {
+        g_snprintf(e[i].name, sizeof(e->name), "made-%u", run->n_expected + i);
+        int r = i ? qcow2_snapshot_prepare_another(self, s, e[i].name, &error)
+                  : qcow2_snapshot_prepare(self, run->head, e->name, &s, &error);
+        if (r == 0)
+            continue;
+        if (!run->is_hit && !run->c->space_bytes)
+            fail(run, sim_n_ops(run->sim), "a snapshot fails: %s", error->message);
+        if (i)
+            qcow2_snapshot_abort(self, s);
+        return NULL;
+    }
+    return s;
+}
+
+static void set_state(Expected *e, int state)
+{
+    for (unsigned i = 0; i <= e->n_with; i++)
+        e[i].state = state;
+}
+
 static void make(Fiber *self, Run *run)
 {
     Expected *e = &run->expected[run->n_expected];
-    Qcow2NewSnapshot *s;
     g_autoptr(GError) error = NULL;
-    g_snprintf(e->name, sizeof(e->name), "made-%u", run->n_expected);
-    if (qcow2_snapshot_prepare(self, run->head, e->name, &s, &error) < 0) {
-        if (!run->is_hit && !run->c->space_bytes)
-            fail(run, sim_n_ops(run->sim), "a snapshot fails: %s", error->message);
+    e->n_with = sim_random(run->sim, 3) == 0;
+    Qcow2NewSnapshot *s = prepare(self, run, e);
+    if (!s)
         return;
-    }
     node_drain_begin(self, run->head, REQUESTS_THAT_WRITE);
     qcow2_snapshot_take(s);
     int r = read_all(self, run->head, &e->content);
@@ -119,13 +143,15 @@ static void make(Fiber *self, Run *run)
         qcow2_snapshot_abort(self, s);
         return;
     }
-    e->state = BEGUN;
-    run->n_expected++;
+    set_state(e, BEGUN);
+    for (unsigned i = 1; i <= e->n_with; i++)
+        e[i].content = g_memdup2(e->content, run->c->size_bytes);
+    run->n_expected += 1 + e->n_with;
     // Others go on for a while, before anything is counted.
     if (sim_random(run->sim, 2))
         fiber_sleep(self, sim_random(run->sim, MAX_PAUSE_NS));
     r = qcow2_snapshot_finish(self, s, NULL, &error);
-    e->state = r < 0 ? GONE : MADE;
+    set_state(e, r < 0 ? GONE : MADE);
     if (r < 0 && !run->is_hit && !run->c->space_bytes)
         fail(run, sim_n_ops(run->sim), "a snapshot fails: %s", error->message);
 }
@@ -173,10 +199,15 @@ static void check_snapshots(Fiber *self, Run *of, Node *head)
     g_autoptr(GArray) all = qcow2_snapshots(head);
     for (guint i = 0; i < all->len; i++)
         check_snapshot(self, of, of, head, g_array_index(all, Qcow2SnapshotInfo, i).name);
-    for (unsigned i = 0; i < of->n_expected; i++)
-        if (of->expected[i].state == MADE &&
-            !qcow2_snapshot_find(head, NULL, of->expected[i].name, NULL))
-            fail(of, sim_n_ops(of->sim), "snapshot '%s' is lost", of->expected[i].name);
+    for (unsigned i = 0; i < of->n_expected; i++) {
+        const Expected *e = &of->expected[i];
+        bool is_there = qcow2_snapshot_find(head, NULL, e->name, NULL);
+        if (e->state == MADE && !is_there)
+            fail(of, sim_n_ops(of->sim), "snapshot '%s' is lost", e->name);
+        if (e->state == BEGUN && e->n_with &&
+            is_there != qcow2_snapshot_find(head, NULL, e[1].name, NULL))
+            fail(of, sim_n_ops(of->sim), "one of '%s' and '%s' is there", e->name, e[1].name);
+    }
 }
 
 typedef struct Point {

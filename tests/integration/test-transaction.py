@@ -93,7 +93,7 @@ class World:
              "data": {"node-name": "a", "snapshot-file": str(tmp / "over-a"),
                       "snapshot-node-name": "over-a"}},
             {"type": "blockdev-snapshot", "data": {"node": "b", "overlay": "over-b"}},
-            {"type": "blockdev-snapshot-internal-sync", "data": {"device": "c", "name": "s"}},
+            internal("c", "s"),
         ]
 
     def file(self, name):
@@ -159,6 +159,10 @@ class World:
 ABORT = {"type": "abort", "data": {}}
 
 
+def internal(device, name):
+    return {"type": "blockdev-snapshot-internal-sync", "data": {"device": device, "name": name}}
+
+
 def test_prepare(tmp):
     """What fails before or between any two actions of a transaction undoes all before it."""
     with World(tmp) as w:
@@ -181,8 +185,7 @@ def test_each_fails(tmp):
               "data": {"node-name": "a", "snapshot-file": str(tmp / "no/dir"),
                        "snapshot-node-name": "over-a"}}, "no/dir"),
             ({"type": "blockdev-snapshot", "data": {"node": "b", "overlay": "b"}}, "cycle"),
-            ({"type": "blockdev-snapshot-internal-sync", "data": {"device": "c", "name": ""}},
-             "Name is empty"),
+            (internal("c", ""), "Name is empty"),
         ]
         for i, (action, words) in enumerate(wrong):
             actions = w.actions[:i] + w.actions[i + 1:]
@@ -224,9 +227,46 @@ def test_finish(tmp):
         w.guests = guests
         w.let_guests_go_on()
         w.qmp.command("blockdev-snapshot-delete-internal-sync", device="c", name="old")
+        # One more is possible now, but not two.
+        w.fails(w.actions + [internal("c", "t")], "Failed to create snapshot 's'")
         w.qmp.command("transaction", actions=w.actions)  # nothing of the first is in its way
         w.let_guests_go_on()
         w.end_guests()
+    w.check_images()
+    w.check_whole()
+
+
+def contents(path, name):
+    raw = f"{path}.{name}.raw"
+    qemu_img("convert", "-l", name, "-O", "raw", path, raw)
+    with open(raw, "rb") as f:
+        return f.read()
+
+
+def test_several_of_a_node(tmp):
+    """Internal snapshots of one node are of one moment, and none is left if something fails later."""
+    with World(tmp) as w:
+        qemu_img("create", "-q", "-f", "raw", tmp / "copy", SIZE)
+        w.qmp.command("blockdev-add", driver="raw", node_name="copy", file=w.file("copy"))
+        backup = {"type": "blockdev-backup",
+                  "data": {"job-id": "j", "device": "b", "target": "copy", "sync": "full"}}
+        bitmap = {"type": "block-dirty-bitmap-clear", "data": {"node": "a", "name": "on"}}
+        several = [internal("a", "one"), bitmap, internal("b", "one"), internal("a", "two"),
+                   internal("b", "two")]
+        # What is last cannot be completed; by then the others are made.
+        w.fails(several + [internal("c", "s")], "Failed to create snapshot 's'")
+        for at in range(len(several) + 1):
+            w.fails(several[:at] + [ABORT] + several[at:], "Abort action")
+        w.let_guests_go_on()
+        w.qmp.command("transaction", actions=several + [backup])
+        w.let_guests_go_on()
+        w.qmp.event("BLOCK_JOB_COMPLETED")
+        w.end_guests()
+    for name in ("a", "b"):
+        assert contents(tmp / name, "one") == contents(tmp / name, "two")
+    with open(tmp / "copy", "rb") as f:
+        assert f.read() == contents(tmp / "b", "one")
+    os.remove(tmp / "over-b")
     w.check_images()
     w.check_whole()
 

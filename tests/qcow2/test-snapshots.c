@@ -119,22 +119,44 @@ static void compare(Fiber *self, Run *run, Node *node, const uint8_t *want, cons
                      run->seed);
 }
 
-static void make(Fiber *self, Run *run)
+// What is not there yet, and does not fit beside what is.
+static void refuse_another(Fiber *self, Run *run, Qcow2NewSnapshot *s)
+{
+    g_autofree char *long_name = g_strnfill(UINT16_MAX + 1, 'x');
+    for (unsigned i = 0; i < run->n_kept; i++)
+        assert_int_equal(qcow2_snapshot_prepare_another(self, s, run->kept[i].name, NULL), -EEXIST);
+    assert_int_equal(qcow2_snapshot_prepare_another(self, s, long_name, NULL), -EINVAL);
+}
+
+static Kept *new_kept(Run *run)
 {
     Kept *k = &run->kept[run->n_kept++];
+    g_snprintf(k->name, sizeof(k->name), "made-%u", run->n_made++);
+    return k;
+}
+
+// As many as there is room for, or one.
+static void make(Fiber *self, Run *run)
+{
+    unsigned first = run->n_kept, n = pick(run, 3) ? 1 : MAX_KEPT - first;
     Qcow2NewSnapshot *s;
     Qcow2SnapshotInfo info;
     g_autoptr(GError) error = NULL;
-    g_snprintf(k->name, sizeof(k->name), "made-%u", run->n_made++);
-    if (qcow2_snapshot_prepare(self, run->head, k->name, &s, &error) < 0)
+    int r = qcow2_snapshot_prepare(self, run->head, new_kept(run)->name, &s, &error);
+    for (unsigned i = 1; r == 0 && i < n; i++) {
+        refuse_another(self, run, s);
+        r = qcow2_snapshot_prepare_another(self, s, new_kept(run)->name, &error);
+    }
+    if (r < 0)
         fail_msg("%s", error->message);
     node_drain_begin(self, run->head, REQUESTS_THAT_WRITE);
     qcow2_snapshot_take(s);
-    k->content = g_memdup2(run->shadow, DISK);
+    for (unsigned i = 0; i < n; i++)
+        run->kept[first + i].content = g_memdup2(run->shadow, DISK);
     node_drain_end(run->head, REQUESTS_THAT_WRITE);
     if (qcow2_snapshot_finish(self, s, &info, &error) < 0)
         fail_msg("%s", error->message);
-    assert_string_equal(info.name, k->name);
+    assert_string_equal(info.name, run->kept[first].name);
     assert_int_equal(info.size_bytes, DISK);
     qcow2_snapshot_info_clear(&info);
 }

@@ -48,6 +48,11 @@ int qcow2_snapshot_create(Fiber *self, Node *head, const char *name, Qcow2Snapsh
 typedef struct Qcow2NewSnapshot Qcow2NewSnapshot;
 int qcow2_snapshot_prepare(Fiber *self, Node *head, const char *name, Qcow2NewSnapshot **ret_new,
                            GError **error);
+// One more of the same head and moment, between prepare and take: it comes after those before in
+// the list. All of them are made or none, also after a power cut. *ret_info is that of the first. A
+// failure, with the errors of qcow2_snapshot_create(), leaves those before as they were.
+int qcow2_snapshot_prepare_another(Fiber *self, Qcow2NewSnapshot *new_snapshot, const char *name,
+                                   GError **error);
 void qcow2_snapshot_take(Qcow2NewSnapshot *new_snapshot);
 int qcow2_snapshot_finish(Fiber *self, Qcow2NewSnapshot *new_snapshot, Qcow2SnapshotInfo *ret_info,
                           GError **error);
