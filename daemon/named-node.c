@@ -257,16 +257,33 @@ int named_node_check_use(const NamedNode *named, const NodeUse *use, GError **er
     return named_node_check_use_in(named, use, NULL, error);
 }
 
+static int refuse_beside(const NamedNode *named, const NodeUse *use, const char *what,
+                         GError **error)
+{
+    return qmp_fail(error,
+                    "Node '%s' is busy: %s is at work on it, and does not allow %s; wait for its "
+                    "end, or end it",
+                    named->name, use->user, what);
+}
+
 int named_node_check_change(const NamedNode *named, unsigned perms, const char *what,
                             GError **error)
 {
     for (guint i = 0; i < named->users->len; i++) {
         const NodeUse *use = named->users->pdata[i];
         if (use->perms && perms & ~use->perms->shared)
-            return qmp_fail(error,
-                            "Node '%s' is busy: %s is at work on it, and does not allow %s; wait "
-                            "for its end, or end it",
-                            named->name, use->user, what);
+            return refuse_beside(named, use, what, error);
+    }
+    return 0;
+}
+
+int named_node_check_job(const NamedNode *named, NodePerms perms, GError **error)
+{
+    for (guint i = 0; i < named->users->len; i++) {
+        const NodeUse *use = named->users->pdata[i];
+        if (use->perms &&
+            (node_perms_conflict(perms, *use->perms) || node_perms_conflict(*use->perms, perms)))
+            return refuse_beside(named, use, "another job", error);
     }
     return 0;
 }

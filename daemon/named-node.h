@@ -97,6 +97,8 @@ int named_node_check_use_in(const NamedNode *named, const NodeUse *use, const GP
 // "a snapshot". A use that does not share them says so.
 int named_node_check_change(const NamedNode *named, unsigned perms, const char *what,
                             GError **error);
+// The same for a job that needs and allows `perms` until its end.
+int named_node_check_job(const NamedNode *named, NodePerms perms, GError **error);
 // Does no overlay stand on it? QEMU's words, which name the one that came last.
 int named_node_check_no_overlay(const NamedNode *named, GError **error);
 // The same of it and of the filters over it.

@@ -40,8 +40,9 @@ static const QmpType block_stream_args = {
             {0}},
 };
 
-// Until the end others may read and write, but neither resize nor change what lies where. What
-// stays below is held by the overlay that it has.
+// Until the end others may read and write, but neither resize nor change what lies where. What is
+// only read may be streamed into other overlays, too. What stays below is held by the overlay that
+// it has.
 static const NodePerms image_perms = {
     .held = NODE_PERM_CONSISTENT_READ | NODE_PERM_WRITE_UNCHANGED | NODE_PERM_BACKING,
     .shared = NODE_PERM_CONSISTENT_READ | NODE_PERM_WRITE_UNCHANGED | NODE_PERM_WRITE,
@@ -75,6 +76,11 @@ static int run(Fiber *self, JobControl *control, void *work, GError **error)
 static NamedNode *next_below(const StreamJob *job, const NamedNode *named)
 {
     return named == job->bottom || !job->bottom ? NULL : named_node_below(named);
+}
+
+static NodePerms perms_on(const StreamJob *job, const NamedNode *named)
+{
+    return named == job->image ? image_perms : below_perms;
 }
 
 typedef struct SwitchCall {
@@ -257,7 +263,7 @@ static int check(const StreamJob *job, const json_t *args, GError **error)
 {
     int r = 0;
     for (NamedNode *named = job->image; r == 0 && named; named = next_below(job, named))
-        r = named_node_check_change(named, NODE_PERM_BACKING, "another job", error);
+        r = named_node_check_job(named, perms_on(job, named), error);
     if (r < 0)
         return r;
     if (qmp_args_have(args, "backing-file") && (!job->bottom || !named_node_below(job->bottom)))
@@ -287,11 +293,10 @@ static int hold(Fiber *self, StreamJob *job, GError **error)
 {
     g_autoptr(GArray) needs = g_array_new(FALSE, FALSE, sizeof(NamedNeed));
     for (NamedNode *named = job->image; named; named = next_below(job, named)) {
-        bool is_image = named == job->image;
         NamedNeed need = {
             .named = named,
-            .role = is_image ? "active node" : "intermediate node",
-            .perms = is_image ? image_perms : below_perms,
+            .role = named == job->image ? "active node" : "intermediate node",
+            .perms = perms_on(job, named),
         };
         g_array_append_val(needs, need);
     }
@@ -375,8 +380,8 @@ static const QmpCommand commands[] = {
     {"block-stream", &block_stream_args, NULL,
      "Starts a job that fills an image, the top of a chain or a layer in its middle, with what it "
      "shows of the layers below it, down to a base, and takes those out of the chain then. What "
-     "the "
-     "node shows does not change, nor what a layer shows that stays. Its clients do not notice.",
+     "the node shows does not change, nor what a layer shows that stays. Its clients do not "
+     "notice. Several images over the same layers may be filled at once.",
      start_stream},
     {0},
 };

@@ -372,6 +372,39 @@ def test_loops(tmp):
     assert content(paths[2]) == contents[2]
 
 
+def test_one_base(tmp):
+    """Two heads on two loops over the same layers are streamed at once. None of those is committed
+    meanwhile, nor when only one of the streams is left; at the end nobody needs them."""
+    paths, contents = make_chain(tmp, 3)
+    other = tmp / "other.qcow2"
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", "l1.qcow2", other, cwd=tmp)
+    qemu_io(other, "write -q -P 77 1M 100k")
+    contents.append(content(other))
+    with World(tmp, "--loops", 2) as w:
+        for i in range(2):
+            w.add(f"l{i}", paths[i], read_only=True, **({"backing": f"l{i - 1}"} if i else {}))
+        heads = {"l2": paths[2], "other": other}
+        for name, path in heads.items():
+            w.add(name, path, backing="l1")
+            w.qmp.command("object-add", qom_type="iothread", id=f"of-{name}")
+            w.export(name, name=name, iothread=f"of-{name}")
+            w.qmp.command("block-stream", job_id=name, device=name, speed=1)
+        for name in heads:
+            said = w.qmp.error("block-commit", job_id="c", device=name, top_node="l1",
+                               base_node="l0")
+            assert "is busy: stream job '" in said, said
+            w.qmp.command("block-job-set-speed", device=name, speed=0)
+            assert "error" not in w.qmp.event("BLOCK_JOB_COMPLETED")
+        while w.qmp.command("query-block-jobs"):
+            time.sleep(0.01)
+        for i in (1, 0):
+            w.qmp.command("blockdev-del", node_name=f"l{i}")
+            paths[i].unlink()
+    for path, expected in zip(heads.values(), contents[2:]):
+        check_image(path)
+        assert content(path) == expected, path
+
+
 def add_overlay(w, tmp, name, below):
     """Over the node `below`, on the loop of the other iothread."""
     path = tmp / f"{name}.qcow2"
