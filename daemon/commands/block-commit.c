@@ -19,6 +19,7 @@
 // -- types ----------------------------------------------------------------------------------------
 
 static const QmpType block_commit_args = {
+    .name = "BlockCommit",
     .kind = QMP_OBJECT,
     .members =
         (const QmpMember[]){
@@ -551,6 +552,18 @@ static int start_commit(Fiber *self, QmpCall *call, const json_t *args, json_t *
     return qmp_start_job(self, call, args, prepare_commit, error);
 }
 
+static int prepare_action(Fiber *self, QmpCall *call, const json_t *data, void **ret_state,
+                          GError **error)
+{
+    return qmp_prepare_job_action(self, call, data, prepare_commit, ret_state, error);
+}
+
+static const QmpAction actions[] = {
+    {"block-commit", &block_commit_args, "As the command; an extension.", prepare_action,
+     QMP_JOB_ACTION},
+    {0},
+};
+
 static const QmpCommand commands[] = {
     {"block-commit", &block_commit_args, NULL,
      "Starts a job that writes what layers of a chain own into a layer below them, and takes them "
@@ -562,4 +575,5 @@ static const QmpCommand commands[] = {
     {0},
 };
 
-const QmpFamily qmp_block_commit_family = {.title = "Commit", .commands = commands};
+const QmpFamily qmp_block_commit_family = {
+    .title = "Commit", .commands = commands, .actions = actions};

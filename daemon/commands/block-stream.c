@@ -19,6 +19,7 @@
 // -- types ----------------------------------------------------------------------------------------
 
 static const QmpType block_stream_args = {
+    .name = "BlockStream",
     .kind = QMP_OBJECT,
     .members =
         (const QmpMember[]){
@@ -376,6 +377,18 @@ static int start_stream(Fiber *self, QmpCall *call, const json_t *args, json_t *
     return qmp_start_job(self, call, args, prepare_stream, error);
 }
 
+static int prepare_action(Fiber *self, QmpCall *call, const json_t *data, void **ret_state,
+                          GError **error)
+{
+    return qmp_prepare_job_action(self, call, data, prepare_stream, ret_state, error);
+}
+
+static const QmpAction actions[] = {
+    {"block-stream", &block_stream_args, "As the command; an extension.", prepare_action,
+     QMP_JOB_ACTION},
+    {0},
+};
+
 static const QmpCommand commands[] = {
     {"block-stream", &block_stream_args, NULL,
      "Starts a job that fills an image, the top of a chain or a layer in its middle, with what it "
@@ -386,4 +399,5 @@ static const QmpCommand commands[] = {
     {0},
 };
 
-const QmpFamily qmp_block_stream_family = {.title = "Stream", .commands = commands};
+const QmpFamily qmp_block_stream_family = {
+    .title = "Stream", .commands = commands, .actions = actions};

@@ -43,7 +43,7 @@ static const QmpType on_cbw_error = {
            "`break-guest-write` fails the client's request, and the backup goes on.",
     .values = (const char *const[]){"break-guest-write", "break-snapshot", NULL},
 };
-static const QmpType blockdev_backup_args = {
+const QmpType qmp_blockdev_backup_args = {
     .name = "BlockdevBackup",
     .kind = QMP_OBJECT,
     .members =
@@ -376,8 +376,8 @@ static BackupSpec spec_of(const json_t *args)
     };
 }
 
-static int prepare_backup(Fiber *self, const QmpCall *call, const json_t *args,
-                          QmpJobStart *ret_start, GError **error)
+int qmp_prepare_backup(Fiber *self, const QmpCall *call, const json_t *args, QmpJobStart *ret_start,
+                       GError **error)
 {
     BackupJob *work = g_new(BackupJob, 1);
     *work = (BackupJob){.daemon = call->daemon, .spec = spec_of(args)};
@@ -400,7 +400,7 @@ static BackupJob *job_of(void *state)
 static int prepare_action(Fiber *self, QmpCall *call, const json_t *data, void **ret_state,
                           GError **error)
 {
-    return qmp_prepare_job_action(self, call, data, prepare_backup, ret_state, error);
+    return qmp_prepare_job_action(self, call, data, qmp_prepare_backup, ret_state, error);
 }
 
 static int drain_on_loop(Fiber *self, void *work, GError **error)
@@ -408,7 +408,7 @@ static int drain_on_loop(Fiber *self, void *work, GError **error)
     return backup_drain(self, ((BackupJob *)work)->backup, error);
 }
 
-static int drain_action(Fiber *self, void *state, GError **error)
+int qmp_drain_backup_action(Fiber *self, void *state, GError **error)
 {
     BackupJob *job = job_of(state);
     return job_nodes_call(self, job->target, drain_on_loop, job, error);
@@ -419,7 +419,7 @@ static void commit_on_loop(void *arg)
     backup_commit(arg);
 }
 
-static void commit_action(Fiber *self, void *state)
+void qmp_commit_backup_action(Fiber *self, void *state)
 {
     const BackupJob *job = job_of(state);
     remote_call_plain(self, named_node_loop(job->target), commit_on_loop, job->backup);
@@ -430,36 +430,36 @@ static void resume_on_loop(void *arg)
     backup_resume(arg);
 }
 
-static void resume_action(Fiber *self, void *state)
+void qmp_resume_backup_action(Fiber *self, void *state)
 {
     const BackupJob *job = job_of(state);
     remote_call_plain(self, named_node_loop(job->target), resume_on_loop, job->backup);
 }
 
-static const char *device_of(const json_t *data)
+const char *qmp_drained_by_backup(const json_t *data)
 {
     return qmp_args_str(data, "device");
 }
 
 static const QmpAction actions[] = {
-    {"blockdev-backup", &blockdev_backup_args,
+    {"blockdev-backup", &qmp_blockdev_backup_args,
      "As the command. The backups of one transaction are of the same moment.", prepare_action,
-     .drain = drain_action, .commit = commit_action, .resume = resume_action, .drains = device_of,
-     QMP_JOB_ACTION},
+     QMP_BACKUP_MOMENT, QMP_JOB_ACTION},
     {0},
 };
 
 // As a transaction of this one does.
-static int run_alone(Fiber *self, QmpCall *call, const json_t *args, GError **error)
+static int run_alone(Fiber *self, const QmpCall *call, const json_t *args, QmpPrepareJobFn *prepare,
+                     GError **error)
 {
     void *state;
-    int r = prepare_action(self, call, args, &state, error);
+    int r = qmp_prepare_job_action(self, call, args, prepare, &state, error);
     if (r < 0)
         return r;
-    r = drain_action(self, state, error);
+    r = qmp_drain_backup_action(self, state, error);
     if (r == 0) {
-        commit_action(self, state);
-        resume_action(self, state);
+        qmp_commit_backup_action(self, state);
+        qmp_resume_backup_action(self, state);
         qmp_start_job_action(self, state);
     } else {
         qmp_abort_job_action(self, state);
@@ -468,22 +468,28 @@ static int run_alone(Fiber *self, QmpCall *call, const json_t *args, GError **er
     return r;
 }
 
-static int start_backup(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_reply,
-                        GError **error)
+int qmp_start_backup(Fiber *self, const QmpCall *call, const json_t *args, QmpPrepareJobFn *prepare,
+                     GError **error)
 {
     FiberMutex *lock = nodes_graph_lock(call->daemon->nodes);
-    int r = drain_rehearse(self, call->daemon->nodes, device_of(args), "the backup was not begun",
-                           error);
+    int r = drain_rehearse(self, call->daemon->nodes, qmp_drained_by_backup(args),
+                           "the backup was not begun", error);
     if (r < 0)
         return r;
     fiber_mutex_lock(self, lock);
-    r = run_alone(self, call, args, error);
+    r = run_alone(self, call, args, prepare, error);
     fiber_mutex_unlock(self, lock);
     return r;
 }
 
+static int start_backup(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_reply,
+                        GError **error)
+{
+    return qmp_start_backup(self, call, args, qmp_prepare_backup, error);
+}
+
 static const QmpCommand commands[] = {
-    {"blockdev-backup", &blockdev_backup_args, NULL,
+    {"blockdev-backup", &qmp_blockdev_backup_args, NULL,
      "Starts a job that copies to another node what a node shows at this moment, while its clients "
      "go on writing: what they are about to change is saved first. Zeros and holes are not read. "
      "By a bitmap only what has changed since another backup.",

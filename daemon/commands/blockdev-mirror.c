@@ -19,7 +19,8 @@
 
 // -- types ----------------------------------------------------------------------------------------
 
-static const QmpType blockdev_mirror_args = {
+const QmpType qmp_blockdev_mirror_args = {
+    .name = "BlockdevMirror",
     .kind = QMP_OBJECT,
     .members =
         (const QmpMember[]){
@@ -376,8 +377,8 @@ static MirrorSpec spec_of(const json_t *args)
     };
 }
 
-static int prepare_mirror(Fiber *self, const QmpCall *call, const json_t *args,
-                          QmpJobStart *ret_start, GError **error)
+int qmp_prepare_mirror(Fiber *self, const QmpCall *call, const json_t *args, QmpJobStart *ret_start,
+                       GError **error)
 {
     MirrorJob *work = g_new(MirrorJob, 1);
     *work = (MirrorJob){.daemon = call->daemon, .spec = spec_of(args)};
@@ -393,11 +394,23 @@ static int prepare_mirror(Fiber *self, const QmpCall *call, const json_t *args,
 static int start_mirror(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_reply,
                         GError **error)
 {
-    return qmp_start_job(self, call, args, prepare_mirror, error);
+    return qmp_start_job(self, call, args, qmp_prepare_mirror, error);
 }
 
+static int prepare_action(Fiber *self, QmpCall *call, const json_t *data, void **ret_state,
+                          GError **error)
+{
+    return qmp_prepare_job_action(self, call, data, qmp_prepare_mirror, ret_state, error);
+}
+
+static const QmpAction actions[] = {
+    {"blockdev-mirror", &qmp_blockdev_mirror_args, "As the command; an extension.", prepare_action,
+     QMP_JOB_ACTION},
+    {0},
+};
+
 static const QmpCommand commands[] = {
-    {"blockdev-mirror", &blockdev_mirror_args, NULL,
+    {"blockdev-mirror", &qmp_blockdev_mirror_args, NULL,
      "Starts a job that copies a node to another, and becomes ready once all is copied; it stays "
      "in step with what clients write then. Completed, the target is in the place of the node, and "
      "its clients do not notice; cancelled without force, once it is ready, it leaves a copy of "
@@ -406,4 +419,5 @@ static const QmpCommand commands[] = {
     {0},
 };
 
-const QmpFamily qmp_blockdev_mirror_family = {.title = "Mirror", .commands = commands};
+const QmpFamily qmp_blockdev_mirror_family = {
+    .title = "Mirror", .commands = commands, .actions = actions};

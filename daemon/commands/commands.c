@@ -11,6 +11,7 @@
 #include "blockdev-mirror.h"
 #include "chardevs.h"
 #include "create.h"
+#include "drive-jobs.h"
 #include "exports.h"
 #include "internal-snapshots.h"
 #include "jobs.h"
@@ -43,6 +44,7 @@ const QmpFamily *const qmp_families[] = {
     &qmp_block_commit_family,
     &qmp_blockdev_mirror_family,
     &qmp_blockdev_backup_family,
+    &qmp_drive_jobs_family,
     &qmp_plans_family,
     &qmp_objects_family,
     &qmp_chardevs_family,

@@ -10,7 +10,6 @@
 #include "chain-core/external-snapshot.h"
 #include "chain-core/loop.h"
 #include "chain-core/port.h"
-#include "chain-core/qcow2-create.h"
 #include "chain-core/remote-call.h"
 #include "daemon/daemon.h"
 #include "daemon/drain-rehearsal.h"
@@ -18,6 +17,7 @@
 #include "daemon/node-overlay.h"
 #include "daemon/qmp/args.h"
 #include "jobs/commit.h"
+#include "new-image.h"
 
 static const char NOT_TAKEN[] = "no snapshot was taken";
 
@@ -97,11 +97,6 @@ static void prepare_on_loop(Fiber *self, void *arg)
                                           &s->graph, &s->error);
 }
 
-static void remove_on_loop(Fiber *self, void *arg)
-{
-    file_unlink(self, ((Snapshot *)arg)->made_path, NULL); // an empty image is left at worst
-}
-
 static void snapshot_free(Snapshot *s)
 {
     g_free(s->made_path);
@@ -114,7 +109,7 @@ static void drop_overlay(Fiber *self, Snapshot *s)
     if (s->is_opened)
         nodes_close(self, s->daemon->nodes, s->overlay);
     if (s->made_path)
-        call(self, s, remove_on_loop, NULL);
+        new_image_remove(self, named_node_loop(s->below), s->made_path);
 }
 
 // Takes `s`, also on failure.
@@ -339,11 +334,6 @@ static int prepare_snapshot(Fiber *self, QmpCall *qmp, const json_t *data, void 
 
 // -- blockdev-snapshot-sync -----------------------------------------------------------------------
 
-static const QmpType image_mode = {
-    .name = "NewImageMode",
-    .kind = QMP_ENUM,
-    .values = (const char *const[]){"existing", "absolute-paths", NULL},
-};
 static const QmpType snapshot_sync_args = {
     .name = "BlockdevSnapshotSync",
     .kind = QMP_OBJECT,
@@ -354,91 +344,32 @@ static const QmpType snapshot_sync_args = {
             {"snapshot-file", &qmp_str, .doc = "the overlay's file"},
             {"snapshot-node-name", &qmp_str, true, "the overlay's node"},
             {"format", &qmp_str, true, "the overlay's format; qcow2, unless it is given"},
-            {"mode", &image_mode, true,
+            {"mode", &qmp_new_image_mode, true,
              "whether the file exists already, or is made (absolute-paths, unless it is given)"},
             {0}},
 };
 
-typedef struct NewOverlay {
-    const char *path, *node_name, *format;
-    const NamedNode *below; // the image that its header is to name
-    int result;
-    GError *error;
-} NewOverlay;
-
-// Scripts like to reserve a name with an empty file.
-static bool remove_if_empty(Fiber *self, const char *path)
-{
-    File *file;
-    if (file_open(self, path, 0, &file, NULL) < 0)
-        return false;
-    bool is_empty = file_size(file) == 0;
-    file_close(self, file);
-    return is_empty && file_unlink(self, path, NULL) == 0;
-}
-
-static void create_on_loop(Fiber *self, void *arg)
-{
-    NewOverlay *new = arg;
-    g_autofree char *name = named_node_header_name(new->below, new->path);
-    Qcow2CreateOptions options = {
-        .size_bytes = new->below->node->size_bytes,
-        .backing_name = name,
-        .backing_format = new->below->driver->name,
-    };
-    new->result = qcow2_create(self, new->path, &options, &new->error);
-    if (new->result == -EEXIST && remove_if_empty(self, new->path)) {
-        g_clear_error(&new->error);
-        new->result = qcow2_create(self, new->path, &options, &new->error);
-    }
-}
-
-static int create_file(Fiber *self, NewOverlay *new, GError **error)
-{
-    const Driver *driver = driver_find(new->format);
-    if (!driver || !driver->open)
-        return qmp_fail(error, "Unknown file format '%s'", new->format);
-    if (!driver_option_find(driver->options, "backing", strlen("backing")))
-        return qmp_fail(error, "Backing file not supported for file format '%s'", new->format);
-    if (!new->below || !*named_node_file_name(new->below))
-        return qmp_fail(error,
-                        "Node '%s' is no file that an image's header could name; make the "
-                        "overlay with blockdev-create, and use blockdev-snapshot",
-                        new->below ? new->below->name : "");
-    int r = remote_call_fiber_reserve(self, named_node_loop(new->below), create_on_loop, new);
-    if (r < 0)
-        return qmp_fail(error, "'%s': no memory for a fiber's stack", new->path);
-    if (new->result == -EEXIST) {
-        g_clear_error(&new->error);
-        return qmp_fail(error,
-                        "'%s' exists already and is not empty: choose another name, or take "
-                        "it as it is with \"mode\": \"existing\"",
-                        new->path);
-    }
-    if (new->error)
-        g_propagate_error(error, new->error);
-    return new->result;
-}
-
 // Opened as what lies below it was: past the page cache or not, read-only or not.
-static json_t *options_of(const NewOverlay *new, const NamedNode *below)
+static json_t *options_of(const json_t *data, const NewImage *new, const NamedNode *below)
 {
     const json_t *values = below->config ? below->config->values : NULL;
     json_t *cache = json_object_get(values, "cache");
+    const char *name = qmp_args_str(data, "snapshot-node-name");
     json_t *options = json_pack("{s:s, s:b, s:n, s:{s:s, s:s}}", "driver", new->format, "read-only",
                                 below->facts.read_only, "backing", "file", "driver", "file",
                                 "filename", new->path);
     if (cache)
         json_object_set(options, "cache", cache);
-    if (new->node_name)
-        json_object_set_new(options, "node-name", json_string(new->node_name));
+    if (name)
+        json_object_set_new(options, "node-name", json_string(name));
     return options;
 }
 
-static int open_file(Fiber *self, Snapshot *s, const NewOverlay *new, GError **error)
+static int open_file(Fiber *self, Snapshot *s, const json_t *data, const NewImage *new,
+                     GError **error)
 {
     NodeConfig *config = NULL;
-    json_t *options = options_of(new, s->below);
+    json_t *options = options_of(data, new, s->below);
     int r = node_config_new(options, true, &config, error);
     json_decref(options);
     if (r == 0)
@@ -461,7 +392,6 @@ static int prepare_snapshot_sync(Fiber *self, QmpCall *qmp, const json_t *data, 
                                  GError **error)
 {
     Nodes *nodes = qmp->daemon->nodes;
-    const char *mode = qmp_args_str(data, "mode");
     NamedNode *below =
         find(nodes, qmp_args_str(data, "device"), qmp_args_str(data, "node-name"), error);
     if (!below)
@@ -471,19 +401,19 @@ static int prepare_snapshot_sync(Fiber *self, QmpCall *qmp, const json_t *data, 
         r = check_sync(nodes, data, error);
     if (r < 0)
         return r;
-    NewOverlay new = {
+    NewImage new = {
         .path = qmp_args_str(data, "snapshot-file"),
-        .node_name = qmp_args_str(data, "snapshot-node-name"),
         .format = qmp_args_str(data, "format") ?: "qcow2",
+        .size_bytes = below->facts.size_bytes,
         .below = named_node_image(below),
     };
-    bool is_new = !mode || !g_str_equal(mode, "existing");
-    r = is_new ? create_file(self, &new, error) : 0;
+    bool is_new = !qmp_args_mode_is_existing(data);
+    r = is_new ? new_image_create(self, named_node_loop(below), &new, error) : 0;
     if (r < 0)
         return r;
     Snapshot *s = snapshot_new(qmp->daemon, below);
     s->made_path = is_new ? g_strdup(new.path) : NULL;
-    r = open_file(self, s, &new, error);
+    r = open_file(self, s, data, &new, error);
     if (r < 0) {
         drop_overlay(self, s);
         snapshot_free(s);

@@ -57,6 +57,8 @@ WELL_FORMED = {
                                                                       "server": False}}},
     "chardev-change": {"id": "none", "backend": {"type": "null", "data": {}}},
     "chardev-remove": {"id": "none"},
+    "drive-backup": {"job-id": "j", "device": "none", "target": "none/none", "sync": "full"},
+    "drive-mirror": {"job-id": "j", "device": "none", "target": "none/none", "sync": "full"},
     "job-cancel": {"id": "none"}, "job-complete": {"id": "none"}, "job-dismiss": {"id": "none"},
     "job-finalize": {"id": "none"}, "job-pause": {"id": "none"}, "job-resume": {"id": "none"},
     "nbd-server-start": {"addr": ADDRESS},
