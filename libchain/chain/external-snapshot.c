@@ -36,7 +36,7 @@ static int check_overlay(const Node *head, const Node *overlay, GError **error)
     if (overlay->size_bytes < head->size_bytes)
         return error_set(error, -EINVAL,
                          "%s cannot lie over %s: it is %" G_GUINT64_FORMAT
-                         " bytes smaller, and would hide the end of the disk; make it as large",
+                         " bytes smaller, and would hide the end of the disk; create it as large",
                          overlay->name, head->name, head->size_bytes - overlay->size_bytes);
     return 0;
 }

@@ -231,7 +231,28 @@ static int mark_bitmaps(Fiber *self, const Node *node)
     return r;
 }
 
-static int check(Fiber *self, const Qcow2View *view, uint64_t size_bytes, GError **error)
+// What comes new in the cluster where the disk ends becomes zeros by an entry for all of it. What
+// lies before is copied from below, so that has to be there.
+static int check_end(Fiber *self, Qcow2View *view, GError **error)
+{
+    uint64_t end = view->node.size_bytes, len;
+    NodeExtentKind kind;
+    bool is_hidden = view->image->header.backing_name && !view->node.backing;
+    if (!is_hidden || cluster_end(view, end) == end)
+        return 0;
+    int r = view_find_kind(self, &view->node, guest_off(end - 1), 1, &kind, &len);
+    if (r < 0)
+        return error_set(error, r, "%s: %s", view->node.name, g_strerror(-r));
+    if (kind != NODE_EXTENT_BELOW)
+        return 0;
+    return error_set(error, -ENOTSUP,
+                     "%s cannot grow while its backing file is not open, since the cluster in "
+                     "which it ends shows what that has; open it with its backing file, or create "
+                     "it with the size that it is to have",
+                     view->node.name);
+}
+
+static int check(Fiber *self, Qcow2View *view, uint64_t size_bytes, GError **error)
 {
     const Qcow2Image *image = view->image;
     if (size_bytes % SECTOR_BYTES)
@@ -240,7 +261,8 @@ static int check(Fiber *self, const Qcow2View *view, uint64_t size_bytes, GError
         return error_set(error, -ENOTSUP, "Can't resize a v2 image which has snapshots");
     if (snapshot_list_count(&image->snapshots) && size_bytes < view->node.size_bytes)
         return error_set(error, -ENOTSUP, "Can't shrink an image which has snapshots");
-    return check_bitmaps(self, &view->node, error);
+    int r = size_bytes > view->node.size_bytes ? check_end(self, view, error) : 0;
+    return r < 0 ? r : check_bitmaps(self, &view->node, error);
 }
 
 int view_resize(Fiber *self, Node *node, uint64_t size_bytes, GError **error)

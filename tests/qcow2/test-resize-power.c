@@ -357,6 +357,36 @@ static void sizes_that_cannot_be_are_refused(void **state)
     host_remove_dir(g_steal_pointer(&dir));
 }
 
+static void alone_fiber(Fiber *self, void *arg)
+{
+    Test *t = arg;
+    uint64_t end = t->kind->size_bytes;
+    uint8_t data[SECTOR] = {1};
+    t->memory = map_memory_new(4 << 20);
+    LayerOptions options = {.memory = t->memory};
+    Layer *layer;
+    assert_int_equal(layer_open(self, "/top", &options, &layer, NULL), 0);
+    assert_int_equal(layer_load(self, layer, &t->top, NULL), 0);
+    layer_drop(self, layer);
+    refuse(self, t->top, MAX_BYTES,
+           "/top cannot grow while its backing file is not open, since the cluster in which it "
+           "ends shows what that has; open it with its backing file, or create it with the size "
+           "that it is to have");
+    assert_int_equal(node_write(self, t->top, guest_off(end - SECTOR), data, SECTOR, 0), 0);
+    assert_int_equal(node_resize(self, t->top, MAX_BYTES, NULL), 0);
+    close_image(self, t);
+}
+
+static void an_overlay_without_its_backing_file_does_not_hide_what_that_has(void **state)
+{
+    g_autofree char *dir = host_make_dir();
+    Test *t = test_new(dir, &kinds[0], 1);
+    assert_true(sim_run(t->sim, alone_fiber, t));
+    sim_free(t->sim);
+    g_free(t);
+    host_remove_dir(g_steal_pointer(&dir));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -364,6 +394,7 @@ int main(void)
         cmocka_unit_test(a_power_cut_leaves_one_size_or_the_other),
         cmocka_unit_test(a_failed_resize_leaves_the_size_and_the_content),
         cmocka_unit_test(sizes_that_cannot_be_are_refused),
+        cmocka_unit_test(an_overlay_without_its_backing_file_does_not_hide_what_that_has),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
