@@ -35,6 +35,8 @@ typedef struct HashSet {
     uint64_t n, capacity;
 } HashSet;
 
+enum { MAX_RANKS = 64, FIRST_RANK = UINT32_C(1) << 31 };
+
 struct Explorer {
     SimChooser chooser; // first
     ExplorerLimits limits;
@@ -52,6 +54,12 @@ struct Explorer {
     uint32_t n_decisions;
     unsigned last; // number of the fiber that did something last
     bool is_known, is_wrong;
+    // a run at random, whose schedule is written as it goes
+    bool is_random;
+    uint32_t ranks[MAX_RANKS]; // by a fiber's number; 0: none yet
+    uint32_t last_rank;        // of all that were given
+    unsigned step_back_percent;
+    unsigned fail_at; // so many operations from now one fails; 0: none does
 };
 
 enum { NOBODY = UINT32_MAX };
@@ -190,16 +198,41 @@ static unsigned fewest_waiting(const Explorer *e)
     return i;
 }
 
-bool explorer_begin(Explorer *e)
+static void take_waiting(Explorer *e)
 {
-    g_clear_pointer(&e->schedule, g_free);
-    if (!e->n_waiting || (e->limits.max_runs && e->counts.n_runs >= e->limits.max_runs))
-        return false;
     GPtrArray *schedules = e->pools[fewest_waiting(e)].schedules;
     guint i = (guint)sim_random_below(&e->random, schedules->len);
     e->schedule = g_ptr_array_steal_index_fast(schedules, i);
     e->n_waiting--;
     e->counts.n_runs++;
+}
+
+static void begin_random(Explorer *e)
+{
+    static const unsigned percents[] = {0, 2, 5, 10};
+    enum { MOST_OPERATIONS = 60 };
+    e->is_random = true;
+    e->counts.n_random++;
+    e->step_back_percent = percents[sim_random_below(&e->random, G_N_ELEMENTS(percents))];
+    memset(e->ranks, 0, sizeof(e->ranks));
+    e->last_rank = FIRST_RANK;
+    e->fail_at = sim_random_chance(&e->random, 50)
+                     ? 1 + (unsigned)sim_random_below(&e->random, MOST_OPERATIONS)
+                     : 0;
+    e->schedule = g_new0(Schedule, 1);
+    e->schedule->has_failure = e->fail_at > 0;
+}
+
+bool explorer_begin(Explorer *e)
+{
+    g_clear_pointer(&e->schedule, g_free);
+    e->is_random = false;
+    if (e->n_waiting && (!e->limits.max_runs || e->counts.n_runs < e->limits.max_runs))
+        take_waiting(e);
+    else if (e->counts.n_random < e->limits.max_random)
+        begin_random(e);
+    else
+        return false;
     e->n_followed = 0;
     e->n_decisions = 0;
     e->last = NOBODY;
@@ -261,6 +294,43 @@ static void offer_others(Explorer *e, const SimAction *actions, unsigned n, unsi
     }
 }
 
+static void add_turn(Explorer *e, uint16_t choice, bool is_failure)
+{
+    Schedule *s = g_realloc(e->schedule, sizeof(Schedule) + (e->schedule->n + 1) * sizeof(Turn));
+    s->turns[s->n++] = (Turn){e->n_decisions, choice, is_failure};
+    e->schedule = s;
+    e->n_followed = s->n;
+}
+
+static uint32_t *rank_of(Explorer *e, unsigned number)
+{
+    uint32_t *rank = &e->ranks[number % MAX_RANKS];
+    if (!*rank)
+        *rank = FIRST_RANK + 1 + (uint32_t)sim_random_below(&e->random, FIRST_RANK - 2);
+    return rank;
+}
+
+// Of each fiber its first action.
+static unsigned choose_at_random(Explorer *e, const SimAction *actions, unsigned n, unsigned plain)
+{
+    if (n > 1 && e->last != NOBODY && sim_random_chance(&e->random, e->step_back_percent))
+        *rank_of(e, e->last) = --e->last_rank;
+    unsigned picked = 0;
+    for (unsigned i = 1; i < n; i++)
+        if (*rank_of(e, actions[i].number) > *rank_of(e, actions[picked].number))
+            picked = i;
+    if (picked != plain)
+        add_turn(e, (uint16_t)picked, false);
+    return picked;
+}
+
+static unsigned decide(Explorer *e, const SimAction *actions, unsigned picked)
+{
+    e->n_decisions++;
+    e->last = actions[picked].number;
+    return picked;
+}
+
 static unsigned choose(SimChooser *chooser, const SimAction *actions, unsigned n)
 {
     Explorer *e = (Explorer *)chooser;
@@ -268,25 +338,38 @@ static unsigned choose(SimChooser *chooser, const SimAction *actions, unsigned n
         return 0;
     int own = find(actions, n, e->last);
     unsigned plain = own < 0 ? 0 : (unsigned)own;
+    if (e->is_random)
+        return decide(e, actions, choose_at_random(e, actions, n, plain));
     if (n > 1 && is_on_new_ground(e) && !e->is_known)
         look_at_state(e);
     if (n > 1 && is_on_new_ground(e) && !e->is_known)
         offer_others(e, actions, n, plain, own < 0);
     int wanted = follow(e, false);
     unsigned picked = wanted < 0 ? plain : (unsigned)wanted;
-    e->n_decisions++;
     if (picked >= n) {
         e->is_wrong = true;
         picked = plain;
     }
-    e->last = actions[picked].number;
-    return picked;
+    return decide(e, actions, picked);
+}
+
+static unsigned fail_at_random(Explorer *e, unsigned n)
+{
+    unsigned failure = 0;
+    if (e->fail_at && --e->fail_at == 0) {
+        failure = 1 + (unsigned)sim_random_below(&e->random, n);
+        add_turn(e, (uint16_t)failure, true);
+    }
+    e->n_decisions++;
+    return failure;
 }
 
 unsigned explorer_fail(Explorer *e, unsigned n)
 {
     if (!e->sim)
         return 0;
+    if (e->is_random)
+        return fail_at_random(e, n);
     if (is_on_new_ground(e) && !e->is_known && !e->schedule->has_failure)
         for (unsigned i = 1; i <= n; i++)
             offer_other(e, i, true, true);
@@ -339,6 +422,7 @@ bool explorer_replay(Explorer *e, const char *schedule)
     g_ptr_array_set_size(e->pools[0].schedules, 0);
     g_ptr_array_add(e->pools[0].schedules, s);
     e->limits.max_runs = 1;
+    e->limits.max_random = 0;
     e->is_replay = true;
     return true;
 }

@@ -12,6 +12,10 @@
 // to a state in which another one was before, with no fewer deviations, needs no look from there on,
 // and what could follow is not queued again.
 //
+// What needs several deviations at certain places is seldom among those that are chosen, so there
+// can be runs *at random* after them: fibers have a rank, the highest that can goes on, and now and
+// then whoever is at work becomes the last of all. Half of these runs have a failure somewhere.
+//
 //     while (explorer_begin(e)) {            // a schedule that was not run yet
 //         Sim *sim = …; sim_set_chooser(sim, explorer_chooser(e));
 //         …                                  // explorer_start() where the decisions begin
@@ -29,6 +33,7 @@ typedef struct Explorer Explorer;
 
 typedef struct ExplorerLimits {
     uint64_t max_runs;       // 0: as many as there are
+    uint64_t max_random;     // runs at random after that
     unsigned max_deviations; // at most EXPLORER_MAX_DEVIATIONS
     uint64_t seed;           // of the choice, where there are more
 } ExplorerLimits;
@@ -36,6 +41,7 @@ enum { EXPLORER_MAX_DEVIATIONS = 8 };
 
 typedef struct ExplorerCounts {
     uint64_t n_runs;     // schedules that were run
+    uint64_t n_random;   // and so many at random
     uint64_t n_known;    // of these: that came to a known state
     uint64_t n_bound;    // decisions not followed, for they needed one deviation more than allowed
     uint64_t n_left;     // schedules not run, for there were max_runs

@@ -34,7 +34,8 @@ typedef struct Kept {
 typedef struct Change {
     uint32_t version; // the first of it
     uint64_t off, len;
-    uint64_t ended; // moment; 0: not yet
+    uint64_t ended;  // moment; 0: not yet
+    bool is_cut_off; // the disk has been too short for it since: a bitmap forgets that for good
 } Change;
 
 // Operations at work on one chain.

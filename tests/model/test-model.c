@@ -15,14 +15,15 @@
 enum { N_TOGETHER = 3 };
 
 typedef struct Options {
-    gint64 max_runs, seed;
+    gint64 max_runs, max_random, seed;
     int deviations;
     char *only, *place, *schedule;
     gboolean stops;
 } Options;
 
 typedef struct Counts {
-    uint64_t n_threes, n_runs, n_known, n_bound, n_left, n_cuts, n_same, n_second_cuts, n_failures;
+    uint64_t n_threes, n_runs, n_random, n_known, n_bound, n_left, n_cuts, n_same, n_second_cuts,
+        n_failures;
     uint64_t n_complete[EXPLORER_MAX_DEVIATIONS + 2]; // threes, by ExplorerCounts.n_complete
 } Counts;
 
@@ -38,7 +39,6 @@ typedef struct Run {
     Sim *sim;
     Work work;
     FiberWaitGroup group;
-    unsigned next;
     bool is_hit, is_closed;
 } Run;
 
@@ -122,12 +122,30 @@ static int hook(SimHook *hook, uint64_t n, SimOp op, const char *path, uint64_t 
     return failures[failure];
 }
 
+// One of a run's.
+typedef struct Task {
+    Run *run;
+    const Operation *operation;
+} Task;
+
 static void operation_fiber(Fiber *self, void *arg)
 {
-    Run *run = arg;
-    const Operation *operation = run->operations[run->next++];
-    operation->run(self, &run->work, operation);
+    const Task *task = arg;
+    Run *run = task->run;
+    task->operation->run(self, &run->work, task->operation);
     fiber_wait_group_done(&run->group);
+}
+
+// Each has its own fiber, so any of them may be the first to begin.
+static void run_operations(Fiber *self, Run *run)
+{
+    Task tasks[N_TOGETHER];
+    fiber_wait_group_add(&run->group, N_TOGETHER);
+    for (unsigned i = 0; i < N_TOGETHER; i++) {
+        tasks[i] = (Task){run, run->operations[i]};
+        g_assert(fiber_spawn(fiber_loop(self), "operation", operation_fiber, &tasks[i], NULL) == 0);
+    }
+    fiber_wait_group_wait(self, &run->group);
 }
 
 static void run_main(Fiber *self, void *arg)
@@ -140,10 +158,7 @@ static void run_main(Fiber *self, void *arg)
             work_fail(&run->work, "it does not open: %s", error->message);
         return;
     }
-    fiber_wait_group_add(&run->group, N_TOGETHER);
-    for (unsigned i = 0; i < N_TOGETHER; i++)
-        g_assert(fiber_spawn(fiber_loop(self), "operation", operation_fiber, run, NULL) == 0);
-    fiber_wait_group_wait(self, &run->group);
+    run_operations(self, run);
     work_expect(self, &run->work);
     if (run->work.may_fail && explorer_is_new(run->explorer))
         cut_here(run); // what was acknowledged is there
@@ -164,7 +179,6 @@ static void report(const Run *run)
 static bool run_one(Run *run)
 {
     run->hook.fn = hook;
-    run->next = 0;
     run->is_hit = run->is_closed = false;
     work_init(&run->work, run->world, run->place);
     run->work.may_fail = explorer_has_failure(run->explorer);
@@ -192,6 +206,7 @@ static void add_counts(Counts *counts, const Explorer *e)
     explorer_counts(e, &c);
     counts->n_threes++;
     counts->n_runs += c.n_runs;
+    counts->n_random += c.n_random;
     counts->n_known += c.n_known;
     counts->n_bound += c.n_bound;
     counts->n_left += c.n_left;
@@ -202,7 +217,11 @@ static bool run_three(Run *run, const Options *options)
 {
     bool is_good = true;
     run->explorer = explorer_new(&(ExplorerLimits){
-        (uint64_t)options->max_runs, (unsigned)options->deviations, (uint64_t)options->seed});
+        .max_runs = (uint64_t)options->max_runs,
+        .max_random = (uint64_t)options->max_random,
+        .max_deviations = (unsigned)options->deviations,
+        .seed = (uint64_t)options->seed,
+    });
     run->seen = g_hash_table_new_full(g_int64_hash, g_int64_equal, g_free, NULL);
     if (options->schedule && !explorer_replay(run->explorer, options->schedule))
         g_error("--schedule %s: not a schedule", options->schedule);
@@ -244,8 +263,9 @@ static bool run_place(const World *world, const Place *place, const Options *opt
 static void print_counts(unsigned number, const Place *place, const Counts *c, int deviations,
                          bool is_good)
 {
-    printf("%sok %u - every three operations on %s: %" PRIu64 " threes, %" PRIu64 " schedules\n",
-           is_good ? "" : "not ", number, place->name, c->n_threes, c->n_runs);
+    printf("%sok %u - every three operations on %s: %" PRIu64 " threes, %" PRIu64
+           " schedules, %" PRIu64 " more at random\n",
+           is_good ? "" : "not ", number, place->name, c->n_threes, c->n_runs, c->n_random);
     printf("#    of these %" PRIu64 " with a failure, %" PRIu64 " that came to a known state\n",
            c->n_failures, c->n_known);
     printf("#    %" PRIu64 " power cuts, %" PRIu64 " in the repair after one; %" PRIu64
@@ -266,6 +286,8 @@ static void parse(Options *options, int argc, char **argv)
     GOptionEntry entries[] = {
         {"runs", 0, 0, G_OPTION_ARG_INT64, &options->max_runs, "schedules of each three; 0: all",
          "N"},
+        {"random", 0, 0, G_OPTION_ARG_INT64, &options->max_random,
+         "schedules of each three at random, after that", "N"},
         {"deviations", 0, 0, G_OPTION_ARG_INT, &options->deviations,
          "preemptions and failures in a schedule", "N"},
         {"seed", 0, 0, G_OPTION_ARG_INT64, &options->seed, "chooses them where there are more",

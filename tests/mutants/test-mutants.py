@@ -18,6 +18,7 @@ LIMIT = 300  # seconds; what hangs has failed, too
 N_AT_ONCE = 2
 
 MODEL = ["tests/model/test-model", "--stop"]
+COMMITTED = [*MODEL, "--place", "a cluster that is committed", "--random", "600"]
 SNAPSHOTS = ["tests/crash/test-crash-snapshots"]
 
 
@@ -160,8 +161,8 @@ MUTANTS = {
     "backup-union": ["tests/jobs/test-jobs-backup"],
     # jobs
     "range-lock": ["tests/jobs/test-jobs-range-lock"],
-    "copy-stale": ["tests/jobs/test-jobs-copy-engine"],
-    "forward-dirty-after-write": ["tests/jobs/test-jobs-filter-forward"],
+    "copy-stale": COMMITTED,
+    "forward-dirty-after-write": COMMITTED,
     "forward-work-of-others": ["tests/jobs/test-jobs-filter-forward"],
 }
 
