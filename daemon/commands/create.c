@@ -62,6 +62,12 @@ static const QmpType qcow2_options = {
             {"refcount-bits", &qmp_int, true, "16 without it"},
             {"compression-type", &compression, true, "zlib without it"},
             {"extended-l2", &qmp_bool, true, "whether clusters have subclusters"},
+            {"data-file", &blockdev_ref, true,
+             "a writable file node that is to hold the data; what it holds stays, and it is made "
+             "as long as the disk if it is shorter"},
+            {"data-file-raw", &qmp_bool, true,
+             "whether it is to show by itself, as a raw file, what the disk does; all clusters "
+             "have their places then"},
             {0}},
 };
 static const QmpType create_driver = {
@@ -85,12 +91,18 @@ static const QmpType blockdev_create_args = {
 
 // -- on the file's loop ---------------------------------------------------------------------------
 
+// A file node that the job writes.
+typedef struct Taken {
+    NamedNode *named;
+    NodeUse *use;
+} Taken;
+
 typedef struct Creation {
     Daemon *daemon;
-    char *user; // what its use of the node is called
+    char *user; // what its uses of nodes are called
     json_t *options;
-    NamedNode *named; // the file node in which a format is made; NULL: a file is made
-    NodeUse *use;
+    Taken file; // in which a format is made; none: a file is made
+    Taken data; // of the image; or none
     int result;
     GError *error;
 } Creation;
@@ -147,9 +159,22 @@ static uint64_t given_or_default(const json_t *options, const char *name)
     return value ? value : UINT64_MAX;
 }
 
-static int create_qcow2(Fiber *self, Node *node, const json_t *options, GError **error)
+// Nobody else uses it. The locks were for the making.
+static void end_with_file(Fiber *self, const Taken *taken)
+{
+    if (!taken->named)
+        return;
+    Node *node = taken->named->node;
+    node->size_bytes = file_size(node_file(node));
+    file_lock(self, node_file(node), 0, 0, NULL);
+}
+
+static int create_qcow2(Fiber *self, const Creation *c, GError **error)
 {
     enum { SECTOR_BYTES = 512 };
+    const json_t *options = c->options;
+    File *file = node_file(c->file.named->node);
+    File *data = c->data.named ? node_file(c->data.named->node) : NULL;
     const char *mode = qmp_args_str(options, "preallocation");
     Qcow2CreateOptions create = {
         .size_bytes = (uint64_t)qmp_args_int(options, "size", 0),
@@ -163,54 +188,74 @@ static int create_qcow2(Fiber *self, Node *node, const json_t *options, GError *
         .reserve_data = takes_space(options),
         .backing_name = qmp_args_str(options, "backing-file"),
         .backing_format = qmp_args_str(options, "backing-fmt"),
+        .data_file = data,
+        .data_name = data ? file_path(data) : NULL, // as it was given, for QEMU takes it so
+        .raw_data = qmp_args_bool(options, "data-file-raw", false),
     };
     if (create.size_bytes % SECTOR_BYTES)
         return qmp_fail(error, "Image size must be a multiple of 512 bytes");
-    File *file = node_file(node);
     int r = qcow2_create_in(self, file, &create, error);
-    node->size_bytes = file_size(file); // nobody else uses it
-    file_lock(self, file, 0, 0, NULL);
+    end_with_file(self, &c->file);
+    end_with_file(self, &c->data);
     return r;
 }
 
 static void create_on_loop(Fiber *self, void *arg)
 {
     Creation *c = arg;
-    c->result = c->named ? create_qcow2(self, c->named->node, c->options, &c->error)
-                         : create_file(self, c->options, &c->error);
+    c->result =
+        c->file.named ? create_qcow2(self, c, &c->error) : create_file(self, c->options, &c->error);
 }
 
 // -- the job --------------------------------------------------------------------------------------
 
-// The file node in which the image is to be made, used by the job from here on.
-static int take_file(Fiber *self, Creation *c, GError **error)
+static int check_file(const NamedNode *named, char *user, GError **error)
+{
+    if (!named->driver->is_file)
+        return qmp_fail(error, "'%s' is not a file", named->name);
+    if (named->facts.read_only)
+        return qmp_fail(error, "Block node is read-only");
+    NodeUse use = {.role = "file", .writes = true, .user = user};
+    return named_node_check_use(named, &use, error);
+}
+
+// The file node that the options name as `role`, used by the job from here on.
+static int take_file(Fiber *self, const Creation *c, const char *role, Taken *ret_taken,
+                     GError **error)
 {
     Nodes *nodes = c->daemon->nodes;
-    json_t *file = json_object_get(c->options, "file");
+    json_t *file = json_object_get(c->options, role);
     const char *name = json_string_value(file);
     NodeConfig *config = NULL;
+    NamedNode *named = NULL;
     bool is_temporary = !name;
     int r = is_temporary ? node_config_new(file, true, &config, error) : 0;
     if (r == 0 && is_temporary)
-        r = nodes_add(self, nodes, config, NULL, &c->named, error);
+        r = nodes_add(self, nodes, config, NULL, &named, error);
     else if (r == 0)
-        c->named = nodes_find(nodes, name);
+        named = nodes_find(nodes, name);
     if (r < 0)
         return r;
-    if (!c->named)
+    if (!named)
         return qmp_fail(error, "Cannot find device='%s' nor node-name='%s'", name, name);
-    if (!c->named->driver->is_file)
-        r = qmp_fail(error, "'%s' is not a file", c->named->name);
-    else if (c->named->facts.read_only)
-        r = qmp_fail(error, "Block node is read-only");
-    else
-        r = named_node_check_use(
-            c->named, &(NodeUse){.role = "file", .writes = true, .user = c->user}, error);
+    r = check_file(named, c->user, error);
     if (r == 0)
-        c->use = nodes_use(c->named, c->user, true);
+        *ret_taken = (Taken){named, nodes_use(named, c->user, true)};
     if (is_temporary)
-        nodes_close(self, nodes, c->named);
+        nodes_close(self, nodes, named);
     return r;
+}
+
+// They come to one loop.
+static int take_files(Fiber *self, Creation *c, GError **error)
+{
+    int r = take_file(self, c, "file", &c->file, error);
+    if (r < 0 || !json_object_get(c->options, "data-file"))
+        return r;
+    r = take_file(self, c, "data-file", &c->data, error);
+    return r < 0 ? r
+                 : nodes_move(self, c->daemon->nodes, c->data.named, named_node_loop(c->file.named),
+                              error);
 }
 
 static int create(Fiber *self, Creation *c, GError **error)
@@ -218,14 +263,16 @@ static int create(Fiber *self, Creation *c, GError **error)
     bool is_format = !g_str_equal(qmp_args_str(c->options, "driver"), "file");
     FiberMutex *lock = nodes_graph_lock(c->daemon->nodes);
     fiber_mutex_lock(self, lock);
-    int r = is_format ? take_file(self, c, error) : 0;
+    int r = is_format ? take_files(self, c, error) : 0;
     fiber_mutex_unlock(self, lock);
     if (r < 0)
         return r;
-    Loop *loop = c->use ? named_node_loop(c->named) : loops_get(c->daemon->loops, 0);
+    Loop *loop = c->file.use ? named_node_loop(c->file.named) : loops_get(c->daemon->loops, 0);
     r = remote_call_fiber(self, loop, create_on_loop, c);
-    if (c->use)
-        nodes_refresh(self, c->named);
+    if (c->file.use)
+        nodes_refresh(self, c->file.named);
+    if (c->data.use)
+        nodes_refresh(self, c->data.named);
     if (r < 0)
         return qmp_fail(error, "no memory for a fiber's stack");
     if (c->result < 0 && c->error)
@@ -246,8 +293,10 @@ static int run_job(Fiber *self, JobControl *control, void *work, GError **error)
 static void clean_job(Fiber *self, void *work)
 {
     Creation *c = work;
-    if (c->use)
-        nodes_end_use(self, c->daemon->nodes, c->use);
+    if (c->data.use)
+        nodes_end_use(self, c->daemon->nodes, c->data.use);
+    if (c->file.use)
+        nodes_end_use(self, c->daemon->nodes, c->file.use);
     json_decref(c->options);
     g_free(c->user);
     g_free(c);

@@ -232,15 +232,33 @@ static int open_path(Fiber *self, Layer *layer, const char *path, Source *ret_so
                : source_open(self, path, layer->options, &layer->mode, ret_source, error);
 }
 
+// Of a file in the folder of the image at `path`, whether the header says the folder or not; NULL:
+// it is none.
+static const char *name_in_same_folder(const char *path, const char *name)
+{
+    if (g_path_is_absolute(name)) {
+        g_autofree char *image = g_canonicalize_filename(path, NULL);
+        g_autofree char *folder = g_path_get_dirname(image);
+        g_autofree char *own_folder = g_path_get_dirname(name);
+        if (!g_str_equal(folder, own_folder))
+            return NULL;
+        name = strrchr(name, '/') + 1;
+    }
+    bool is_plain =
+        *name && !strchr(name, '/') && !g_str_equal(name, "..") && !g_str_equal(name, ".");
+    return is_plain ? name : NULL;
+}
+
 static int open_recorded_data(Fiber *self, Layer *layer, GError **error)
 {
-    const char *path = layer_path(layer), *name = layer->image->data_name;
-    if (!*name || strchr(name, '/') || g_str_equal(name, "..") || g_str_equal(name, "."))
+    const char *path = layer_path(layer), *recorded = layer->image->data_name;
+    const char *name = name_in_same_folder(path, recorded);
+    if (!name)
         return error_set(error, -EINVAL,
-                         "%s: its data file '%s' is not a plain name of a file in the same folder; "
+                         "%s: its data file '%s' is not the name of a file in the same folder; "
                          "move it there and record the name: qemu-img amend -o data_file=NAME "
                          "IMAGE",
-                         path, name);
+                         path, recorded);
     g_autofree char *data_path = image_name_beside(path, name);
     int r =
         source_open_confined(self, data_path, layer->options, &layer->mode, &layer->data, error);

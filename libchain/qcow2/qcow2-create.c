@@ -4,8 +4,11 @@
 //   | header | refcount table | refcount blocks | L1 | L2 tables, data (preallocation) |
 //
 // The layout is known before the first write, so all tables are written front to back in one pass.
-// Write order (docs/ordering.md §8): tables → flush → header from its second sector on → flush →
-// first sector → flush → directory. The magic lies in the first sector: whatever a crash leaves
+// With a data file of its own the image has no data clusters: they are in that file where the guest
+// has them.
+//
+// Write order (docs/ordering.md §8): data file, tables → flush → header from its second sector on →
+// flush → first sector → flush → directory. The magic lies in the first sector: whatever a crash leaves
 // either does not begin with it, or is the whole image; a header torn behind its first sector could
 // have lost the backing file's name.
 
@@ -31,6 +34,7 @@ typedef struct Layout {
     uint64_t refcount_blocks, l1, l2, data; // the refcount table is at 1
     uint64_t total;
     bool reserves_data;
+    bool has_subclusters; // of preallocated clusters; else they are left to the guest
 } Layout;
 
 // Writes tables one behind the other through one buffer.
@@ -101,6 +105,22 @@ static int check_backing(const Qcow2CreateOptions *o, GError **error)
     return 0;
 }
 
+static int check_data_file(const Qcow2CreateOptions *o, GError **error)
+{
+    if (o->raw_data && !o->data_file)
+        return error_set(error, -EINVAL, "data-file-raw requires data-file");
+    if (o->raw_data && o->backing_name)
+        return error_set(error, -EINVAL,
+                         "Backing file and data-file-raw cannot be used at the same time");
+    if (o->data_file && o->version == 2)
+        return needs_version_3("External data files are only", error);
+    if (o->data_file && strlen(o->data_name) > QCOW2_MAX_BACKING_NAME_BYTES)
+        return error_set(error, -EINVAL,
+                         "the data file's name is %zu bytes long, more than %d; use a shorter path",
+                         strlen(o->data_name), QCOW2_MAX_BACKING_NAME_BYTES);
+    return 0;
+}
+
 static int check_options(const Qcow2CreateOptions *o, GError **error)
 {
     if (o->version != 2 && o->version != 3)
@@ -111,6 +131,8 @@ static int check_options(const Qcow2CreateOptions *o, GError **error)
         r = check_refcounts(o, error);
     if (r == 0 && o->version == 2 && o->lazy_refcounts)
         r = needs_version_3("Lazy refcounts only", error);
+    if (r == 0)
+        r = check_data_file(o, error);
     if (r == 0 && o->version == 2 && o->zstd)
         r = needs_version_3("Non-zlib compression type is only", error);
     return r == 0 ? check_backing(o, error) : r;
@@ -129,7 +151,7 @@ static int plan(const Qcow2CreateOptions *o, Layout *l, GError **error)
     uint64_t size = divide_up(o->size_bytes, SECTOR_BYTES) * SECTOR_BYTES;
     *l = (Layout){0};
     qcow2_geometry_init(&l->g, __builtin_ctz(o->cluster_bytes), __builtin_ctz(o->refcount_bits),
-                        o->extended_l2, false, size);
+                        o->extended_l2, o->data_file, size);
     uint64_t c = l->g.cluster_bytes;
     l->n_l1_entries = qcow2_l1_entries_for(&l->g, size);
     if (l->n_l1_entries > QCOW2_MAX_L1_BYTES / sizeof(Be64))
@@ -142,10 +164,11 @@ static int plan(const Qcow2CreateOptions *o, Layout *l, GError **error)
         l->n_l2 = l->n_l1_entries;
         l->n_data = divide_up(size, c);
         l->reserves_data = o->reserve_data && l->n_data;
+        l->has_subclusters = o->raw_data; // so that what is in the file is seen
     }
 
     // The refcount structures count themselves too: grow them until they suffice.
-    uint64_t rest = 1 + l->n_l1 + l->n_l2 + l->n_data;
+    uint64_t rest = 1 + l->n_l1 + l->n_l2 + (o->data_file ? 0 : l->n_data);
     uint64_t per_block = UINT64_C(1) << l->g.refcounts_per_block_bits;
     for (;;) {
         l->total = rest + l->n_refcount_blocks + l->n_refcount_table;
@@ -165,7 +188,7 @@ static int plan(const Qcow2CreateOptions *o, Layout *l, GError **error)
     l->refcount_blocks = 1 + l->n_refcount_table;
     l->l1 = l->refcount_blocks + l->n_refcount_blocks;
     l->l2 = l->l1 + l->n_l1;
-    l->data = l->l2 + l->n_l2;
+    l->data = o->data_file ? 0 : l->l2 + l->n_l2;
     return 0;
 }
 
@@ -223,7 +246,7 @@ static void fill_l1(const Layout *l, uint64_t n, void *cluster)
 }
 
 // With extended L2 entries the clusters are reserved, but no subcluster is allocated: they read as
-// zeros, or as the backing file, without asking the disk.
+// zeros, or as the backing file, without asking the disk. Not so where the data file is raw.
 static void fill_l2(const Layout *l, uint64_t n, void *cluster)
 {
     uint64_t first = n * l->g.l2_entries;
@@ -233,6 +256,7 @@ static void fill_l2(const Layout *l, uint64_t n, void *cluster)
                                   .kind = QCOW2_CLUSTER_DATA,
                                   .copied = true,
                                   .host = {(l->data + first + i) << l->g.cluster_bits},
+                                  .alloc_bitmap = l->has_subclusters ? UINT32_MAX : 0,
                               });
 }
 
@@ -269,7 +293,7 @@ static int write_tables(Fiber *self, File *file, const Layout *l)
         r = append_all(self, &a, l, l->l2, l->n_l2, fill_l2);
     if (r >= 0)
         r = appender_write_out(self, &a);
-    if (r >= 0 && l->reserves_data)
+    if (r >= 0 && l->reserves_data && !l->g.external_data)
         r = file_reserve(self, file, host_off(l->data << l->g.cluster_bits),
                          l->n_data << l->g.cluster_bits);
     return r < 0 || MUTANT("sync-before-header-of-new-image") ? r : file_flush(self, file);
@@ -287,12 +311,15 @@ static Qcow2Header make_header(const Qcow2CreateOptions *o, const Layout *l)
         .refcount_table = host_off(UINT64_C(1) << bits),
         .refcount_table_clusters = l->n_refcount_table,
         .incompatible = (o->zstd ? QCOW2_INCOMPAT_COMPRESSION : 0) |
-                        (o->extended_l2 ? QCOW2_INCOMPAT_EXTENDED_L2 : 0),
+                        (o->extended_l2 ? QCOW2_INCOMPAT_EXTENDED_L2 : 0) |
+                        (o->data_file ? QCOW2_INCOMPAT_DATA_FILE : 0),
         .compatible = o->lazy_refcounts ? QCOW2_COMPAT_LAZY_REFCOUNTS : 0,
+        .autoclear = o->raw_data ? QCOW2_AUTOCLEAR_RAW_DATA : 0,
         .refcount_order = l->g.refcount_order,
         .compression = o->zstd ? QCOW2_COMPRESSION_ZSTD : QCOW2_COMPRESSION_ZLIB,
         .backing_name = (char *)o->backing_name, // only encoded
         .backing_format = (char *)o->backing_format,
+        .data_file_name = (char *)o->data_name,
     };
 }
 
@@ -314,6 +341,7 @@ static int write_header(Fiber *self, File *file, const Layout *l, const uint8_t 
 typedef struct Image {
     Layout layout;
     uint8_t *header;
+    File *data_file; // borrowed; NULL: none
 } Image;
 
 static int make_image(const Qcow2CreateOptions *options, Image *ret_image, GError **error)
@@ -322,6 +350,7 @@ static int make_image(const Qcow2CreateOptions *options, Image *ret_image, GErro
     o.version = o.version ? o.version : 3;
     o.cluster_bytes = o.cluster_bytes ? o.cluster_bytes : 65536;
     o.refcount_bits = o.refcount_bits ? o.refcount_bits : 16;
+    o.preallocate_metadata |= o.raw_data; // no entry may hide what is in the file
     Layout l;
     int r = check_options(&o, error);
     if (r >= 0)
@@ -335,18 +364,49 @@ static int make_image(const Qcow2CreateOptions *options, Image *ret_image, GErro
     Qcow2Header header = make_header(&o, &l);
     if (qcow2_header_encode(&header, cluster, l.g.cluster_bytes) < 0)
         return error_set(error, -EINVAL,
-                         "the backing file's name does not fit into a cluster of %" PRIu32
-                         " bytes; use a shorter path or a larger cluster size",
+                         "the names of other files do not fit into a cluster of %" PRIu32
+                         " bytes; use shorter paths or a larger cluster size",
                          l.g.cluster_bytes);
-    *ret_image = (Image){l, g_steal_pointer(&cluster)};
+    *ret_image = (Image){l, g_steal_pointer(&cluster), o.data_file};
     return 0;
+}
+
+static int lock_file(Fiber *self, File *file, GError **error)
+{
+    unsigned held = FILE_PERM_WRITE | FILE_PERM_RESIZE;
+    return file_lock(self, file, held, held, error);
+}
+
+// As long as the disk, durably.
+static int extend_data_file(Fiber *self, File *data, const Layout *l)
+{
+    uint64_t size = l->g.size_bytes;
+    int r = 0;
+    if (file_size(data) < size)
+        r = file_is_block_device(data) ? -ENOSPC : file_truncate(self, data, size);
+    if (r == 0 && l->reserves_data && !file_is_block_device(data))
+        r = file_reserve(self, data, host_off(0), size);
+    return r < 0 ? r : file_flush(self, data);
+}
+
+static int prepare_data_file(Fiber *self, const Image *image, GError **error)
+{
+    File *data = image->data_file;
+    int r = lock_file(self, data, error);
+    if (r < 0)
+        return r;
+    r = extend_data_file(self, data, &image->layout);
+    return r < 0 ? error_set(error, r, "Could not resize data file '%s': %s", file_path(data),
+                             g_strerror(-r))
+                 : 0;
 }
 
 // Everything between the file's creation and the caller's handling of failures.
 static int fill_file(Fiber *self, File *file, const Image *image, GError **error)
 {
-    unsigned held = FILE_PERM_WRITE | FILE_PERM_RESIZE;
-    int r = file_lock(self, file, held, held, error);
+    int r = lock_file(self, file, error);
+    if (r == 0 && image->data_file)
+        r = prepare_data_file(self, image, error);
     if (r < 0)
         return r;
     r = write_tables(self, file, &image->layout);
@@ -396,8 +456,7 @@ static int clear_file(Fiber *self, File *file, const Layout *l)
 
 static int create_over(Fiber *self, File *file, const Image *image, GError **error)
 {
-    unsigned held = FILE_PERM_WRITE | FILE_PERM_RESIZE;
-    int r = file_lock(self, file, held, held, error);
+    int r = lock_file(self, file, error);
     if (r < 0)
         return r;
     r = clear_file(self, file, &image->layout);

@@ -168,7 +168,7 @@ static void a_refused_chain_is_not_written_to(void **state)
     shell("cmp over.qcow2 before.qcow2");
 }
 
-static void data_files_are_plain_names(void **state)
+static void data_files_are_in_the_folder_of_the_image(void **state)
 {
     shell("qemu-img create -q -f qcow2 -o data_file=data.raw ext.qcow2 1M && "
           "qemu-io -c 'write -P 0x11 0 64k' ext.qcow2");
@@ -177,9 +177,14 @@ static void data_files_are_plain_names(void **state)
     shell("qemu-img create -q -f qcow2 -b ext.qcow2 -F qcow2 over.qcow2");
     g_autofree char *over = in_dir("over.qcow2");
     assert_opens(over, NULL, 2, reads_11_at_0);
-    shell("qemu-img create -q -f qcow2 -o data_file=\"$PWD/abs.raw\" abs.qcow2 1M");
+    shell("qemu-img create -q -f qcow2 -o data_file=\"$PWD/abs.raw\" abs.qcow2 1M && "
+          "qemu-io -c 'write -P 0x11 0 64k' abs.qcow2 && mkdir other && cp abs.qcow2 other/ && "
+          "qemu-img create -q -f qcow2 -o data_file=\"$PWD/other/../up.raw\" up.qcow2 1M");
     g_autofree char *absolute = in_dir("abs.qcow2");
-    REFUSED(absolute, NULL, "abs.qcow2", "abs.raw", "plain name");
+    assert_opens(absolute, NULL, 1, reads_11_at_0);
+    g_autofree char *elsewhere = in_dir("other/abs.qcow2"), *up = in_dir("up.qcow2");
+    REFUSED(elsewhere, NULL, "abs.qcow2", "abs.raw", "in the same folder");
+    REFUSED(up, NULL, "up.qcow2", "other/../up.raw", "in the same folder");
 }
 
 static void unknown_snapshots_are_refused(void **state)
@@ -624,7 +629,7 @@ int main(void)
         TEST(a_missing_backing_file_names_both_files),
         TEST(loops_are_found_by_the_files_identity),
         TEST(a_refused_chain_is_not_written_to),
-        TEST(data_files_are_plain_names),
+        TEST(data_files_are_in_the_folder_of_the_image),
         TEST(unknown_snapshots_are_refused),
         TEST(locks_keep_qemu_and_us_apart),
         TEST(a_second_writer_is_refused_and_force_share_is_not),

@@ -8,6 +8,7 @@ import random
 import nbd
 
 from harness import KIB, MIB, Daemon, connect, main, run
+from qmp_client import Qmp
 
 
 class Disk:
@@ -16,13 +17,19 @@ class Disk:
 
     def __init__(self, tmp, seed):
         self.tmp, self.rng = tmp, random.Random(seed)
-        self.is_raw, extended = seed % 2 == 1, seed // 2 % 2 == 1
-        self.cluster = self.rng.choice([16 * KIB, 64 * KIB] if extended else [512, 4 * KIB, 64 * KIB])
+        self.is_raw, self.is_extended = seed % 2 == 1, seed // 2 % 2 == 1
+        self.cluster = self.rng.choice([16 * KIB, 64 * KIB] if self.is_extended
+                                       else [512, 4 * KIB, 64 * KIB])
         self.size = self.rng.choice([MIB, 3 * MIB, MIB + 512])
-        options = (f"data_file=data.raw,data_file_raw={'on' if self.is_raw else 'off'},"
-                   f"cluster_size={self.cluster},extended_l2={'on' if extended else 'off'}")
         self.path, self.shadow = tmp / "a.qcow2", bytearray(self.size)
-        run("qemu-img", "create", "-q", "-f", "qcow2", "-o", options, self.path, self.size, cwd=tmp)
+        self.old = b""  # what the data file held
+        self.make()
+
+    def make(self):
+        options = (f"data_file=data.raw,data_file_raw={'on' if self.is_raw else 'off'},"
+                   f"cluster_size={self.cluster},extended_l2={'on' if self.is_extended else 'off'}")
+        run("qemu-img", "create", "-q", "-f", "qcow2", "-o", options, self.path, self.size,
+            cwd=self.tmp)
 
     def random_request(self, h):
         rng, kind = self.rng, self.rng.random()
@@ -58,11 +65,66 @@ class Disk:
         if self.is_raw:
             data = (self.tmp / "data.raw").read_bytes()
             assert data[:self.size].ljust(self.size, b"\0") == self.shadow
-            assert not any(data[self.size:])
+            rest, old = data[self.size:], self.old[self.size:]
+            assert rest.startswith(old) and not any(rest[len(old):])
 
     def written_by_qemu(self):
         run("qemu-io", "-f", "qcow2", "-c", "write -P 7 8k 100k", self.path, cwd=self.tmp)
         self.shadow[8 * KIB:108 * KIB] = b"\7" * (100 * KIB)
+
+
+class CreatedDisk(Disk):
+    """The same, made by blockdev-create in a folder that is not the daemon's, over a data file that
+    holds something. It stays up to an end that is not the disk's, too."""
+
+    def make(self):
+        rng, data, path = self.rng, self.tmp / "data.raw", self.tmp / "qmp"
+        mode = rng.choice(["off", "metadata", "falloc", "full"])
+        self.old = rng.randbytes(rng.choice([0, self.size // 2 + 100, self.size + 5 * KIB]))
+        data.write_bytes(self.old)
+        self.path.touch()
+        if self.is_raw or (mode != "off" and not self.is_extended):
+            self.shadow[:] = self.old[:self.size].ljust(self.size, b"\0")
+        with Daemon("--loops", 2, "--qmp", path):
+            qmp = Qmp(path)
+            # On a loop each.
+            for name, file in (("file", self.path), ("data", data)):
+                qmp.command("blockdev-add", driver="file", node_name=name, filename=str(file))
+            qmp.command("blockdev-create", job_id="j", options={
+                "driver": "qcow2", "file": "file", "size": self.size, "data-file": "data",
+                "data-file-raw": self.is_raw, "cluster-size": self.cluster,
+                "extended-l2": self.is_extended, "preallocation": mode})
+            while qmp.event("JOB_STATUS_CHANGE")["status"] != "concluded":
+                pass
+            job, = qmp.command("query-jobs")
+            assert "error" not in job, job
+            qmp.command("blockdev-add", driver="qcow2", node_name="disk", file="file",
+                        data_file="data", discard="unmap")
+            qmp.command("nbd-server-start",
+                        addr={"type": "unix", "data": {"path": str(self.tmp / "nbd")}})
+            qmp.command("block-export-add", type="nbd", id="disk", node_name="disk", writable=True)
+            h = connect(f"nbd+unix:///disk?socket={self.tmp}/nbd")
+            h.set_strict_mode(0)
+            assert h.pread(self.size, 0) == self.shadow
+            self.random_requests(h, 50)
+            h.shutdown()
+            qmp.close()
+
+
+def test_created(tmp):
+    """An image made by blockdev-create shows what its kind of data file says, and QEMU sees that, too."""
+    for seed in range(16):
+        (tmp / str(seed)).mkdir()
+        disk = CreatedDisk(tmp / str(seed), seed)
+        disk.check()
+        with Daemon(disk.path) as d:
+            h = connect(d.uri())
+            h.set_strict_mode(0)
+            disk.random_requests(h, 100)
+            h.shutdown()
+        disk.check()
+        disk.written_by_qemu()
+        disk.check()
 
 
 def test_random_requests(tmp):

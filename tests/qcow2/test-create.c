@@ -217,6 +217,7 @@ static void impossible_options_are_refused_without_a_file(void **state)
         {{.backing_format = "raw"}, "backing file"},
         {{.backing_name = "a", .backing_format = "raw", .preallocate_metadata = true},
          "extended_l2"},
+        {{.raw_data = true}, "data-file-raw requires data-file"},
         {{.size_bytes = UINT64_MAX}, "size"},
         {{.size_bytes = UINT64_C(1) << 60}, "larger cluster size"},
         {{.size_bytes = UINT64_C(100) << 30,
@@ -233,7 +234,7 @@ static void impossible_options_are_refused_without_a_file(void **state)
     refuse(
         *state,
         &(Qcow2CreateOptions){.cluster_bytes = 512, .backing_name = name, .backing_format = "raw"},
-        "does not fit");
+        "not fit into a cluster");
 }
 
 static void an_existing_file_stays_as_it_is(void **state)

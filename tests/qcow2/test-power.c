@@ -17,6 +17,7 @@
 #include "format/qcow2-table.h"
 
 #define PATH "/image.qcow2"
+#define DATA "/data.raw"
 enum { CUTS_PER_POINT = 3, ALL_FIXES = QCOW2_CHECK_FIX_LEAKS | QCOW2_CHECK_FIX_ERRORS };
 
 typedef struct Work {
@@ -40,7 +41,15 @@ static void work_clear(Work *w)
 static void create_fiber(Fiber *self, void *arg)
 {
     Work *w = arg;
-    w->result = qcow2_create(self, PATH, &w->create, &w->error);
+    Qcow2CreateOptions options = w->create;
+    if (options.data_name)
+        w->result = file_open(self, DATA, FILE_WRITABLE | FILE_CREATE, &options.data_file, NULL);
+    if (w->result == 0 && options.data_name)
+        w->result = file_sync_dir(self, DATA, NULL);
+    if (w->result == 0)
+        w->result = qcow2_create(self, PATH, &options, &w->error);
+    if (options.data_file)
+        file_close(self, options.data_file);
 }
 
 static void check_fiber(Fiber *self, void *arg)
@@ -128,6 +137,16 @@ static void run_with_cuts(Cutter *cutter, Sim *sim, FiberFn *fn, Work *w)
 
 // --- Creation
 
+static void assert_data_file_is_whole(Sim *after, uint64_t size, const char *what)
+{
+    void *data;
+    uint64_t len;
+    assert_int_equal(sim_read_file(after, DATA, &data, &len), 0);
+    g_free(data);
+    if (len != size)
+        fail_msg("%s: the data file is %" PRIu64 " bytes long", what, len);
+}
+
 static void whole_or_no_image(Cutter *cutter, Sim *after, const char *what)
 {
     void *data;
@@ -147,6 +166,10 @@ static void whole_or_no_image(Cutter *cutter, Sim *after, const char *what)
     work_clear(&w);
     Qcow2Header h;
     assert_int_equal(qcow2_header_decode(bytes, len, len, &h, NULL), 0);
+    if (g_strcmp0(h.data_file_name, cutter->create->data_name))
+        fail_msg("%s: the data file is '%s'", what, h.data_file_name);
+    if (h.data_file_name)
+        assert_data_file_is_whole(after, h.size_bytes, what);
     if (g_strcmp0(h.backing_name, cutter->create->backing_name) ||
         g_strcmp0(h.backing_format, cutter->create->backing_format))
         fail_msg("%s: the backing file is '%s'", what, h.backing_name);
@@ -160,6 +183,8 @@ static const Qcow2CreateOptions created[] = {
     {.size_bytes = 1 << 20,
      .backing_name = "/a/rather/long/path/so/that/the/name/lies/behind/the/first/sector/base.raw",
      .backing_format = "raw"},
+    {.size_bytes = 1 << 20, .data_name = "data.raw"},
+    {.size_bytes = 1 << 20, .data_name = "data.raw", .raw_data = true, .reserve_data = true},
 };
 
 // Few points lie between a write that came too early and the sync after it, hence the rounds.

@@ -15,8 +15,13 @@ typedef struct Qcow2CreateOptions {
     bool zstd;              // compression type
     bool extended_l2;       // needs cluster_bytes ≥ 16 KiB
     bool lazy_refcounts;
-    bool preallocate_metadata;  // with a backing file only if extended_l2
-    bool reserve_data;          // with that: the host's space for all data is taken
+    bool preallocate_metadata; // with a backing file only if extended_l2
+    bool reserve_data;         // with that: the host's space for all data is taken
+    // Where data lies instead, open and writable: it keeps its content, and is made as long as the
+    // disk if it is shorter. NULL: in the image.
+    File *data_file;
+    const char *data_name;      // as to be recorded
+    bool raw_data;              // data_file by itself shows what the image does
     const char *backing_name;   // as to be recorded; NULL: none
     const char *backing_format; // required with backing_name
 } Qcow2CreateOptions;
