@@ -128,6 +128,30 @@ static bool is_inside(const NodeUse *use, const GPtrArray *range)
     return true;
 }
 
+// Chains are long, what lies between their layers is not: only that is recursion.
+static bool lies_below(const NamedNode *wanted, const NamedNode *top)
+{
+    for (; top; top = named_node_child(top, "backing")) {
+        if (top == wanted)
+            return true;
+        for (guint i = 0; i < top->children->len; i++) {
+            const NodeUse *use = top->children->pdata[i];
+            if (!g_str_equal(use->role, "backing") && lies_below(wanted, use->used))
+                return true;
+        }
+    }
+    return false;
+}
+
+int named_node_check_no_cycle(const NamedNode *named, const NamedNode *child, const char *role,
+                              GError **error)
+{
+    return lies_below(named, child)
+               ? qmp_fail(error, "Making '%s' a %s child of '%s' would create a cycle", child->name,
+                          role, named->name)
+               : 0;
+}
+
 // It may be read-only because what it lies in is, and not by itself.
 bool named_node_says_read_only(const NamedNode *named)
 {
@@ -284,6 +308,16 @@ int named_node_check_job(const NamedNode *named, NodePerms perms, GError **error
         if (use->perms &&
             (node_perms_conflict(perms, *use->perms) || node_perms_conflict(*use->perms, perms)))
             return refuse_beside(named, use, "another job", error);
+    }
+    return 0;
+}
+
+int named_node_check_root(const NamedNode *named, GError **error)
+{
+    for (guint i = 0; i < named->users->len; i++) {
+        const NodeUse *use = named->users->pdata[i];
+        if (use->by && !g_str_equal(use->role, "snapshot"))
+            return qmp_fail(error, "Need a root block node");
     }
     return 0;
 }

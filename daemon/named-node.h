@@ -99,6 +99,11 @@ int named_node_check_change(const NamedNode *named, unsigned perms, const char *
                             GError **error);
 // The same for a job that needs and allows `perms` until its end.
 int named_node_check_job(const NamedNode *named, NodePerms perms, GError **error);
+// May `child` become that child of `named`, which does not lie in or below it?
+int named_node_check_no_cycle(const NamedNode *named, const NamedNode *child, const char *role,
+                              GError **error);
+// Does no other node use it, but views of its internal snapshots? QEMU's words.
+int named_node_check_root(const NamedNode *named, GError **error);
 // Does no overlay stand on it? QEMU's words, which name the one that came last.
 int named_node_check_no_overlay(const NamedNode *named, GError **error);
 // The same of it and of the filters over it.

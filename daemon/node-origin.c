@@ -73,13 +73,19 @@ static bool is_reading(FileEventKind kind)
            kind == FILE_EVENT_DECODE_FAILED;
 }
 
+// To another size it comes by a command, which hears of it.
+static bool is_of_requests(FileEventKind kind)
+{
+    return kind != FILE_EVENT_RESIZED && kind != FILE_EVENT_CHANGED &&
+           kind != FILE_EVENT_TRUNCATE_FAILED;
+}
+
 void node_origin_file_event(File *file, const FileEvent *event, void *arg)
 {
     NodeOrigin *origin = arg;
     file_log_event(file, event, &origin->file_log);
     gint64 now_us = g_get_monotonic_time();
-    if (event->kind == FILE_EVENT_RESIZED || event->kind == FILE_EVENT_CHANGED ||
-        now_us < origin->quiet_until_us)
+    if (!is_of_requests(event->kind) || now_us < origin->quiet_until_us)
         return;
     origin->quiet_until_us = now_us + QUIET_US;
     emit(origin, "BLOCK_IO_ERROR",

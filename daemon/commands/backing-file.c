@@ -68,6 +68,8 @@ static int change(Fiber *self, Nodes *nodes, const json_t *args, GError **error)
     NamedNode *top = nodes_find(nodes, device);
     if (!top)
         return qmp_fail(error, "Cannot find device='%s' nor node-name='%s'", device, device);
+    if (named_node_check_root(top, error) < 0)
+        return -EINVAL;
     NamedNode *image = nodes_get(nodes, qmp_args_str(args, "image-node-name"), error);
     if (!image)
         return -ENODEV;

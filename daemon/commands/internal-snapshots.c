@@ -21,27 +21,13 @@
 
 // -- nodes ----------------------------------------------------------------------------------------
 
-static bool has_parent(const NamedNode *named)
-{
-    for (guint i = 0; i < named->users->len; i++) {
-        const NodeUse *use = named->users->pdata[i];
-        if (use->by && !g_str_equal(use->role, "snapshot"))
-            return true;
-    }
-    return false;
-}
-
 // In QEMU's words.
 static NamedNode *find_device(const Daemon *daemon, const char *device, GError **error)
 {
     NamedNode *named = nodes_find(daemon->nodes, device);
     if (!named)
         qmp_fail(error, "Cannot find device='%s' nor node-name='%s'", device, device);
-    else if (has_parent(named))
-        qmp_fail(error, "Need a root block node");
-    else
-        return named;
-    return NULL;
+    return named && named_node_check_root(named, error) == 0 ? named : NULL;
 }
 
 // A node that is worked on: it stays, and until let_go() on its loop.

@@ -92,12 +92,17 @@ static void create_on_loop(Fiber *self, void *arg)
 static int check(const NewImage *image, GError **error)
 {
     const Driver *driver = driver_find(image->format);
+    if (driver && driver->make && !driver->is_remote)
+        return qmp_fail(error, "Format driver '%s' does not support image creation", driver->name);
+    if (driver && image->below && !may_have_backing(driver))
+        return qmp_fail(error, "Backing file not supported for file format '%s'", driver->name);
     if (!driver || !driver->open)
         return qmp_fail(error, "Unknown file format '%s'", image->format);
     if (!image->below)
         return 0;
-    if (!may_have_backing(driver))
-        return qmp_fail(error, "Backing file not supported for file format '%s'", image->format);
+    if (g_str_equal(named_node_file_name(image->below), image->path))
+        return qmp_fail(error, "Error: Trying to create an image with the same filename as the "
+                               "backing file");
     if (!*named_node_file_name(image->below))
         return qmp_fail(error,
                         "Node '%s' is no file that an image's header could name; make the image "

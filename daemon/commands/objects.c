@@ -195,7 +195,9 @@ static int qom_list(Fiber *self, QmpCall *call, const json_t *args, json_t **ret
                     GError **error)
 {
     Place place;
-    int r = resolve(call, qmp_args_str(args, "path"), &place, error);
+    const char *path = qmp_args_str(args, "path");
+    int r = *path ? resolve(call, path, &place, error)
+                  : qmp_fail(error, "Path '%s' is ambiguous", path);
     if (r < 0)
         return r;
     json_t *list = json_array();

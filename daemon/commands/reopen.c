@@ -23,30 +23,6 @@ static const QmpType blockdev_reopen_args = {
 
 // -- children -------------------------------------------------------------------------------------
 
-// Chains are long, what lies between their layers is not: only that is recursion.
-static bool lies_below(const NamedNode *wanted, const NamedNode *top)
-{
-    for (; top; top = named_node_child(top, "backing")) {
-        if (top == wanted)
-            return true;
-        for (guint i = 0; i < top->children->len; i++) {
-            const NodeUse *use = top->children->pdata[i];
-            if (!g_str_equal(use->role, "backing") && lies_below(wanted, use->used))
-                return true;
-        }
-    }
-    return false;
-}
-
-static int refuse_cycle(const NamedNode *named, const NamedNode *child, const char *role,
-                        GError **error)
-{
-    return lies_below(named, child)
-               ? qmp_fail(error, "Making '%s' a %s child of '%s' would create a cycle", child->name,
-                          role, named->name)
-               : 0;
-}
-
 static int find_backing(const Nodes *nodes, Reopening *r, GError **error)
 {
     const NamedNode *named = r->named;
@@ -64,7 +40,7 @@ static int find_backing(const Nodes *nodes, Reopening *r, GError **error)
         return -EBUSY;
     if (!r->backing)
         return 0;
-    if (refuse_cycle(named, r->backing, "backing", error) < 0)
+    if (named_node_check_no_cycle(named, r->backing, "backing", error) < 0)
         return -EINVAL;
     g_autofree char *user = g_strdup_printf("node '%s'", named->name);
     return named_node_check_use(r->backing, &(NodeUse){.role = "backing", .user = user}, error);
@@ -85,7 +61,7 @@ static int check_file(const Reopening *r, GError **error)
     g_ptr_array_add(range, r->named);
     int result = named_node_check_change(named, NODE_PERM_BACKING, "another file", error);
     if (result == 0)
-        result = refuse_cycle(named, r->file, "file", error);
+        result = named_node_check_no_cycle(named, r->file, "file", error);
     if (result == 0)
         result = named_node_check_use_in(r->file, &use, range, error);
     return result < 0 ? result : named_node_check_mode(r->file, node_use_perms(&use), error);

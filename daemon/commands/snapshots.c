@@ -61,22 +61,37 @@ static int check_below(Fiber *self, Nodes *nodes, NamedNode *below, GError **err
     return r == 0 ? nodes_make_single(self, nodes, below, error) : r;
 }
 
-static bool may_have_backing(const NamedNode *named)
+static bool may_have_backing(const Driver *driver)
 {
-    return driver_option_find(named->driver->options, "backing", strlen("backing"));
+    return driver_option_find(driver->options, "backing", strlen("backing"));
 }
 
-static int check_overlay(const NamedNode *overlay, GError **error)
+// By something outside of the graph, or an image whose file it is.
+static bool is_read(const NamedNode *named)
 {
-    if (overlay->users->len)
+    for (guint i = 0; i < named->users->len; i++) {
+        const NodeUse *use = named->users->pdata[i];
+        bool passes_on =
+            use->by && (g_str_equal(use->role, "backing") || driver_passes_on(use->by->driver));
+        if (!passes_on || is_read(use->by))
+            return true;
+    }
+    return false;
+}
+
+// In QEMU's order, which does not ask for other users in the end: they would see something else.
+static int check_overlay(const NamedNode *overlay, const NamedNode *below, GError **error)
+{
+    if (is_read(overlay))
         return qmp_fail(error, "The overlay is already in use");
     if (overlay->node->ops->is_filter)
         return qmp_fail(error, "Filters cannot be used as overlays");
     if (named_node_child(overlay, "backing"))
         return qmp_fail(error, "The overlay already has a backing image");
-    if (!may_have_backing(overlay))
+    if (!may_have_backing(overlay->driver))
         return qmp_fail(error, "The overlay does not support backing images");
-    return 0;
+    int r = named_node_check_no_cycle(overlay, below, "backing", error);
+    return r == 0 && overlay->users->len ? qmp_fail(error, "The overlay is already in use") : r;
 }
 
 // Nodes have no devices; both names stand in QEMU's sentence.
@@ -115,7 +130,7 @@ static void drop_overlay(Fiber *self, Snapshot *s)
 // Takes `s`, also on failure.
 static int prepare_overlay(Fiber *self, Snapshot *s, void **ret_state, GError **error)
 {
-    int r = check_overlay(s->overlay, error);
+    int r = check_overlay(s->overlay, s->below, error);
     if (r == 0)
         r = nodes_move(self, s->daemon->nodes, s->overlay, named_node_loop(s->below), error);
     if (r == 0)
@@ -324,9 +339,6 @@ static int prepare_snapshot(Fiber *self, QmpCall *qmp, const json_t *data, void 
     NamedNode *above = r == 0 ? find(nodes, overlay, overlay, error) : NULL;
     if (!above)
         return -EINVAL;
-    if (above == below)
-        return qmp_fail(error, "Making '%s' a backing child of '%s' would create a cycle", node,
-                        overlay);
     Snapshot *s = snapshot_new(qmp->daemon, below);
     s->overlay = above;
     return prepare_overlay(self, s, ret_state, error);
@@ -369,6 +381,11 @@ static int open_file(Fiber *self, Snapshot *s, const json_t *data, const NewImag
                      GError **error)
 {
     NodeConfig *config = NULL;
+    const Driver *driver = driver_find(new->format);
+    if (!driver)
+        return qmp_fail(error, "Unknown driver '%s'", new->format);
+    if (!may_have_backing(driver))
+        return qmp_fail(error, "The overlay does not support backing images");
     json_t *options = options_of(data, new, s->below);
     int r = node_config_new(options, true, &config, error);
     json_decref(options);

@@ -79,6 +79,13 @@ int throttle_limits_from_json(const json_t *json, ThrottleLimits *limits, GError
 
 int throttle_limits_from_members(const json_t *json, ThrottleLimits *limits, GError **error)
 {
+    const char *name;
+    json_t *value;
+    json_object_foreach((json_t *)json, name,
+                        value) if (g_str_has_prefix(name, "x-") &&
+                                   json_integer_value(value) <
+                                       0) return qmp_fail(error,
+                                                          "Property values cannot be negative");
     return take_all(json, "x-", limits, error);
 }
 

@@ -274,9 +274,7 @@ static int open_described_data(Fiber *self, Layer *layer, const NodeConfigChild 
         return source_take(self, child, layer->options, &layer->mode, &layer->data, error);
     int r = open_path(self, layer, driver_value_str(child->config->values, "filename", NULL),
                       &layer->data, error);
-    if (r == 0)
-        layer->data.config = child->config;
-    return r;
+    return r < 0 ? r : source_take_config(self, child->config, &layer->data, error);
 }
 
 // What the description says of it, else what the header does.
@@ -344,9 +342,7 @@ static int open_source(Fiber *self, Layer *layer, GError **error)
     const NodeConfigChild *child = node_config_child(layer->config, "file");
     if (is_file(child)) {
         int r = open_path(self, layer, layer_path(layer), &layer->file, error);
-        if (r == 0)
-            layer->file.config = child->config;
-        return r;
+        return r < 0 ? r : source_take_config(self, child->config, &layer->file, error);
     }
     if (layer->recorded && layer->options->allowed_dirs)
         return error_set(error, -EACCES, "%s is no file in a folder that is allowed",

@@ -275,7 +275,8 @@ static int check_required(const NodeConfig *config, GError **error)
         return error_set(error, -EINVAL, "the description of a node has no \"file\"");
     const char *path = driver_value_str(config->values, "filename", NULL);
     if (path && !*path)
-        return error_set(error, -EINVAL, "\"filename\" is empty");
+        return error_set(error, -EINVAL, "The '%s' block driver requires a file name",
+                         config->driver ? config->driver->name : "file");
     return 0;
 }
 

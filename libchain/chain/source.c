@@ -259,15 +259,28 @@ int source_file_of(Node *node, bool is_writable, File **ret_file, GError **error
     return file_of(node, true, &mode, ret_file, error);
 }
 
+int source_take_config(Fiber *self, const NodeConfig *config, Source *source, GError **error)
+{
+    source->config = config;
+    if (config->driver != &host_device_driver || file_is_block_device(source->file))
+        return 0;
+    int r = error_set(error, -EINVAL,
+                      "'host_device' driver requires '%s' to be either a character or block device",
+                      file_path(source->file));
+    source_close(self, source);
+    return r;
+}
+
 int source_make_file(Fiber *self, const NodeConfig *config, const LayerOptions *options,
                      SourceMode mode, Node **ret_node, GError **error)
 {
     Source source;
     int r = source_open(self, driver_value_str(config->values, "filename", NULL), options, &mode,
                         &source, error);
+    if (r == 0)
+        r = source_take_config(self, config, &source, error);
     if (r < 0)
         return r;
-    source.config = config;
     *ret_node = node_ref(source_node(&source));
     source_close(self, &source);
     return 0;

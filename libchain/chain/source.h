@@ -22,6 +22,9 @@ typedef struct Source {
     GArray *made;             // LayerNode; NULL: not made yet
 } Source;
 
+// The file that was opened is what `config` (borrowed, for as long as it is open) describes: of the
+// kind that its driver wants. On failure it is closed.
+int source_take_config(Fiber *self, const NodeConfig *config, Source *source, GError **error);
 // Opens the file at `path`. `mode->is_writable` is cleared where it falls back.
 int source_open(Fiber *self, const char *path, const LayerOptions *options, SourceMode *mode,
                 Source *ret_source, GError **error);

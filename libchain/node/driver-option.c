@@ -159,7 +159,11 @@ json_t *driver_option_take(const DriverOption *option, json_t *value, GError **e
         taken = take_int(value);
     else if (takes_enum && is_among(option->values, json_string_value(value)))
         taken = json_incref(value);
-    if (!taken)
+    if (!taken && type == DRIVER_OPTION_INT && json_is_integer(value))
+        error_set(error, -EINVAL,
+                  "Value '%" JSON_INTEGER_FORMAT "' is out of range for parameter '%s'",
+                  json_integer_value(value), option->name);
+    else if (!taken)
         error_set(error, -EINVAL, "\"%s\" is not %s", option->name, expected(option));
     return taken;
 }

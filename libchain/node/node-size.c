@@ -8,6 +8,9 @@
 #include "chain-core/port.h"
 #include "node/node-edge.h"
 
+// QEMU's: what a request adds to an offset does not overflow.
+static const uint64_t MAX_SIZE_BYTES = (uint64_t)INT64_MAX & ~(((uint64_t)1 << 30) - 1);
+
 static int resize_bitmaps(Node *node, uint64_t size_bytes)
 {
     return node->bitmaps ? node->resize_bitmaps(node, size_bytes) : 0;
@@ -71,14 +74,16 @@ static int resize_drained(Fiber *self, Node *node, uint64_t size_bytes, GError *
 
 int node_resize(Fiber *self, Node *node, uint64_t size_bytes, GError **error)
 {
+    if (size_bytes > MAX_SIZE_BYTES)
+        return error_set(error, -EINVAL,
+                         "offset(%" G_GUINT64_FORMAT ") exceeds maximum(%" G_GUINT64_FORMAT ")",
+                         size_bytes, MAX_SIZE_BYTES);
     while (!node->ops->resize && node->ops->is_filter)
         node = node->backing;
     if (!node->ops->resize)
         return error_set(error, -ENOTSUP, "Image format driver does not support resize");
     if (node->read_only)
         return error_set(error, -EACCES, "Image is read-only");
-    if (size_bytes > INT64_MAX)
-        return error_set(error, -EINVAL, "Parameter 'size' expects a >0 size");
     node_flush(self, node); // ahead, so that the drain is short; its failure comes again
     uint64_t deadline_ns = loop_now_ns(fiber_loop(self)) + PORT_MAX_STALL_NS;
     int r = node_drain_begin_until(self, node, REQUESTS_ALL, deadline_ns);

@@ -162,7 +162,7 @@ static int raw_resize(Fiber *self, Node *node, uint64_t size_bytes, GError **err
         return take_device_size(self, raw, size_bytes, error);
     int r = file_truncate(self, raw->file, raw->offset + size_bytes);
     if (r < 0)
-        return error_set(error, r, "Failed to resize the file: %s", g_strerror(-r));
+        return error_set(error, r, "Could not resize file: %s", g_strerror(-r));
     node->size_bytes = size_bytes;
     return 0;
 }

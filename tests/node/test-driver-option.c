@@ -76,7 +76,7 @@ static void what_an_option_cannot_be_is_refused(void **state)
 {
     assert_takes("rules", "[{\"event\": \"red\"}]", "[{\"event\":\"red\"}]");
     assert_refuses("rules", "[{}]", "\"rules\" has no \"event\"");
-    assert_refuses("number", "-1", "\"number\" is not a number");
+    assert_refuses("number", "-1", "Value '-1' is out of range for parameter 'number'");
     assert_refuses("number", "\"1Q\"", "\"number\"");
     assert_refuses("number", "\"8388608T\"", "\"number\"");
     assert_refuses("number", "\"\"", "\"number\"");
