@@ -89,17 +89,23 @@ static int find_below(const NamedNode *named, const char *name, NamedBitmap *ret
     return qmp_fail(error, "Bitmap '%s' is not found", name);
 }
 
-static int check_for_export(const NamedBitmap *found, const NamedNode *exported, bool is_writable,
-                            GError **error)
+// A client that reads the disk as it is sees more than one that goes by what was dirty before.
+static int check_is_at_rest(const NamedBitmap *found, GError **error)
+{
+    DirtyBitmapInfo info;
+    dirty_bitmap_info(found->bitmap, &info);
+    return info.is_enabled && !found->named->facts.read_only
+               ? qmp_fail(error, "Enabled bitmap '%s' incompatible with readonly export",
+                          dirty_bitmap_name(found->bitmap))
+               : 0;
+}
+
+static int check_for_export(const NamedBitmap *found, const NamedNode *exported, GError **error)
 {
     int r = dirty_bitmap_check(found->bitmap, DIRTY_BITMAP_USE_READ, error);
     if (r < 0)
         return r;
     const char *name = dirty_bitmap_name(found->bitmap);
-    DirtyBitmapInfo info;
-    dirty_bitmap_info(found->bitmap, &info);
-    if (!is_writable && !found->named->facts.read_only && info.is_enabled)
-        return qmp_fail(error, "Enabled bitmap '%s' incompatible with readonly export", name);
     if (named_node_loop(found->named) != named_node_loop(exported))
         return qmp_fail(error, "Bitmap '%s' belongs to node '%s', which lives on another loop",
                         name, found->named->name);
@@ -128,8 +134,10 @@ int bitmaps_for_export(const Nodes *nodes, const NamedNode *named, const json_t 
         int r = json_is_string(ref) ? find_below(named, json_string_value(ref), &found, error)
                                     : bitmaps_find(nodes, qmp_args_str(ref, "node"),
                                                    qmp_args_str(ref, "name"), &found, error);
+        if (r == 0 && json_is_string(ref) && !is_writable)
+            r = check_is_at_rest(&found, error);
         if (r == 0)
-            r = check_for_export(&found, named, is_writable, error);
+            r = check_for_export(&found, named, error);
         if (r == 0 && has_name(bitmaps, dirty_bitmap_name(found.bitmap)))
             r = qmp_fail(error, "Bitmap '%s' is given twice", dirty_bitmap_name(found.bitmap));
         if (r < 0)

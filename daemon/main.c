@@ -21,6 +21,7 @@
 #include "daemon/qmp/reference.h"
 #include "daemon/qmp/table.h"
 #include "daemonize.h"
+#include "jobs/node-drivers.h"
 #include "log.h"
 #include "pid-file.h"
 #include "startup.h"
@@ -447,6 +448,8 @@ static int leave_early(Daemon *daemon, int status)
 
 int main(int argc, char **argv)
 {
+    drivers_add(&copy_before_write_driver);
+    drivers_add(&snapshot_access_driver);
     if (argc == 2 && g_str_equal(argv[1], "--qmp-reference"))
         return print_reference();
     occupy_standard_descriptors();

@@ -65,7 +65,12 @@ NamedNode *named_node_below(const NamedNode *named)
 {
     if (!named->node->ops->is_filter)
         return named_node_child(named, "backing");
-    return named->children->len ? ((const NodeUse *)named->children->pdata[0])->used : NULL;
+    return named_node_lower(named);
+}
+
+NamedNode *named_node_lower(const NamedNode *named)
+{
+    return named_node_child(named, "file") ?: named_node_child(named, "image");
 }
 
 NamedNode *named_node_image(NamedNode *named)
@@ -91,8 +96,7 @@ char *named_node_header_name(const NamedNode *named, const char *overlay)
 const char *named_node_file_name(const NamedNode *named)
 {
     for (NamedNode *file; !named->driver->is_file; named = file) {
-        file = named_node_child(named, "file") ?: named_node_child(named, "image")
-                   ?: named_node_child(named, "snapshot");
+        file = named_node_lower(named) ?: named_node_child(named, "snapshot");
         if (!file)
             return "";
     }
@@ -155,9 +159,9 @@ int named_node_check_no_cycle(const NamedNode *named, const NamedNode *child, co
 // It may be read-only because what it lies in is, and not by itself.
 bool named_node_says_read_only(const NamedNode *named)
 {
-    if (!named->facts.read_only || !passes_on(named) || !named->children->len)
+    const NamedNode *below = passes_on(named) ? named_node_lower(named) : NULL;
+    if (!named->facts.read_only || !below)
         return named->facts.read_only;
-    const NamedNode *below = ((const NodeUse *)named->children->pdata[0])->used;
     return !below->facts.read_only || named->is_said_read_only;
 }
 
@@ -173,6 +177,16 @@ NodePerms named_node_perms_through(const Driver *driver, const json_t *values, N
     return above;
 }
 
+void named_node_perms_add_kept(const Driver *driver, NodePerms *perms)
+{
+    static const NodePerms kept = {
+        .held = NODE_PERM_CONSISTENT_READ,
+        .shared = NODE_PERM_ALL & ~(NODE_PERM_WRITE | NODE_PERM_RESIZE),
+    };
+    if (driver->keeps_below)
+        node_perms_add(perms, kept);
+}
+
 // Of all that goes through a filter to what it filters. Filters are few, and end somewhere.
 static NodePerms perms_through(const NamedNode *filter, const GPtrArray *range)
 {
@@ -180,6 +194,8 @@ static NodePerms perms_through(const NamedNode *filter, const GPtrArray *range)
     for (guint i = 0; i < filter->users->len; i++)
         if (!is_inside(filter->users->pdata[i], range))
             node_perms_add(&perms, perms_of(filter->users->pdata[i], range));
+    if (filter->users->len)
+        named_node_perms_add_kept(filter->driver, &perms);
     const json_t *values = filter->config ? filter->config->values : NULL;
     return named_node_perms_through(filter->driver, values, perms);
 }
@@ -193,10 +209,13 @@ static NodePerms perms_of(const NodeUse *use, const GPtrArray *range)
         {"root", NODE_USER_OUTSIDE},
         {"backing", NODE_USER_BACKING},
         {"snapshot", NODE_USER_SNAPSHOT},
+        {"target", NODE_USER_TARGET},
     };
     if (use->perms)
         return *use->perms;
-    if (passes_on(use->by))
+    if (use->by && use->by->driver->is_view)
+        return node_perms_of(NODE_USER_VIEW, false);
+    if (passes_on(use->by) && !g_str_equal(use->role, "target"))
         return perms_through(use->by, range);
     for (unsigned i = 0; i < G_N_ELEMENTS(users); i++)
         if (g_str_equal(use->role, users[i].role))
@@ -234,8 +253,11 @@ static int check_below(const NamedNode *filter, const NodeUse *use, const GPtrAr
     int r = 0;
     for (guint i = 0; r == 0 && i < filter->children->len; i++) {
         const NodeUse *through = filter->children->pdata[i];
+        if (g_str_equal(through->role, "target"))
+            continue;
         NodePerms perms = perms_of(through, range);
         node_perms_add(&perms, perms_of(use, range));
+        named_node_perms_add_kept(filter->driver, &perms);
         NodeUse with = *through;
         with.perms = &perms;
         r = named_node_check_use_in(through->used, &with, range, error);
@@ -249,11 +271,12 @@ int named_node_check_mode(const NamedNode *named, NodePerms perms, GError **erro
         if (perms.held & (NODE_PERM_WRITE | NODE_PERM_WRITE_UNCHANGED) &&
             named_node_says_read_only(named))
             return qmp_fail(error, "Block node is read-only");
-        if (!passes_on(named) || !named->children->len)
+        const NamedNode *below = passes_on(named) ? named_node_lower(named) : NULL;
+        if (!below)
             return 0;
         const json_t *values = named->config ? named->config->values : NULL;
         perms = named_node_perms_through(named->driver, values, perms);
-        named = ((const NodeUse *)named->children->pdata[0])->used;
+        named = below;
     }
 }
 

@@ -65,10 +65,14 @@ bool named_node_says_read_only(const NamedNode *named);
 // What a node of such a driver, made of these options, does with its child, whose users do `above`
 // with the node. Where driver_passes_on().
 NodePerms named_node_perms_through(const Driver *driver, const json_t *values, NodePerms above);
+// Adds what such a driver needs by itself of the child, as soon as the node is used.
+void named_node_perms_add_kept(const Driver *driver, NodePerms *perms);
 // The child of that role; NULL: it has none.
 NamedNode *named_node_child(const NamedNode *named, const char *role);
 // What it filters, or its backing child; NULL: it has neither.
 NamedNode *named_node_below(const NamedNode *named);
+// What it filters, or lies in; NULL: there is no such node. Not the layer below.
+NamedNode *named_node_lower(const NamedNode *named);
 // It, or under filters what they filter. NULL: there is nothing.
 NamedNode *named_node_image(NamedNode *named);
 // How the header of an image at `overlay` names it: a relative name counts from the header's folder.

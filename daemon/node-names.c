@@ -54,12 +54,22 @@ int node_names_check(GHashTable *by_name, const NodeConfig *config, GError **err
 typedef struct Above {
     NodePerms perms; // what they do with it
     bool is_read_only;
+    bool is_used; // there is one
 } Above;
 
 static NodePerms perms_of_child(const NodeConfig *config, const char *role, const Above *above)
 {
-    if (config->driver && driver_passes_on(config->driver))
-        return named_node_perms_through(config->driver, config->values, above->perms);
+    const Driver *driver = config->driver;
+    if (g_str_equal(role, "target"))
+        return node_perms_of(NODE_USER_TARGET, true);
+    if (driver && driver->is_view)
+        return node_perms_of(NODE_USER_VIEW, false);
+    if (driver && driver_passes_on(driver)) {
+        NodePerms perms = named_node_perms_through(driver, config->values, above->perms);
+        if (above->is_used)
+            named_node_perms_add_kept(driver, &perms);
+        return perms;
+    }
     if (g_str_equal(role, "backing"))
         return node_perms_of(NODE_USER_BACKING, false);
     if (g_str_equal(role, "snapshot"))
@@ -110,7 +120,7 @@ static int find_used(const Search *s, const NodeConfig *config, Above above, GEr
         const NodeConfigChild *child = &config->children[i];
         bool is_backing = g_str_equal(child->role, "backing");
         Above of_child = {perms_of_child(config, child->role, &above),
-                          above.is_read_only || is_backing};
+                          above.is_read_only || is_backing, true};
         int r = child->config ? find_used(s, child->config, of_child, error) : 0;
         if (r < 0)
             return r;

@@ -34,6 +34,14 @@ void node_overlay_abort(NamedNode *overlay)
     g_free(use);
 }
 
+// Who has to do with the image's internal snapshots stays with the image, who holds a node, or
+// shows what it showed once, with that node.
+static bool stays_with_node(const NodeUse *use)
+{
+    return use->perms || g_str_equal(use->role, "snapshot") ||
+           (use->by && use->by->driver->is_view);
+}
+
 // As it is from now on: on another loop it is opened by what its description says.
 static void describe_child(const NodeUse *use)
 {
@@ -49,9 +57,7 @@ void node_overlay_end(NamedNode *overlay, bool stays)
     describe_child(own);
     for (guint i = users->len; i-- > 0;) {
         NodeUse *use = users->pdata[i];
-        // Who has to do with the image's internal snapshots stays with the image, who holds a node
-        // with that node.
-        if (use == own || use->perms || g_str_equal(use->role, "snapshot"))
+        if (use == own || stays_with_node(use))
             continue;
         g_ptr_array_remove_index(users, i);
         use->used = overlay;
@@ -65,8 +71,7 @@ void node_overlay_leave(NamedNode *top, NamedNode *below)
     g_autoptr(GPtrArray) users = g_ptr_array_copy(top->users, NULL, NULL);
     for (guint i = 0; i < users->len; i++) {
         NodeUse *use = users->pdata[i];
-        bool is_job = use->perms;
-        if (is_job || g_str_equal(use->role, "snapshot"))
+        if (stays_with_node(use))
             continue;
         g_ptr_array_remove(top->users, use);
         use->used = below;

@@ -75,8 +75,8 @@ static void unlock_unused(Fiber *self, const Nodes *nodes, const NamedNode *name
 {
     if (!g_ptr_array_find(nodes->all, named, NULL))
         return;
-    while (!named->driver->open && !named->driver->is_file && named->children->len)
-        named = ((const NodeUse *)named->children->pdata[0])->used;
+    while (!named->driver->open && !named->driver->is_file && named_node_lower(named))
+        named = named_node_lower(named);
     if (named->driver->is_file && is_unused(named))
         remote_call_fiber_reserve(self, named_node_loop(named), unlock, named->node);
 }

@@ -319,7 +319,7 @@ static void enter_chain(Opening *o, NamedNode **entered, guint at);
 
 static void enter_with_files(Opening *o, NamedNode **entered, guint at)
 {
-    static const char *const roles[] = {"file", NULL, "image", "data-file"};
+    static const char *const roles[] = {"file", NULL, "image", "target", "data-file"};
     for (unsigned i = 0; i < G_N_ELEMENTS(roles); i++) {
         guint child = roles[i] ? find_opened(o, at, roles[i]) : 0;
         if (child)

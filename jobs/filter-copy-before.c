@@ -9,6 +9,7 @@
 
 #include <errno.h>
 
+#include "chain-core/component.h"
 #include "chain-core/fiber-sync.h"
 #include "chain-core/mutant.h"
 
@@ -17,7 +18,7 @@ typedef struct Save Save;
 typedef struct CopyBefore {
     Node node;
     CopyBeforeConfig config;
-    CopyNodes nodes; // with the range held already
+    CopyNodes nodes; // with the range held already; the source is what lies below now
     Save *saves;     // under way
     FiberQueue changed;
     int error; // the backup is broken
@@ -54,8 +55,10 @@ static int save_piece(Fiber *self, const CopyBefore *f, uint64_t off, uint64_t l
     if (r < 0)
         return r;
     CopyChunk chunk = {.off = off, .len = extent.len, .kind = extent.kind};
+    CopyNodes nodes = f->nodes;
+    nodes.source = f->node.backing;
     *ret_len = extent.len;
-    return extent.is_work ? copy_nodes_move(self, &f->nodes, &chunk) : 0;
+    return extent.is_work ? copy_nodes_move(self, &nodes, &chunk) : 0;
 }
 
 // With the range held. Somebody else may have saved some of it while it was waited for.
@@ -76,7 +79,7 @@ static int save_range(Fiber *self, const CopyBefore *f, uint64_t off, uint64_t l
 static int set_saved(const CopyBefore *f, uint64_t off, uint64_t len)
 {
     int r = bitmap_clear(f->config.unsaved, off, len);
-    if (r == 0 && !MUTANT("copy-before-stale"))
+    if (r == 0 && f->config.ops->saved && !MUTANT("copy-before-stale"))
         f->config.ops->saved(f->config.arg, off, len);
     return r;
 }
@@ -220,18 +223,118 @@ static int copy_before_discard(Fiber *self, Node *node, GuestOff off, uint64_t l
     return r < 0 ? r : node_discard(self, node->backing, off, len, flags);
 }
 
+// What is not to be had as it was is not to grow either.
+static bool copy_before_can_grow(Node *node)
+{
+    return false;
+}
+
 static void copy_before_close(Fiber *self, Node *node)
 {
+    const CopyBefore *f = copy_before_of(node);
+    filter_copy_before_stop(self, node);
+    if (f->config.ops->closed)
+        f->config.ops->closed(self, f->config.arg);
 }
 
 static const NodeOps copy_before_ops = {
-    .driver = "copy-before",
+    .driver = "copy-before-write",
     .is_filter = true,
     .write = copy_before_write,
     .zero = copy_before_zero,
     .discard = copy_before_discard,
+    .can_grow = copy_before_can_grow,
+    .detach = component_detach_nothing,
+    .attach = component_attach_nothing,
     .close = copy_before_close,
 };
+
+// -- what it showed at the begin ------------------------------------------------------------------
+
+static int check_readable(const CopyBefore *f, uint64_t off, uint64_t len)
+{
+    bool is_readable = true;
+    if (f->config.readable && bitmap_run_at(f->config.readable, off, len, &is_readable) < len)
+        return -EACCES;
+    return is_readable && !f->error ? 0 : -EACCES;
+}
+
+// From the first granule on that is not saved. Guests do not wait for it: what they have changed
+// before its end is saved by then.
+static int read_unsaved(Fiber *self, const CopyBefore *f, uint64_t off, uint8_t *buf, size_t len)
+{
+    BitmapRun run;
+    if (!bitmap_next_dirty(f->config.unsaved, off, len, &run))
+        return 0;
+    size_t skipped = run.off - off;
+    return node_read(self, f->node.backing, guest_off(run.off), buf + skipped, len - skipped);
+}
+
+// Instead of what was read there, and may be newer.
+static int read_saved(Fiber *self, const CopyBefore *f, uint64_t off, uint8_t *buf, size_t len)
+{
+    IoBatch batch;
+    int r = 0;
+    io_batch_init(&batch, self);
+    for (size_t at = 0, n; r == 0 && at < len; at += n) {
+        bool is_unsaved;
+        n = bitmap_run_at(f->config.unsaved, off + at, len - at, &is_unsaved);
+        if (!is_unsaved && !MUTANT("copy-before-read"))
+            r = node_read_start(self, f->nodes.target, guest_off(off + at), buf + at, n, &batch);
+    }
+    int waited = io_batch_wait(self, &batch);
+    return r < 0 ? r : waited;
+}
+
+int filter_copy_before_read(Fiber *self, Node *filter, GuestOff off, void *buf, size_t len)
+{
+    const CopyBefore *f = copy_before_of(filter);
+    int r = check_readable(f, off.v, len);
+    if (r == 0)
+        r = read_unsaved(self, f, off.v, buf, len);
+    if (r == 0)
+        r = read_saved(self, f, off.v, buf, len);
+    return r == 0 ? check_readable(f, off.v, len) : r;
+}
+
+int filter_copy_before_is_zero(Fiber *self, Node *filter, GuestOff off, uint64_t len,
+                               bool *ret_is_zero, uint64_t *ret_len)
+{
+    const CopyBefore *f = copy_before_of(filter);
+    bool is_readable, was_unsaved, is_unsaved;
+    NodeExtent extent;
+    int r;
+    if (f->config.readable)
+        len = bitmap_run_at(f->config.readable, off.v, len, &is_readable);
+    do {
+        r = check_readable(f, off.v, len);
+        uint64_t n = bitmap_run_at(f->config.unsaved, off.v, len, &was_unsaved);
+        if (r == 0)
+            r = node_status(self, was_unsaved ? f->node.backing : f->nodes.target, off, n, &extent);
+        if (r == 0)
+            r = check_readable(f, off.v, extent.len); // still
+        if (r < 0)
+            return r;
+        n = bitmap_run_at(f->config.unsaved, off.v, len, &is_unsaved);
+        *ret_len = MIN(extent.len, n);
+    } while (is_unsaved != was_unsaved);
+    *ret_is_zero = extent.kind != NODE_EXTENT_DATA && extent.kind != NODE_EXTENT_OPAQUE;
+    return 0;
+}
+
+int filter_copy_before_forget(Fiber *self, Node *filter, GuestOff off, uint64_t len)
+{
+    CopyBefore *f = copy_before_of(filter);
+    uint64_t granule = UINT64_C(1) << bitmap_granularity_bits(f->config.unsaved);
+    uint64_t start = (off.v + granule - 1) / granule * granule, end = off.v + len;
+    end = end == filter->size_bytes ? end : end / granule * granule;
+    if (start >= end || !f->config.readable)
+        return 0;
+    int r = bitmap_clear(f->config.readable, start, end - start);
+    if (r == 0)
+        r = bitmap_clear(f->config.unsaved, start, end - start);
+    return r == 0 ? node_discard(self, f->nodes.target, guest_off(start), end - start, 0) : r;
+}
 
 // -- for the owner --------------------------------------------------------------------------------
 
@@ -245,6 +348,11 @@ Node *filter_copy_before_new(const CopyBeforeConfig *config)
     f->nodes.lock = NULL;
     node_add_child(&f->node, config->nodes->target);
     return &f->node;
+}
+
+bool filter_copy_before_is(const Node *node)
+{
+    return node->ops == &copy_before_ops;
 }
 
 int filter_copy_before_saved(Node *filter, const CopyChunk *chunk)

@@ -23,9 +23,12 @@
 typedef struct CopyBeforeOps {
     CopyFindFn *find; // CopyEngineOps's; asked of what is unsaved, with the range held
     // A guest has saved the range: copies of it under way are to be dropped. Does not suspend.
+    // NULL: nobody copies.
     void (*saved)(void *arg, uint64_t off, uint64_t len);
     // The backup has failed: guests go on without it. Once; does not suspend.
     void (*broken)(void *arg, int error);
+    // The filter is being closed, and uses `config` no more. NULL: its owner knows.
+    void (*closed)(Fiber *self, void *arg);
 } CopyBeforeOps;
 
 typedef struct CopyBeforeConfig {
@@ -34,6 +37,7 @@ typedef struct CopyBeforeConfig {
     // so that a drain of it stops guests, and may lie above the source. The port enters above.
     const CopyNodes *nodes;
     Bitmap *unsaved;         // by granules of at least a cluster of the target
+    Bitmap *readable;        // what filter_copy_before_read() is to give; NULL: all
     uint64_t max_save_bytes; // of one save; a multiple of the granularity
     uint64_t timeout_ns;     // for which a guest's request waits at most; 0: no limit
     bool breaks_guests;      // a request fails where its granules cannot be saved
@@ -43,6 +47,7 @@ typedef struct CopyBeforeConfig {
 
 // All in `config` is borrowed, and outlives the filter's use. Returned with one reference.
 Node *filter_copy_before_new(const CopyBeforeConfig *config);
+bool filter_copy_before_is(const Node *node);
 // What the owner's chunk has saved, up to chunk->off + chunk->len: called when its range was given
 // up, without a suspend point between. -ENOMEM: it may look unsaved still, so the backup is broken.
 int filter_copy_before_saved(Node *filter, const CopyChunk *chunk);
@@ -51,3 +56,15 @@ int filter_copy_before_saved(Node *filter, const CopyChunk *chunk);
 void filter_copy_before_stop(Fiber *self, Node *filter);
 // 0, or why the backup is broken.
 int filter_copy_before_error(const Node *filter);
+
+// What the source showed when all was unsaved yet, as long as the backup is not broken: what is not
+// saved is as it was, the rest is in the target. Nobody waits for who reads: the source is read
+// without a lock, and of what it gave counts what is unsaved still when it has. -EACCES: the backup
+// is broken, or part of the range is not readable.
+int filter_copy_before_read(Fiber *self, Node *filter, GuestOff off, void *buf, size_t len);
+// Does it begin with zeros that metadata knows of, and how far, at most `len`?
+int filter_copy_before_is_zero(Fiber *self, Node *filter, GuestOff off, uint64_t len,
+                               bool *ret_is_zero, uint64_t *ret_len);
+// Whole granules in the range are not readable from now on, and are not saved any more; the target
+// gives back their space. Nothing where all is readable for ever.
+int filter_copy_before_forget(Fiber *self, Node *filter, GuestOff off, uint64_t len);

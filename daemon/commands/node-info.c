@@ -198,7 +198,8 @@ static char *exact_name_of_format(const NamedNode *named)
     for (size_t i = 0; i < G_N_ELEMENTS(decisive); i++)
         if (json_object_get(values, decisive[i]))
             return NULL;
-    bool is_plain = file && (file->driver->is_file || file->driver->exact_name);
+    bool is_plain = file && (file->driver->is_file || file->driver->exact_name) &&
+                    !file->driver->keeps_below && !file->driver->is_view;
     return is_plain && !has_other_backing(named) ? exact_name(file) : NULL;
 }
 
@@ -206,7 +207,7 @@ static char *exact_name_of_format(const NamedNode *named)
 // lies between layers.
 static char *exact_name(const NamedNode *named)
 {
-    const NamedNode *below = named_node_child(named, "image");
+    const NamedNode *below = named_node_lower(named);
     g_autofree char *name = NULL;
     if (named->driver->is_file)
         return g_strdup(named_node_file_name(named));
@@ -261,13 +262,14 @@ static bool holds_image(const NamedNode *named)
 static uint64_t size_now(const NamedNode *named, const NodeInfos *infos)
 {
     uint64_t from = 0, size = named->facts.size_bytes;
-    const NamedNode *below = named;
-    while (holds_image(named) && driver_passes_on(below->driver) && below->children->len) {
+    const NamedNode *below = named, *lower;
+    while (holds_image(named) && driver_passes_on(below->driver) &&
+           (lower = named_node_lower(below))) {
         const json_t *values = below->config ? below->config->values : NULL;
         if (json_object_get(values, "size"))
             return size;
         from += driver_value_int(values, "offset", 0);
-        below = ((const NodeUse *)below->children->pdata[0])->used;
+        below = lower;
     }
     const FileFacts *file = below->driver->is_file
                                 ? g_hash_table_lookup(infos->files, named_node_file_name(below))

@@ -84,10 +84,9 @@ static int bring(Fiber *self, Reopening *r, NamedNode *child, Node **ret_node, G
 // What came with it has its mode; what was there before has its own.
 static void find_passed_on(Reopening *r)
 {
-    const GPtrArray *children = r->named->children;
-    const NodeUse *use = children->len ? children->pdata[0] : NULL;
-    if (use && driver_passes_on(r->named->driver) && !reopen_came_with(r->named, use->used))
-        r->passes_on_to = node_instances_get(use->used, named_node_loop(r->named));
+    const NamedNode *lower = named_node_lower(r->named);
+    if (lower && driver_passes_on(r->named->driver) && !reopen_came_with(r->named, lower))
+        r->passes_on_to = node_instances_get(lower, named_node_loop(r->named));
 }
 
 static int bring_children(Fiber *self, Reopening *r, GError **error)

@@ -46,6 +46,12 @@ static int check_resize(Fiber *self, Nodes *nodes, NamedNode *named, GError **er
         r = named_node_check_no_overlay(named, error);
     if (r == 0)
         r = named_node_check_use(named, &use, error);
+    for (const NamedNode *n = named; r == 0 && n; n = named_node_lower(n))
+        if (n->driver->keeps_below)
+            r = qmp_fail(error,
+                         "'%s' cannot get another size, as '%s' keeps what there was: delete that "
+                         "first",
+                         named->name, n->name);
     return r == 0 ? nodes_make_single(self, nodes, named, error) : r;
 }
 

@@ -19,7 +19,8 @@ typedef struct Step {
     Node *beside; // an internal snapshot of its image is shown; borrowed. NULL: nothing of the kind
     const NodeConfig *config;
     const Driver *driver;
-    Node *node; // NULL: not loaded
+    Node *node;      // NULL: not loaded
+    GArray *targets; // ChainNode: what was opened as its "target"; NULL: nothing was
     GError *error;
 } Step;
 
@@ -124,15 +125,14 @@ static const NodeConfigChild *described_below(const Step *step)
         return node_config_child(step->config, "backing");
     if (step->beside)
         return NULL;
-    return step->config->n_children ? &step->config->children[0] : NULL;
+    return node_config_below(step->config);
 }
 
-static int use_base(Opening *o, const char *name, GError **error)
+static int find_node(const LayerOptions *options, const char *name, Node **ret_node, GError **error)
 {
-    const LayerOptions *options = &o->options;
-    o->base = options->find_node ? options->find_node(options->find_arg, name) : NULL;
-    return o->base ? 0
-                   : error_set(error, -ENODEV, "Cannot find device='' nor node-name='%s'", name);
+    *ret_node = options->find_node ? options->find_node(options->find_arg, name) : NULL;
+    return *ret_node ? 0
+                     : error_set(error, -ENODEV, "Cannot find device='' nor node-name='%s'", name);
 }
 
 // Goes on below the last step. 0 when that was the end, 1 when there is another step.
@@ -141,7 +141,7 @@ static int open_next(Fiber *self, Opening *o, GError **error)
     const Step *step = step_at(o, o->steps->len - 1);
     const NodeConfigChild *child = described_below(step);
     if (child && child->node)
-        return use_base(o, child->node, error);
+        return find_node(&o->options, child->node, &o->base, error);
     if (child && child->config) {
         int r = open_step(self, o, child->config, error);
         return r < 0 ? r : 1;
@@ -217,6 +217,23 @@ static bool is_backing(const Opening *o, const Step *step)
     return false;
 }
 
+// What a filter copies to, which may be a chain of its own.
+static int find_target(Fiber *self, const Opening *o, Step *step, Node **ret_target)
+{
+    const NodeConfigChild *child = node_config_child(step->config, "target");
+    LayerOptions options = o->options;
+    *ret_target = NULL;
+    if (!child)
+        return 0;
+    options.read_only = false;
+    int r = child->node
+                ? find_node(&options, child->node, ret_target, &step->error)
+                : chain_open_nodes(self, child->config, &options, &step->targets, &step->error);
+    if (r == 0 && !child->node)
+        *ret_target = g_array_index(step->targets, ChainNode, 0).node;
+    return r == 0 ? layer_lock_node(self, *ret_target, true, &step->error) : r;
+}
+
 static int make_step(Fiber *self, Opening *o, Step *step, Node *below)
 {
     if (step->beside) {
@@ -237,8 +254,12 @@ static int make_step(Fiber *self, Opening *o, Step *step, Node *below)
         .memory = options->memory,
         .throttle_groups = options->throttle_groups,
         .events = options->events,
+        .find_node = options->find_node,
+        .find_arg = options->find_arg,
     };
-    r = step->driver->make(self, &made_of, below, &step->node, &step->error);
+    r = find_target(self, o, step, &made_of.target);
+    if (r == 0)
+        r = step->driver->make(self, &made_of, below, &step->node, &step->error);
     if (r == 0)
         node_config_apply(step->config, step->node);
     return r;
@@ -270,6 +291,8 @@ static void opening_done(Fiber *self, Opening *o)
     for (guint i = 0; i < o->steps->len; i++)
         node_unref_close(self, step_at(o, i)->node);
     for (guint i = 0; i < o->steps->len; i++) {
+        if (step_at(o, i)->targets)
+            chain_nodes_close(self, step_at(o, i)->targets);
         layer_drop(self, step_at(o, i)->layer);
         g_clear_error(&step_at(o, i)->error);
     }
@@ -346,6 +369,18 @@ static void add_sources(GArray *nodes, unsigned parent, Layer *layer, const char
     }
 }
 
+static void add_targets(GArray *nodes, unsigned parent, GArray *targets)
+{
+    unsigned first = nodes->len;
+    for (guint i = 0; i < targets->len; i++) {
+        ChainNode target = g_array_index(targets, ChainNode, i);
+        target.parent = i ? target.parent + first : parent;
+        target.role = i ? target.role : "target";
+        g_array_append_val(nodes, target);
+    }
+    g_array_unref(targets);
+}
+
 static void add_nodes(Opening *o, GArray *nodes)
 {
     unsigned parent = 0;
@@ -364,6 +399,8 @@ static void add_nodes(Opening *o, GArray *nodes)
         };
         parent = nodes->len;
         g_array_append_val(nodes, made);
+        if (step->targets)
+            add_targets(nodes, parent, g_steal_pointer(&step->targets));
         if (!step->layer)
             continue;
         add_sources(nodes, parent, step->layer, "file");

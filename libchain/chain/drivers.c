@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// The table of drivers: a new one adds its line here. And the options that all have. Pure; any
-// thread.
+// The table of drivers: a new one of libchain adds its line here. And the options that all have.
+// Pure; any thread.
 #include "chain-core/driver.h"
 
 #include <string.h>
@@ -10,7 +10,8 @@
 #include "chain-core/qcow2.h"
 #include "chain-core/raw.h"
 
-static const Driver *const drivers[] = {
+// With room for those of others.
+static const Driver *drivers[16] = {
     &qcow2_driver,   &raw_driver,          &file_driver,     &host_device_driver, &nbd_driver,
     &null_co_driver, &copy_on_read_driver, &throttle_driver, &blkdebug_driver,
 };
@@ -20,10 +21,19 @@ const Driver *drivers_get(unsigned i)
     return i < G_N_ELEMENTS(drivers) ? drivers[i] : NULL;
 }
 
+void drivers_add(const Driver *driver)
+{
+    unsigned n = 0;
+    while (drivers[n])
+        n++;
+    g_assert(n + 1 < G_N_ELEMENTS(drivers));
+    drivers[n] = driver;
+}
+
 char *drivers_names(void)
 {
     g_autoptr(GPtrArray) names = g_ptr_array_new();
-    for (size_t i = 0; i < G_N_ELEMENTS(drivers); i++) {
+    for (size_t i = 0; drivers[i]; i++) {
         if (drivers[i]->open)
             g_ptr_array_add(names, (gpointer)drivers[i]->name);
     }
@@ -39,12 +49,12 @@ bool driver_passes_on(const Driver *driver)
     bool has_child = false;
     for (const DriverOption *option = driver->options; option && option->name; option++)
         has_child |= option->type == DRIVER_OPTION_CHILD;
-    return has_child && !driver->probe;
+    return has_child && !driver->probe && !driver->is_view;
 }
 
 const Driver *driver_find(const char *name)
 {
-    for (size_t i = 0; i < G_N_ELEMENTS(drivers); i++) {
+    for (size_t i = 0; drivers[i]; i++) {
         if (g_str_equal(drivers[i]->name, name))
             return drivers[i];
     }
@@ -53,7 +63,7 @@ const Driver *driver_find(const char *name)
 
 const Driver *driver_probe(const uint8_t *head, size_t len)
 {
-    for (size_t i = 0; i < G_N_ELEMENTS(drivers); i++) {
+    for (size_t i = 0; drivers[i]; i++) {
         if (drivers[i]->probe && drivers[i]->probe(head, len))
             return drivers[i];
     }

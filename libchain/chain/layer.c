@@ -63,8 +63,7 @@ static const char *described_path(const NodeConfig *config)
 {
     for (;;) {
         const char *path = driver_value_str(config->values, "filename", NULL);
-        const NodeConfigChild *child =
-            node_config_child(config, "file") ?: node_config_child(config, "image");
+        const NodeConfigChild *child = node_config_below(config);
         if (path || !child)
             return path ?: config->driver->name;
         if (child->node)

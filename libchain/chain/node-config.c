@@ -95,6 +95,11 @@ const NodeConfigChild *node_config_child(const NodeConfig *config, const char *r
     return NULL;
 }
 
+const NodeConfigChild *node_config_below(const NodeConfig *config)
+{
+    return node_config_child(config, "file") ?: node_config_child(config, "image");
+}
+
 const NodeConfig *node_config_file(const NodeConfig *config)
 {
     while (config && !(config->driver && config->driver->is_file)) {

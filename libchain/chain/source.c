@@ -286,15 +286,24 @@ int source_make_file(Fiber *self, const NodeConfig *config, const LayerOptions *
     return 0;
 }
 
+// Of one node that has others below it.
+typedef struct Made {
+    const NodeConfig *config;
+    SourceMode mode;
+    Node *below, *target; // NULL: there is none
+} Made;
+
 // A format that has no metadata, and no layers.
-static int make_format(Fiber *self, const NodeConfig *config, const LayerOptions *options,
-                       SourceMode mode, Node *below, Node **ret_node, GError **error)
+static int make_format(Fiber *self, const LayerOptions *options, const Made *made, Node **ret_node,
+                       GError **error)
 {
-    bool was_there = config->children[0].node;
+    const NodeConfig *config = made->config;
+    SourceMode mode = made->mode;
+    bool was_there = node_config_below(config)->node;
     File *file;
     DriverImage *image;
     mode.follows = true;
-    int r = file_of(below, was_there, &mode, &file, error);
+    int r = file_of(made->below, was_there, &mode, &file, error);
     if (r < 0)
         return r;
     DriverOptions made_of = {
@@ -309,22 +318,26 @@ static int make_format(Fiber *self, const NodeConfig *config, const LayerOptions
     if (r == 0)
         r = config->driver->load(self, image, NULL, ret_node, error);
     if (r == 0)
-        node_add_child(*ret_node, below);
+        node_add_child(*ret_node, made->below);
     return r;
 }
 
-static int make_by_driver(Fiber *self, const NodeConfig *config, const LayerOptions *options,
-                          SourceMode mode, Node *below, Node **ret_node, GError **error)
+static int make_by_driver(Fiber *self, const LayerOptions *options, const Made *made,
+                          Node **ret_node, GError **error)
 {
+    const NodeConfig *config = made->config;
     DriverOptions made_of = {
         .name = driver_value_str(config->values, "node-name", config->driver->name),
-        .is_writable = mode.is_writable,
+        .is_writable = made->mode.is_writable,
         .values = config->values,
         .memory = options->memory,
         .throttle_groups = options->throttle_groups,
         .events = options->events,
+        .target = made->target,
+        .find_node = options->find_node,
+        .find_arg = options->find_arg,
     };
-    return config->driver->make(self, &made_of, below, ret_node, error);
+    return config->driver->make(self, &made_of, made->below, ret_node, error);
 }
 
 typedef struct Making {
@@ -338,18 +351,22 @@ static int make_child(Fiber *self, const Making *m, const NodeConfigChild *child
 static int make_over(Fiber *self, const Making *m, const NodeConfig *config, SourceMode mode,
                      Node **ret_node, GError **error)
 {
-    const Driver *driver = config->driver;
+    const NodeConfigChild *below = node_config_below(config);
+    const NodeConfigChild *target = node_config_child(config, "target");
     int number = (int)m->made->len - 1;
-    Node *below = NULL;
-    int r = config->n_children
-                ? make_child(self, m, &config->children[0], mode, number, &below, error)
-                : 0;
+    Made made = {.config = config, .mode = mode};
+    int r = below ? make_child(self, m, below, mode, number, &made.below, error) : 0;
     if (r == 0 && below) // an image in it may have made it longer
-        r = node_remeasure(self, below);
+        r = node_remeasure(self, made.below);
+    if (r == 0 && target)
+        r = make_child(self, m, target, mode, number, &made.target, error);
+    if (r == 0 && target)
+        r = layer_lock_node(self, made.target, true, error);
     if (r == 0)
-        r = driver->open ? make_format(self, config, m->options, mode, below, ret_node, error)
-                         : make_by_driver(self, config, m->options, mode, below, ret_node, error);
-    node_unref_close(self, below);
+        r = config->driver->open ? make_format(self, m->options, &made, ret_node, error)
+                                 : make_by_driver(self, m->options, &made, ret_node, error);
+    node_unref_close(self, made.target);
+    node_unref_close(self, made.below);
     return r;
 }
 

@@ -303,12 +303,12 @@ static void still_free(ComponentStill *still)
     g_free(still);
 }
 
-// Of a job: it works beside requests, too, and puts filters in.
+// Of a job: it works beside requests, too, and puts filters in. It stays where it is.
 static const Port *find_job(const Move *m)
 {
     for (guint i = 0; i < m->ports->len; i++) {
         const Port *port = m->ports->pdata[i];
-        if (port->is_background)
+        if (port->is_background && !port->move_ops)
             return port;
     }
     return NULL;

@@ -88,6 +88,8 @@ static int check_backing_edge(const Question *q, const Node *parent)
 
 static int check_other_edge(const Question *q, const Node *parent)
 {
+    if (parent->ops->is_view)
+        return 0;
     if (parent->ops->is_filter)
         return check_named(q, node_perms_of(NODE_USER_OUTSIDE, true), "the filter", parent);
     return check_named(q, node_perms_of(NODE_USER_FORMAT, !parent->read_only), "the image in it",

@@ -24,7 +24,12 @@ NodePerms node_perms_of(NodeUser user, bool writes)
         perms.held |= writes ? content : 0;
         perms.shared &= ~content;
         break;
+    case NODE_USER_TARGET:
+        perms.held = NODE_PERM_WRITE;
+        perms.shared &= ~NODE_PERM_RESIZE;
+        break;
     case NODE_USER_SNAPSHOT:
+    case NODE_USER_VIEW:
         perms.held = 0;
         break;
     }

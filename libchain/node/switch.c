@@ -99,9 +99,11 @@ static void commit_users(Switch *s, const Step *step)
 {
     Node *from = step->drained, *to = step->to;
     g_autoptr(GHashTable) below = nodes_below(to);
-    for (guint i = from->parents->len; i-- > 0;)
-        if (!g_hash_table_contains(below, from->parents->pdata[i]))
-            node_move_edge(from->parents->pdata[i], from, to);
+    for (guint i = from->parents->len; i-- > 0;) {
+        Node *parent = from->parents->pdata[i];
+        if (!parent->ops->is_view && !g_hash_table_contains(below, parent))
+            node_move_edge(parent, from, to);
+    }
     while (from->ports->len)
         port_move(from->ports->pdata[from->ports->len - 1], to);
     g_ptr_array_add(s->changed, to);

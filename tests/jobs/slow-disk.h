@@ -26,6 +26,7 @@ typedef struct Disk {
     unsigned n_writes, n_flushes;
     int write_error, flush_error;
     bool hangs; // writes wait
+    bool next_read_hangs;
     FiberQueue hanging;
     void (*about_to_change)(void *arg, uint64_t off, uint64_t len); // NULL: nobody looks
     void *arg;
@@ -57,6 +58,10 @@ static int disk_read_start(Fiber *self, Node *node, GuestOff off, void *buf, siz
 {
     size_t half = len / 2;
     memcpy(buf, disk_of(node)->data + off.v, half);
+    if (disk_of(node)->next_read_hangs) {
+        disk_of(node)->next_read_hangs = false;
+        fiber_queue_wait(self, &disk_of(node)->hanging, false, "test: a read that hangs");
+    }
     take_time(self, disk_of(node)->rand);
     memcpy((uint8_t *)buf + half, disk_of(node)->data + off.v + half, len - half);
     return 0;

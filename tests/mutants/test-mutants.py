@@ -156,6 +156,7 @@ MUTANTS = {
     "copy-before-write": ["tests/jobs/test-jobs-filter-copy-before"],
     "copy-before-zero": ["tests/jobs/test-jobs-filter-copy-before"],
     "copy-before-discard": ["tests/jobs/test-jobs-filter-copy-before"],
+    "copy-before-read": ["tests/jobs/test-jobs-snapshot-access"],
     "copy-before-stale": ["tests/jobs/test-jobs-filter-copy-before"],
     "backup-durable": ["tests/jobs/test-jobs-backup"],
     "backup-union": ["tests/jobs/test-jobs-backup"],

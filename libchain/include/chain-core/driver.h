@@ -49,6 +49,10 @@ typedef struct DriverOptions {
     MapMemory *memory;    // borrowed, outlives the node
     ThrottleGroups *throttle_groups; // borrowed for the call; NULL: there are none
     const NodeEvents *events;        // borrowed, outlives the node; NULL: nobody is told
+    Node *target; // the child of that role, beside the one that is filtered; borrowed; NULL: none
+    // Finds another node on this loop by its name; borrowed, NULL: there is none. May be NULL.
+    Node *(*find_node)(void *arg, const char *name);
+    void *find_arg;
 } DriverOptions;
 
 // The head (first member) of a driver's own struct: an image that was opened and not yet loaded.
@@ -85,8 +89,11 @@ struct Driver {
     const DriverOption *options; // its own, children among them, besides driver_common_options
     bool is_file;                // its "filename" is the file
     bool reads_write;            // NodeOps.reads_write of its nodes
-    bool is_remote;              // made with the help of another machine, which may be long
-    bool stays_as_made;          // blockdev-reopen refuses it, like QEMU
+    bool is_view;                // NodeOps.is_view of its nodes
+    bool
+        keeps_below; // as long as its nodes are used nobody else writes or resizes what they filter
+    bool is_remote;  // made with the help of another machine, which may be long
+    bool stays_as_made; // blockdev-reopen refuses it, like QEMU
     // Neither files nor formats: makes the node. `child` is the one that the options name or
     // describe (borrowed; NULL: there is no such option); `options` is borrowed for the call.
     int (*make)(Fiber *self, const DriverOptions *options, Node *child, Node **ret_node,
@@ -126,7 +133,7 @@ extern const DriverOption driver_common_options[];
 const DriverOption *driver_find_option(const Driver *driver, const char *name);
 
 // Does what users want of such a node go on to its child as it is? Filters, and formats without
-// metadata.
+// metadata; not to a filter's "target".
 bool driver_passes_on(const Driver *driver);
 
 // The driver of that name, or of a file that begins so; NULL: there is none. Pure; any thread.
@@ -135,5 +142,7 @@ enum { DRIVER_PROBE_BYTES = 512 };
 const Driver *driver_probe(const uint8_t *head, size_t len);
 // All of them: drivers_get(0), …, NULL at the end.
 const Driver *drivers_get(unsigned i);
+// One more, of who makes nodes outside of libchain. At the begin of the program, before any thread.
+void drivers_add(const Driver *driver);
 // The formats, for messages: "qcow2 and raw"; owned.
 char *drivers_names(void);

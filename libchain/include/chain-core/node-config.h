@@ -47,6 +47,8 @@ void node_config_apply(const NodeConfig *config, Node *node);
 
 // The child of that role; NULL: none was given.
 const NodeConfigChild *node_config_child(const NodeConfig *config, const char *role);
+// The one that a node without layers of its own filters, or lies in; NULL: there is none.
+const NodeConfigChild *node_config_below(const NodeConfig *config);
 // The file at the bottom of a format's "file" children; NULL: they end in a node's name or in
 // something else than a file of the host.
 const NodeConfig *node_config_file(const NodeConfig *config);

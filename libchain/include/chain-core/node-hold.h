@@ -11,6 +11,7 @@
 //                                   resize)
 //     filter, of what it filters    what goes through it         what that does not share
 //     filter, of its other child    consistent read, write       -
+//     view                          -                            -
 //     hold                          as it says                   as it says
 //
 // Other programs hold and share by locks on the file (file.h). They are asked when a node becomes

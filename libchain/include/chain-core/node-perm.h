@@ -29,6 +29,8 @@ typedef enum NodeUser {
     NODE_USER_FORMAT,   // an image, of the file that it lies in
     NODE_USER_FILTER,   // what goes through it
     NODE_USER_SNAPSHOT, // a view of an internal snapshot, of the image's head: it is there
+    NODE_USER_TARGET,   // a filter, of what it copies to
+    NODE_USER_VIEW,     // what shows what the node showed once
 } NodeUser;
 // `writes`: the user changes what the node shows.
 NodePerms node_perms_of(NodeUser user, bool writes);

@@ -79,6 +79,9 @@ struct NodeOps {
     bool covers_below;  // no layer itself: map() answers for the whole chain below (merged map)
     bool is_file;       // the node of a file: formats write the file itself, and not through it
     bool reads_write;   // a read may write below (copy-on-read), and is drained with what writes
+    // Shows what a child showed once: it stays with that node when others are taken elsewhere, and
+    // needs nothing of what the node shows now.
+    bool is_view;
     // Reads [off, off+len), already inside the node's size: starts transfers into `buf` in `batch`;
     // may suspend for metadata. `buf` is filled when io_batch_wait() returned 0. Returns 0 or
     // -errno (the batch must be waited for in both cases).

@@ -23,7 +23,8 @@ Switch *switch_new(RequestMask kinds);
 
 // Steps, committed in the order in which they were recorded. Nodes are of this loop.
 void switch_set_backing(Switch *s, Node *node, Node *backing);
-// All parents and ports of `from` become those of `to`, except parents that lie below `to` then.
+// All parents and ports of `from` become those of `to`, except parents that lie below `to` then,
+// and views (NodeOps.is_view).
 void switch_move_users(Switch *s, Node *from, Node *to);
 void switch_move_port(Switch *s, Port *port, Node *to);
 // `filter` (whose backing child is NULL) goes between `node` and all its parents and ports, except
