@@ -128,9 +128,12 @@ static const CopyBeforeOps filter_ops = {
 
 // -- the begin ------------------------------------------------------------------------------------
 
-uint64_t backup_granule_bytes(const Node *source, Node *target)
+uint64_t backup_granule_bytes(const Node *source, Node *target, uint32_t granularity_bits)
 {
-    CopyEngineConfig config = {.size_bytes = source->size_bytes};
+    CopyEngineConfig config = {
+        .size_bytes = source->size_bytes,
+        .granularity_bits = granularity_bits,
+    };
     job_copy_choose_sizes(&config, target);
     return UINT64_C(1) << config.granularity_bits;
 }
@@ -140,6 +143,7 @@ static void choose_sizes(Backup *b)
     const BackupSpec *spec = &b->spec;
     b->config = (CopyEngineConfig){
         .size_bytes = spec->source->size_bytes,
+        .granularity_bits = spec->granularity_bits,
         .guests = spec->source,
         .ops = &engine_ops,
         .arg = b,

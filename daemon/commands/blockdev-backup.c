@@ -33,6 +33,9 @@ static const QmpType perf = {
             {"max-chunk", &qmp_int, true,
              "how many bytes are copied at once at most; 0, which is the default: as many as is "
              "good"},
+            {"min-cluster-size", &qmp_size, true,
+             "how many bytes are copied at once at least, a power of 2 of at most 64 MiB; a "
+             "cluster of the target in any case. 0, unless given"},
             {0}},
 };
 static const QmpType on_cbw_error = {
@@ -240,6 +243,19 @@ static int find_nodes(const json_t *args, BackupJob *job, GError **error)
     return job->target ? find_bitmap(args, job, error) : -ENODEV;
 }
 
+static int check_least(const json_t *perf_given, GError **error)
+{
+    enum { MOST = 64 << 20 };
+    uint64_t least = (uint64_t)qmp_args_int(perf_given, "min-cluster-size", 0);
+    if (least > MOST)
+        return qmp_fail(error, "min-cluster-size too large: %" G_GUINT64_FORMAT " > %d", least,
+                        MOST);
+    if (least & (least - 1))
+        return qmp_fail(error, "Could not create node: Cannot create block-copy-state: "
+                               "min-cluster-size needs to be a power of 2");
+    return 0;
+}
+
 static int check_perf(const json_t *args, GError **error)
 {
     const json_t *given = json_object_get(args, "x-perf");
@@ -248,13 +264,14 @@ static int check_perf(const json_t *args, GError **error)
         return qmp_fail(error, "max-workers must be between 1 and %d", INT_MAX);
     if (qmp_args_int(given, "max-chunk", 0) < 0)
         return qmp_fail(error, "max-chunk must be zero (which means no limit) or positive");
-    return 0;
+    return check_least(given, error);
 }
 
 static int check_max_chunk(const json_t *args, const BackupJob *job, GError **error)
 {
     int64_t most = qmp_args_int(json_object_get(args, "x-perf"), "max-chunk", 0);
-    uint64_t granule = backup_granule_bytes(job->source->node, job->target->node);
+    uint64_t granule =
+        backup_granule_bytes(job->source->node, job->target->node, job->spec.granularity_bits);
     if (most == 0 || (uint64_t)most >= granule)
         return 0;
     return qmp_fail(error,
@@ -362,12 +379,14 @@ static BackupSpec spec_of(const json_t *args)
     const char *on_cbw = qmp_args_str(args, "on-cbw-error");
     uint64_t timeout_s = (uint64_t)qmp_args_int(args, "cbw-timeout", CBW_TIMEOUT_S);
     uint64_t chunk = (uint64_t)MAX(qmp_args_int(given, "max-chunk", 0), 0);
+    uint64_t least = (uint64_t)qmp_args_int(given, "min-cluster-size", 0);
     uint64_t workers = (uint64_t)MAX(qmp_args_int(given, "max-workers", 0), 0);
     return (BackupSpec){
         .sync = sync_of(args),
         .bitmap_mode = bitmap_mode_of(args),
         .max_chunk_bytes = chunk,
         .max_chunks = workers,
+        .granularity_bits = least ? (uint32_t)__builtin_ctzll(least) : 0,
         .uses_buffers = !qmp_args_bool(given, "use-copy-range", true),
         .on_source_error = qmp_args_on_error(args, "on-source-error"),
         .on_target_error = qmp_args_on_error(args, "on-target-error"),

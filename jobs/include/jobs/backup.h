@@ -43,6 +43,7 @@ typedef struct BackupSpec {
     DirtyBitmap *bitmap; // of the source, where it is used, or NULL
     BackupBitmapMode bitmap_mode;
     uint64_t max_chunk_bytes, max_chunks; // of one; under way. 0: chosen
+    uint32_t granularity_bits;            // of what is copied at once, at least; 0: chosen
     bool uses_buffers;                    // the host is not asked to share or copy between files
     JobOnError on_source_error, on_target_error;
     bool breaks_guests;      // a guest's request fails where its granules cannot be saved
@@ -63,5 +64,5 @@ int backup_settle(Fiber *self, Backup *backup, bool is_good, GError **error);
 // Last, whatever came before. Closes what nobody else uses any more. Accepts NULL.
 void backup_end(Fiber *self, Backup *backup);
 
-// The least that is copied at once: a cluster of the target, or more.
-uint64_t backup_granule_bytes(const Node *source, Node *target);
+// The least that is copied at once: a cluster of the target, or more; 1 << `granularity_bits`, at least.
+uint64_t backup_granule_bytes(const Node *source, Node *target, uint32_t granularity_bits);
