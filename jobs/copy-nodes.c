@@ -11,6 +11,7 @@
 #include <errno.h>
 
 #include "chain-core/io-buffers.h"
+#include "chain-core/node-compressed.h"
 #include "chain-core/node-fill.h"
 
 // What is moved without waiting (in memory, in the page cache) before others get their turn.
@@ -34,43 +35,53 @@ static void end_put(const CopyNodes *nodes, RangeHold *hold)
         range_lock_release(nodes->lock, hold);
 }
 
+// What of a chunk of data is moved in one way, as far as that goes.
+typedef struct Piece {
+    CopyChunk *chunk;
+    uint64_t off, len;
+    uint64_t done;
+} Piece;
+
 // -- within the host ------------------------------------------------------------------------------
 
-// A first part of what is left of the chunk. 0; -ENOTSUP: it has to go through a buffer.
-static int copy_some(Fiber *self, const CopyNodes *nodes, CopyChunk *chunk, uint64_t max_bytes)
+// A first part of what is left of the piece. 0; -ENOTSUP: it has to go through a buffer.
+static int copy_some(Fiber *self, const CopyNodes *nodes, Piece *piece, uint64_t max_bytes)
 {
-    uint64_t done = chunk->copied_bytes + chunk->shared_bytes, len;
-    GuestOff off = guest_off(chunk->off + done);
+    CopyChunk *chunk = piece->chunk;
+    GuestOff off = guest_off(piece->off + piece->done);
+    uint64_t len;
     NodeExtent extent;
     IoBatch pins;
     io_batch_init(&pins, self);
-    int r = node_status_pinned(self, nodes->source, off, MIN(chunk->len - done, max_bytes), &pins,
-                               &extent);
+    int r = node_status_pinned(self, nodes->source, off, MIN(piece->len - piece->done, max_bytes),
+                               &pins, &extent);
     chunk->failed_reading = r < 0;
     if (r == 0)
         r = extent.kind == NODE_EXTENT_DATA
                 ? node_write_extent(self, nodes->target, off, &extent, &len)
                 : -ENOTSUP;
     io_batch_wait(self, &pins);
-    if (r >= 0)
-        *(r ? &chunk->shared_bytes : &chunk->copied_bytes) += len;
-    return MIN(r, 0);
+    if (r < 0)
+        return r;
+    *(r ? &chunk->shared_bytes : &chunk->copied_bytes) += len;
+    piece->done += len;
+    return 0;
 }
 
-// As far as that goes: copied_bytes and shared_bytes.
-static int move_within_host(Fiber *self, const CopyNodes *nodes, CopyChunk *chunk)
+// As far as that goes.
+static int move_within_host(Fiber *self, const CopyNodes *nodes, Piece *piece)
 {
     const File *file = node_file(nodes->target);
     uint64_t turn = file && file_is_in_memory(file) ? TURN_BYTES : UINT64_MAX;
     RangeHold hold;
     if (!file || nodes->uses_buffers)
         return 0;
-    if (!begin_put(self, nodes, chunk, &hold))
+    if (!begin_put(self, nodes, piece->chunk, &hold))
         return COPY_AGAIN;
-    int r = copy_some(self, nodes, chunk, turn);
-    while (r == 0 && chunk->copied_bytes + chunk->shared_bytes < chunk->len) {
+    int r = copy_some(self, nodes, piece, turn);
+    while (r == 0 && piece->done < piece->len) {
         fiber_sleep(self, 0);
-        r = copy_some(self, nodes, chunk, turn);
+        r = copy_some(self, nodes, piece, turn);
     }
     end_put(nodes, &hold);
     return r == -ENOTSUP ? 0 : r;
@@ -94,11 +105,12 @@ static int read_data(Fiber *self, Node *source, GuestOff off, uint8_t *buf, uint
     return r < 0 ? r : waited;
 }
 
-// The rest of the chunk.
-static int move_through_buffer(Fiber *self, const CopyNodes *nodes, CopyChunk *chunk)
+// The rest of the piece.
+static int move_through_buffer(Fiber *self, const CopyNodes *nodes, const Piece *piece)
 {
-    uint64_t done = chunk->copied_bytes + chunk->shared_bytes, len = chunk->len - done;
-    GuestOff off = guest_off(chunk->off + done);
+    uint64_t len = piece->len - piece->done;
+    GuestOff off = guest_off(piece->off + piece->done);
+    CopyChunk *chunk = piece->chunk;
     Loop *loop = fiber_loop(self);
     RangeHold hold;
     uint8_t *buf = io_buffer_take(loop, len);
@@ -114,6 +126,20 @@ static int move_through_buffer(Fiber *self, const CopyNodes *nodes, CopyChunk *c
     }
     io_buffer_put(loop, buf, len);
     chunk->copied_bytes += r == 0 ? len : 0;
+    return r;
+}
+
+// -- compressed clusters --------------------------------------------------------------------------
+
+static int put_compressed(Fiber *self, const CopyNodes *nodes, CopyChunk *chunk,
+                          const CompressedClusters *c)
+{
+    RangeHold hold;
+    if (!begin_put(self, nodes, chunk, &hold))
+        return COPY_AGAIN;
+    int r = node_write_compressed(self, nodes->target, c);
+    end_put(nodes, &hold);
+    chunk->copied_bytes += r == 0 ? c->n_bytes : 0;
     return r;
 }
 
@@ -151,11 +177,35 @@ static int write_zeros(Fiber *self, const CopyNodes *nodes, uint64_t off, uint64
 
 // -- chunks ---------------------------------------------------------------------------------------
 
+static int move_plain(Fiber *self, const CopyNodes *nodes, Piece *piece)
+{
+    int r = move_within_host(self, nodes, piece);
+    return r || piece->done == piece->len ? r : move_through_buffer(self, nodes, piece);
+}
+
+// A first piece of it: *ret_len bytes.
+static int move_piece(Fiber *self, const CopyNodes *nodes, Piece *piece, uint64_t *ret_len)
+{
+    CompressedClusters c = {.how = node_compression(nodes->target)};
+    int r =
+        node_read_compressed(self, nodes->source, guest_off(piece->off), piece->len, &c, ret_len);
+    piece->chunk->failed_reading = r < 0;
+    piece->len = *ret_len;
+    if (r == 0)
+        r = c.n ? put_compressed(self, nodes, piece->chunk, &c) : move_plain(self, nodes, piece);
+    compressed_clusters_done(&c, fiber_loop(self));
+    return r;
+}
+
 static int move_data(Fiber *self, const CopyNodes *nodes, CopyChunk *chunk)
 {
-    int r = move_within_host(self, nodes, chunk);
-    bool is_done = chunk->copied_bytes + chunk->shared_bytes == chunk->len;
-    return r || is_done ? r : move_through_buffer(self, nodes, chunk);
+    uint64_t end = chunk->off + chunk->len, len = 0;
+    int r = 0;
+    for (uint64_t off = chunk->off; r == 0 && off < end; off += len) {
+        Piece piece = {chunk, off, end - off, 0};
+        r = move_piece(self, nodes, &piece, &len);
+    }
+    return r;
 }
 
 static int put_zeros(Fiber *self, const CopyNodes *nodes, const CopyChunk *chunk)

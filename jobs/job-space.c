@@ -3,8 +3,8 @@
 // with the room that there is. A job that its user wants stopped for lack of space is not asked: he
 // is going to make room.
 //
-// Tables of the target, and what points in time are saved for, are left out; so what is refused
-// would have failed for certain, and a job that is let through may find the target full all the
+// Tables of the target, what points in time are saved for, and clusters that stay compressed are
+// left out; so what is refused would have failed for certain, and a job that is let through may find the target full all the
 // same, at its very end.
 #include "job-space.h"
 
@@ -12,6 +12,7 @@
 #include <inttypes.h>
 
 #include "chain-core/chain.h"
+#include "chain-core/node-compressed.h"
 #include "jobs/job.h"
 
 enum { STEPS_AT_ONCE = 512 }; // then others get their turn
@@ -94,6 +95,34 @@ static int count_range(Fiber *self, Count *c, uint64_t off, uint64_t end, bool i
     return r;
 }
 
+// How far what is at `off` stays compressed in the target, or does not.
+static int find_compressed(Fiber *self, const JobSpace *space, uint64_t off, uint64_t len,
+                           bool *ret_is, uint64_t *ret_len)
+{
+    *ret_is = false;
+    *ret_len = len;
+    port_enter(self, space->port, REQUEST_READ);
+    uint64_t size = space->source->size_bytes;
+    int r = off >= size
+                ? 0
+                : node_find_compressed(self, space->source, guest_off(off), MIN(len, size - off),
+                                       node_compression(space->target), ret_is, ret_len);
+    port_leave(space->port, REQUEST_READ);
+    return r;
+}
+
+static int count_data(Fiber *self, Count *c, uint64_t off, uint64_t end)
+{
+    int r = 0;
+    for (uint64_t len; r == 0 && off < end; off += len) {
+        bool is_compressed;
+        r = find_compressed(self, c->space, off, end - off, &is_compressed, &len);
+        if (r == 0)
+            r = count_range(self, c, off, off + len, !is_compressed);
+    }
+    return r;
+}
+
 static int count_all(Fiber *self, Count *c)
 {
     const CopyEngineConfig *config = c->space->config;
@@ -102,8 +131,10 @@ static int count_all(Fiber *self, Count *c)
     for (uint64_t off = 0; r == 0 && off < config->size_bytes; off += extent.len) {
         r = config->ops->find(self, config->arg, off, config->size_bytes - off, &extent);
         bool is_work = r == 0 && extent.is_work && extent.kind == WORK_DATA;
-        if (r == 0 && (is_work || c->room.counts_all))
-            r = count_range(self, c, off, off + extent.len, is_work);
+        if (r == 0 && is_work)
+            r = count_data(self, c, off, off + extent.len);
+        else if (r == 0 && c->room.counts_all)
+            r = count_range(self, c, off, off + extent.len, false);
         if (r == 0 && ++c->n_steps >= STEPS_AT_ONCE) {
             c->n_steps = 0;
             r = fiber_sleep(self, 0);

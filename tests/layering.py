@@ -40,6 +40,7 @@ CORE = {
     "node-drivers.h": "node", "driver-option.h": "node", "component.h": "node",
     "switch.h": "node", "node-perm.h": "node", "node-hold.h": "node", "external-snapshot.h": "chain",
     "throttle-group.h": "node", "node-file.h": "node", "node-fill.h": "node",
+    "node-compressed.h": "node",
     "node-kinds.h": "node",
     "chain-range.h": "chain", "chain-plan.h": "chain",
     "bitmap.h": "bitmap", "dirty-bitmap.h": "bitmap",

@@ -32,7 +32,9 @@ static const QmpType step_type = {
             {"top-node", &qmp_str, true, "of a commit: the highest layer that is committed"},
             {"base-node", &qmp_str, true,
              "of a commit the layer that stays; of a stream what lies below it then, if anything"},
-            {"copy", &qmp_int, .doc = "bytes to be moved, or shared where the file system can"},
+            {"copy", &qmp_int,
+             .doc = "bytes to be moved, or shared where the file system can, or less where they "
+                    "stay compressed"},
             {"space", &qmp_int,
              .doc = "bytes that the layer that stays takes in addition, at most"},
             {"freed", &qmp_int, .doc = "bytes of files that nobody here needs then"},

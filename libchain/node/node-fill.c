@@ -4,7 +4,8 @@
 // (NodeFillOps). In a fiber on the node's loop.
 //
 // Data comes up by file_copy() where layers below hold it as plain ranges of files, which are
-// pinned meanwhile, else through a buffer. No lock is held, and what lies below shows the same all
+// pinned meanwhile; compressed clusters as they are, where the node has such, too; else through a
+// buffer. No lock is held, and what lies below shows the same all
 // the while: the caller's port is entered.
 #include "chain-core/node-fill.h"
 
@@ -13,6 +14,7 @@
 
 #include "chain-core/io-buffers.h"
 #include "chain-core/mutant.h"
+#include "chain-core/node-compressed.h"
 
 enum {
     MAX_RUN_BYTES = 1 << 20,
@@ -26,6 +28,7 @@ typedef struct Fill {
     const NodeFillOps *ops;
     uint64_t granularity;
     NodeFillFlags flags;
+    NodeCompression compression; // of the node
     NodeFillResult *result;
     const uint8_t *data; // what the node shows from `data_off` on, when the caller has it
     uint64_t data_off;
@@ -271,7 +274,7 @@ static int fill_place(Fiber *self, const Fill *f, const NodeFillPlace *place)
 
 // --- filling -------------------------------------------------------------------------------------
 
-static int fill_data(Fiber *self, const Fill *f, uint64_t off, uint64_t end)
+static int fill_plain(Fiber *self, const Fill *f, uint64_t off, uint64_t end)
 {
     while (off < end) {
         NodeFillPlace place;
@@ -286,6 +289,49 @@ static int fill_data(Fiber *self, const Fill *f, uint64_t off, uint64_t end)
             off += place.len;
     }
     return 0;
+}
+
+// Compressed clusters that begin at `off`, or none: how far it goes is *ret_len then, too.
+static int read_compressed_below(Fiber *self, const Fill *f, uint64_t off, uint64_t len,
+                                 CompressedClusters *c, uint64_t *ret_len)
+{
+    Node *below = f->node->backing;
+    *ret_len = len;
+    if (!below || off >= below->size_bytes)
+        return 0;
+    uint64_t inside = MIN(len, below->size_bytes - off), n;
+    int r = node_read_compressed(self, below, guest_off(off), inside, c, &n);
+    // Granules are whole, also at the end of what lies below.
+    *ret_len = n == inside && !c->n ? len : n;
+    f->result->failed_reading |= r < 0;
+    return r;
+}
+
+// As they are, or in part: what is missing then is filled as other data is.
+static int fill_compressed(Fiber *self, const Fill *f, const CompressedClusters *c)
+{
+    uint64_t off = c->off.v;
+    int r = f->node->ops->compressed->fill(self, f->node, c);
+    if (r > 0)
+        return fill_plain(self, f, off, off + compressed_clusters_len(c));
+    f->result->copied_bytes += r == 0 ? c->n_bytes : 0;
+    return r;
+}
+
+static int fill_data(Fiber *self, const Fill *f, uint64_t off, uint64_t end)
+{
+    uint64_t len;
+    int r = 0;
+    for (; r == 0 && off < end; off += len) {
+        CompressedClusters c = {.how = f->compression};
+        r = read_compressed_below(self, f, off, end - off, &c, &len);
+        if (r == 0)
+            r = c.n ? fill_compressed(self, f, &c) : fill_plain(self, f, off, off + len);
+        compressed_clusters_done(&c, fiber_loop(self));
+        if (r == 0 && off + len < end)
+            let_others_go(self);
+    }
+    return r;
 }
 
 static int fill_zeros(Fiber *self, const Fill *f, uint64_t off, uint64_t end)
@@ -351,7 +397,15 @@ int node_fill(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeFillFlags
               NodeFillResult *result)
 {
     node = unfiltered(node);
-    Fill f = {node, node->ops->fill, node_fill_granularity(node), flags, result, NULL, 0};
+    Fill f = {
+        .node = node,
+        .ops = node->ops->fill,
+        .granularity = node_fill_granularity(node),
+        .flags = flags,
+        .result = result,
+    };
+    if (node->ops->compressed)
+        f.compression = node->ops->compressed->compression(node);
     g_assert(off.v <= node->size_bytes && len <= node->size_bytes - off.v);
     if (node->read_only)
         return -EROFS;
@@ -382,7 +436,14 @@ int node_fill_from(Fiber *self, Node *node, GuestOff off, const void *data, size
 {
     node = unfiltered(node);
     NodeFillResult result = {0};
-    Fill f = {node, node->ops->fill, node_fill_granularity(node), 0, &result, data, off.v};
+    Fill f = {
+        .node = node,
+        .ops = node->ops->fill,
+        .granularity = node_fill_granularity(node),
+        .result = &result,
+        .data = data,
+        .data_off = off.v,
+    };
     uint64_t end = off.v + len;
     g_assert(end <= node->size_bytes && off.v % f.granularity == 0 &&
              (end % f.granularity == 0 || end == node->size_bytes));

@@ -5,6 +5,7 @@
 // What a filter lacks goes on to the node it filters. A filter that has write() sees everything
 // that changes content: a zero that it lacks is written through it.
 #include "chain-core/mutant.h"
+#include "chain-core/node-compressed.h"
 #include "chain-core/node.h"
 
 #include <string.h>
@@ -120,6 +121,17 @@ int node_write_extent(Fiber *self, Node *node, GuestOff off, const NodeExtent *f
     else if (!node->ops->write)
         r = node_write_extent(self, filtered(node), off, from, ret_len);
     return end_change(node, off, from->len, r);
+}
+
+int node_write_compressed(Fiber *self, Node *node, const CompressedClusters *c)
+{
+    uint64_t len = compressed_clusters_len(c);
+    assert_inside(node, c->off, len);
+    if (!can_change(node))
+        return -EROFS;
+    int r = node->ops->compressed ? node->ops->compressed->write(self, node, c)
+                                  : node_write_compressed(self, filtered(node), c);
+    return end_change(node, c->off, len, r);
 }
 
 static int zero_by_writing(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags)
@@ -298,7 +310,8 @@ int node_status_pinned(Fiber *self, Node *node, GuestOff off, uint64_t len, IoBa
             return r;
         depth += extent.depth;
     }
-    if (batch && reader && extent.kind == NODE_EXTENT_DATA)
+    bool is_read = extent.kind == NODE_EXTENT_DATA || extent.kind == NODE_EXTENT_OPAQUE;
+    if (batch && reader && is_read)
         extent = (NodeExtent){.len = extent.len, .kind = NODE_EXTENT_OPAQUE, .node = reader};
     extent.depth = depth;
     *ret_extent = extent;

@@ -33,6 +33,7 @@ void allocator_init(Qcow2Image *image)
     Allocator *a = &image->allocator;
     uint64_t cb = image->geometry.cluster_bytes;
     a->free = g_array_new(false, false, sizeof(ClusterRange));
+    image->packed_next = host_off(0);
     a->tail = file_size(image->file) / cb + (file_size(image->file) % cb != 0);
     a->scan_next = 0;
     a->scan_end = a->tail;

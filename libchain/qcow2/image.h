@@ -24,6 +24,7 @@
 #include <glib.h>
 
 #include "chain-core/fiber-sync.h"
+#include "chain-core/mutant.h"
 #include "chain-core/qcow2.h"
 #include "format/qcow2-header.h"
 #include "format/qcow2-table.h"
@@ -77,6 +78,7 @@ struct Qcow2Image {
     bool is_detached;   // it is
 
     Allocator allocator;
+    HostOff packed_next; // the first free byte of a cluster that streams share (packed.h); 0: none
     Writeback writeback;
     FreedClusters freed;
     FiberWaitGroup fibers; // of write-back, of releasing, and the one that marks it corrupt
@@ -217,6 +219,13 @@ static inline void *image_take_cow_buffer(Qcow2Image *image)
 static inline void image_put_cow_buffer(Qcow2Image *image, void *buffer)
 {
     cow_buffers_put(image->cow_buffers, buffer, image->geometry.cluster_bytes);
+}
+
+// [off, off+bytes) is about to be free: no more streams go there.
+static inline void image_leave_packed(Qcow2Image *image, HostOff off, uint64_t bytes)
+{
+    if (image->packed_next.v - off.v < bytes && !MUTANT("packed-leaves-freed-cluster"))
+        image->packed_next = host_off(0);
 }
 
 // Could freeing these clusters be right? Not past the end of the file, none holds metadata.

@@ -102,6 +102,7 @@ static bool free_run(Fiber *self, Qcow2Image *image, RefcountPlace place, Cluste
                             &image->writeback.parts.dirty))
         return false;
     inflated_cache_forget(image->inflated, off, bytes);
+    image_leave_packed(image, off, bytes);
     for (uint64_t i = 0; i < range.n; i++)
         metadata_set_remove(&image->metadata, range.first + i);
     file_debug_event(image->file, DEBUG_CLUSTER_FREE);

@@ -139,6 +139,7 @@ static const NodeOps view_ops = {
     .attach = view_attach,
     .for_each_sibling = view_for_each_sibling,
     .fill = &view_fill_ops,
+    .compressed = &view_compressed_ops,
     .bitmap_store = &qcow2_bitmap_store,
     .set_writable = view_set_writable,
     .resize = view_resize,

@@ -3,6 +3,7 @@
 // zero.c. For this folder. On the image's loop.
 #pragma once
 
+#include "chain-core/node-compressed.h"
 #include "chain-core/node-fill.h"
 #include "chain-core/node-kinds.h"
 #include "qcow2/mapping.h"
@@ -27,6 +28,7 @@ int view_room(Fiber *self, Node *node, uint64_t enough, NodeRoom *ret_room);   /
 // view's end, shows what lies below becomes `buf`, which is the same bytes. For fills (fill.c).
 int view_write_unallocated(Fiber *self, Qcow2View *view, GuestOff off, const void *buf, size_t len);
 extern const NodeFillOps view_fill_ops;
+extern const NodeCompressedOps view_compressed_ops; // compressed.c
 // Whole clusters of [from, to) read as zeros, or as what lies below in version 2; what they named
 // is freed. `to` may be the end of the view's last cluster.
 int view_zero_clusters(Fiber *self, Qcow2View *view, uint64_t from, uint64_t to);

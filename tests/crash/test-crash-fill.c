@@ -70,6 +70,7 @@ static void close_filled(Fiber *self, const CrashCase *c, CrashImage *image)
     crash_qcow2_close(self, c, image);
 }
 
+#define COMPRESSED(options) "qemu-img convert -c -f raw -O qcow2 -o " options " content base; "
 #define OVER(format, options)                                                                      \
     "qemu-img create -f qcow2 -o " options " -b base -F " format " top $SIZE"
 // What the snapshot shares is the same content as lies below.
@@ -128,6 +129,51 @@ static const CrashCase cases[] = {
      .data = &(CrashQcow2){"cp content base; " OVER(
                                "raw", "cluster_size=16k,extended_l2=on") "; " SNAPSHOT,
                            "raw"}},
+    {.name = "compressed clusters as they are",
+     .rules = "§2 §16",
+     .size_bytes = 512 * 1024,
+     .discard_bytes = 4096,
+     .max_request_bytes = 24 * 1024,
+     ONE_FILE_CASE,
+     .data =
+         &(CrashQcow2){COMPRESSED("cluster_size=4k") OVER("qcow2", "cluster_size=4k"), "qcow2"}},
+    {.name = "compressed clusters as they are, direct",
+     .rules = "§2 §16",
+     .size_bytes = 512 * 1024,
+     .discard_bytes = 4096,
+     .uses_direct_io = true,
+     .max_request_bytes = 24 * 1024,
+     ONE_FILE_CASE,
+     .data = &(CrashQcow2){COMPRESSED("cluster_size=4k,compression_type=zstd")
+                               OVER("qcow2", "cluster_size=4k,compression_type=zstd"),
+                           "qcow2"}},
+    {.name = "compressed clusters as they are, a snapshot, refcounts of 2 bits",
+     .rules = "§2 §16",
+     .size_bytes = 512 * 1024,
+     .discard_bytes = 4096,
+     .max_request_bytes = 24 * 1024,
+     ONE_FILE_CASE,
+     .data = &(CrashQcow2){COMPRESSED("cluster_size=4k")
+                               OVER("qcow2", "cluster_size=4k,refcount_bits=2") "; " SNAPSHOT,
+                           "qcow2"}},
+    {.name = "compressed clusters as they are, subclusters",
+     .rules = "§2 §16",
+     .size_bytes = 512 * 1024,
+     .discard_bytes = 16 * 1024,
+     .max_request_bytes = 24 * 1024,
+     ONE_FILE_CASE,
+     .data = &(CrashQcow2){COMPRESSED("cluster_size=16k")
+                               OVER("qcow2", "cluster_size=16k,extended_l2=on"),
+                           "qcow2"}},
+    {.name = "compressed clusters as they are, a host that is full",
+     .rules = "§10 §16",
+     .size_bytes = 1 << 20,
+     .discard_bytes = 4096,
+     .space_bytes = 300 * 1024,
+     .max_request_bytes = 24 * 1024,
+     ONE_FILE_CASE,
+     .data =
+         &(CrashQcow2){COMPRESSED("cluster_size=4k") OVER("qcow2", "cluster_size=4k"), "qcow2"}},
     {.name = "a data file of its own",
      .rules = "§16",
      .size_bytes = 512 * 1024,

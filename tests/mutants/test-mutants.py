@@ -28,6 +28,7 @@ def crash(case):
 
 RESIZE = ["tests/qcow2/test-qcow2-resize-power"]
 STREAM = ["tests/crash/test-crash-stream", "--points", "300"]
+COMPRESSED = ["tests/qcow2/test-qcow2-compressed"]
 FILL = ["tests/crash/test-crash-fill", "--points", "500"]
 HEADER = ["tests/qcow2/test-qcow2-header-power"]
 BAD_SECTORS = ["tests/qcow2/test-qcow2-bad-sectors"]
@@ -46,6 +47,8 @@ MUTANTS = {
     "sync-of-late-group": MODEL,
     "sync-of-data-file": crash("a data file of its own"),
     "refcounts-before-entries": MODEL,
+    "packed-counts-each-stream": COMPRESSED,
+    "packed-leaves-freed-cluster": COMPRESSED,
     "shared-pass-starts-later": MODEL,
     # §3
     "sync-of-entries": crash("growing refcount table"),
@@ -116,6 +119,8 @@ MUTANTS = {
     "fill-goes-on-at-subclusters": ["tests/qcow2/test-qcow2-fill"],
     "fill-links-only-unallocated": FILL,
     "fill-looks-again-in-place": FILL,
+    "fill-links-only-missing-compressed": COMPRESSED,
+    "packed-written-before-linked": FILL,
     "fill-zeroes-only-unallocated": FILL,
     # §17
     "stream-flush": STREAM,

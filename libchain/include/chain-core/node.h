@@ -19,6 +19,7 @@ typedef struct NodeOps NodeOps;
 typedef void NodeVisitFn(Node *node, void *arg);
 typedef struct DirtyBitmapStore DirtyBitmapStore;
 typedef struct NodeFillOps NodeFillOps;
+typedef struct NodeCompressedOps NodeCompressedOps;
 typedef struct NodeKinds NodeKinds;
 
 typedef enum NodeIoFlags {
@@ -161,6 +162,9 @@ struct NodeOps {
     // How it comes to own what it shows (chain-core/node-fill.h). NULL: it owns all of it, or
     // cannot.
     const NodeFillOps *fill;
+    // How compressed clusters come and go as they are (chain-core/node-compressed.h). NULL: it has
+    // none.
+    const NodeCompressedOps *compressed;
     // How persistent dirty bitmaps are kept (chain-core/dirty-bitmap.h). NULL: none can be.
     const DirtyBitmapStore *bitmap_store;
     // Somebody waits until its requests have ended, or no longer: limits do not hold meanwhile.
