@@ -124,6 +124,67 @@ static bool keeps_writer(const GArray *all, const NamedNode *named)
     return false;
 }
 
+// What came with `named`, and stays read-only though it is written through it: NULL, nothing does.
+// What is described anew follows `named` unless it says otherwise; what is only named keeps its
+// mode, unless the one above says its own (`is_said`). As in QEMU. What descriptions nest is bounded.
+static const NamedNode *find_read_only(const GArray *all, const NamedNode *named,
+                                       const NodeConfig *config, bool is_said)
+{
+    const NamedNode *found = NULL;
+    is_said |= json_object_get(config->values, "read-only") != NULL;
+    for (guint i = 0; !found && i < named->children->len; i++) {
+        const NodeUse *use = named->children->pdata[i];
+        const NodeConfigChild *wanted = node_config_child(config, use->role);
+        if (!wanted || g_str_equal(use->role, "backing") || !reopen_came_with(named, use->used))
+            continue;
+        bool is_kept = wanted->config
+                           ? driver_value_bool(wanted->config->values, "read-only", false)
+                           : !is_said && will_be_read_only(all, use->used);
+        found = is_kept          ? use->used
+                : wanted->config ? find_read_only(all, use->used, wanted->config, is_said)
+                                 : NULL;
+    }
+    return found;
+}
+
+static int refuse_writer(const NamedNode *named, GError **error)
+{
+    return qmp_fail(error, "Read-only block node '%s' cannot support read-write users",
+                    named->name);
+}
+
+static int check_written_through(const GArray *all, const Reopening *r, GError **error)
+{
+    const NamedNode *named = r->named;
+    if (r->read_only || driver_passes_on(named->driver))
+        return 0;
+    const NamedNode *found = find_read_only(all, named, r->config, false);
+    if (!found)
+        return 0;
+    return found->facts.read_only ? qmp_fail(error, "Block node is read-only")
+                                  : refuse_writer(found, error);
+}
+
+// A layer has a mode of its own, which is changed by options of its own.
+static int check_layer_modes(const GArray *all, const NamedNode *named, const NodeConfig *config,
+                             GError **error)
+{
+    const NodeConfigChild *wanted;
+    for (; config; config = wanted ? wanted->config : NULL) {
+        wanted = node_config_child(config, "backing");
+        named = named_node_child(named, "backing");
+        if (!wanted || !wanted->config || !named)
+            return 0;
+        bool is_wanted = will_be_read_only(all, named);
+        if (driver_value_bool(wanted->config->values, "read-only", is_wanted) != is_wanted)
+            return qmp_fail(error,
+                            "Cannot change the option 'backing.read-only' of node '%s' within "
+                            "another one: give it options of its own",
+                            named->name);
+    }
+    return 0;
+}
+
 // Does nobody else rely on what it lies in, so that it may write there? What came with it becomes
 // writable with it, other nodes do not.
 static int check_may_write(const GArray *all, const NamedNode *named, GError **error)
@@ -161,8 +222,11 @@ static int check(const Nodes *nodes, const GArray *all, Reopening *r, GError **e
     if (result == 0)
         result = reopen_check_changes(named, r->config, error);
     if (result == 0 && r->read_only && keeps_writer(all, named))
-        return qmp_fail(error, "Read-only block node '%s' cannot support read-write users",
-                        named->name);
+        return refuse_writer(named, error);
+    if (result == 0)
+        result = check_layer_modes(all, named, r->config, error);
+    if (result == 0)
+        result = check_written_through(all, r, error);
     if (result == 0 && r->was_read_only && !r->read_only)
         result = check_may_write(all, named, error);
     return result;

@@ -340,22 +340,35 @@ static void still_drain(Fiber *self, ComponentStill *still, Node *node)
     g_ptr_array_add(still->drained, node_ref(node));
 }
 
-static bool is_being_changed(const Move *m)
+static Node *find_drained(const Move *m)
 {
     for (guint i = 0; i < m->nodes->len; i++)
         if (node_is_drained(m->nodes->pdata[i]))
-            return true;
-    return false;
+            return m->nodes->pdata[i];
+    return NULL;
+}
+
+// Whoever keeps requests out may change the graph.
+static ComponentStill *collect_undrained(Fiber *self, Node *node)
+{
+    for (;;) {
+        ComponentStill *still = still_new(node);
+        Node *drained = find_drained(&still->move);
+        if (!drained)
+            return still;
+        node_ref(drained);
+        still->node->n_refs--;
+        still_free(still);
+        node_wait_undrained(self, drained);
+        node_unref_close(self, drained);
+    }
 }
 
 ComponentStill *component_still_begin(Fiber *self, Node *node)
 {
-    enum { LOOK_AGAIN_NS = 1000000 };
-    ComponentStill *still = still_new(node);
-    Move *m = &still->move;
     node_flush(self, node); // ahead, so that the drain is short
-    while (is_being_changed(m))
-        fiber_sleep(self, LOOK_AGAIN_NS);
+    ComponentStill *still = collect_undrained(self, node);
+    Move *m = &still->move;
     still->drained = g_ptr_array_new();
     still_drain(self, still, node); // whatever becomes of what lies below it
     for (guint i = 0; i < m->nodes->len; i++)

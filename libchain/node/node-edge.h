@@ -43,6 +43,8 @@ void node_remove_drain(Node *node, RequestMask kinds);
 void port_add_hold(Port *port, RequestMask kinds);
 void port_remove_hold(Port *port, RequestMask kinds);
 bool node_is_drained(const Node *node); // of anything
+// Until it is not, were it only for a moment. The caller has a reference, and looks again.
+void node_wait_undrained(Fiber *self, Node *node);
 // Waits until nothing of `kinds`, stopped before, is in flight at the ports above `node`, or at
 // this port. With a deadline (UINT64_MAX: none) it can be cancelled, too: 0, -ECANCELED,
 // -ETIMEDOUT; the drain or hold stays. NULL: as long as it takes.

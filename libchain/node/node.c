@@ -50,7 +50,7 @@ void node_unref_close(Fiber *self, Node *node)
         if (--node->n_refs > 0)
             return;
         g_assert(node->parents->len == 0 && node->ports->len == 0 && !node->holds &&
-                 !node_is_drained(node));
+                 !node_is_drained(node) && fiber_queue_is_empty(&node->undrained));
 
         // Before anything suspends: who walks up from below must not meet a node that is ending.
         Node *backing = node->backing;

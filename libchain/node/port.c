@@ -184,6 +184,8 @@ void node_add_drain(Node *node, RequestMask kinds)
 void node_remove_drain(Node *node, RequestMask kinds)
 {
     count_kinds(node->n_drains, kinds, -1);
+    if (!node_is_drained(node))
+        fiber_queue_wake_all(&node->undrained);
     node_update_ports_above(node);
     node_for_each_above(node, tell_drained, NULL);
 }
@@ -191,6 +193,12 @@ void node_remove_drain(Node *node, RequestMask kinds)
 bool node_is_drained(const Node *node)
 {
     return mask_of(node->n_drains);
+}
+
+void node_wait_undrained(Fiber *self, Node *node)
+{
+    if (node_is_drained(node))
+        fiber_queue_wait(self, &node->undrained, false, "drained by others");
 }
 
 void port_add_hold(Port *port, RequestMask kinds)

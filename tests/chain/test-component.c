@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "../loop/in-fiber.h"
+#include "../node/driver-node.h"
 #include "../node/pass-filter.h"
 #include "chain-core/chain.h"
 #include "chain-core/component.h"
@@ -439,6 +440,52 @@ static void a_component_stands_still_and_goes_on(void **state)
     throttle_groups_free(w.groups);
 }
 
+typedef struct Drainer {
+    Node *node;
+    unsigned n; // drains that it begins and ends still
+    bool has_begun;
+    uint64_t ended_ns;
+} Drainer;
+
+static void drain_for_a_while(Fiber *self, void *arg)
+{
+    Drainer *d = arg;
+    for (; d->n > 0; d->n--) {
+        node_drain_begin(self, d->node, REQUESTS_THAT_WRITE);
+        d->has_begun = true;
+        fiber_sleep(self, 1234567);
+        d->ended_ns = loop_now_ns(fiber_loop(self));
+        node_drain_end(d->node, REQUESTS_THAT_WRITE);
+    }
+}
+
+static void stand_still_after_others(Fiber *self, void *arg)
+{
+    // Flushes of it take no time.
+    Node *below = driver_node_make(self, "{'driver': 'null-co'}", NULL);
+    Node *node = driver_node_make(self, "{'driver': 'copy-on-read'}", below);
+    Drainer d = {.node = below, .n = 3};
+    fiber_spawn(fiber_loop(self), "drainer", drain_for_a_while, &d, NULL);
+    while (!d.has_begun)
+        fiber_yield(self);
+    ComponentStill *still = component_still_begin(self, node);
+    fiber_assert_equal(d.n, 0);
+    fiber_assert_equal(loop_now_ns(fiber_loop(self)), d.ended_ns);
+    component_still_end(self, still);
+    node_unref_close(self, node);
+    node_unref_close(self, below);
+}
+
+static void it_stands_still_as_soon_as_nobody_else_keeps_requests_out(void **state)
+{
+    for (uint64_t seed = 1; seed <= 8; seed++) {
+        Sim *sim = sim_new(&(SimConfig){.seed = seed});
+        sim_loop_new(sim);
+        assert_true(sim_run(sim, stand_still_after_others, NULL));
+        sim_free(sim);
+    }
+}
+
 // --- what goes along -----------------------------------------------------------------------------
 
 // What was dirty on the old loop is flushed from the new one.
@@ -647,6 +694,7 @@ int main(void)
         cmocka_unit_test(a_chain_with_direct_files_moves_under_load),
         cmocka_unit_test(what_an_image_lies_in_moves_with_it),
         cmocka_unit_test(a_component_stands_still_and_goes_on),
+        cmocka_unit_test(it_stands_still_as_soon_as_nobody_else_keeps_requests_out),
         cmocka_unit_test(what_was_dirty_is_durable_after_a_flush_on_the_new_loop),
         cmocka_unit_test(an_overlay_moves_and_its_layers_are_another_instance_there),
         cmocka_unit_test(all_that_edges_join_moves_together),

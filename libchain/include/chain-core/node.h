@@ -10,6 +10,7 @@
 #include <stdbool.h>
 
 #include "chain-core/debug-event.h"
+#include "chain-core/fiber-sync.h"
 #include "chain-core/file.h"
 #include "chain-core/io-batch.h"
 #include "chain-core/units.h"
@@ -240,6 +241,7 @@ struct Node {
     GPtrArray *ports;                 // ports whose target this is
     GPtrArray *holds;                 // of node-hold.h, or NULL
     uint32_t n_drains[REQUEST_KINDS]; // begun and not yet ended
+    FiberQueue undrained;             // who waits for the last of them to end
     uint64_t n_changes, n_flushed;    // writes that ended; how many of them a flush has covered
     bool owes_flush_below; // flush debt: layers below may have been written and not flushed
 };
