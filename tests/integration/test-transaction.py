@@ -184,7 +184,7 @@ def test_each_fails(tmp):
             ({"type": "blockdev-snapshot-sync",
               "data": {"node-name": "a", "snapshot-file": str(tmp / "no/dir"),
                        "snapshot-node-name": "over-a"}}, "no/dir"),
-            ({"type": "blockdev-snapshot", "data": {"node": "b", "overlay": "b"}}, "cycle"),
+            ({"type": "blockdev-snapshot", "data": {"node": "b", "overlay": "b"}}, "already in use"),
             (internal("c", ""), "Name is empty"),
         ]
         for i, (action, words) in enumerate(wrong):
