@@ -21,6 +21,7 @@ typedef struct NodeUse {
     const char *role;       // as which child; "root": for others than nodes
     bool writes;            // changes what it shows, and so allows no one who relies on that
     bool is_fixed;          // keeps it on its loop
+    const Loop *opened_on;  // where what is to use it is being opened; NULL: nothing is
     char *user;             // for messages: "block export 'a'", "node 'top'"
     const NodePerms *perms; // a hold's; NULL: what the role and `writes` say
 } NodeUse;

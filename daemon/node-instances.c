@@ -191,7 +191,8 @@ static bool is_used(const NamedNode *named, const NodeInstance *instance)
 {
     for (guint i = 0; i < named->users->len; i++) {
         const NodeUse *use = named->users->pdata[i];
-        if (use->by && use->by->node && node_instances_get(use->by, instance->loop))
+        if (use->opened_on == instance->loop ||
+            (use->by && use->by->node && node_instances_get(use->by, instance->loop)))
             return true;
     }
     return false;

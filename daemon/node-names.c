@@ -79,37 +79,22 @@ static NodePerms perms_of_child(const NodeConfig *config, const char *role, cons
 
 // A use that is to be, in its node's table as long as the description is checked: others of the same
 // description must get along with it, too.
-typedef struct Planned {
-    NodePerms perms;
-    NodeUse *use;
-} Planned;
-
-static void planned_free(gpointer p)
-{
-    Planned *planned = p;
-    named_node_end_use(planned->use);
-    g_free(planned);
-}
-
 static int plan_use(NamedNode *named, const char *user, const char *role, NodePerms perms,
                     GPtrArray *all, GError **error)
 {
-    Planned *planned = g_new(Planned, 1);
-    planned->perms = perms;
-    NodeUse use = {
-        .role = role, .user = g_strdup_printf("node '%s'", user), .perms = &planned->perms};
+    NodeUse use = {.role = role, .user = g_strdup_printf("node '%s'", user), .perms = &perms};
     int r = named_node_check_mode(named, perms, error);
     if (r == 0)
         r = named_node_check_use(named, &use, error);
-    planned->use = named_node_use(named, &use);
-    g_ptr_array_add(all, planned);
+    g_ptr_array_add(all, named_node_use(named, &use));
     return r;
 }
 
 // What find_used() looks for, and has found.
 typedef struct Search {
     GHashTable *by_name;
-    GPtrArray *used, *planned;
+    GPtrArray *used; // NULL: nobody asks
+    GPtrArray *planned;
 } Search;
 
 // Recursion is bounded by what a description may be.
@@ -136,7 +121,7 @@ static int find_used(const Search *s, const NodeConfig *config, Above above, GEr
                      perms_of_child(config, role, &above), s->planned, error);
         if (r < 0)
             return r;
-        if (!g_ptr_array_find(s->used, named, NULL))
+        if (s->used && !g_ptr_array_find(s->used, named, NULL))
             g_ptr_array_add(s->used, named);
     }
     return 0;
@@ -145,7 +130,16 @@ static int find_used(const Search *s, const NodeConfig *config, Above above, GEr
 int node_names_find_used(GHashTable *by_name, const NodeConfig *config, GPtrArray *used,
                          GError **error)
 {
-    g_autoptr(GPtrArray) planned = g_ptr_array_new_with_free_func(planned_free);
+    g_autoptr(GPtrArray) planned = g_ptr_array_new();
     Search search = {by_name, used, planned};
+    int r = find_used(&search, config, (Above){.perms.shared = NODE_PERM_ALL}, error);
+    for (guint i = 0; i < planned->len; i++)
+        named_node_end_use(planned->pdata[i]);
+    return r;
+}
+
+int node_names_use(GHashTable *by_name, const NodeConfig *config, GPtrArray *uses, GError **error)
+{
+    Search search = {by_name, NULL, uses};
     return find_used(&search, config, (Above){.perms.shared = NODE_PERM_ALL}, error);
 }

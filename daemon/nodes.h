@@ -37,10 +37,10 @@ int nodes_make_single(Fiber *self, Nodes *nodes, NamedNode *named, GError **erro
 // names; without any, on the next one in turn.
 int nodes_add(Fiber *self, Nodes *nodes, NodeConfig *config, const char *label,
               NamedNode **ret_named, GError **error);
-// The same for who does not hold the graph lock; nor does this while the nodes are opened, if that
-// needs another machine and the config names no other nodes.
-int nodes_add_unlocked(Fiber *self, Nodes *nodes, NodeConfig *config, NamedNode **ret_named,
-                       GError **error);
+// The same, and the graph lock is given up while the nodes are opened if that needs another machine.
+// What the config names stays; anything else may have changed.
+int nodes_add_unlocking(Fiber *self, Nodes *nodes, NodeConfig *config, NamedNode **ret_named,
+                        GError **error);
 // Deletes a node that was added, and with it what nobody else uses, once what was written is
 // flushed. QEMU's words when it cannot be deleted. The result of the flush is `*ret_flushed`.
 int nodes_delete(Fiber *self, Nodes *nodes, NamedNode *named, int *ret_flushed, GError **error);
@@ -48,7 +48,7 @@ int nodes_delete(Fiber *self, Nodes *nodes, NamedNode *named, int *ret_flushed, 
 int nodes_close(Fiber *self, Nodes *nodes, NamedNode *named);
 // At the daemon's end: what waits for other machines fails. Returns before the loops do it.
 void nodes_give_up(const Nodes *nodes);
-// Likewise, what nodes_add_unlocked() is opening.
+// Likewise, what nodes_add_unlocking() is opening.
 void nodes_give_up_opening(Fiber *self, Nodes *nodes);
 // Copies the facts of the node, and of what its image lies in, again: who changed its size, say,
 // tells control so.

@@ -21,7 +21,11 @@ static int add_node(Fiber *self, Daemon *daemon, const json_t *options, GError *
     if (!driver_value_str(config->values, "discard", NULL))
         json_object_set_new(config->values, "discard", json_string("ignore"));
     NamedNode *named;
-    return nodes_add_unlocked(self, daemon->nodes, config, &named, error);
+    FiberMutex *lock = nodes_graph_lock(daemon->nodes);
+    fiber_mutex_lock(self, lock);
+    r = nodes_add_unlocking(self, daemon->nodes, config, &named, error);
+    fiber_mutex_unlock(self, lock);
+    return r;
 }
 
 static int blockdev_add(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_reply,

@@ -326,6 +326,8 @@ static int make_by_driver(Fiber *self, const LayerOptions *options, const Made *
                           Node **ret_node, GError **error)
 {
     const NodeConfig *config = made->config;
+    if (config->driver->is_remote && options->refuses_remote)
+        return error_set(error, -EREMOTE, "%s is on another machine", config->driver->name);
     DriverOptions made_of = {
         .name = driver_value_str(config->values, "node-name", config->driver->name),
         .is_writable = made->mode.is_writable,

@@ -97,6 +97,12 @@ def disk_directory():
     return None
 
 
+def need_program(name):
+    if not shutil.which(name):
+        raise Skip(f"no {name}")
+    return name
+
+
 def need_disk():
     """For tests of --direct, whose directory run_one() made on a disk if it could."""
     if not disk_directory():

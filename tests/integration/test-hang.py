@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A server below one disk stops within requests. Whatever is done to that disk meanwhile, other
 disks, other commands and the end of the program do not wait for it."""
+import json
 import os
 import select
 import signal
@@ -10,9 +11,10 @@ import time
 
 import nbd
 
-from harness import HANG, MIB, Daemon, connect, main, qemu_img
+from harness import HANG, MIB, Daemon, connect, main, need_program, qemu_img
 from qmp_client import Qmp
 
+LIMIT = "does not answer"
 QUERIES = ("query-named-block-nodes", "query-block", "query-block-exports", "query-block-jobs",
            "query-jobs", "query-blockstats", "x-debug-query-block-graph", "query-commands")
 
@@ -26,9 +28,14 @@ class Hang:
         tmp.mkdir(exist_ok=True)
         (tmp / "far.raw").write_bytes(b"f" * 8 * MIB)
         self.n_stops = 0
-        self.server = subprocess.Popen(["nbdkit", "-f", "-U", tmp / "far", "file", tmp / "far.raw"])
+        self.server = subprocess.Popen([need_program("nbdkit"), "-f", "-U", tmp / "far", "file", tmp / "far.raw"])
+        by_json = "json:" + json.dumps({"driver": "raw", "file": self.patient()})
         for name, options in (("top", ["-u", "-F", "raw", "-b", "x"]), ("other", []),
-                              ("over", ["-u", "-F", "raw", "-b", "x"]), ("overlay", [])):
+                              ("over", ["-u", "-F", "raw", "-b", "x"]), ("overlay", []),
+                              ("above", ["-u", "-F", "raw", "-b", "x"]),
+                              ("by-json", ["-u", "-F", "raw", "-b", by_json]),
+                              ("over-json", ["-u", "-F", "qcow2", "-b", tmp / "by-json.qcow2"]),
+                              ("by-uri", ["-u", "-F", "raw", "-b", f"nbd+unix:///?socket={tmp}/far"])):
             qemu_img("create", "-q", "-f", "qcow2", *options, tmp / f"{name}.qcow2", 8 * MIB)
         self.daemon = Daemon("--loops", "2", "--qmp", tmp / "q", "--nbd", tmp / "n")
         self.a, self.b = Qmp(tmp / "q"), Qmp(tmp / "q")
@@ -44,12 +51,20 @@ class Hang:
         self.guest.pwrite(b"m" * 65536, 4 * MIB)
         self.stop()
 
+    def patient(self):
+        """The server, in a description that is not given up."""
+        return {"driver": "nbd", "server": {"type": "unix", "path": str(self.tmp / "far")}, "open-timeout": 600}
+
     def far(self):
         return {"driver": "nbd", "read_only": True, "server": {"type": "unix", "path": str(self.tmp / "far")}}
 
     def add(self, qmp, name, file, backing):
         qmp.command("blockdev-add", driver="qcow2", node_name=name, backing=backing,
                     file={"driver": "file", "filename": str(self.tmp / f"{file}.qcow2")})
+
+    def add_file(self, name, file):
+        self.a.command("blockdev-add", driver="file", node_name=name,
+                       filename=str(self.tmp / f"{file}.qcow2"))
 
     def connect(self, name):
         return connect(f"nbd+unix:///{name}?socket={self.tmp}/n")
@@ -81,27 +96,61 @@ class Hang:
     def begin_snapshot(self):
         self.begin("blockdev-snapshot", node="top", overlay="overlay")
 
-    def others_go_on(self):
-        for i in range(20):
-            self.other.pwrite(bytes([i]) * 512, i * MIB // 4)
-            assert self.other.pread(512, i * MIB // 4) == bytes([i]) * 512
+    def use_other(self, i):
+        self.other.pwrite(bytes([i]) * 512, i * MIB // 4)
+        assert self.other.pread(512, i * MIB // 4) == bytes([i]) * 512
         self.other.flush()
 
-    def control_goes_on(self):
-        for query in QUERIES:
-            self.b.command(query)
+    def use_nodes(self):
         self.b.command("blockdev-add", driver="null-co", node_name="null")
         self.add(self.b, "over", "over", "base")
-        self.b.command("block-dirty-bitmap-add", node="other", name="b")
-        self.b.command("block-dirty-bitmap-remove", node="other", name="b")
         self.b.command("blockdev-del", node_name="over")
         self.b.command("blockdev-del", node_name="null")
 
-    def goes_on_while_it_waits(self):
-        self.others_go_on()
-        self.control_goes_on()
-        assert self.waits(), self.a.line()
+    def use_bitmaps(self):
+        self.b.command("block-dirty-bitmap-add", node="other", name="b")
+        self.b.command("block-dirty-bitmap-remove", node="other", name="b")
+
+    def others(self):
+        """What another disk does, in steps that can be repeated."""
+        return [lambda i=i: self.use_other(i) for i in range(20)]
+
+    def control(self):
+        """What other commands do."""
+        return [lambda query=query: self.b.command(query) for query in QUERIES] + [
+            self.use_nodes, self.use_bitmaps]
+
+    def others_go_on(self):
+        for step in self.others():
+            step()
+
+    def control_goes_on(self):
+        for step in self.control():
+            step()
+
+    def goes_on_while_it_waits(self, begin, limit=None):
+        """All the others, and what `begin` began has no answer. `limit`: what it says when it gives up,
+        as commands do after a while. A machine that is slower than that begins it again."""
+        begin()
+        deadline = time.monotonic() + HANG
+        for step in self.others() + self.control():
+            step()
+            while not self.waits():
+                text = self.a.reply()["error"]["desc"]
+                assert limit and limit in text, text
+                assert time.monotonic() < deadline, "nothing goes on while it waits"
+                begin()
+                step()
         assert not self.guest.aio_command_completed(self.hung[0])
+
+    def ends_well(self, begin, limit):
+        """After the resume. It may have given up before."""
+        reply = self.a.reply()
+        if limit and "error" in reply:
+            assert limit in reply["error"]["desc"], reply
+            begin()
+            reply = self.a.reply()
+        assert reply == {"return": {}}, reply
 
     def __enter__(self):
         return self
@@ -143,23 +192,24 @@ def test_snapshots_wait_alone(tmp):
         with Hang(tmp / str(number)) as w:
             if "snapshot_file" in arguments:
                 arguments["snapshot_file"] = str(w.tmp / "new.qcow2")
-            w.begin(name, **arguments)
-            w.goes_on_while_it_waits()
+            def begin():
+                w.begin(name, **arguments)
+
+            w.goes_on_while_it_waits(begin, LIMIT)
             w.resume()
-            assert w.a.reply() == {"return": {}}
+            w.ends_well(begin, LIMIT)
             assert w.guest.pread(512, MIB) == b"x" * 512
 
 
 def test_transaction_gives_up(tmp):
     """A transaction over several disks does not keep the others while one hangs, and says which does."""
     with Hang(tmp) as w:
-        w.begin("transaction", actions=[
+        w.goes_on_while_it_waits(lambda: w.begin("transaction", actions=[
             {"type": "blockdev-snapshot-sync",
              "data": {"node-name": name, "snapshot-file": str(tmp / f"{name}.new"), "snapshot-node-name": f"{name}-new"}}
-            for name in ("other", "top")])
-        w.goes_on_while_it_waits()
+            for name in ("other", "top")]), LIMIT)
         text = w.a.reply()["error"]["desc"]
-        assert "Node 'top'" in text and "does not answer" in text, text
+        assert "Node 'top'" in text and LIMIT in text, text
         assert not (tmp / "other.new").exists()
         w.resume()
 
@@ -167,15 +217,71 @@ def test_transaction_gives_up(tmp):
 def test_new_node_waits_alone(tmp):
     """A node that is being connected to the server holds up no other command; the program ends all the same."""
     with Hang(tmp) as w:
-        w.begin("blockdev-add", node_name="far2", open_timeout=600, **w.far())
-        w.goes_on_while_it_waits()
+        w.goes_on_while_it_waits(
+            lambda: w.begin("blockdev-add", node_name="far2", open_timeout=600, **w.far()))
         w.resume()
         assert w.a.reply() == {"return": {}}
         assert w.a.error("blockdev-add", node_name="far2", **w.far()).startswith("Duplicate nodes")
         w.stop()
-        w.begin("blockdev-add", node_name="far3", open_timeout=600, **w.far())
-        w.goes_on_while_it_waits()
+        w.goes_on_while_it_waits(
+            lambda: w.begin("blockdev-add", node_name="far3", open_timeout=600, **w.far()))
         w.daemon.stop()
+
+
+def test_server_of_a_header_waits_alone(tmp):
+    """A server that only an image's header names holds up no other command, whether the image is opened by
+    its path, lies in a node, or below others; what it uses stays meanwhile. The program ends all the same."""
+    ways = (("by-json", {"file": {"driver": "file", "filename": "by-json.qcow2"}}, None),
+            ("by-json", {"file": "file"}, None),
+            ("over-json", {"file": "file"}, None),
+            ("by-json", {"file": {"driver": "file", "filename": "above.qcow2"},
+                         "backing": {"driver": "qcow2", "file": "file"}}, None),
+            ("by-uri", {"file": "file"}, "timed out"))
+    for number, (name, options, limit) in enumerate(ways):
+        with Hang(tmp / str(number)) as w:
+            if isinstance(options["file"], dict):
+                options["file"]["filename"] = str(w.tmp / options["file"]["filename"])
+            w.add_file("file", name)
+
+            def begin():
+                w.begin("blockdev-add", driver="qcow2", node_name="new", **options)
+
+            w.goes_on_while_it_waits(begin, limit)
+            if number:
+                assert "in use" in w.b.error("blockdev-del", node_name="file")
+                assert "Permission conflict" in w.b.error(
+                    "blockdev-add", driver="qcow2", node_name="x", file="file", backing=None)
+            w.resume()
+            w.ends_well(begin, limit)
+            w.a.command("block-export-add", type="nbd", id="new", node_name="new", name="new")
+            h = w.connect("new")
+            assert h.pread(4096, 0) == b"f" * 4096
+            h.shutdown()
+            w.a.command("block-export-del", id="new", mode="hard")
+            w.a.event("BLOCK_EXPORT_DELETED")
+            w.a.command("blockdev-del", node_name="new")
+            w.a.command("blockdev-del", node_name="file")  # nothing is left that uses it
+            w.stop()
+            w.add_file("file", name)
+            w.goes_on_while_it_waits(begin, limit)
+            w.daemon.stop()
+
+
+def test_image_on_a_server_waits_alone(tmp):
+    """An image whose file is a node of the server holds up no other command, nor does a new image there."""
+    with Hang(tmp) as w:
+        w.goes_on_while_it_waits(
+            lambda: w.begin("blockdev-add", driver="qcow2", node_name="new", read_only=True, file="far"))
+        assert "in use" in w.b.error("blockdev-del", node_name="far")
+        w.b.command("blockdev-create", job_id="j", options={
+            "driver": "qcow2", "size": MIB, "file": w.patient()})
+        w.control_goes_on()
+        job, = w.b.command("query-jobs")
+        assert job["status"] == "running", job
+        w.resume()
+        assert "not a qcow2 image" in w.a.reply()["error"]["desc"]
+        while w.b.event("JOB_STATUS_CHANGE")["status"] != "concluded":
+            pass
 
 
 def test_export_goes(tmp):

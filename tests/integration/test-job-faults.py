@@ -14,7 +14,7 @@ import threading
 
 import nbd
 
-from harness import HANG, KIB, MIB, check_image, main, qemu_img, qemu_io, run
+from harness import HANG, KIB, MIB, check_image, main, need_program, qemu_img, qemu_io, run
 from world import World
 
 SIZE, CLUSTER, L2_COVERS = 8 * MIB, 4 * KIB, 2 * MIB
@@ -290,7 +290,7 @@ def test_blocking(tmp):
 @contextlib.contextmanager
 def server(path, sock, *filters):
     """nbdkit that serves the file."""
-    process = subprocess.Popen(["nbdkit", "-f", "-U", sock, *filters[:-1], "file", path, *filters[-1]],
+    process = subprocess.Popen([need_program("nbdkit"), "-f", "-U", sock, *filters[:-1], "file", path, *filters[-1]],
                                stderr=subprocess.DEVNULL)
     try:
         yield {"driver": "nbd", "server": {"type": "unix", "path": str(sock)}, "reconnect-delay": 5,

@@ -16,7 +16,7 @@ import time
 
 import nbd
 
-from harness import HANG, KIB, MIB, check_image, main, qemu_img, qemu_io, run
+from harness import HANG, KIB, MIB, check_image, main, need_program, qemu_img, qemu_io, run
 from qmp_client import Qmp
 from stamps import BLOCK, State, stamped
 from world import World
@@ -461,7 +461,7 @@ def test_internal_snapshots(tmp):
 
 def test_silent_machine(tmp):
     """What a stream reads from another machine does not come: the daemon ends all the same."""
-    server = subprocess.Popen(["nbdkit", "-f", "-U", tmp / "far", "--filter=delay", "pattern", "1M",
+    server = subprocess.Popen([need_program("nbdkit"), "-f", "-U", tmp / "far", "--filter=delay", "pattern", "1M",
                                "rdelay=1000"])
     try:
         while not os.path.exists(tmp / "far"):

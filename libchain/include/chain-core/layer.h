@@ -23,6 +23,8 @@ typedef struct LayerOptions {
     // (NULL-terminated), with no links out of them; NULL: anywhere. And no data files at all.
     const char *const *allowed_dirs;
     bool no_data_files;
+    // What an image's header names on another machine is not opened: -EREMOTE.
+    bool refuses_remote;
     // Finds the nodes that a config names, which live on this loop; borrowed, NULL: there is none of
     // that name. May be NULL.
     Node *(*find_node)(void *arg, const char *name);
