@@ -116,6 +116,9 @@ static void set_read_only(Fiber *self, void *arg)
 {
     Reopening *r = arg;
     Node *node = r->named->node;
+    r->result = node_check_idle(node, &r->error);
+    if (r->result < 0)
+        return;
     node_drain_begin(self, node, REQUESTS_ALL);
     bool is_writable = !r->read_only && !(r->passes_on_to && r->passes_on_to->read_only);
     if (r->passes_on_to && node->ops->is_filter)

@@ -65,7 +65,9 @@ typedef struct Resize {
 static void resize_fiber(Fiber *self, void *arg)
 {
     Resize *resize = arg;
-    resize->result = node_resize(self, resize->node, resize->size_bytes, &resize->error);
+    resize->result = node_check_idle(resize->node, &resize->error);
+    if (resize->result == 0)
+        resize->result = node_resize(self, resize->node, resize->size_bytes, &resize->error);
 }
 
 // Of a filter above the size has changed, too.

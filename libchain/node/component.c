@@ -69,6 +69,15 @@ static const Node *find_fixed(const Move *m)
     return NULL;
 }
 
+// Whoever waited for the end of such work would keep requests out as long.
+static int check_idle(const Move *m, GError **error)
+{
+    int r = 0;
+    for (guint i = 0; r == 0 && i < m->nodes->len; i++)
+        r = node_check_idle(m->nodes->pdata[i], error);
+    return r;
+}
+
 static int check(Move *m)
 {
     const Node *fixed = find_fixed(m);
@@ -76,6 +85,8 @@ static int check(Move *m)
         return error_set(&m->error, -ENOTSUP,
                          "%s cannot be moved to another loop: its driver, %s, stays where it is",
                          fixed->name, fixed->ops->driver);
+    if (check_idle(m, &m->error) < 0)
+        return -EBUSY;
     for (guint i = 0; i < m->nodes->len; i++) {
         const Node *node = m->nodes->pdata[i];
         if (node_is_drained(node))
@@ -314,24 +325,31 @@ static const Port *find_job(const Move *m)
     return NULL;
 }
 
-int component_check_still(Node *node, GError **error)
+static int check_still(const ComponentStill *still, GError **error)
 {
-    ComponentStill *still = still_new(node);
-    const Node *fixed = find_fixed(&still->move);
+    const Node *node = still->node, *fixed = find_fixed(&still->move);
     const Port *job = find_job(&still->move);
-    still->node->n_refs--;
-    still_free(still);
     if (job)
         return error_set(
             error, -EBUSY,
             "%s cannot be changed while a job (%s) is at work on %s: wait for its end, "
             "or cancel it",
             node->name, job->owner, job->node->name);
-    return fixed ? error_set(error, -ENOTSUP,
-                             "%s cannot be changed while it is in use: the driver of %s, %s, does "
-                             "not stop",
-                             node->name, fixed->name, fixed->ops->driver)
-                 : 0;
+    if (fixed)
+        return error_set(error, -ENOTSUP,
+                         "%s cannot be changed while it is in use: the driver of %s, %s, does "
+                         "not stop",
+                         node->name, fixed->name, fixed->ops->driver);
+    return check_idle(&still->move, error);
+}
+
+int component_check_still(Node *node, GError **error)
+{
+    ComponentStill *still = still_new(node);
+    int r = check_still(still, error);
+    still->node->n_refs--;
+    still_free(still);
+    return r;
 }
 
 static void still_drain(Fiber *self, ComponentStill *still, Node *node)

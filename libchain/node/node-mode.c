@@ -105,6 +105,16 @@ static void become_writable(Node *node)
     }
 }
 
+int node_check_idle(const Node *node, GError **error)
+{
+    while (node->ops->is_filter)
+        node = node->backing;
+    const char *work = node->ops->own_work ? node->ops->own_work(node) : NULL;
+    return work ? error_set(error, -EBUSY, "%s cannot be changed now: %s; wait for the end of that",
+                            node->name, work)
+                : 0;
+}
+
 int node_set_writable(Fiber *self, Node *node, bool is_writable, GError **error)
 {
     if (is_writable) {

@@ -81,7 +81,8 @@ struct Qcow2Image {
     HostOff packed_next; // the first free byte of a cluster that streams share (packed.h); 0: none
     Writeback writeback;
     FreedClusters freed;
-    FiberWaitGroup fibers; // of write-back, of releasing, and the one that marks it corrupt
+    unsigned n_snapshot_works; // under way: qcow2_snapshot_hold()
+    FiberWaitGroup fibers;     // of write-back, of releasing, and the one that marks it corrupt
     FiberMutex l2_mutex;
     FiberMutex claim_mutex;
     FiberMutex header_mutex; // of image_change_header()

@@ -53,13 +53,17 @@ bool qcow2_snapshot_find(Node *node, const char *id, const char *name, Qcow2Snap
 void qcow2_snapshot_hold(Node *head)
 {
     Qcow2Image *image = qcow2_node_image(head);
-    if (image)
-        fiber_wait_group_add(&image->fibers, 1);
+    if (!image)
+        return;
+    image->n_snapshot_works++;
+    fiber_wait_group_add(&image->fibers, 1);
 }
 
 void qcow2_snapshot_release(Node *head)
 {
     Qcow2Image *image = qcow2_node_image(head);
-    if (image)
-        fiber_wait_group_done(&image->fibers);
+    if (!image)
+        return;
+    image->n_snapshot_works--;
+    fiber_wait_group_done(&image->fibers);
 }

@@ -118,6 +118,13 @@ static void view_for_each_sibling(Node *node, NodeVisitFn *fn, void *arg)
         fn(views->pdata[i], arg);
 }
 
+static const char *view_own_work(const Node *node)
+{
+    return view_of((Node *)node)->image->n_snapshot_works
+               ? "an internal snapshot of it is being made or deleted"
+               : NULL;
+}
+
 static const NodeOps view_ops = {
     .driver = "qcow2",
     .read_start = view_read_start,
@@ -138,6 +145,7 @@ static const NodeOps view_ops = {
     .detach = view_detach,
     .attach = view_attach,
     .for_each_sibling = view_for_each_sibling,
+    .own_work = view_own_work,
     .fill = &view_fill_ops,
     .compressed = &view_compressed_ops,
     .bitmap_store = &qcow2_bitmap_store,

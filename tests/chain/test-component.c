@@ -14,6 +14,7 @@
 #include "chain-core/component.h"
 #include "chain-core/qcow2-check.h"
 #include "chain-core/qcow2-create.h"
+#include "chain-core/qcow2-snapshot.h"
 #include "chain-core/remote-call.h"
 #include "chain-core/sim.h"
 #include "chain-core/switch.h"
@@ -660,9 +661,29 @@ static void take_filter(Fiber *self, void *arg)
     node_unref_close(self, w->other);
 }
 
+// Guests go on all the time.
+static void work_on_snapshots(Fiber *self, void *arg)
+{
+    World *w = arg;
+    g_autoptr(GError) error = NULL;
+    qcow2_snapshot_hold(w->node);
+    fiber_assert_equal(component_check_still(w->node, &error), -EBUSY);
+    fiber_assert(strstr(error->message, "internal snapshot"));
+    let_guests_go_on(self, w);
+}
+
+static void end_work_on_snapshots(Fiber *self, void *arg)
+{
+    qcow2_snapshot_release(((World *)arg)->node);
+    fiber_assert_equal(component_check_still(((World *)arg)->node, NULL), 0);
+}
+
 static void refuse(Fiber *self, World *w)
 {
     on(self, w->loops[0], create_and_open, w);
+    on(self, w->loops[0], work_on_snapshots, w);
+    expect_refusal(self, w, -EBUSY, "an internal snapshot of it is being made or deleted");
+    on(self, w->loops[0], end_work_on_snapshots, w);
     w->guests[1]->is_busy = true; // the first one is parked, and goes on
     expect_refusal(self, w, -EBUSY, "guest is busy");
     w->guests[1]->is_busy = false;

@@ -247,6 +247,53 @@ def test_with_an_external_snapshot(tmp):
     Moment("the end", guests).made().check(content_of(tmp, over))
 
 
+def test_nothing_waits_for_a_deletion(tmp):
+    """while a snapshot is being deleted, changes that would wait for it are refused, and it is named"""
+    image = tmp / "a.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", image, SIZE)
+    run("qemu-io", "-f", "qcow2", "-c", f"write -q 0 {SIZE}", image)
+    qemu_img("snapshot", "-c", "s", image)
+    file = {"driver": "file", "node-name": "f", "filename": str(image)}
+    daemon = Daemon("--qmp", tmp / "qmp")
+    with daemon:
+        qmp, other = Qmp(tmp / "qmp"), Qmp(tmp / "qmp")
+        qmp.command("object-add", qom_type="throttle-group", id="g")
+        qmp.command("object-add", qom_type="iothread", id="io")
+        qmp.command("blockdev-add", **file)
+        qmp.command("blockdev-add", driver="throttle", node_name="t", throttle_group="g", file="f")
+        qmp.command("blockdev-add", driver="qcow2", node_name="disk", file="t")
+        qmp.command("nbd-server-start", addr={"type": "unix", "data": {"path": str(tmp / "nbd")}})
+
+        def refusals():
+            direct = {**file, "cache": {"direct": True}}
+            yield qmp.error("blockdev-reopen", options=[direct])
+            yield qmp.error("blockdev-reopen", options=[
+                {"driver": "qcow2", "node-name": "disk", "file": "f"}])
+            yield qmp.error("blockdev-reopen", options=[
+                {"driver": "qcow2", "node-name": "disk", "file": "t", "read-only": True}])
+            yield qmp.error("block_resize", node_name="disk", size=2 * SIZE)
+            yield qmp.error("block-export-add", type="nbd", id="e", node_name="disk",
+                            iothread="io", fixed_iothread=True)
+
+        # So few that it stands still, but for drains, which lift the limits.
+        qmp.command("qom-set", path="g", property="limits", value={"iops-total": 1})
+        other.send({"execute": "blockdev-snapshot-delete-internal-sync",
+                    "arguments": {"device": "disk", "name": "s"}})
+        for _ in range(1000):  # until it has begun
+            qmp.send({"execute": "block_resize", "arguments": {"node-name": "disk", "size": SIZE}})
+            if "error" in qmp.reply():
+                break
+        for text in refusals():
+            assert "internal snapshot of it is being made or deleted" in text, text
+        qmp.command("qom-set", path="g", property="limits", value={"iops-total": 0})
+        assert other.reply()["return"]["name"] == "s"
+        qmp.command("block_resize", node_name="disk", size=2 * SIZE)
+        other.close()
+        qmp.close()
+    check_image(image)
+    assert names_of(image) == []
+
+
 numbers = itertools.count()  # guests may have written nothing between two snapshots
 
 

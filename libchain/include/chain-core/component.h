@@ -26,15 +26,16 @@ typedef struct ComponentMove {
 
 // From a fiber of any loop, while nobody else changes the graph. 0 (also when it lives there
 // already), or negative with a sentence, and nothing has changed: -EBUSY when somebody cannot be
-// parked, -ENOTSUP when a driver or a port's owner cannot be moved.
+// parked, or a node is at work by itself (node_check_idle()), -ENOTSUP when a driver or a port's owner
+// cannot be moved.
 int component_move(Fiber *self, const ComponentMove *move, GError **error);
 
 // The component of `node`, quiesced: nothing is under way in it. On its loop, for a change of what
 // a driver takes for granted while it is open. Requests are kept out, and drivers have ended what
 // they do by themselves.
 typedef struct ComponentStill ComponentStill;
-// Can it be? With a sentence: -ENOTSUP where a driver cannot stop, -EBUSY where a job is at work.
-// Memory only.
+// Can it be? With a sentence: -ENOTSUP where a driver cannot stop, -EBUSY where a job, or a node by
+// itself, is at work. Memory only.
 int component_check_still(Node *node, GError **error);
 // Once nobody else keeps requests out. The caller has asked, and the graph has not changed since.
 // What was written to `node` is flushed before, as far as it can be.

@@ -157,6 +157,9 @@ struct NodeOps {
     // Visits the nodes that share something of their loop with `node`, and have to move with it.
     // May be NULL.
     void (*for_each_sibling)(Node *node, NodeVisitFn *fn, void *arg);
+    // What it does by itself that takes long, and that another loop, size or mode would wait for: "an
+    // internal snapshot of it is being made or deleted". NULL: nothing. May be NULL.
+    const char *(*own_work)(const Node *node);
     // What comes next is done for that (of the image that lies in it). Must not suspend. NULL: no
     // matter.
     void (*debug_event)(Node *node, DebugEvent event);
@@ -358,6 +361,9 @@ void node_set_filter_mode(Node *filter, bool is_writable);
 int node_check_unchanged(Fiber *self, Node *node, GError **error);
 // The same, but files that can only have been touched are taken as they are.
 int node_accept_change(Fiber *self, Node *node, GError **error);
+// Whoever keeps requests out for such a change asks first: -EBUSY, with a sentence, while the node, or
+// what it filters, is at work by itself (NodeOps.own_work).
+int node_check_idle(const Node *node, GError **error);
 // For drivers whose mode changed otherwise; drained, and not below an overlay.
 void node_mode_changed(Node *node, bool is_writable);
 
