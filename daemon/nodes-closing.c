@@ -26,8 +26,8 @@ static void named_node_free(gpointer p)
 }
 
 typedef struct Closing {
-    GPtrArray *gone;   // NamedNode of one origin, users before what they use
-    GPtrArray *later;  // NodeUse of nodes of other origins, which outlive those that use them
+    GPtrArray *gone;   // NamedNode of one origin and loop, users before what they use
+    GPtrArray *later;  // NodeUse of nodes of others, which outlive those that use them
     Node **nodes;      // of `gone`: the table's references
     NodeRefresh files; // what lay in them was made longer, perhaps
     int result;
@@ -89,9 +89,11 @@ static void leave_child(Closing *c, NodeUse *use)
         node_refresh_add(&c->files, use->used);
 }
 
-// Takes `named`, which nobody uses, out of the table, and with it what only it used of its origin.
+// Takes `named`, which nobody uses, out of the table, and with it what only it used of its origin,
+// on its loop: when it was moved, what lies below it may have stayed.
 static void leave(Nodes *nodes, NamedNode *named, Closing *c)
 {
+    const Loop *loop = named_node_loop(named);
     g_ptr_array_add(c->gone, named);
     for (guint next = 0; next < c->gone->len; next++) {
         named = c->gone->pdata[next];
@@ -101,7 +103,7 @@ static void leave(Nodes *nodes, NamedNode *named, Closing *c)
         for (guint i = 0; i < named->children->len; i++) {
             NodeUse *use = named->children->pdata[i];
             NamedNode *child = use->used;
-            if (child->origin != named->origin)
+            if (child->origin != named->origin || named_node_loop(child) != loop)
                 leave_child(c, use);
             else if (named_node_end_use(use) && !child->is_added)
                 g_ptr_array_add(c->gone, child);

@@ -71,6 +71,21 @@ def test_overwrites_nothing(tmp):
     same_content(tmp / "empty", tmp / "top", "qcow2", "qcow2")
 
 
+def test_target_over_layers(tmp):
+    """A target over layers of its own, which stay on their loop when it comes to the device's, is closed
+    with them"""
+    with World(tmp) as w:
+        make_disk(w, tmp)
+        qemu_img("convert", "-U", "-O", "qcow2", tmp / "base", tmp / "copy")
+        for n in range(6):
+            create(tmp / f"target-{n}", None, tmp / "copy")
+            w.qmp.command("drive-backup", job_id="j", device="top", target=str(tmp / f"target-{n}"),
+                          sync="top", mode="existing", format="qcow2")
+            assert "error" not in end_of(w.qmp)
+            assert len(w.nodes()) == 4, w.nodes()
+    same_content(tmp / "target-5", tmp / "top", "qcow2", "qcow2")
+
+
 def test_to_a_server(tmp):
     """A disk that is written moves to an NBD server that a URI names, and its clients go on there"""
     sock = tmp / "remote.sock"
