@@ -5,6 +5,7 @@
 // at one moment for them.
 #include "bitmaps.h"
 
+#include "daemon/bitmap-difference.h"
 #include "daemon/bitmaps.h"
 #include "daemon/daemon.h"
 #include "daemon/qmp/args.h"
@@ -38,6 +39,11 @@ static const QmpType bitmap_add_args = {
             {"persistent", &qmp_bool, true,
              "whether it is kept in the image; it is not without it"},
             {"disabled", &qmp_bool, true, "whether it notes nothing yet; it does without it"},
+            {"base-node", &qmp_str, true,
+             "an extension, for the command only: a layer below the node. What the node shows "
+             "otherwise than that layer is dirty from the start: what the layers above it own, "
+             "from "
+             "their metadata, as if the bitmap had been there since that layer got its overlay"},
             {0}},
 };
 static const QmpType bitmap_merge_args = {
@@ -239,12 +245,41 @@ static void clean(Fiber *self, void *state)
     {                                                                                              \
         return prepare(self, call, data, kind, ret_state, error);                                  \
     }
-CHANGE(add, BITMAP_ADD)
 CHANGE(remove, BITMAP_REMOVE)
 CHANGE(clear, BITMAP_CLEAR)
 CHANGE(enable, BITMAP_ENABLE)
 CHANGE(disable, BITMAP_DISABLE)
 CHANGE(merge, BITMAP_MERGE)
+
+static int prepare_add(Fiber *self, QmpCall *call, const json_t *data, void **ret_state,
+                       GError **error)
+{
+    if (qmp_args_have(data, "base-node"))
+        return qmp_fail(error, "Parameter 'base-node' would hold up clients while tables are read: "
+                               "give it to the command, before the transaction");
+    return prepare(self, call, data, BITMAP_ADD, ret_state, error);
+}
+
+static int add_difference(Fiber *self, QmpCall *call, const json_t *args, GError **error)
+{
+    Nodes *nodes = call->daemon->nodes;
+    BitmapChange change = {.kind = BITMAP_ADD};
+    FiberMutex *lock = nodes_graph_lock(nodes);
+    fiber_mutex_lock(self, lock);
+    int r = fill_add(nodes, args, &change, error);
+    if (r == 0)
+        r = bitmap_add_difference(self, nodes, change.named, &change.spec,
+                                  qmp_args_str(args, "base-node"), error);
+    fiber_mutex_unlock(self, lock);
+    return r;
+}
+
+static int run_add(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_reply,
+                   GError **error)
+{
+    return qmp_args_have(args, "base-node") ? add_difference(self, call, args, error)
+                                            : change_now(self, call, args, BITMAP_ADD, error);
+}
 
 static int run_hash(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_reply,
                     GError **error)

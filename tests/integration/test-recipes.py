@@ -210,18 +210,24 @@ def test_chain_that_is_too_long(tmp):
     check_disk(tmp / path, tmp, all_guests, layers_content(len(names)))
 
 
+def add_nodes(kitchen, *names):
+    """A chain, lowest first, whose layers have names; the last one is exported."""
+    below = None
+    for name in names:
+        kitchen.sh(f"""qmp blockdev-add '{{"driver": "qcow2", "node-name": "{name}",
+            "read-only": {str(name != names[-1]).lower()}, "backing": {f'"{below}"' if below else "null"},
+            "file": {{"driver": "file", "filename": "{name}.qcow2"}}}}'""")
+        below = name
+    kitchen.sh(f"""qmp block-export-add '{{"type": "nbd", "id": "{below}", "node-name": "{below}",
+                                           "writable": true}}'""")
+
+
 def test_layer_in_the_middle(tmp):
     """A layer in the middle"""
     make_disk(tmp, "base", "monday", "tuesday", "web")
     before = content(tmp / "tuesday.qcow2", tmp / "raw")
     with Kitchen(tmp) as kitchen:
-        for below, name in ((None, "base"), ("base", "monday"), ("monday", "tuesday"), ("tuesday", "web")):
-            kitchen.sh(f"""qmp blockdev-add '{{"driver": "qcow2", "node-name": "{name}",
-                "read-only": {str(name != "web").lower()},
-                "backing": {f'"{below}"' if below else "null"},
-                "file": {{"driver": "file", "filename": "{name}.qcow2"}}}}'""")
-        kitchen.sh("""qmp block-export-add '{"type": "nbd", "id": "web", "node-name": "web", "writable": true}'
-            qmp blockdev-del '{"node-name": "monday"}' && exit 1 || true""")
+        add_nodes(kitchen, "base", "monday", "tuesday", "web")
         with busy(kitchen) as all_guests:
             kitchen.cook("A layer in the middle")
     assert backing_of(tmp / "tuesday.qcow2").group(1) == "base.qcow2"
@@ -245,6 +251,20 @@ def test_backups_of_a_week(tmp):
         qemu_img("convert", "-q", "-f", "qcow2", "-l", f"snapshot.name={day}", "-O", "raw", tmp / "web.qcow2",
                  tmp / "day.raw")
         same_content(tmp / f"{day}.qcow2", tmp / "day.raw")
+
+
+def test_what_has_changed(tmp):
+    """What has changed since a point in time"""
+    make_disk(tmp, "base", "monday", "web")
+    qemu_img("convert", "-q", "-O", "qcow2", tmp / "monday.qcow2", tmp / "monday-copy.qcow2")
+    with Kitchen(tmp) as kitchen:
+        add_nodes(kitchen, "base", "monday", "web")
+        add, copy = kitchen.recipes["What has changed since a point in time"]
+        with busy(kitchen) as all_guests:
+            kitchen.sh(add)
+        kitchen.sh(copy)
+    check_disk(tmp / "now.qcow2", tmp, all_guests, layers_content(3))
+    same_content(tmp / "now.qcow2", tmp / "web.qcow2", "qcow2", "qcow2")
 
 
 if __name__ == "__main__":
