@@ -7,7 +7,7 @@
 #include "chain-core/chain.h"
 #include "jobs/job.h"
 
-static void asked(void *arg)
+void job_copy_asked(void *arg)
 {
     JobCopy *copy = arg;
     copy_engine_set_speed(copy->engine, job_speed(copy->control)); // and wakes it
@@ -40,8 +40,8 @@ void job_copy_begin(JobCopy *copy, Loop *loop, const CopyEngineConfig *config)
 {
     copy->engine = copy_engine_new(loop, config);
     copy->size_bytes = config->size_bytes;
-    job_set_asked(copy->control, asked, copy);
-    asked(copy);
+    job_set_asked(copy->control, job_copy_asked, copy);
+    job_copy_asked(copy);
 }
 
 void job_copy_end(JobCopy *copy)

@@ -32,6 +32,8 @@ typedef struct JobCopy {
 void job_copy_choose_sizes(CopyEngineConfig *config, Node *target);
 // `control`, what to do on errors, `retries_ignored`, `counts_all`, `source` and `target` are set.
 void job_copy_begin(JobCopy *copy, Loop *loop, const CopyEngineConfig *config);
+// JobAskedFn of a job that has begun, for its owner's to call; `arg` is the JobCopy.
+void job_copy_asked(void *arg);
 void job_copy_end(JobCopy *copy); // frees the engine; accepts one that has not begun
 // copy_engine_run(), at the speed that users want.
 int job_copy_run(Fiber *self, JobCopy *copy);

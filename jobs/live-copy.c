@@ -48,19 +48,6 @@ static void close_filter(Fiber *self, LiveCopy *live)
     node_unref_close(self, g_steal_pointer(&live->filter));
 }
 
-void live_copy_begin(Fiber *self, LiveCopy *live, JobControl *control, CopyEngineConfig *config)
-{
-    job_copy_choose_sizes(config, live->spec.target);
-    live->copy.control = control;
-    live->copy.source = live->spec.source;
-    live->copy.target = live->spec.target;
-    job_copy_begin(&live->copy, fiber_loop(self), config);
-    if (!live->spec.is_live)
-        return;
-    unflushed_begin(&live->unflushed, live->spec.target, config->granularity_bits);
-    insert_filter(self, live);
-}
-
 void live_copy_stop(Fiber *self, LiveCopy *live, SwitchFn *fn, void *arg)
 {
     Switch *s = switch_new(REQUESTS_ALL);
@@ -184,6 +171,29 @@ void live_copy_progress(void *arg)
     job_copy_progress(arg);
     if (live->filter)
         choose_mode(live);
+}
+
+// Whatever it is: guests need not wait for the end of a chunk, which a limit may put off for long.
+static void asked(void *arg)
+{
+    LiveCopy *live = arg;
+    job_copy_asked(arg);
+    if (live->filter && !live->is_over)
+        choose_mode(live);
+}
+
+void live_copy_begin(Fiber *self, LiveCopy *live, JobControl *control, CopyEngineConfig *config)
+{
+    job_copy_choose_sizes(config, live->spec.target);
+    live->copy.control = control;
+    live->copy.source = live->spec.source;
+    live->copy.target = live->spec.target;
+    job_copy_begin(&live->copy, fiber_loop(self), config);
+    if (!live->spec.is_live)
+        return;
+    unflushed_begin(&live->unflushed, live->spec.target, config->granularity_bits);
+    insert_filter(self, live);
+    job_set_asked(control, asked, live);
 }
 
 void live_copy_set_ready(LiveCopy *live)

@@ -29,15 +29,16 @@ void layer_name(char path[16], unsigned number)
 
 // --- opening -------------------------------------------------------------------------------------
 
-static int open_overlay(Fiber *self, Chain *chain, unsigned i, GError **error)
+int chain_open_layer(Fiber *self, const Chain *chain, unsigned number, Node **ret_node,
+                     GError **error)
 {
     char path[16];
-    layer_name(path, chain->world->n_layers + i);
+    layer_name(path, number);
     LayerOptions options = {.memory = chain->memory, .format = "qcow2"};
     Layer *layer = NULL;
     int r = layer_open(self, path, &options, &layer, error);
     if (r == 0)
-        r = layer_load(self, layer, &chain->overlays[i], error);
+        r = layer_load(self, layer, ret_node, error);
     layer_drop(self, layer);
     return r;
 }
@@ -54,7 +55,7 @@ int chain_begin(Fiber *self, const World *world, unsigned top, bool has_overlays
     if (r == 0)
         port_init(&chain->port, chain->head, "model");
     for (unsigned i = 0; r == 0 && has_overlays && i < MAX_OVERLAYS; i++)
-        r = open_overlay(self, chain, i, error);
+        r = chain_open_layer(self, chain, world->n_layers + i, &chain->overlays[i], error);
     if (r < 0)
         chain_end(self, chain);
     return r;
@@ -121,10 +122,11 @@ static void create_layer(Fiber *self, const World *world, unsigned number)
     char path[16], below[16];
     layer_name(path, number);
     layer_name(below, number - 1);
-    Qcow2CreateOptions options = {.size_bytes = world->size_bytes,
-                                  .cluster_bytes = CLUSTER,
-                                  .backing_name = below + 1,
-                                  .backing_format = number == 1 ? "raw" : "qcow2"};
+    Qcow2CreateOptions options = {.size_bytes = world->size_bytes, .cluster_bytes = CLUSTER};
+    if (number != TARGET_LAYER) {
+        options.backing_name = below + 1;
+        options.backing_format = number == 1 ? "raw" : "qcow2";
+    }
     g_assert(qcow2_create(self, path, &options, NULL) == 0);
 }
 
@@ -162,6 +164,7 @@ static void make_layers(Fiber *self, void *arg)
     const World *world = arg;
     for (unsigned i = 1; i < world->n_layers + MAX_OVERLAYS; i++)
         create_layer(self, world, i);
+    create_layer(self, world, TARGET_LAYER);
     for (unsigned i = 1; i < world->n_layers; i++)
         fill_layer(self, world, i);
 }

@@ -7,6 +7,7 @@
 //                 bitmap "p"; or the middle one of three
 //     /layer-2    of three: the head
 //     …           three more, empty, each over the one before: the next heads
+//     /layer-6    empty, over nothing: the target of a mirror or a backup
 //
 // Operations go to the head. Test code only.
 #pragma once
@@ -24,6 +25,7 @@ enum {
     MAX_DISK_BYTES = 2 * TABLE_BYTES + 4 * CLUSTER,
     MAX_OVERLAYS = 3,
     MAX_LAYERS = 3 + MAX_OVERLAYS,
+    TARGET_LAYER = MAX_LAYERS,
 };
 
 // How the chain begins, for every run again. One for each kind of chain.
@@ -52,6 +54,10 @@ typedef struct Chain {
 int chain_begin(Fiber *self, const World *world, unsigned top, bool has_overlays, Chain *ret_chain,
                 GError **error);
 void chain_end(Fiber *self, Chain *chain);
+
+// A layer by itself, writable, without what its header names.
+int chain_open_layer(Fiber *self, const Chain *chain, unsigned number, Node **ret_node,
+                     GError **error);
 
 void layer_name(char path[16], unsigned number);
 // Layer `number` of an open chain, which has it; borrowed.

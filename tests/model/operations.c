@@ -29,6 +29,12 @@ const Place places[] = {
     {"a cluster that is streamed", 3, 5 * CLUSTER, CLUSTER, 5 * CLUSTER + CELL, CELL,
      JOB_TYPE_STREAM},
     {"a border that is streamed", 3, BORDER(5 * CLUSTER), JOB_TYPE_STREAM},
+    {"a cluster that is mirrored", 3, 4 * CLUSTER, CLUSTER, 4 * CLUSTER + CELL, CELL,
+     JOB_TYPE_MIRROR},
+    {"a border that is mirrored", 3, BORDER(5 * CLUSTER), JOB_TYPE_MIRROR},
+    {"a cluster that is backed up", 3, 4 * CLUSTER, CLUSTER, 4 * CLUSTER + CELL, CELL,
+     JOB_TYPE_BACKUP},
+    {"a border that is backed up", 3, BORDER(5 * CLUSTER), JOB_TYPE_BACKUP},
 };
 const unsigned n_places = G_N_ELEMENTS(places);
 
@@ -372,7 +378,11 @@ const Operation operations[] = {
      .kind = REQUEST_WRITE,
      .is_part = true,
      .is_beside_job = true},
-    {.name = "write-fua", .run = run_write, .kind = REQUEST_WRITE, .flags = NODE_IO_FUA},
+    {.name = "write-fua",
+     .run = run_write,
+     .kind = REQUEST_WRITE,
+     .flags = NODE_IO_FUA,
+     .is_beside_job = true},
     {.name = "zero", .run = run_zero, .kind = REQUEST_ZERO},
     {.name = "zero-part",
      .run = run_zero,
@@ -398,7 +408,35 @@ const Operation operations[] = {
      .run = run_commit,
      .job = JOB_TYPE_COMMIT,
      .copy_mode = COPY_MODE_WRITE_BLOCKING},
+    {.name = "commit-ready",
+     .run = run_commit,
+     .job = JOB_TYPE_COMMIT,
+     .copy_mode = COPY_MODE_BACKGROUND,
+     .end = JOB_END_COMPLETE},
+    {.name = "commit-switched",
+     .run = run_commit,
+     .job = JOB_TYPE_COMMIT,
+     .copy_mode = COPY_MODE_BACKGROUND,
+     .end = JOB_END_COMPLETE,
+     .switches_mode = true},
+    {.name = "keep-top", .run = run_commit, .job = JOB_TYPE_COMMIT, .keeps_top = true},
     {.name = "stream", .run = run_stream, .job = JOB_TYPE_STREAM},
+    {.name = "mirror",
+     .run = run_mirror,
+     .job = JOB_TYPE_MIRROR,
+     .copy_mode = COPY_MODE_BACKGROUND,
+     .end = JOB_END_COMPLETE},
+    {.name = "mirror-blocking",
+     .run = run_mirror,
+     .job = JOB_TYPE_MIRROR,
+     .copy_mode = COPY_MODE_WRITE_BLOCKING,
+     .end = JOB_END_COMPLETE},
+    {.name = "mirror-left",
+     .run = run_mirror,
+     .job = JOB_TYPE_MIRROR,
+     .copy_mode = COPY_MODE_BACKGROUND,
+     .end = JOB_END_CANCEL},
+    {.name = "backup", .run = run_backup, .job = JOB_TYPE_BACKUP},
 };
 const unsigned n_operations = G_N_ELEMENTS(operations);
 
@@ -441,6 +479,7 @@ void work_init(Work *work, const World *world, const Place *place)
 void work_done(Work *work)
 {
     shadow_model_free(work->model);
+    shadow_model_free(work->found);
 }
 
 int work_begin(Fiber *self, Work *work, GError **error)
@@ -479,152 +518,22 @@ void work_end(Fiber *self, Work *work)
     chain_end(self, &work->chain);
 }
 
-// From a commit's switch on guests are at its base, before whoever waits for the commit hears of
-// it.
-static unsigned number_of_head(const Work *work)
+unsigned work_top(const Work *work)
 {
-    bool is_at_base = work->base && work->chain.port.node == work->base;
-    return work->chain.top - is_at_base;
+    bool is_switched = work->next_head && work->chain.port.node == work->next_head;
+    return is_switched ? work->next_top : work->chain.top;
 }
 
 uint64_t work_hash(const Work *work)
 {
     bool keeps_layer = work->layers[work->chain.top - 1] != NULL;
-    uint64_t hash = work->chain.n_taken | number_of_head(work) << 24 | keeps_layer << 28 |
-                    work->is_stored_leaving << 4 | (uint64_t)work->old.state << 8 |
-                    (uint64_t)work->n_snapshots << 16;
+    uint64_t hash = work->chain.n_taken | work_top(work) << 24 | keeps_layer << 28 |
+                    work->is_stored_leaving << 4 | (work->copy != NULL) << 5 |
+                    (uint64_t)work->old.state << 8 | (uint64_t)work->n_snapshots << 16;
     for (unsigned i = 0; i < work->n_snapshots; i++)
         hash = hash * 64 + work->snapshots[i].state * 16 + work->snapshots[i].layer * 2 +
                (work->snapshots[i].model != NULL);
     for (unsigned i = 0; i < work->n_changes; i++)
         hash = hash * 2 + (work->changes[i].ended > work->stored_cleared);
     return hash;
-}
-
-// --- a look --------------------------------------------------------------------------------------
-
-// All of a node against a model. `read_begun` 0: what may be there after a crash.
-static void compare(Fiber *self, Work *work, Node *node, const ShadowModel *model,
-                    uint64_t read_begun, uint32_t *ret_versions, const char *what)
-{
-    char problem[256];
-    g_autofree uint8_t *data = g_malloc(MAX_DISK_BYTES);
-    if (!shadow_model_may_have_size(model, node->size_bytes)) {
-        work_fail(work, "%s has %" PRIu64 " bytes", what, node->size_bytes);
-        return;
-    }
-    int r = node_read(self, node, guest_off(0), data, node->size_bytes);
-    if (r < 0)
-        work_fail(work, "%s cannot be read: %s", what, g_strerror(-r));
-    else if (!shadow_model_check(model, 0, data, node->size_bytes, read_begun, ret_versions,
-                                 problem))
-        work_fail(work, "%s: %s", what, problem);
-}
-
-// An internal snapshot shows its moment, all of it: it is there once that is durable.
-static void look_at_snapshot(Fiber *self, Work *work, const Chain *chain, const Kept *kept)
-{
-    Node *view;
-    g_autoptr(GError) error = NULL;
-    if (kept->layer > chain->top)
-        return; // its layer is none yet
-    int r =
-        qcow2_snapshot_view_new(self, chain_layer(chain, kept->layer), kept->name, &view, &error);
-    if (r == -ENOENT) {
-        if (kept->state == KEPT_MADE)
-            work_fail(work, "snapshot '%s' is not there", kept->name);
-        return;
-    }
-    if (kept->state == KEPT_GONE)
-        work_fail(work, "snapshot '%s' is there", kept->name);
-    if (r < 0)
-        work_fail(work, "snapshot '%s': %s", kept->name, error->message);
-    else if (kept->model)
-        compare(self, work, view, kept->model, MAX(shadow_model_kept_at(kept->model), 1), NULL,
-                kept->name);
-    if (r == 0)
-        node_unref_close(self, view);
-}
-
-static void look_at_snapshots(Fiber *self, Work *work, const Chain *chain)
-{
-    if (work->place->job)
-        return; // there are none, and a stream leaves layers out
-    look_at_snapshot(self, work, chain, &work->old);
-    for (unsigned i = 0; i < work->n_snapshots; i++)
-        look_at_snapshot(self, work, chain, &work->snapshots[i]);
-}
-
-// The one that is version `version` at `off`; NULL: it was there at the beginning, or came
-// otherwise.
-static const Change *find_change(const Work *work, uint32_t version, uint64_t off)
-{
-    for (unsigned i = work->n_changes; i-- > 0;) {
-        const Change *c = &work->changes[i];
-        if (c->version <= version && off - c->off < c->len)
-            return version <= c->version + 1 ? c : NULL;
-    }
-    return NULL;
-}
-
-// One that is to be believed has each change that came after it was cleared.
-static void look_at_bitmap(Work *work, const Chain *chain, const uint32_t *versions, bool is_closed)
-{
-    const World *world = chain->world;
-    Node *first_head = chain_layer(chain, world->n_layers - 1);
-    const DirtyBitmap *bitmap = dirty_bitmap_find(first_head, "p");
-    const Bitmap *bits = bitmap ? dirty_bitmap_bits(bitmap) : NULL;
-    if (world->n_layers == 2 && !bits && is_closed && !work->is_stored_leaving)
-        work_fail(work, "the stored bitmap is %s", bitmap ? "inconsistent" : "not there");
-    for (uint64_t cell = 0; bits && cell < first_head->size_bytes / CELL; cell++) {
-        uint32_t version = versions[cell];
-        const Change *change = find_change(work, version, cell * CELL);
-        if (change && (!change->ended || change->ended > work->stored_cleared) &&
-            !bitmap_is_dirty(bits, cell * CELL))
-            work_fail(work, "the stored bitmap calls version %u at %" PRIu64 " clean", version,
-                      cell * CELL);
-    }
-}
-
-static void look_at_layers(Fiber *self, Work *work, const Chain *chain, bool is_closed)
-{
-    unsigned first_head = chain->world->n_layers - 1;
-    uint32_t versions[MAX_DISK_BYTES / CELL];
-    for (unsigned i = MIN(first_head, chain->top); i <= chain->top && !work->problem[0]; i++) {
-        char name[16];
-        layer_name(name, i);
-        bool is_head = i == chain->top;
-        if (!is_head && !work->layers[i])
-            continue; // a job's
-        compare(self, work, is_head ? chain->head : chain_layer(chain, i),
-                is_head ? work->model : work->layers[i], 0, versions, name);
-        if (i == first_head && !work->problem[0])
-            look_at_bitmap(work, chain, versions, is_closed);
-    }
-}
-
-static void check_layers(Fiber *self, Work *work, unsigned n)
-{
-    for (unsigned i = 1; i < n; i++) {
-        g_autofree char *problem = layer_check(self, i);
-        if (problem)
-            work_fail(work, "%s", problem);
-    }
-}
-
-void work_look(Fiber *self, Work *work, bool is_closed)
-{
-    const World *world = work->world;
-    Chain chain;
-    g_autoptr(GError) error = NULL;
-    unsigned n_layers = world->n_layers + work->chain.n_taken;
-    check_layers(self, work, n_layers);
-    if (chain_begin(self, world, number_of_head(work), false, &chain, &error) < 0) {
-        work_fail(work, "%s", error->message);
-        return;
-    }
-    look_at_layers(self, work, &chain, is_closed);
-    look_at_snapshots(self, work, &chain);
-    chain_end(self, &chain);
-    check_layers(self, work, n_layers);
 }

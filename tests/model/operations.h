@@ -7,7 +7,13 @@
 #include "jobs/copy-mode.h"
 #include "jobs/job-control.h"
 
-typedef enum JobType { JOB_TYPE_NONE, JOB_TYPE_COMMIT, JOB_TYPE_STREAM } JobType;
+typedef enum JobType {
+    JOB_TYPE_NONE,
+    JOB_TYPE_COMMIT,
+    JOB_TYPE_STREAM,
+    JOB_TYPE_MIRROR,
+    JOB_TYPE_BACKUP,
+} JobType;
 
 // Where operations meet: whole clusters, and a part of them.
 typedef struct Place {
@@ -50,16 +56,24 @@ typedef struct Work {
     Kept old;  // the internal snapshot of the beginning
     Kept snapshots[MAX_SNAPSHOTS]; // internal ones
     unsigned n_snapshots;
-    const ShadowModel *layers[MAX_LAYERS]; // what layers that are no head any more show; or NULL
-    DirtyBitmap *transient, *stored;       // of the first head; `stored`: NULL when removed
-    bool is_stored_leaving;                // its removal was asked for
+    const ShadowModel
+        *layers[MAX_LAYERS + 1];     // what layers that are no head any more show; or NULL
+    DirtyBitmap *transient, *stored; // of the first head; `stored`: NULL when removed
+    bool is_stored_leaving;          // its removal was asked for
     uint64_t transient_cleared, stored_cleared; // moments, 0: never
     Change changes[MAX_CHANGES];
     unsigned n_changes;
     JobControl *job;   // that holds the chain, as its daemon would have it; NULL: none
+    bool is_job_ready; // its user has heard of it
     bool is_job_over;  // nobody cancels it any more
-    Node *base;        // that a commit takes guests to; NULL: none is under way
-    char problem[320]; // the first thing found wrong; empty: none
+    FiberQueue job_news;
+    FiberWaitGroup job_users;
+    uint64_t asked_at;       // moment at which its user asked it to end
+    Node *next_head;         // that a commit or a mirror takes guests to; NULL: none does
+    unsigned next_top;       // its layer
+    const ShadowModel *copy; // what the target shows for good; NULL: nothing yet
+    ShadowModel *found;      // that, where it was found there; owned
+    char problem[320];       // the first thing found wrong; empty: none
 } Work;
 
 typedef struct Operation Operation;
@@ -73,6 +87,9 @@ struct Operation {
     // Jobs, and what is combined with them:
     JobType job;
     CopyMode copy_mode;
+    JobEnd end;         // what its user asks for when it is ready; NOT_YET: it completes itself
+    bool keeps_top;     // of a commit
+    bool switches_mode; // its user wants it to be write-blocking at some time
     bool is_beside_job;
 };
 extern const Operation operations[];
@@ -84,6 +101,8 @@ bool operations_meet(const Place *place, const Operation *a, const Operation *b,
 
 void run_commit(Fiber *self, Work *work, const Operation *operation);
 void run_stream(Fiber *self, Work *work, const Operation *operation);
+void run_mirror(Fiber *self, Work *work, const Operation *operation);
+void run_backup(Fiber *self, Work *work, const Operation *operation);
 void run_cancel(Fiber *self, Work *work, const Operation *operation);
 
 bool is_on_first_head(const Work *work);
@@ -101,5 +120,9 @@ uint64_t work_hash(const Work *work);
 // In another simulation, of the files that `work` left, in the middle or at its end: are they what
 // they may be? `is_closed`: it ended, and nothing was made to fail. Notes what is wrong in `work`.
 void work_look(Fiber *self, Work *work, bool is_closed);
+
+// The layer that guests are on: from a job's switch on, before whoever waits for the job hears of
+// it.
+unsigned work_top(const Work *work);
 
 void work_fail(Work *work, const char *format, ...) G_GNUC_PRINTF(2, 3);
