@@ -277,10 +277,23 @@ static uint64_t size_now(const NamedNode *named, const NodeInfos *infos)
     return file && file->size_bytes > from ? MAX(size, file->size_bytes - from) : size;
 }
 
+// Facts are older than what a client has met since.
+static void add_corruption(json_t *info, const Node *node)
+{
+    if (!node->is_corrupt || !atomic_load(node->is_corrupt))
+        return;
+    json_t *specific = json_deep_copy(json_object_get(info, "format-specific"));
+    json_t *data = json_object_get(specific, "data");
+    if (json_object_get(data, "corrupt")) // version 2 does not say it
+        json_object_set_new(data, "corrupt", json_true());
+    json_object_set_new(info, "format-specific", specific);
+}
+
 static json_t *image_info_of(const NamedNode *named, const NodeInfos *infos)
 {
     json_t *info =
         named->facts.info ? json_copy(named->facts.info) : json_pack("{s:b}", "dirty-flag", 0);
+    add_corruption(info, named->node);
     g_autofree char *name = file_name(named);
     const char *path = named_node_file_name(named);
     const FileFacts *file = g_hash_table_lookup(infos->files, path);

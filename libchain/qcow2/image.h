@@ -22,6 +22,7 @@
 #pragma once
 
 #include <glib.h>
+#include <stdatomic.h>
 
 #include "chain-core/fiber-sync.h"
 #include "chain-core/mutant.h"
@@ -66,7 +67,7 @@ struct Qcow2Image {
     bool claim_failed; // and the owner was told
     enum { PREALLOCATION_UNKNOWN, PREALLOCATION_NO, PREALLOCATION_YES } preallocation;
     bool is_shared; // another program may write it: what lies past the end may be new, not wrong
-    bool corrupt;   // marked during this run: everything but reads answers -EIO
+    atomic_bool corrupt; // marked during this run: everything but reads answers -EIO
     const NodeEvents *events;
 
     EntryTable refcount_table; // writable images only

@@ -199,6 +199,7 @@ int qcow2_view_new(Fiber *self, Qcow2Image *image, const char *wanted, Node **re
         snapshot->n_views++; // it stays while we wait
     view->node.read_only = !head_for_writing;
     view->node.preferred_bytes = image->geometry.cluster_bytes;
+    view->node.is_corrupt = &image->corrupt;
     // Without one where another program writes: what two nodes know of it may differ.
     if (!image->is_shared)
         file_identity(image->file, view->node.identity.file);

@@ -255,6 +255,10 @@ def test_corrupt(tmp):
         assert "rror" in done.stdout + done.stderr, done
         data = w.qmp.event("BLOCK_IMAGE_CORRUPTED")
         assert data["node-name"] == "disk" and data["fatal"] is True, data
+        # Whoever has heard of it, and asks, is told the same.
+        for n in w.qmp.command("query-named-block-nodes"):
+            if n["node-name"] == "disk":
+                assert n["image"]["format-specific"]["data"]["corrupt"] is True, n
 
 
 def test_io_error(tmp):

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <glib.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 
 #include "chain-core/debug-event.h"
@@ -240,6 +241,7 @@ struct Node {
     GPtrArray *bitmaps;       // its dirty bitmaps (chain-core/dirty-bitmap.h), or NULL
     int (*resize_bitmaps)(Node *node, uint64_t size_bytes); // with them; -ENOMEM: none follows
     NodeIdentity identity;
+    const atomic_bool *is_corrupt;    // was its image found to be? Any thread; NULL: it never is
     GPtrArray *parents;               // nodes whose child this is, once for each edge
     GPtrArray *ports;                 // ports whose target this is
     GPtrArray *holds;                 // of node-hold.h, or NULL
