@@ -19,6 +19,7 @@
 enum {
     FINDS_AT_ONCE = 16, // then others get their turn
     MAX_METADATA_PIECES = 64,
+    METADATA_PIECE_BYTES = 32 << 20, // by which a guest waits for zeros at most
 };
 
 struct CopyEngine {
@@ -145,37 +146,57 @@ static void find_ahead(Fiber *self, CopyEngine *e)
 
 // -- chunks ---------------------------------------------------------------------------------------
 
-// What `find` says holds as long as the chunk is not stale. 1: there is data where metadata was
-// thought to be. It is left to a chunk that counts for the window and the rate.
-static int find_piece(Fiber *self, CopyEngine *e, CopyChunk *chunk, CopyExtent *ret_extent)
+static int find_extent(Fiber *self, CopyEngine *e, CopyChunk *chunk)
 {
     uint64_t granularity = work_set_granularity(e->work);
+    CopyExtent *found = &chunk->found;
     chunk->is_stale = false;
     chunk->failed_reading = true;
-    chunk->copied_bytes = chunk->shared_bytes = 0;
-    chunk->beside_copied = chunk->beside_shared = 0;
     chunk->len = MIN(granularity - chunk->off % granularity, chunk->end - chunk->off);
-    int r = ask(self, e, e->config.ops->find, (BitmapRun){chunk->off, chunk->end - chunk->off},
-                ret_extent);
+    int r =
+        ask(self, e, e->config.ops->find, (BitmapRun){chunk->off, chunk->end - chunk->off}, found);
     if (r < 0)
         return r;
     chunk->failed_reading = false;
-    if (!ret_extent->is_work || ret_extent->kind == chunk->kind || chunk->kind == WORK_DATA)
-        return 0;
-    work_set_add(e->work, WORK_DATA, chunk->off, ret_extent->len);
-    return 1;
+    chunk->found_end = chunk->off + found->len;
+    // Data where metadata was thought to be is left to a chunk that counts for window and rate.
+    if (found->is_work && found->kind == WORK_DATA && chunk->kind == WORK_METADATA) {
+        work_set_add(e->work, WORK_DATA, chunk->off, found->len);
+        found->is_work = false;
+    }
+    return 0;
+}
+
+static uint64_t piece_bytes(const CopyEngine *e, const CopyChunk *chunk)
+{
+    uint64_t most = MAX(METADATA_PIECE_BYTES, work_set_granularity(e->work));
+    uint64_t left = chunk->found_end - chunk->off;
+    bool is_metadata = chunk->found.is_work && chunk->found.kind == WORK_METADATA;
+    return is_metadata ? MIN(left, most - chunk->off % most) : left;
+}
+
+// What `find` says holds as long as the chunk is not stale.
+static int next_piece(Fiber *self, CopyEngine *e, CopyChunk *chunk)
+{
+    chunk->copied_bytes = chunk->shared_bytes = 0;
+    chunk->beside_copied = chunk->beside_shared = 0;
+    if (chunk->is_stale || chunk->off >= chunk->found_end) {
+        int r = find_extent(self, e, chunk);
+        if (r < 0)
+            return r;
+    }
+    chunk->len = piece_bytes(e, chunk);
+    return 0;
 }
 
 static int copy_piece(Fiber *self, CopyEngine *e, CopyChunk *chunk)
 {
     WorkKind taken_as = chunk->kind;
-    CopyExtent extent;
-    int r = find_piece(self, e, chunk, &extent);
+    int r = next_piece(self, e, chunk);
     if (r < 0)
         return r;
-    chunk->len = extent.len;
-    if (r == 0 && extent.is_work) {
-        chunk->kind = extent.kind;
+    if (chunk->found.is_work) {
+        chunk->kind = chunk->found.kind;
         r = e->config.ops->copy(self, e->config.arg, chunk);
         chunk->kind = taken_as;
         chunk->moved_bytes += chunk->copied_bytes + chunk->beside_copied;
@@ -185,9 +206,9 @@ static int copy_piece(Fiber *self, CopyEngine *e, CopyChunk *chunk)
             return r;
         e->stats.copied += chunk->copied_bytes;
         e->stats.shared += chunk->shared_bytes;
-        e->stats.done += extent.kind == WORK_DATA ? extent.len : 0;
+        e->stats.done += chunk->found.kind == WORK_DATA ? chunk->len : 0;
     }
-    chunk->off += extent.len;
+    chunk->off += chunk->len;
     return 0;
 }
 

@@ -5,7 +5,8 @@
 // The work set is filled from metadata (`find`) while it is worked off, so a job on a large disk
 // begins at once. A chunk of data is short and counts: for the window, which is in bytes and gets
 // smaller while guests' latency rises (copy-window.h), for the limit on the rate, for progress.
-// What is metadata only is done in any length. What fails stays work, and `failed` says how it goes
+// What is metadata only is found in any length, and done in pieces of tens of MiB, since guests who
+// come to that range wait for one of them. What fails stays work, and `failed` says how it goes
 // on.
 //
 // What guests do meanwhile, where they write what a job copies:
@@ -47,7 +48,9 @@ struct CopyChunk {
     bool failed_reading;                   // what failed was no write
     // The engine's:
     CopyEngine *engine;
-    uint64_t end;         // of all that was taken from the set; what comes after this piece is next
+    uint64_t end;     // of all that was taken from the set; what comes after this piece is next
+    CopyExtent found; // that this piece is in
+    uint64_t found_end;
     uint64_t taken_bytes; // in flight
     uint64_t moved_bytes; // so far
     bool is_stale;        // a guest has written to it since the piece was begun
