@@ -227,6 +227,7 @@ Backup *backup_begin(Fiber *self, const BackupSpec *spec, GError **error)
         .port = &b->port,
         .lock = &b->lock,
         .uses_buffers = spec->uses_buffers,
+        .compresses = spec->compresses,
         .skips_zeros =
             spec->sync == BACKUP_SYNC_FULL && !copy_range_has_hidden_backing(spec->target),
     };

@@ -74,7 +74,7 @@ static int move_within_host(Fiber *self, const CopyNodes *nodes, Piece *piece)
     const File *file = node_file(nodes->target);
     uint64_t turn = file && file_is_in_memory(file) ? TURN_BYTES : UINT64_MAX;
     RangeHold hold;
-    if (!file || nodes->uses_buffers)
+    if (!file || nodes->uses_buffers || nodes->compresses)
         return 0;
     if (!begin_put(self, nodes, piece->chunk, &hold))
         return COPY_AGAIN;
@@ -105,31 +105,17 @@ static int read_data(Fiber *self, Node *source, GuestOff off, uint8_t *buf, uint
     return r < 0 ? r : waited;
 }
 
-// The rest of the piece.
-static int move_through_buffer(Fiber *self, const CopyNodes *nodes, const Piece *piece)
+static int put_plain(Fiber *self, const CopyNodes *nodes, CopyChunk *chunk, GuestOff off,
+                     const uint8_t *buf, uint64_t len)
 {
-    uint64_t len = piece->len - piece->done;
-    GuestOff off = guest_off(piece->off + piece->done);
-    CopyChunk *chunk = piece->chunk;
-    Loop *loop = fiber_loop(self);
     RangeHold hold;
-    uint8_t *buf = io_buffer_take(loop, len);
-    if (!buf)
-        return -ENOMEM;
-    int r = read_data(self, nodes->source, off, buf, len);
-    chunk->failed_reading = r < 0;
-    if (r == 0 && !begin_put(self, nodes, chunk, &hold)) {
-        r = COPY_AGAIN;
-    } else if (r == 0) {
-        r = node_write(self, nodes->target, off, buf, len, 0);
-        end_put(nodes, &hold);
-    }
-    io_buffer_put(loop, buf, len);
+    if (!begin_put(self, nodes, chunk, &hold))
+        return COPY_AGAIN;
+    int r = node_write(self, nodes->target, off, buf, len, 0);
+    end_put(nodes, &hold);
     chunk->copied_bytes += r == 0 ? len : 0;
     return r;
 }
-
-// -- compressed clusters --------------------------------------------------------------------------
 
 static int put_compressed(Fiber *self, const CopyNodes *nodes, CopyChunk *chunk,
                           const CompressedClusters *c)
@@ -140,6 +126,41 @@ static int put_compressed(Fiber *self, const CopyNodes *nodes, CopyChunk *chunk,
     int r = node_write_compressed(self, nodes->target, c);
     end_put(nodes, &hold);
     chunk->copied_bytes += r == 0 ? c->n_bytes : 0;
+    return r;
+}
+
+// Compressed first, which nobody waits for, where that makes it smaller.
+static int compress_and_put(Fiber *self, const CopyNodes *nodes, CopyChunk *chunk, GuestOff off,
+                            const uint8_t *buf, uint64_t len)
+{
+    int r = 0;
+    for (uint64_t n; r == 0 && len; off.v += n, buf += n, len -= n) {
+        CompressedClusters c;
+        r = node_compress(self, nodes->target, off, buf, len, &c, &n);
+        if (r == 0)
+            r = c.n ? put_compressed(self, nodes, chunk, &c)
+                    : put_plain(self, nodes, chunk, off, buf, n);
+        compressed_clusters_done(&c, fiber_loop(self));
+    }
+    return r;
+}
+
+// The rest of the piece.
+static int move_through_buffer(Fiber *self, const CopyNodes *nodes, const Piece *piece)
+{
+    uint64_t len = piece->len - piece->done;
+    GuestOff off = guest_off(piece->off + piece->done);
+    CopyChunk *chunk = piece->chunk;
+    Loop *loop = fiber_loop(self);
+    uint8_t *buf = io_buffer_take(loop, len);
+    if (!buf)
+        return -ENOMEM;
+    int r = read_data(self, nodes->source, off, buf, len);
+    chunk->failed_reading = r < 0;
+    if (r == 0)
+        r = nodes->compresses ? compress_and_put(self, nodes, chunk, off, buf, len)
+                              : put_plain(self, nodes, chunk, off, buf, len);
+    io_buffer_put(loop, buf, len);
     return r;
 }
 

@@ -8,6 +8,7 @@
 #include <errno.h>
 
 #include "block-jobs.h"
+#include "chain-core/node-compressed.h"
 #include "chain-core/remote-call.h"
 #include "daemon/bitmaps.h"
 #include "daemon/daemon.h"
@@ -61,7 +62,10 @@ const QmpType qmp_blockdev_backup_args = {
             {"bitmap-mode", &qmp_bitmap_sync_mode, true,
              "what becomes of the bitmap; required with it, but for sync `incremental`, which is "
              "`on-success`"},
-            {"compress", &qmp_bool, true, "false, unless given; else refused"},
+            {"compress", &qmp_bool, true,
+             "whether clusters are compressed, as far as that makes them smaller; the target has "
+             "to "
+             "be a qcow2 image without a data file. false, unless given"},
             {"speed", &qmp_int, true,
              "at most, in bytes a second; 0, which is the default: no limit"},
             {"on-source-error", &qmp_on_error, true, "report, unless given"},
@@ -293,10 +297,10 @@ static int check_nodes(const json_t *args, const BackupJob *job, GError **error)
 {
     if (named_node_image(job->source) == named_node_image(job->target))
         return qmp_fail(error, "Source and target cannot be the same");
-    if (qmp_args_bool(args, "compress", false))
+    if (job->spec.compresses && !node_can_compress(job->target->node))
         return qmp_fail(error,
-                        "Compression is not supported for this drive %s: compressed clusters are "
-                        "read, not written; leave out compress",
+                        "Compression is not supported for this drive %s: only qcow2 images "
+                        "without a data file have compressed clusters",
                         job->target->name);
     if (job->target->facts.read_only)
         return qmp_fail(error, "Block node is read-only");
@@ -387,6 +391,7 @@ static BackupSpec spec_of(const json_t *args)
         .max_chunk_bytes = chunk,
         .max_chunks = workers,
         .granularity_bits = least ? (uint32_t)__builtin_ctzll(least) : 0,
+        .compresses = qmp_args_bool(args, "compress", false),
         .uses_buffers = !qmp_args_bool(given, "use-copy-range", true),
         .on_source_error = qmp_args_on_error(args, "on-source-error"),
         .on_target_error = qmp_args_on_error(args, "on-target-error"),

@@ -5,6 +5,7 @@
 #include "chain-core/node-compressed.h"
 
 #include <errno.h>
+#include <string.h>
 
 #include "chain-core/io-buffers.h"
 
@@ -32,14 +33,28 @@ static NodeCompression own_compression(Node *node)
     return node->ops->compressed ? node->ops->compressed->compression(node) : (NodeCompression){0};
 }
 
-NodeCompression node_compression(Node *node)
+// Who gets what is written to `node`, where nobody between must see it.
+static Node *find_writer(Node *node, bool *ret_detects_zeroes)
 {
-    bool detects_zeroes = node->zero_detection;
+    *ret_detects_zeroes = node->zero_detection;
     while (node->ops->is_filter && !node->ops->write && node->backing) {
         node = node->backing;
-        detects_zeroes |= node->zero_detection;
+        *ret_detects_zeroes |= node->zero_detection;
     }
+    return node;
+}
+
+NodeCompression node_compression(Node *node)
+{
+    bool detects_zeroes;
+    node = find_writer(node, &detects_zeroes);
     return node->read_only || detects_zeroes ? (NodeCompression){0} : own_compression(node);
+}
+
+bool node_can_compress(Node *node)
+{
+    bool detects_zeroes;
+    return own_compression(find_writer(node, &detects_zeroes)).cluster_bytes;
 }
 
 // Who may have compressed clusters at `off`, and how far; NULL: nobody. A filter that is to see
@@ -119,5 +134,53 @@ int node_read_compressed(Fiber *self, Node *node, GuestOff off, uint64_t len, Co
     if (r == 0 && !c->n)
         r = find_next(self, node, (off.v / cluster + 1) * cluster, off.v + len, c->how, &next);
     *ret_len = c->n ? compressed_clusters_len(c) : next - off.v;
+    return r;
+}
+
+static bool is_zero(const uint8_t *buf, size_t len)
+{
+    return buf[0] == 0 && memcmp(buf, buf + 1, len - 1) == 0;
+}
+
+// Of whole clusters, those before one of zeros.
+static uint32_t count_until_zeros(const uint8_t *buf, uint32_t n, uint64_t cluster)
+{
+    uint32_t i = 0;
+    while (i < n && !is_zero(buf + i * cluster, cluster))
+        i++;
+    return i;
+}
+
+// A last cluster that the disk ends in, with zeros behind its end.
+static int compress_last(Fiber *self, Node *node, const uint8_t *buf, size_t len,
+                         CompressedClusters *c)
+{
+    g_autofree uint8_t *whole = g_try_malloc0(c->how.cluster_bytes);
+    if (!whole)
+        return -ENOMEM;
+    memcpy(whole, buf, len);
+    return node->ops->compressed->compress(self, node, whole, 1, c);
+}
+
+int node_compress(Fiber *self, Node *node, GuestOff off, const void *buf, size_t len,
+                  CompressedClusters *c, uint64_t *ret_len)
+{
+    bool detects_zeroes, is_last = off.v + len == node->size_bytes;
+    node = find_writer(node, &detects_zeroes);
+    *c = (CompressedClusters){.how = own_compression(node), .off = off};
+    uint64_t cluster = c->how.cluster_bytes, in_cluster = off.v % cluster;
+    *ret_len = MIN(cluster - in_cluster, len);
+    if (in_cluster || (detects_zeroes && is_zero(buf, *ret_len)))
+        return 0;
+    uint32_t n = MIN(len / cluster, COMPRESSED_CLUSTERS_MAX);
+    int r = 0;
+    if (detects_zeroes)
+        n = count_until_zeros(buf, n, cluster);
+    if (n)
+        r = node->ops->compressed->compress(self, node, buf, n, c);
+    else if (is_last)
+        r = compress_last(self, node, buf, len, c);
+    if (c->n)
+        *ret_len = MIN(compressed_clusters_len(c), len);
     return r;
 }

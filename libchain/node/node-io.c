@@ -125,8 +125,8 @@ int node_write_extent(Fiber *self, Node *node, GuestOff off, const NodeExtent *f
 
 int node_write_compressed(Fiber *self, Node *node, const CompressedClusters *c)
 {
-    uint64_t len = compressed_clusters_len(c);
-    assert_inside(node, c->off, len);
+    assert_inside(node, c->off, 1);
+    uint64_t len = MIN(compressed_clusters_len(c), node->size_bytes - c->off.v);
     if (!can_change(node))
         return -EROFS;
     int r = node->ops->compressed ? node->ops->compressed->write(self, node, c)

@@ -17,6 +17,7 @@
 #include <errno.h>
 
 #include "chain-core/mutant.h"
+#include "format/qcow2-compression.h"
 #include "qcow2/open.h"
 #include "qcow2/packed.h"
 #include "qcow2/view.h"
@@ -274,9 +275,41 @@ static int view_fill_compressed(Fiber *self, Node *node, const CompressedCluster
     return put(self, node, c, true);
 }
 
+// -- compressing ----------------------------------------------------------------------------------
+
+static int deflate_work(void *arg)
+{
+    return qcow2_deflate(arg);
+}
+
+static int view_compress(Fiber *self, Node *node, const void *buf, uint32_t n,
+                         CompressedClusters *c)
+{
+    const Qcow2Image *image = view_of(node)->image;
+    int r = compressed_clusters_reserve(c, image->loop, n);
+    if (r < 0)
+        return r;
+    Qcow2DeflateRun run = {
+        .type = image->header.compression,
+        .in = buf,
+        .n = n,
+        .cluster_bytes = image->geometry.cluster_bytes,
+        .out = c->data,
+        .lens = c->lens,
+    };
+    r = loop_work(self, deflate_work, &run);
+    if (r < 0)
+        return r;
+    c->n = r;
+    for (uint32_t i = 0; i < c->n; i++)
+        c->n_bytes += c->lens[i];
+    return 0;
+}
+
 const NodeCompressedOps view_compressed_ops = {
     .compression = view_compression,
     .read = view_read_compressed,
     .write = view_write_compressed,
+    .compress = view_compress,
     .fill = view_fill_compressed,
 };

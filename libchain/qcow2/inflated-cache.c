@@ -8,9 +8,8 @@
 #include <assert.h>
 #include <errno.h>
 #include <string.h>
-#include <zlib.h>
-#include <zstd.h>
 
+#include "format/qcow2-compression.h"
 #include "qcow2/image.h"
 
 enum {
@@ -66,46 +65,10 @@ typedef struct InflateJob {
     size_t n_out;
 } InflateJob;
 
-static int inflate_zlib(const InflateJob *job)
-{
-    // Raw deflate with a 4 KiB window (specification: "Compressed Clusters").
-    z_stream z = {.next_in = (Bytef *)job->in,
-                  .avail_in = job->n_in,
-                  .next_out = job->out,
-                  .avail_out = job->n_out};
-    if (inflateInit2(&z, -12) != Z_OK)
-        return -ENOMEM;
-    int r = inflate(&z, Z_FINISH);
-    inflateEnd(&z);
-    // The stream may be followed by padding up to the sector's end.
-    return (r == Z_STREAM_END || (r == Z_BUF_ERROR && z.avail_out == 0)) && z.avail_out == 0 ? 0
-                                                                                             : -EIO;
-}
-
-static int inflate_zstd(const InflateJob *job)
-{
-    ZSTD_DCtx *ctx = ZSTD_createDCtx();
-    if (!ctx)
-        return -ENOMEM;
-    // Clusters are at most 2 MiB; a frame that asks for a window far beyond that is refused.
-    ZSTD_DCtx_setParameter(ctx, ZSTD_d_windowLogMax, 23);
-    ZSTD_inBuffer in = {job->in, job->n_in, 0};
-    ZSTD_outBuffer out = {job->out, job->n_out, 0};
-    int r = 0;
-    while (r == 0 && out.pos < out.size) {
-        size_t before_in = in.pos, before_out = out.pos;
-        size_t left = ZSTD_decompressStream(ctx, &out, &in);
-        if (ZSTD_isError(left) || (in.pos == before_in && out.pos == before_out))
-            r = -EIO;
-    }
-    ZSTD_freeDCtx(ctx);
-    return r;
-}
-
 static int inflate_work(void *arg)
 {
     const InflateJob *job = arg;
-    return job->type == QCOW2_COMPRESSION_ZSTD ? inflate_zstd(job) : inflate_zlib(job);
+    return qcow2_inflate(job->type, job->in, job->n_in, job->out, job->n_out);
 }
 
 // Fills an entry that is marked loading.

@@ -44,6 +44,7 @@ typedef struct BackupSpec {
     BackupBitmapMode bitmap_mode;
     uint64_t max_chunk_bytes, max_chunks; // of one; under way. 0: chosen
     uint32_t granularity_bits;            // of what is copied at once, at least; 0: chosen
+    bool compresses;                      // the target's clusters: node_can_compress()
     bool uses_buffers;                    // the host is not asked to share or copy between files
     JobOnError on_source_error, on_target_error;
     bool breaks_guests;      // a guest's request fails where its granules cannot be saved

@@ -32,6 +32,7 @@ typedef struct CompressedClusters {
     uint64_t capacity;                      // of `data`
 } CompressedClusters;
 
+// Of the guest's bytes.
 static inline uint64_t compressed_clusters_len(const CompressedClusters *c)
 {
     return (uint64_t)c->n * c->how.cluster_bytes;
@@ -40,7 +41,7 @@ static inline uint64_t compressed_clusters_len(const CompressedClusters *c)
 int compressed_clusters_reserve(CompressedClusters *c, Loop *loop, uint32_t n);
 void compressed_clusters_done(CompressedClusters *c, Loop *loop); // accepts what is all zero
 
-// What can be written to `node` so; .cluster_bytes 0: nothing.
+// What can be written to `node` so; .cluster_bytes 0: nothing. Who wants zeros detected wants none.
 NodeCompression node_compression(Node *node);
 
 // What `node`, or a layer below it, has in [off, off+len). Where that begins with whole clusters
@@ -54,8 +55,17 @@ int node_read_compressed(Fiber *self, Node *node, GuestOff off, uint64_t len, Co
 int node_find_compressed(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeCompression how,
                          bool *ret_is, uint64_t *ret_len);
 
-// A write of what they show; they are compressed as node_compression() says.
+// A write of what they show; they are compressed as node_compression() says. The last one may reach
+// past the node's end.
 int node_write_compressed(Fiber *self, Node *node, const CompressedClusters *c);
+
+// Can what is written to `node` be compressed first?
+bool node_can_compress(Node *node);
+// The clusters of [off, off+len), whose content is `buf`, as node_write_compressed() takes them:
+// those that become smaller, up to one that does not; or none, and *ret_len says how far that is at
+// least. On a worker. A last cluster that the disk ends in counts as a whole one. `c` is set.
+int node_compress(Fiber *self, Node *node, GuestOff off, const void *buf, size_t len,
+                  CompressedClusters *c, uint64_t *ret_len);
 
 // --- for drivers
 
@@ -66,6 +76,8 @@ struct NodeCompressedOps {
     // can be told apart; perhaps none.
     int (*read)(Fiber *self, Node *node, GuestOff off, uint64_t len, CompressedClusters *c);
     int (*write)(Fiber *self, Node *node, const CompressedClusters *c);
+    // `n` whole clusters at `buf`, ≤ COMPRESSED_CLUSTERS_MAX: the first ones that become smaller.
+    int (*compress)(Fiber *self, Node *node, const void *buf, uint32_t n, CompressedClusters *c);
     // Where the node does not own a cluster yet (node-fill.h): it comes to own this one. 1: part of
     // a cluster is still not the node's.
     int (*fill)(Fiber *self, Node *node, const CompressedClusters *c);
