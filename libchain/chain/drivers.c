@@ -13,7 +13,7 @@
 // With room for those of others.
 static const Driver *drivers[16] = {
     &qcow2_driver,   &raw_driver,          &file_driver,     &host_device_driver, &nbd_driver,
-    &null_co_driver, &copy_on_read_driver, &throttle_driver, &blkdebug_driver,
+    &null_co_driver, &copy_on_read_driver, &compress_driver, &throttle_driver,    &blkdebug_driver,
 };
 
 const Driver *drivers_get(unsigned i)

@@ -30,14 +30,15 @@ static bool is_alike(NodeCompression a, NodeCompression b)
 
 static NodeCompression own_compression(Node *node)
 {
-    return node->ops->compressed ? node->ops->compressed->compression(node) : (NodeCompression){0};
+    const NodeCompressedOps *ops = node->ops->compressed;
+    return ops && ops->compression ? ops->compression(node) : (NodeCompression){0};
 }
 
-// Who gets what is written to `node`, where nobody between must see it.
+// Who gets what is written compressed to `node`, where nobody between must see it as it was before.
 static Node *find_writer(Node *node, bool *ret_detects_zeroes)
 {
     *ret_detects_zeroes = node->zero_detection;
-    while (node->ops->is_filter && !node->ops->write && node->backing) {
+    while (node->ops->is_filter && node->backing && (!node->ops->write || node->ops->compressed)) {
         node = node->backing;
         *ret_detects_zeroes |= node->zero_detection;
     }

@@ -404,7 +404,7 @@ int node_fill(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeFillFlags
         .flags = flags,
         .result = result,
     };
-    if (node->ops->compressed)
+    if (f.ops && node->ops->compressed)
         f.compression = node->ops->compressed->compression(node);
     g_assert(off.v <= node->size_bytes && len <= node->size_bytes - off.v);
     if (node->read_only)

@@ -3,6 +3,7 @@
 // by their bytes, like QEMU's; flushes do not wait. While somebody waits for its requests to end (a
 // drain, the end of the program) they go on without waiting. On the node's loop, in fibers.
 #include "chain-core/component.h"
+#include "chain-core/node-compressed.h"
 #include "chain-core/node-drivers.h"
 #include "chain-core/throttle-group.h"
 
@@ -33,6 +34,13 @@ static int throttle_write(Fiber *self, Node *node, GuestOff off, const void *buf
 {
     throttle_member_wait(self, member_of(node), true, len);
     return node_write(self, node->backing, off, buf, len, flags);
+}
+
+// Counts like any other write.
+static int throttle_write_compressed(Fiber *self, Node *node, const CompressedClusters *c)
+{
+    throttle_member_wait(self, member_of(node), true, compressed_clusters_len(c));
+    return node_write_compressed(self, node->backing, c);
 }
 
 static int throttle_zero(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags)
@@ -77,6 +85,8 @@ static void throttle_close(Fiber *self, Node *node)
     throttle_member_done(self, member_of(node));
 }
 
+static const NodeCompressedOps throttle_compressed_ops = {.write = throttle_write_compressed};
+
 static const NodeOps throttle_ops = {
     .driver = "throttle",
     .is_filter = true,
@@ -84,6 +94,7 @@ static const NodeOps throttle_ops = {
     .write = throttle_write,
     .zero = throttle_zero,
     .discard = throttle_discard,
+    .compressed = &throttle_compressed_ops,
     .detach = throttle_detach,
     .attach = throttle_attach,
     .drained = throttle_drained,

@@ -120,7 +120,7 @@ def wait_end(world, job):
     return data
 
 
-def start(world, job, target_options):
+def start(world, job, target_options, **more):
     """Starts the job; the file that has the content in the end."""
     if job == "stream":
         world.qmp.command("block-stream", job_id="j", device="top")
@@ -130,11 +130,12 @@ def start(world, job, target_options):
         return "base"
     run("qemu-img", "create", "-q", "-f", "qcow2", "-o", target_options, world.tmp / "target", SIZE)
     world.add("target", world.tmp / "target", discard="unmap")
-    world.qmp.command(f"blockdev-{job}", job_id="j", device="top", target="target", sync="full")
+    world.qmp.command(f"blockdev-{job}", job_id="j", device="top", target="target", sync="full",
+                      **more)
     return "target"
 
 
-def run_job(tmp, job, options, seed, with_guest):
+def run_job(tmp, job, options, seed, with_guest, **more):
     """One job on such a chain: the path of its result, which was compared."""
     rng = random.Random(seed)
     chain = Chain(tmp, rng, options)
@@ -144,7 +145,7 @@ def run_job(tmp, job, options, seed, with_guest):
         guest = Guest(world.uri("top"), chain.content, seed) if with_guest else None
         if guest and job != "backup":
             guest.start()
-        result = start(world, job, options[1])
+        result = start(world, job, options[1], **more)
         if guest and job == "backup":
             guest.start()
         wait_end(world, job)
@@ -233,6 +234,14 @@ def test_size(tmp):
             for path in list(tmp.iterdir()):
                 if path != raw:
                     path.unlink()
+
+
+def test_compress(tmp):
+    """backups that compress, of what is compressed otherwise and of what is not, while guests write"""
+    for number, pair in enumerate(ALIKE[:3] + UNLIKE):
+        result = run_job(tmp, "backup", pair, 200 + number, True, compress=True)
+        assert n_compressed(result) > 0, pair
+        clean(tmp)
 
 
 def test_kept_points(tmp):

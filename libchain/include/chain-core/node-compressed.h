@@ -69,6 +69,7 @@ int node_compress(Fiber *self, Node *node, GuestOff off, const void *buf, size_t
 
 // --- for drivers
 
+// A filter that passes them on has `write` alone.
 struct NodeCompressedOps {
     // 0 bytes: none.
     NodeCompression (*compression)(Node *node);
