@@ -12,11 +12,13 @@
 #include "daemon/qmp/error.h"
 #include "job-nodes.h"
 #include "named-hold.h"
+#include "node-instances.h"
 
 typedef struct Difference {
     Nodes *nodes;
     NamedNode *named, *base;
     NamedHold *hold;
+    Node *base_node;     // on the loop
     DirtyBitmap *bitmap; // a reference
     Loop *loop;
     int result;
@@ -27,7 +29,7 @@ typedef struct Difference {
 static int read_tables(Fiber *self, const Difference *d, Bitmap *bits)
 {
     enum { STEPS = 256 }; // until others have their turn
-    const ChainLayers layers = {.top = d->named->node, .base = d->base->node};
+    const ChainLayers layers = {.top = d->named->node, .base = d->base_node};
     uint64_t size = MIN(layers.top->size_bytes, bitmap_size_bytes(bits));
     unsigned n = 0;
     for (uint64_t off = 0; off < size;) {
@@ -92,6 +94,7 @@ static int begin(Fiber *self, Difference *d, const DirtyBitmapSpec *spec, GError
     dirty_bitmap_set_busy(d->bitmap, true);
     bitmap_change_done(self, &add);
     d->loop = named_node_loop(d->named);
+    d->base_node = node_instances_get(d->base, d->loop);
     return 0;
 }
 

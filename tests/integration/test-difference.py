@@ -73,7 +73,7 @@ def bitmap_of(w, node, name):
 
 def test_for_clients(tmp):
     """A client that knows QEMU's bitmaps sees what differs between any two layers, and no more"""
-    with World(tmp) as w:
+    with World(tmp, "--loops", 2) as w:
         top = make_disk(w, tmp)
         points = ["base", "l1", "l2", "l3", top]
         shown = {p: content(tmp / p, tmp / "raw") for p in points}
@@ -87,6 +87,14 @@ def test_for_clients(tmp):
                 assert apply(shown[lower], shown[upper], extents) == shown[upper], (lower, upper)
                 n_layers = i - points.index(lower)
                 assert sum(n for _, n in extents) <= n_layers * 704 * KIB, (lower, upper, extents)
+
+
+def test_base_of_another_loop(tmp):
+    """A base that was opened on another loop ends the chain as it does on its own"""
+    with World(tmp, "--loops", 2) as w:
+        top = make_disk(w, tmp, 1)
+        add_bitmap(w, top, "base")
+        assert bitmap_of(w, top, "since-base")["count"] == 704 * KIB, bitmap_of(w, top, "since-base")
 
 
 def test_random_chains(tmp):
