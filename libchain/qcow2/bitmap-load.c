@@ -10,12 +10,7 @@
 #include "chain-core/dirty-bitmap.h"
 #include "qcow2/bitmap-directory.h"
 
-enum {
-    WINDOW_BYTES = 64 << 10,
-    // Of all bitmaps together: their numbers are kept in memory, in at most half a gibibyte. With
-    // the smallest clusters that is 8 GiB, or sixteen of the largest bitmaps.
-    MAX_CLUSTERS = 16 << 20,
-};
+enum { WINDOW_BYTES = 64 << 10 };
 
 typedef struct Load {
     Qcow2Image *image;
@@ -157,7 +152,7 @@ void bitmap_load_all(Fiber *self, Qcow2Image *image, Node *node)
                    g_strerror(-r));
     if (r < 0)
         return;
-    uint64_t max_bytes = (uint64_t)MAX_CLUSTERS << image->geometry.cluster_bits;
+    uint64_t max_bytes = image->max_bitmap_clusters << image->geometry.cluster_bits;
     Load load = {
         .image = image,
         .left_bytes = MIN(file_size(image->file), max_bytes) + image->geometry.cluster_bytes,

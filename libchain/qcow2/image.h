@@ -51,6 +51,10 @@ typedef struct Allocator {
     FiberMutex grow_mutex;
 } Allocator;
 
+// Of all bitmaps together: their numbers are kept in memory, in at most half a gibibyte. With the
+// smallest clusters that is 8 GiB, or sixteen of the largest bitmaps.
+enum { QCOW2_MAX_BITMAP_CLUSTERS = 16 << 20 };
+
 struct Qcow2Image {
     unsigned n_refs;
     Loop *loop;
@@ -72,11 +76,12 @@ struct Qcow2Image {
 
     EntryTable refcount_table; // writable images only
     SnapshotList snapshots;
-    GArray *bitmaps;    // StoredBitmap (bitmap-directory.h): as the file has them; NULL: not loaded
-    Qcow2View *head;    // the writable head view, borrowed
-    GPtrArray *views;   // all of them, borrowed
-    TableSlice *moving; // those of its tables, while it is on its way to another loop
-    bool is_detached;   // it is
+    GArray *bitmaps; // StoredBitmap (bitmap-directory.h): as the file has them; NULL: not loaded
+    uint64_t max_bitmap_clusters; // QCOW2_MAX_BITMAP_CLUSTERS, but in tests
+    Qcow2View *head;              // the writable head view, borrowed
+    GPtrArray *views;             // all of them, borrowed
+    TableSlice *moving;           // those of its tables, while it is on its way to another loop
+    bool is_detached;             // it is
 
     Allocator allocator;
     HostOff packed_next; // the first free byte of a cluster that streams share (packed.h); 0: none

@@ -314,6 +314,7 @@ int qcow2_image_open(Fiber *self, File *file, const Qcow2OpenOptions *options,
     image->name = g_strdup(file_path(file));
     image->memory = options->memory;
     image->events = options->events;
+    image->max_bitmap_clusters = QCOW2_MAX_BITMAP_CLUSTERS;
     image->writable = !options->read_only;
     image->is_shared = options->shared && options->read_only;
     image->cache = table_cache_ref(image->loop, image->memory);

@@ -310,11 +310,19 @@ static int write_l1(Fiber *self, Qcow2NewSnapshot *s)
     return r;
 }
 
+static int write_back(Fiber *self, Writeback *w)
+{
+    if (MUTANT("write-back-before-snapshot"))
+        return 0;
+    return MUTANT("failed-refcounts-hold-back-snapshot") ? writeback_run(self, w)
+                                                         : writeback_run_all(self, w);
+}
+
 // §13: all that the header is going to name.
 static int make_durable(Fiber *self, Qcow2NewSnapshot *s)
 {
     Qcow2Image *image = s->image;
-    int r = MUTANT("write-back-before-snapshot") ? 0 : writeback_run_all(self, &image->writeback);
+    int r = write_back(self, &image->writeback);
     if (r == 0)
         r = write_l1(self, s);
     snapshot_table_update(&s->table, s->entries);

@@ -95,6 +95,7 @@ MUTANTS = {
     "failed-refcounts-hold-back-header": ["tests/qcow2/test-qcow2-bitmap-power"],
     # §13
     "write-back-before-snapshot": MODEL,
+    "failed-refcounts-hold-back-snapshot": ["tests/qcow2/test-qcow2-snapshot-power"],
     "sync-of-snapshot-tables": MODEL,
     "sync-of-shorter-snapshot-table": SNAPSHOTS,
     "shorter-list-before-references": SNAPSHOTS,

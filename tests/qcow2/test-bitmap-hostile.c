@@ -14,6 +14,7 @@
 #include "chain-core/sim.h"
 #include "format/qcow2-header.h"
 #include "format/qcow2-snapshot.h"
+#include "qcow2/image.h"
 
 #define PATH "/image.qcow2"
 enum { SIZE = 4 << 20, CLUSTER = 4096, N_BITMAPS = 3, SEEDS = 200 };
@@ -65,11 +66,12 @@ static void image_clear(Image *image)
 typedef struct Life {
     HostRandom *r;
     const uint8_t *content;
+    uint64_t max_clusters; // of all bitmaps; 0: as ever
     bool is_open;
     unsigned n_loaded, n_inconsistent;
 } Life;
 
-static Node *open_head(Fiber *self, MapMemory *memory, bool read_only)
+static Node *open_head(Fiber *self, MapMemory *memory, const Life *life, bool read_only)
 {
     Qcow2OpenOptions options = {.read_only = read_only, .memory = memory};
     File *file;
@@ -78,6 +80,8 @@ static Node *open_head(Fiber *self, MapMemory *memory, bool read_only)
     assert_int_equal(file_open(self, PATH, read_only ? 0 : FILE_WRITABLE, &file, NULL), 0);
     if (qcow2_image_open(self, file, &options, &image, NULL) < 0)
         return NULL;
+    if (life->max_clusters)
+        image->max_bitmap_clusters = life->max_clusters;
     if (qcow2_view_new(self, image, NULL, &node, NULL) < 0)
         node = NULL;
     qcow2_image_unref_close(self, image);
@@ -118,7 +122,7 @@ static void live(Fiber *self, void *arg)
 {
     Life *life = arg;
     MapMemory *memory = map_memory_new(1 << 20);
-    Node *node = open_head(self, memory, false);
+    Node *node = open_head(self, memory, life, false);
     life->is_open = node;
     if (node) {
         uint8_t same[CLUSTER];
@@ -128,7 +132,7 @@ static void live(Fiber *self, void *arg)
         assert_int_equal(node_write(self, node, guest_off(3 << 20), same, sizeof(same), 0), 0);
         assert_content(self, life, node);
         node_unref_close(self, node);
-        node = open_head(self, memory, true);
+        node = open_head(self, memory, life, true);
         assert_non_null(node);
         assert_non_null(dirty_bitmap_find(node, "new"));
         assert_content(self, life, node);
@@ -284,6 +288,25 @@ static void a_table_beyond_all_bounds_is_not_read(void **state)
     image_clear(&image);
 }
 
+// Nor of all bitmaps together more than their numbers may take of memory, whatever holes make the
+// file as long as: those that come later are inconsistent. Here each has one cluster.
+static void bitmaps_of_more_clusters_than_are_noted_are_inconsistent(void **state)
+{
+    Image image = make_image();
+    for (uint64_t max = 1; max <= N_BITMAPS; max++) {
+        HostRandom r = {max};
+        Life life = {.r = &r, .content = image.content, .max_clusters = max};
+        Sim *sim = sim_new(&(SimConfig){.seed = 1});
+        assert_int_equal(sim_write_file(sim, PATH, image.data, image.len), 0);
+        assert_true(sim_run(sim, live, &life));
+        assert_true(sim_run(sim, check_fiber, &max));
+        sim_free(sim);
+        assert_int_equal(life.n_loaded, N_BITMAPS);
+        assert_int_equal(life.n_inconsistent, N_BITMAPS - max);
+    }
+    image_clear(&image);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -291,6 +314,7 @@ int main(void)
         cmocka_unit_test(tables_that_name_other_metadata_are_inconsistent_and_never_freed),
         cmocka_unit_test(a_small_file_cannot_ask_for_much_memory),
         cmocka_unit_test(a_table_beyond_all_bounds_is_not_read),
+        cmocka_unit_test(bitmaps_of_more_clusters_than_are_noted_are_inconsistent),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
