@@ -183,12 +183,25 @@ static NamedNode *find_largest(const GPtrArray *used, const NodeConfig *config)
     return largest;
 }
 
-int node_moves_join(Fiber *self, NodeFinder *finder, const NodeConfig *config,
-                    const GPtrArray *used, GError **error)
+bool node_moves_choose(NodeFinder *finder, const NodeConfig *config, const GPtrArray *used)
 {
     const NamedNode *largest = find_largest(used, config);
     if (largest)
         finder->loop = named_node_loop(largest);
+    for (guint i = 0; i < used->len; i++) {
+        const NamedNode *named = used->pdata[i];
+        bool is_there = has_instances(named, config)
+                            ? node_instances_get(named, finder->loop) != NULL
+                            : named_node_loop(named) == finder->loop;
+        if (!is_there)
+            return true;
+    }
+    return false;
+}
+
+int node_moves_join(Fiber *self, const NodeFinder *finder, const NodeConfig *config,
+                    const GPtrArray *used, GError **error)
+{
     for (guint i = 0; i < used->len; i++) {
         NamedNode *named = used->pdata[i];
         int r = has_instances(named, config) ? node_instances_open(self, finder, named, error)

@@ -15,8 +15,9 @@ int node_move(Fiber *self, const NodeFinder *finder, NamedNode *named, GError **
 // changed. Refused, with who they are, while they are on several.
 int node_make_single(Fiber *self, const NodeFinder *finder, NamedNode *named, GError **error);
 
-// Brings all of `used` (NamedNode), which `config` names, to one loop: those that have to be there
-// themselves, the smaller components to the largest; of the others there are instances then.
-// `finder->loop` says which, if none has to be on one, and is set.
-int node_moves_join(Fiber *self, NodeFinder *finder, const NodeConfig *config,
+// Where all of `used` (NamedNode), which `config` names, are to be: that of the largest component, if
+// one of them has to be there itself; else `finder->loop` as it is. Does anything have to come there?
+bool node_moves_choose(NodeFinder *finder, const NodeConfig *config, const GPtrArray *used);
+// Brings all of them there; of those that need not be there themselves there are instances then.
+int node_moves_join(Fiber *self, const NodeFinder *finder, const NodeConfig *config,
                     const GPtrArray *used, GError **error);

@@ -7,12 +7,15 @@
 #include <errno.h>
 
 #include "chain-core/chain.h"
+#include "chain-core/port.h"
 #include "chain-core/remote-call.h"
 #include "daemon/qmp/error.h"
 #include "node-facts.h"
 #include "node-moves.h"
 #include "node-names.h"
 #include "node-table.h"
+
+enum { CLOSING_POLL_NS = 1000000 };
 
 // -- sizes ----------------------------------------------------------------------------------------
 
@@ -117,12 +120,15 @@ NamedNode *nodes_get(const Nodes *nodes, const char *name, GError **error)
 
 // -- loops ----------------------------------------------------------------------------------------
 
-// Whoever closes something keeps nodes from moving, and waits while some do.
+// Whoever closes something keeps nodes from moving, and waits while some do. He is waited for, but not
+// in the lock's queue: he may have it twice.
 static int begin_move(Fiber *self, Nodes *nodes, GError **error)
 {
     FiberRwLock *lock = &nodes->move_lock;
-    if (lock->n_readers || lock->writer)
-        return qmp_fail(error, "A node or an export is being closed: try again");
+    uint64_t end_ns = loop_now_ns(fiber_loop(self)) + PORT_MAX_STALL_NS;
+    while (lock->n_readers || lock->writer)
+        if (loop_now_ns(fiber_loop(self)) >= end_ns || fiber_sleep(self, CLOSING_POLL_NS) < 0)
+            return qmp_fail(error, "A node or an export is being closed: try again");
     fiber_rw_lock_write(self, lock);
     return 0;
 }
@@ -175,9 +181,9 @@ int nodes_join(Fiber *self, Nodes *nodes, const NodeConfig *config, const GPtrAr
         ret_finder->loop = named_node_loop(remote);
     else if (driver_value_bool(config->values, "read-only", false))
         ret_finder->loop = named_node_loop(used->pdata[0]);
-    int r = begin_move(self, nodes, error);
-    if (r < 0)
-        return r;
+    int r = node_moves_choose(ret_finder, config, used) ? begin_move(self, nodes, error) : 1;
+    if (r != 0)
+        return MIN(r, 0);
     r = node_moves_join(self, ret_finder, config, used, error);
     fiber_rw_unlock_write(self, &nodes->move_lock);
     return r;

@@ -6,6 +6,7 @@ is used, what happens to the files, the events. Replies word by word are in ../q
 usage: test-blockdev.py [--chaind PATH] [WORD]...
 """
 import os
+import threading
 
 from harness import Daemon, check_image, main, need_fuse_disk, qemu_img, run, says
 from qmp_client import Qmp
@@ -235,6 +236,41 @@ def test_command_line_disks(tmp):
         q.command("block-export-del", id="disk")
         assert "backing hd" in q.error("blockdev-del", node_name="disk")
         q.close()
+
+
+def test_beside_what_is_closed(tmp):
+    """Nodes are added, and brought to one loop, while exports of other nodes are being closed"""
+    (tmp / "raw").write_bytes(bytes(MIB))
+    qemu_img("create", "-q", "-f", "qcow2", tmp / "disk", MIB)
+    with World(tmp, "--loops", 2) as w:
+        for name, file in ("raw", "raw"), ("file", "disk"):
+            w.qmp.command("blockdev-add", driver="file", node_name=name, filename=str(tmp / file))
+        is_over, failures = threading.Event(), []
+
+        def come_and_go():
+            q = Qmp(tmp / "qmp")
+            try:
+                while not is_over.is_set():
+                    q.command("block-export-add", type="nbd", id="e", node_name="raw")
+                    q.command("block-export-del", id="e", mode="hard")
+                    q.event("BLOCK_EXPORT_DELETED")
+            except Exception as e:  # told at the end
+                failures.append(e)
+            q.close()
+
+        others = threading.Thread(target=come_and_go)
+        others.start()
+        try:
+            for _ in range(150):
+                # On the loops in turn.
+                w.qmp.command("blockdev-add", driver="null-co", node_name="base", size=MIB)
+                w.qmp.command("blockdev-add", driver="qcow2", node_name="disk", file="file", backing="base")
+                w.qmp.command("blockdev-del", node_name="disk")
+                w.qmp.command("blockdev-del", node_name="base")
+        finally:
+            is_over.set()
+            others.join()
+        assert not failures, failures
 
 
 def test_corrupt(tmp):
