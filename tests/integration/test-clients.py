@@ -90,7 +90,7 @@ def test_limit_of_connections(tmp):
         until(lambda: lines_of(d, "--max-connections"))
         assert not is_greeted(fourth)
         clients.pop().shutdown()
-        assert is_greeted(fourth, 60)
+        assert is_greeted(fourth, HANG)
         fourth.close()
         fifth = connect(d.uri())
         for h in [*clients, fifth]:
