@@ -228,6 +228,7 @@ Backup *backup_begin(Fiber *self, const BackupSpec *spec, GError **error)
         .lock = &b->lock,
         .uses_buffers = spec->uses_buffers,
         .compresses = spec->compresses,
+        .verifies = spec->verifies,
         .skips_zeros =
             spec->sync == BACKUP_SYNC_FULL && !copy_range_has_hidden_backing(spec->target),
     };

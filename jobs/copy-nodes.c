@@ -13,6 +13,7 @@
 #include "chain-core/io-buffers.h"
 #include "chain-core/node-compressed.h"
 #include "chain-core/node-fill.h"
+#include "copy-verify.h"
 
 // What is moved without waiting (in memory, in the page cache) before others get their turn.
 enum { TURN_BYTES = 128 << 10 };
@@ -74,7 +75,7 @@ static int move_within_host(Fiber *self, const CopyNodes *nodes, Piece *piece)
     const File *file = node_file(nodes->target);
     uint64_t turn = file && file_is_in_memory(file) ? TURN_BYTES : UINT64_MAX;
     RangeHold hold;
-    if (!file || nodes->uses_buffers || nodes->compresses)
+    if (!file || nodes->uses_buffers || nodes->compresses || nodes->verifies)
         return 0;
     if (!begin_put(self, nodes, piece->chunk, &hold))
         return COPY_AGAIN;
@@ -105,25 +106,47 @@ static int read_data(Fiber *self, Node *source, GuestOff off, uint8_t *buf, uint
     return r < 0 ? r : waited;
 }
 
+// What is compared soon is still in the processor's cache.
+static int write_and_verify(Fiber *self, Node *target, GuestOff off, const uint8_t *buf,
+                            uint64_t len)
+{
+    uint64_t turn = node_file(target) ? MAX(TURN_BYTES, target->preferred_bytes) : len;
+    int r = 0;
+    for (uint64_t at = 0, n; r == 0 && at < len; at += n) {
+        n = MIN(turn, len - at);
+        r = node_write(self, target, guest_off(off.v + at), buf + at, n, 0);
+        if (r == 0)
+            r = copy_verify_data(self, target, guest_off(off.v + at), buf + at, n);
+        if (r == 0 && at + n < len)
+            fiber_sleep(self, 0);
+    }
+    return r;
+}
+
 static int put_plain(Fiber *self, const CopyNodes *nodes, CopyChunk *chunk, GuestOff off,
                      const uint8_t *buf, uint64_t len)
 {
     RangeHold hold;
     if (!begin_put(self, nodes, chunk, &hold))
         return COPY_AGAIN;
-    int r = node_write(self, nodes->target, off, buf, len, 0);
+    int r = nodes->verifies ? write_and_verify(self, nodes->target, off, buf, len)
+                            : node_write(self, nodes->target, off, buf, len, 0);
     end_put(nodes, &hold);
     chunk->copied_bytes += r == 0 ? len : 0;
     return r;
 }
 
+// `buf` is what they show (NULL: not known, and not compared).
 static int put_compressed(Fiber *self, const CopyNodes *nodes, CopyChunk *chunk,
-                          const CompressedClusters *c)
+                          const CompressedClusters *c, const uint8_t *buf)
 {
     RangeHold hold;
     if (!begin_put(self, nodes, chunk, &hold))
         return COPY_AGAIN;
     int r = node_write_compressed(self, nodes->target, c);
+    if (r == 0 && buf && nodes->verifies)
+        r = copy_verify_data(self, nodes->target, c->off, buf,
+                             MIN(compressed_clusters_len(c), nodes->target->size_bytes - c->off.v));
     end_put(nodes, &hold);
     chunk->copied_bytes += r == 0 ? c->n_bytes : 0;
     return r;
@@ -138,7 +161,7 @@ static int compress_and_put(Fiber *self, const CopyNodes *nodes, CopyChunk *chun
         CompressedClusters c;
         r = node_compress(self, nodes->target, off, buf, len, &c, &n);
         if (r == 0)
-            r = c.n ? put_compressed(self, nodes, chunk, &c)
+            r = c.n ? put_compressed(self, nodes, chunk, &c, buf)
                     : put_plain(self, nodes, chunk, off, buf, n);
         compressed_clusters_done(&c, fiber_loop(self));
     }
@@ -207,13 +230,16 @@ static int move_plain(Fiber *self, const CopyNodes *nodes, Piece *piece)
 // A first piece of it: *ret_len bytes.
 static int move_piece(Fiber *self, const CopyNodes *nodes, Piece *piece, uint64_t *ret_len)
 {
-    CompressedClusters c = {.how = node_compression(nodes->target)};
+    CompressedClusters c = {0};
+    if (!nodes->verifies) // streams are not read back as they were written
+        c.how = node_compression(nodes->target);
     int r =
         node_read_compressed(self, nodes->source, guest_off(piece->off), piece->len, &c, ret_len);
     piece->chunk->failed_reading = r < 0;
     piece->len = *ret_len;
     if (r == 0)
-        r = c.n ? put_compressed(self, nodes, piece->chunk, &c) : move_plain(self, nodes, piece);
+        r = c.n ? put_compressed(self, nodes, piece->chunk, &c, NULL)
+                : move_plain(self, nodes, piece);
     compressed_clusters_done(&c, fiber_loop(self));
     return r;
 }
@@ -235,6 +261,8 @@ static int put_zeros(Fiber *self, const CopyNodes *nodes, const CopyChunk *chunk
     if (!begin_put(self, nodes, chunk, &hold))
         return COPY_AGAIN;
     int r = write_zeros(self, nodes, chunk->off, chunk->len);
+    if (r == 0 && nodes->verifies)
+        r = copy_verify_zeros(self, nodes->target, guest_off(chunk->off), chunk->len);
     end_put(nodes, &hold);
     return r;
 }

@@ -12,6 +12,7 @@ typedef struct CopyNodes {
     Port *port;      // from which both can be reached, entered for each chunk: a drain waits for it
     RangeLock *lock; // of the target, where guests change it, too; NULL: nobody else does
     bool uses_buffers;      // bytes are never moved within the host
+    bool verifies;          // what was written is read back and compared (copy-verify.h)
     bool compresses;        // what gets smaller by that: node_can_compress()
     bool skips_zeros;       // where the target shows zeros already, they are not written
     bool owns_zeros;        // the target comes to own them, though nothing lies below it yet

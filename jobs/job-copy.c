@@ -5,6 +5,7 @@
 #include <inttypes.h>
 
 #include "chain-core/chain.h"
+#include "copy-verify.h"
 #include "jobs/job.h"
 
 void job_copy_asked(void *arg)
@@ -63,6 +64,13 @@ void job_copy_explain(const JobCopy *copy, int result, GError **error)
     if (!copy->failure || result != copy->failure || !copy->source || !copy->target)
         return;
     const char *name = copy->failed_reading ? copy->source->name : copy->target->name;
+    if (result == COPY_VERIFY_DIFFERS) {
+        g_set_error(error, JOB_ERROR, -result,
+                    "what is read back from offset %" PRIu64
+                    " of %s on is not what was written there: its storage loses or changes data",
+                    copy->failed_off, name);
+        return;
+    }
     g_set_error(
         error, JOB_ERROR, -result, "%s: cannot %s at offset %" PRIu64 " of %s%s",
         g_strerror(-result), copy->failed_reading ? "read" : "write", copy->failed_off, name,

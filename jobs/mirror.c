@@ -66,6 +66,7 @@ Mirror *mirror_begin(const MirrorSpec *spec)
         .whole_bytes = m->range.whole_bytes,
     };
     live_copy_init(&m->live, &live);
+    m->live.nodes.verifies = spec->verifies;
     m->live.nodes.skips_zeros = may_skip_zeros(spec);
     m->live.nodes.owns_zeros = m->range.whole_bytes;
     m->live.nodes.zero_flags = spec->keeps_space ? NODE_IO_NO_UNMAP : 0;

@@ -77,6 +77,10 @@ const QmpType qmp_blockdev_backup_args = {
              "no limit"},
             {"filter-node-name", &qmp_str, true, "checked only: the job's filter has no name"},
             {"x-perf", &perf, true, "for experts"},
+            {"x-verify", &qmp_bool, true,
+             "an extension: whether what was written is read back from the target and compared. "
+             "Compressed clusters of the device are inflated, unless `compress` is given. false, "
+             "unless given"},
             {"auto-finalize", &qmp_bool, true, "true, unless given; else by job-finalize"},
             {"auto-dismiss", &qmp_bool, true, "true, unless given; else by job-dismiss"},
             {0}},
@@ -391,6 +395,7 @@ static BackupSpec spec_of(const json_t *args)
         .max_chunk_bytes = chunk,
         .max_chunks = workers,
         .granularity_bits = least ? (uint32_t)__builtin_ctzll(least) : 0,
+        .verifies = qmp_args_bool(args, "x-verify", false),
         .compresses = qmp_args_bool(args, "compress", false),
         .uses_buffers = !qmp_args_bool(given, "use-copy-range", true),
         .on_source_error = qmp_args_on_error(args, "on-source-error"),

@@ -55,6 +55,10 @@ const QmpType qmp_blockdev_mirror_args = {
              "not been (bitmap-mode)"},
             {"bitmap-mode", &qmp_bitmap_sync_mode, true,
              "an extension: what becomes of the bitmap; required with it"},
+            {"x-verify", &qmp_bool, true,
+             "an extension: whether what the job has written is read back from the target and "
+             "compared, but for what clients write to both. Compressed clusters of the device are "
+             "inflated. false, unless given"},
             {"auto-finalize", &qmp_bool, true, "true, unless given; else by job-finalize"},
             {"auto-dismiss", &qmp_bool, true, "true, unless given; else by job-dismiss"},
             {0}},
@@ -369,6 +373,7 @@ static MirrorSpec spec_of(const json_t *args)
     return (MirrorSpec){
         .copy_mode = qmp_args_copy_mode(args, "copy-mode"),
         .target_is_zero = qmp_args_bool(args, "target-is-zero", false),
+        .verifies = qmp_args_bool(args, "x-verify", false),
         .keeps_space = !qmp_args_bool(args, "unmap", true),
         .granularity_bits = granularity > 0 ? (uint32_t)__builtin_ctzll((uint64_t)granularity) : 0,
         .window_bytes = (uint64_t)MAX(qmp_args_int(args, "buf-size", 0), 0),

@@ -46,6 +46,7 @@ typedef struct BackupSpec {
     uint32_t granularity_bits;            // of what is copied at once, at least; 0: chosen
     bool compresses;                      // the target's clusters: node_can_compress()
     bool uses_buffers;                    // the host is not asked to share or copy between files
+    bool verifies; // what was written to the target is read back and compared
     JobOnError on_source_error, on_target_error;
     bool breaks_guests;      // a guest's request fails where its granules cannot be saved
     uint64_t cbw_timeout_ns; // for which it waits for that at most; 0: no limit

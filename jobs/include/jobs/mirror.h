@@ -41,6 +41,7 @@ typedef struct MirrorSpec {
     CopyMode copy_mode;
     bool target_is_zero;       // all of it, at the begin
     bool keeps_space;          // of zeros in the target
+    bool verifies;             // what the job has written there is read back and compared
     uint32_t granularity_bits; // at least, of what is noted as changed; 0: chosen
     uint64_t window_bytes;     // of data in flight, at most; 0: chosen
     JobOnError on_source_error, on_target_error;
