@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // Jobs on the model's chain: a commit of the head into the layer below it, which becomes the head or
-// stays below it; a stream of that layer into the head; a mirror of the disk, which becomes the head
+// stays below it, or of that layer into the next; a stream of that layer into the head; a mirror of the disk, which becomes the head
 // or is let go; a backup of it. A job is the whole of one, begin to end: each of its chunks, its
 // flushes and its switch is a step that others come before and after, and so is what its user asks
 // for when it is ready. In fibers of the simulation.
@@ -157,6 +157,36 @@ void run_commit(Fiber *self, Work *work, const Operation *operation)
     else
         node_change_mode(self, base, false, NULL);
     work->next_head = NULL;
+    node_unref_close(self, base);
+    end_job(self, work, operation, r, error);
+}
+
+// The layer below the head, into the one that it lies on.
+void run_commit_of_middle(Fiber *self, Work *work, const Operation *operation)
+{
+    g_autoptr(GError) error = NULL;
+    User user = {work, operation};
+    bool is_switched = false;
+    char path[16];
+    begin_job(self, work, &user);
+    forget_layer_below(work);
+    Chain *chain = &work->chain;
+    Node *head = chain->head, *top = chain_backing(head), *base = node_ref(chain_backing(top));
+    layer_name(path, chain->top - 2);
+    CommitSpec spec = {.name = operation->name,
+                       .top = top,
+                       .base = base,
+                       .overlays = &head,
+                       .n_overlays = 1,
+                       .backing_name = path + 1,
+                       .backing_format = chain->top == 2 ? "raw" : "qcow2",
+                       .memory = chain->memory};
+    int r = node_change_mode(self, base, true, &error);
+    if (r == 0)
+        r = run_and_leave_out(self, work, &spec, &is_switched, &error);
+    if (is_switched && !is_on_first_head(work))
+        work->transient = NULL; // left with the layer between
+    node_change_mode(self, base, false, NULL);
     node_unref_close(self, base);
     end_job(self, work, operation, r, error);
 }

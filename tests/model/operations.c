@@ -419,6 +419,7 @@ const Operation operations[] = {
      .copy_mode = COPY_MODE_BACKGROUND,
      .end = JOB_END_COMPLETE,
      .switches_mode = true},
+    {.name = "commit-middle", .run = run_commit_of_middle, .job = JOB_TYPE_COMMIT},
     {.name = "keep-top", .run = run_commit, .job = JOB_TYPE_COMMIT, .keeps_top = true},
     {.name = "stream", .run = run_stream, .job = JOB_TYPE_STREAM},
     {.name = "mirror",

@@ -100,6 +100,7 @@ bool operations_meet(const Place *place, const Operation *a, const Operation *b,
                      const Operation *c);
 
 void run_commit(Fiber *self, Work *work, const Operation *operation);
+void run_commit_of_middle(Fiber *self, Work *work, const Operation *operation);
 void run_stream(Fiber *self, Work *work, const Operation *operation);
 void run_mirror(Fiber *self, Work *work, const Operation *operation);
 void run_backup(Fiber *self, Work *work, const Operation *operation);

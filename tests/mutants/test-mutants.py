@@ -19,6 +19,7 @@ N_AT_ONCE = 2
 
 MODEL = ["tests/model/test-model", "--stop"]
 COMMITTED = [*MODEL, "--place", "a cluster that is committed", "--random", "600"]
+POINTS = ["tests/model/test-points"]
 SNAPSHOTS = ["tests/crash/test-crash-snapshots"]
 
 
@@ -145,7 +146,7 @@ MUTANTS = {
     "copies-and-writes-take-turns": ["tests/node/test-node-copy-on-read"],
     "blocks-of-direct-files": ["tests/io/test-io-file-direct"],
     # §18
-    "copy-target-durable-first": ["tests/jobs/test-jobs-commit"],
+    "copy-target-durable-first": POINTS,
     "copy-work-since": ["tests/jobs/test-jobs-commit-stall"],
     "forward-flush": ["tests/jobs/test-jobs-filter-forward"],
     "forward-fua": ["tests/jobs/test-jobs-filter-forward"],
@@ -153,7 +154,7 @@ MUTANTS = {
     "keep-points-fill": ["tests/jobs/test-jobs-commit"],
     "keep-points-beside-writes": ["tests/jobs/test-jobs-keep-points"],
     "keep-points-durable-first": ["tests/jobs/test-jobs-commit"],
-    "keep-top-base-durable-first": ["tests/jobs/test-jobs-commit"],
+    "keep-top-base-durable-first": POINTS,
     "keep-top-holds": ["tests/jobs/test-jobs-commit"],
     "keep-top-notes": ["tests/jobs/test-jobs-commit"],
     # §19
@@ -164,7 +165,7 @@ MUTANTS = {
     "copy-before-discard": ["tests/jobs/test-jobs-filter-copy-before"],
     "copy-before-read": ["tests/jobs/test-jobs-snapshot-access"],
     "copy-before-stale": ["tests/jobs/test-jobs-filter-copy-before"],
-    "backup-durable": ["tests/jobs/test-jobs-backup"],
+    "backup-durable": POINTS,
     "backup-union": ["tests/jobs/test-jobs-backup"],
     # jobs
     "range-lock": ["tests/jobs/test-jobs-range-lock"],
