@@ -129,7 +129,8 @@ static int become_head(Fiber *self, Qcow2View *view, GError **error)
                          view->node.name);
     if (image->views->len > 1)
         return error_set(error, -EBUSY,
-                         "%s: it cannot be written while one of its internal snapshots is open",
+                         "%s: it cannot be written while one of its internal snapshots is open; "
+                         "close that first",
                          view->node.name);
     int r = image_begin_writing(self, image, &is_repaired, error);
     if (r < 0)
