@@ -267,5 +267,23 @@ def test_fixed_iothread(tmp):
                     data_file="d")
 
 
+def test_end_beside_a_layer_that_stayed(tmp):
+    """A disk that went to an iothread ends at once, though a layer of it stayed on another loop"""
+    qemu_img("create", "-q", "-f", "qcow2", tmp / "base", MIB)
+    qemu_img("create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", tmp / "base", tmp / "top")
+    for _ in range(5):
+        with Daemon("--qmp", tmp / "qmp", "--loops", 2) as d:
+            qmp = Qmp(tmp / "qmp")
+            qmp.command("nbd-server-start", addr={"type": "unix", "data": {"path": str(tmp / "nbd")}})
+            qmp.command("object-add", qom_type="iothread", id="io")
+            qmp.command("blockdev-add", driver="qcow2", node_name="top",
+                        file={"driver": "file", "filename": str(tmp / "top")})
+            add_export(qmp, "top", "disk", iothread="io", fixed_iothread=True)
+            qmp.close()
+            begun = time.monotonic()
+            d.stop()
+            assert time.monotonic() - begun < HANG / 2
+
+
 if __name__ == "__main__":
     harness.main(globals())
