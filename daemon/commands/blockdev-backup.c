@@ -87,9 +87,11 @@ const QmpType qmp_blockdev_backup_args = {
 };
 
 // What is held of whom; the table in chain-core/node-hold.h.
+// Several backups of one source put their filters over each other.
 static const NodePerms source_perms = {
-    .held = NODE_PERM_CONSISTENT_READ | NODE_PERM_PLACE,
-    .shared = NODE_PERM_CONSISTENT_READ | NODE_PERM_WRITE_UNCHANGED | NODE_PERM_WRITE,
+    .held = NODE_PERM_CONSISTENT_READ | NODE_PERM_COVER,
+    .shared =
+        NODE_PERM_CONSISTENT_READ | NODE_PERM_WRITE_UNCHANGED | NODE_PERM_WRITE | NODE_PERM_COVER,
 };
 static const NodePerms target_perms = {
     .held = NODE_PERM_CONSISTENT_READ | NODE_PERM_WRITE,

@@ -4,7 +4,7 @@
 #include "chain-core/node-perm.h"
 
 static const char *const names[] = {
-    "consistent-read", "write", "write-unchanged", "resize", "place", "backing-link",
+    "consistent-read", "write", "write-unchanged", "resize", "place", "backing-link", "place",
 };
 _Static_assert(1 << G_N_ELEMENTS(names) == NODE_PERM_ALL + 1, "each has a name");
 

@@ -69,6 +69,31 @@ def test_under_guests(tmp):
     check_image(tmp / "top")
 
 
+def test_several_of_one(tmp):
+    """Several backups of one disk at a time are each of their own moment, in whatever order they end"""
+    make_three(tmp, SIZE)
+    names = [f"copy{i}" for i in range(3)]
+    with World(tmp) as w:
+        add_three(w, tmp)
+        for name in names:
+            create(tmp / name, SIZE)
+            w.add(name, tmp / name)
+        with guests(w, "disk", 2, SIZE // BLOCK, 16) as all_guests:
+            for speeds in ((MIB, 0, 0), (0, MIB, MIB // 2), (MIB // 2, MIB, 0)):
+                moments = {}
+                for name, speed in zip(names, speeds):
+                    await_writes(all_guests, 300)
+                    moments[name] = start(w, all_guests, name, sync="full", job=name, speed=speed)
+                for _ in names:
+                    end_well(w.qmp)
+                for name in names:
+                    check(all_guests, content(tmp / name, tmp / "raw"), *moments[name])
+        for name in names:
+            w.qmp.command("blockdev-del", node_name=name)
+    for name in names:
+        check_image(tmp / name)
+
+
 def test_top(tmp):
     """A backup of the top over what lies below it shows the whole disk"""
     make_three(tmp, SIZE)

@@ -34,7 +34,7 @@
 //     mirror   the source            consistent read, place              resize
 //              the target            consistent read, write, place       consistent read, write,
 //                                                                        resize
-//     backup   the source            consistent read, place              resize
+//     backup   the source            consistent read, a filter over it   resize, place
 //              the target            consistent read, write              write, resize
 //
 // On the nodes' loop.

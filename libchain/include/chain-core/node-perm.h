@@ -14,7 +14,8 @@ typedef enum NodePerm {
     NODE_PERM_RESIZE = 1 << 3,
     NODE_PERM_PLACE = 1 << 4,   // another node in its place, or over it
     NODE_PERM_BACKING = 1 << 5, // another node below it, or none
-    NODE_PERM_ALL = (1 << 6) - 1,
+    NODE_PERM_COVER = 1 << 6, // a filter over it that shows the same, and nothing else in its place
+    NODE_PERM_ALL = (1 << 7) - 1,
     NODE_PERMS_OF_CONTENT = NODE_PERM_PLACE - 1, // those that QEMU has, too
 } NodePerm;
 
