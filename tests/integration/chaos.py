@@ -1,12 +1,14 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Everything at once: two disks under guests that write, read and flush, while snapshots of both kinds,
-views, dirty bitmaps, resizes and exports come and go in seeded order and streams and commits shorten the
-chains, with kill -9 and restarts among them. What must hold, at every moment:
+views, dirty bitmaps, resizes and exports come and go in seeded order, streams and commits shorten the
+chains, mirrors take the disks to other files and backups copy them, with failing targets, kill -9 and
+restarts among them. What must hold, at every moment:
 
 - a guest reads what it wrote last; after a kill, what a flush confirmed or something newer;
 - each kept point in time (external or internal snapshot) shows the disk of its moment, byte for byte the
   same from then on, and after a kill no less of it than was flushed since;
+- a copy (a mirror that is let go, a backup, one by a bitmap over another) is the disk of its moment;
 - a bitmap covers each block that was written while it was enabled;
 - whenever all is quiet, and after each kill, qemu-img finds no corruption.
 
@@ -21,226 +23,24 @@ import random
 import shutil
 import sys
 import tempfile
-import threading
 import time
 import traceback
 
 import nbd
 
+import chaos_copies
 import harness
+from chaos_disks import Bitmap, Disk, KillNow, Point
 from harness import MIB, Daemon, disk_directory, qemu_img, run
 from qmp_client import Qmp
-from stamps import BLOCK, ZERO, State, stamped
+from stamps import BLOCK, ZERO, stamped
 
-SIZE = 4 * MIB
-IN_FLIGHT = 8
 MAX_LAYERS = 7
-SHAPES = ["cluster_size=64k", "cluster_size=4k", "cluster_size=64k,extended_l2=on",
-          "cluster_size=512,refcount_bits=16", "cluster_size=64k,lazy_refcounts=on"]
-
-
-class Point:
-    """A point in time. `history` is what its blocks may hold; once looked at, they hold that."""
-
-    def __init__(self, disk, name, path, internal):
-        self.name, self.path, self.internal = name, path, internal
-        with disk.lock:
-            self.answered = dict(disk.answered)  # this much is in it
-            self.state = State([])
-            self.state.history = [list(h) for h in disk.state.history]
-            disk.taking.append(self)  # what is begun meanwhile may be in it
-
-    def taken(self, disk):
-        """The command has returned: what is begun from now on is not in it."""
-        with disk.lock:
-            disk.taking.remove(self)
-            disk.points.append(self)
-
-    def flushed(self):
-        self.state.confirm(self.answered)
-
-    def check(self, folder):
-        raw = folder / "point.raw"
-        options = ["-l", f"snapshot.name={self.name}"] if self.internal else []
-        qemu_img("convert", "-U", "-f", "qcow2", "-O", "raw", *options, self.path, raw)
-        content = raw.read_bytes()
-        found = self.state.check(content, f"point {self.name} of {self.path}")
-        # A block that was under way may be there in part, and then stays so.
-        self.state.history = [[[stamp] for stamp in dict.fromkeys(stamps)] for stamps in found]
-
-
-class Bitmap:
-    """A dirty bitmap of the disk's head, and the blocks that it must cover."""
-
-    def __init__(self, name, persistent):
-        self.name, self.persistent = name, persistent
-        self.must = set()
-        self.counts = False  # whether writes that begin now are noted for sure
-        self.epoch = 0
-
-
-class Disk:
-    def __init__(self, world, number):
-        self.world, self.name = world, f"disk{number}"
-        self.lock = threading.RLock()
-        self.layers = [world.tmp / f"{self.name}.qcow2"]  # of the chain as it is, base first
-        self.below = {self.layers[0]: None}  # of each file that has content of a point in time
-        self.shape = world.rng.choice(SHAPES)
-        qemu_img("create", "-q", "-f", "qcow2", "-o", self.shape, self.layers[0], SIZE)
-        self.state = State([ZERO] * (SIZE // BLOCK))
-        self.answered = {}  # block → its newest entry that was answered
-        self.points, self.taking, self.bitmaps = [], [], []
-        self.n_made = 0
-        self.guest = None
-
-    @property
-    def head(self):
-        return self.layers[-1]
-
-    def new_name(self, kind):
-        self.n_made += 1
-        return f"{self.name}-{kind}{self.n_made}"
-
-    def push(self, path):
-        path = pathlib.Path(path)
-        self.below[path] = self.head
-        self.layers.append(path)
-
-    def stands_on(self, path, base):
-        """Whether what the file shows is in part what `base` shows."""
-        while path is not None and path != base:
-            path = self.below[path]
-        return path is not None
-
-    def connect(self):
-        self.guest = Guest(self)
-        self.guest.start()
-
-
-class Guest(threading.Thread):
-    """Keeps requests in flight until it is told to end; reads compare."""
-
-    def __init__(self, disk):
-        super().__init__(daemon=True)
-        self.disk, self.rng = disk, random.Random(disk.world.rng.random())
-        self.ending = self.killed = False
-        self.failure = None
-        self.busy = set()
-        self.done = 0
-        self.handle = nbd.NBD()
-        self.handle.connect_uri(disk.world.uri(disk.name))
-        self.n_blocks = self.handle.get_size() // BLOCK
-
-    def run(self):
-        try:
-            while not self.ending:
-                self.one_request()
-                while len(self.busy) >= IN_FLIGHT and not self.ending:
-                    self.handle.poll(100)
-            while self.busy:
-                self.handle.poll(1000)
-            self.handle.flush()
-            self.handle.shutdown()
-        except nbd.Error as e:
-            if not self.killed:
-                self.failure = e
-        except BaseException as e:
-            self.failure = e
-
-    def one_request(self):
-        disk, rng = self.disk, self.rng
-        with disk.lock:
-            if rng.random() < 0.03:
-                self.flush()
-            block = rng.randrange(self.n_blocks if rng.random() < 0.5 else 64)
-            if block in self.busy:
-                return
-            self.busy.add(block)
-            if rng.random() < 0.3:
-                self.read(block)
-            else:
-                self.write(block, ZERO if rng.random() < 0.15 else disk.state.new_stamp())
-
-    def flush(self):
-        disk = self.disk
-        answered, points = dict(disk.answered), list(disk.points)
-
-        def callback(error):
-            with disk.lock:
-                if not self.succeeded(error, "flush"):
-                    return 1
-                disk.state.confirm(answered)
-                for point in points:
-                    point.flushed()
-            return 1
-        self.handle.aio_flush(callback)
-
-    def read(self, block):
-        want = stamped(self.disk.state.history[block][-1][0])
-        buffer = nbd.Buffer(BLOCK)
-
-        def callback(error):
-            self.busy.remove(block)
-            self.done += 1
-            if self.succeeded(error, f"read of block {block}") and buffer.to_bytearray() != want:
-                self.fail(f"block {block} is not what was written last")
-            return 1
-        self.handle.aio_pread(buffer, block * BLOCK, callback)
-
-    def write(self, block, stamp):
-        disk, entry = self.disk, [stamp]
-        for state in [disk.state, *(point.state for point in disk.taking)]:
-            state.history[block].append(entry)
-        noting = [(bitmap, bitmap.epoch) for bitmap in disk.bitmaps if bitmap.counts]
-
-        def callback(error):
-            with disk.lock:
-                self.busy.remove(block)
-                self.done += 1
-                if not self.succeeded(error, f"write of block {block}"):
-                    return 1
-                disk.answered[block] = entry
-                for bitmap, epoch in noting:
-                    if bitmap.counts and bitmap.epoch == epoch:
-                        bitmap.must.add(block)
-            return 1
-        if stamp:
-            self.handle.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(stamped(stamp))), block * BLOCK,
-                                   callback)
-        else:
-            self.handle.aio_zero(BLOCK, block * BLOCK, callback)
-
-    def succeeded(self, error, what):
-        if error.value and not self.killed:
-            self.fail(f"{what}: error {error.value}")
-        return error.value == 0
-
-    def fail(self, sentence):
-        self.failure = self.failure or AssertionError(f"{self.disk.name}: {sentence}")
-        self.ending = True
-
-    def more(self, n):
-        """Waits until it has done `n` more requests."""
-        goal, deadline = self.done + n, time.monotonic() + harness.HANG
-        while self.done < goal and self.is_alive():
-            assert time.monotonic() < deadline, f"{self.disk.name}: the guest hangs"
-            time.sleep(0.001)
-
-    def end(self):
-        self.ending = True
-        self.join(harness.HANG)
-        assert not self.is_alive(), f"{self.disk.name}: the guest does not end"
-        if self.failure:
-            raise self.failure
-
-
-class KillNow(Exception):
-    """The daemon is to be killed in the middle of a job."""
 
 
 class World:
     def __init__(self, tmp, seed):
-        self.tmp, self.rng = tmp, random.Random(seed)
+        self.tmp, self.rng, self.verbs_rng = tmp, random.Random(seed), random.Random(f"{seed} verbs")
         self.daemon = self.qmp = None
         self.killed = False  # the last daemon was
         self.disks = [Disk(self, i) for i in range(2)]
@@ -337,6 +137,7 @@ class World:
         self.daemon.kill()
         for disk in self.disks:
             disk.guest.end()
+            disk.taking.clear()
         self.qmp.close()
         for disk in self.disks:
             self.look_after_kill(disk)
@@ -348,13 +149,27 @@ class World:
         for below, path in zip([None, *disk.layers], disk.layers):
             disk.below[path] = below
 
+    def check_head(self, disk, path):
+        qemu_img("convert", "-O", "raw", path, self.tmp / "head.raw")
+        disk.state.check((self.tmp / "head.raw").read_bytes(), f"{path} after a kill")
+
+    def holds(self, disk, path):
+        """Whether guests had not left this file when the daemon was killed."""
+        try:
+            self.check_head(disk, path)
+        except AssertionError:
+            return False
+        return True
+
     def look_after_kill(self, disk):
+        if disk.target and not self.holds(disk, disk.head):
+            disk.move_to(*disk.target)
+        disk.target = None
         self.read_chain(disk)
         for path in disk.layers:
             if path != disk.layers[0] or "lazy" not in disk.shape:  # those are made new at the open
                 self.check_for_corruption(path)
-        qemu_img("convert", "-O", "raw", disk.head, self.tmp / "head.raw")
-        disk.state.check((self.tmp / "head.raw").read_bytes(), f"{disk.name} after a kill")
+        self.check_head(disk, disk.head)
         for point in disk.points:
             point.check(self.tmp)
 
@@ -477,7 +292,9 @@ class World:
         verb = self.rng.choice(["remove", "clear", "enable", "disable"])
         with disk.lock:
             counts = {"remove": False, "clear": bitmap.counts, "enable": True, "disable": False}[verb]
-            bitmap.counts, bitmap.epoch = False, bitmap.epoch + 1
+            bitmap.begin()
+            if verb != "enable":
+                bitmap.backup = None
             if verb == "clear":
                 bitmap.must = set()
             if verb == "remove":
@@ -501,7 +318,7 @@ class World:
     def grow(self, disk):
         """The guest's connection keeps its size; the next one has the new one."""
         size = len(disk.state.history) * BLOCK
-        if size >= 2 * SIZE:
+        if size >= 8 * MIB:
             return False
         size += self.rng.choice([BLOCK, 16 * BLOCK, 100 * BLOCK])
         self.qmp.command("block_resize", node_name=self.node_of(disk.head), size=size)
@@ -533,12 +350,15 @@ class World:
         return next(n["node-name"] for n in self.qmp.command("query-named-block-nodes", flat=True)
                     if n["drv"] == "qcow2" and n["file"] == str(path))
 
-    def job(self, command, disk, **arguments):
-        """Runs it, with users' verbs in between; True if it did what it is for."""
+    def job(self, command, disk, at_ready=None, may_fail=False, started=None, **arguments):
+        """Runs it, with users' verbs in between; True if it did what it is for. `started` is called with
+        guests at work, `at_ready` instead of completing it."""
         job, rng = disk.new_name("job"), self.rng
         limited = rng.random() < 0.5
         self.qmp.events.clear()
         self.qmp.command(command, job_id=job, speed=MIB if limited else 0, **arguments)
+        if started:
+            started()
         will_cancel, will_kill = rng.random() < 0.2, rng.random() < 0.1
         for _ in range(rng.randrange(4)):
             disk.guest.more(rng.randrange(1, 30))
@@ -554,12 +374,14 @@ class World:
             event = self.next_event()
             data = event["data"]
             if event["event"] == "BLOCK_JOB_COMPLETED" and data["device"] == job:
-                assert "error" not in data, data
-                completed = True
+                assert may_fail or "error" not in data, data
+                completed = "error" not in data
             if event["event"] == "BLOCK_JOB_READY" and data["device"] == job:
                 for each in self.disks:
                     each.guest.more(rng.randrange(1, 60))
-                self.poke(job, "complete")
+                at_ready(job) if at_ready else self.poke(job, "complete")
+            if data.get("status") in ("paused", "standby"):  # an error of what may fail
+                self.poke(job, "resume")
             if event["event"] == "JOB_STATUS_CHANGE" and data == {"status": "null", "id": job}:
                 return completed
 
@@ -637,13 +459,17 @@ class World:
 
     VERBS = [external, external_prepared, external_all, internal, internal, forget_internal, view, view,
              add_bitmap, add_bitmap, change_bitmap, change_bitmap, merge_bitmaps, grow, reconnect,
-             second_export, stream, stream, commit, commit]
+             second_export, stream, stream, commit, commit, *chaos_copies.VERBS]
+
+    def count(self, what):
+        self.counts[what] = self.counts.get(what, 0) + 1
 
     def one_verb(self):
+        self.rng = random.Random(self.verbs_rng.random())  # however much the one before needed of its own
         verb, disk = self.rng.choice(self.VERBS), self.rng.choice(self.disks)
         self.trace.append(f"{verb.__name__} {disk.name}")
         if verb(self, disk):
-            self.counts[verb.__name__] = self.counts.get(verb.__name__, 0) + 1
+            self.count(verb.__name__)
         for each in self.disks:
             if each.guest.failure:
                 raise each.guest.failure
@@ -658,7 +484,7 @@ def one_round(tmp, seed, n_verbs):
             for disk in world.disks:
                 world.settle(disk)
                 disk.connect()
-            will_kill = world.rng.random() < 0.6
+            will_kill = world.verbs_rng.random() < 0.6
             try:
                 for _ in range(n_verbs):
                     world.one_verb()
