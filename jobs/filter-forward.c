@@ -14,6 +14,7 @@
 
 #include "chain-core/io-buffers.h"
 #include "chain-core/mutant.h"
+#include "chain-core/node-fill.h"
 
 typedef struct ForwardNode {
     Node node;
@@ -71,6 +72,17 @@ static void leave_to_copy(ForwardNode *f, Span span)
         copy_engine_add(f->engine, WORK_DATA, span.off, span.len);
 }
 
+// The whole units of it; the disk's end counts as a border.
+static Span units_in(const ForwardNode *f, Span span)
+{
+    uint64_t unit = f->whole_bytes, end = span.off + span.len;
+    if (!unit)
+        return span;
+    uint64_t start = (span.off + unit - 1) / unit * unit;
+    uint64_t stop = end == f->target->size_bytes ? end : end - end % unit;
+    return (Span){start, stop > start ? stop - start : 0};
+}
+
 // -- write-blocking -------------------------------------------------------------------------------
 
 // The bytes around the guest's come from the source; where it ends before the target they are
@@ -82,7 +94,7 @@ static int write_wide(Fiber *self, const ForwardNode *f, Span wide)
     uint8_t *buf = io_buffer_take(loop, wide.len);
     if (!buf)
         return -ENOMEM;
-    int r = node_read(self, f->node.backing, guest_off(wide.off), buf, shown);
+    int r = shown ? node_read(self, f->node.backing, guest_off(wide.off), buf, shown) : 0;
     memset(buf + shown, 0, wide.len - shown);
     if (r == 0)
         r = node_write(self, f->target, guest_off(wide.off), buf, wide.len, 0);
@@ -150,12 +162,41 @@ static int write_both(Fiber *self, ForwardNode *f, GuestOff off, const void *buf
     return answer(self, f, r, flags);
 }
 
+static int zero_units(Fiber *self, const ForwardNode *f, Span units, NodeIoFlags flags)
+{
+    NodeFillResult result = {0};
+    int r = node_zero(self, f->target, guest_off(units.off), units.len, flags);
+    return r < 0 || !f->whole_bytes
+               ? r
+               : node_fill(self, f->target, guest_off(units.off), units.len, 0, &result);
+}
+
+// Also where it is slow there: what the guest asked for was fast in the source.
+static int forward_zero_units(Fiber *self, const ForwardNode *f, const Both *both,
+                              NodeIoFlags flags)
+{
+    Span wide = both->held, units = units_in(f, both->span);
+    if (!units.len)
+        return write_wide(self, f, wide);
+    Span before = {wide.off, units.off - wide.off};
+    Span after = {units.off + units.len, wide.off + wide.len - units.off - units.len};
+    int r = before.len ? write_wide(self, f, before) : 0;
+    if (r == 0)
+        r = zero_units(self, f, units, flags & ~(NODE_IO_FUA | NODE_IO_FAST_ZERO));
+    return r == 0 && after.len ? write_wide(self, f, after) : r;
+}
+
 static int zero_both(Fiber *self, ForwardNode *f, GuestOff off, uint64_t len, NodeIoFlags flags)
 {
-    Both both = {.span = {off.v, len}, .held = {off.v, len}};
+    Both both = {.span = {off.v, len}};
+    both.held = widen(f, both.span);
     begin_both(self, f, &both);
     int r = node_zero(self, f->node.backing, off, len, flags);
-    end_both(f, &both, r < 0 ? r : node_zero(self, f->target, off, len, flags & ~NODE_IO_FUA));
+    if (r == -ENOTSUP && flags & NODE_IO_FAST_ZERO) { // nothing was changed
+        range_lock_release(f->lock, &both.hold);
+        return r;
+    }
+    end_both(f, &both, r < 0 ? r : forward_zero_units(self, f, &both, flags));
     return answer(self, f, r, flags);
 }
 
@@ -178,6 +219,13 @@ static int forward_zeros(Fiber *self, ForwardNode *f, Span span)
     return 0;
 }
 
+// A hint that is not taken. What was discarded before may be, and is to become durable.
+static int leave_undone(Fiber *self, ForwardNode *f, NodeIoFlags flags)
+{
+    int r = flags & NODE_IO_FUA ? node_flush(self, f->node.backing) : 0;
+    return answer(self, f, r, flags);
+}
+
 static int discard_both(Fiber *self, ForwardNode *f, GuestOff off, uint64_t len, NodeIoFlags flags)
 {
     Both both = {.span = {off.v, len}, .held = {off.v, len}};
@@ -191,7 +239,7 @@ static int discard_both(Fiber *self, ForwardNode *f, GuestOff off, uint64_t len,
 
 static bool is_blocking(const ForwardNode *f)
 {
-    return f->target && f->mode == FORWARD_WRITE_BLOCKING;
+    return f->target && f->mode != FORWARD_BACKGROUND;
 }
 
 static void begin_background(ForwardNode *f)
@@ -228,7 +276,7 @@ static int forward_write(Fiber *self, Node *node, GuestOff off, const void *buf,
 static int forward_zero(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags)
 {
     ForwardNode *f = forward_of(node);
-    if (is_blocking(f) && !f->whole_bytes)
+    if (is_blocking(f))
         return zero_both(self, f, off, len, flags);
     begin_background(f);
     return end_background(f, off, len, node_zero(self, node->backing, off, len, flags));
@@ -237,6 +285,8 @@ static int forward_zero(Fiber *self, Node *node, GuestOff off, uint64_t len, Nod
 static int forward_discard(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags)
 {
     ForwardNode *f = forward_of(node);
+    if (is_blocking(f) && f->mode == FORWARD_ENDING)
+        return leave_undone(self, f, flags);
     if (is_blocking(f) && !f->whole_bytes)
         return discard_both(self, f, off, len, flags);
     begin_background(f);

@@ -3,7 +3,9 @@
 // guests change. In the background: they write to the source, and what they wrote becomes work of
 // the copy before they hear of it. Write-blocking: they write to source and target, with the range
 // of the target held, so nothing is left to do; what is still work around a write is done with it.
-// So a guest that writes makes the work less, however fast it is.
+// So a guest that writes makes the work less, however fast it is. Discards are the exception: what
+// the source shows after one (zeros, or what was there) is known only then, and may be work. Where
+// the copy is to end, however many of them come, they are left undone.
 //
 // The target's failures are not the guest's: what did not come to the target becomes work. Nor does
 // a guest's flush make the target durable, unless that is asked for: before the target takes the
@@ -18,6 +20,7 @@
 typedef enum ForwardMode {
     FORWARD_BACKGROUND,
     FORWARD_WRITE_BLOCKING,
+    FORWARD_ENDING, // write-blocking, and discards are left undone: nothing but what fails is work
 } ForwardMode;
 
 typedef struct ForwardConfig {
@@ -27,8 +30,9 @@ typedef struct ForwardConfig {
     CopyEngine *engine;
     RangeLock *lock; // of the target
     ForwardMode mode;
-    // Writes come to the target in multiples of it, and zeros through the copy only: what will lie
-    // below the target is not there yet. 0: as they are.
+    // Writes and zeros come to the target in multiples of it, zeros as entries of their own, and
+    // discards through the copy only: what will lie below the target is not there yet. 0: as they
+    // are.
     uint64_t whole_bytes;
 } ForwardConfig;
 

@@ -157,10 +157,9 @@ static void choose_mode(LiveCopy *live)
     else if (live->spec.mode == COPY_MODE_AUTOMATIC)
         look_at_progress(live);
     if (asked_end(live) != JOB_END_NOT_YET && !is_asked_to_end_as_it_is(live))
-        filter_forward_set_mode(live->filter, FORWARD_WRITE_BLOCKING);
-    job_set_synced(live->copy.control,
-                   filter_forward_mode(live->filter) == FORWARD_WRITE_BLOCKING &&
-                       copy_engine_is_idle(live->copy.engine));
+        filter_forward_set_mode(live->filter, FORWARD_ENDING);
+    job_set_synced(live->copy.control, filter_forward_mode(live->filter) != FORWARD_BACKGROUND &&
+                                           copy_engine_is_idle(live->copy.engine));
 }
 
 void live_copy_progress(void *arg)
@@ -280,7 +279,7 @@ static int approach(Fiber *self, LiveCopy *live, GError **error)
     Loop *loop = fiber_loop(self);
     uint64_t took_ns = UINT64_MAX, before_ns;
     int r;
-    filter_forward_set_mode(live->filter, FORWARD_WRITE_BLOCKING);
+    filter_forward_set_mode(live->filter, FORWARD_ENDING);
     do {
         r = do_what_is_left(self, live, error);
         uint64_t begun_ns = loop_now_ns(loop);
@@ -296,9 +295,11 @@ int live_copy_run(Fiber *self, LiveCopy *live, GError **error)
 {
     int r = live->filter ? stay_in_step(self, live) : job_copy_run(self, &live->copy);
     job_copy_explain(&live->copy, r, error);
-    // However long users take to finalize it, little is left then.
-    if (r == 0 && live->filter && !is_asked_to_end_as_it_is(live))
+    // However long users take to finalize it, little is left then. Discards are done meanwhile.
+    if (r == 0 && live->filter && !is_asked_to_end_as_it_is(live)) {
         r = approach(self, live, error);
+        filter_forward_set_mode(live->filter, FORWARD_WRITE_BLOCKING);
+    }
     live_copy_set_over(live);
     return r == -EINTR ? 0 : r;
 }
@@ -343,13 +344,15 @@ static int drain_and_leave(Fiber *self, const LiveCopy *live, Switch *s, GError 
 int live_copy_try_leave(Fiber *self, LiveCopy *live, LiveCopyPlanFn *plan, void *arg,
                         GError **error)
 {
+    // Nobody can cancel it any more, and a target may refuse what guests write and take it later,
+    // again and again.
     enum { MAX_TRIES = 100 };
     Switch *s = switch_new(REQUESTS_ALL);
     plan(s, arg);
     int r = drain_and_leave(self, live, s, error);
     switch_end(self, s);
     if (r == 0 && ++live->n_tries == MAX_TRIES)
-        r = fail(error, -EBUSY, live, "guests' discards keep it from being in step");
+        r = fail(error, -EBUSY, live, "what guests change fails to come to it, again and again");
     if (r <= 0)
         return r < 0 ? r : 1;
     close_filter(self, live);

@@ -39,9 +39,18 @@ static bool may_be_zero(const Guests *g, unsigned block, uint32_t least, uint32_
     return false;
 }
 
+// What the block may show still, if discards up to `version` were left undone.
+static uint32_t before_hints(const Guests *g, unsigned block, uint32_t version)
+{
+    while (g->hint_over[block][version])
+        version = g->hint_over[block][version] - 1;
+    return version;
+}
+
 void guests_check_block(const Guests *g, const char *where, unsigned block, const uint64_t *words,
                         uint32_t least, uint32_t most)
 {
+    least = before_hints(g, block, least);
     for (unsigned i = 0; i < GUEST_WORDS; i++) {
         uint32_t version = (uint32_t)(words[i] >> 32), number = (uint32_t)words[i];
         bool is_right = words[i] ? number == block && version >= least && version <= most &&
@@ -66,6 +75,8 @@ void guests_check_node(Fiber *self, const Guests *g, const char *where, Node *no
 
 static bool is_version(const Guests *g, unsigned block, uint64_t word, uint32_t version)
 {
+    if (word)
+        version = before_hints(g, block, version);
     bool is_zero = version == 0 || g->is_zero[block][version];
     return word == (is_zero ? 0 : (uint64_t)version << 32 | block);
 }
@@ -107,11 +118,12 @@ void guests_check_moment(Fiber *self, const Guests *g, const char *where, Node *
 
 // -- what guests do -------------------------------------------------------------------------------
 
-uint32_t guests_next_version(Guests *g, unsigned block, bool is_zero)
+uint32_t guests_next_version(Guests *g, unsigned block, RequestKind kind)
 {
     uint32_t version = ++g->issued.of[block];
     fiber_assert(version < GUEST_MAX_VERSIONS);
-    g->is_zero[block][version] = is_zero;
+    g->is_zero[block][version] = kind != REQUEST_WRITE;
+    g->hint_over[block][version] = kind == REQUEST_DISCARD ? g->acked.of[block] + 1 : 0;
     g->changes[g->n_changes++] = (GuestChange){block, version};
     return version;
 }
@@ -120,7 +132,7 @@ int guests_change_block(Fiber *self, Guests *g, Node *node, unsigned block, Requ
 {
     GuestOff off = guest_off((uint64_t)block * GUEST_BLOCK);
     NodeIoFlags flags = g->may_fua && guests_pick(g, 8) == 0 ? NODE_IO_FUA : 0;
-    uint32_t version = guests_next_version(g, block, kind != REQUEST_WRITE);
+    uint32_t version = guests_next_version(g, block, kind);
     int r;
     if (kind == REQUEST_WRITE) {
         uint64_t words[GUEST_WORDS];
@@ -169,8 +181,8 @@ void guests_read_all(Fiber *self, Guests *g)
 static RequestKind pick_change(Guests *g)
 {
     static const RequestKind kinds[] = {REQUEST_ZERO, REQUEST_DISCARD};
-    uint64_t what = guests_pick(g, 6);
-    return what < (g->may_discard ? 2 : 1) ? kinds[what] : REQUEST_WRITE;
+    uint64_t what = guests_pick(g, g->only_trims ? G_N_ELEMENTS(kinds) : 6);
+    return what < G_N_ELEMENTS(kinds) ? kinds[what] : REQUEST_WRITE;
 }
 
 static void worker(Fiber *self, void *arg)
@@ -183,7 +195,7 @@ static void worker(Fiber *self, void *arg)
         uint64_t what = guests_pick(g, 16);
         if (what == 0) {
             guests_flush(self, g);
-        } else if (what < 6) {
+        } else if (what < 6 && !g->only_trims) {
             read_block(self, g, block);
         } else {
             RequestKind kind = pick_change(g);
@@ -191,7 +203,7 @@ static void worker(Fiber *self, void *arg)
             fiber_assert_equal(guests_change_block(self, g, node, block, kind), 0);
             port_leave(&g->port, kind);
         }
-        fiber_sleep(self, guests_pick(g, 400000));
+        fiber_sleep(self, guests_pick(g, g->only_trims ? 2000 : 400000));
     }
     fiber_wait_group_done(&g->workers);
 }

@@ -31,9 +31,9 @@ typedef struct GuestChange {
 
 // Zero-initialised but for the first members.
 typedef struct Guests {
-    char *what;       // for messages; owned by the caller
-    bool may_discard; // a discard makes zeros of whole clusters only
+    char *what; // for messages; owned by the caller
     bool may_fua;
+    bool only_trims; // zeros and discards, almost without a pause
     Sim *sim;
     uint64_t seed;
     MapMemory *memory;    // of images
@@ -43,6 +43,8 @@ typedef struct Guests {
     FiberWaitGroup workers;
     Versions issued, acked, durable;
     bool is_zero[GUEST_BLOCKS][GUEST_MAX_VERSIONS];
+    // A discard: zeros, or what was there before, which was acknowledged as this less one. 0: none.
+    uint32_t hint_over[GUEST_BLOCKS][GUEST_MAX_VERSIONS];
     GuestChange changes[GUEST_MAX_CHANGES]; // in the order in which they began
     unsigned n_changes, next_worker, n_cuts;
 } Guests;
@@ -55,7 +57,7 @@ void guests_cut_power(Guests *g, FiberFn *check, void *arg);
 
 uint64_t guests_pick(Guests *g, uint64_t bound);
 // Of a block that gets a new content; what comes after it, acknowledged or not, is newer.
-uint32_t guests_next_version(Guests *g, unsigned block, bool is_zero);
+uint32_t guests_next_version(Guests *g, unsigned block, RequestKind kind);
 int guests_change_block(Fiber *self, Guests *g, Node *node, unsigned block, RequestKind kind);
 
 // They write `port` until they are stopped.

@@ -22,7 +22,7 @@ typedef struct Disk {
     GRand *rand;
     uint8_t data[SIZE];
     unsigned fail_percent;
-    bool discards_nothing;
+    bool discards_nothing, has_slow_zeros;
     unsigned n_writes, n_flushes;
     int write_error, flush_error;
     bool hangs; // writes wait
@@ -89,6 +89,8 @@ static int disk_write(Fiber *self, Node *node, GuestOff off, const void *buf, si
 static int disk_zero(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags)
 {
     Disk *d = disk_of(node);
+    if (d->has_slow_zeros && flags & NODE_IO_FAST_ZERO)
+        return -ENOTSUP;
     take_time(self, d->rand);
     tell_change(d, off, len);
     memset(d->data + off.v, 0, len);

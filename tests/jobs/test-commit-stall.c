@@ -36,6 +36,7 @@ typedef struct World {
     bool flushes, takes_long; // a guest's requests
     bool base_refuses;        // writes
     bool is_late;             // work comes and goes once the copy is close
+    bool trims;               // guests do, too, without a pause
     unsigned next_guest;
     uint64_t speed;    // of the job
     CopyMode mode;     // that it is to keep to
@@ -134,6 +135,20 @@ static void long_guest(Fiber *self, void *arg)
     fiber_wait_group_done(&w->guests);
 }
 
+// Parts of clusters, which go on to show what they did.
+static void trimming_guest(Fiber *self, void *arg)
+{
+    World *w = arg;
+    for (unsigned i = 0; !w->is_over; i++) {
+        Node *node = port_enter(self, &w->port, REQUEST_DISCARD);
+        GuestOff off = guest_off((uint64_t)i % (DISK / BLOCK) * BLOCK);
+        fiber_assert_equal(node_discard(self, node, off, BLOCK, 0), 0);
+        port_leave(&w->port, REQUEST_DISCARD);
+        fiber_sleep(self, MS / 10);
+    }
+    fiber_wait_group_done(&w->guests);
+}
+
 // -- the chain ------------------------------------------------------------------------------------
 
 static void open_chain(Fiber *self, World *w)
@@ -200,7 +215,12 @@ static void complete(Fiber *self, World *w, Commit *commit)
         fiber_assert_equal(commit_switch(self, commit, &w->is_switched, NULL), 1);
         fiber_assert_equal(commit_come_close(self, commit, NULL), 0);
     }
-    fiber_assert_equal(commit_switch(self, commit, &w->is_switched, NULL), 0);
+    int r = commit_switch(self, commit, &w->is_switched, NULL);
+    if (r > 0 && w->trims) { // what had begun before
+        fiber_assert_equal(commit_come_close(self, commit, NULL), 0);
+        r = commit_switch(self, commit, &w->is_switched, NULL);
+    }
+    fiber_assert_equal(r, 0);
 }
 
 static void cancel_later(Fiber *self, void *arg)
@@ -237,11 +257,13 @@ static void commit_under_load(Fiber *self, void *arg)
     w->memory = map_memory_new(1 << 20);
     open_chain(self, w);
     unsigned n_guests = w->is_late ? 0 : N_GUESTS, n_long = w->flushes || w->takes_long;
-    fiber_wait_group_add(&w->guests, n_guests + n_long);
+    fiber_wait_group_add(&w->guests, n_guests + n_long + w->trims);
     for (unsigned i = 0; i < n_guests; i++)
         fiber_assert_equal(fiber_spawn(fiber_loop(self), "guest", guest, w, NULL), 0);
     if (n_long)
         fiber_assert_equal(fiber_spawn(fiber_loop(self), "long guest", long_guest, w, NULL), 0);
+    if (w->trims)
+        fiber_assert_equal(fiber_spawn(fiber_loop(self), "trim", trimming_guest, w, NULL), 0);
     run_job(self, w);
     fiber_wait_group_wait(self, &w->guests);
     fiber_assert_equal(w->is_switched, !w->until_ns);
@@ -277,6 +299,12 @@ static void requests_that_take_long_do_not_keep_others_out_for_long(void **state
     assert_true(slowest_write_ns(&w) < 45 * MS);
 }
 
+static void guests_who_trim_without_pause_do_not_keep_a_commit_from_its_end(void **state)
+{
+    World w = {.trims = true};
+    slowest_write_ns(&w);
+}
+
 static void work_that_was_done_after_the_last_flush_is_made_durable_first(void **state)
 {
     World w = {.is_late = true};
@@ -302,6 +330,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_pivot_holds_no_guest_up_while_the_base_becomes_durable),
         cmocka_unit_test(flushes_of_guests_do_not_keep_others_out_for_long),
+        cmocka_unit_test(guests_who_trim_without_pause_do_not_keep_a_commit_from_its_end),
         cmocka_unit_test(work_that_was_done_after_the_last_flush_is_made_durable_first),
         cmocka_unit_test(what_no_longer_shrinks_makes_an_automatic_job_write_blocking),
         cmocka_unit_test(a_mode_that_was_given_is_kept_whatever_is_left),

@@ -28,6 +28,7 @@ typedef struct Course {
     bool keeps_points;   // all overlays of the base
     bool fails_in_point; // not in the base
     bool keeps_top, completes_itself;
+    bool only_trims; // guests
 } Course;
 
 typedef struct World {
@@ -80,7 +81,7 @@ static void make_layer(Fiber *self, World *w, unsigned number)
         bool is_inside = (uint64_t)i * GUEST_BLOCK < w->sizes[number];
         RequestKind kind = guests_pick(g, 4) ? REQUEST_WRITE : REQUEST_ZERO;
         if (!is_inside)
-            g->acked.of[i] = guests_next_version(g, i, true); // hides what lies below
+            g->acked.of[i] = guests_next_version(g, i, REQUEST_ZERO); // hides what lies below
         else if (guests_pick(g, 3) == 0)
             fiber_assert_equal(guests_change_block(self, g, node, i, kind), 0);
     }
@@ -100,14 +101,11 @@ static void make_branch(Fiber *self, World *w)
 
 static void make_chain(Fiber *self, World *w)
 {
-    unsigned head = w->n_layers - 1;
     for (unsigned i = 0; i < w->n_layers; i++) {
         make_layer(self, w, i);
         if (i == w->base && w->course.keeps_points)
             make_branch(self, w);
     }
-    uint32_t of_head = w->cluster_bytes[head], of_head_later = w->cluster_bytes[w->base];
-    w->guests.may_discard = MAX(of_head, of_head_later) <= GUEST_BLOCK;
 }
 
 static void open_branch(Fiber *self, World *w)
@@ -384,6 +382,7 @@ static void commit_under_load(Fiber *self, void *arg)
     open_chain(self, w);
     w->hook.fn = hook;
     sim_set_hook(g->sim, &w->hook);
+    g->only_trims = w->course.only_trims;
     guests_start(self, g);
     run_job(self, w);
     guests_stop(self, g);
@@ -438,6 +437,11 @@ static void the_head_is_left_for_the_base_under_writing_guests(void **state)
     run_course((Course){.is_active = true}, 8);
     run_course((Course){.is_active = true, .mode = COPY_MODE_BACKGROUND, .is_asked = true}, 8);
     run_course((Course){.is_active = true, .mode = COPY_MODE_WRITE_BLOCKING}, 8);
+}
+
+static void guests_who_trim_without_pause_do_not_keep_a_commit_from_its_end(void **state)
+{
+    run_course((Course){.is_active = true, .only_trims = true}, 8);
 }
 
 static void an_active_commit_can_end_as_it_is(void **state)
@@ -522,6 +526,7 @@ int main(void)
         cmocka_unit_test(layers_are_left_out_and_nobody_sees_a_difference),
         cmocka_unit_test(a_commit_that_is_cancelled_leaves_the_chain_as_it_was),
         cmocka_unit_test(the_head_is_left_for_the_base_under_writing_guests),
+        cmocka_unit_test(guests_who_trim_without_pause_do_not_keep_a_commit_from_its_end),
         cmocka_unit_test(an_active_commit_can_end_as_it_is),
         cmocka_unit_test(after_a_power_cut_there_is_what_was_flushed),
         cmocka_unit_test(a_full_base_pauses_the_job_which_goes_on_later),

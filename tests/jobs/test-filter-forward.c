@@ -133,7 +133,7 @@ static void guest(Fiber *self, void *arg)
         fiber_assert_equal(request(self, s, node, kind, first * SECTOR, n * SECTOR), 0);
         port_leave(&s->guests, kind);
         if (s->switches_mode && g_rand_int_range(s->rand, 0, 5) == 0)
-            filter_forward_set_mode(s->filter, (ForwardMode)g_rand_int_range(s->rand, 0, 2));
+            filter_forward_set_mode(s->filter, (ForwardMode)g_rand_int_range(s->rand, 0, 3));
     }
     fiber_wait_group_done(&s->running);
 }
@@ -171,6 +171,38 @@ SIM_TEST(discards_that_do_nothing_are_copied_too)
     run_beside_guests(self, s);
     fiber_assert_equal(copy_engine_run(self, s->engine), 0);
     assert_in_step(s);
+    scene_free(self, s);
+}
+
+static void assert_nothing_added(const Scene *s)
+{
+    CopyEngineStats stats;
+    copy_engine_stats(s->engine, &stats);
+    fiber_assert_equal(stats.n_added, 0);
+    assert_in_step(s);
+}
+
+SIM_TEST(near_the_end_nothing_that_guests_do_becomes_work)
+{
+    Scene *s = scene_new(self, FORWARD_ENDING);
+    s->source->discards_nothing = true;
+    run_beside_guests(self, s);
+    assert_nothing_added(s);
+    scene_free(self, s);
+}
+
+SIM_TEST(zeros_that_were_refused_as_slow_are_no_work)
+{
+    Scene *s = scene_new(self, FORWARD_WRITE_BLOCKING);
+    fiber_assert_equal(copy_engine_run(self, s->engine), 0);
+    s->source->has_slow_zeros = true;
+    int r = node_zero(self, s->filter, guest_off(SECTOR), GRANULE, NODE_IO_FAST_ZERO);
+    fiber_assert_equal(r, -ENOTSUP);
+    s->source->has_slow_zeros = false;
+    s->target->has_slow_zeros = true;
+    fiber_assert_equal(node_zero(self, s->filter, guest_off(SECTOR), GRANULE, NODE_IO_FAST_ZERO),
+                       0);
+    assert_nothing_added(s);
     scene_free(self, s);
 }
 
@@ -320,6 +352,8 @@ int main(void)
         cmocka_unit_test(in_the_background_what_guests_wrote_is_copied),
         cmocka_unit_test(write_blocking_guests_keep_the_target_in_step_themselves),
         cmocka_unit_test(discards_that_do_nothing_are_copied_too),
+        cmocka_unit_test(near_the_end_nothing_that_guests_do_becomes_work),
+        cmocka_unit_test(zeros_that_were_refused_as_slow_are_no_work),
         cmocka_unit_test(the_mode_can_be_switched_at_any_moment),
         cmocka_unit_test(what_is_still_written_in_the_background_is_not_taken_for_done),
         cmocka_unit_test(failures_of_the_target_are_not_the_guests),

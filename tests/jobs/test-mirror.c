@@ -30,6 +30,7 @@ typedef struct Course {
     unsigned fails_at; // that one alone, if not 0
     JobOnError on_error;
     bool flush_fails; // of the target
+    bool only_trims;  // guests
     bool goes_on;     // after the end that is said, with what the bitmap says is left
 } Course;
 
@@ -52,41 +53,35 @@ static const char target_path[] = "/target";
 
 // -- nodes ----------------------------------------------------------------------------------------
 
-static uint32_t make_target(Fiber *self, World *w)
+static void make_target(Fiber *self, World *w)
 {
     Guests *g = &w->guests;
     char below[GUEST_IMAGE_PATH];
-    uint32_t cluster_bytes = 512;
     guest_image_name(below, w->n_layers - 2);
     if (w->course.target == TARGET_RAW) {
         guest_image_make_raw(self, g, target_path);
     } else {
-        cluster_bytes = guest_image_pick_cluster_bytes(g);
         guest_image_create(self, target_path, w->course.target == TARGET_QCOW2 ? NULL : below,
-                           GUEST_DISK, cluster_bytes);
+                           GUEST_DISK, guest_image_pick_cluster_bytes(g));
     }
     if (!w->course.is_used)
-        return cluster_bytes;
+        return;
     Node *node = guest_image_open(self, g, target_path, true);
     guest_image_fill_with_other(self, node);
     node_unref_close(self, node);
-    return cluster_bytes;
 }
 
 static void make_disk(Fiber *self, World *w)
 {
     Guests *g = &w->guests;
-    uint32_t of_head = 0;
     char path[GUEST_IMAGE_PATH], below[GUEST_IMAGE_PATH];
     w->n_layers = 2 + (unsigned)guests_pick(g, MAX_LAYERS - 1);
     for (unsigned i = 0; i < w->n_layers; i++) {
         guest_image_name(path, i);
-        of_head = guest_image_make_layer(self, g, path, i ? below : NULL);
+        guest_image_make_layer(self, g, path, i ? below : NULL);
         strcpy(below, path);
     }
-    uint32_t of_target = make_target(self, w);
-    // In a raw file a discard need not make zeros.
-    g->may_discard = MAX(of_head, of_target) <= GUEST_BLOCK && w->course.target != TARGET_RAW;
+    make_target(self, w);
     w->source = guest_image_open(self, g, path, true);
     w->target = w->course.target == TARGET_BACKING_MISSING
                     ? guest_image_open_alone(self, g, target_path)
@@ -147,7 +142,8 @@ static int hook(SimHook *sim_hook, uint64_t n, SimOp op, const char *path, uint6
     if (op == SIM_OP_FLUSH && w->course.flush_fails)
         return -EIO;
     bool is_change = op == SIM_OP_WRITE || op == SIM_OP_ZERO || op == SIM_OP_DISCARD ||
-                     op == SIM_OP_RESERVE || (op == SIM_OP_FLUSH && w->course.fails_at);
+                     op == SIM_OP_RESERVE ||
+                     (op == SIM_OP_FLUSH && w->course.fails_at && !w->course.goes_on); // it sticks
     return w->course.fails_with && is_change && is_to_fail(w) ? w->course.fails_with : 0;
 }
 
@@ -202,11 +198,14 @@ static void check_written_meanwhile(Fiber *self, const World *w)
 
 static int leave(Fiber *self, World *w, Mirror *mirror, GError **error)
 {
+    enum { MAX_TRIES = 2 }; // for what had begun before
+    unsigned n_tries = 0;
     int r;
     do {
         r = mirror_come_close(self, mirror, error);
         if (r == 0)
             r = mirror_switch(self, mirror, &w->is_switched, error);
+        fiber_assert(!w->course.only_trims || ++n_tries <= MAX_TRIES);
     } while (r > 0);
     return r;
 }
@@ -288,6 +287,7 @@ static void mirror_under_load(Fiber *self, void *arg)
     make_disk(self, w);
     w->hook.fn = hook;
     sim_set_hook(g->sim, &w->hook);
+    g->only_trims = w->course.only_trims;
     guests_start(self, g);
     run_job(self, w);
     if (w->course.goes_on)
@@ -435,9 +435,17 @@ static void a_mirror_of_nothing_has_what_was_written_meanwhile(void **state)
         run_world(seed, &(Course){.sync = MIRROR_SYNC_NONE, .is_left = true});
 }
 
+static void guests_who_trim_without_pause_do_not_keep_a_mirror_from_its_end(void **state)
+{
+    run_course((Course){.only_trims = true}, 1);
+    run_course((Course){.only_trims = true, .is_left = true}, 1);
+    run_course((Course){.only_trims = true, .mode = COPY_MODE_WRITE_BLOCKING}, 1);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(guests_who_trim_without_pause_do_not_keep_a_mirror_from_its_end),
         cmocka_unit_test(guests_go_on_with_the_target_and_see_no_difference),
         cmocka_unit_test(a_mirror_that_is_let_go_is_the_disk_of_one_moment),
         cmocka_unit_test(a_mirror_that_is_cancelled_leaves_guests_alone),

@@ -130,6 +130,13 @@ static void run_zero(Fiber *self, Work *work, const Operation *operation)
         work_fail(work, "%s: %s", operation->name, g_strerror(-r));
 }
 
+// What guests discard may be left undone while it ends.
+static bool is_beside_live_copy(const Work *work)
+{
+    return work->job &&
+           (work->place->job == JOB_TYPE_COMMIT || work->place->job == JOB_TYPE_MIRROR);
+}
+
 // A cluster that the request does not fill need not become zeros; the disk's end counts as a
 // border.
 static void run_discard(Fiber *self, Work *work, const Operation *operation)
@@ -139,9 +146,11 @@ static void run_discard(Fiber *self, Work *work, const Operation *operation)
         return;
     uint64_t end = q.off + q.len;
     uint64_t whole = end == q.node->size_bytes ? end : end - end % CLUSTER;
-    uint32_t zeros = shadow_model_begin(work->model, SHADOW_ZEROS, q.off, whole - q.off);
+    bool may_do_nothing = is_beside_live_copy(work);
+    uint32_t zeros = shadow_model_begin(work->model, may_do_nothing ? SHADOW_HINT : SHADOW_ZEROS,
+                                        q.off, whole - q.off);
     uint32_t hint = shadow_model_begin(work->model, SHADOW_HINT, whole, end - whole);
-    Change *change = begin_change(work, &q, zeros);
+    Change *change = may_do_nothing ? NULL : begin_change(work, &q, zeros);
     int r = node_discard(self, q.node, guest_off(q.off), q.len, 0);
     shadow_model_end(work->model, zeros, r, false);
     shadow_model_end(work->model, hint, r, false);
