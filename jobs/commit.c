@@ -237,11 +237,21 @@ static int record_base(Fiber *self, const Commit *c, Node *image, Backing *ret_o
 }
 
 // One that names the base and still lies over what it did shows the same, but not for ever: the
-// next commit may overwrite the base.
-static void record_old(Fiber *self, Node *image, const Backing *old)
+// next commit may overwrite the base. `error`: why the commit has failed.
+static void record_old(Fiber *self, Node *image, const Backing *old, GError **error)
 {
-    if (old->name && !MUTANT("commit-names-old-backing"))
-        qcow2_set_backing_name(self, image, old->name, old->format, NULL);
+    g_autoptr(GError) failed = NULL;
+    if (!old->name || MUTANT("commit-names-old-backing"))
+        return;
+    qcow2_set_backing_name(self, image, old->name, old->format, &failed);
+    const char *named = qcow2_image_backing_name(qcow2_node_image(image));
+    if (failed && g_strcmp0(named, old->name) != 0)
+        g_prefix_error(
+            error,
+            "%s; it names '%s', over which it shows the same only as long as nothing "
+            "else is committed there (change-backing-file records it later). What failed "
+            "before: ",
+            failed->message, named);
 }
 
 static int switch_overlays(Fiber *self, Commit *c, GError **error)
@@ -281,7 +291,7 @@ static int leave_out(Fiber *self, Commit *c, GError **error)
         r = c->spec.keeps_top ? switch_top(self, c, error) : switch_overlays(self, c, error);
     for (unsigned i = 0; i < n; i++) {
         if (r < 0)
-            record_old(self, images[i], &old[i]);
+            record_old(self, images[i], &old[i], error);
         g_free(old[i].name);
         g_free(old[i].format);
     }

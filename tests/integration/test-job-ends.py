@@ -6,6 +6,7 @@ show what they did.
 
 usage: test-job-ends.py [--chaind PATH] [WORD]...
 """
+import contextlib
 import json
 import struct
 
@@ -52,6 +53,18 @@ def backing_of(path):
     return qemu_img("info", "-U", path).partition("backing file: ")[2].partition(" (")[0].split("\n")[0]
 
 
+@contextlib.contextmanager
+def world(tmp, exit_status):
+    w = World(tmp)
+    try:
+        yield w
+        w.daemon.stop(expect=exit_status)
+    finally:
+        w.qmp.close()
+        if w.daemon.process.poll() is None:
+            w.daemon.kill()
+
+
 def is_empty(path):
     return all(r["depth"] for r in json.loads(qemu_img("map", "--output=json", path)))
 
@@ -80,22 +93,47 @@ def test_header_of_a_layer(tmp):
         assert content(there / "top", there / "raw") == shown["top"]
 
 
+def test_header_of_one_of_two(tmp):
+    """Of two overlays the second takes no new header: the first gets its old one, or its user is told"""
+    told = 0
+    for n in range(1, 8):  # so many writes to the first succeed
+        there = tmp / str(n)
+        make_chain(there, "base", "middle", "one")
+        create(there / "two", None, there / "middle")
+        first = {"inject-error": [{"event": "pwritev", "state": n + 1, "iotype": "write", "once": False}],
+                 "set-state": [{"event": "pwritev", "state": i, "new_state": i + 1} for i in range(1, n + 1)]}
+        second = {"inject-error": [{"event": "none", "iotype": "write", "sector": 0, "once": False}]}
+        with World(there) as w:
+            w.add("base", there / "base", read_only=True)
+            w.add("middle", there / "middle", backing="base", read_only=True)
+            for name, rules in (("one", first), ("two", second)):
+                file = {"driver": "file", "filename": str(there / name)}
+                w.qmp.command("blockdev-add", driver="qcow2", node_name=name, backing="middle", read_only=True,
+                              file={"driver": "blkdebug", "image": file, **rules})
+            w.qmp.command("block-commit", job_id="j", device="one", top_node="middle", base_node="base")
+            said = end_of(w.qmp)["error"]
+            says(said, ": cannot record", f"{there}/base", ERRNOS[5])
+            w.qmp.command("blockdev-del", node_name="one")
+            names_base = backing_of(there / "one").endswith("base")
+            assert names_base == ("change-backing-file" in said), said
+            told += names_base
+        assert backing_of(there / "two").endswith("middle")
+    assert told
+
+
 def test_nothing_given_back(tmp):
     """What a top that stays gives back is not written: it is told, and guests go on with the same"""
     names = ("base", "middle", "top")
     for there, rule, words in each_errno(tmp):
         shown = make_chain(there, *names)
         rule.update(iotype="write", sector=l2_sector(there / "top"))
-        w = World(there)
-        add_chain(w, there, names, "top", rule)
-        w.qmp.command("block-commit", job_id="j", device="top", base_node="base", keep_top=True,
-                      auto_complete=True)
-        assert "error" not in end_of(w.qmp)
-        w.io("disk", "read -q -P 3 1M 1M", "read -q -P 2 512k 512k", "read -q -P 1 0 512k")
-        w.qmp.close()
-        # What failed once has been written again.
-        w.daemon.stop(expect=0 if rule["once"] else 1)
-        if rule["once"]:
+        with world(there, exit_status=0 if rule["once"] else 1) as w:
+            add_chain(w, there, names, "top", rule)
+            w.qmp.command("block-commit", job_id="j", device="top", base_node="base", keep_top=True,
+                          auto_complete=True)
+            assert "error" not in end_of(w.qmp)
+            w.io("disk", "read -q -P 3 1M 1M", "read -q -P 2 512k 512k", "read -q -P 1 0 512k")
+        if rule["once"]:  # it has been written again
             assert is_empty(there / "top")
         else:
             says(w.daemon.log(), "commit job 'j': node 'top' keeps clusters that its base has, too", words)
@@ -111,18 +149,16 @@ def test_old_head(tmp):
     for there, rule, words in each_errno(tmp):
         make_chain(there, *names)
         rule.update(iotype="write", sector=l2_sector(there / "top"))
-        w = World(there)
-        add_chain(w, there, names, "top", rule)
-        h = connect(w.uri("disk"))
-        h.pwrite(bytes([7]) * 64 * KIB, 3 * MIB)
-        w.qmp.command("block-commit", job_id="j", device="top", base_node="base", auto_complete=True)
-        assert "error" not in end_of(w.qmp)
-        w.qmp.command("blockdev-del", node_name="top")
-        h.flush()
-        h.shutdown()
-        w.io("disk", "read -q -P 7 3M 64k", "read -q -P 2 512k 1M", "write -q -P 8 2M 64k")
-        w.qmp.close()
-        w.daemon.stop()
+        with world(there, exit_status=0) as w:
+            add_chain(w, there, names, "top", rule)
+            h = connect(w.uri("disk"))
+            h.pwrite(bytes([7]) * 64 * KIB, 3 * MIB)
+            w.qmp.command("block-commit", job_id="j", device="top", base_node="base", auto_complete=True)
+            assert "error" not in end_of(w.qmp)
+            w.qmp.command("blockdev-del", node_name="top")
+            h.flush()
+            h.shutdown()
+            w.io("disk", "read -q -P 7 3M 64k", "read -q -P 2 512k 1M", "write -q -P 8 2M 64k")
         told = f"'top' could not be flushed when it was closed: {words}" in w.daemon.log()
         assert told != rule["once"], w.daemon.log()  # what failed once has been written again
         check_image(there / "base")
