@@ -105,7 +105,7 @@ MUTANTS = {
     "snapshots-take-turns": MODEL,
     "copied-table-has-no-copied": SNAPSHOTS,
     "marked-table-is-copied": SNAPSHOTS,
-    "copied-returns-under-lock": SNAPSHOTS,
+    "copied-returns-under-lock": [*SNAPSHOTS, "--seed", "5", "--points", "600"],
     "freed-held-for-snapshot": SNAPSHOTS,
     # §14
     "flush-debt": EXTERNAL,
