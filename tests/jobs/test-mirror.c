@@ -439,6 +439,11 @@ static void guests_who_trim_without_pause_do_not_keep_a_mirror_from_its_end(void
 {
     run_course((Course){.only_trims = true}, 1);
     run_course((Course){.only_trims = true, .is_left = true}, 1);
+    for (uint64_t seed = 1; seed <= 16; seed++) // zeros in whole clusters only
+        run_world(seed, &(Course){.only_trims = true,
+                                  .sync = MIRROR_SYNC_TOP,
+                                  .target = TARGET_BACKING_MISSING,
+                                  .is_left = true});
     run_course((Course){.only_trims = true, .mode = COPY_MODE_WRITE_BLOCKING}, 1);
 }
 
