@@ -155,7 +155,7 @@ MUTANTS = {
     "keep-points-beside-writes": ["tests/jobs/test-jobs-keep-points"],
     "keep-points-durable-first": ["tests/jobs/test-jobs-commit"],
     "keep-top-base-durable-first": POINTS,
-    "keep-top-holds": ["tests/jobs/test-jobs-commit"],
+    "keep-top-holds": COMMITTED,
     "keep-top-notes": ["tests/jobs/test-jobs-commit"],
     # §19
     "mirror-left-durable": ["tests/jobs/test-jobs-mirror"],
