@@ -12,7 +12,6 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#include "host/write-turns.h"
 #include "io/iov.h"
 #include "loop/valgrind-hints.h"
 
@@ -110,7 +109,7 @@ static ssize_t try_write(File *file, uint64_t off, const struct iovec *iov, unsi
 // --- buffered writes on workers ------------------------------------------------------------------
 
 // A file has one write job at a time: file systems take the inode's lock for each write, so that
-// two would wait for each other. While it runs it also takes what the loop hands over later, without
+// two would wait for each other. While it runs it also takes what later turns hand over, without
 // being woken again. It ends when nothing is left, or after so much, so that other jobs of the
 // device get its place.
 enum {
@@ -181,47 +180,23 @@ static void announce_written(HostFile *h)
         loop_post(&h->host->io.loop, &h->written_call);
 }
 
-// What a job has done so far.
-typedef struct WriteCount {
-    size_t bytes, n_announced;
-} WriteCount;
-
-static void announce_past(HostFile *h, WriteCount *count, size_t bytes)
-{
-    if (count->bytes - count->n_announced < bytes)
-        return;
-    count->n_announced = count->bytes;
-    announce_written(h);
-}
-
-static void make_write(HostFile *h, FileTransfer *x, WriteCount *count)
-{
-    count->bytes += write_one(h->fd, x);
-    push(&h->written, x, x);
-}
-
 // What is done is announced before anything else may take long. What is written last is left to the
 // end of the job, whose message comes anyway.
 static void write_job_run(WorkerJob *job)
 {
     HostFile *h = (HostFile *)((char *)job - offsetof(HostFile, write_job));
-    WriteTurns turns = {0};
-    WriteCount count = {0};
-    for (FileTransfer *x;;) {
-        FileTransfer *more = count.bytes < JOB_BYTES ? take_in_order(&h->writes) : NULL;
-        write_turns_add(&turns, more);
-        if (write_turns_are_over(&turns))
+    size_t bytes = 0, n_announced = 0;
+    for (FileTransfer *x = NULL, *next;; x = next) {
+        bool is_handed_over = !x;
+        if (!x && (bytes >= JOB_BYTES || !(x = take_in_order(&h->writes))))
             return;
-        if (more)
-            announce_past(h, &count, 1);
-        while ((x = write_list_pop(&turns.small))) {
-            announce_past(h, &count, ANSWER_BYTES);
-            make_write(h, x, &count);
+        if (bytes - n_announced >= (is_handed_over ? 1 : ANSWER_BYTES)) {
+            n_announced = bytes;
+            announce_written(h);
         }
-        if ((x = write_list_pop(&turns.large))) {
-            announce_past(h, &count, 1);
-            make_write(h, x, &count);
-        }
+        next = x->next;
+        bytes += write_one(h->fd, x);
+        push(&h->written, x, x);
     }
 }
 
