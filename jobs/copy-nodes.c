@@ -15,9 +15,6 @@
 #include "chain-core/node-fill.h"
 #include "copy-verify.h"
 
-// What is moved without waiting (in memory, in the page cache) before others get their turn.
-enum { TURN_BYTES = 128 << 10 };
-
 // False: the chunk is stale, and the range not held.
 static bool begin_put(Fiber *self, const CopyNodes *nodes, const CopyChunk *chunk, RangeHold *hold)
 {
@@ -73,7 +70,7 @@ static int copy_some(Fiber *self, const CopyNodes *nodes, Piece *piece, uint64_t
 static int move_within_host(Fiber *self, const CopyNodes *nodes, Piece *piece)
 {
     const File *file = node_file(nodes->target);
-    uint64_t turn = file && file_is_in_memory(file) ? TURN_BYTES : UINT64_MAX;
+    uint64_t turn = file && file_is_in_memory(file) ? IO_TURN_BYTES : UINT64_MAX;
     RangeHold hold;
     if (!file || nodes->uses_buffers || nodes->compresses || nodes->verifies)
         return 0;
@@ -95,11 +92,11 @@ static int read_data(Fiber *self, Node *source, GuestOff off, uint8_t *buf, uint
     IoBatch batch;
     int r = 0;
     io_batch_init(&batch, self);
-    for (uint64_t at = 0; r == 0 && at < len; at += TURN_BYTES) {
+    for (uint64_t at = 0; r == 0 && at < len; at += IO_TURN_BYTES) {
         uint32_t n_pending = batch.pending;
         r = node_read_start(self, source, guest_off(off.v + at), buf + at,
-                            MIN(TURN_BYTES, len - at), &batch);
-        if (batch.pending == n_pending && at + TURN_BYTES < len)
+                            MIN(IO_TURN_BYTES, len - at), &batch);
+        if (batch.pending == n_pending && at + IO_TURN_BYTES < len)
             fiber_sleep(self, 0);
     }
     int waited = io_batch_wait(self, &batch);
@@ -110,7 +107,7 @@ static int read_data(Fiber *self, Node *source, GuestOff off, uint8_t *buf, uint
 static int write_and_verify(Fiber *self, Node *target, GuestOff off, const uint8_t *buf,
                             uint64_t len)
 {
-    uint64_t turn = node_file(target) ? MAX(TURN_BYTES, target->preferred_bytes) : len;
+    uint64_t turn = node_file(target) ? MAX(IO_TURN_BYTES, target->preferred_bytes) : len;
     int r = 0;
     for (uint64_t at = 0, n; r == 0 && at < len; at += n) {
         n = MIN(turn, len - at);

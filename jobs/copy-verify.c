@@ -6,30 +6,25 @@
 
 #include "chain-core/fiber.h"
 #include "chain-core/io-buffers.h"
-
-enum { PIECE_BYTES = 128 << 10 };
-
-static bool is_all_zero(const uint8_t *buf, uint64_t len)
-{
-    return buf[0] == 0 && memcmp(buf, buf + 1, len - 1) == 0;
-}
+#include "chain-core/zeros.h"
 
 // `wanted` NULL: zeros.
 static int compare(Fiber *self, Node *target, GuestOff off, const uint8_t *wanted, uint64_t len)
 {
     Loop *loop = fiber_loop(self);
-    uint8_t *buf = io_buffer_take(loop, PIECE_BYTES);
+    uint8_t *buf = io_buffer_take(loop, IO_TURN_BYTES);
     int r = buf ? 0 : -ENOMEM;
     for (uint64_t at = 0, n; r == 0 && at < len; at += n) {
-        n = MIN(PIECE_BYTES, len - at);
+        n = MIN(IO_TURN_BYTES, len - at);
         r = node_read(self, target, guest_off(off.v + at), buf, n);
-        bool is_same = r == 0 && (wanted ? memcmp(buf, wanted + at, n) == 0 : is_all_zero(buf, n));
+        bool is_same =
+            r == 0 && (wanted ? memcmp(buf, wanted + at, n) == 0 : bytes_are_zero(buf, n));
         if (r == 0 && !is_same)
             r = COPY_VERIFY_DIFFERS;
         if (r == 0 && at + n < len)
             fiber_sleep(self, 0);
     }
-    io_buffer_put(loop, buf, PIECE_BYTES);
+    io_buffer_put(loop, buf, IO_TURN_BYTES);
     return r;
 }
 

@@ -32,7 +32,7 @@ LIBCHAIN = {
 }
 # Which folder of libchain a header of include/chain-core/ belongs to.
 CORE = {
-    "units.h": "base", "map-memory.h": "base", "mutant.h": "base",
+    "units.h": "base", "zeros.h": "base", "map-memory.h": "base", "mutant.h": "base",
     "fiber.h": "loop", "fiber-sync.h": "loop", "loop.h": "loop", "io-batch.h": "loop",
     "remote-call.h": "loop",
     "file.h": "io", "io-buffers.h": "io", "debug-event.h": "io", "stream.h": "io", "sim.h": "sim", "sim-choice.h": "sim",

@@ -8,13 +8,13 @@
 // copy waits for all before it that overlap it, a write only for copies. Reads wait for nobody:
 // they read what is there.
 #include <errno.h>
-#include <string.h>
 
 #include "base/error.h"
 #include "chain-core/component.h"
 #include "chain-core/fiber-sync.h"
 #include "chain-core/mutant.h"
 #include "chain-core/node-drivers.h"
+#include "chain-core/zeros.h"
 
 // One request's claim on a range; on its fiber's stack.
 typedef struct Claim Claim;
@@ -80,9 +80,8 @@ static int copy_range(Fiber *self, Node *below, uint64_t off, size_t len)
     int r = node_read(self, below, guest_off(off), buf, len);
     if (r < 0)
         return r;
-    bool is_zero = !buf[0] && memcmp(buf, buf + 1, len - 1) == 0;
-    return is_zero ? node_zero(self, below, guest_off(off), len, 0)
-                   : node_write(self, below, guest_off(off), buf, len, 0);
+    return bytes_are_zero(buf, len) ? node_zero(self, below, guest_off(off), len, 0)
+                                    : node_write(self, below, guest_off(off), buf, len, 0);
 }
 
 // Copies what `below` has not itself of [off, end), whose borders are those of units.

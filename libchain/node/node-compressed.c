@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "chain-core/io-buffers.h"
+#include "chain-core/zeros.h"
 
 int compressed_clusters_reserve(CompressedClusters *c, Loop *loop, uint32_t n)
 {
@@ -138,16 +139,11 @@ int node_read_compressed(Fiber *self, Node *node, GuestOff off, uint64_t len, Co
     return r;
 }
 
-static bool is_zero(const uint8_t *buf, size_t len)
-{
-    return buf[0] == 0 && memcmp(buf, buf + 1, len - 1) == 0;
-}
-
 // Of whole clusters, those before one of zeros.
 static uint32_t count_until_zeros(const uint8_t *buf, uint32_t n, uint64_t cluster)
 {
     uint32_t i = 0;
-    while (i < n && !is_zero(buf + i * cluster, cluster))
+    while (i < n && !bytes_are_zero(buf + i * cluster, cluster))
         i++;
     return i;
 }
@@ -171,7 +167,7 @@ int node_compress(Fiber *self, Node *node, GuestOff off, const void *buf, size_t
     *c = (CompressedClusters){.how = own_compression(node), .off = off};
     uint64_t cluster = c->how.cluster_bytes, in_cluster = off.v % cluster;
     *ret_len = MIN(cluster - in_cluster, len);
-    if (in_cluster || (detects_zeroes && is_zero(buf, *ret_len)))
+    if (in_cluster || (detects_zeroes && bytes_are_zero(buf, *ret_len)))
         return 0;
     uint32_t n = MIN(len / cluster, COMPRESSED_CLUSTERS_MAX);
     int r = 0;

@@ -16,11 +16,7 @@
 #include "chain-core/mutant.h"
 #include "chain-core/node-compressed.h"
 
-enum {
-    MAX_RUN_BYTES = 1 << 20,
-    // What is moved without waiting (in memory, in the page cache) before others get their turn.
-    TURN_BYTES = 128 << 10,
-};
+enum { MAX_RUN_BYTES = 1 << 20 };
 
 // A node_fill() under way.
 typedef struct Fill {
@@ -153,11 +149,11 @@ static int read_below(Fiber *self, const Fill *f, uint64_t off, uint8_t *buf, si
     int r = 0;
     memset(buf + inside, 0, len - inside);
     io_batch_init(&batch, self);
-    for (size_t at = 0; at < inside && r == 0; at += TURN_BYTES) {
+    for (size_t at = 0; at < inside && r == 0; at += IO_TURN_BYTES) {
         uint32_t n_pending = batch.pending;
         r = node_read_start(self, below, guest_off(off + at), buf + at,
-                            MIN(TURN_BYTES, inside - at), &batch);
-        if (batch.pending == n_pending && at + TURN_BYTES < inside)
+                            MIN(IO_TURN_BYTES, inside - at), &batch);
+        if (batch.pending == n_pending && at + IO_TURN_BYTES < inside)
             let_others_go(self);
     }
     int waited = io_batch_wait(self, &batch);
@@ -169,7 +165,7 @@ static int read_below(Fiber *self, const Fill *f, uint64_t off, uint8_t *buf, si
 static int write_up(Fiber *self, const NodeFillPlace *place, uint64_t at, const uint8_t *buf,
                     size_t len)
 {
-    size_t turn = file_is_in_memory(place->file) ? TURN_BYTES : len;
+    size_t turn = file_is_in_memory(place->file) ? IO_TURN_BYTES : len;
     int r = 0;
     for (size_t done = 0; done < len && r == 0; done += turn) {
         if (done)
@@ -188,7 +184,7 @@ static int copy_some(Fiber *self, const Fill *f, const NodeFillPlace *place, uin
     NodeExtent e;
     IoBatch pins;
     if (file_is_in_memory(place->file))
-        len = MIN(len, TURN_BYTES);
+        len = MIN(len, IO_TURN_BYTES);
     io_batch_init(&pins, self);
     int r = look_below(self, f, place->off.v + done, len, &pins, &e);
     if (r == 0)

@@ -7,8 +7,7 @@
 #include "chain-core/mutant.h"
 #include "chain-core/node-compressed.h"
 #include "chain-core/node.h"
-
-#include <string.h>
+#include "chain-core/zeros.h"
 
 #include "node/node-edge.h"
 
@@ -82,18 +81,13 @@ static bool can_change(const Node *node)
     return !node->read_only && (node->ops->write || node->ops->is_filter);
 }
 
-static bool is_zero(const uint8_t *buf, size_t len)
-{
-    return len && buf[0] == 0 && memcmp(buf, buf + 1, len - 1) == 0;
-}
-
 int node_write(Fiber *self, Node *node, GuestOff off, const void *buf, size_t len,
                NodeIoFlags flags)
 {
     assert_may_change(node, off, len, flags);
     if (!can_change(node))
         return -EROFS;
-    if (G_UNLIKELY(node->zero_detection) && is_zero(buf, len))
+    if (G_UNLIKELY(node->zero_detection) && len && bytes_are_zero(buf, len))
         return node_zero(self, node, off, len,
                          node->zero_detection == NODE_ZEROES_UNMAPPED ? flags
                                                                       : flags | NODE_IO_NO_UNMAP);

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "chain-core/component.h"
+#include "chain-core/zeros.h"
 
 // How many of the bytes at `off` the node below has.
 static uint64_t inside(const Node *node, GuestOff off, uint64_t len)
@@ -22,11 +23,6 @@ static int read_start(Fiber *self, Node *node, GuestOff off, void *buf, size_t l
     return n ? node_read_start(self, node->backing, off, buf, n, batch) : 0;
 }
 
-static bool is_zero(const uint8_t *bytes, size_t len)
-{
-    return len == 0 || (bytes[0] == 0 && memcmp(bytes, bytes + 1, len - 1) == 0);
-}
-
 static int flush_if_fua(Fiber *self, Node *node, NodeIoFlags flags)
 {
     return flags & NODE_IO_FUA ? node_flush(self, node->backing) : 0;
@@ -36,7 +32,7 @@ static int write_inside(Fiber *self, Node *node, GuestOff off, const void *buf, 
                         NodeIoFlags flags)
 {
     size_t n = inside(node, off, len);
-    if (!is_zero((const uint8_t *)buf + n, len - n))
+    if (!bytes_are_zero((const uint8_t *)buf + n, len - n))
         return -ENOSPC;
     return n ? node_write(self, node->backing, off, buf, n, flags)
              : flush_if_fua(self, node, flags);

@@ -16,14 +16,12 @@
 #include <assert.h>
 #include <errno.h>
 
+#include "chain-core/io-buffers.h"
 #include "chain-core/mutant.h"
 #include "format/qcow2-compression.h"
 #include "qcow2/open.h"
 #include "qcow2/packed.h"
 #include "qcow2/view.h"
-
-// What is moved without waiting (in memory, in the page cache) before others get their turn.
-enum { TURN_BYTES = 128 << 10 };
 
 static NodeCompression view_compression(Node *node)
 {
@@ -132,7 +130,7 @@ typedef struct Packed {
 static int write_streams(Fiber *self, Qcow2Image *image, const PackedPlace *place,
                          const uint8_t *data)
 {
-    uint64_t turn = file_is_in_memory(image->file) ? TURN_BYTES : place->bytes;
+    uint64_t turn = file_is_in_memory(image->file) ? IO_TURN_BYTES : place->bytes;
     int r = 0;
     file_debug_event(image->file, DEBUG_WRITE_COMPRESSED);
     for (uint64_t done = 0; r == 0 && done < place->bytes; done += turn) {

@@ -7,12 +7,9 @@
 #include <string.h>
 #include <sys/mman.h>
 
-enum { MAPPED_BYTES = 16 << 10, CHUNK_BYTES = 1 << 20, PAGE_BYTES = 4096 };
+#include "chain-core/zeros.h"
 
-static bool is_zero(const uint8_t *bytes, size_t len)
-{
-    return bytes[0] == 0 && memcmp(bytes, bytes + 1, len - 1) == 0;
-}
+enum { MAPPED_BYTES = 16 << 10, CHUNK_BYTES = 1 << 20, PAGE_BYTES = 4096 };
 
 // The largest part of most tables is empty (a refcount table of one cluster counts terabytes), and
 // there may be a thousand: pages without an entry take no memory.
@@ -34,7 +31,7 @@ static int load_mapped(Fiber *self, EntryTable *table, File *file)
         size_t len = MIN(bytes - at, CHUNK_BYTES);
         r = file_read(self, file, host_off(table->off.v + at), chunk, len);
         for (size_t page = 0; r == 0 && page < len; page += PAGE_BYTES)
-            if (!is_zero(chunk + page, MIN(len - page, PAGE_BYTES)))
+            if (!bytes_are_zero(chunk + page, MIN(len - page, PAGE_BYTES)))
                 memcpy((uint8_t *)mapped + at + page, chunk + page, MIN(len - page, PAGE_BYTES));
     }
     return r;

@@ -9,7 +9,11 @@
 
 #include "chain-core/loop.h"
 
-enum { IO_BUFFER_BYTES = 1 << 20 }; // larger ones are not kept
+enum {
+    IO_BUFFER_BYTES = 1 << 20, // larger ones are not kept
+    // What is moved without waiting (in memory, in the page cache) before others get their turn.
+    IO_TURN_BYTES = 128 << 10,
+};
 
 void io_buffers_hold(Loop *loop);
 void io_buffers_release(Loop *loop);

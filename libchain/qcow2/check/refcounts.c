@@ -5,8 +5,8 @@
 
 #include <errno.h>
 #include <inttypes.h>
-#include <string.h>
 
+#include "chain-core/zeros.h"
 #include "qcow2/check/state.h"
 
 // --- The structures themselves
@@ -80,11 +80,6 @@ static void check_structures_are_alone(Check *c)
 typedef bool VisitFn(Check *c, uint64_t first, uint64_t n, uint32_t *words, void *block,
                      uint64_t in_block);
 
-static bool is_zero(const uint8_t *p, size_t len)
-{
-    return len == 0 || (p[0] == 0 && memcmp(p, p + 1, len - 1) == 0);
-}
-
 static bool visit_block(Check *c, uint64_t index, void *block, VisitFn *visit)
 {
     uint64_t per_block = UINT64_C(1) << c->g.refcounts_per_block_bits;
@@ -94,7 +89,8 @@ static bool visit_block(Check *c, uint64_t index, void *block, VisitFn *visit)
     for (uint64_t i = 0; i < per_block; i += n) {
         uint64_t first = index * per_block + i;
         uint32_t *words = check_refs_find(&c->refs, first);
-        if (!words && (!block || is_zero((uint8_t *)block + i / n * piece_bytes, piece_bytes)))
+        if (!words &&
+            (!block || bytes_are_zero((uint8_t *)block + i / n * piece_bytes, piece_bytes)))
             continue;
         changed |= visit(c, first, n, words, block, i);
     }
