@@ -90,7 +90,7 @@ static int find_below(const NamedNode *named, const char *name, NamedBitmap *ret
 }
 
 // A client that reads the disk as it is sees more than one that goes by what was dirty before.
-static int check_is_at_rest(const NamedBitmap *found, GError **error)
+static int check_is_unchanging(const NamedBitmap *found, GError **error)
 {
     DirtyBitmapInfo info;
     dirty_bitmap_info(found->bitmap, &info);
@@ -135,7 +135,7 @@ int bitmaps_for_export(const Nodes *nodes, const NamedNode *named, const json_t 
                                     : bitmaps_find(nodes, qmp_args_str(ref, "node"),
                                                    qmp_args_str(ref, "name"), &found, error);
         if (r == 0 && json_is_string(ref) && !is_writable)
-            r = check_is_at_rest(&found, error);
+            r = check_is_unchanging(&found, error);
         if (r == 0)
             r = check_for_export(&found, named, error);
         if (r == 0 && has_name(bitmaps, dirty_bitmap_name(found.bitmap)))

@@ -42,8 +42,8 @@ static const QmpType bitmap_add_args = {
             {"base-node", &qmp_str, true,
              "an extension, for the command only: a layer below the node. What the node shows "
              "otherwise than that layer is dirty from the start: what the layers above it own, "
-             "from "
-             "their metadata, as if the bitmap had been there since that layer got its overlay"},
+             "from their metadata, as if the bitmap had been there since that layer got its "
+             "overlay"},
             {0}},
 };
 static const QmpType bitmap_merge_args = {

@@ -64,8 +64,7 @@ const QmpType qmp_blockdev_backup_args = {
              "`on-success`"},
             {"compress", &qmp_bool, true,
              "whether clusters are compressed, as far as that makes them smaller; the target has "
-             "to "
-             "be a qcow2 image without a data file. false, unless given"},
+             "to be a qcow2 image without a data file. false, unless given"},
             {"speed", &qmp_int, true,
              "at most, in bytes a second; 0, which is the default: no limit"},
             {"on-source-error", &qmp_on_error, true, "report, unless given"},

@@ -9,6 +9,7 @@
 
 #include "chain-core/fiber-sync.h"
 #include "chain-core/node.h"
+#include "chain-core/port.h"
 
 enum {
     SECTOR = 512,
@@ -152,4 +153,18 @@ static inline Disk *disk_new(Fiber *self, GRand *rand)
     for (unsigned i = 0; i < SIZE; i++)
         d->data[i] = (uint8_t)g_rand_int_range(rand, 0, 256);
     return d;
+}
+
+// A guest's write, zero or discard; what is written is chosen at random.
+static inline int port_change(Fiber *self, Port *port, GRand *rand, RequestKind kind, uint64_t off,
+                              uint64_t len)
+{
+    Node *node = port_enter(self, port, kind);
+    g_autofree uint8_t *buf = g_malloc(len);
+    memset(buf, g_rand_int_range(rand, 1, 256), len);
+    int r = kind == REQUEST_ZERO      ? node_zero(self, node, guest_off(off), len, 0)
+            : kind == REQUEST_DISCARD ? node_discard(self, node, guest_off(off), len, 0)
+                                      : node_write(self, node, guest_off(off), buf, len, 0);
+    port_leave(port, kind);
+    return r;
 }

@@ -163,14 +163,7 @@ static void assert_saved(const Scene *s)
 
 static int request(Fiber *self, Scene *s, RequestKind kind, uint64_t off, uint64_t len)
 {
-    Node *node = port_enter(self, &s->guests, kind);
-    g_autofree uint8_t *buf = g_malloc(len);
-    memset(buf, g_rand_int_range(s->rand, 1, 256), len);
-    int r = kind == REQUEST_ZERO      ? node_zero(self, node, guest_off(off), len, 0)
-            : kind == REQUEST_DISCARD ? node_discard(self, node, guest_off(off), len, 0)
-                                      : node_write(self, node, guest_off(off), buf, len, 0);
-    port_leave(&s->guests, kind);
-    return r;
+    return port_change(self, &s->guests, s->rand, kind, off, len);
 }
 
 static void guest(Fiber *self, void *arg)

@@ -216,6 +216,24 @@ void run_stream(Fiber *self, Work *work, const Operation *operation)
     end_job(self, work, operation, r, error);
 }
 
+// --- copies to another image ---------------------------------------------------------------------
+
+typedef int CopyToFn(Fiber *self, Work *work, Node *target, const Operation *operation,
+                     GError **error);
+
+static void run_copy(Fiber *self, Work *work, const Operation *operation, CopyToFn *copy_to)
+{
+    g_autoptr(GError) error = NULL;
+    User user = {work, operation};
+    Node *target = NULL;
+    begin_job(self, work, &user);
+    int r = chain_open_layer(self, &work->chain, TARGET_LAYER, &target, &error);
+    if (r == 0)
+        r = copy_to(self, work, target, operation, &error);
+    node_unref_close(self, target);
+    end_job(self, work, operation, r, error);
+}
+
 // --- mirrors -------------------------------------------------------------------------------------
 
 // The disk of one moment since it was asked to end, and from now on nothing else.
@@ -277,15 +295,7 @@ static int mirror_to(Fiber *self, Work *work, Node *target, const Operation *ope
 
 void run_mirror(Fiber *self, Work *work, const Operation *operation)
 {
-    g_autoptr(GError) error = NULL;
-    User user = {work, operation};
-    Node *target = NULL;
-    begin_job(self, work, &user);
-    int r = chain_open_layer(self, &work->chain, TARGET_LAYER, &target, &error);
-    if (r == 0)
-        r = mirror_to(self, work, target, operation, &error);
-    node_unref_close(self, target);
-    end_job(self, work, operation, r, error);
+    run_copy(self, work, operation, mirror_to);
 }
 
 // --- backups -------------------------------------------------------------------------------------
@@ -303,7 +313,8 @@ static int begin_backup(Fiber *self, Work *work, Backup *backup, const ShadowMod
     return 0;
 }
 
-static int back_up_to(Fiber *self, Work *work, Node *target, GError **error)
+static int back_up_to(Fiber *self, Work *work, Node *target, const Operation *operation,
+                      GError **error)
 {
     const BackupSpec spec = {
         .name = "backup", .source = work->chain.head, .target = target, .sync = BACKUP_SYNC_FULL};
@@ -322,15 +333,7 @@ static int back_up_to(Fiber *self, Work *work, Node *target, GError **error)
 
 void run_backup(Fiber *self, Work *work, const Operation *operation)
 {
-    g_autoptr(GError) error = NULL;
-    User user = {work, operation};
-    Node *target = NULL;
-    begin_job(self, work, &user);
-    int r = chain_open_layer(self, &work->chain, TARGET_LAYER, &target, &error);
-    if (r == 0)
-        r = back_up_to(self, work, target, &error);
-    node_unref_close(self, target);
-    end_job(self, work, operation, r, error);
+    run_copy(self, work, operation, back_up_to);
 }
 
 // -------------------------------------------------------------------------------------------------
