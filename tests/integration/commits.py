@@ -97,11 +97,26 @@ class Guest(threading.Thread):
                     f"block {block}: version {version}, not {least[block]} to {self.issued[block]}"
 
 
-@contextlib.contextmanager
-def guests(w, name, n, n_blocks, depth):
+def start_guests(w, name, n, n_blocks, depth):
     all_guests = [Guest(w.uri(name), i, n, n_blocks, depth) for i in range(n)]
     for g in all_guests:
         g.start()
+    return all_guests
+
+
+def kill_beside(w, all_guests):
+    """Kills the daemon while they write; none of them has read anything wrong."""
+    w.daemon.kill()
+    for g in all_guests:
+        g.is_over = True
+        g.join()
+        assert not isinstance(g.failure, AssertionError), g.failure
+    w.qmp.close()
+
+
+@contextlib.contextmanager
+def guests(w, name, n, n_blocks, depth):
+    all_guests = start_guests(w, name, n, n_blocks, depth)
     try:
         yield all_guests
     finally:

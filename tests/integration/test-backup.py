@@ -11,7 +11,8 @@ import time
 
 import nbd
 
-from commits import BLOCK, Guest, add_three, await_status, content, create, end_of, guests, make_three
+from commits import (BLOCK, add_three, await_status, content, create, end_of, guests, kill_beside,
+                     make_three, start_guests)
 from disks import small_file_system
 from harness import KIB, MIB, check_image, main, qemu_img
 from world import World
@@ -235,17 +236,11 @@ def test_killed(tmp):
         w = World(directory)
         add_three(w, directory)
         w.add("copy", directory / "copy")
-        all_guests = [Guest(w.uri("disk"), i, 2, SIZE // BLOCK, 8) for i in range(2)]
-        for g in all_guests:
-            g.start()
+        all_guests = start_guests(w, "disk", 2, SIZE // BLOCK, 8)
         await_writes(all_guests, 500)
         start(w, all_guests, "copy", sync="full", speed=MIB)
         time.sleep(rng.random() * 0.1)
-        w.daemon.kill()
-        for g in all_guests:
-            g.is_over = True
-            g.join()
-        w.qmp.close()
+        kill_beside(w, all_guests)
         qemu_img("check", "-q", "-r", "leaks", directory / "top")
         disk = content(directory / "top", directory / "raw")
         for g in all_guests:

@@ -12,7 +12,8 @@ import time
 import nbd
 
 import images
-from commits import (BLOCK, Guest, add_three, await_status, content, create, end_of, guests, make_three)
+from commits import (BLOCK, add_three, await_status, content, create, end_of, guests, kill_beside,
+                     make_three, start_guests)
 from harness import KIB, MIB, check_image, main, qemu_img, qemu_io, says
 from world import World
 
@@ -174,19 +175,13 @@ def test_killed(tmp):
         is_active = round % 2
         w = World(directory)
         add_three(w, directory)
-        all_guests = [Guest(w.uri("disk"), i, 2, size // BLOCK, 8) for i in range(2)]
-        for g in all_guests:
-            g.start()
+        all_guests = start_guests(w, "disk", 2, size // BLOCK, 8)
         where = {"top_node": "top" if is_active else "middle"}
         w.qmp.command("block-commit", job_id="j", device="top", base_node="base", **where)
         if is_active:
             w.qmp.event("BLOCK_JOB_READY")
         time.sleep(rng.random() * 0.02)
-        w.daemon.kill()
-        for g in all_guests:
-            g.is_over = True
-            g.join()
-        w.qmp.close()
+        kill_beside(w, all_guests)
         disk = content(directory / "top", directory / "raw")
         for g in all_guests:
             g.check(disk, g.flushed)

@@ -13,7 +13,7 @@ import time
 
 import nbd
 
-from commits import BLOCK, Guest, content, create, guests
+from commits import BLOCK, content, create, guests, kill_beside, start_guests
 from disks import small_file_system
 from harness import KIB, MIB, check_image, main, qemu_img, qemu_io, run
 from world import World
@@ -381,18 +381,12 @@ def test_killed(tmp):
         w = World(directory)
         add_disk(w, directory)
         add_scratch(w, directory / "scratch")
-        all_guests = [Guest(w.uri("disk"), i, 2, SIZE // BLOCK, 8) for i in range(2)]
-        for g in all_guests:
-            g.start()
+        all_guests = start_guests(w, "disk", 2, SIZE // BLOCK, 8)
         await_writes(all_guests, 500)
         put_in(w, all_guests)
         show(w)
         time.sleep(rng.random() * 0.3)
-        w.daemon.kill()
-        for g in all_guests:
-            g.is_over = True
-            g.join()
-        w.qmp.close()
+        kill_beside(w, all_guests)
         qemu_img("check", "-q", "-r", "leaks", directory / "src")
         disk = content(directory / "src", directory / "raw")
         for g in all_guests:

@@ -9,7 +9,8 @@ usage: test-job-kills.py [--chaind PATH] [WORD]...
 import random
 import time
 
-from commits import BLOCK, Guest, add_three, await_status, content, create, make_three
+from commits import (BLOCK, add_three, await_status, content, create, kill_beside, make_three,
+                     start_guests)
 from harness import MIB, main, qemu_img, qemu_io
 from world import World
 
@@ -29,9 +30,7 @@ class Case:
         self.points = {name: self.content(name) for name in ("base", "middle")}
         self.w = World(directory)
         add_three(self.w, directory)
-        self.guests = [Guest(self.w.uri("disk"), i, 2, GUESTS // BLOCK, 8) for i in range(2)]
-        for g in self.guests:
-            g.start()
+        self.guests = start_guests(self.w, "disk", 2, GUESTS // BLOCK, 8)
 
     def content(self, name):
         return content(self.tmp / name, self.tmp / "raw")
@@ -72,12 +71,7 @@ class Case:
             time.sleep(self.rng.random() * 0.01)
 
     def kill(self):
-        self.w.daemon.kill()
-        for g in self.guests:
-            g.is_over = True
-            g.join()
-            assert not isinstance(g.failure, AssertionError), g.failure
-        self.w.qmp.close()
+        kill_beside(self.w, self.guests)
 
     def holds(self, name):
         """Is the disk in that image?"""

@@ -162,16 +162,10 @@ def test_killed(tmp):
         qemu_io(there / "middle", f"write -z 0 {size // 2}")
         w = World(there)
         commits.add_three(w, there)
-        guests = [commits.Guest(w.uri("disk"), i, 2, size // commits.BLOCK, 8) for i in range(2)]
-        for g in guests:
-            g.start()
+        guests = commits.start_guests(w, "disk", 2, size // commits.BLOCK, 8)
         start(w, "top", base_node="base", auto_complete=True)
         time.sleep(rng.random() * 0.05)
-        w.daemon.kill()
-        for g in guests:
-            g.is_over = True
-            g.join()
-        w.qmp.close()
+        commits.kill_beside(w, guests)
         disk = commits.content(there / "top", there / "raw")
         for g in guests:
             g.check(disk, g.flushed)

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import time
 
-from commits import BLOCK, Guest, await_status, content, create, end_of, guests
+from commits import BLOCK, await_status, content, create, end_of, guests, kill_beside, start_guests
 from harness import KIB, MIB, check_image, main, need_program, qemu_img, qemu_io, random_file, says
 from world import World
 
@@ -129,20 +129,14 @@ def test_killed(tmp):
         w = World(directory)
         make_disk(w, directory)
         add_target(w, directory / "target")
-        all_guests = [Guest(w.uri("disk"), i, 2, 4 * MIB // BLOCK, 8) for i in range(2)]
-        for g in all_guests:
-            g.start()
+        all_guests = start_guests(w, "disk", 2, 4 * MIB // BLOCK, 8)
         start(w, "target")
         has_pivoted = number % 2
         if has_pivoted:
             w.qmp.event("BLOCK_JOB_READY")
             complete(w)
         time.sleep(rng.random() * 0.02)
-        w.daemon.kill()
-        for g in all_guests:
-            g.is_over = True
-            g.join()
-        w.qmp.close()
+        kill_beside(w, all_guests)
         disk = content(directory / ("target" if has_pivoted else "top"), directory / "raw")
         for g in all_guests:
             g.check(disk, g.flushed)
