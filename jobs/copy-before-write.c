@@ -123,23 +123,18 @@ static int find_bitmap(const DriverOptions *options, const DirtyBitmap **ret_bit
     return -ENOENT;
 }
 
-// A cluster of the target at least, so that no two saves write the same one; on a large disk more,
-// so that the bits take some MiB at most, however they lie.
 static int choose_granularity(const json_t *values, const Node *source, const Node *target,
                               uint32_t *ret_bits, GError **error)
 {
-    enum { PAGE_BITS = 12, MAX_GRANULES_BITS = 26 };
+    enum { PAGE_BITS = 12 };
     uint64_t least = driver_value_int(values, "min-cluster-size", 0);
-    uint64_t bytes =
-        MAX(MAX(least, target->preferred_bytes), source->size_bytes >> MAX_GRANULES_BITS);
+    uint32_t least_bits = least ? (uint32_t)__builtin_ctzll(least) : 0;
     if (least & (least - 1))
         return fail(error, -EINVAL,
                     "Cannot create block-copy-state: min-cluster-size needs to be a power of 2");
     if (least > UINT64_C(1) << BITMAP_MAX_GRANULARITY_BITS)
         return fail(error, -EINVAL, "Cannot create block-copy-state: min-cluster-size too large");
-    *ret_bits = PAGE_BITS;
-    while (UINT64_C(1) << *ret_bits < bytes)
-        ++*ret_bits;
+    *ret_bits = job_copy_granularity_bits(source->size_bytes, target, MAX(least_bits, PAGE_BITS));
     return 0;
 }
 

@@ -14,13 +14,11 @@ void job_copy_asked(void *arg)
     copy_engine_set_speed(copy->engine, job_speed(copy->control)); // and wakes it
 }
 
-// A granule is at least a cluster, so that no two chunks write the same one; on a large disk more,
-// so that what is to be done takes some MiB at most, however it lies.
-static uint32_t choose_granularity_bits(uint64_t size_bytes, Node *target)
+uint32_t job_copy_granularity_bits(uint64_t size_bytes, const Node *target, uint32_t least_bits)
 {
-    enum { MIN_BITS = 16, MAX_GRANULES_BITS = 26 };
+    enum { MAX_GRANULES_BITS = 26 };
     uint64_t bytes = MAX(size_bytes >> MAX_GRANULES_BITS, target->preferred_bytes);
-    uint32_t bits = MIN_BITS;
+    uint32_t bits = least_bits;
     while (UINT64_C(1) << bits < bytes)
         bits++;
     return bits;
@@ -28,10 +26,11 @@ static uint32_t choose_granularity_bits(uint64_t size_bytes, Node *target)
 
 void job_copy_choose_sizes(CopyEngineConfig *config, Node *target)
 {
+    enum { LEAST_BITS = 16 };
     const File *file = node_file(target);
     bool is_in_memory = file && file_is_in_memory(file);
-    config->granularity_bits =
-        MAX(config->granularity_bits, choose_granularity_bits(config->size_bytes, target));
+    config->granularity_bits = job_copy_granularity_bits(config->size_bytes, target,
+                                                         MAX(config->granularity_bits, LEAST_BITS));
     config->chunk_bytes = MAX(is_in_memory ? COPY_MEMORY_CHUNK_BYTES : COPY_CHUNK_BYTES,
                               UINT32_C(1) << config->granularity_bits);
     config->window_bytes = MAX(config->window_bytes ?: COPY_WINDOW_BYTES, config->chunk_bytes);
