@@ -193,12 +193,21 @@ static Node *filter_new(Fiber *self, const DriverOptions *options, Saver *s)
     return s->node;
 }
 
+static int check_timeout(const json_t *values, GError **error)
+{
+    return driver_value_int(values, "cbw-timeout", 0) > UINT32_MAX
+               ? fail(error, -EINVAL, "Parameter 'cbw-timeout' expects uint32_t")
+               : 0;
+}
+
 static int make(Fiber *self, const DriverOptions *options, Node *child, Node **ret_node,
                 GError **error)
 {
     const DirtyBitmap *bitmap;
     uint32_t granularity_bits;
-    int r = check_nodes(child, options->target, error);
+    int r = check_timeout(options->values, error);
+    if (r == 0)
+        r = check_nodes(child, options->target, error);
     if (r == 0)
         r = find_bitmap(options, &bitmap, error);
     if (r == 0)

@@ -407,6 +407,7 @@ SIM_TEST(what_makes_no_sense_is_refused)
 {
     static const char *const wrong[] = {
         ", 'min-cluster-size': 3",
+        ", 'cbw-timeout': 4294967296",
         ", 'bitmap': {'node': 'nope', 'name': 'b'}",
         ", 'bitmap': {'node': 'source', 'name': 'nope'}",
     };
