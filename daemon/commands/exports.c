@@ -306,8 +306,8 @@ static const QmpCommand commands[] = {
      nbd_server_start_command},
     {"nbd-server-stop", NULL, NULL,
      "Removes all exports, disconnects all clients, and listens no more. Waits for requests that "
-     "are "
-     "under way; when that takes long, the log names the exports whose storage does not answer.",
+     "are under way; when that takes long, the log names the exports whose storage does not "
+     "answer.",
      nbd_server_stop_command},
     {"block-export-add", &block_export_add_args, NULL, "Exports a node.", block_export_add},
     {"block-export-del", &block_export_del_args, NULL,

@@ -168,8 +168,7 @@ static char *text(void)
     g_autofree char *states = job_states_text();
     return g_strdup_printf(
         "A job works beside all other requests. Its states, which may follow, and what may be "
-        "asked "
-        "of it there; anything else is refused with an error:\n\n%s\n"
+        "asked of it there; anything else is refused with an error:\n\n%s\n"
         "A job that is well goes from `running` (by `ready`, if it has to be completed) to "
         "`waiting`, for the other jobs of its group, to `pending`, for `job-finalize` unless it "
         "finalizes by itself, and to `concluded`; one that failed or was cancelled goes by "

@@ -292,8 +292,7 @@ static const QmpCommand commands[] = {
      "Changes options of nodes while they are in use, of all of them or of none: read-only, "
      "discard, detect-zeroes, cache.direct, the backing node, the file node (of an image: filters "
      "over the same one), the part of a raw node that no overlay stands on, the group of a "
-     "throttle "
-     "node, and those that do nothing.",
+     "throttle node, and those that do nothing.",
      blockdev_reopen},
     {0},
 };

@@ -90,9 +90,8 @@ struct Driver {
     bool is_file;                // its "filename" is the file
     bool reads_write;            // NodeOps.reads_write of its nodes
     bool is_view;                // NodeOps.is_view of its nodes
-    bool
-        keeps_below; // as long as its nodes are used nobody else writes or resizes what they filter
-    bool is_remote;  // made with the help of another machine, which may be long
+    bool keeps_below;   // while its nodes are used nobody else writes or resizes what they filter
+    bool is_remote;     // made with the help of another machine, which may be long
     bool stays_as_made; // blockdev-reopen refuses it, like QEMU
     // Neither files nor formats: makes the node. `child` is the one that the options name or
     // describe (borrowed; NULL: there is no such option); `options` is borrowed for the call.
