@@ -68,7 +68,7 @@ static int hold_chain(Fiber *self, Difference *d, GError **error)
         .shared = NODE_PERMS_OF_CONTENT & ~NODE_PERM_RESIZE,
     };
     g_autoptr(GArray) needs = g_array_new(false, false, sizeof(NamedNeed));
-    for (NamedNode *named = d->named;; named = named_node_below(named)) {
+    for (NamedNode *named = d->named; named; named = named_node_below(named)) {
         NamedNeed need = {named, "difference", perms};
         g_array_append_val(needs, need);
         if (named == d->base)
@@ -94,7 +94,7 @@ static int begin(Fiber *self, Difference *d, const DirtyBitmapSpec *spec, GError
     dirty_bitmap_set_busy(d->bitmap, true);
     bitmap_change_done(self, &add);
     d->loop = named_node_loop(d->named);
-    d->base_node = node_instances_get(d->base, d->loop);
+    d->base_node = d->base ? node_instances_get(d->base, d->loop) : NULL;
     return 0;
 }
 
@@ -114,6 +114,8 @@ static void end(Fiber *self, Difference *d, GError **error)
 
 static int find_base(Difference *d, const char *name, GError **error)
 {
+    if (!name)
+        return 0;
     d->base = nodes_get(d->nodes, name, error);
     if (!d->base)
         return -ENODEV;

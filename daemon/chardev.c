@@ -14,7 +14,7 @@
 #include "daemon/qmp/error.h"
 #include "nbd/listen.h"
 
-enum { SOCKET_MODE = 0600 };
+static const SocketAccess socket_access = {0600, (uid_t)-1, (gid_t)-1};
 
 static int fail_errno(GError **error, const char *what, const char *address, int number)
 {
@@ -52,7 +52,7 @@ static int open_unix(Chardev *chardev, const json_t *data, GError **error)
     if (chardev->is_server) {
         g_autofree char *absolute = g_canonicalize_filename(path, NULL);
         chardev->name = g_strconcat("unix:", path, NULL);
-        int fd = socket_files_listen(chardev->files, absolute, SOCKET_MODE, error);
+        int fd = socket_files_listen(chardev->files, absolute, &socket_access, error);
         if (fd >= 0)
             add_socket(chardev, fd);
         return fd < 0 ? fd : 0;
@@ -231,6 +231,7 @@ void chardev_close(Chardev *chardev)
     if (!chardev)
         return;
     socket_files_free(chardev->files);
+    qmp_policy_clear(&chardev->policy);
     for (guint i = 0; i < chardev->sockets->len; i++)
         close(g_array_index(chardev->sockets, int, i));
     g_array_unref(chardev->sockets);

@@ -7,6 +7,7 @@
 #include <jansson.h>
 #include <stdbool.h>
 
+#include "daemon/qmp/peer.h"
 #include "inherited-fds.h"
 #include "socket-files.h"
 
@@ -17,7 +18,8 @@ typedef struct Chardev {
     bool is_server;
     GArray *sockets; // int, owned until they are served
     SocketFiles *files;
-    bool is_used; // a monitor speaks through it, to the end
+    bool is_used;     // a monitor speaks through it, to the end
+    QmpPolicy policy; // of that monitor
 } Chardev;
 
 // Opens what `backend` says, a ChardevBackend that was checked (commands/chardevs.c): sockets are

@@ -6,10 +6,14 @@
 // remote call.
 #pragma once
 
+#include "access.h"
+#include "activation.h"
 #include "daemon/qmp/server.h"
+#include "daemon/state/catalogue.h"
 #include "disks.h"
 #include "exports.h"
 #include "iothreads.h"
+#include "job-history.h"
 #include "jobs/job.h"
 #include "loops.h"
 #include "monitors.h"
@@ -17,26 +21,40 @@
 #include "nodes.h"
 #include "objects.h"
 #include "options.h"
+#include "service.h"
 #include "stop.h"
+
+typedef struct Reload Reload;
+
+typedef struct MetricsService MetricsService;
 
 struct Daemon {
     InheritedFds *inherited;
-    Options options;
-    unsigned n_activated; // sockets handed to this process
+    Options options; // joined with:
+    Config *config;
+    Activation activation;
     Stop *stop;
-    bool is_activated; // started for a client; ends with the last one
+    Reload *reload; // on the control loop
+    Access *access;
+    Service *service;   // NULL: no service manager listens
+    bool is_for_client; // started for one; ends with the last one
+    bool prints_uris;
     Monitors *monitors;
-    Loops *loops;         // of disks
-    Loops *control;       // one loop
-    QmpServer *qmp;       // on it
-    JobTable *jobs;       // likewise
-    IoThreads *iothreads; // further ones
+    Loops *loops;            // of disks
+    Loops *control;          // one loop
+    QmpServer *qmp;          // on it
+    MetricsService *metrics; // likewise
+    JobTable *jobs;          // likewise
+    JobHistory *history;     // likewise
+    IoThreads *iothreads;    // further ones
     MapMemory *memory;
     ThrottleGroups *throttle_groups; // of objects
+    TlsCredsTable *tls_creds;        // likewise
     Objects *objects;
     Nodes *nodes;
     NbdServer *nbd;
     Exports *exports;
+    Catalogue *catalogue; // of the state directory; NULL: there is none
 };
 
 static inline Loop *daemon_control_loop(const Daemon *daemon)

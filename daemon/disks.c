@@ -7,6 +7,7 @@
 
 #include "chain-core/node-config.h"
 #include "log.h"
+#include "message-ids.h"
 #include "node-names.h"
 
 // -- opening --------------------------------------------------------------------------------------
@@ -189,10 +190,11 @@ static int log_end(const OneEnd *one)
         log_line(LOG_ERROR, "'%s' could not be closed: no memory for a fiber's stack", one->file);
         return -ENOMEM;
     }
-    log_line(LOG_ERROR,
-             "'%s' could not be flushed at the end: %s; what was written since the last flush may "
-             "be lost",
-             one->file, one->origin->is_corrupt ? "it is damaged" : g_strerror(-one->result));
+    LogAbout about = {MESSAGE_ID_NOT_FLUSHED, .disk = one->origin->label, .file = one->file};
+    log_about(LOG_ERROR, &about,
+              "'%s' could not be flushed at the end: %s; what was written since the last flush may "
+              "be lost",
+              one->file, one->origin->is_corrupt ? "it is damaged" : g_strerror(-one->result));
     return -EIO;
 }
 

@@ -19,8 +19,10 @@ struct Exports {
     NbdServer *server;
     ExportRemovedFn *removed;
     void *removed_arg;
+    void (*changed)(void *arg); // NULL: nobody watches
+    void *changed_arg;
     GPtrArray *all; // Export
-    FiberWaitGroup additions, removals;
+    FiberWaitGroup additions, removals, limitings;
 };
 
 Exports *exports_new(Nodes *nodes, NbdServer *server, ExportRemovedFn *removed, void *removed_arg)
@@ -32,6 +34,18 @@ Exports *exports_new(Nodes *nodes, NbdServer *server, ExportRemovedFn *removed, 
     exports->removed_arg = removed_arg;
     exports->all = g_ptr_array_new();
     return exports;
+}
+
+void exports_watch(Exports *exports, void (*changed)(void *arg), void *arg)
+{
+    exports->changed = changed;
+    exports->changed_arg = arg;
+}
+
+static void tell_changed(const Exports *exports)
+{
+    if (exports->changed)
+        exports->changed(exports->changed_arg);
 }
 
 void exports_free(Exports *exports)
@@ -66,11 +80,77 @@ bool exports_get_stats(const Export *export, NbdsExportStats *ret_stats)
     return true;
 }
 
-static void export_free(Export *export)
+bool exports_have_clients(Fiber *self, const Exports *exports, const char *id)
 {
+    enum { N_LOOKS = 10 };
+    static const uint64_t LOOK_NS = 2000000;
+    for (unsigned i = 0; i < N_LOOKS; i++) {
+        const Export *export = exports_find(exports, id);
+        NbdsExportStats stats;
+        if (!export || !exports_get_stats(export, &stats) || !stats.n_clients)
+            return false;
+        fiber_sleep(self, LOOK_NS);
+    }
+    return true;
+}
+
+static void export_free(Exports *exports, Export *export)
+{
+    throttle_groups_end_use(nodes_throttle_groups(exports->nodes), export->throttle);
     g_free(export->id);
     g_free(export->name);
     g_free(export);
+}
+
+// -- limits ---------------------------------------------------------------------------------------
+
+static ThrottleGroup *use_group(const Exports *exports, const ExportThrottle *throttle)
+{
+    ThrottleGroups *groups = nodes_throttle_groups(exports->nodes);
+    return throttle ? throttle_groups_use(groups, throttle->group, &throttle->limits) : NULL;
+}
+
+typedef struct Limiting {
+    NbdsExport *nbds;
+    ThrottleGroup *group;
+} Limiting;
+
+static void limit_on_loop(void *arg)
+{
+    const Limiting *l = arg;
+    nbds_export_set_throttle(l->nbds, l->group);
+}
+
+static bool is_in_group(const Export *export, const ExportThrottle *throttle)
+{
+    return throttle && export->throttle &&
+           g_str_equal(throttle_group_name(export->throttle), throttle->group);
+}
+
+// On the control loop nobody comes in between up to the remote call; exports_remove() waits for that.
+static void set_throttle(Fiber *self, Exports *exports, Export *export,
+                         const ExportThrottle *throttle)
+{
+    ThrottleGroup *old = export->throttle, *group = use_group(exports, throttle);
+    Limiting l = {export->nbds, group ? throttle_group_ref(group) : NULL};
+    export->throttle = group;
+    fiber_wait_group_add(&exports->limitings, 1);
+    remote_call_plain(self, nbds_export_loop(export->nbds), limit_on_loop, &l);
+    fiber_wait_group_done(&exports->limitings);
+    throttle_groups_end_use(nodes_throttle_groups(exports->nodes), old);
+}
+
+bool exports_set_throttle(Fiber *self, Exports *exports, const char *id,
+                          const ExportThrottle *throttle)
+{
+    FiberRwLock *move_lock = nodes_move_lock(exports->nodes);
+    fiber_rw_lock_read(self, move_lock);
+    Export *export = exports_find(exports, id);
+    bool is_there = export && !export->is_shutting_down;
+    if (is_there && !is_in_group(export, throttle)) // else what waits goes on waiting
+        set_throttle(self, exports, export, throttle);
+    fiber_rw_unlock_read(self, move_lock);
+    return is_there;
 }
 
 // -- adding ---------------------------------------------------------------------------------------
@@ -79,6 +159,7 @@ typedef struct Adding {
     NbdsServer *server;
     Node *node;
     const ExportSpec *spec;
+    ThrottleGroup *throttle;
     GPtrArray *bitmaps;
     NbdsExport *nbds;
     int result;
@@ -104,12 +185,15 @@ static void add_on_loop(Fiber *self, void *arg)
         .description = spec->description,
         .node = node,
         .read_only = !spec->is_writable,
+        .becomes_writable = spec->allows_inactive,
         .writethrough = spec->is_writethrough,
         .allocation_depth = spec->has_allocation_depth,
         .bitmaps = a->bitmaps,
         .padding_bytes = node->size_bytes - a->node->size_bytes,
     };
     a->result = nbds_server_add_export(a->server, &config, &a->nbds, &a->error);
+    if (a->result == 0 && a->throttle)
+        nbds_export_set_throttle(a->nbds, throttle_group_ref(a->throttle));
     node_unref_close(self, node);
 }
 
@@ -140,7 +224,12 @@ static int check(const Exports *exports, const NamedNode *named, const ExportSpe
     if (has_name(exports, spec->name))
         return qmp_fail(error, "NBD server already has export named '%s'", spec->name);
     g_autofree char *user = user_text(spec->id);
-    NodeUse use = {.role = "root", .writes = spec->is_writable, .user = user};
+    NodeUse use = {
+        .role = "root",
+        .writes = spec->is_writable,
+        .user = user,
+        .allows_inactive = spec->allows_inactive,
+    };
     int r = named_node_check_mode(named, node_use_perms(&use), error);
     return r < 0 ? r : named_node_check_use(named, &use, error);
 }
@@ -153,6 +242,7 @@ static int add(Fiber *self, Exports *exports, Export *export, const ExportSpec *
         .server = nbd_server_get(exports->server),
         .node = named->node,
         .spec = spec,
+        .throttle = export->throttle,
     };
     int r = bitmaps_for_export(exports->nodes, named, spec->bitmaps, spec->is_writable,
                                &adding.bitmaps, error);
@@ -194,19 +284,22 @@ int exports_add(Fiber *self, Exports *exports, NamedNode *named, const ExportSpe
         .name = g_strdup(spec->name),
         .use = nodes_use(named, user, spec->is_writable),
         .server = exports->server,
+        .throttle = use_group(exports, spec->throttle),
     };
     export->use->is_fixed = spec->is_fixed;
+    export->use->allows_inactive = spec->allows_inactive || !spec->is_writable;
     g_ptr_array_add(exports->all, export);
     fiber_wait_group_add(&exports->additions, 1);
     r = add(self, exports, export, spec, error);
     fiber_wait_group_done(&exports->additions);
     if (r == 0) {
         *ret_export = export;
+        tell_changed(exports);
         return 0;
     }
     g_ptr_array_remove(exports->all, export);
     nodes_end_use(self, exports->nodes, export->use);
-    export_free(export);
+    export_free(exports, export);
     return r;
 }
 
@@ -223,6 +316,7 @@ int exports_remove(Fiber *self, Exports *exports, Export *export)
     FiberRwLock *move_lock = nodes_move_lock(exports->nodes);
     export->is_shutting_down = true;
     fiber_wait_group_add(&exports->removals, 1);
+    fiber_wait_group_wait(self, &exports->limitings);
     fiber_rw_lock_read(self, move_lock);
     // From here on its node stays on its loop. The lock would keep all others there as well,
     // however long requests to this one's storage take.
@@ -237,7 +331,8 @@ int exports_remove(Fiber *self, Exports *exports, Export *export)
         r = nodes_end_use(self, exports->nodes, export->use);
         if (exports->removed)
             exports->removed(exports->removed_arg, export->id);
-        export_free(export);
+        tell_changed(exports);
+        export_free(exports, export);
         fiber_rw_unlock_read(self, move_lock);
     } else {
         export->use->is_fixed = was_fixed;

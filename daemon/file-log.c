@@ -4,6 +4,7 @@
 #include "file-log.h"
 
 #include "log.h"
+#include "message-ids.h"
 
 enum { QUIET_US = 10 * G_USEC_PER_SEC };
 
@@ -43,28 +44,34 @@ static void tell_failure(FileLog *log, File *file, const FileEvent *event)
     g_autofree char *untold =
         log->n_untold ? g_strdup_printf(" (and %u failures before)", log->n_untold) : g_strdup("");
     log->n_untold = 0;
-    log_line(LOG_ERROR, "disk '%s': %s %s at offset %" G_GUINT64_FORMAT ": %s%s", log->disk,
-             verb(event->kind), file_path(file), event->off, g_strerror(-event->error), untold);
+    LogAbout about = {
+        .message_id = MESSAGE_ID_FILE_FAILED, .disk = log->disk, .file = file_path(file)};
+    log_about(LOG_ERROR, &about, "disk '%s': %s %s at offset %" G_GUINT64_FORMAT ": %s%s",
+              log->disk, verb(event->kind), file_path(file), event->off, g_strerror(-event->error),
+              untold);
 }
 
 void file_log_event(File *file, const FileEvent *event, void *file_log)
 {
     FileLog *log = file_log;
+    LogAbout about = {.disk = log->disk, .file = file_path(file)};
+    about.message_id =
+        event->kind == FILE_EVENT_FLUSH_FAILED ? MESSAGE_ID_SYNC_FAILED : MESSAGE_ID_FILE_CHANGED;
     if (event->kind == FILE_EVENT_FLUSH_FAILED)
-        log_line(LOG_ERROR,
-                 "disk '%s': %s: sync failed: %s; every flush answers an error until it is opened "
-                 "again",
-                 log->disk, file_path(file), g_strerror(-event->error));
+        log_about(LOG_ERROR, &about,
+                  "disk '%s': %s: sync failed: %s; every flush answers an error until it is opened "
+                  "again",
+                  log->disk, file_path(file), g_strerror(-event->error));
     else if (event->kind == FILE_EVENT_RESIZED)
-        log_line(
-            LOG_WARNING,
+        log_about(
+            LOG_WARNING, &about,
             "disk '%s': %s was resized from outside while it is served, from %" G_GUINT64_FORMAT
             " to %" G_GUINT64_FORMAT " bytes: another program writes to it; clients see the "
             "size from before until chaind opens it again",
             log->disk, file_path(file), file_size(file), event->off);
     else if (event->kind == FILE_EVENT_CHANGED)
-        log_line(
-            LOG_WARNING,
+        log_about(
+            LOG_WARNING, &about,
             "disk '%s': %s was changed from outside while it is served, though nobody may write "
             "it: what is read may be damaged, and nothing is built on it until it is opened again",
             log->disk, file_path(file));

@@ -46,6 +46,16 @@ void iothreads_free(IoThreads *threads)
     g_free(threads);
 }
 
+guint iothreads_count(const IoThreads *threads)
+{
+    return threads->all->len;
+}
+
+Loop *iothreads_get(const IoThreads *threads, guint i)
+{
+    return loops_get(get(threads, i)->loops, 0);
+}
+
 Loop *iothreads_take(IoThreads *threads, GError **error)
 {
     for (guint i = 0; i < threads->all->len; i++) {

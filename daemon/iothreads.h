@@ -13,6 +13,10 @@ IoThreads *iothreads_new(const LoopConfig *config);
 void iothreads_stop(IoThreads *threads);
 void iothreads_free(IoThreads *threads);
 
+// The loops of all, taken or not.
+guint iothreads_count(const IoThreads *threads);
+Loop *iothreads_get(const IoThreads *threads, guint i);
+
 // A loop that no object has. NULL with a sentence.
 Loop *iothreads_take(IoThreads *threads, GError **error);
 // The object that had it is gone.

@@ -15,7 +15,7 @@ NamedNode *job_nodes_find_device(const Nodes *nodes, const char *name, GError **
     NamedNode *named = nodes_find(nodes, name);
     if (!named)
         qmp_fail(error, "Cannot find device='%s' nor node-name='%s'", name, name);
-    return named;
+    return named && named_node_check_active(named, error) == 0 ? named : NULL;
 }
 
 int job_nodes_check_root(const NamedNode *named, GError **error)
@@ -98,7 +98,7 @@ int job_nodes_check_snapshots(const NamedNode *image, GError **error)
         return 0;
     return qmp_fail(error,
                     "Node '%s' has internal snapshots, which need the layers below it: delete them "
-                    "first",
+                    "first (blockdev-snapshot-delete-internal-sync)",
                     image->name);
 }
 

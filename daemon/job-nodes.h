@@ -5,7 +5,7 @@
 
 #include "nodes.h"
 
-// The node that the command calls its device.
+// The node that the command calls its device, or target. Active.
 NamedNode *job_nodes_find_device(const Nodes *nodes, const char *name, GError **error);
 // Has it no node over it?
 int job_nodes_check_root(const NamedNode *named, GError **error);

@@ -6,37 +6,31 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <netdb.h>
+#include <netinet/in.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "activation.h"
 #include "log.h"
+#include "nbd-address.h"
 #include "nbd/listen.h"
 #include "socket-files.h"
 
-typedef struct Address {
-    char *path; // unix socket (absolute), or NULL
-    char *host; // TCP; "" is every address of the machine
-    char *port;
-} Address;
-
 struct Listeners {
+    char *address;      // of listeners_open_at(), or NULL
     GArray *fds;        // int; owned until listeners_serve()
+    GPtrArray *served;  // NbdsListener, since then
     GPtrArray *origins; // char *: "nbd+unix:///%s?socket=…" split at %s: prefix, suffix, …
     SocketFiles *files;
     char *private_dir;
-    bool activated;
+    bool only_given;
+    NbdsTls tls;
+    char *tls_query; // of the URIs: "tls-certificates=…", or NULL
 };
-
-static void address_clear(Address *address)
-{
-    g_free(address->path);
-    g_free(address->host);
-    g_free(address->port);
-}
-G_DEFINE_AUTO_CLEANUP_CLEAR_FUNC(Address, address_clear)
 
 G_GNUC_PRINTF(3, 4)
 static int fail(GError **error, int code, const char *format, ...)
@@ -49,67 +43,27 @@ static int fail(GError **error, int code, const char *format, ...)
     return -code;
 }
 
-// getaddrinfo() would take names of services, and takes larger numbers modulo 65536.
-static bool is_port(const char *text)
-{
-    guint64 n;
-    return g_ascii_string_to_unsigned(text, 10, 0, UINT16_MAX, &n, NULL);
-}
-
-// HOST:PORT, [IPV6]:PORT and :PORT have no slash; everything else is a path.
-static int parse_address(const char *text, Address *ret_address, GError **error)
-{
-    const char *colon = strrchr(text, ':');
-    if (strchr(text, '/') || !colon) {
-        g_autofree char *path = g_canonicalize_filename(text, NULL);
-        if (strlen(path) >= sizeof((struct sockaddr_un){0}.sun_path))
-            return fail(error, EINVAL,
-                        "the socket path '%s' is longer than the 107 bytes that unix sockets allow",
-                        path);
-        ret_address->path = g_steal_pointer(&path);
-        return 0;
-    }
-
-    g_autofree char *host = g_strndup(text, (gsize)(colon - text));
-    size_t len = strlen(host);
-    bool in_brackets = len >= 2 && host[0] == '[' && host[len - 1] == ']';
-    if (!colon[1])
-        return fail(error, EINVAL, "'%s' has no port: write HOST:PORT, such as localhost:10809",
-                    text);
-    if (strchr(host, ':') && !in_brackets)
-        return fail(error, EINVAL, "'%s' is ambiguous: write [IPV6]:PORT, such as [::1]:10809",
-                    text);
-    if (!is_port(colon + 1))
-        return fail(error, EINVAL,
-                    "'%s': the port must be a number from 0 to 65535, such as 10809; for a file "
-                    "name with a colon write ./NAME",
-                    text);
-    ret_address->host = in_brackets ? g_strndup(host + 1, len - 2) : g_steal_pointer(&host);
-    ret_address->port = g_strdup(colon + 1);
-    return 0;
-}
-
-int listeners_check_address(const char *address, GError **error)
-{
-    g_auto(Address) parsed = {0};
-    return parse_address(address, &parsed, error);
-}
-
 static void add_uri(Listeners *listeners, const char *prefix, const char *suffix)
 {
     g_ptr_array_add(listeners->origins, g_strdup(prefix));
     g_ptr_array_add(listeners->origins, g_strdup(suffix));
 }
 
-static int add_unix(Listeners *listeners, const char *path, mode_t mode, GError **error)
+static void add_unix_uri(Listeners *listeners, const char *path)
 {
-    int fd = socket_files_listen(listeners->files, path, mode, error);
-    if (fd < 0)
-        return fd;
-    g_array_append_val(listeners->fds, fd);
     g_autofree char *escaped = g_uri_escape_string(path, "/", false);
     g_autofree char *suffix = g_strconcat("?socket=", escaped, NULL);
     add_uri(listeners, "nbd+unix:///", suffix);
+}
+
+static int add_unix(Listeners *listeners, const char *path, const SocketAccess *access,
+                    GError **error)
+{
+    int fd = socket_files_listen(listeners->files, path, access, error);
+    if (fd < 0)
+        return fd;
+    g_array_append_val(listeners->fds, fd);
+    add_unix_uri(listeners, path);
     return 0;
 }
 
@@ -124,28 +78,43 @@ static unsigned bound_port(int fd)
     return (unsigned)g_ascii_strtoull(port, NULL, 10);
 }
 
-static int add_tcp(Listeners *listeners, const Address *address, GError **error)
+// `host` "": every address of the machine.
+static void add_tcp_uri(Listeners *listeners, const char *host, int fd)
+{
+    bool is_v6 = strchr(host, ':') != NULL;
+    g_autofree char *prefix =
+        g_strdup_printf("nbd://%s%s%s:%u/", is_v6 ? "[" : "", *host ? host : "localhost",
+                        is_v6 ? "]" : "", bound_port(fd));
+    add_uri(listeners, prefix, "");
+}
+
+static bool is_any_address(const struct sockaddr_storage *address)
+{
+    return address->ss_family == AF_INET6
+               ? IN6_IS_ADDR_UNSPECIFIED(&((const struct sockaddr_in6 *)address)->sin6_addr)
+               : ((const struct sockaddr_in *)address)->sin_addr.s_addr == INADDR_ANY;
+}
+
+static int add_tcp(Listeners *listeners, const NbdAddress *address, GError **error)
 {
     guint first = listeners->fds->len;
     int r = nbds_listen_tcp(address->host, address->port, listeners->fds, error);
     if (r < 0)
         return r;
-    const char *host = *address->host && strcmp(address->host, "*") ? address->host : "localhost";
-    bool is_v6 = strchr(host, ':') != NULL;
-    g_autofree char *prefix =
-        g_strdup_printf("nbd://%s%s%s:%u/", is_v6 ? "[" : "", host, is_v6 ? "]" : "",
-                        bound_port(g_array_index(listeners->fds, int, first)));
-    add_uri(listeners, prefix, "");
+    add_tcp_uri(listeners, strcmp(address->host, "*") ? address->host : "",
+                g_array_index(listeners->fds, int, first));
     return 0;
 }
 
-static int add_address(Listeners *listeners, const char *text, GError **error)
+// `access` is of unix sockets.
+static int add_address(Listeners *listeners, const char *text, const SocketAccess *access,
+                       GError **error)
 {
-    g_auto(Address) address = {0};
-    int r = parse_address(text, &address, error);
+    g_auto(NbdAddress) address = {0};
+    int r = nbd_address_parse(text, &address, error);
     if (r < 0)
         return r;
-    return address.path ? add_unix(listeners, address.path, 0, error)
+    return address.path ? add_unix(listeners, address.path, access, error)
                         : add_tcp(listeners, &address, error);
 }
 
@@ -199,61 +168,49 @@ static int add_private(Listeners *listeners, GError **error)
                     base, g_strerror(errno));
     listeners->private_dir = g_steal_pointer(&dir);
     g_autofree char *path = g_build_filename(listeners->private_dir, "nbd.sock", NULL);
-    return add_unix(listeners, path, 0600, error);
+    return add_unix(listeners, path, &(SocketAccess){0600, -1, -1}, error);
 }
 
-static bool is_listening_stream(int fd)
+// What clients of the socket would call it. The name of one without a path cannot be in a URI.
+static void add_given_uri(Listeners *listeners, int fd)
 {
-    int type = 0, listening = 0;
-    socklen_t len = sizeof(int);
-    return getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &len) == 0 && type == SOCK_STREAM &&
-           getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &len) == 0 && listening;
+    struct sockaddr_storage address;
+    socklen_t len = sizeof(address);
+    char host[NI_MAXHOST];
+    if (getsockname(fd, (struct sockaddr *)&address, &len) < 0)
+        return;
+    const struct sockaddr_un *local = (const struct sockaddr_un *)&address;
+    if (address.ss_family == AF_UNIX && len > offsetof(struct sockaddr_un, sun_path) &&
+        *local->sun_path)
+        add_unix_uri(listeners, local->sun_path);
+    else if (address.ss_family != AF_UNIX &&
+             getnameinfo((struct sockaddr *)&address, len, host, sizeof(host), NULL, 0,
+                         NI_NUMERICHOST) == 0)
+        add_tcp_uri(listeners, is_any_address(&address) ? "" : host, fd);
 }
 
-int listeners_take_activation(GError **error)
+static void add_given(Listeners *listeners, const GArray *given)
 {
-    enum { MAX_FDS = 1024 };
-    const char *pid = g_getenv("LISTEN_PID"), *count = g_getenv("LISTEN_FDS");
-    guint64 n = 0;
-    bool ours = pid && count && g_ascii_strtoull(pid, NULL, 10) == (guint64)getpid();
-    if (ours && !g_ascii_string_to_unsigned(count, 10, 0, MAX_FDS, &n, NULL))
-        return fail(error, EINVAL, "LISTEN_FDS is '%s', which is not a number of sockets", count);
-    g_unsetenv("LISTEN_PID");
-    g_unsetenv("LISTEN_FDS");
-    g_unsetenv("LISTEN_FDNAMES");
-    return (int)n;
-}
-
-// sd_listen_fds(3): descriptors from 3 on. Their names do not matter: NBD is all there is to serve.
-static int add_activated(Listeners *listeners, unsigned n, GError **error)
-{
-    enum { FIRST_FD = 3 };
-    for (int fd = FIRST_FD; fd < FIRST_FD + (int)n; fd++) {
-        if (!is_listening_stream(fd))
-            return fail(error, EINVAL,
-                        "descriptor %d from socket activation is not a listening stream socket: "
-                        "the unit needs ListenStream= and Accept=no",
-                        fd);
-        fcntl(fd, F_SETFD, FD_CLOEXEC);
-        fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
+    for (guint i = 0; i < given->len; i++) {
+        int fd = g_array_index(given, int, i);
         g_array_append_val(listeners->fds, fd);
+        add_given_uri(listeners, fd);
     }
-    return 0;
 }
 
-static int open_all(Listeners *listeners, unsigned n_activated, char *const *addresses,
+static int open_all(Listeners *listeners, const GArray *given, char *const *addresses,
                     GError **error)
 {
-    int r = add_activated(listeners, n_activated, error);
-    if (r < 0)
-        return r;
+    if (given)
+        add_given(listeners, given);
     if (!addresses)
         return 0;
-    listeners->activated = n_activated > 0 && !*addresses;
-    if (n_activated == 0 && !*addresses)
+    int r = 0;
+    listeners->only_given = listeners->fds->len && !*addresses;
+    if (!listeners->fds->len && !*addresses)
         return add_private(listeners, error);
     for (; *addresses; addresses++) {
-        r = add_address(listeners, *addresses, error);
+        r = add_address(listeners, *addresses, &(SocketAccess){0, -1, -1}, error);
         if (r < 0)
             return r;
     }
@@ -264,22 +221,42 @@ static Listeners *listeners_new(void)
 {
     Listeners *listeners = g_new0(Listeners, 1);
     listeners->fds = g_array_new(false, false, sizeof(int));
+    listeners->served = g_ptr_array_new();
     listeners->origins = g_ptr_array_new_with_free_func(g_free);
     listeners->files = socket_files_new();
     return listeners;
 }
 
-Listeners *listeners_open(unsigned n_activated, char *const *addresses, GError **error)
+Listeners *listeners_open(const GArray *given, char *const *addresses, GError **error)
 {
     Listeners *listeners = listeners_new();
-    if (open_all(listeners, n_activated, addresses, error) < 0)
+    if (open_all(listeners, given, addresses, error) < 0)
         g_clear_pointer(&listeners, listeners_free);
     return listeners;
 }
 
+Listeners *listeners_open_at(const char *address, const SocketAccess *access, GError **error)
+{
+    Listeners *listeners = listeners_new();
+    listeners->address = g_strdup(address);
+    if (add_address(listeners, address, access, error) < 0)
+        g_clear_pointer(&listeners, listeners_free);
+    return listeners;
+}
+
+const char *listeners_address(const Listeners *listeners)
+{
+    return listeners->address;
+}
+
+int listeners_set_access(const Listeners *listeners, const SocketAccess *access, GError **error)
+{
+    return socket_files_set_access(listeners->files, access, error);
+}
+
 Listeners *listeners_open_fd(int fd, GError **error)
 {
-    if (!is_listening_stream(fd)) {
+    if (!activation_is_listening_stream(fd)) {
         fail(error, EINVAL, "descriptor %d is not a listening stream socket", fd);
         close(fd);
         return NULL;
@@ -305,6 +282,10 @@ void listeners_free(Listeners *listeners)
     listeners_remove_files(listeners);
     for (guint i = 0; i < listeners->fds->len; i++)
         close(g_array_index(listeners->fds, int, i));
+    nbds_tls_clear(&listeners->tls);
+    g_free(listeners->tls_query);
+    g_free(listeners->address);
+    g_ptr_array_unref(listeners->served);
     g_free(listeners->private_dir);
     g_array_unref(listeners->fds);
     socket_files_free(listeners->files);
@@ -312,17 +293,50 @@ void listeners_free(Listeners *listeners)
     g_free(listeners);
 }
 
-bool listeners_are_activated(const Listeners *listeners)
+void listeners_change_tls(Fiber *self, Listeners *listeners, const NbdsTls *tls,
+                          const char *certificates, const char *psk_file)
 {
-    return listeners->activated;
+    listeners_set_tls(listeners, tls, certificates, psk_file);
+    for (guint i = 0; i < listeners->served->len; i++)
+        nbds_listener_set_tls(self, listeners->served->pdata[i], tls);
+}
+
+void listeners_set_tls(Listeners *listeners, const NbdsTls *tls, const char *certificates,
+                       const char *psk_file)
+{
+    g_autofree char *path =
+        certificates || psk_file
+            ? g_canonicalize_filename(certificates ? certificates : psk_file, NULL)
+            : NULL;
+    g_autofree char *escaped = path ? g_uri_escape_string(path, "/", false) : NULL;
+    nbds_tls_clear(&listeners->tls);
+    listeners->tls = nbds_tls_copy(tls);
+    g_clear_pointer(&listeners->tls_query, g_free);
+    if (escaped)
+        listeners->tls_query =
+            g_strconcat(certificates ? "tls-certificates=" : "tls-psk-file=", escaped, NULL);
+}
+
+bool listeners_are_only_given(const Listeners *listeners)
+{
+    return listeners->only_given;
 }
 
 void listeners_serve(Listeners *listeners, NbdsServer *server, const Loops *loops)
 {
     for (guint i = 0; i < listeners->fds->len; i++)
-        nbds_server_add_listener(server, loops_get(loops, i),
-                                 g_array_index(listeners->fds, int, i));
+        g_ptr_array_add(listeners->served,
+                        nbds_server_add_listener(server, loops_get(loops, i),
+                                                 g_array_index(listeners->fds, int, i),
+                                                 &listeners->tls));
     g_array_set_size(listeners->fds, 0);
+}
+
+void listeners_end(Fiber *self, Listeners *listeners, NbdsServer *server)
+{
+    for (guint i = 0; i < listeners->served->len; i++)
+        nbds_server_remove_listener(self, server, listeners->served->pdata[i]);
+    listeners_free(listeners);
 }
 
 char **listeners_uris(const Listeners *listeners, const char *export_name)
@@ -330,8 +344,12 @@ char **listeners_uris(const Listeners *listeners, const char *export_name)
     GStrvBuilder *uris = g_strv_builder_new();
     g_autofree char *name = g_uri_escape_string(export_name, "", true);
     for (guint i = 0; i + 1 < listeners->origins->len; i += 2) {
-        g_autofree char *uri = g_strconcat(g_ptr_array_index(listeners->origins, i), name,
-                                           g_ptr_array_index(listeners->origins, i + 1), NULL);
+        const char *prefix = g_ptr_array_index(listeners->origins, i);
+        const char *suffix = g_ptr_array_index(listeners->origins, i + 1);
+        bool is_tls = listeners->tls.mode == NBDS_TLS_REQUIRED;
+        const char *query = is_tls ? listeners->tls_query : NULL;
+        g_autofree char *uri = g_strconcat(is_tls ? "nbds" : "nbd", prefix + strlen("nbd"), name,
+                                           suffix, query ? (*suffix ? "&" : "?") : "", query, NULL);
         g_strv_builder_add(uris, uri);
     }
     char **all = g_strv_builder_end(uris);

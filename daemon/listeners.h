@@ -8,20 +8,20 @@
 
 #include "loops.h"
 #include "nbd/server.h"
+#include "socket-files.h"
 
 typedef struct Listeners Listeners;
 
-// Is `address` one that could be listened on? -EINVAL with a sentence if not. Opens nothing.
-int listeners_check_address(const char *address, GError **error);
-
-// How many sockets the environment says were handed to this process; forgets that, so that no
-// child takes it for its own. -EINVAL with a sentence. Once, while there is no other thread: it
-// changes the environment.
-int listeners_take_activation(GError **error);
-
-// Binds everything: `n_activated` sockets from activation, then `addresses` (NULL-terminated), and
-// a private socket when there is neither, unless `addresses` is NULL. NULL with a sentence on failure.
-Listeners *listeners_open(unsigned n_activated, char *const *addresses, GError **error);
+// Binds everything: `given` sockets (int; taken, also on failure; NULL: none), then `addresses`
+// (NULL-terminated), and a private socket when there is neither, unless `addresses` is NULL. NULL with
+// a sentence on failure.
+Listeners *listeners_open(const GArray *given, char *const *addresses, GError **error);
+// Binds one address; the access is of a unix socket. NULL with a sentence.
+Listeners *listeners_open_at(const char *address, const SocketAccess *access, GError **error);
+// That address; NULL: they came otherwise.
+const char *listeners_address(const Listeners *listeners);
+// From now on, of a unix socket. -errno with a sentence.
+int listeners_set_access(const Listeners *listeners, const SocketAccess *access, GError **error);
 // A socket that is there already, non-blocking; taken, also on failure: NULL with a sentence.
 Listeners *listeners_open_fd(int fd, GError **error);
 // Removes the sockets that listeners_open() made in the file system. Any thread; accepts NULL.
@@ -29,11 +29,23 @@ void listeners_remove_files(const Listeners *listeners);
 // Removes them too. Accepts NULL.
 void listeners_free(Listeners *listeners);
 
-// The daemon was started for a client, and ends with the last one.
-bool listeners_are_activated(const Listeners *listeners);
+// Before they serve: clients use TLS as `tls` says; references are taken. `certificates` and
+// `psk_file` go into the URIs, for clients on this machine; NULL: none.
+void listeners_set_tls(Listeners *listeners, const NbdsTls *tls, const char *certificates,
+                       const char *psk_file);
+
+// While they serve: for clients that connect from now on. Control loop.
+void listeners_change_tls(Fiber *self, Listeners *listeners, const NbdsTls *tls,
+                          const char *certificates, const char *psk_file);
+
+// All were there already.
+bool listeners_are_only_given(const Listeners *listeners);
 
 // From now on clients are served; they were queued since listeners_open(). Once.
 void listeners_serve(Listeners *listeners, NbdsServer *server, const Loops *loops);
 
-// The NBD URIs of an export, one per address; owned, NULL-terminated; empty under activation.
+// They accept no more, and are freed; their clients stay. Control loop; not while the server stops.
+void listeners_end(Fiber *self, Listeners *listeners, NbdsServer *server);
+
+// The NBD URIs of an export, one per address; owned, NULL-terminated.
 char **listeners_uris(const Listeners *listeners, const char *export_name);

@@ -14,22 +14,36 @@
 #include <unistd.h>
 
 #include "chain-core/remote-call.h"
+#include "configure.h"
+#include "configured-listeners.h"
 #include "daemon.h"
 #include "daemon/commands/block-jobs.h"
 #include "daemon/commands/commands.h"
+#include "daemon/commands/disk-jobs.h"
 #include "daemon/commands/jobs.h"
+#include "daemon/config/reference.h"
+#include "daemon/qmp/error.h"
 #include "daemon/qmp/reference.h"
 #include "daemon/qmp/table.h"
+#include "daemon/state/disks-opening.h"
+#include "daemon/state/recovery.h"
 #include "daemonize.h"
+#include "job-log.h"
 #include "jobs/node-drivers.h"
 #include "log.h"
+#include "metrics-service.h"
+#include "nbd-address.h"
 #include "pid-file.h"
+#include "reload.h"
 #include "startup.h"
 
 enum {
     EXIT_USAGE = 2,
-    REQUEST_FIBERS = 4096,                // of each loop, besides two for each client
-    STOP_TIMEOUT_US = 7 * G_USEC_PER_SEC, // beyond what slow clients are given (5 s)
+    REQUEST_FIBERS = 4096, // of each loop, besides two for each client
+    // Of an end, which takes 10 s at most but for this machine's own storage: commands and jobs get the
+    // first part; clients have 5 s after that; other machines may be silent until the second.
+    COMMANDS_TIMEOUT_US = 3 * G_USEC_PER_SEC,
+    STOP_TIMEOUT_US = 7 * G_USEC_PER_SEC,
 };
 
 #define RAISE_LIMIT "ulimit -Hn, or LimitNOFILE= of the unit"
@@ -37,8 +51,14 @@ enum {
 static void last_client_left(void *arg)
 {
     Daemon *daemon = arg;
-    if (daemon->is_activated)
+    if (daemon->is_for_client)
         stop_request(daemon->stop, "the last client left");
+}
+
+static void clients_or_exports_changed(void *arg)
+{
+    const Daemon *daemon = arg;
+    service_changed(daemon->service);
 }
 
 // An eighth of the machine's memory, by what an idle client takes (stacks and a receive buffer),
@@ -46,8 +66,8 @@ static void last_client_left(void *arg)
 static unsigned choose_max_connections(const Options *options)
 {
     enum { CLIENT_BYTES = 64 << 10, MIN_CLIENTS = 256, MAX_CLIENTS = 6000 };
-    if (options->max_connections)
-        return options->max_connections;
+    if (options->daemon.max_connections)
+        return options->daemon.max_connections;
     uint64_t bytes = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
     return (unsigned)CLAMP(bytes / 8 / CLIENT_BYTES, MIN_CLIENTS, MAX_CLIENTS);
 }
@@ -89,19 +109,33 @@ static void full(void *arg, NbdsFull why)
     }
 }
 
-static unsigned choose_n_loops(const Options *options)
+// On a loop.
+static bool may_use(void *arg, const NbdsPeer *peer, const char *name)
+{
+    return access_allows(((const Daemon *)arg)->access, peer, name);
+}
+
+// On a loop.
+static void tls_failed(void *arg, const char *sentence)
+{
+    log_line(LOG_WARNING, "a client did not come in: %s", sentence);
+}
+
+static unsigned choose_n_loops(const Options *options, const Config *config)
 {
     unsigned n_processors = (unsigned)g_get_num_processors();
-    if (options->n_loops)
-        return options->n_loops;
-    return *options->qmp_paths || options->startups->len ? n_processors
-                                                         : MIN(options->disks->len, n_processors);
+    if (options->daemon.n_loops)
+        return options->daemon.n_loops;
+    return *options->qmp_paths || options->startups->len || options->daemon.state_dir ||
+                   config_has(config, &settings_control)
+               ? n_processors
+               : MIN(options->disks->len, n_processors);
 }
 
 // On the only processor a loop that polls for a client's request keeps that client from running.
 static uint64_t choose_busy_poll_ns(const Options *options)
 {
-    return g_get_num_processors() > 1 ? options->busy_poll_us * UINT64_C(1000) : 0;
+    return g_get_num_processors() > 1 ? options->daemon.busy_poll_us * UINT64_C(1000) : 0;
 }
 
 // Also on the way out in a hurry (stop.h).
@@ -143,13 +177,17 @@ static void export_removed(void *arg, const char *id)
 
 static void job_happened(void *arg, const Job *job, const JobEvent *event)
 {
+    const Daemon *daemon = arg;
+    service_changed(daemon->service);
+    job_log_happened(job, event, job_history_disk(daemon->history, job));
+    job_history_happened(daemon->history, daemon_control_loop(daemon), job, event);
     qmp_jobs_happened(arg, job, event);
     qmp_block_jobs_happened(arg, job, event);
 }
 
 typedef struct ControlStart {
     Daemon *daemon;
-    Listeners *listeners; // taken; NULL: no NBD server is wanted yet
+    GPtrArray *listeners; // Listeners, which are taken; NULL: no NBD server is wanted yet
     int result;
     GError *error;
 } ControlStart;
@@ -157,7 +195,11 @@ typedef struct ControlStart {
 static void serve_monitors(Fiber *self, void *arg)
 {
     ControlStart *start = arg;
-    start->result = monitors_serve(start->daemon->monitors, start->daemon->qmp, &start->error);
+    start->result = metrics_service_start(start->daemon->metrics, fiber_loop(self));
+    if (start->result < 0)
+        qmp_fail(&start->error, "the metrics cannot be served: no memory for a fiber's stack");
+    else
+        start->result = monitors_serve(start->daemon->monitors, start->daemon->qmp, &start->error);
 }
 
 static int start_control(Daemon *daemon, GError **error)
@@ -165,8 +207,11 @@ static int start_control(Daemon *daemon, GError **error)
     daemon->control = loops_start("control", 1, NULL, error);
     if (!daemon->control)
         return -ENOSYS;
+    daemon->service = service_new(daemon_control_loop(daemon));
     daemon->qmp = qmp_server_new(daemon_control_loop(daemon), daemon, qmp_families);
     daemon->jobs = job_table_new(job_happened, daemon);
+    daemon->history = job_history_new(daemon->catalogue);
+    daemon->reload = reload_new(daemon);
     return 0;
 }
 
@@ -184,8 +229,15 @@ static int start_monitors(Daemon *daemon, GError **error)
 static void end_commands(Fiber *self, void *arg)
 {
     const Daemon *daemon = arg;
+    disks_give_up_opening(self, daemon);
+    reload_end(self, daemon->reload);
     qmp_server_end_commands(self, daemon->qmp);
     job_table_end(self, daemon->jobs);
+}
+
+static void stop_metrics(Fiber *self, void *arg)
+{
+    metrics_service_stop(self, arg);
 }
 
 static void stop_monitors(Fiber *self, void *arg)
@@ -202,11 +254,11 @@ static void give_up_nodes(Fiber *self, void *arg)
 
 // No command runs after this. One that waits for a disk that does not answer is waited for; what
 // waits for other machines goes on without them.
-static void finish_commands(const Daemon *daemon)
+static void finish_commands(const Daemon *daemon, gint64 began_us)
 {
     RemoteCall call;
     remote_call_start_reserve(&call, daemon_control_loop(daemon), end_commands, (void *)daemon);
-    if (remote_call_wait(&call, g_get_monotonic_time() + STOP_TIMEOUT_US) != -ETIMEDOUT)
+    if (remote_call_wait(&call, began_us + COMMANDS_TIMEOUT_US) != -ETIMEDOUT)
         return;
     log_line(LOG_WARNING, "a command or job still runs: the storage that it needs does not answer; "
                           "waiting (a second signal leaves at once)");
@@ -215,6 +267,21 @@ static void finish_commands(const Daemon *daemon)
 }
 
 // -- start and end --------------------------------------------------------------------------------
+
+static void start_remembered(Fiber *self, QmpCall *call)
+{
+    Catalogue *catalogue = call->daemon->catalogue;
+    if (!catalogue)
+        return;
+    fiber_mutex_lock(self, &catalogue->lock);
+    disks_recover(self, call->daemon);
+    disks_open_all(self, call->daemon);
+    fiber_mutex_unlock(self, &catalogue->lock);
+    disks_wait_opened(self, call->daemon);
+    fiber_mutex_lock(self, &catalogue->lock);
+    disk_jobs_resume(self, call, catalogue);
+    fiber_mutex_unlock(self, &catalogue->lock);
+}
 
 // The server comes first: it is there before a client can be.
 static void open_disks(Fiber *self, void *arg)
@@ -232,15 +299,16 @@ static void open_disks(Fiber *self, void *arg)
     if (start->result == 0)
         start->result =
             disks_open(self, &daemon->options, daemon->nodes, daemon->exports, &start->error);
-    if (start->result == 0 && start->listeners)
-        nbd_server_listen(daemon->nbd, g_steal_pointer(&start->listeners));
+    if (start->result == 0)
+        start_remembered(self, &call);
+    while (start->result == 0 && start->listeners && start->listeners->len)
+        nbd_server_listen(daemon->nbd, g_ptr_array_steal_index(start->listeners, 0));
 }
 
-static int start_disks(Daemon *daemon, Listeners *listeners, GError **error)
+static int start_disks(Daemon *daemon, GPtrArray *listeners, GError **error)
 {
     ControlStart start = {.daemon = daemon, .listeners = listeners};
     int r = remote_call_reserve(daemon_control_loop(daemon), open_disks, &start);
-    listeners_free(start.listeners);
     if (start.error)
         g_propagate_error(error, start.error);
     return r < 0 ? r : start.result;
@@ -254,48 +322,138 @@ static int start_loops(Daemon *daemon, GError **error)
         .busy_poll_ns = choose_busy_poll_ns(options),
         .max_fibers = REQUEST_FIBERS + 2 * max_connections, // any loop may have all of them
     };
-    daemon->loops = loops_start("loop", choose_n_loops(options), &loop_config, error);
+    daemon->loops =
+        loops_start("loop", choose_n_loops(options, daemon->config), &loop_config, error);
     if (!daemon->loops || start_control(daemon, error) < 0)
         return -ENOSYS;
-    daemon->memory = map_memory_new(options->map_memory_bytes);
+    daemon->memory = map_memory_new(options->daemon.map_memory_bytes);
     daemon->iothreads = iothreads_new(&loop_config);
     daemon->throttle_groups = throttle_groups_new();
+    daemon->tls_creds = tls_creds_table_new();
     daemon->objects = objects_new();
     daemon->nodes = nodes_new(daemon->loops, daemon->memory, post_event, daemon);
     nodes_set_throttle_groups(daemon->nodes, daemon->throttle_groups);
+    nodes_set_tls_creds(daemon->nodes, daemon->tls_creds);
     daemon->nbd = nbd_server_new(
         &(NbdsServerConfig){
             .limits.max_connections = max_connections,
+            .may_use = may_use,
             .last_client_left = last_client_left,
+            .clients_changed = clients_or_exports_changed,
             .full = full,
+            .tls_failed = tls_failed,
             .arg = daemon,
         },
         daemon->loops);
     daemon->exports = exports_new(daemon->nodes, daemon->nbd, export_removed, daemon);
+    exports_watch(daemon->exports, clients_or_exports_changed, daemon);
     return 0;
+}
+
+static int open_state(Daemon *daemon, GError **error)
+{
+    const char *dir = daemon->options.daemon.state_dir;
+    Database *database = dir ? database_open(dir, error) : NULL;
+    daemon->catalogue = database ? catalogue_load(database, dir, error) : NULL;
+    return dir && !daemon->catalogue ? -EIO : 0;
+}
+
+static int use_tls(Listeners *listeners, const TlsOption *option, GError **error)
+{
+    ListenSettings settings = {
+        .tls_certificates = option->certificates,
+        .tls_psk = option->psk_file,
+        .tls_verify_peer = option->verifies_peer,
+    };
+    NbdsTls tls;
+    if (option->mode == NBDS_TLS_OFF)
+        return 0;
+    if (configured_tls_read(&settings, &tls, error) < 0)
+        return -EINVAL;
+    tls.mode = option->mode;
+    listeners_set_tls(listeners, &tls, option->certificates, option->psk_file);
+    nbds_tls_clear(&tls);
+    return 0;
+}
+
+// Of the command line, and given ones.
+static int open_sockets(Daemon *daemon, char *const *addresses, GPtrArray *ret_listeners,
+                        GError **error)
+{
+    const Options *options = &daemon->options;
+    const GArray *given = daemon->activation.fds[ACTIVATION_NBD];
+    Listeners *listeners = listeners_open(given, addresses, error);
+    if (!listeners)
+        return -EINVAL;
+    g_ptr_array_add(ret_listeners, listeners);
+    daemon->prints_uris = !listeners_are_only_given(listeners);
+    daemon->is_for_client = !daemon->prints_uris && !options->daemon.state_dir &&
+                            !daemon->activation.fds[ACTIVATION_CONTROL]->len;
+    return use_tls(listeners, &options->tls, error);
+}
+
+// All sockets for NBD clients, before anything else: a wrong address costs nothing. NULL in
+// `*ret_listeners`: none are wanted.
+static int open_listeners(Daemon *daemon, GPtrArray **ret_listeners, GError **error)
+{
+    const Options *options = &daemon->options;
+    const GArray *given = daemon->activation.fds[ACTIVATION_NBD];
+    bool is_configured = !*options->addresses && config_has(daemon->config, &settings_listen);
+    // Nobody but a client of a FILE, or a disk that is remembered, knows where a private socket is.
+    bool needs_socket = options->disks->len || *options->addresses || given->len ||
+                        (options->daemon.state_dir && !options_start_server(options));
+    if ((!needs_socket || is_configured) && options->tls.mode != NBDS_TLS_OFF) {
+        g_set_error(error, G_OPTION_ERROR, G_OPTION_ERROR_BAD_VALUE,
+                    "TLS is for the sockets of --nbd, and there is none: nbd-server-start takes "
+                    "tls-creds, and [listen] has keys for it");
+        return -EINVAL;
+    }
+    if (!needs_socket && !is_configured)
+        return 0;
+    *ret_listeners = g_ptr_array_new_with_free_func((GDestroyNotify)listeners_free);
+    int r = 0;
+    if (given->len || !is_configured)
+        r = open_sockets(daemon, is_configured ? NULL : options->addresses, *ret_listeners, error);
+    if (r == 0 && is_configured) {
+        daemon->prints_uris = true;
+        daemon->is_for_client = false;
+        r = configured_listeners_open(daemon->config, *ret_listeners, error);
+    }
+    return r;
 }
 
 static int start(Daemon *daemon, GError **error)
 {
     const Options *options = &daemon->options;
-    // Nobody but a client of a FILE knows where a private socket is.
-    bool needs_socket = options->disks->len || *options->addresses || daemon->n_activated;
-    Listeners *listeners = NULL;
-    if (needs_socket) {
-        listeners = listeners_open(daemon->n_activated, options->addresses, error);
-        if (!listeners)
-            return -EINVAL;
-        daemon->is_activated = listeners_are_activated(listeners);
-    }
-    daemon->monitors = monitors_open(options, daemon->inherited, error);
-    int r = daemon->monitors ? start_loops(daemon, error) : -EINVAL;
-    if (r < 0) {
-        listeners_free(listeners);
-        return r;
-    }
+    const GArray *given_control = daemon->activation.fds[ACTIVATION_CONTROL];
+    g_autoptr(GPtrArray) listeners = NULL;
+    configure_add_defaults(daemon->config, options, daemon->activation.fds[ACTIVATION_NBD]->len,
+                           given_control->len);
+    if (open_state(daemon, error) < 0)
+        return -EIO;
+    if (open_listeners(daemon, &listeners, error) < 0)
+        return -EINVAL;
+    daemon->access = access_new();
+    access_set(daemon->access, daemon->config);
+    daemon->monitors =
+        monitors_open(options, daemon->config, &daemon->activation, daemon->inherited, error);
+    if (!daemon->monitors)
+        return -EINVAL;
+    daemon->metrics = metrics_service_open(daemon, &options->daemon, error);
+    if (!daemon->metrics)
+        return -EINVAL;
+    if (start_loops(daemon, error) < 0)
+        return -ENOSYS;
     stop_set_leave(daemon->stop, remove_sockets, daemon);
-    r = start_disks(daemon, listeners, error);
-    return r < 0 ? r : start_monitors(daemon, error);
+    service_starting(daemon->service,
+                     &(ServiceParts){daemon->loops, daemon->iothreads, daemon->jobs, daemon->nodes,
+                                     daemon->nbd, daemon->exports});
+    int r = start_disks(daemon, listeners, error);
+    if (r == 0)
+        r = start_monitors(daemon, error);
+    if (r == 0)
+        stop_set_reload(daemon->stop, reload_post, daemon->reload);
+    return r;
 }
 
 static unsigned count_open_files(void)
@@ -326,10 +484,11 @@ static void announce(Fiber *self, void *arg)
     const Daemon *daemon = arg;
     check_descriptors(daemon);
     const GPtrArray *exports = exports_all(daemon->exports);
+    bool prints_uris = daemon->prints_uris && !monitors_use_stdio(daemon->monitors);
     for (guint i = 0; i < exports->len; i++) {
         const Export *export = exports->pdata[i];
         g_auto(GStrv) uris = nbd_server_uris(daemon->nbd, export->name);
-        for (char **uri = uris; *uri && !monitors_use_stdio(daemon->monitors); uri++)
+        for (char **uri = uris; *uri && prints_uris; uri++)
             puts(*uri);
         g_autofree char *summary = named_node_summary(export_node(export));
         log_line(LOG_INFO, "serving '%s': %s", export->name, summary);
@@ -340,6 +499,7 @@ static void announce(Fiber *self, void *arg)
 
 typedef struct ControlEnd {
     Daemon *daemon;
+    gint64 began_us;
     FiberWaitGroup stopping;
     int result;
 } ControlEnd;
@@ -360,8 +520,10 @@ static void close_all(Fiber *self, void *arg)
     int stopped = fiber_spawn_reserve(fiber_loop(self), "nbd: stop", stop_server, end);
     if (stopped < 0)
         fiber_wait_group_done(&end->stopping);
-    end->result =
-        disks_close_all(self, daemon->nodes, daemon->exports, STOP_TIMEOUT_US * UINT64_C(1000));
+    disks_stop(daemon);
+    gint64 left_us = end->began_us + STOP_TIMEOUT_US - g_get_monotonic_time();
+    end->result = disks_close_all(self, daemon->nodes, daemon->exports,
+                                  (uint64_t)MAX(left_us, 0) * UINT64_C(1000));
     fiber_wait_group_wait(self, &end->stopping);
     if (stopped < 0)
         end->result = -ENOMEM;
@@ -373,9 +535,12 @@ static void close_all(Fiber *self, void *arg)
 // cannot be stopped is left as it is: the process ends all the same.
 static int finish(Daemon *daemon)
 {
-    ControlEnd end = {.daemon = daemon};
-    if (daemon->qmp)
-        finish_commands(daemon);
+    ControlEnd end = {.daemon = daemon, .began_us = g_get_monotonic_time()};
+    stop_set_reload(daemon->stop, NULL, NULL);
+    if (daemon->qmp) {
+        remote_call_reserve(daemon_control_loop(daemon), stop_metrics, daemon->metrics);
+        finish_commands(daemon, end.began_us);
+    }
     if (daemon->exports && remote_call_reserve(daemon_control_loop(daemon), close_all, &end) < 0)
         end.result = -ENOMEM;
     stop_set_leave(daemon->stop, NULL, NULL);
@@ -394,22 +559,32 @@ static int finish(Daemon *daemon)
     loops_free(daemon->control);
     loops_free(daemon->loops);
     iothreads_free(daemon->iothreads);
+    service_free(daemon->service);
+    reload_free(daemon->reload);
+    access_free(daemon->access);
     exports_free(daemon->exports);
     nbd_server_free(daemon->nbd);
     nodes_free(daemon->nodes);
+    job_history_free(daemon->history);
+    catalogue_free(daemon->catalogue);
     objects_free(daemon->objects);
     throttle_groups_free(daemon->throttle_groups);
+    tls_creds_table_free(daemon->tls_creds);
     map_memory_free(daemon->memory);
     monitors_free(daemon->monitors);
+    metrics_service_free(daemon->metrics);
     inherited_fds_free(daemon->inherited);
+    activation_clear(&daemon->activation);
     options_clear(&daemon->options);
+    config_free(daemon->config);
     return end.result;
 }
 
 static int check_addresses(char **addresses, GError **error)
 {
     for (; *addresses; addresses++) {
-        int r = listeners_check_address(*addresses, error);
+        g_auto(NbdAddress) address = {0};
+        int r = nbd_address_parse(*addresses, &address, error);
         if (r < 0)
             return r;
     }
@@ -438,12 +613,35 @@ static int print_reference(void)
     return EXIT_SUCCESS;
 }
 
+// Likewise; a part of docs/chaind.conf.pod.
+static int print_config_reference(void)
+{
+    g_autofree char *text = config_reference_make();
+    fputs(text, stdout);
+    return EXIT_SUCCESS;
+}
+
+static void forget_inherited(const Daemon *daemon, const GArray *fds)
+{
+    for (guint i = 0; i < fds->len; i++)
+        inherited_fds_forget(daemon->inherited, g_array_index(fds, int, i), 1);
+}
+
 // Before there is anything to finish. Returns STATUS.
 static int leave_early(Daemon *daemon, int status)
 {
     options_clear(&daemon->options);
+    config_free(daemon->config);
     inherited_fds_free(daemon->inherited);
+    activation_clear(&daemon->activation);
     return status;
+}
+
+static int give_up(Daemon *daemon, int reason, const GError *error)
+{
+    log_line(LOG_ERROR, "%s", error->message);
+    service_failed(reason, EXIT_FAILURE, error->message);
+    return leave_early(daemon, EXIT_FAILURE);
 }
 
 int main(int argc, char **argv)
@@ -452,6 +650,8 @@ int main(int argc, char **argv)
     drivers_add(&snapshot_access_driver);
     if (argc == 2 && g_str_equal(argv[1], "--qmp-reference"))
         return print_reference();
+    if (argc == 2 && g_str_equal(argv[1], "--config-reference"))
+        return print_config_reference();
     occupy_standard_descriptors();
     Daemon daemon = {.inherited = inherited_fds_new()};
     g_autoptr(GError) error = NULL;
@@ -460,24 +660,26 @@ int main(int argc, char **argv)
         return leave_early(&daemon, EXIT_SUCCESS);
     if (r < 0 || check_addresses(daemon.options.addresses, &error) < 0) {
         log_line(LOG_ERROR, "%s; see chaind --help", error->message);
+        service_failed(-EINVAL, EXIT_USAGE, error->message);
         return leave_early(&daemon, EXIT_USAGE);
     }
 
-    log_init(daemon.options.log_level);
+    if (daemon.options.checks_config)
+        return leave_early(&daemon, configure_check(&daemon.options));
+    if (configure(&daemon.options, &daemon.config) < 0) {
+        service_failed(-EINVAL, EXIT_USAGE, "the configuration makes no sense: the log says why");
+        return leave_early(&daemon, EXIT_USAGE);
+    }
+    log_init(daemon.options.daemon.log_level);
     signal(SIGPIPE, SIG_IGN);
     signal(SIGXFSZ, SIG_IGN); // a write past a file size limit fails with EFBIG instead
-    r = listeners_take_activation(&error);
-    if (r < 0) {
-        log_line(LOG_ERROR, "%s", error->message);
-        return leave_early(&daemon, EXIT_FAILURE);
-    }
-    daemon.n_activated = (unsigned)r;
-    inherited_fds_forget(daemon.inherited, STDERR_FILENO + 1, daemon.n_activated);
+    r = activation_take(&daemon.activation, &error);
+    if (r < 0)
+        return give_up(&daemon, r, error);
+    forget_inherited(&daemon, daemon.activation.fds[ACTIVATION_NBD]);
     Daemonize *daemonize = NULL;
-    if (daemon.options.daemonize && !(daemonize = daemonize_begin(&error))) {
-        log_line(LOG_ERROR, "%s", error->message);
-        return leave_early(&daemon, EXIT_FAILURE);
-    }
+    if (daemon.options.daemonize && !(daemonize = daemonize_begin(&error)))
+        return give_up(&daemon, -EAGAIN, error);
     daemon.stop = stop_new();
     PidFile *pid_file = NULL;
     r = start(&daemon, &error);
@@ -487,6 +689,7 @@ int main(int argc, char **argv)
     }
     if (r < 0) {
         log_line(LOG_ERROR, "%s", error->message);
+        service_failed(r, EXIT_FAILURE, error->message);
         finish(&daemon);
         daemonize_free(daemonize);
         return EXIT_FAILURE;
@@ -495,8 +698,13 @@ int main(int argc, char **argv)
     if (daemonize)
         daemonize_ready(daemonize);
     daemonize_free(daemonize);
-    log_line(LOG_INFO, "stopping: %s", stop_wait(daemon.stop));
+    service_ready(daemon.service);
+    const char *why = stop_wait(daemon.stop);
+    log_line(LOG_INFO, "stopping: %s", why);
+    service_stopping(daemon.service, why);
     r = finish(&daemon);
+    if (r < 0)
+        service_failed(r, EXIT_FAILURE, "not everything could be flushed: the log says what");
     pid_file_free(pid_file);
     return r < 0 ? EXIT_FAILURE : EXIT_SUCCESS;
 }

@@ -5,11 +5,14 @@
 #include "monitors.h"
 
 #include <errno.h>
+#include <sys/stat.h>
 
 #include "chardev-option.h"
 #include "daemon/qmp/args.h"
 #include "node-names.h"
 #include "stdio-relay.h"
+
+enum { QUERY_SOCKET_MODE = 0660 };
 
 struct Monitors {
     GPtrArray *unnamed, *chardevs; // Chardev: of --qmp, and all others
@@ -71,17 +74,63 @@ void monitors_remove_chardev(Monitors *monitors, Chardev *chardev)
 
 // -- options --------------------------------------------------------------------------------------
 
-static int open_unnamed(Monitors *monitors, const char *path, GError **error)
+// A listening socket of that type; `data` is taken. Borrowed; NULL with a sentence.
+static Chardev *open_unnamed(Monitors *monitors, InheritedFds *fds, const char *type, json_t *data,
+                             GError **error)
 {
-    json_auto_t *backend =
-        json_pack("{s:s, s:{s:{s:s, s:{s:o}}}}", "type", "socket", "data", "addr", "type", "unix",
-                  "data", "path", json_string_nocheck(path));
-    Chardev *chardev = chardev_open(NULL, NULL, backend, error);
+    json_auto_t *backend = json_pack("{s:s, s:{s:{s:s, s:o}}}", "type", "socket", "data", "addr",
+                                     "type", type, "data", data);
+    Chardev *chardev = chardev_open(fds, NULL, backend, error);
     if (!chardev)
-        return -EINVAL;
+        return NULL;
     chardev->is_used = true;
     add(monitors, monitors->unnamed, chardev);
-    return 0;
+    return chardev;
+}
+
+static Chardev *open_path(Monitors *monitors, const char *path, GError **error)
+{
+    return open_unnamed(monitors, NULL, "unix",
+                        json_pack("{s:o}", "path", json_string_nocheck(path)), error);
+}
+
+// For the group, too: there is nothing that it could change.
+static int open_for_queries(Monitors *monitors, const char *path, GError **error)
+{
+    static const SocketAccess access = {QUERY_SOCKET_MODE, (uid_t)-1, (gid_t)-1};
+    Chardev *chardev = open_path(monitors, path, error);
+    if (!chardev)
+        return -EINVAL;
+    chardev->policy.is_read_only = true;
+    return socket_files_set_access(chardev->files, &access, error);
+}
+
+// For this user only until others may use it.
+static int open_configured(Monitors *monitors, const ConfigEntry *entry, GError **error)
+{
+    const ControlSettings *control = entry->values;
+    const ConfigPlace *place = config_place(entry, "path");
+    SocketAccess access = {control->mode, control->owner, control->group};
+    Chardev *chardev = open_path(monitors, control->path, error);
+    QmpPolicy policy = {control->is_read_only, control->allow_uid, control->allow_gid};
+    if (chardev)
+        chardev->policy = qmp_policy_copy(&policy);
+    if (chardev && socket_files_set_access(chardev->files, &access, error) == 0)
+        return 0;
+    if (place->path)
+        g_prefix_error(error, "%s:%u: ", place->path, place->line);
+    return -EINVAL;
+}
+
+static int open_all_configured(Monitors *monitors, const Config *config, GError **error)
+{
+    int r = 0;
+    for (guint i = 0; r == 0 && i < config->entries->len; i++) {
+        const ConfigEntry *entry = config->entries->pdata[i];
+        if (entry->section == &settings_control)
+            r = open_configured(monitors, entry, error);
+    }
+    return r;
 }
 
 static int check_stdio(const Monitors *monitors, const Options *options, GError **error)
@@ -150,11 +199,41 @@ static int open_kind(Monitors *monitors, const Options *options, StartupKind kin
     return r;
 }
 
-static int open_all(Monitors *monitors, const Options *options, InheritedFds *fds, GError **error)
+static int open_given(Monitors *monitors, int fd, bool is_for_queries, InheritedFds *fds,
+                      GError **error)
 {
+    g_autofree char *number = g_strdup_printf("%d", fd);
+    Chardev *chardev = open_unnamed(monitors, fds, "fd", json_pack("{s:s}", "str", number), error);
+    if (!chardev)
+        return -EINVAL;
+    chardev->policy.is_read_only = is_for_queries;
+    return 0;
+}
+
+static int open_all_given(Monitors *monitors, const Activation *activation, InheritedFds *fds,
+                          GError **error)
+{
+    static const ActivationUse uses[] = {ACTIVATION_CONTROL, ACTIVATION_QUERY};
     int r = 0;
+    for (unsigned i = 0; i < G_N_ELEMENTS(uses); i++) {
+        const GArray *given = activation->fds[uses[i]];
+        for (guint j = 0; r == 0 && j < given->len; j++)
+            r = open_given(monitors, g_array_index(given, int, j), uses[i] == ACTIVATION_QUERY, fds,
+                           error);
+    }
+    return r;
+}
+
+static int open_all(Monitors *monitors, const Options *options, const Config *config,
+                    const Activation *activation, InheritedFds *fds, GError **error)
+{
+    int r = open_all_given(monitors, activation, fds, error);
     for (char **path = options->qmp_paths; r == 0 && *path; path++)
-        r = open_unnamed(monitors, *path, error);
+        r = open_path(monitors, *path, error) ? 0 : -EINVAL;
+    for (char **path = options->query_paths; r == 0 && *path; path++)
+        r = open_for_queries(monitors, *path, error);
+    if (r == 0 && !*options->qmp_paths)
+        r = open_all_configured(monitors, config, error);
     if (r == 0)
         r = open_kind(monitors, options, STARTUP_CHARDEV, fds, error);
     if (r == 0)
@@ -162,13 +241,14 @@ static int open_all(Monitors *monitors, const Options *options, InheritedFds *fd
     return r;
 }
 
-Monitors *monitors_open(const Options *options, InheritedFds *fds, GError **error)
+Monitors *monitors_open(const Options *options, const Config *config, const Activation *activation,
+                        InheritedFds *fds, GError **error)
 {
     Monitors *monitors = g_new0(Monitors, 1);
     g_mutex_init(&monitors->mutex);
     monitors->unnamed = g_ptr_array_new_with_free_func((GDestroyNotify)chardev_close);
     monitors->chardevs = g_ptr_array_new_with_free_func((GDestroyNotify)chardev_close);
-    if (open_all(monitors, options, fds, error) < 0)
+    if (open_all(monitors, options, config, activation, fds, error) < 0)
         g_clear_pointer(&monitors, monitors_free);
     return monitors;
 }
@@ -222,8 +302,9 @@ static int serve(Monitors *monitors, Chardev *chardev, QmpServer *server, GError
     while (r == 0 && chardev->sockets->len) {
         int fd = g_array_index(chardev->sockets, int, 0);
         g_array_remove_index(chardev->sockets, 0);
-        r = chardev->is_server ? qmp_server_add_listener(server, fd, chardev->name)
-                               : qmp_server_add_client(server, fd, chardev->name);
+        r = chardev->is_server
+                ? qmp_server_add_listener(server, fd, chardev->name, &chardev->policy)
+                : qmp_server_add_client(server, fd, chardev->name, &chardev->policy);
         if (r < 0)
             qmp_fail(error, "'%s' cannot be served: no memory for a fiber's stack", chardev->name);
     }

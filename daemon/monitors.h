@@ -6,14 +6,17 @@
 #include <glib.h>
 #include <stdbool.h>
 
+#include "activation.h"
 #include "chardev.h"
 #include "daemon/qmp/server.h"
 #include "options.h"
 
 typedef struct Monitors Monitors;
 
-// Opens everything that `options` names; clients wait. NULL with a sentence.
-Monitors *monitors_open(const Options *options, InheritedFds *fds, GError **error);
+// Opens everything that `options` names, or else `config`, and takes the sockets of `activation` for
+// control and queries out of `fds`; clients wait. NULL with a sentence.
+Monitors *monitors_open(const Options *options, const Config *config, const Activation *activation,
+                        InheritedFds *fds, GError **error);
 // Removes the sockets from the file system. Any thread; accepts NULL.
 void monitors_remove_files(Monitors *monitors);
 // Removes them too. Accepts NULL.

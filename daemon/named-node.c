@@ -51,21 +51,28 @@ void named_node_mode_changed(NamedNode *named)
     }
 }
 
-NamedNode *named_node_child(const NamedNode *named, const char *role)
+NodeUse *named_node_edge(const NamedNode *named, const char *role)
 {
     for (guint i = 0; i < named->children->len; i++) {
-        const NodeUse *use = named->children->pdata[i];
+        NodeUse *use = named->children->pdata[i];
         if (g_str_equal(use->role, role))
-            return use->used;
+            return use;
     }
     return NULL;
 }
 
+NamedNode *named_node_child(const NamedNode *named, const char *role)
+{
+    const NodeUse *use = named_node_edge(named, role);
+    return use ? use->used : NULL;
+}
+
 NamedNode *named_node_below(const NamedNode *named)
 {
-    if (!named->node->ops->is_filter)
-        return named_node_child(named, "backing");
-    return named_node_lower(named);
+    if (named->node->ops->is_filter)
+        return named_node_lower(named);
+    const NodeUse *use = named_node_edge(named, "backing");
+    return use && !use->is_moment ? use->used : NULL;
 }
 
 NamedNode *named_node_lower(const NamedNode *named)
@@ -160,6 +167,8 @@ int named_node_check_no_cycle(const NamedNode *named, const NamedNode *child, co
 bool named_node_says_read_only(const NamedNode *named)
 {
     const NamedNode *below = passes_on(named) ? named_node_lower(named) : NULL;
+    if (named->is_inactive)
+        return !named->is_writable_then;
     if (!named->facts.read_only || !below)
         return named->facts.read_only;
     return !below->facts.read_only || named->is_said_read_only;
@@ -200,7 +209,18 @@ static NodePerms perms_through(const NamedNode *filter, const GPtrArray *range)
     return named_node_perms_through(filter->driver, values, perms);
 }
 
-static NodePerms perms_of(const NodeUse *use, const GPtrArray *range)
+// Nobody sees through the overlay what lies below it.
+static bool is_unread_scratch(const NodeUse *use, const GPtrArray *range)
+{
+    if (!use->is_scratch || use->is_moment)
+        return false;
+    for (guint i = 0; i < use->by->users->len; i++)
+        if (perms_of(use->by->users->pdata[i], range).held & NODE_PERM_CONSISTENT_READ)
+            return false;
+    return true;
+}
+
+static NodePerms perms_of_active(const NodeUse *use, const GPtrArray *range)
 {
     static const struct {
         const char *role;
@@ -213,7 +233,7 @@ static NodePerms perms_of(const NodeUse *use, const GPtrArray *range)
     };
     if (use->perms)
         return *use->perms;
-    if (use->by && use->by->driver->is_view)
+    if ((use->by && use->by->driver->is_view) || use->is_moment || is_unread_scratch(use, range))
         return node_perms_of(NODE_USER_VIEW, false);
     if (passes_on(use->by) && !g_str_equal(use->role, "target"))
         return perms_through(use->by, range);
@@ -226,9 +246,38 @@ static NodePerms perms_of(const NodeUse *use, const GPtrArray *range)
     return perms;
 }
 
+void named_node_perms_make_inactive(NodePerms *perms)
+{
+    const unsigned changes = NODE_PERM_WRITE | NODE_PERM_RESIZE;
+    perms->held &= ~changes;
+    perms->shared |= changes;
+}
+
+static NodePerms perms_of(const NodeUse *use, const GPtrArray *range)
+{
+    NodePerms perms = perms_of_active(use, range);
+    if (use->by && use->by->is_inactive)
+        named_node_perms_make_inactive(&perms);
+    return perms;
+}
+
 NodePerms node_use_perms(const NodeUse *use)
 {
     return perms_of(use, NULL);
+}
+
+static bool is_disks(const NodeUse *use)
+{
+    return g_str_equal(use->role, NODE_USE_ROLE_DISK);
+}
+
+// Disks keep their layers where they are.
+static int refuse_of_disk(const NamedNode *named, const NodeUse *use, GError **error)
+{
+    return qmp_fail(error,
+                    "Node '%s' belongs to %s, whose layers only the commands of disks put "
+                    "elsewhere: use those (disk-…), or remove the disk first",
+                    named->name, use->user);
 }
 
 // `holder` has `held`, or is to have it; `sharer` shares `shared`. Both are of `named`.
@@ -239,12 +288,40 @@ static int check_pair(const NamedNode *named, const NodeUse *holder, NodePerms h
     g_autofree char *text = node_perms_text(conflict);
     if (!conflict)
         return 0;
+    if (is_disks(sharer))
+        return refuse_of_disk(named, sharer, error);
     return qmp_fail(error,
                     "Permission conflict on node '%s': permissions '%s' are both required by %s "
                     "(uses node '%s' as '%s' child) and unshared by %s (uses node '%s' as '%s' "
                     "child).",
                     named->name, text, holder->user, named->name, holder->role, sharer->user,
                     named->name, sharer->role);
+}
+
+bool named_node_is_written(const NamedNode *named)
+{
+    for (guint i = 0; i < named->users->len; i++) {
+        const NodeUse *use = named->users->pdata[i];
+        if (!use->perms && (!use->by || passes_on(use->by)) &&
+            perms_of(use, NULL).held & NODE_PERM_WRITE)
+            return true;
+    }
+    return false;
+}
+
+// Whoever is about to read an overlay that nobody has read yet relies on what lies below it.
+static int check_scratch(const NamedNode *overlay, const GPtrArray *range, GError **error)
+{
+    int r = 0;
+    for (guint i = 0; r == 0 && i < overlay->children->len; i++) {
+        const NodeUse *edge = overlay->children->pdata[i];
+        NodePerms perms = node_perms_of(NODE_USER_BACKING, false);
+        NodeUse with = *edge;
+        with.perms = &perms;
+        if (is_unread_scratch(edge, range))
+            r = named_node_check_use_in(edge->used, &with, range, error);
+    }
+    return r;
 }
 
 static int check_below(const NamedNode *filter, const NodeUse *use, const GPtrArray *range,
@@ -260,6 +337,7 @@ static int check_below(const NamedNode *filter, const NodeUse *use, const GPtrAr
         named_node_perms_add_kept(filter->driver, &perms);
         NodeUse with = *through;
         with.perms = &perms;
+        with.allows_inactive = true; // the filter has been asked
         r = named_node_check_use_in(through->used, &with, range, error);
     }
     return r;
@@ -280,11 +358,32 @@ int named_node_check_mode(const NamedNode *named, NodePerms perms, GError **erro
     }
 }
 
+int named_node_check_active(const NamedNode *named, GError **error)
+{
+    return named->is_inactive
+               ? qmp_fail(error,
+                          "Node '%s' is inactive: make it active with blockdev-set-active first",
+                          named->name)
+               : 0;
+}
+
+static int check_active_for(const NamedNode *named, unsigned held, GError **error)
+{
+    static const struct {
+        unsigned perm;
+        const char *name;
+    } changes[] = {{NODE_PERM_WRITE, "write"}, {NODE_PERM_RESIZE, "resize"}};
+    for (unsigned i = 0; i < G_N_ELEMENTS(changes); i++)
+        if (named->is_inactive && held & changes[i].perm)
+            return qmp_fail(error, "Permission '%s' unavailable on inactive node", changes[i].name);
+    return named_node_check_active(named, error);
+}
+
 int named_node_check_use_in(const NamedNode *named, const NodeUse *use, const GPtrArray *range,
                             GError **error)
 {
     NodePerms perms = perms_of(use, range);
-    int r = 0;
+    int r = use->allows_inactive ? 0 : check_active_for(named, perms.held, error);
     // What the others share comes second, as in QEMU, and the last user first.
     for (guint n = 2 * named->users->len; r == 0 && n-- > 0;) {
         const NodeUse *other = named->users->pdata[n % named->users->len];
@@ -296,7 +395,11 @@ int named_node_check_use_in(const NamedNode *named, const NodeUse *use, const GP
         r = n >= named->users->len ? check_pair(named, other, of_other, use, perms, error)
                                    : check_pair(named, use, perms, other, of_other, error);
     }
-    return r == 0 && passes_on(named) ? check_below(named, use, range, error) : r;
+    if (r == 0 && passes_on(named))
+        r = check_below(named, use, range, error);
+    if (r == 0 && perms.held & NODE_PERM_CONSISTENT_READ)
+        r = check_scratch(named, range, error);
+    return r;
 }
 
 int named_node_check_use(const NamedNode *named, const NodeUse *use, GError **error)
@@ -307,6 +410,8 @@ int named_node_check_use(const NamedNode *named, const NodeUse *use, GError **er
 static int refuse_beside(const NamedNode *named, const NodeUse *use, const char *what,
                          GError **error)
 {
+    if (is_disks(use))
+        return refuse_of_disk(named, use, error);
     return qmp_fail(error,
                     "Node '%s' is busy: %s is at work on it, and does not allow %s; wait for its "
                     "end, or end it",
@@ -341,6 +446,18 @@ int named_node_check_root(const NamedNode *named, GError **error)
         const NodeUse *use = named->users->pdata[i];
         if (use->by && !g_str_equal(use->role, "snapshot"))
             return qmp_fail(error, "Need a root block node");
+    }
+    return 0;
+}
+
+int named_node_check_no_image(const NamedNode *named, const char *what, GError **error)
+{
+    for (guint i = 0; i < named->users->len; i++) {
+        const NodeUse *use = named->users->pdata[i];
+        bool is_file = g_str_equal(use->role, "file") || g_str_equal(use->role, "data-file");
+        if (use->by && is_file && !use->by->node->ops->is_filter)
+            return qmp_fail(error, "Node '%s' is the file of node '%s': take %s of that one",
+                            named->name, use->by->name, what);
     }
     return 0;
 }
@@ -405,5 +522,7 @@ char *named_node_summary(const NamedNode *named)
                                                            : g_strdup("");
     return g_strdup_printf("%s %s, %u layer%s%s%s", size, named->driver->name, n_layers,
                            n_layers == 1 ? "" : "s", view,
-                           named->facts.read_only ? ", read-only" : "");
+                           named->is_inactive       ? ", inactive"
+                           : named->facts.read_only ? ", read-only"
+                                                    : "");
 }

@@ -17,14 +17,24 @@ typedef struct WriteThreshold WriteThreshold;
 // export. It lives as long as its user wants it.
 typedef struct NodeUse {
     NamedNode *used;
-    NamedNode *by;          // the parent; NULL: `user` is it
-    const char *role;       // as which child; "root": for others than nodes
-    bool writes;            // changes what it shows, and so allows no one who relies on that
-    bool is_fixed;          // keeps it on its loop
+    NamedNode *by;    // the parent; NULL: `user` is it
+    const char *role; // as which child; "root": for others than nodes
+    bool writes;      // changes what it shows, and so allows no one who relies on that
+    bool is_fixed;    // keeps it on its loop
+    // An overlay, of a node that was written already when it was made: nobody relies on what it shows
+    // there before somebody reads the overlay.
+    bool is_scratch;
+    // An overlay, of a node whose moment a backup shows through it (jobs/backup.h): it needs nothing of
+    // what the node shows now, and is no layer over it any more.
+    bool is_moment;
+    bool allows_inactive;   // may begin, and go on, while the node is inactive
     const Loop *opened_on;  // where what is to use it is being opened; NULL: nothing is
     char *user;             // for messages: "block export 'a'", "node 'top'"
     const NodePerms *perms; // a hold's; NULL: what the role and `writes` say
 } NodeUse;
+
+// Of a remembered disk, which holds its layers in their places, and nothing else.
+#define NODE_USE_ROLE_DISK "disk"
 
 NodePerms node_use_perms(const NodeUse *use);
 
@@ -41,6 +51,8 @@ struct NamedNode {
     bool is_made_up;        // the name
     bool is_added;          // by itself, and goes when it is deleted; else with its last user
     bool is_said_read_only; // whatever became of it
+    bool is_inactive;       // other programs may write what it lies in (node-active.h)
+    bool is_writable_then;  // when it is active
     NodeOrigin *origin;     // a reference
     const Driver *driver;
     const NodeConfig *config; // of the origin; NULL: only an image's header speaks of it
@@ -68,7 +80,10 @@ bool named_node_says_read_only(const NamedNode *named);
 NodePerms named_node_perms_through(const Driver *driver, const json_t *values, NodePerms above);
 // Adds what such a driver needs by itself of the child, as soon as the node is used.
 void named_node_perms_add_kept(const Driver *driver, NodePerms *perms);
-// The child of that role; NULL: it has none.
+// Of who is inactive: it changes nothing, and expects others to.
+void named_node_perms_make_inactive(NodePerms *perms);
+// The use of the child of that role, and the child; NULL: it has none.
+NodeUse *named_node_edge(const NamedNode *named, const char *role);
 NamedNode *named_node_child(const NamedNode *named, const char *role);
 // What it filters, or its backing child; NULL: it has neither.
 NamedNode *named_node_below(const NamedNode *named);
@@ -81,6 +96,8 @@ NamedNode *named_node_image(NamedNode *named);
 char *named_node_header_name(const NamedNode *named, const char *overlay);
 // The path of the file that it is or lies in; "" where there is none. Borrowed.
 const char *named_node_file_name(const NamedNode *named);
+// Does something outside of the graph write it, by itself or through filters?
+bool named_node_is_written(const NamedNode *named);
 // Begins a use of `used` as `as` says, whose `user` is taken, and `perms` copied; in both it is
 // noted. Owned by its user.
 NodeUse *named_node_use(NamedNode *used, const NodeUse *as);
@@ -98,6 +115,8 @@ int named_node_check_use(const NamedNode *named, const NodeUse *use, GError **er
 // each other is in no way.
 int named_node_check_use_in(const NamedNode *named, const NodeUse *use, const GPtrArray *range,
                             GError **error);
+// Is it active? A sentence. For what reads or changes more than exports and parents do.
+int named_node_check_active(const NamedNode *named, GError **error);
 // May something be done that needs these permissions, and is over before anything else begins? `what`:
 // "a snapshot". A use that does not share them says so.
 int named_node_check_change(const NamedNode *named, unsigned perms, const char *what,
@@ -109,6 +128,9 @@ int named_node_check_no_cycle(const NamedNode *named, const NamedNode *child, co
                               GError **error);
 // Does no other node use it, but views of its internal snapshots? QEMU's words.
 int named_node_check_root(const NamedNode *named, GError **error);
+// Does no image lie in it, raw ones too? They write it as their file, which is in nobody's way but of
+// work at the node itself. A sentence: take that, "a backup", of the image.
+int named_node_check_no_image(const NamedNode *named, const char *what, GError **error);
 // Does no overlay stand on it? QEMU's words, which name the one that came last.
 int named_node_check_no_overlay(const NamedNode *named, GError **error);
 // The same of it and of the filters over it.

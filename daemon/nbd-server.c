@@ -2,13 +2,16 @@
 // One server after the other, each with its sockets. Control loop.
 #include "nbd-server.h"
 
+#include "chain-core/fiber-sync.h"
+
 struct NbdServer {
     NbdsServerConfig config;
     const Loops *loops;
     NbdsServer *running; // NULL: none
     bool is_stopping, is_disconnecting;
-    GMutex mutex;         // of what follows, for the way out in a hurry
-    GPtrArray *listeners; // changed here only
+    FiberWaitGroup ending; // listeners
+    GMutex mutex;          // of what follows, for the way out in a hurry
+    GPtrArray *listeners;  // changed here only
 };
 
 NbdServer *nbd_server_new(const NbdsServerConfig *config, const Loops *loops)
@@ -64,6 +67,26 @@ void nbd_server_listen(NbdServer *server, Listeners *listeners)
     g_mutex_unlock(&server->mutex);
 }
 
+Listeners *nbd_server_find_listeners(const NbdServer *server, const char *address)
+{
+    for (guint i = 0; i < server->listeners->len; i++)
+        if (g_strcmp0(listeners_address(server->listeners->pdata[i]), address) == 0)
+            return server->listeners->pdata[i];
+    return NULL;
+}
+
+void nbd_server_end_listeners(Fiber *self, NbdServer *server, Listeners *listeners)
+{
+    guint i;
+    g_mutex_lock(&server->mutex);
+    if (g_ptr_array_find(server->listeners, listeners, &i))
+        g_ptr_array_steal_index(server->listeners, i);
+    g_mutex_unlock(&server->mutex);
+    fiber_wait_group_add(&server->ending, 1);
+    listeners_end(self, listeners, server->running);
+    fiber_wait_group_done(&server->ending);
+}
+
 char **nbd_server_uris(const NbdServer *server, const char *export_name)
 {
     g_autoptr(GStrvBuilder) all = g_strv_builder_new();
@@ -99,6 +122,7 @@ void nbd_server_stop(Fiber *self, NbdServer *server)
         server->is_disconnecting = true;
         nbds_server_stop(self, server->running);
     }
+    fiber_wait_group_wait(self, &server->ending);
     g_mutex_lock(&server->mutex);
     g_ptr_array_set_size(server->listeners, 0);
     g_mutex_unlock(&server->mutex);

@@ -27,6 +27,11 @@ typedef struct NbdServerBounds {
 void nbd_server_start(NbdServer *server, const NbdServerBounds *bounds);
 // Takes clients from these sockets, too; takes `listeners`.
 void nbd_server_listen(NbdServer *server, Listeners *listeners);
+// The ones at that address (listeners_open_at()); borrowed; NULL: there are none.
+Listeners *nbd_server_find_listeners(const NbdServer *server, const char *address);
+// Takes clients from these no more, and frees them; their clients stay. While it runs and does not
+// stop.
+void nbd_server_end_listeners(Fiber *self, NbdServer *server, Listeners *listeners);
 // The NBD URIs of an export, one for each address; owned, NULL-terminated.
 char **nbd_server_uris(const NbdServer *server, const char *export_name);
 // Removes the sockets from the file system. Any thread; accepts NULL.

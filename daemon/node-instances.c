@@ -58,7 +58,7 @@ Node *node_instances_find(void *arg, const char *name)
 // A view on an internal snapshot may share its image with a head that is written.
 static bool is_possible_alone(const NamedNode *named)
 {
-    if (!named->config || !named->facts.read_only ||
+    if (!named->config || !named->facts.read_only || named->is_inactive ||
         driver_value_str(named->config->values, "snapshot", NULL))
         return false;
     for (guint i = 0; i < named->users->len; i++)

@@ -11,7 +11,8 @@
 
 static bool is_separable(const NodeUse *use)
 {
-    return use->by && g_str_equal(use->role, "backing") && node_instances_are_possible(use->used);
+    return use->by && g_str_equal(use->role, "backing") && !use->is_moment &&
+           node_instances_are_possible(use->used);
 }
 
 // NamedNode, `named` first. Returned owned.

@@ -33,13 +33,16 @@ static int check_name(GHashTable *by_name, const char *name, GHashTable *given, 
 
 // Recursion is bounded by what node_config_new() takes.
 static int check_config(GHashTable *by_name, const NodeConfig *config, GHashTable *given,
-                        GError **error)
+                        bool is_active, GError **error)
 {
+    if (driver_value_bool(config->values, "active", is_active) != is_active)
+        return qmp_fail(error, "What is made together is active, or inactive, together: give "
+                               "'active' once, for all");
     const char *name = driver_value_str(config->values, "node-name", NULL);
     int r = name ? check_name(by_name, name, given, error) : 0;
     for (unsigned i = 0; r == 0 && i < config->n_children; i++) {
         if (config->children[i].config)
-            r = check_config(by_name, config->children[i].config, given, error);
+            r = check_config(by_name, config->children[i].config, given, is_active, error);
     }
     return r;
 }
@@ -47,7 +50,8 @@ static int check_config(GHashTable *by_name, const NodeConfig *config, GHashTabl
 int node_names_check(GHashTable *by_name, const NodeConfig *config, GError **error)
 {
     g_autoptr(GHashTable) given = g_hash_table_new(g_str_hash, g_str_equal);
-    return check_config(by_name, config, given, error);
+    return check_config(by_name, config, given, driver_value_bool(config->values, "active", true),
+                        error);
 }
 
 // Who uses what a description names: the nodes above the one of `config`, which is to be.
@@ -57,7 +61,8 @@ typedef struct Above {
     bool is_used; // there is one
 } Above;
 
-static NodePerms perms_of_child(const NodeConfig *config, const char *role, const Above *above)
+static NodePerms perms_of_child(const NamedNode *child, const NodeConfig *config, const char *role,
+                                const Above *above)
 {
     const Driver *driver = config->driver;
     if (g_str_equal(role, "target"))
@@ -70,8 +75,11 @@ static NodePerms perms_of_child(const NodeConfig *config, const char *role, cons
             named_node_perms_add_kept(driver, &perms);
         return perms;
     }
-    if (g_str_equal(role, "backing"))
-        return node_perms_of(NODE_USER_BACKING, false);
+    if (g_str_equal(role, "backing")) {
+        bool is_scratch =
+            child && !above->is_used && !above->is_read_only && named_node_is_written(child);
+        return node_perms_of(is_scratch ? NODE_USER_VIEW : NODE_USER_BACKING, false);
+    }
     if (g_str_equal(role, "snapshot"))
         return node_perms_of(NODE_USER_SNAPSHOT, false);
     return node_perms_of(NODE_USER_FORMAT, !above->is_read_only);
@@ -79,10 +87,16 @@ static NodePerms perms_of_child(const NodeConfig *config, const char *role, cons
 
 // A use that is to be, in its node's table as long as the description is checked: others of the same
 // description must get along with it, too.
-static int plan_use(NamedNode *named, const char *user, const char *role, NodePerms perms,
+static int plan_use(NamedNode *named, const NodeConfig *config, const char *role, NodePerms perms,
                     GPtrArray *all, GError **error)
 {
-    NodeUse use = {.role = role, .user = g_strdup_printf("node '%s'", user), .perms = &perms};
+    const char *user = driver_value_str(config->values, "node-name", "");
+    NodeUse use = {
+        .role = role,
+        .user = g_strdup_printf("node '%s'", user),
+        .perms = &perms,
+        .allows_inactive = true,
+    };
     int r = named_node_check_mode(named, perms, error);
     if (r == 0)
         r = named_node_check_use(named, &use, error);
@@ -90,11 +104,21 @@ static int plan_use(NamedNode *named, const char *user, const char *role, NodePe
     return r;
 }
 
+static int check_activity(const NamedNode *named, const NodeConfig *config, const char *role,
+                          bool is_active, GError **error)
+{
+    return named->is_inactive && is_active
+               ? qmp_fail(error, "Inactive '%s' can't be a %s child of active '%s'", named->name,
+                          role, driver_value_str(config->values, "node-name", ""))
+               : 0;
+}
+
 // What find_used() looks for, and has found.
 typedef struct Search {
     GHashTable *by_name;
     GPtrArray *used; // NULL: nobody asks
     GPtrArray *planned;
+    bool is_active; // what is described
 } Search;
 
 // Recursion is bounded by what a description may be.
@@ -104,7 +128,7 @@ static int find_used(const Search *s, const NodeConfig *config, Above above, GEr
     for (unsigned i = 0; i < config->n_children; i++) {
         const NodeConfigChild *child = &config->children[i];
         bool is_backing = g_str_equal(child->role, "backing");
-        Above of_child = {perms_of_child(config, child->role, &above),
+        Above of_child = {perms_of_child(NULL, config, child->role, &above),
                           above.is_read_only || is_backing, true};
         int r = child->config ? find_used(s, child->config, of_child, error) : 0;
         if (r < 0)
@@ -117,8 +141,12 @@ static int find_used(const Search *s, const NodeConfig *config, Above above, GEr
         if (!named)
             continue;
         const char *role = named_node_role(named, config, child);
-        r = plan_use(named, driver_value_str(config->values, "node-name", ""), role,
-                     perms_of_child(config, role, &above), s->planned, error);
+        NodePerms perms = perms_of_child(named, config, role, &above);
+        if (!s->is_active)
+            named_node_perms_make_inactive(&perms);
+        r = check_activity(named, config, role, s->is_active, error);
+        if (r == 0)
+            r = plan_use(named, config, role, perms, s->planned, error);
         if (r < 0)
             return r;
         if (s->used && !g_ptr_array_find(s->used, named, NULL))
@@ -131,7 +159,7 @@ int node_names_find_used(GHashTable *by_name, const NodeConfig *config, GPtrArra
                          GError **error)
 {
     g_autoptr(GPtrArray) planned = g_ptr_array_new();
-    Search search = {by_name, used, planned};
+    Search search = {by_name, used, planned, driver_value_bool(config->values, "active", true)};
     int r = find_used(&search, config, (Above){.perms.shared = NODE_PERM_ALL}, error);
     for (guint i = 0; i < planned->len; i++)
         named_node_end_use(planned->pdata[i]);
@@ -140,6 +168,6 @@ int node_names_find_used(GHashTable *by_name, const NodeConfig *config, GPtrArra
 
 int node_names_use(GHashTable *by_name, const NodeConfig *config, GPtrArray *uses, GError **error)
 {
-    Search search = {by_name, NULL, uses};
+    Search search = {by_name, NULL, uses, driver_value_bool(config->values, "active", true)};
     return find_used(&search, config, (Above){.perms.shared = NODE_PERM_ALL}, error);
 }

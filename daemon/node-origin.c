@@ -6,12 +6,15 @@
 #include <errno.h>
 
 #include "log.h"
+#include "message-ids.h"
 
 enum { QUIET_US = G_USEC_PER_SEC };
 
 static void log_notice(const NodeEvents *events, const char *sentence)
 {
-    log_line(LOG_WARNING, "%s", sentence);
+    const NodeOrigin *origin = (const NodeOrigin *)events;
+    LogAbout about = {.disk = origin->label, .node = origin->name};
+    log_about(LOG_WARNING, &about, "%s", sentence);
 }
 
 static void emit(const NodeOrigin *origin, const char *event, json_t *data)
@@ -26,7 +29,8 @@ static void found_corrupt(const NodeEvents *events, const char *sentence)
 {
     NodeOrigin *origin = (NodeOrigin *)events;
     origin->is_corrupt = true;
-    log_line(LOG_ERROR, "%s", sentence);
+    LogAbout about = {MESSAGE_ID_IMAGE_CORRUPT, .disk = origin->label, .node = origin->name};
+    log_about(LOG_ERROR, &about, "%s", sentence);
     emit(origin, "BLOCK_IMAGE_CORRUPTED",
          json_pack("{s:s, s:s, s:s, s:b}", "device", "", "node-name", origin->name, "msg", sentence,
                    "fatal", 1));

@@ -38,7 +38,7 @@ void node_overlay_abort(NamedNode *overlay)
 // shows what it showed once, with that node.
 static bool stays_with_node(const NodeUse *use)
 {
-    return use->perms || g_str_equal(use->role, "snapshot") ||
+    return use->perms || use->is_moment || g_str_equal(use->role, "snapshot") ||
            (use->by && use->by->driver->is_view);
 }
 

@@ -17,6 +17,7 @@ struct Nodes {
     const Loops *loops;
     MapMemory *memory;
     ThrottleGroups *throttle_groups; // NULL: there are none
+    TlsCredsTable *tls_creds;        // likewise
     NodeOriginEmit *emit;
     void *emit_arg;
     GHashTable *by_name; // NamedNode, borrowed

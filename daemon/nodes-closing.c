@@ -53,6 +53,20 @@ static void close_nodes(Fiber *self, void *arg)
     node_refresh_take(self, &c->files);
 }
 
+// By whom it is opened may be so.
+static bool is_written(const NamedNode *named)
+{
+    for (guint i = 0; i < named->users->len; i++) {
+        const NodeUse *use = named->users->pdata[i];
+        bool is_filter = use->by && !use->by->driver->open && !use->by->driver->is_file;
+        bool passes_on = is_filter && !g_str_equal(use->role, "target");
+        if (use->opened_on || (passes_on ? is_written(use->by) : use->writes) ||
+            (use->perms && use->perms->held & NODE_PERM_WRITE))
+            return true;
+    }
+    return false;
+}
+
 static void unlock(Fiber *self, void *node)
 {
     layer_unlock_node(self, node);
@@ -77,7 +91,7 @@ static void unlock_unused(Fiber *self, const Nodes *nodes, const NamedNode *name
         return;
     while (!named->driver->open && !named->driver->is_file && named_node_lower(named))
         named = named_node_lower(named);
-    if (named->driver->is_file && is_unused(named))
+    if (named->driver->is_file && (is_unused(named) || !is_written(named)))
         remote_call_fiber_reserve(self, named_node_loop(named), unlock, named->node);
 }
 

@@ -44,12 +44,16 @@ typedef struct Opening {
 static void open_nodes(Fiber *self, void *arg)
 {
     Opening *o = arg;
+    bool is_active = driver_value_bool(o->origin->config->values, "active", true);
     LayerOptions options = {
+        .read_only = !is_active,
+        .is_inactive = !is_active,
         .find_node = o->find,
         .find_arg = o->find_arg,
         .refuses_remote = o->refuses_remote,
         .memory = o->nodes->memory,
         .throttle_groups = o->nodes->throttle_groups,
+        .tls_creds = o->nodes->tls_creds,
         .events = &o->origin->events,
         .file_event = node_origin_file_event,
         .file_event_arg = o->origin,
@@ -69,11 +73,17 @@ static void open_nodes(Fiber *self, void *arg)
 // Uses the nodes that the config names.
 static void use_named(Nodes *nodes, NamedNode *named)
 {
+    bool is_top = named->users->len == 0;
     for (unsigned i = 0; named->config && i < named->config->n_children; i++) {
         const NodeConfigChild *child = &named->config->children[i];
         NamedNode *used = child->node ? nodes_find(nodes, child->node) : NULL;
-        if (used)
-            named_node_add_child(named, used, named_node_role(used, named->config, child));
+        if (!used)
+            continue;
+        const char *role = named_node_role(used, named->config, child);
+        bool is_written = named_node_is_written(used);
+        named_node_add_child(named, used, role);
+        named_node_edge(named, role)->is_scratch =
+            is_top && is_written && !named->facts.read_only && g_str_equal(role, "backing");
     }
 }
 
@@ -177,9 +187,13 @@ static NamedNode *enter_all(Fiber *self, Opening *o)
     }
     for (guint i = 0; i < o->opened->len; i++)
         use_named(o->nodes, entered[i]);
-    for (guint i = 0; i < o->opened->len; i++)
-        entered[i]->is_said_read_only = is_said_to_be_read_only(entered[i]);
     NamedNode *top = entered[0];
+    bool is_inactive = !driver_value_bool(o->origin->config->values, "active", true);
+    for (guint i = 0; i < o->opened->len; i++) {
+        entered[i]->is_said_read_only = is_said_to_be_read_only(entered[i]);
+        entered[i]->is_inactive = is_inactive;
+        entered[i]->is_writable_then = is_inactive && !entered[i]->is_said_read_only;
+    }
     top->is_added = true;
     return top;
 }
@@ -221,7 +235,7 @@ static void close_opened(Fiber *self, Opening *o)
     g_free(o->facts);
 }
 
-// -- without the lock -----------------------------------------------------------------------------
+// -- with what it names held ----------------------------------------------------------------------
 
 // The description itself; what an image's header says nobody knows yet.
 static bool needs_others(const NodeConfig *config)
@@ -232,7 +246,7 @@ static bool needs_others(const NodeConfig *config)
     return is_remote;
 }
 
-// What the description names, as it is found while control goes on, and kept where it is.
+// What the description names, as it is found while control goes on, and kept where it is, and locked.
 typedef struct Held {
     GPtrArray *uses;     // NodeUse, owned
     GHashTable *by_name; // Node, on the loop
@@ -312,11 +326,15 @@ static int add_unlocked(Fiber *self, Opening *o, NamedNode **ret_named, GError *
 static int add_locked(Fiber *self, Opening *o, NodeFinder *finder, NamedNode **ret_named,
                       GError **error)
 {
+    Held held;
     o->find = node_instances_find; // control waits: the table stays
     o->find_arg = finder;
-    int r = open_found(self, o, error);
+    int r = hold_used(o, &held, error); // for uses that end meanwhile
+    if (r == 0)
+        r = open_found(self, o, error);
     if (r == 0)
         *ret_named = enter_opened(self, o);
+    held_done(self, o->nodes, &held);
     return r;
 }
 
@@ -379,10 +397,10 @@ int nodes_add(Fiber *self, Nodes *nodes, NodeConfig *config, const char *label,
     return add_as(self, nodes, config, label, false, ret_named, error);
 }
 
-int nodes_add_unlocking(Fiber *self, Nodes *nodes, NodeConfig *config, NamedNode **ret_named,
-                        GError **error)
+int nodes_add_unlocking(Fiber *self, Nodes *nodes, NodeConfig *config, const char *label,
+                        NamedNode **ret_named, GError **error)
 {
-    return add_as(self, nodes, config, NULL, true, ret_named, error);
+    return add_as(self, nodes, config, label, true, ret_named, error);
 }
 
 static void cancel_on_loop(void *arg)

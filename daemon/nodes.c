@@ -36,8 +36,8 @@ static void check_sizes(Fiber *self, void *arg, void *key)
 {
     Nodes *nodes = arg;
     fiber_mutex_lock(self, &nodes->graph_lock);
-    if (g_ptr_array_find(nodes->all, key, NULL)) {
-        const NamedNode *named = key;
+    const NamedNode *named = key;
+    if (g_ptr_array_find(nodes->all, key, NULL) && !named->is_inactive) {
         remote_call_fiber_reserve(self, named_node_loop(named), check_files, named->node);
     }
     fiber_mutex_unlock(self, &nodes->graph_lock);
@@ -73,6 +73,16 @@ Nodes *nodes_new(const Loops *loops, MapMemory *memory, NodeOriginEmit *emit, vo
 void nodes_set_throttle_groups(Nodes *nodes, ThrottleGroups *groups)
 {
     nodes->throttle_groups = groups;
+}
+
+ThrottleGroups *nodes_throttle_groups(const Nodes *nodes)
+{
+    return nodes->throttle_groups;
+}
+
+void nodes_set_tls_creds(Nodes *nodes, TlsCredsTable *creds)
+{
+    nodes->tls_creds = creds;
 }
 
 void nodes_free(Nodes *nodes)
@@ -241,29 +251,40 @@ int nodes_make_single(Fiber *self, Nodes *nodes, NamedNode *named, GError **erro
     return r;
 }
 
-// -- at the end -----------------------------------------------------------------------------------
+// -- giving up -----------------------------------------------------------------------------------
 
 // What is in the table is closed later than a message that is sent now arrives.
 typedef struct GiveUp {
     LoopCall call; // first
     Node *node;
+    void (*fn)(Node *node);
 } GiveUp;
 
 static void give_up_arrives(LoopCall *call)
 {
     GiveUp *give_up = (GiveUp *)call;
-    node_give_up(give_up->node);
+    give_up->fn(give_up->node);
     g_free(give_up);
+}
+
+static void post_give_up(Node *node, void (*fn)(Node *node))
+{
+    GiveUp *give_up = g_new(GiveUp, 1);
+    *give_up = (GiveUp){.call.fn = give_up_arrives, .node = node, .fn = fn};
+    loop_post(node->loop, &give_up->call);
 }
 
 void nodes_give_up(const Nodes *nodes)
 {
     for (guint i = 0; i < nodes->all->len; i++) {
         const NamedNode *named = nodes->all->pdata[i];
-        GiveUp *give_up = g_new(GiveUp, 1);
-        *give_up = (GiveUp){.call.fn = give_up_arrives, .node = named->node};
-        loop_post(named->node->loop, &give_up->call);
+        post_give_up(named->node, node_give_up);
     }
+}
+
+void nodes_give_up_own(const NamedNode *named)
+{
+    post_give_up(named->node, node_give_up_own);
 }
 
 void nodes_refresh(Fiber *self, NamedNode *named)

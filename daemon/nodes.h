@@ -17,6 +17,8 @@ typedef struct Nodes Nodes;
 Nodes *nodes_new(const Loops *loops, MapMemory *memory, NodeOriginEmit *emit, void *emit_arg);
 // From which nodes that are made have their groups; outlives the table. Before any is made.
 void nodes_set_throttle_groups(Nodes *nodes, ThrottleGroups *groups);
+ThrottleGroups *nodes_throttle_groups(const Nodes *nodes);    // NULL: there are none
+void nodes_set_tls_creds(Nodes *nodes, TlsCredsTable *creds); // likewise
 // When every node is closed. Accepts NULL.
 void nodes_free(Nodes *nodes);
 
@@ -39,8 +41,8 @@ int nodes_add(Fiber *self, Nodes *nodes, NodeConfig *config, const char *label,
               NamedNode **ret_named, GError **error);
 // The same, and the graph lock is given up while the nodes are opened if that needs another machine.
 // What the config names stays; anything else may have changed.
-int nodes_add_unlocking(Fiber *self, Nodes *nodes, NodeConfig *config, NamedNode **ret_named,
-                        GError **error);
+int nodes_add_unlocking(Fiber *self, Nodes *nodes, NodeConfig *config, const char *label,
+                        NamedNode **ret_named, GError **error);
 // Deletes a node that was added, and with it what nobody else uses, once what was written is
 // flushed. QEMU's words when it cannot be deleted. The result of the flush is `*ret_flushed`.
 int nodes_delete(Fiber *self, Nodes *nodes, NamedNode *named, int *ret_flushed, GError **error);
@@ -48,6 +50,9 @@ int nodes_delete(Fiber *self, Nodes *nodes, NamedNode *named, int *ret_flushed, 
 int nodes_close(Fiber *self, Nodes *nodes, NamedNode *named);
 // At the daemon's end: what waits for other machines fails. Returns before the loops do it.
 void nodes_give_up(const Nodes *nodes);
+// What waits for the machine that has this node fails, and so does what comes; what only lies below
+// it, as its backing file, stays. Somebody holds it. Returns before the loop does it.
+void nodes_give_up_own(const NamedNode *named);
 // Likewise, what nodes_add_unlocking() is opening.
 void nodes_give_up_opening(Fiber *self, Nodes *nodes);
 // Copies the facts of the node, and of what its image lies in, again: who changed its size, say,

@@ -17,6 +17,7 @@ Object *object_new(const char *id, const ObjectKind *kind)
 void object_free(Object *object)
 {
     json_decref(object->values);
+    tls_authz_unref(object->authz);
     g_free(object->id);
     g_free(object);
 }

@@ -7,14 +7,16 @@
 #include <jansson.h>
 
 #include "chain-core/loop.h"
+#include "chain-core/tls-authz.h"
 
 typedef struct ObjectKind ObjectKind;
 
 typedef struct Object {
     char *id;
     const ObjectKind *kind;
-    json_t *values; // of its properties; NULL: its kind has them elsewhere
-    Loop *loop;     // an iothread's
+    json_t *values;  // of its properties; NULL: its kind has them elsewhere
+    Loop *loop;      // an iothread's
+    TlsAuthz *authz; // of kinds that say who may connect
 } Object;
 
 typedef struct Objects Objects;

@@ -9,11 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { MAX_LOOPS = 256 };                       // far above any core count; a bound for typos
-enum { MAX_CONNECTIONS = 100000 };              // likewise
-static const uint64_t MIN_MAP_MEMORY = 1 << 20; // below, hardly one region fits
-static const uint64_t DEFAULT_MAP_MEMORY = 32 << 20;
-enum { DEFAULT_BUSY_POLL_US = 50, MAX_BUSY_POLL_US = 1000 };
+#define CONFIG_NONE "none" // --config with it: no file
 
 static const char help_text[] =
     "usage: chaind [OPTION]... [NAME=]FILE[,format=FORMAT]...\n"
@@ -25,7 +21,15 @@ static const char help_text[] =
     "  --nbd ADDRESS        a socket path, HOST:PORT, [IPV6]:PORT or :PORT; may be repeated.\n"
     "                       Without it: a private unix socket\n"
     "  --qmp PATH           a socket for commands (QMP); may be repeated. Then no FILE is needed\n"
+    "  --qmp-read-only PATH the same for queries only, also for the group; may be repeated\n"
     "  --max-connections N  clients at a time; others wait (as many as there is memory for)\n"
+    "\n"
+    "Encryption of the --nbd sockets\n"
+    "  --tls-certificates DIR  certificates: ca-cert.pem, server-cert.pem, server-key.pem\n"
+    "  --tls-psk FILE       keys of users instead, lines of USER:KEY (psktool makes them)\n"
+    "  --tls MODE           require (as soon as one of these is given), on: clients may also\n"
+    "                       speak plain, or off\n"
+    "  --tls-verify-peer    clients must show a certificate of the same authority\n"
     "\n"
     "What to serve\n"
     "  --format FORMAT      qcow2 or raw, for every FILE that does not say its own. Needed for\n"
@@ -34,6 +38,15 @@ static const char help_text[] =
     "  --read-only          accept no writes, and leave the files untouched\n"
     "  --force-share        read even while another program writes; implies --read-only\n"
     "  --description TEXT   what clients see beside the name\n"
+    "  --state DIR          remember disks, their points in time and exports in DIR, and serve\n"
+    "                       those that are; then no FILE is needed\n"
+    "\n"
+    "Configuration\n"
+    "  --config FILE        settings, from FILE and FILE.d/*.conf; none: no file (chaind.conf(5))\n"
+    "  --service            serve this machine: read " CHAIND_CONFIG " if no\n"
+    "                       --config says another; if nothing says otherwise, remember disks\n"
+    "                       in " CHAIND_STATE_DIR ", with sockets in " CHAIND_RUN_DIR "\n"
+    "  --check-config       name every mistake of these files, or say that there is none\n"
     "\n"
     "How\n"
     "  --direct             direct I/O: past the page cache of the host\n"
@@ -41,6 +54,9 @@ static const char help_text[] =
     "  --map-memory SIZE    bound on cached tables and maps, e.g. 64M (32M)\n"
     "  --busy-poll USEC     how long an idle thread may poll before it sleeps; 0: never (50)\n"
     "  --log LEVEL          error, warning, info or debug (info)\n"
+    "  --metrics FILE       write metrics there, for Prometheus, every --metrics-interval seconds "
+    "(15)\n"
+    "  --metrics-listen ADDRESS  answer GET /metrics at a socket path or a loopback HOST:PORT\n"
     "  --daemonize          go to the background once everything is served\n"
     "  --pidfile FILE       where to write the number of the process\n"
     "  --help, --version    this text, or the version\n"
@@ -65,29 +81,6 @@ static int refuse(GError **error, const char *format, ...)
     va_end(args);
     g_propagate_error(error, e);
     return -EINVAL;
-}
-
-// Bytes, with an optional K, M, G or T (powers of 1024).
-static bool parse_size(const char *text, uint64_t *ret_bytes)
-{
-    if (!g_ascii_isdigit(*text))
-        return false;
-    char *end = NULL;
-    errno = 0;
-    uint64_t value = g_ascii_strtoull(text, &end, 10);
-    if (errno)
-        return false;
-    unsigned shift = 0;
-    if (*end) {
-        const char *units = "KMGT", *unit = strchr(units, g_ascii_toupper(*end));
-        if (!unit || end[1])
-            return false;
-        shift = 10 * (unsigned)(unit - units + 1);
-    }
-    if (value > UINT64_MAX >> shift)
-        return false;
-    *ret_bytes = value << shift;
-    return true;
 }
 
 static void append(char ***strings, const char *value)
@@ -224,12 +217,62 @@ static int add_startup(Options *options, StartupKind kind, const char *text, con
     return 0;
 }
 
+static int parse_tls_mode(const char *text, NbdsTlsMode *ret_mode, GError **error)
+{
+    static const char *const modes[] = {
+        [NBDS_TLS_OFF] = "off", [NBDS_TLS_OPTIONAL] = "on", [NBDS_TLS_REQUIRED] = "require"};
+    for (unsigned i = 0; i < G_N_ELEMENTS(modes); i++) {
+        if (g_str_equal(text, modes[i])) {
+            *ret_mode = (NbdsTlsMode)i;
+            return 0;
+        }
+    }
+    return refuse(error, "--tls is require, on or off, not '%s'", text);
+}
+
+// Whoever gives credentials means them to be used.
+static int check_tls(TlsOption *tls, bool has_mode, GError **error)
+{
+    bool has_creds = tls->certificates || tls->psk_file;
+    if (tls->certificates && tls->psk_file)
+        return refuse(error, "give --tls-certificates or --tls-psk, not both");
+    if (!has_mode && has_creds)
+        tls->mode = NBDS_TLS_REQUIRED;
+    if (tls->mode != NBDS_TLS_OFF && !has_creds)
+        return refuse(error, "--tls needs --tls-certificates DIR or --tls-psk FILE");
+    if (tls->verifies_peer && !tls->certificates)
+        return refuse(error, "--tls-verify-peer needs --tls-certificates DIR");
+    return 0;
+}
+
+// An option that is a setting of [daemon], too.
+static int parse_setting(const char *name, const char *value, Options *options, GError **error)
+{
+    const ConfigKey *key = settings_find_key(&settings_daemon, name);
+    void *field = settings_value(key, &options->daemon);
+    bool is_path = key->type->kind == CONFIG_PATH; // files may not say relative ones
+    g_autofree char *absolute = is_path && *value ? g_canonicalize_filename(value, NULL) : NULL;
+    g_autoptr(GError) fault = NULL;
+    int r = config_value_parse(key->type, is_path && *value ? absolute : value, field, &fault);
+    if (r < 0)
+        return refuse(error, "--%s %s", name, fault->message);
+    options->said |= UINT64_C(1) << (key - settings_daemon.keys);
+    return 0;
+}
+
 // `text`: both, as they were given.
 static int parse_value(int option, const char *text, const char *value, Options *options,
                        GError **error)
 {
-    uint64_t n;
     switch (option) {
+    case 'F':
+        if (!*value)
+            return refuse(error, "--config needs a file, or none");
+        g_free(options->config_path);
+        options->config_path = g_str_equal(value, CONFIG_NONE)
+                                   ? g_strdup(value)
+                                   : g_canonicalize_filename(value, NULL);
+        return 0;
     case 'n':
         if (!*value)
             return refuse(error, "--nbd needs a socket path or HOST:PORT");
@@ -239,6 +282,11 @@ static int parse_value(int option, const char *text, const char *value, Options 
         if (!*value)
             return refuse(error, "--qmp needs a socket path");
         append(&options->qmp_paths, value);
+        return 0;
+    case 'Q':
+        if (!*value)
+            return refuse(error, "--qmp-read-only needs a socket path");
+        append(&options->query_paths, value);
         return 0;
     case 'f':
         options->format = find_format(value);
@@ -253,32 +301,16 @@ static int parse_value(int option, const char *text, const char *value, Options 
         g_free(options->description);
         options->description = g_strdup(value);
         return 0;
-    case 'l':
-        if (!parse_size(value, &n) || n < 1 || n > MAX_LOOPS)
-            return refuse(error, "--loops is a number from 1 to %d, not '%s'", MAX_LOOPS, value);
-        options->n_loops = (unsigned)n;
+    case 'T':
+        options->has_tls_mode = true;
+        return parse_tls_mode(value, &options->tls.mode, error);
+    case 'X':
+        g_free(options->tls.certificates);
+        options->tls.certificates = g_strdup(value);
         return 0;
-    case 'c':
-        if (!parse_size(value, &n) || n < 1 || n > MAX_CONNECTIONS)
-            return refuse(error, "--max-connections is a number from 1 to %d, not '%s'",
-                          MAX_CONNECTIONS, value);
-        options->max_connections = (unsigned)n;
-        return 0;
-    case 'm':
-        if (!parse_size(value, &n) || n < MIN_MAP_MEMORY)
-            return refuse(error, "--map-memory is a size of at least 1M, such as 64M, not '%s'",
-                          value);
-        options->map_memory_bytes = n;
-        return 0;
-    case 'b':
-        if (!parse_size(value, &n) || n > MAX_BUSY_POLL_US)
-            return refuse(error, "--busy-poll is a number of microseconds up to %d, not '%s'",
-                          MAX_BUSY_POLL_US, value);
-        options->busy_poll_us = (unsigned)n;
-        return 0;
-    case 'g':
-        if (!log_level_parse(value, &options->log_level))
-            return refuse(error, "--log is error, warning, info or debug, not '%s'", value);
+    case 'K':
+        g_free(options->tls.psk_file);
+        options->tls.psk_file = g_strdup(value);
         return 0;
     case 'B':
         return add_startup(options, STARTUP_BLOCKDEV, text, value, error);
@@ -304,17 +336,29 @@ static int parse_value(int option, const char *text, const char *value, Options 
 static const struct option long_options[] = {
     {"nbd", required_argument, NULL, 'n'},
     {"qmp", required_argument, NULL, 'q'},
-    {"max-connections", required_argument, NULL, 'c'},
+    {"qmp-read-only", required_argument, NULL, 'Q'},
+    {"state", required_argument, NULL, 'k'},
+    {"config", required_argument, NULL, 'F'},
+    {"service", no_argument, NULL, 'v'},
+    {"check-config", no_argument, NULL, 'e'},
+    {"tls", required_argument, NULL, 'T'},
+    {"tls-certificates", required_argument, NULL, 'X'},
+    {"tls-psk", required_argument, NULL, 'K'},
+    {"tls-verify-peer", no_argument, NULL, 'Y'},
+    {"max-connections", required_argument, NULL, 'k'},
     {"format", required_argument, NULL, 'f'},
     {"snapshot", required_argument, NULL, 's'},
     {"read-only", no_argument, NULL, 'r'},
     {"direct", no_argument, NULL, 'd'},
     {"force-share", no_argument, NULL, 'U'},
     {"description", required_argument, NULL, 't'},
-    {"loops", required_argument, NULL, 'l'},
-    {"map-memory", required_argument, NULL, 'm'},
-    {"busy-poll", required_argument, NULL, 'b'},
-    {"log", required_argument, NULL, 'g'},
+    {"loops", required_argument, NULL, 'k'},
+    {"map-memory", required_argument, NULL, 'k'},
+    {"busy-poll", required_argument, NULL, 'k'},
+    {"log", required_argument, NULL, 'k'},
+    {"metrics", required_argument, NULL, 'k'},
+    {"metrics-interval", required_argument, NULL, 'k'},
+    {"metrics-listen", required_argument, NULL, 'k'},
     {"blockdev", required_argument, NULL, 'B'},
     {"export", required_argument, NULL, 'E'},
     {"nbd-server", required_argument, NULL, 'N'},
@@ -328,10 +372,18 @@ static const struct option long_options[] = {
     {0},
 };
 
+static int check_is_for_something(const Options *options, GError **error)
+{
+    if (options->disks->len || *options->qmp_paths || options->startups->len ||
+        options->daemon.state_dir)
+        return 0;
+    return refuse(error, "no FILE to serve was given, and no --qmp to add some");
+}
+
 static int parse(int argc, char **argv, Options *options, GError **error)
 {
     opterr = 0;
-    for (int option; (option = getopt_long(argc, argv, ":hV", long_options, NULL)) != -1;) {
+    for (int option, i; (option = getopt_long(argc, argv, ":hV", long_options, &i)) != -1;) {
         switch (option) {
         case 'r':
             options->read_only = true;
@@ -342,8 +394,17 @@ static int parse(int argc, char **argv, Options *options, GError **error)
         case 'U':
             options->force_share = options->read_only = true;
             break;
+        case 'Y':
+            options->tls.verifies_peer = true;
+            break;
         case 'D':
             options->daemonize = true;
+            break;
+        case 'v':
+            options->is_service = true;
+            break;
+        case 'e':
+            options->checks_config = true;
             break;
         case 'h':
             fputs(help_text, stdout);
@@ -360,7 +421,8 @@ static int parse(int argc, char **argv, Options *options, GError **error)
             bool is_one = optarg != argv[optind - 1];
             g_autofree char *text = is_one ? g_strdup(argv[optind - 1])
                                            : g_strdup_printf("%s %s", argv[optind - 2], optarg);
-            int r = parse_value(option, text, optarg, options, error);
+            int r = option == 'k' ? parse_setting(long_options[i].name, optarg, options, error)
+                                  : parse_value(option, text, optarg, options, error);
             if (r < 0)
                 return r;
         }
@@ -368,23 +430,55 @@ static int parse(int argc, char **argv, Options *options, GError **error)
     }
     if (options->snapshot)
         options->read_only = true;
-    int r = parse_disks(argv + optind, options->disks, error);
-    if (r == 0 && options->disks->len == 0 && !*options->qmp_paths && options->startups->len == 0)
-        return refuse(error, "no FILE to serve was given, and no --qmp to add some");
+    int r = check_tls(&options->tls, options->has_tls_mode, error);
+    if (r == 0)
+        r = parse_disks(argv + optind, options->disks, error);
+    bool unused;
+    if (r == 0 && !options->is_service && !options_config_path(options, &unused))
+        r = check_is_for_something(options, error);
     return r;
+}
+
+const char *options_config_path(const Options *options, bool *ret_is_optional)
+{
+    bool is_none = g_strcmp0(options->config_path, CONFIG_NONE) == 0;
+    *ret_is_optional = !options->config_path;
+    if (options->config_path)
+        return is_none ? NULL : options->config_path;
+    return options->is_service || options->checks_config ? CHAIND_CONFIG : NULL;
+}
+
+bool options_start_server(const Options *options)
+{
+    for (guint i = 0; i < options->startups->len; i++)
+        if (((const StartupOption *)options->startups->pdata[i])->kind == STARTUP_NBD_SERVER)
+            return true;
+    return false;
+}
+
+int options_configure(Options *options, const Config *config, GError **error)
+{
+    const ConfigEntry *entry = config_find(config, &settings_daemon, NULL);
+    const ConfigKey *keys = settings_daemon.keys;
+    for (unsigned i = 0; keys[i].name; i++)
+        if (entry->texts[i] && !(options->said & UINT64_C(1) << i))
+            config_value_parse(keys[i].type, entry->texts[i],
+                               settings_value(&keys[i], &options->daemon), NULL);
+    if (options->is_service && !options->daemon.state_dir)
+        options->daemon.state_dir = g_strdup(CHAIND_STATE_DIR);
+    return config_has(config, &settings_control) ? 0 : check_is_for_something(options, error);
 }
 
 int options_parse(int argc, char **argv, Options *ret_options, GError **error)
 {
     Options options = {
-        .map_memory_bytes = DEFAULT_MAP_MEMORY,
-        .busy_poll_us = DEFAULT_BUSY_POLL_US,
-        .log_level = LOG_INFO,
         .addresses = g_new0(char *, 1),
         .qmp_paths = g_new0(char *, 1),
+        .query_paths = g_new0(char *, 1),
         .disks = g_ptr_array_new_with_free_func(disk_option_free),
         .startups = g_ptr_array_new_with_free_func(startup_option_free),
     };
+    settings_init(&settings_daemon, &options.daemon);
     int r = parse(argc, argv, &options, error);
     if (r == 0)
         *ret_options = options;
@@ -397,9 +491,14 @@ void options_clear(Options *options)
 {
     g_strfreev(options->addresses);
     g_strfreev(options->qmp_paths);
+    g_strfreev(options->query_paths);
     g_free(options->snapshot);
     g_free(options->description);
     g_free(options->pidfile);
+    g_free(options->config_path);
+    settings_clear(&settings_daemon, &options->daemon);
+    g_free(options->tls.certificates);
+    g_free(options->tls.psk_file);
     g_clear_pointer(&options->startups, g_ptr_array_unref);
     g_clear_pointer(&options->disks, g_ptr_array_unref);
 }

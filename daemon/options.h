@@ -6,8 +6,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "daemon/config/config.h"
 #include "daemon/qmp/keyval.h"
 #include "log.h"
+#include "nbd/server.h"
 
 // Of what goes to clients (names, descriptions); NBD allows no more.
 enum { OPTIONS_MAX_STRING = 4096 };
@@ -36,18 +38,29 @@ typedef struct StartupOption {
     QmpInput input;
 } StartupOption;
 
+// How clients of the --nbd sockets may speak.
+typedef struct TlsOption {
+    NbdsTlsMode mode;
+    char *certificates, *psk_file; // with a mode that is not OFF one of the two; else NULL
+    bool verifies_peer;
+} TlsOption;
+
 typedef struct Options {
     char **addresses;   // --nbd, NULL-terminated; empty: a private socket
     char **qmp_paths;   // --qmp, NULL-terminated
+    char **query_paths; // --qmp-read-only, likewise
     const char *format; // of files without one of their own: "qcow2", "raw" or NULL
     char *snapshot;
     char *description;
     bool read_only, direct, force_share;
-    unsigned max_connections; // 0: as many as there is memory for
-    unsigned n_loops;         // 0: as many as there are disks, at most one per CPU
-    uint64_t map_memory_bytes;
-    unsigned busy_poll_us; // LoopConfig's, where there is more than one CPU
-    LogLevel log_level;
+    TlsOption tls;
+    bool has_tls_mode;  // it was said
+    char *config_path;  // --config; NULL: none was said
+    bool is_service;    // --service
+    bool checks_config; // --check-config: nothing is served
+    // Of the command line first, then (options_configure()) of the configuration.
+    DaemonSettings daemon;
+    uint64_t said;       // of `daemon`: a bit for each key of its table that the command line has
     GPtrArray *disks;    // DiskOption *; at least one, unless there are monitors or startup options
     GPtrArray *startups; // StartupOption *, in their order
     bool daemonize;
@@ -57,4 +70,12 @@ typedef struct Options {
 // 0; 1 when the command line asked only for a text (--help, --version), which was then printed; or
 // -EINVAL with a sentence.
 int options_parse(int argc, char **argv, Options *ret_options, GError **error);
+// Where the configuration is read from; borrowed; NULL: there is none. Then also whether it may be
+// absent.
+const char *options_config_path(const Options *options, bool *ret_is_optional);
+// Whether --nbd-server says where clients are served.
+bool options_start_server(const Options *options);
+// What the command line leaves open is what the configuration says. -EINVAL with a sentence when
+// there is nothing to serve then.
+int options_configure(Options *options, const Config *config, GError **error);
 void options_clear(Options *options);

@@ -2,6 +2,7 @@
 // Remembers what it bound by device and inode.
 #include "socket-files.h"
 
+#include <errno.h>
 #include <stdbool.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -36,9 +37,10 @@ void socket_files_free(SocketFiles *files)
     g_free(files);
 }
 
-int socket_files_listen(SocketFiles *files, const char *path, mode_t mode, GError **error)
+int socket_files_listen(SocketFiles *files, const char *path, const SocketAccess *access,
+                        GError **error)
 {
-    int fd = nbds_listen_unix(path, mode, (uid_t)-1, (gid_t)-1, error);
+    int fd = nbds_listen_unix(path, access->mode, access->owner, access->group, error);
     struct stat st;
     if (fd >= 0 && stat(path, &st) == 0) {
         SocketFile file = {g_strdup(path), st.st_dev, st.st_ino};
@@ -47,12 +49,34 @@ int socket_files_listen(SocketFiles *files, const char *path, mode_t mode, GErro
     return fd;
 }
 
+static bool is_there(const SocketFile *file)
+{
+    struct stat st;
+    return lstat(file->path, &st) == 0 && st.st_dev == file->device && st.st_ino == file->inode;
+}
+
+int socket_files_set_access(const SocketFiles *files, const SocketAccess *access, GError **error)
+{
+    for (guint i = 0; i < files->files->len; i++) {
+        const SocketFile *file = &g_array_index(files->files, SocketFile, i);
+        if (is_there(file) && (chown(file->path, access->owner, access->group) < 0 ||
+                               (access->mode && chmod(file->path, access->mode) < 0))) {
+            g_set_error(
+                error, G_FILE_ERROR, g_file_error_from_errno(errno),
+                "cannot change who may use '%s' (only root gives files away, others to groups "
+                "that they are in): %s",
+                file->path, g_strerror(errno));
+            return -errno;
+        }
+    }
+    return 0;
+}
+
 void socket_files_remove(const SocketFiles *files)
 {
     for (guint i = 0; files && i < files->files->len; i++) {
         const SocketFile *file = &g_array_index(files->files, SocketFile, i);
-        struct stat st;
-        if (lstat(file->path, &st) == 0 && st.st_dev == file->device && st.st_ino == file->inode)
+        if (is_there(file))
             unlink(file->path);
     }
 }

@@ -7,6 +7,7 @@
 // group. So signals that follow the first within a moment are the same request.
 #include "stop.h"
 
+#include <errno.h>
 #include <glib.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -14,6 +15,7 @@
 #include <unistd.h>
 
 #include "log.h"
+#include "message-ids.h"
 
 // Programs send the signals of one request microseconds apart; a person who asks again takes
 // longer.
@@ -26,22 +28,32 @@ struct Stop {
     const char *why; // NULL: go on
     void (*leave)(void *arg);
     void *leave_arg;
+    void (*reload)(void *arg);
+    void *reload_arg;
 };
 
-// The user's terminal went away; without one, SIGHUP asks a daemon to reload, and there is nothing
-// to reload.
+// The user's terminal went away. While it is there, or where none was, SIGHUP asks a daemon to read
+// its configuration again.
 static bool hangup_is_final(void)
 {
-    return isatty(STDERR_FILENO);
+    return !isatty(STDERR_FILENO) && errno == EIO;
+}
+
+static void reload(Stop *stop)
+{
+    g_mutex_lock(&stop->mutex);
+    if (stop->reload)
+        stop->reload(stop->reload_arg);
+    g_mutex_unlock(&stop->mutex);
 }
 
 G_NORETURN
 static void leave_at_once(Stop *stop, const char *why)
 {
-    log_line(LOG_ERROR,
-             "%s again: leaving at once; writes that no flush confirmed may be "
-             "lost, and what a crash leaves is repaired at the next open",
-             why);
+    log_about(LOG_ERROR, &(LogAbout){MESSAGE_ID_STOP_CUT_SHORT},
+              "%s again: leaving at once; writes that no flush confirmed may be "
+              "lost, and what a crash leaves is repaired at the next open",
+              why);
     g_mutex_lock(&stop->mutex);
     if (stop->leave)
         stop->leave(stop->leave_arg);
@@ -56,7 +68,7 @@ static gpointer take_signals(gpointer arg)
         if (sigwait(&stop->signals, &signal_number) != 0)
             continue;
         if (signal_number == SIGHUP && !hangup_is_final()) {
-            log_line(LOG_INFO, "SIGHUP: there is no configuration to read again");
+            reload(stop);
             continue;
         }
         gint64 now_us = g_get_monotonic_time();
@@ -88,6 +100,14 @@ void stop_set_leave(Stop *stop, void (*fn)(void *arg), void *arg)
     g_mutex_lock(&stop->mutex);
     stop->leave = fn;
     stop->leave_arg = arg;
+    g_mutex_unlock(&stop->mutex);
+}
+
+void stop_set_reload(Stop *stop, void (*fn)(void *arg), void *arg)
+{
+    g_mutex_lock(&stop->mutex);
+    stop->reload = fn;
+    stop->reload_arg = arg;
     g_mutex_unlock(&stop->mutex);
 }
 

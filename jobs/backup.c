@@ -11,11 +11,13 @@
 
 #include <errno.h>
 
+#include "chain-core/chain.h"
 #include "chain-core/mutant.h"
 #include "chain-core/switch.h"
 #include "copy-range.h"
 #include "filter-copy-before.h"
 #include "job-copy.h"
+#include "moment-view.h"
 
 struct Backup {
     JobCopy copy; // first
@@ -28,6 +30,7 @@ struct Backup {
     Bitmap *unsaved;
     CopyRange range;
     Node *filter;       // NULL: not in the graph
+    Node *moment;       // what lies below a target that shows the moment, or NULL
     Switch *graph;      // until the run
     DirtyBitmap *since; // what guests have changed since the moment; NULL: nobody wants to know
     int broken;         // guests have gone on without it
@@ -38,6 +41,11 @@ static int fail(GError **error, int r, const Backup *b, const char *what)
     g_set_error(error, G_FILE_ERROR, g_file_error_from_errno(-r), "%s: %s: %s", g_strerror(-r),
                 b->spec.target->name, what);
     return r;
+}
+
+static bool shows_moment(const BackupSpec *spec)
+{
+    return spec->is_over_source && spec->sync == BACKUP_SYNC_NONE;
 }
 
 // -- copying --------------------------------------------------------------------------------------
@@ -60,10 +68,28 @@ static int backup_find(Fiber *self, void *arg, uint64_t off, uint64_t len, CopyE
     return r;
 }
 
+static int flush_target(Fiber *self, Backup *b)
+{
+    port_enter(self, &b->port, REQUEST_FLUSH);
+    int r = node_flush(self, b->spec.target);
+    port_leave(&b->port, REQUEST_FLUSH);
+    return r;
+}
+
+// What a disk shows is nowhere else then than in the target, so that has to have it after a power cut,
+// too. What a view shows is gone then in any case. Chunks that are copied meanwhile share a flush.
+static int discard_copied(Fiber *self, Backup *b, CopyChunk *chunk)
+{
+    int r = b->spec.source->ops->is_view ? 0 : flush_target(self, b);
+    return r == 0 ? filter_copy_before_discard_saved(self, b->filter, chunk) : r;
+}
+
 static int backup_copy(Fiber *self, void *arg, CopyChunk *chunk)
 {
-    const Backup *b = arg;
+    Backup *b = arg;
     int r = copy_nodes_chunk(self, &b->nodes, chunk);
+    if (r == 0 && b->spec.discards_source)
+        return discard_copied(self, b, chunk);
     return r == 0 ? filter_copy_before_saved(b->filter, chunk) : r;
 }
 
@@ -158,6 +184,43 @@ static void choose_sizes(Backup *b)
         b->config.window_bytes = spec->max_chunks * b->config.chunk_bytes;
 }
 
+// What the target has got already would be shown instead of what the source has.
+static int check_shows_source(Fiber *self, const BackupSpec *spec, GError **error)
+{
+    Node *overlay = copy_range_image_of(spec->target);
+    NodeExtentKind kind = NODE_EXTENT_BELOW;
+    uint64_t len;
+    int r = 0;
+    for (uint64_t off = 0; off < overlay->size_bytes && kind == NODE_EXTENT_BELOW; off += len) {
+        r = node_find_kind(self, overlay, guest_off(off), overlay->size_bytes - off, &kind, &len);
+        if (r < 0)
+            break;
+    }
+    if (r < 0)
+        g_set_error(error, G_FILE_ERROR, g_file_error_from_errno(-r), "%s: %s", overlay->name,
+                    g_strerror(-r));
+    else if (kind != NODE_EXTENT_BELOW)
+        g_set_error(error, G_FILE_ERROR, G_FILE_ERROR_EXIST,
+                    "%s has data of its own already, which would be read in place of that of %s: "
+                    "use a new overlay",
+                    overlay->name, spec->source->name);
+    return r < 0 ? r : kind == NODE_EXTENT_BELOW ? 0 : -EEXIST;
+}
+
+static int check_overlay(Fiber *self, const BackupSpec *spec, GError **error)
+{
+    if (!spec->is_over_source)
+        return 0;
+    if (shows_moment(spec))
+        return check_shows_source(self, spec, error);
+    if (chain_backing(copy_range_image_of(spec->target)) == spec->source)
+        return 0;
+    g_set_error(error, G_FILE_ERROR, G_FILE_ERROR_INVAL,
+                "%s lies over another backup of %s: add it again while that is under way",
+                spec->target->name, spec->source->name);
+    return -EBUSY;
+}
+
 static void make_filter(Backup *b)
 {
     CopyBeforeConfig config = {
@@ -172,6 +235,11 @@ static void make_filter(Backup *b)
     };
     b->filter = filter_copy_before_new(&config);
     b->graph = switch_new(REQUESTS_ALL);
+    if (shows_moment(&b->spec)) {
+        // First: the filter goes over all that uses the source, but for what lies below the target.
+        b->moment = moment_view_new(b->spec.source, b->filter);
+        switch_set_backing(b->graph, copy_range_image_of(b->spec.target), b->moment);
+    }
     switch_insert_filter(b->graph, b->spec.source, b->filter);
 }
 
@@ -226,19 +294,25 @@ Backup *backup_begin(Fiber *self, const BackupSpec *spec, GError **error)
         .target = spec->target,
         .port = &b->port,
         .lock = &b->lock,
-        .uses_buffers = spec->uses_buffers,
+        // Where the host moves bytes, what they were when guests went on without the backup is not
+        // known; the target would be read as if it were right.
+        .uses_buffers = spec->uses_buffers || shows_moment(spec),
         .compresses = spec->compresses,
         .verifies = spec->verifies,
-        .skips_zeros =
-            spec->sync == BACKUP_SYNC_FULL && !copy_range_has_hidden_backing(spec->target),
+        .skips_zeros = spec->sync == BACKUP_SYNC_FULL && !spec->is_over_source &&
+                       !copy_range_has_hidden_backing(spec->target),
     };
     b->range = (CopyRange){
         .image = copy_range_image_of(spec->source),
         .is_top = spec->sync == BACKUP_SYNC_TOP,
+        // A part of a cluster that shows zeros is not written where those of the source show; of what
+        // is discarded nothing is saved again.
         .whole_bytes =
-            spec->sync == BACKUP_SYNC_TOP ? UINT64_C(1) << b->config.granularity_bits : 0,
+            spec->sync == BACKUP_SYNC_TOP || spec->is_over_source || spec->discards_source
+                ? UINT64_C(1) << b->config.granularity_bits
+                : 0,
     };
-    if (begin_bitmaps(self, b, error) < 0) {
+    if (check_overlay(self, spec, error) < 0 || begin_bitmaps(self, b, error) < 0) {
         backup_end(self, b);
         return NULL;
     }
@@ -284,6 +358,7 @@ void backup_resume(Backup *b)
 
 static int run_until_cancelled(Fiber *self, Backup *b)
 {
+    job_set_endless(b->copy.control);
     job_set_total(b->copy.control, b->config.size_bytes);
     copy_engine_set_found(b->copy.engine, b->config.size_bytes);
     int r = job_copy_run(self, &b->copy);
@@ -297,9 +372,7 @@ static int run_until_cancelled(Fiber *self, Backup *b)
 // docs/ordering.md §20: before anybody takes it for a backup.
 static int make_durable(Fiber *self, Backup *b, GError **error)
 {
-    port_enter(self, &b->port, REQUEST_FLUSH);
-    int r = MUTANT("backup-durable") ? 0 : node_flush(self, b->spec.target);
-    port_leave(&b->port, REQUEST_FLUSH);
+    int r = MUTANT("backup-durable") ? 0 : flush_target(self, b);
     return r < 0 ? fail(error, r, b, "what was copied to it does not become durable") : 0;
 }
 
@@ -320,6 +393,9 @@ static void remove_filter(Fiber *self, Backup *b)
     if (!b->filter)
         return;
     filter_copy_before_stop(self, b->filter);
+    if (b->moment)
+        moment_view_end(b->moment);
+    node_unref_close(self, g_steal_pointer(&b->moment));
     if (b->filter->backing)
         node_remove_filter(self, b->filter);
     node_unref_close(self, g_steal_pointer(&b->filter));

@@ -96,6 +96,7 @@ int commit_begin(Fiber *self, const CommitSpec *spec, Commit **ret_commit, GErro
         .ends_as_it_is = true,
         .completes_itself = spec->completes_itself,
         .mode = spec->copy_mode,
+        .pivot = spec->pivot,
     };
     live_copy_init(&c->live, &live);
     *ret_commit = c;

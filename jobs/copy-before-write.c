@@ -248,12 +248,12 @@ static const DriverOption options[] = {
      .type = DRIVER_OPTION_ENUM,
      .values = on_error_values,
      .doc = "When something cannot be saved: \"break-snapshot\", which is the default: clients go "
-            "on, and reads by snapshot-access fail from then on; \"break-guest-write\": the "
-            "client's request fails."},
+            "on, and reads by snapshot-access fail from then on; \"break-guest-write\", which is "
+            "QEMU's default: the client's request fails."},
     {.name = "cbw-timeout",
      .type = DRIVER_OPTION_INT,
      .doc = "For how many seconds a client's request waits at most for that; then it is as if it "
-            "had failed. 20 unless said; 0: no limit."},
+            "had failed. 20 unless said; 0: no limit, which is QEMU's default."},
     {.name = "min-cluster-size",
      .type = DRIVER_OPTION_INT,
      .doc = "In units of at least so many bytes it is saved, a power of two; a page or a cluster "

@@ -30,7 +30,7 @@ struct CopyEngine {
     CopyRate rate;
     uint64_t found_off;
     CopyChunk *chunks; // under way
-    uint64_t in_flight_bytes, in_flight_data_bytes;
+    uint64_t in_flight_bytes;
     FiberQueue changed; // copy_engine_run() waits for whatever it may be
     int error, skipped_error;
     unsigned n_failures; // in a row
@@ -191,14 +191,13 @@ static int next_piece(Fiber *self, CopyEngine *e, CopyChunk *chunk)
 
 static int copy_piece(Fiber *self, CopyEngine *e, CopyChunk *chunk)
 {
-    WorkKind taken_as = chunk->kind;
     int r = next_piece(self, e, chunk);
     if (r < 0)
         return r;
     if (chunk->found.is_work) {
         chunk->kind = chunk->found.kind;
         r = e->config.ops->copy(self, e->config.arg, chunk);
-        chunk->kind = taken_as;
+        chunk->kind = chunk->taken_as;
         chunk->moved_bytes += chunk->copied_bytes + chunk->beside_copied;
         e->stats.beside_copied += chunk->beside_copied;
         e->stats.beside_shared += chunk->beside_shared;
@@ -228,10 +227,8 @@ static void end_chunk(CopyEngine *e, CopyChunk *chunk)
     if (chunk->next)
         chunk->next->previous = chunk->previous;
     e->in_flight_bytes -= chunk->taken_bytes;
-    if (chunk->kind == WORK_DATA) {
-        e->in_flight_data_bytes -= chunk->taken_bytes;
+    if (chunk->kind == WORK_DATA)
         copy_rate_take(&e->rate, (int64_t)chunk->moved_bytes - (int64_t)chunk->taken_bytes);
-    }
     g_free(chunk);
     tell_progress(e);
     copy_engine_wake(e);
@@ -258,10 +255,8 @@ static void begin_chunk(CopyEngine *e, CopyChunk *chunk)
         e->chunks->previous = chunk;
     e->chunks = chunk;
     e->in_flight_bytes += chunk->taken_bytes;
-    if (chunk->kind == WORK_DATA) {
-        e->in_flight_data_bytes += chunk->taken_bytes;
+    if (chunk->kind == WORK_DATA)
         copy_rate_take(&e->rate, (int64_t)chunk->taken_bytes);
-    }
     work_set_remove(e->work, chunk->off, chunk->end - chunk->off);
     work_set_go_on(e->work, chunk->end);
 }
@@ -275,6 +270,7 @@ static bool start_chunk(CopyEngine *e, WorkKind kind, BitmapRun run)
                          .end = run.off + (kind == WORK_DATA ? bytes : run.len),
                          .kind = kind,
                          .engine = e,
+                         .taken_as = kind,
                          .taken_bytes = bytes};
     begin_chunk(e, chunk);
     if (fiber_spawn(e->loop, "copy", run_chunk, chunk, NULL) == 0)
@@ -436,10 +432,19 @@ void copy_engine_set_speed(CopyEngine *e, uint64_t bytes_per_s)
     copy_engine_wake(e);
 }
 
+// Without the pieces that are done: who compares what is left with what was done sees no work come.
+static uint64_t data_in_flight(const CopyEngine *e)
+{
+    uint64_t bytes = 0;
+    for (const CopyChunk *chunk = e->chunks; chunk; chunk = chunk->next)
+        bytes += chunk->taken_as == WORK_DATA ? chunk->end - chunk->off : 0;
+    return bytes;
+}
+
 void copy_engine_stats(const CopyEngine *e, CopyEngineStats *ret_stats)
 {
     *ret_stats = e->stats;
-    ret_stats->left = work_set_data_bytes(e->work) + e->in_flight_data_bytes;
+    ret_stats->left = work_set_data_bytes(e->work) + data_in_flight(e);
     ret_stats->found_off = e->found_off;
     ret_stats->window_bytes = e->window.limit_bytes;
 }

@@ -48,8 +48,9 @@ struct CopyChunk {
     bool failed_reading;                   // what failed was no write
     // The engine's:
     CopyEngine *engine;
-    uint64_t end;     // of all that was taken from the set; what comes after this piece is next
-    CopyExtent found; // that this piece is in
+    WorkKind taken_as; // in the set
+    uint64_t end;      // of all that was taken from it; what comes after this piece is next
+    CopyExtent found;  // that this piece is in
     uint64_t found_end;
     uint64_t taken_bytes; // in flight
     uint64_t moved_bytes; // so far

@@ -11,26 +11,28 @@
 #include <errno.h>
 
 #include "chain-core/io-buffers.h"
+#include "chain-core/mutant.h"
 #include "chain-core/node-compressed.h"
 #include "chain-core/node-fill.h"
 #include "copy-verify.h"
-
-// False: the chunk is stale, and the range not held.
-static bool begin_put(Fiber *self, const CopyNodes *nodes, const CopyChunk *chunk, RangeHold *hold)
-{
-    if (!nodes->lock)
-        return true;
-    range_lock_take(self, nodes->lock, hold, chunk->off, chunk->len);
-    if (!copy_chunk_is_stale(chunk))
-        return true;
-    range_lock_release(nodes->lock, hold);
-    return false;
-}
 
 static void end_put(const CopyNodes *nodes, RangeHold *hold)
 {
     if (nodes->lock)
         range_lock_release(nodes->lock, hold);
+}
+
+// False: the chunk is stale, and the range not held.
+static bool begin_put(Fiber *self, const CopyNodes *nodes, const CopyChunk *chunk, RangeHold *hold)
+{
+    if (nodes->broken && *nodes->broken && !MUTANT("copy-before-broken"))
+        return false;
+    if (nodes->lock)
+        range_lock_take(self, nodes->lock, hold, chunk->off, chunk->len);
+    if (!nodes->lock || !copy_chunk_is_stale(chunk))
+        return true;
+    end_put(nodes, hold);
+    return false;
 }
 
 // What of a chunk of data is moved in one way, as far as that goes.
@@ -112,7 +114,7 @@ static int write_and_verify(Fiber *self, Node *target, GuestOff off, const uint8
     for (uint64_t at = 0, n; r == 0 && at < len; at += n) {
         n = MIN(turn, len - at);
         r = node_write(self, target, guest_off(off.v + at), buf + at, n, 0);
-        if (r == 0)
+        if (r == 0 && !MUTANT("verify-data"))
             r = copy_verify_data(self, target, guest_off(off.v + at), buf + at, n);
         if (r == 0 && at + n < len)
             fiber_sleep(self, 0);
@@ -138,7 +140,9 @@ static int put_compressed(Fiber *self, const CopyNodes *nodes, CopyChunk *chunk,
                           const CompressedClusters *c, const uint8_t *buf)
 {
     RangeHold hold;
-    if (!begin_put(self, nodes, chunk, &hold))
+    if (nodes->lock && MUTANT("copy-stale-compressed"))
+        range_lock_take(self, nodes->lock, &hold, chunk->off, chunk->len);
+    else if (!begin_put(self, nodes, chunk, &hold))
         return COPY_AGAIN;
     int r = node_write_compressed(self, nodes->target, c);
     if (r == 0 && buf && nodes->verifies)
@@ -258,7 +262,7 @@ static int put_zeros(Fiber *self, const CopyNodes *nodes, const CopyChunk *chunk
     if (!begin_put(self, nodes, chunk, &hold))
         return COPY_AGAIN;
     int r = write_zeros(self, nodes, chunk->off, chunk->len);
-    if (r == 0 && nodes->verifies)
+    if (r == 0 && nodes->verifies && !MUTANT("verify-zeros"))
         r = copy_verify_zeros(self, nodes->target, guest_off(chunk->off), chunk->len);
     end_put(nodes, &hold);
     return r;

@@ -14,12 +14,14 @@
 #include "chain-core/mutant.h"
 
 typedef struct Save Save;
+typedef struct Discard Discard;
 
 typedef struct CopyBefore {
     Node node;
     CopyBeforeConfig config;
-    CopyNodes nodes; // with the range held already; the source is what lies below now
-    Save *saves;     // under way
+    CopyNodes nodes;   // with the range held already; the source is what lies below now
+    Save *saves;       // under way
+    Discard *discards; // of the source, under way
     FiberQueue changed;
     int error; // the backup is broken
 } CopyBefore;
@@ -29,6 +31,12 @@ struct Save {
     uint64_t off, len; // whole granules
     int *result;       // of the request that began it; NULL: it waits no longer
     Save *previous, *next;
+};
+
+// On its fiber's stack.
+struct Discard {
+    uint64_t off, len;
+    Discard *next;
 };
 
 static CopyBefore *copy_before_of(Node *node)
@@ -58,7 +66,8 @@ static int save_piece(Fiber *self, const CopyBefore *f, uint64_t off, uint64_t l
     CopyNodes nodes = f->nodes;
     nodes.source = f->node.backing;
     *ret_len = extent.len;
-    return extent.is_work ? copy_nodes_move(self, &nodes, &chunk) : 0;
+    r = extent.is_work ? copy_nodes_move(self, &nodes, &chunk) : 0;
+    return r == COPY_AGAIN ? f->error : r;
 }
 
 // With the range held. Somebody else may have saved some of it while it was waited for.
@@ -183,8 +192,7 @@ static int save_next(Fiber *self, CopyBefore *f, BitmapRun run, uint64_t deadlin
     return save_now(self, f, (BitmapRun){run.off, other->off - run.off}, deadline_ns);
 }
 
-// 0: the source may be changed there. Negative: the guest's request is to fail with that.
-static int save_before(Fiber *self, CopyBefore *f, GuestOff off, uint64_t len)
+static int save_all(Fiber *self, CopyBefore *f, GuestOff off, uint64_t len)
 {
     BitmapRun run;
     if (!next_unsaved(f, off.v, len, &run))
@@ -198,6 +206,24 @@ static int save_before(Fiber *self, CopyBefore *f, GuestOff off, uint64_t len)
     if (r == -ETIMEDOUT && !f->config.breaks_guests)
         break_backup(f, r);
     return f->error ? 0 : r;
+}
+
+static bool is_being_discarded(const CopyBefore *f, uint64_t off, uint64_t len)
+{
+    for (const Discard *d = f->discards; d; d = d->next)
+        if (d->off < off + len && off < d->off + d->len)
+            return true;
+    return false;
+}
+
+// 0: the source may be changed there. Negative: the guest's request is to fail with that. Also when the
+// backup is broken a discard under way would take away what the guest writes (docs/ordering.md §20).
+static int save_before(Fiber *self, CopyBefore *f, GuestOff off, uint64_t len)
+{
+    int r = save_all(self, f, off, len);
+    while (r == 0 && is_being_discarded(f, off.v, len) && !MUTANT("copy-before-discards"))
+        fiber_queue_wait(self, &f->changed, false, "a discard before a write");
+    return r;
 }
 
 static int copy_before_write(Fiber *self, Node *node, GuestOff off, const void *buf, size_t len,
@@ -219,7 +245,8 @@ static int copy_before_discard(Fiber *self, Node *node, GuestOff off, uint64_t l
                                NodeIoFlags flags)
 {
     CopyBefore *f = copy_before_of(node);
-    int r = MUTANT("copy-before-discard") ? 0 : save_before(self, f, off, len);
+    bool is_change = !node_ignores_discards(node->backing) && !MUTANT("copy-before-discard");
+    int r = is_change ? save_before(self, f, off, len) : 0;
     return r < 0 ? r : node_discard(self, node->backing, off, len, flags);
 }
 
@@ -278,6 +305,8 @@ static int read_saved(Fiber *self, const CopyBefore *f, uint64_t off, uint8_t *b
     io_batch_init(&batch, self);
     for (size_t at = 0, n; r == 0 && at < len; at += n) {
         bool is_unsaved;
+        if (f->error) // what the owner lent is gone, perhaps
+            break;
         n = bitmap_run_at(f->config.unsaved, off + at, len - at, &is_unsaved);
         if (!is_unsaved && !MUTANT("copy-before-read"))
             r = node_read_start(self, f->nodes.target, guest_off(off + at), buf + at, n, &batch);
@@ -297,8 +326,8 @@ int filter_copy_before_read(Fiber *self, Node *filter, GuestOff off, void *buf, 
     return r == 0 ? check_readable(f, off.v, len) : r;
 }
 
-int filter_copy_before_is_zero(Fiber *self, Node *filter, GuestOff off, uint64_t len,
-                               bool *ret_is_zero, uint64_t *ret_len)
+int filter_copy_before_map(Fiber *self, Node *filter, Node *view, GuestOff off, uint64_t len,
+                           NodeExtent *ret_extent)
 {
     const CopyBefore *f = copy_before_of(filter);
     bool is_readable, was_unsaved, is_unsaved;
@@ -316,9 +345,14 @@ int filter_copy_before_is_zero(Fiber *self, Node *filter, GuestOff off, uint64_t
         if (r < 0)
             return r;
         n = bitmap_run_at(f->config.unsaved, off.v, len, &is_unsaved);
-        *ret_len = MIN(extent.len, n);
+        len = MIN(extent.len, n);
     } while (is_unsaved != was_unsaved);
-    *ret_is_zero = extent.kind != NODE_EXTENT_DATA && extent.kind != NODE_EXTENT_OPAQUE;
+    bool is_zero = extent.kind != NODE_EXTENT_DATA && extent.kind != NODE_EXTENT_OPAQUE;
+    *ret_extent = (NodeExtent){
+        .len = len,
+        .kind = is_zero ? NODE_EXTENT_ZERO : NODE_EXTENT_OPAQUE,
+        .node = is_zero ? NULL : view,
+    };
     return 0;
 }
 
@@ -346,6 +380,7 @@ Node *filter_copy_before_new(const CopyBeforeConfig *config)
     f->config = *config;
     f->nodes = *config->nodes;
     f->nodes.lock = NULL;
+    f->nodes.broken = &f->error; // guests have gone on then
     node_add_child(&f->node, config->nodes->target);
     return &f->node;
 }
@@ -363,6 +398,32 @@ int filter_copy_before_saved(Node *filter, const CopyChunk *chunk)
     int r = bitmap_clear(f->config.unsaved, start, chunk->off + chunk->len - start);
     if (r < 0)
         break_backup(f, r);
+    return r;
+}
+
+static void discard_source(Fiber *self, CopyBefore *f, const CopyChunk *chunk)
+{
+    Discard discard = {chunk->off, chunk->len, f->discards}, **at = &f->discards;
+    f->discards = &discard;
+    node_discard(self, f->node.backing, guest_off(chunk->off), chunk->len, 0);
+    while (*at != &discard)
+        at = &(*at)->next;
+    *at = discard.next;
+    fiber_queue_wake_all(&f->changed);
+}
+
+int filter_copy_before_discard_saved(Fiber *self, Node *filter, const CopyChunk *chunk)
+{
+    CopyBefore *f = copy_before_of(filter);
+    const CopyNodes *nodes = f->config.nodes;
+    RangeHold hold;
+    port_enter(self, nodes->port, REQUEST_DISCARD);
+    range_lock_take(self, nodes->lock, &hold, chunk->off, chunk->len);
+    if (!copy_chunk_is_stale(chunk) && !f->error)
+        discard_source(self, f, chunk);
+    int r = filter_copy_before_saved(filter, chunk);
+    range_lock_release(nodes->lock, &hold);
+    port_leave(nodes->port, REQUEST_DISCARD);
     return r;
 }
 

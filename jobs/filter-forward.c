@@ -285,7 +285,7 @@ static int forward_zero(Fiber *self, Node *node, GuestOff off, uint64_t len, Nod
 static int forward_discard(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags)
 {
     ForwardNode *f = forward_of(node);
-    if (is_blocking(f) && f->mode == FORWARD_ENDING)
+    if ((is_blocking(f) && f->mode == FORWARD_ENDING) || node_ignores_discards(node->backing))
         return leave_undone(self, f, flags);
     if (is_blocking(f) && !f->whole_bytes)
         return discard_both(self, f, off, len, flags);

@@ -18,7 +18,7 @@ struct JobControl {
     atomic_bool is_cancelled, is_asleep;
     _Atomic JobEnd asked_end;
     _Atomic CopyMode asked_copy_mode, copy_mode; // AUTOMATIC: not asked; it has none
-    atomic_bool is_synced;
+    atomic_bool is_synced, is_endless;
     _Atomic uint64_t total, counts[JOB_N_BYTES];
     JobRate rate;
     // Of the work's loop.
@@ -184,6 +184,11 @@ bool job_control_is_busy(const JobControl *control)
     return control->loop && !atomic_load(&control->is_asleep);
 }
 
+bool job_control_is_endless(const JobControl *control)
+{
+    return atomic_load(&control->is_endless);
+}
+
 uint64_t job_control_total(const JobControl *control)
 {
     return atomic_load(&control->total);
@@ -275,6 +280,11 @@ void job_set_copy_mode(JobControl *control, CopyMode mode)
 void job_set_synced(JobControl *control, bool is_synced)
 {
     atomic_store(&control->is_synced, is_synced);
+}
+
+void job_set_endless(JobControl *control)
+{
+    atomic_store(&control->is_endless, true);
 }
 
 void job_set_total(JobControl *control, uint64_t total)

@@ -134,6 +134,19 @@ static void count(JobControl *control, JobBytes how, uint64_t *told, uint64_t no
     *told = now;
 }
 
+// The flush at the end would else be most of the job where the disk is slower than the copying, and
+// the disk idle until then. In large parts, so that the file system finds room for them in one piece.
+static void write_out(JobCopy *copy, uint64_t copied)
+{
+    enum { PART_BYTES = 16 << 20 };
+    if (copied - copy->written_out < PART_BYTES || !copy->target)
+        return;
+    copy->written_out = copied;
+    File *file = node_file(copy->target);
+    if (file)
+        file_write_out(file);
+}
+
 void job_copy_progress(void *arg)
 {
     JobCopy *copy = arg;
@@ -143,6 +156,7 @@ void job_copy_progress(void *arg)
     uint64_t done = done_of(copy, &stats, &total);
     uint64_t copied = stats.copied + stats.beside_copied;
     uint64_t shared = stats.shared + stats.beside_shared, moved = copied + shared;
+    write_out(copy, copied);
     job_set_total(copy->control, total);
     count(copy->control, JOB_BYTES_COPIED, &copy->copied, copied);
     count(copy->control, JOB_BYTES_SHARED, &copy->shared, shared);

@@ -17,6 +17,7 @@ typedef struct JobCopy {
     Node *source, *target; // for messages, borrowed; NULL: they say less
     uint64_t size_bytes;   // of it
     uint64_t copied, shared, skipped; // that the job was told of
+    uint64_t written_out;             // of what is copied: the target's file was told
     // The first failure that ends the run:
     int failure;
     bool failed_reading;

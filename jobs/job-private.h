@@ -15,7 +15,8 @@ struct JobGroup {
     bool has_failed;
     bool is_finalized; // by a user, or since none has to
     bool is_ending;    // it is too late to cancel
-    bool is_over;      // all have concluded
+    unsigned n_clearing_up;
+    bool is_over; // all have concluded
     FiberQueue changed;
 };
 
@@ -27,15 +28,22 @@ struct Job {
     void *work;
     char *id, *error;
     bool waits_pending, waits_concluded;
+    bool is_clearing_up; // JobKind.clears_up
     JobStatus status;
     Loop *loop; // of the work; NULL: not started
-    int result; // of the work, then of preparing
+    Loop *control_loop;
+    LoopTimer give_up; // it was cancelled, and is not given so long to end
+    int result;        // of the work, then of preparing
     GError *run_error;
+    const JobFollower *follower; // NULL: nobody
+    void *follower_arg;
 };
 
 // To be told of, and the transition to be one that there is.
 void job_set_status(Job *job, JobStatus status);
 void job_tell(const Job *job, JobEvent event);
+// Its work is to end.
+void job_cancel_work(Job *job);
 // Frees the job, in state `null`.
 void job_forget(Job *job);
 // For the end of all: waits until no job runs; one does no more.
@@ -44,5 +52,5 @@ void job_table_wake(JobTable *table);
 
 // `job` has failed, or is cancelled: the others of its group are cancelled, too.
 void job_group_fail(JobGroup *group, const Job *job);
-// Returns when all have concluded.
+// Returns when all have concluded, but for clearing up.
 void job_group_wait(Fiber *self, JobGroup *group);

@@ -7,6 +7,8 @@
 int job_check_verb(const Job *job, JobVerb verb, GError **error)
 {
     bool is_too_late = job->group->is_ending && verb != JOB_DISMISS;
+    if (job->is_clearing_up && (verb == JOB_CANCEL || verb == JOB_SET_SPEED))
+        return 0;
     if (job_status_allows(job->status, verb) && !is_too_late)
         return 0;
     g_set_error(error, JOB_ERROR, EPERM, "Job '%s' in state '%s' cannot accept command verb '%s'",
@@ -23,8 +25,8 @@ static int refuse(GError **error, const char *text)
 // Whether it has to be waited for: the work is over, and the end follows at once.
 static bool cancel(Job *job)
 {
-    job_control_cancel(job->control);
-    if (job->status != JOB_WAITING && job->status != JOB_PENDING)
+    job_cancel_work(job);
+    if (job->is_clearing_up || (job->status != JOB_WAITING && job->status != JOB_PENDING))
         return false;
     job_group_fail(job->group, job);
     return true;
@@ -133,7 +135,7 @@ void job_table_end(Fiber *self, JobTable *table)
         if (job_check_verb(job, JOB_CANCEL, NULL) == 0)
             cancel(job);
         else if (job->group->is_ending)
-            job_control_cancel(job->control); // what it does behind its end is cut short
+            job_control_cancel(job->control); // what it is yet to clear up is cut short
     }
     job_table_wait(self, table);
     while (jobs->len)

@@ -52,6 +52,7 @@ bool job_control_is_synced(const JobControl *control);
 
 // Is it neither paused nor asleep?
 bool job_control_is_busy(const JobControl *control);
+bool job_control_is_endless(const JobControl *control);
 uint64_t job_control_total(const JobControl *control);
 uint64_t job_control_count(const JobControl *control, JobBytes how);
 uint64_t job_control_rate(const JobControl *control, uint64_t now_ns); // of copied and shared

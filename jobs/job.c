@@ -183,7 +183,7 @@ void job_group_fail(JobGroup *group, const Job *job)
     group->has_failed = true;
     for (guint i = 0; i < group->jobs->len; i++)
         if (group->jobs->pdata[i] != job)
-            job_control_cancel(((Job *)group->jobs->pdata[i])->control);
+            job_cancel_work(group->jobs->pdata[i]);
     fiber_queue_wake_all(&group->changed);
 }
 
@@ -246,6 +246,8 @@ JobInfo job_info(const Job *job, uint64_t now_ns)
         info.current += info.bytes[how];
     }
     info.total = MAX(info.total, info.current);
+    if (job_control_is_endless(control))
+        return info;
     if (info.current == info.total)
         info.seconds_left = 0;
     else if (info.rate)

@@ -36,6 +36,7 @@ void keep_top_done(Fiber *self, KeepTop *keep);
 
 // The top's clusters that guests have not changed are unlinked, over the base that has the same;
 // that is made durable, and their space goes to the host. Each piece enters `port`, which leads to
-// the top. Ends early, with -ECANCELED, once the job is cancelled. 0 or -errno: part of it has
-// stayed. Guests who want to write wait for changes in memory, and for a table at most.
-int keep_top_give_back(Fiber *self, KeepTop *keep, Port *port, const JobControl *control);
+// the top. No faster than the job's speed allows; what the top has is added to the job's total, and
+// counts as skipped then. Ends early, with -ECANCELED, once the job is cancelled. 0 or -errno: part
+// of it has stayed. Guests who want to write wait for changes in memory, and for a table at most.
+int keep_top_give_back(Fiber *self, KeepTop *keep, Port *port, JobControl *control);

@@ -256,9 +256,11 @@ static int do_what_is_left(Fiber *self, LiveCopy *live, GError **error)
                : r;
 }
 
-// 1: it has failed, and users want it tried again: what was lost is work, or it is to pause.
+// 1: it has failed, and users want it tried again: what was lost is work, or it is to pause. What is
+// ignored may fail each time, at once.
 static int flush_as_wanted(Fiber *self, LiveCopy *live, GError **error)
 {
+    enum { RETRY_NS = 100000000 };
     int r = live_copy_make_durable(self, live, error);
     if (r == 0 || live->is_over)
         return r;
@@ -266,9 +268,11 @@ static int flush_as_wanted(Fiber *self, LiveCopy *live, GError **error)
         job_error_action(live->copy.control, live->copy.on_write_error, r, false);
     bool is_again = action == JOB_ERROR_STOP ||
                     (action == JOB_ERROR_IGNORE && !copy_engine_is_idle(live->copy.engine));
-    if (is_again)
-        g_clear_error(error);
-    return is_again ? 1 : r;
+    if (!is_again)
+        return r;
+    g_clear_error(error);
+    r = action == JOB_ERROR_IGNORE ? job_sleep(self, live->copy.control, RETRY_NS) : 0;
+    return r < 0 ? r : 1;
 }
 
 // What guests do from now on goes to both, so a flush has less to do than the one before it, as
@@ -336,6 +340,10 @@ static int drain_and_leave(Fiber *self, const LiveCopy *live, Switch *s, GError 
 {
     int r = live_copy_drain(self, live, s, error);
     if (r < 0 || !is_in_step(live))
+        return r;
+    if (live->spec.pivot.before)
+        r = live->spec.pivot.before(self, live->spec.pivot.arg, error);
+    if (r < 0)
         return r;
     switch_commit(s);
     return 1;

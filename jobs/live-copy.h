@@ -23,6 +23,7 @@
 #include "copy-nodes.h"
 #include "job-copy.h"
 #include "jobs/copy-mode.h"
+#include "jobs/job-pivot.h"
 #include "unflushed.h"
 
 typedef struct LiveCopySpec {
@@ -34,6 +35,7 @@ typedef struct LiveCopySpec {
     bool completes_itself; // is never ready to its users: it goes on to its end
     CopyMode mode;
     uint64_t whole_bytes; // ForwardConfig's
+    JobPivot pivot;
 } LiveCopySpec;
 
 // First member of the struct that is CopyEngineConfig.arg, whose ops are then

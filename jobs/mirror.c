@@ -64,6 +64,8 @@ Mirror *mirror_begin(const MirrorSpec *spec)
         .is_live = true,
         .mode = spec->copy_mode,
         .whole_bytes = m->range.whole_bytes,
+        .pivot = spec->pivot,
+        .completes_itself = spec->completes_itself,
     };
     live_copy_init(&m->live, &live);
     m->live.nodes.verifies = spec->verifies;
@@ -152,6 +154,7 @@ static void plan_let_go(Switch *s, void *arg)
 // What guests wrote since it came close is not durable by itself (docs/ordering.md §19).
 static int let_go(Fiber *self, Mirror *m, GError **error)
 {
+    m->live.spec.pivot.before = NULL; // guests stay where they are
     int r = live_copy_leave(self, &m->live, plan_let_go, m, error);
     return r < 0 || MUTANT("mirror-left-durable") ? r
                                                   : live_copy_make_durable(self, &m->live, error);

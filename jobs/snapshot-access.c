@@ -22,15 +22,7 @@ static int access_read_start(Fiber *self, Node *node, GuestOff off, void *buf, s
 
 static int access_map(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExtent *ret_extent)
 {
-    bool is_zero;
-    int r = filter_copy_before_is_zero(self, filter_of(node), off, len, &is_zero, &len);
-    if (r == 0)
-        *ret_extent = (NodeExtent){
-            .len = len,
-            .kind = is_zero ? NODE_EXTENT_ZERO : NODE_EXTENT_OPAQUE,
-            .node = is_zero ? NULL : node,
-        };
-    return r;
+    return filter_copy_before_map(self, filter_of(node), node, off, len, ret_extent);
 }
 
 static int access_write(Fiber *self, Node *node, GuestOff off, const void *buf, size_t len,

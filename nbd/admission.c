@@ -51,8 +51,9 @@ static Entry try_enter(NbdsAdmission *a, uint64_t bytes, NbdsCharge *ret_charge)
 {
     NbdsBudget *budget = a->budget;
     bool is_first = !a->n_requests;
-    if (!is_first && (a->n_requests >= budget->limits->max_requests ||
-                      a->bytes + bytes > budget->limits->max_bytes))
+    uint64_t max_bytes = a->keeps_to_its_share ? CONNECTION_FREE_BYTES : budget->limits->max_bytes;
+    if (!is_first &&
+        (a->n_requests >= budget->limits->max_requests || a->bytes + bytes > max_bytes))
         return ENTRY_AT_OWN_LIMIT;
     *ret_charge = (NbdsCharge){.bytes = bytes};
     if (a->bytes + bytes <= CONNECTION_FREE_BYTES)

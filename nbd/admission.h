@@ -43,6 +43,7 @@ typedef struct NbdsAdmission {
     uint32_t n_requests; // in flight
     uint64_t bytes, loop_bytes;
     bool is_privileged;
+    bool keeps_to_its_share; // takes nothing of the loop's budget, but for one large request
     uint64_t progress_ns;    // when the socket last took or gave enough to count, or later by what
                              // was excused since
     uint64_t progress_bytes; // since then

@@ -3,7 +3,7 @@
 // between loops.
 //
 // Parking: the receiver ends at a request boundary, what is in flight is answered, the sender ends.
-// The connection then owns nothing of its loop, only the descriptor and the bytes that were
+// The connection then owns nothing of its loop, only its detached stream and the bytes that were
 // received and not parsed, and is posted to another. A handshake, which leaves no such bytes, ends
 // the same way. On the connection's loop.
 #include "connection-life.h"
@@ -14,8 +14,10 @@
 #include <unistd.h>
 
 #include "handshake.h"
+#include "peer.h"
 #include "receiver.h"
 #include "server-state.h"
+#include "throttle.h"
 
 // How long one may take to close its side when the server stops.
 static const uint64_t LINGER_NS = 1000000000ull;
@@ -40,12 +42,18 @@ static void close_connection(NbdsConnection *c)
 {
     NbdsServer *server = c->server_loop->server;
     loop_timer_stop(c->server_loop->loop, &c->timer);
+    nbds_connection_unthrottle(c);
     delist(c);
     nbds_connection_set_state(c, NBDS_STATE_CLOSED);
+    stream_end_sending(c->stream); // TLS has a last word
     stream_shutdown(c->stream);
     stream_free(c->stream);
     nbds_session_done(&c->session);
+    nbds_tls_clear(&c->tls);
+    nbds_peer_free(c->peer);
     nbds_receiver_free(c->receiver);
+    if (c->export)
+        nbds_export_client_left(c->export);
     nbds_export_unref(c->export);
     nbds_export_unref(c->destination);
     g_free(c);
@@ -82,6 +90,8 @@ static void transmit(Fiber *self, NbdsConnection *c)
         return close_connection(c);
     loop_timer_stop(c->server_loop->loop, &c->timer);
     delist(c);
+    nbds_export_client_came(c->destination);
+    nbds_export_client_left(c->export);
     nbds_export_unref(c->export);
     c->export = g_steal_pointer(&c->destination);
     hand_over(c);
@@ -92,6 +102,7 @@ void nbds_connection_move(NbdsConnection *c, NbdsExport *to, uint64_t timeout_ns
     if (c->state != NBDS_STATE_TRANSMISSION || c->destination)
         return;
     c->destination = nbds_export_ref(to);
+    nbds_connection_unthrottle(c);
     if (timeout_ns != UINT64_MAX)
         nbds_connection_limit_time(c, timeout_ns);
     fiber_cancel(c->fiber); // a new one continues
@@ -113,6 +124,7 @@ static bool begin_transmission(NbdsConnection *c)
         return false;
     }
     nbds_connection_set_state(c, NBDS_STATE_TRANSMISSION);
+    nbds_throttle_join(c);
     return true;
 }
 
@@ -143,7 +155,7 @@ static void arrive(LoopCall *call)
     NbdsConnection *c = (NbdsConnection *)((char *)call - offsetof(NbdsConnection, call));
     if (go_elsewhere(c))
         return;
-    c->stream = stream_new_fd(c->server_loop->loop, c->fd);
+    stream_attach(c->stream, c->server_loop->loop);
     enlist(c, &c->server_loop->connections);
     if (fiber_spawn(c->server_loop->loop, "nbd receiver", transmit_fiber, c, &c->fiber) < 0)
         close_without_memory(c);
@@ -159,8 +171,7 @@ void nbds_connection_resume(NbdsConnection *c)
 // It is in no list. To its export's loop.
 static void hand_over(NbdsConnection *c)
 {
-    c->fd = stream_steal_fd(c->stream);
-    c->stream = NULL;
+    stream_detach(c->stream);
     c->fiber = NULL;
     if (!go_elsewhere(c))
         nbds_connection_resume(c); // the export did not move, or is back
@@ -183,7 +194,7 @@ static void handshake_fiber(Fiber *self, void *arg)
     NbdsConnection *c = arg;
     nbds_connection_limit_time(c, c->server_loop->server->limits.handshake_timeout_ns);
     NbdsAgreement agreement;
-    int result = nbds_handshake_run(self, c->server_loop, c->stream, &agreement);
+    int result = nbds_handshake_run(self, c->server_loop, &c->tls, c->peer, &c->stream, &agreement);
     loop_timer_stop(c->server_loop->loop, &c->timer);
     if (result >= 0) {
         c->export = agreement.export;
@@ -217,9 +228,12 @@ static void set_tcp_options(int fd)
         setsockopt(fd, options[i].level, options[i].name, &options[i].value, sizeof(int));
 }
 
-void nbds_connection_start(NbdsServerLoop *server_loop, int fd)
+void nbds_connection_start(NbdsServerLoop *server_loop, int fd, const NbdsTls *tls)
 {
     NbdsConnection *c = g_new0(NbdsConnection, 1);
+    c->tls = nbds_tls_copy(tls);
+    if (server_loop->server->may_use)
+        c->peer = nbds_peer_new(fd);
     c->is_tcp = is_tcp(fd);
     if (c->is_tcp)
         set_tcp_options(fd);

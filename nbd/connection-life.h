@@ -6,8 +6,9 @@
 
 #include "connection.h"
 
-// Takes `fd`. Starts the handshake; a failure closes it. Counted by the server until it is freed.
-void nbds_connection_start(NbdsServerLoop *server_loop, int fd);
+// Takes `fd`, and references of `tls`. Starts the handshake; a failure closes it.
+// Counted by the server until it is freed.
+void nbds_connection_start(NbdsServerLoop *server_loop, int fd, const NbdsTls *tls);
 // Goes on with one that was parked because its export was moving: at the export's loop. It is in no
 // list. On the loop where it was parked.
 void nbds_connection_resume(NbdsConnection *c);

@@ -26,6 +26,11 @@ void nbds_connection_set_state(NbdsConnection *c, NbdsState state)
     c->state = state;
 }
 
+void nbds_connection_unthrottle(NbdsConnection *c)
+{
+    throttle_member_leave(g_steal_pointer(&c->throttle));
+}
+
 static void cut(LoopTimer *timer)
 {
     NbdsConnection *c = (NbdsConnection *)((char *)timer - offsetof(NbdsConnection, timer));
@@ -42,6 +47,7 @@ void nbds_connection_limit_time(NbdsConnection *c, uint64_t ns)
 void nbds_connection_begin_draining(NbdsConnection *c, uint64_t timeout_ns)
 {
     nbds_connection_set_state(c, NBDS_STATE_DRAINING);
+    nbds_connection_unthrottle(c);
     nbds_connection_limit_time(c, timeout_ns);
 }
 

@@ -22,10 +22,11 @@ typedef struct NbdsConnection {
     NbdsServerLoop *server_loop;
     GQueue *list; // of server_loop: the one it is in
     GList link;
+    NbdsTls tls;          // as the listener had it when it was accepted
+    NbdsPeer *peer;       // NULL: nobody asks
     uint64_t accepted_ns; // loop_now_ns() of the accepting loop
     NbdsState state;
-    Stream *stream;          // NULL while handed over
-    int fd;                  // then this
+    Stream *stream;          // detached while handed over
     LoopCall call;           // the hand-over
     bool is_stopped;         // by the server, whether or not its client left before
     LoopTimer timer;         // limit of the handshake, later of draining: cuts the stream
@@ -38,7 +39,11 @@ typedef struct NbdsConnection {
     NbdsSender sender;
     NbdsAdmission admission;
     NbdsFlow flow;
+    ThrottleMember *throttle; // NULL: nothing waits for limits
 } NbdsConnection;
+
+// It waits for limits no more (throttle.h): what does goes on at once.
+void nbds_connection_unthrottle(NbdsConnection *c);
 
 void nbds_connection_set_state(NbdsConnection *c, NbdsState state);
 // Cuts its stream in `ns`, unless it is closed or limited anew before.

@@ -44,7 +44,7 @@ NbdsExport *nbds_export_new(NbdsServerLoop *server_loop, const NbdsExportConfig 
         .size_bytes = config->node->size_bytes,
         .padding_bytes = config->padding_bytes,
         .preferred_bytes = preferred_bytes(config->node),
-        .read_only = config->read_only || config->node->read_only,
+        .read_only = config->read_only || (config->node->read_only && !config->becomes_writable),
         .contexts = nbds_contexts_new(config),
     };
     atomic_init(&export->size_bytes, config->node->size_bytes);
@@ -67,11 +67,22 @@ void nbds_export_unref(NbdsExport *export)
 {
     if (!export || atomic_fetch_sub_explicit(&export->n_refs, 1, memory_order_acq_rel) != 1)
         return;
+    throttle_group_unref(export->throttle_group);
     g_free(export->owner);
     g_free((char *)export->info.name);
     g_free((char *)export->info.description);
     g_ptr_array_unref((GPtrArray *)export->info.contexts);
     g_free(export);
+}
+
+void nbds_export_client_came(NbdsExport *export)
+{
+    atomic_fetch_add_explicit(&export->n_clients, 1, memory_order_relaxed);
+}
+
+void nbds_export_client_left(NbdsExport *export)
+{
+    atomic_fetch_sub_explicit(&export->n_clients, 1, memory_order_relaxed);
 }
 
 bool nbds_export_try_enter(NbdsExport *export)
@@ -101,6 +112,7 @@ void nbds_export_count_latency(NbdsExport *export, NbdsOperation operation, uint
 {
     uint64_t us = ns / 1000;
     unsigned i = us ? 64 - (unsigned)__builtin_clzll(us) : 0;
+    nbds_export_add(&export->stats[operation].latency_ns, ns);
     nbds_export_add(&export->stats[operation].latencies[MIN(i, NBDS_N_LATENCIES - 1)], 1);
 }
 
@@ -111,13 +123,15 @@ void nbds_export_get_stats(const NbdsExport *export, NbdsExportStats *ret_stats)
         ret_stats->n_requests[i] =
             atomic_load_explicit(&e->stats[i].n_requests, memory_order_relaxed);
         ret_stats->n_errors[i] = atomic_load_explicit(&e->stats[i].n_errors, memory_order_relaxed);
+        ret_stats->latency_ns[i] =
+            atomic_load_explicit(&e->stats[i].latency_ns, memory_order_relaxed);
         ret_stats->bytes[i] = atomic_load_explicit(&e->stats[i].bytes, memory_order_relaxed);
         for (unsigned l = 0; l < NBDS_N_LATENCIES; l++)
             ret_stats->latencies[i][l] =
                 atomic_load_explicit(&e->stats[i].latencies[l], memory_order_relaxed);
     }
     ret_stats->n_in_flight = atomic_load_explicit(&e->n_in_flight, memory_order_relaxed);
-    ret_stats->n_clients = atomic_load_explicit(&e->n_connections, memory_order_relaxed);
+    ret_stats->n_clients = atomic_load_explicit(&e->n_clients, memory_order_relaxed);
 }
 
 uint64_t nbds_export_size_bytes(const NbdsExport *export)

@@ -26,15 +26,17 @@ struct NbdsExport {
     NbdsServerLoop *moved_to; // while it is moving, once it is there
     bool has_privileged;      // admission.h
     bool is_writethrough;
-    bool sparse_reads_pay; // see request-read.c
+    ThrottleGroup *throttle_group; // a reference; NULL: no limits
+    bool sparse_reads_pay;         // see request-read.c
     uint8_t n_reads_to_probe;
 
-    // Written by the loop, read by any thread.
+    // Read by any thread; written by the loop, but for n_clients.
     struct {
-        _Atomic uint64_t n_requests, n_errors, bytes, latencies[NBDS_N_LATENCIES];
+        _Atomic uint64_t n_requests, n_errors, bytes, latency_ns, latencies[NBDS_N_LATENCIES];
     } stats[NBDS_N_OPERATIONS];
     _Atomic uint64_t n_in_flight;
-    atomic_uint n_connections;
+    atomic_uint n_clients;
+    unsigned n_connections; // inside; of the loop
 };
 
 NbdsExport *nbds_export_new(NbdsServerLoop *server_loop, const NbdsExportConfig *config,
@@ -47,6 +49,11 @@ NbdsExportInfo nbds_export_info(const NbdsExport *export);
 
 // Of the node that it has now; on its loop.
 uint32_t nbds_export_preferred_bytes(const NbdsExport *export);
+
+// One client more or less, from before it is told that it is in until it is gone: it may be on its way
+// to the export's loop. Any thread.
+void nbds_export_client_came(NbdsExport *export);
+void nbds_export_client_left(NbdsExport *export);
 
 // One connection more or less; on the export's loop. False: the export is being removed.
 bool nbds_export_try_enter(NbdsExport *export);

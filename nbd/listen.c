@@ -123,9 +123,13 @@ int nbds_listen_unix(const char *path, mode_t mode, uid_t owner, gid_t group, GE
     if (result < 0)
         return close_and_fail(fd, -fail(-result, error, "cannot listen on '%s'", path));
     bool sets_owner = owner != (uid_t)-1 || group != (gid_t)-1;
-    if ((mode && chmod(path, mode) < 0) || (sets_owner && chown(path, owner, group) < 0) ||
-        listen(fd, SOMAXCONN) < 0) {
-        result = fail(errno, error, "cannot listen on '%s'", path);
+    bool is_given = !sets_owner || chown(path, owner, group) == 0;
+    if (!is_given || (mode && chmod(path, mode) < 0) || listen(fd, SOMAXCONN) < 0) {
+        result = fail(errno, error,
+                      is_given ? "cannot listen on '%s'"
+                               : "cannot give '%s' to that owner and group (only root gives files "
+                                 "away, others to groups that they are in)",
+                      path);
         unlink(path);
         return close_and_fail(fd, -result);
     }

@@ -8,6 +8,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include "chain-core/remote-call.h"
 #include "chain-core/stream.h"
 #include "connection-life.h"
 #include "server-state.h"
@@ -19,11 +20,15 @@ static const uint64_t RETRY_NS = 1000000000;
 
 struct NbdsListener {
     NbdsServerLoop *server_loop;
+    NbdsTls tls;
     int fd;                 // before it started
     StreamListener *stream; // while it runs
     Fiber *fiber;           // likewise
     LoopCall start_call, stop_call;
     LoopTimer retry_timer;
+    Fiber *remover; // waits for its end; of any loop
+    LoopCall ended_call;
+    bool has_ended; // on the remover's loop
 };
 
 // --- Room ---
@@ -141,7 +146,7 @@ static void accept_clients(Fiber *self, NbdsListener *l)
             close(fd);
             return;
         } else {
-            nbds_connection_start(l->server_loop, fd);
+            nbds_connection_start(l->server_loop, fd, &l->tls);
         }
     }
 }
@@ -154,7 +159,10 @@ static void listener_fiber(Fiber *self, void *arg)
     stream_listener_free(l->stream);
     l->stream = NULL;
     l->fiber = NULL;
-    nbds_server_release(l->server_loop->server);
+    NbdsServer *server = l->server_loop->server;
+    if (l->remover)
+        loop_post(fiber_loop(l->remover), &l->ended_call); // l is the other loop's from here
+    nbds_server_release(server);
 }
 
 // --- Life ---
@@ -182,9 +190,10 @@ static void stop(LoopCall *call)
         fiber_cancel(l->fiber);
 }
 
-NbdsListener *nbds_listener_new(NbdsServerLoop *server_loop, int fd)
+NbdsListener *nbds_listener_new(NbdsServerLoop *server_loop, int fd, const NbdsTls *tls)
 {
     NbdsListener *l = g_new0(NbdsListener, 1);
+    l->tls = nbds_tls_copy(tls);
     l->server_loop = server_loop;
     l->fd = fd;
     l->start_call.fn = start;
@@ -196,6 +205,7 @@ NbdsListener *nbds_listener_new(NbdsServerLoop *server_loop, int fd)
 void nbds_listener_free(NbdsListener *l)
 {
     assert(!l->fiber);
+    nbds_tls_clear(&l->tls);
     g_free(l);
 }
 
@@ -208,4 +218,50 @@ void nbds_listener_start(NbdsListener *l)
 void nbds_listener_stop(NbdsListener *l)
 {
     loop_post(l->server_loop->loop, &l->stop_call);
+}
+
+// After start(), which was posted to this loop before.
+static void begin_end(void *arg)
+{
+    NbdsListener *l = arg;
+    if (l->fiber)
+        fiber_cancel(l->fiber);
+    else
+        l->has_ended = true;
+}
+
+static void ended(LoopCall *call)
+{
+    NbdsListener *l = (NbdsListener *)((char *)call - offsetof(NbdsListener, ended_call));
+    l->has_ended = true;
+    fiber_wake(l->remover);
+}
+
+void nbds_listener_end(Fiber *self, NbdsListener *l)
+{
+    l->remover = self;
+    l->ended_call.fn = ended;
+    remote_call_plain(self, l->server_loop->loop, begin_end, l);
+    while (!l->has_ended)
+        fiber_suspend(self, "nbd: a listener's end");
+}
+
+typedef struct TlsChange {
+    NbdsListener *listener;
+    NbdsTls tls;
+} TlsChange;
+
+static void change_tls(void *arg)
+{
+    TlsChange *change = arg;
+    NbdsTls before = change->listener->tls;
+    change->listener->tls = change->tls;
+    change->tls = before;
+}
+
+void nbds_listener_set_tls(Fiber *self, NbdsListener *l, const NbdsTls *tls)
+{
+    TlsChange change = {l, nbds_tls_copy(tls)};
+    remote_call_plain(self, l->server_loop->loop, change_tls, &change);
+    nbds_tls_clear(&change.tls);
 }

@@ -8,15 +8,17 @@
 // longer than its grace, is dropped. The server is told (nbds_server_report_full()).
 #pragma once
 
+#include "nbd/server.h"
 #include "server-loop.h"
 
-typedef struct NbdsListener NbdsListener;
-
-// Takes `fd`. Any thread, like nbds_listener_free(), which is for one that has ended.
-NbdsListener *nbds_listener_new(NbdsServerLoop *server_loop, int fd);
+// Takes `fd`, and references of `tls` (NULL: off). Any thread, like nbds_listener_free(), which is
+// for one that has ended.
+NbdsListener *nbds_listener_new(NbdsServerLoop *server_loop, int fd, const NbdsTls *tls);
 void nbds_listener_free(NbdsListener *listener);
 
 // Any thread. From its start to its end the listener holds the server (nbds_server_hold()).
 void nbds_listener_start(NbdsListener *listener);
 // With the server's lock held: it is not freed meanwhile.
 void nbds_listener_stop(NbdsListener *listener);
+// Returns when it has ended, if it was started. From a fiber of any loop.
+void nbds_listener_end(Fiber *self, NbdsListener *listener);

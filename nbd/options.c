@@ -99,8 +99,13 @@ static Name take_string(Cursor *c)
     return name;
 }
 
-static NbdsVerdict refuse_unknown_export(const Option *o, const NbdsExportTable *table, Name name)
+static NbdsVerdict refuse_export(const Option *o, const NbdsOptions *h,
+                                 const NbdsExportTable *table, Name name)
 {
+    if (h->all && nbds_export_table_find(h->all, name.p, name.len))
+        return refuse(o, NBDS_REP_ERR_POLICY,
+                      "this export is not for you: the server's "
+                      "configuration says for whom it is");
     g_autoptr(GString) text = g_string_new(NULL);
     if (!table->n_exports)
         g_string_assign(text, "this server has no exports");
@@ -207,7 +212,7 @@ static NbdsVerdict option_info(const Option *o, NbdsOptions *h, const NbdsExport
         return refuse(o, NBDS_REP_ERR_INVALID, "name or information requests are malformed");
     const NbdsExportInfo *export = nbds_export_table_find(table, name.p, name.len);
     if (!export)
-        return refuse_unknown_export(o, table, name);
+        return refuse_export(o, h, table, name);
 
     bool wanted[NBDS_INFO_BLOCK_SIZE + 1] = {[NBDS_INFO_EXPORT] = true};
     bool honours_block_sizes = false;
@@ -244,6 +249,18 @@ static NbdsVerdict option_headers(const Option *o, NbdsOptions *h)
     else
         h->style = NBDS_STYLE_STRUCTURED;
     return acknowledge(o);
+}
+
+static NbdsVerdict option_starttls(const Option *o, const NbdsOptions *h)
+{
+    if (h->tls == NBDS_TLS_OFF)
+        return refuse(o, NBDS_REP_ERR_UNSUP, "this server does not speak TLS");
+    if (h->is_secure)
+        return refuse(o, NBDS_REP_ERR_INVALID, "TLS is already in use");
+    if (o->len)
+        return refuse(o, NBDS_REP_ERR_INVALID, "STARTTLS takes no data");
+    acknowledge(o);
+    return NBDS_VERDICT_START_TLS;
 }
 
 static void reply_context(const Option *o, const NbdsContext *context)
@@ -299,7 +316,7 @@ static NbdsVerdict option_meta_context(const Option *o, NbdsOptions *h,
     const NbdsExportInfo *export =
         nbds_export_table_find(table, queries.export.p, queries.export.len);
     if (!export)
-        return refuse_unknown_export(o, table, queries.export);
+        return refuse_export(o, h, table, queries.export);
     if (queries.n > NBDS_MAX_CONTEXT_QUERIES)
         return refuse(o, NBDS_REP_ERR_TOO_BIG, "too many queries");
     bool set = o->type == NBDS_OPT_SET_META_CONTEXT;
@@ -332,10 +349,12 @@ static NbdsVerdict option_dispatch(const Option *o, NbdsOptions *h, const NbdsEx
     case NBDS_OPT_STRUCTURED_REPLY:
     case NBDS_OPT_EXTENDED_HEADERS:
         return option_headers(o, h);
+    case NBDS_OPT_STARTTLS:
+        return option_starttls(o, h);
     case NBDS_OPT_LIST_META_CONTEXT:
     case NBDS_OPT_SET_META_CONTEXT:
         return option_meta_context(o, h, table);
-    default: // STARTTLS too: this server has none
+    default:
         return refuse(o, NBDS_REP_ERR_UNSUP, "this server does not know this option");
     }
 }
@@ -343,6 +362,17 @@ static NbdsVerdict option_dispatch(const Option *o, NbdsOptions *h, const NbdsEx
 void nbds_options_done(NbdsOptions *h)
 {
     g_clear_pointer(&h->contexts, g_ptr_array_unref);
+}
+
+void nbds_options_secured(NbdsOptions *h)
+{
+    nbds_options_done(h);
+    *h = (NbdsOptions){
+        .no_zeroes = h->no_zeroes,
+        .n_options = h->n_options,
+        .tls = h->tls,
+        .is_secure = true,
+    };
 }
 
 bool nbds_options_client_flags(NbdsOptions *h, uint32_t flags)
@@ -362,10 +392,13 @@ NbdsVerdict nbds_options_execute(NbdsOptions *h, const NbdsExportTable *table, b
     if (option == NBDS_OPT_SET_META_CONTEXT) // also one that fails leaves nothing selected
         nbds_options_done(h);
     bool is_too_big = len > NBDS_MAX_OPTION_BYTES;
-    if (option == NBDS_OPT_EXPORT_NAME && (stopping || is_too_big))
+    bool needs_tls = h->tls == NBDS_TLS_REQUIRED && !h->is_secure && option != NBDS_OPT_STARTTLS;
+    if (option == NBDS_OPT_EXPORT_NAME && (stopping || is_too_big || needs_tls))
         return NBDS_VERDICT_CLOSE;
     if (stopping && option != NBDS_OPT_ABORT)
         return refuse(&o, NBDS_REP_ERR_SHUTDOWN, "this server is stopping");
+    if (needs_tls && option != NBDS_OPT_ABORT)
+        return refuse(&o, NBDS_REP_ERR_TLS_REQD, "this server wants TLS first");
     if (is_too_big && option != NBDS_OPT_ABORT)
         return refuse(&o, NBDS_REP_ERR_TOO_BIG, "this option has more data than this server takes");
     NbdsVerdict verdict = option_dispatch(&o, h, table, ret_export);

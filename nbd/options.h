@@ -10,6 +10,7 @@
 
 #include "context.h"
 #include "export-table.h"
+#include "nbd/server.h"
 #include "wire.h"
 
 // What one client negotiated so far. Zero-initialise, nbds_options_done().
@@ -19,16 +20,25 @@ typedef struct NbdsOptions {
     GPtrArray *contexts; // selected for the export with `contexts_serial`; NULL: none
     uint64_t contexts_serial;
     unsigned n_options;
+    NbdsTlsMode tls; // what the listener says
+    bool is_secure;  // TLS is in use
+    // Also what the client may not use, to tell it so; NULL: there is no more than it may.
+    const NbdsExportTable *all;
 } NbdsOptions;
 
 typedef enum NbdsVerdict {
-    NBDS_VERDICT_CONTINUE, // send the output, read the next option
-    NBDS_VERDICT_LIST,     // send the table's list, read the next option
-    NBDS_VERDICT_TRANSMIT, // send the output, then serve *ret_export
-    NBDS_VERDICT_CLOSE,    // send the output, then close
+    NBDS_VERDICT_CONTINUE,  // send the output, read the next option
+    NBDS_VERDICT_LIST,      // send the table's list, read the next option
+    NBDS_VERDICT_START_TLS, // send the output, then TLS, nbds_options_secured(), the next option
+    NBDS_VERDICT_TRANSMIT,  // send the output, then serve *ret_export
+    NBDS_VERDICT_CLOSE,     // send the output, then close
 } NbdsVerdict;
 
 void nbds_options_done(NbdsOptions *h);
+
+// TLS has begun: what the client, or somebody in its place, said before is forgotten, except its
+// flags.
+void nbds_options_secured(NbdsOptions *h);
 
 // False: unknown flags, close.
 bool nbds_options_client_flags(NbdsOptions *h, uint32_t flags);

@@ -8,6 +8,7 @@
 #include <errno.h>
 
 #include "reply.h"
+#include "throttle.h"
 
 NbdsRequest *nbds_request_take(NbdsConnection *c, const NbdsRequestHead *head)
 {
@@ -256,6 +257,8 @@ static int execute_in_parts(Fiber *self, NbdsRequest *request)
 static void run(Fiber *self, void *arg)
 {
     NbdsRequest *request = arg;
+    if (G_UNLIKELY(request->connection->throttle))
+        nbds_throttle_wait(self, request->connection, &request->head);
     switch ((NbdsCommand)request->head.type) {
     case NBDS_CMD_READ:
         return nbds_request_read(self, request);

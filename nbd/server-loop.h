@@ -31,6 +31,7 @@ typedef struct NbdsServerLoop {
     unsigned n_executing; // requests
     NbdsScheduler scheduler;
     NbdsFlow handshake_flow; // of all handshakes together
+    FiberMutex tls_turn;     // of their TLS handshakes
     LoopCall drain_call;     // the server's stop
 } NbdsServerLoop;
 

@@ -31,6 +31,8 @@ bool nbds_server_try_enter(NbdsServer *server)
         return false;
     }
     nbds_server_hold(server);
+    if (server->clients_changed)
+        server->clients_changed(server->arg);
     return true;
 }
 
@@ -86,6 +88,8 @@ void nbds_server_leave(NbdsServer *server)
     unsigned n_before = atomic_fetch_sub(&server->n_clients, 1);
     if (atomic_exchange(&server->wants_room, false))
         offer_room(server);
+    if (server->clients_changed)
+        server->clients_changed(server->arg);
     if (n_before == 1 && server->last_client_left)
         server->last_client_left(server->arg);
     nbds_server_release(server);
@@ -97,6 +101,16 @@ void nbds_server_report_full(NbdsServer *server, NbdsFull why, uint64_t now_ns)
     bool is_new = !before || now_ns > before + FULL_EPISODE_NS;
     if (is_new && server->full)
         server->full(server->arg, why);
+}
+
+void nbds_server_report_tls(NbdsServer *server, const char *sentence, uint64_t now_ns)
+{
+    static const uint64_t PAUSE_NS = 1000000000;
+    uint64_t before = server->tls_failed_ns;
+    bool is_due = !before || now_ns >= before + PAUSE_NS;
+    if (is_due && atomic_compare_exchange_strong(&server->tls_failed_ns, &before, now_ns) &&
+        server->tls_failed)
+        server->tls_failed(server->arg, sentence);
 }
 
 // --- Exports ---

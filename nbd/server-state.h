@@ -11,8 +11,11 @@
 
 struct NbdsServer {
     NbdsLimits limits; // defaults filled in
+    bool (*may_use)(void *arg, const NbdsPeer *peer, const char *name);
     void (*last_client_left)(void *arg);
+    void (*clients_changed)(void *arg);
     void (*full)(void *arg, NbdsFull why);
+    void (*tls_failed)(void *arg, const char *sentence);
     void *arg;
 
     // Protects the lists only and is never held over a call that waits; connections take it when
@@ -25,7 +28,8 @@ struct NbdsServer {
     NbdsExportTable *table; // as of `table_generation`, or NULL
     unsigned table_generation;
 
-    atomic_uint generation; // changes with every export added, resized or removed
+    // Changes with every export added, resized or removed, and with who may use them.
+    atomic_uint generation;
     atomic_bool is_stopping;
     atomic_uint n_clients;
     // Everything that must be gone before a stop returns (listeners, connections, the server's own
@@ -33,6 +37,7 @@ struct NbdsServer {
     atomic_uint n_alive;
     atomic_bool wants_room;                        // some loop does
     _Atomic uint64_t full_ns[NBDS_FULL_N_REASONS]; // when it last was; 0: never
+    _Atomic uint64_t tls_failed_ns;                // when that was last told
     Fiber *stopper;
     LoopCall stopped_call;
     bool is_stopped; // on the stopper's loop
@@ -56,3 +61,5 @@ void nbds_server_release(NbdsServer *server);
 bool nbds_server_want_room(NbdsServerLoop *server_loop);
 // A client waits, or was turned away: NbdsServerConfig's `full` hears of the first of an episode.
 void nbds_server_report_full(NbdsServer *server, NbdsFull why, uint64_t now_ns);
+// To NbdsServerConfig's `tls_failed`, unless another was reported in the second before.
+void nbds_server_report_tls(NbdsServer *server, const char *sentence, uint64_t now_ns);

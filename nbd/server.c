@@ -49,8 +49,11 @@ NbdsServer *nbds_server_new(const NbdsServerConfig *config)
     };
     // A waiting request must be able to get its bytes.
     server->limits.max_loop_bytes = MAX(server->limits.max_loop_bytes, 2 * NBDS_MAX_PAYLOAD);
+    server->may_use = config->may_use;
     server->last_client_left = config->last_client_left;
+    server->clients_changed = config->clients_changed;
     server->full = config->full;
+    server->tls_failed = config->tls_failed;
     server->arg = config->arg;
     pthread_mutex_init(&server->lock, NULL);
     server->exports = g_ptr_array_new();
@@ -160,13 +163,36 @@ void nbds_server_remove_export(Fiber *self, NbdsExport *export)
     nbds_export_unref(export);
 }
 
-void nbds_server_add_listener(NbdsServer *server, Loop *loop, int fd)
+static guint find_listener(const NbdsServer *server, const NbdsListener *listener)
+{
+    guint i;
+    bool is_there = g_ptr_array_find(server->listeners, listener, &i);
+    assert(is_there);
+    return i;
+}
+
+NbdsListener *nbds_server_add_listener(NbdsServer *server, Loop *loop, int fd, const NbdsTls *tls)
 {
     pthread_mutex_lock(&server->lock);
-    NbdsListener *listener = nbds_listener_new(nbds_server_get_loop(server, loop), fd);
+    NbdsListener *listener = nbds_listener_new(nbds_server_get_loop(server, loop), fd, tls);
     g_ptr_array_add(server->listeners, listener);
     nbds_listener_start(listener);
     pthread_mutex_unlock(&server->lock);
+    return listener;
+}
+
+void nbds_server_remove_listener(Fiber *self, NbdsServer *server, NbdsListener *listener)
+{
+    pthread_mutex_lock(&server->lock);
+    g_ptr_array_steal_index_fast(server->listeners, find_listener(server, listener));
+    pthread_mutex_unlock(&server->lock);
+    nbds_listener_end(self, listener);
+    nbds_listener_free(listener);
+}
+
+void nbds_server_refresh_access(NbdsServer *server)
+{
+    server->generation++;
 }
 
 // --- Stop ---

@@ -23,10 +23,11 @@ LIBCHAIN = {
     "io": {"io", "loop", "base"},
     "host": {"host", "io", "loop", "base"},
     "sim": {"sim", "io", "loop", "base"},
+    "tls": {"tls", "io", "loop", "base"},
     "node": {"node", "io", "loop", "base"},
     "bitmap": {"bitmap", "node", "io", "loop", "base"},
     "qcow2": {"qcow2", "format", "bitmap", "node", "io", "loop", "base"},
-    "remote": {"remote", "node", "io", "loop", "base"},
+    "remote": {"remote", "format", "tls", "node", "io", "loop", "base"},
     "raw": {"raw", "node", "io", "loop", "base"},
     "chain": {"chain", "node", "io", "loop", "base"},
 }
@@ -35,14 +36,15 @@ CORE = {
     "units.h": "base", "zeros.h": "base", "map-memory.h": "base", "mutant.h": "base",
     "fiber.h": "loop", "fiber-sync.h": "loop", "loop.h": "loop", "io-batch.h": "loop",
     "remote-call.h": "loop",
-    "file.h": "io", "io-buffers.h": "io", "debug-event.h": "io", "stream.h": "io", "sim.h": "sim", "sim-choice.h": "sim",
+    "file.h": "io", "io-buffers.h": "io", "debug-event.h": "io", "stream.h": "io", "socket-process.h": "io", "sim.h": "sim", "sim-choice.h": "sim",
+    "tls-creds.h": "tls", "tls-authz.h": "tls", "tls-stream.h": "tls",
     "node.h": "node", "port.h": "node", "driver.h": "node", "whole-sectors.h": "node",
     "node-drivers.h": "node", "driver-option.h": "node", "component.h": "node",
     "switch.h": "node", "node-perm.h": "node", "node-hold.h": "node", "external-snapshot.h": "chain",
     "throttle-group.h": "node", "node-file.h": "node", "node-fill.h": "node",
     "node-compressed.h": "node",
     "node-kinds.h": "node",
-    "chain-range.h": "chain", "chain-plan.h": "chain",
+    "chain-range.h": "chain", "chain-plan.h": "chain", "chain-map.h": "chain",
     "bitmap.h": "bitmap", "dirty-bitmap.h": "bitmap",
     "raw.h": "raw", "nbd-client.h": "remote", "fd-wait.h": "io",
     "qcow2.h": "qcow2", "qcow2-snapshot.h": "qcow2",
@@ -110,6 +112,8 @@ def fault(root, path, include):
     if not rest:
         near = os.path.join(root, os.path.dirname(path), include)
         return None if os.path.exists(near) else "a header of another folder, without its folder"
+    if path.startswith("daemon/ctl/"):
+        return "chainctl knows the daemon by its QMP only"
     if path.startswith("daemon/qmp/") and include not in QMP_EXTRA and (
             head in ("nbd", "jobs") or head == "daemon" and not rest.startswith("qmp/")):
         return "daemon/qmp may not use what is above it"
@@ -139,7 +143,7 @@ def test_the_rules_bite(root):
            ("libchain/qcow2/x.c", "chain/map.h"), ("libchain/node/x.c", "qcow2/y.h"),
            ("nbd/x.c", "jobs/y.h"), ("jobs/x.c", "nbd/server.h"), ("nbd/x.c", "qcow2/y.h"),
            ("libchain/loop/x.c", "nbd/server.h"),
-           ("daemon/qmp/x.c", "daemon/nodes.h"), ("daemon/qmp/x.c", "nbd/server.h"),
+           ("daemon/qmp/x.c", "daemon/nodes.h"), ("daemon/qmp/x.c", "nbd/server.h"), ("daemon/ctl/x.c", "daemon/log.h"),
            ("libchain/io/x.c", "host/y.h"), ("daemon/x.c", "format/qcow2-header.h")]
     return [f"{a} including {b} was not noticed" for a, b in bad if not fault(root, a, b)]
 

@@ -79,7 +79,8 @@ static int change(Fiber *self, Nodes *nodes, const json_t *args, GError **error)
                                "file");
     if (!is_in_chain(image, top))
         return qmp_fail(error, "'%s' and image file are not in the same chain", device);
-    if (named_node_check_change(image, NODE_PERM_BACKING, "another name there", error) < 0 ||
+    if (named_node_check_active(image, error) < 0 ||
+        named_node_check_change(image, NODE_PERM_BACKING, "another name there", error) < 0 ||
         nodes_make_single(self, nodes, image, error) < 0)
         return -EBUSY;
     Recording r = {.node = image->node, .name = name, .format = backing->driver->name};

@@ -318,7 +318,8 @@ static const QmpCommand commands[] = {
      "nothing changes.",
      run_merge},
     {"x-debug-block-dirty-bitmap-sha256", &bitmap_external, &bitmap_sha256,
-     "A hash over the bits, the same as QEMU's of the same bits: for tests.", run_hash},
+     "A hash over the bits, the same as QEMU's of the same bits: for tests.", run_hash, "unstable",
+     .is_query = true},
     {0},
 };
 

@@ -49,9 +49,12 @@ static const QmpType block_commit_args = {
              "They get what the base loses, so they grow. false, unless given"},
             {"keep-top", &qmp_bool, true,
              "an extension: the top stays in the chain, over the base. Only what lies between "
-             "leaves, and what the base has then of what the top owned is given back to the host. "
-             "What clients write to a device while its commit comes to an end, and from then on, "
-             "stays in it. false, unless given"},
+             "leaves, and what the base has then of what the top owned is given back to the host, "
+             "while the job is pending and no faster than `speed`, which can be changed meanwhile; "
+             "cancelled then, it ends well, and the rest stays in the top. What clients write to a "
+             "device while its commit comes to an end, and from then on, stays in it. false, "
+             "unless "
+             "given"},
             {"auto-complete", &qmp_bool, true,
              "an extension: a device that is committed itself completes as soon as it would be "
              "ready, and never is. false, unless given: by job-complete"},
@@ -101,6 +104,7 @@ typedef struct CommitJob {
     NamedHold *hold;
     Commit *commit;
     bool is_switched; // the chain is another one now
+    JobPivot pivot;
 } CommitJob;
 
 static bool is_active(const CommitJob *job)
@@ -169,6 +173,11 @@ static void give_back_on_loop(Fiber *self, void *arg)
     call->result = commit_give_back(self, call->commit);
 }
 
+static bool gives_back(const void *work)
+{
+    return ((const CommitJob *)work)->keeps_top;
+}
+
 // It is over for its users but for that, so what remains in the top is only told.
 static void give_back(Fiber *self, void *work)
 {
@@ -220,6 +229,7 @@ static const JobKind commit_kind = {
     .is_block_job = true,
     .run = run,
     .prepare = prepare,
+    .clears_up = gives_back,
     .commit = give_back,
     .clean = clean,
 };
@@ -229,6 +239,7 @@ static const JobKind active_commit_kind = {
     .can_be_ready = true,
     .run = run,
     .prepare = prepare,
+    .clears_up = gives_back,
     .commit = give_back,
     .clean = clean,
 };
@@ -309,7 +320,7 @@ static void collect_overlays(const NamedNode *named, GPtrArray *overlays)
         const NodeUse *use = named->users->pdata[i];
         if (use->by && use->by->node->ops->is_filter)
             collect_overlays(use->by, overlays);
-        else if (use->by && g_str_equal(use->role, "backing"))
+        else if (use->by && g_str_equal(use->role, "backing") && !use->is_moment)
             g_ptr_array_add(overlays, use->by);
     }
 }
@@ -465,6 +476,7 @@ static int begin(Fiber *self, CommitJob *job, const char *id, GError **error)
                 .on_error = job->on_error,
                 .copy_mode = job->copy_mode,
                 .completes_itself = job->completes_itself,
+                .pivot = job->pivot,
                 .memory = job->daemon->memory,
             },
     };
@@ -521,8 +533,8 @@ static int make_job(Fiber *self, CommitJob *work, const json_t *args, JobGroup *
     return r;
 }
 
-static int prepare_commit(Fiber *self, const QmpCall *call, const json_t *args,
-                          QmpJobStart *ret_start, GError **error)
+int qmp_prepare_commit(Fiber *self, const QmpCall *call, const json_t *args, QmpJobStart *ret_start,
+                       GError **error)
 {
     CommitJob *work = g_new(CommitJob, 1);
     *work = (CommitJob){
@@ -536,6 +548,7 @@ static int prepare_commit(Fiber *self, const QmpCall *call, const json_t *args,
         .copy_mode = qmp_args_copy_mode(args, "copy-mode"),
         .keeps_top = qmp_args_bool(args, "keep-top", false),
         .completes_itself = qmp_args_bool(args, "auto-complete", false),
+        .pivot = call->pivot ? *call->pivot : (JobPivot){0},
     };
     int r = find_nodes(call->daemon->nodes, args, work, error);
     if (r == 0)
@@ -549,13 +562,13 @@ static int prepare_commit(Fiber *self, const QmpCall *call, const json_t *args,
 static int start_commit(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_reply,
                         GError **error)
 {
-    return qmp_start_job(self, call, args, prepare_commit, error);
+    return qmp_start_job(self, call, args, qmp_prepare_commit, error);
 }
 
 static int prepare_action(Fiber *self, QmpCall *call, const json_t *data, void **ret_state,
                           GError **error)
 {
-    return qmp_prepare_job_action(self, call, data, prepare_commit, ret_state, error);
+    return qmp_prepare_job_action(self, call, data, qmp_prepare_commit, ret_state, error);
 }
 
 static const QmpAction actions[] = {

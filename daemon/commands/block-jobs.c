@@ -26,9 +26,12 @@ static const QmpType progress_type = {
              .doc = "bytes that were read and written, those that keep points among them"},
             {"shared", &qmp_int, .doc = "bytes that files share since, without a copy"},
             {"skipped", &qmp_int,
-             .doc = "bytes for which there was nothing to do, or that stay compressed"},
+             .doc = "bytes for which there was nothing to do, that stay compressed, or that a top "
+                    "which stays has given back"},
             {"rate", &qmp_int, .doc = "bytes copied or shared a second, in the last seconds"},
-            {"seconds-left", &qmp_int, true, "at this rate; not known while nothing is copied"},
+            {"seconds-left", &qmp_int, true,
+             "at this rate; not known while nothing is copied, or of a backup that goes on until "
+             "it is cancelled"},
             {0}},
 };
 const QmpType qmp_mirror_copy_mode = {
@@ -413,7 +416,8 @@ static const QmpEvent events[] = {
 
 static const QmpCommand commands[] = {
     {"query-block-jobs", NULL, &infos_type,
-     "The jobs that copy between nodes. Others are told by `query-jobs` alone.", query_block_jobs},
+     "The jobs that copy between nodes. Others are told by `query-jobs` alone.", query_block_jobs,
+     .is_query = true},
     {"block-job-set-speed", &speed_args, NULL, "Another limit, from now on.", set_speed},
     {"block-job-pause", &device_args, NULL, "As `job-pause`.", pause_job},
     {"block-job-resume", &device_args, NULL, "As `job-resume`.", resume},

@@ -241,7 +241,7 @@ static int find_range(const Nodes *nodes, const json_t *args, StreamJob *job, GE
     NamedNode *device = job_nodes_find_device(nodes, qmp_args_str(args, "device"), error);
     const char *bottom = qmp_args_str(args, "bottom");
     NamedNode *base = NULL;
-    if (!device)
+    if (!device || named_node_check_no_image(device, "a stream", error) < 0)
         return -ENODEV;
     if (qmp_args_have(args, "base") || qmp_args_have(args, "base-node")) {
         base = find_base(nodes, device, args, error);
@@ -350,8 +350,8 @@ static int make_job(Fiber *self, StreamJob *work, const json_t *args, JobGroup *
     return r;
 }
 
-static int prepare_stream(Fiber *self, const QmpCall *call, const json_t *args,
-                          QmpJobStart *ret_start, GError **error)
+int qmp_prepare_stream(Fiber *self, const QmpCall *call, const json_t *args, QmpJobStart *ret_start,
+                       GError **error)
 {
     StreamJob *work = g_new(StreamJob, 1);
     *work = (StreamJob){
@@ -374,13 +374,13 @@ static int prepare_stream(Fiber *self, const QmpCall *call, const json_t *args,
 static int start_stream(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_reply,
                         GError **error)
 {
-    return qmp_start_job(self, call, args, prepare_stream, error);
+    return qmp_start_job(self, call, args, qmp_prepare_stream, error);
 }
 
 static int prepare_action(Fiber *self, QmpCall *call, const json_t *data, void **ret_state,
                           GError **error)
 {
-    return qmp_prepare_job_action(self, call, data, prepare_stream, ret_state, error);
+    return qmp_prepare_job_action(self, call, data, qmp_prepare_stream, ret_state, error);
 }
 
 static const QmpAction actions[] = {

@@ -2,6 +2,9 @@
 // The command block-stream.
 #pragma once
 
-#include "daemon/qmp/command.h"
+#include "job-start.h"
 
 extern const QmpFamily qmp_block_stream_family;
+
+// --- for who starts one himself
+QmpPrepareJobFn qmp_prepare_stream;

@@ -69,13 +69,22 @@ const QmpType qmp_blockdev_backup_args = {
              "at most, in bytes a second; 0, which is the default: no limit"},
             {"on-source-error", &qmp_on_error, true, "report, unless given"},
             {"on-target-error", &qmp_on_error, true, "report, unless given"},
-            {"on-cbw-error", &on_cbw_error, true, "break-snapshot, unless given"},
+            {"on-cbw-error", &on_cbw_error, true,
+             "an extension. break-snapshot, unless given; backups of QEMU break-guest-write"},
             {"cbw-timeout", &qmp_uint32, true,
              "an extension: for how many seconds a client's request waits at most for what it is "
              "about to change to be saved; then it is as if that had failed. 20, unless given; 0: "
-             "no limit"},
+             "no limit, as in QEMU"},
+            {"discard-source", &qmp_bool, true,
+             "whether what has been copied is discarded in the device, which has to be writable: "
+             "for snapshot-access nodes, whose scratch images get smaller by that: a qcow2 image "
+             "gives back what is free in it whenever that is 64 MiB. Of a disk itself that is "
+             "discarded "
+             "of which the copy is durable; the disk has lost it then, whatever becomes of the "
+             "backup. "
+             "false, unless given"},
             {"filter-node-name", &qmp_str, true, "checked only: the job's filter has no name"},
-            {"x-perf", &perf, true, "for experts"},
+            {"x-perf", &perf, true, "for experts", "unstable"},
             {"x-verify", &qmp_bool, true,
              "an extension: whether what was written is read back from the target and compared. "
              "Compressed clusters of the device are inflated, unless `compress` is given. false, "
@@ -92,9 +101,19 @@ static const NodePerms source_perms = {
     .shared =
         NODE_PERM_CONSISTENT_READ | NODE_PERM_WRITE_UNCHANGED | NODE_PERM_WRITE | NODE_PERM_COVER,
 };
+static const NodePerms discarded_perms = {
+    .held = NODE_PERM_CONSISTENT_READ | NODE_PERM_COVER | NODE_PERM_WRITE,
+    .shared =
+        NODE_PERM_CONSISTENT_READ | NODE_PERM_WRITE_UNCHANGED | NODE_PERM_WRITE | NODE_PERM_COVER,
+};
 static const NodePerms target_perms = {
     .held = NODE_PERM_CONSISTENT_READ | NODE_PERM_WRITE,
     .shared = NODE_PERM_CONSISTENT_READ | NODE_PERM_WRITE_UNCHANGED,
+};
+// An overlay of the source that does not show the moment shows what clients write by and by.
+static const NodePerms overlay_perms = {
+    .held = NODE_PERM_WRITE,
+    .shared = NODE_PERM_WRITE_UNCHANGED,
 };
 
 // -- the job --------------------------------------------------------------------------------------
@@ -103,7 +122,8 @@ typedef struct BackupJob {
     Daemon *daemon;
     NamedNode *source, *target;
     BackupSpec spec;
-    char *owner; // "backup job 'j'"
+    char *owner;     // "backup job 'j'"
+    NodeUse *moment; // the use that became one of the moment, until that has come; or NULL
     NamedHold *hold;
     Backup *backup;
 } BackupJob;
@@ -152,8 +172,13 @@ static void end_on_loop(Fiber *self, void *arg)
 static void free_job(Fiber *self, void *work)
 {
     BackupJob *job = work;
-    if (job->backup)
+    if (job->backup) {
         remote_call_fiber_reserve(self, named_node_loop(job->target), end_on_loop, job->backup);
+        nodes_refresh(self, job->source); // it had a bitmap of the job's
+    }
+    job->target = NULL; // what is released may go
+    if (job->moment)
+        job->moment->is_moment = false;
     if (job->hold)
         named_hold_release(self, job->daemon->nodes, job->hold);
     g_free(job->owner);
@@ -169,10 +194,18 @@ static void clean_job(Fiber *self, void *work)
     fiber_mutex_unlock(self, lock);
 }
 
+static void give_up(void *work)
+{
+    const BackupJob *job = work;
+    if (job->target)
+        nodes_give_up_own(job->target);
+}
+
 static const JobKind backup_kind = {
     .type = "backup",
     .is_block_job = true,
     .run = run,
+    .give_up = give_up,
     .commit = commit_job,
     .abort = abort_job,
     .clean = clean_job,
@@ -246,7 +279,7 @@ static int find_nodes(const json_t *args, BackupJob *job, GError **error)
 {
     const Nodes *nodes = job->daemon->nodes;
     job->source = job_nodes_find_device(nodes, qmp_args_str(args, "device"), error);
-    if (!job->source)
+    if (!job->source || named_node_check_no_image(job->source, "a backup", error) < 0)
         return -ENODEV;
     job->target = job_nodes_find_device(nodes, qmp_args_str(args, "target"), error);
     return job->target ? find_bitmap(args, job, error) : -ENODEV;
@@ -307,7 +340,7 @@ static int check_nodes(const json_t *args, const BackupJob *job, GError **error)
                         "Compression is not supported for this drive %s: only qcow2 images "
                         "without a data file have compressed clusters",
                         job->target->name);
-    if (job->target->facts.read_only)
+    if (job->target->facts.read_only || (job->spec.discards_source && job->source->facts.read_only))
         return qmp_fail(error, "Block node is read-only");
     return check_perf(args, error);
 }
@@ -326,11 +359,31 @@ static int check(const json_t *args, const BackupJob *job, GError **error)
 
 // -- the start ------------------------------------------------------------------------------------
 
+// Of what was pulled for a backup before there is nothing to begin with.
+static int find_overlay(BackupJob *job, GError **error)
+{
+    NodeUse *edge = named_node_edge(named_node_image(job->target), "backing");
+    job->spec.is_over_source = edge && edge->used == job->source;
+    if (!job->spec.is_over_source)
+        return 0;
+    if (edge->is_moment)
+        return qmp_fail(error,
+                        "Node '%s' shows the moment of a backup before: delete it, and add a new "
+                        "overlay of '%s'",
+                        edge->by->name, job->source->name);
+    if (job->spec.sync == BACKUP_SYNC_NONE) {
+        edge->is_moment = true;
+        job->moment = edge;
+    }
+    return 0;
+}
+
 static int hold(Fiber *self, BackupJob *job, GError **error)
 {
+    bool is_unread = job->spec.is_over_source && !job->moment;
     NamedNeed needs[] = {
-        {job->source, "source", source_perms},
-        {job->target, "target", target_perms},
+        {job->source, "source", job->spec.discards_source ? discarded_perms : source_perms},
+        {job->target, "target", is_unread ? overlay_perms : target_perms},
     };
     return named_hold_new(self, job->daemon->nodes, job->owner, needs, G_N_ELEMENTS(needs),
                           &job->hold, error);
@@ -346,6 +399,8 @@ static int begin_on_loop(Fiber *self, void *work, GError **error)
 static int begin(Fiber *self, BackupJob *job, const char *id, GError **error)
 {
     int r = job_nodes_join(self, job->daemon->nodes, job->source, job->target, error);
+    if (r == 0)
+        r = find_overlay(job, error);
     if (r == 0)
         r = hold(self, job, error);
     if (r < 0)
@@ -397,6 +452,7 @@ static BackupSpec spec_of(const json_t *args)
         .max_chunks = workers,
         .granularity_bits = least ? (uint32_t)__builtin_ctzll(least) : 0,
         .verifies = qmp_args_bool(args, "x-verify", false),
+        .discards_source = qmp_args_bool(args, "discard-source", false),
         .compresses = qmp_args_bool(args, "compress", false),
         .uses_buffers = !qmp_args_bool(given, "use-copy-range", true),
         .on_source_error = qmp_args_on_error(args, "on-source-error"),
@@ -451,7 +507,8 @@ static void commit_on_loop(void *arg)
 
 void qmp_commit_backup_action(Fiber *self, void *state)
 {
-    const BackupJob *job = job_of(state);
+    BackupJob *job = job_of(state);
+    job->moment = NULL; // for good
     remote_call_plain(self, named_node_loop(job->target), commit_on_loop, job->backup);
 }
 

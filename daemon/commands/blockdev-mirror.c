@@ -59,6 +59,9 @@ const QmpType qmp_blockdev_mirror_args = {
              "an extension: whether what the job has written is read back from the target and "
              "compared, but for what clients write to both. Compressed clusters of the device are "
              "inflated. false, unless given"},
+            {"auto-complete", &qmp_bool, true,
+             "an extension: it completes as soon as it would be ready, and never is. false, unless "
+             "given: by job-complete"},
             {"auto-finalize", &qmp_bool, true, "true, unless given; else by job-finalize"},
             {"auto-dismiss", &qmp_bool, true, "true, unless given; else by job-dismiss"},
             {0}},
@@ -138,6 +141,7 @@ static void free_job(Fiber *self, void *work)
     MirrorJob *job = work;
     if (job->mirror)
         remote_call_fiber_reserve(self, named_node_loop(job->target), end_on_loop, job->mirror);
+    job->target = NULL; // what is released may go
     if (job->hold)
         named_hold_release(self, job->daemon->nodes, job->hold);
     g_free(job->owner);
@@ -153,11 +157,19 @@ static void clean(Fiber *self, void *work)
     fiber_mutex_unlock(self, lock);
 }
 
+static void give_up(void *work)
+{
+    const MirrorJob *job = work;
+    if (job->target)
+        nodes_give_up_own(job->target);
+}
+
 static const JobKind mirror_kind = {
     .type = "mirror",
     .is_block_job = true,
     .can_be_ready = true,
     .run = run,
+    .give_up = give_up,
     .prepare = prepare,
     .clean = clean,
 };
@@ -377,6 +389,7 @@ static MirrorSpec spec_of(const json_t *args)
         .keeps_space = !qmp_args_bool(args, "unmap", true),
         .granularity_bits = granularity > 0 ? (uint32_t)__builtin_ctzll((uint64_t)granularity) : 0,
         .window_bytes = (uint64_t)MAX(qmp_args_int(args, "buf-size", 0), 0),
+        .completes_itself = qmp_args_bool(args, "auto-complete", false),
         .on_source_error = qmp_args_on_error(args, "on-source-error"),
         .on_target_error = qmp_args_on_error(args, "on-target-error"),
     };
@@ -387,6 +400,8 @@ int qmp_prepare_mirror(Fiber *self, const QmpCall *call, const json_t *args, Qmp
 {
     MirrorJob *work = g_new(MirrorJob, 1);
     *work = (MirrorJob){.daemon = call->daemon, .spec = spec_of(args)};
+    if (call->pivot)
+        work->spec.pivot = *call->pivot;
     int r = find_nodes(call->daemon->nodes, args, work, error);
     if (r == 0)
         r = check(args, work, error);

@@ -265,9 +265,9 @@ static int query_chardev_backends(Fiber *self, QmpCall *call, const json_t *args
 
 static const QmpCommand commands[] = {
     {"query-chardev", NULL, &chardev_infos, "All character devices that have a name.",
-     query_chardev},
+     query_chardev, .is_query = true},
     {"query-chardev-backends", NULL, &backend_infos, "The kinds of character devices.",
-     query_chardev_backends},
+     query_chardev_backends, .is_query = true},
     {"chardev-add", &id_and_backend, &chardev_return,
      "Opens a character device. Monitors are made on the command line only, so nothing uses it.",
      chardev_add},

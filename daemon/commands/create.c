@@ -231,7 +231,7 @@ static int take_file(Fiber *self, const Creation *c, const char *role, Taken *re
     bool is_temporary = !name;
     int r = is_temporary ? node_config_new(file, true, &config, error) : 0;
     if (r == 0 && is_temporary)
-        r = nodes_add_unlocking(self, nodes, config, &named, error);
+        r = nodes_add_unlocking(self, nodes, config, NULL, &named, error);
     else if (r == 0)
         named = nodes_find(nodes, name);
     if (r < 0)

@@ -2,7 +2,7 @@
 // There is one engine: the file becomes a node, and the job of blockdev-mirror or blockdev-backup
 // is started with it as its target. Whoever uses that node keeps it: the job, and after a pivot the
 // clients. A command that is refused leaves no file that it has made. Control loop, with the graph
-// lock held.
+// lock held; a command by itself gives it up while another machine is asked.
 #include "drive-jobs.h"
 
 #include <errno.h>
@@ -71,7 +71,9 @@ typedef struct DriveTarget {
     NamedNode *node;
     char *made_path; // its file, if the command made it
     Loop *loop;
-    json_t *args; // of the command whose job it is; owned
+    bool is_backup;
+    bool may_unlock; // while the target is opened
+    json_t *args;    // of the command whose job it is; owned
 } DriveTarget;
 
 static bool is_sync(const json_t *args, const char *sync)
@@ -86,13 +88,14 @@ static NamedNode *backing_of(NamedNode *device)
     return image ? named_node_child(image, "backing") : NULL;
 }
 
-static int check_target(const Nodes *nodes, const json_t *args, GError **error)
+static int check_target(const Nodes *nodes, const json_t *args, bool is_backup, GError **error)
 {
     const char *name = qmp_args_str(args, "node-name");
     if (qmp_args_have(args, "replaces") && !name)
         return qmp_fail(error,
                         "a node-name must be provided when replacing a named node of the graph");
-    if (is_sync(args, "none") && !qmp_args_mode_is_existing(args))
+    bool is_there = qmp_args_mode_is_existing(args);
+    if (!is_backup && is_sync(args, "none") && !is_there)
         return qmp_fail(error, "With sync 'none' the target must be there: its backing file would "
                                "be the device, which its clients go on writing; make it, and take "
                                "it as it is with \"mode\": \"existing\"");
@@ -103,15 +106,18 @@ static int check_target(const Nodes *nodes, const json_t *args, GError **error)
     return 0;
 }
 
-// Is what the target does not own to be seen below it, in what lies below the device?
-static bool is_shallow(const DriveTarget *target)
+// What is to be seen through the target as far as it owns nothing: of a backup of nothing, which shows
+// the moment, the device. NULL: nothing is.
+static NamedNode *below_target(const DriveTarget *target)
 {
-    return is_sync(target->args, "top") && backing_of(target->device);
+    if (is_sync(target->args, "none") && target->is_backup)
+        return target->device;
+    return is_sync(target->args, "top") ? backing_of(target->device) : NULL;
 }
 
 static int make_file(Fiber *self, DriveTarget *target, const char *format, GError **error)
 {
-    NamedNode *below = is_shallow(target) ? backing_of(target->device) : NULL;
+    NamedNode *below = below_target(target);
     const NewImage image = {
         .path = qmp_args_str(target->args, "target"),
         .format = format,
@@ -124,16 +130,36 @@ static int make_file(Fiber *self, DriveTarget *target, const char *format, GErro
     return r;
 }
 
-// What there is finds its backing file by itself. A new image lies over the node that it shares
-// with the device.
+// What there is finds its backing file by itself, unless that is the device. A new image lies over the
+// node that it shares with the device.
 static NodeConfig *with_backing(const DriveTarget *target, NodeConfig *config)
 {
-    const NamedNode *below = is_shallow(target) ? backing_of(target->device) : NULL;
-    if (!target->made_path || !driver_option_find(config->driver->options, "backing", 7))
+    const NamedNode *below = below_target(target);
+    if ((!target->made_path && below != target->device) ||
+        !driver_option_find(config->driver->options, "backing", 7))
         return config;
     NodeConfig *with = node_config_new_with(config, "backing", below ? below->name : NULL);
     node_config_free(config);
     return with;
+}
+
+// A target on another machine is opened without the graph lock: the device stays, and where it is.
+static int add_node(Fiber *self, DriveTarget *target, NodeConfig *config, GError **error)
+{
+    static const NodePerms none = {0, NODE_PERM_ALL};
+    const char *path = qmp_args_str(target->args, "target");
+    const NamedNode *backing = backing_of(target->device);
+    if (!target->may_unlock)
+        return nodes_add(self, target->nodes, config, path, &target->node, error);
+    NodeUse *use = named_node_use(target->device, &(NodeUse){.role = "root",
+                                                             .is_fixed = true,
+                                                             .user = g_strdup("a new job"),
+                                                             .perms = &none});
+    int r = nodes_add_unlocking(self, target->nodes, config, path, &target->node, error);
+    if (r == 0 && backing_of(target->device) != backing)
+        r = qmp_fail(error, "Node '%s' has changed meanwhile: try again", target->device->name);
+    nodes_end_use(self, target->nodes, use);
+    return r;
 }
 
 // Past the page cache or not, as the device.
@@ -153,7 +179,7 @@ static int open_node(Fiber *self, DriveTarget *target, const char *format, GErro
         json_object_set_new(config->values, "node-name", json_string(name));
     if (cache)
         json_object_set(config->values, "cache", cache);
-    return nodes_add(self, target->nodes, config, path, &target->node, error);
+    return add_node(self, target, config, error);
 }
 
 // Whoever uses the node keeps it: the job has it now, or it goes.
@@ -174,7 +200,7 @@ static int make_target(Fiber *self, DriveTarget *target, GError **error)
         format = image && image->driver->open ? image->driver->name : "raw";
     if (is_there && format && !driver_find(format))
         return qmp_fail(error, "Unknown driver '%s'", format);
-    int r = check_target(target->nodes, args, error);
+    int r = check_target(target->nodes, args, target->is_backup, error);
     if (r == 0 && !is_there)
         r = make_file(self, target, format, error);
     return r == 0 ? open_node(self, target, format, error) : r;
@@ -203,7 +229,8 @@ static void remove_made(Fiber *self, const DriveStart *drive)
 
 // The job of `prepare`, which knows the target as a node.
 static int prepare_drive(Fiber *self, const QmpCall *call, const json_t *args,
-                         QmpPrepareJobFn *prepare, DriveStart *ret_drive, GError **error)
+                         QmpPrepareJobFn *prepare, bool may_unlock, DriveStart *ret_drive,
+                         GError **error)
 {
     Nodes *nodes = call->daemon->nodes;
     NamedNode *device = job_nodes_find_device(nodes, qmp_args_str(args, "device"), error);
@@ -213,6 +240,8 @@ static int prepare_drive(Fiber *self, const QmpCall *call, const json_t *args,
         .nodes = nodes,
         .device = device,
         .loop = named_node_loop(device),
+        .is_backup = prepare == qmp_prepare_backup,
+        .may_unlock = may_unlock,
         .args = json_copy((json_t *)args),
     };
     DriveStart drive = {.loop = target.loop};
@@ -238,7 +267,7 @@ static int prepare_alone(Fiber *self, const QmpCall *call, const json_t *args,
                          QmpPrepareJobFn *prepare, QmpJobStart *ret_start, GError **error)
 {
     DriveStart drive;
-    int r = prepare_drive(self, call, args, prepare, &drive, error);
+    int r = prepare_drive(self, call, args, prepare, true, &drive, error);
     if (r < 0)
         return r;
     g_free(drive.made_path);
@@ -276,7 +305,7 @@ static int prepare_action(Fiber *self, const QmpCall *call, const json_t *data,
                           QmpPrepareJobFn *prepare, void **ret_state, GError **error)
 {
     DriveStart drive;
-    int r = prepare_drive(self, call, data, prepare, &drive, error);
+    int r = prepare_drive(self, call, data, prepare, false, &drive, error);
     if (r == 0)
         *ret_state = g_memdup2(&drive, sizeof drive);
     return r;

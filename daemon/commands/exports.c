@@ -5,8 +5,12 @@
 #include "bitmaps.h"
 #include "daemon/daemon.h"
 #include "daemon/log.h"
+#include "daemon/node-active.h"
 #include "daemon/node-names.h"
 #include "daemon/qmp/args.h"
+#include "daemon/state/disk-nodes.h"
+#include "object-authz.h"
+#include "object-kind.h"
 #include "socket-address.h"
 
 // -- nbd-server-start, nbd-server-stop ------------------------------------------------------------
@@ -17,13 +21,43 @@ static const QmpType nbd_server_start_args = {
                                    {"handshake-max-seconds", &qmp_uint32, true,
                                     "how long a client may take until it has chosen an export; 10, "
                                     "0: as long as it likes"},
-                                   {"tls-creds", &qmp_str, true, "TLS is not there yet: refused"},
-                                   {"tls-authz", &qmp_str, true, "does nothing without tls-creds"},
+                                   {"tls-creds", &qmp_str, true,
+                                    "an object of a kind tls-creds, of a server: clients must "
+                                    "speak TLS"},
+                                   {"tls-authz", &qmp_str, true,
+                                    "an object of a kind authz: who may connect, by the "
+                                    "certificate's distinguished name or the key's user; does "
+                                    "nothing without tls-creds"},
                                    {"max-connections", &qmp_uint32, true,
                                     "how many clients at a time; 0 and without it: "
                                     "as many as the daemon has memory for"},
                                    {0}},
 };
+
+// What the arguments say; `*ret_creds` is owned, the rest borrowed.
+static int find_tls(const Daemon *daemon, const json_t *args, TlsCreds **ret_creds,
+                    NbdsTls *ret_tls, GError **error)
+{
+    const char *creds = qmp_args_str(args, "tls-creds"), *authz = qmp_args_str(args, "tls-authz");
+    if (!creds)
+        return 0;
+    const Object *object = objects_find(daemon->objects, creds);
+    if (object && !g_str_equal(object->kind->parent, "tls-creds"))
+        return qmp_fail(error, "Object with id '%s' is not TLS credentials", creds);
+    int r = tls_creds_table_find(daemon->tls_creds, creds, TLS_SERVER, ret_creds, error);
+    if (r < 0)
+        return r;
+    *ret_tls = (NbdsTls){.mode = NBDS_TLS_REQUIRED, .creds = *ret_creds};
+    if (!authz)
+        return 0;
+    if (!tls_creds_identify_peer(*ret_creds))
+        return qmp_fail(error,
+                        "'%s' does not tell who a client is: it needs verify-peer for "
+                        "tls-authz",
+                        creds);
+    ret_tls->authz = object_authz_find(daemon, authz, error);
+    return ret_tls->authz ? 0 : -ENOENT;
+}
 
 static int nbd_server_start_command(Fiber *self, QmpCall *call, const json_t *args,
                                     json_t **ret_reply, GError **error)
@@ -31,13 +65,18 @@ static int nbd_server_start_command(Fiber *self, QmpCall *call, const json_t *ar
     NbdServer *nbd = call->daemon->nbd;
     if (nbd_server_get(nbd))
         return qmp_fail(error, "NBD server already running");
-    const char *creds = qmp_args_str(args, "tls-creds");
-    if (creds)
-        return qmp_fail(error, "No TLS credentials with id '%s'", creds);
+    g_autoptr(TlsCreds) creds = NULL;
+    NbdsTls tls = {0};
+    int r = find_tls(call->daemon, args, &creds, &tls, error);
+    if (r < 0)
+        return r;
+    G_GNUC_UNUSED g_autoptr(TlsAuthz) authz = // while this suspends
+        tls.authz ? tls_authz_ref(tls.authz) : NULL;
     Listeners *listeners =
         socket_address_listen(self, call->daemon->inherited, json_object_get(args, "addr"), error);
     if (!listeners)
         return -EINVAL;
+    listeners_set_tls(listeners, &tls, NULL, NULL);
     if (nbd_server_get(nbd)) {
         listeners_free(listeners);
         return qmp_fail(error, "NBD server already running");
@@ -47,6 +86,7 @@ static int nbd_server_start_command(Fiber *self, QmpCall *call, const json_t *ar
                               .handshake_s = qmp_args_int(args, "handshake-max-seconds", 10),
                           });
     nbd_server_listen(nbd, listeners);
+    disks_serve(self, call->daemon);
     return 0;
 }
 
@@ -163,7 +203,9 @@ static const QmpType block_export_add_args = {
              "the object to whose loop the node is moved, with all that is joined to it; without "
              "it, the node stays where it is"},
             {"node-name", &qmp_str, .doc = "the node"},
-            {"allow-inactive", &qmp_bool, true, "accepted: nodes are always active"},
+            {"allow-inactive", &qmp_bool, true,
+             "whether the node may be inactive, so that clients read only, and become so while it "
+             "is exported; without it, it is made active"},
             {"writable", &qmp_bool, true, "whether clients may write; they may not without it"},
             {"writethrough", &qmp_bool, true, "whether each write is flushed before its reply"},
             {0}},
@@ -185,6 +227,10 @@ static int add_export(Fiber *self, Daemon *daemon, const json_t *args, GError **
     bool is_writable = qmp_args_bool(args, "writable", false);
     if (is_writable && named_node_says_read_only(named))
         return qmp_fail(error, "Cannot export read-only node as writable");
+    bool allows_inactive = qmp_args_bool(args, "allow-inactive", false);
+    if (named->is_inactive && !allows_inactive &&
+        node_active_set(self, daemon->nodes, named, true, error) < 0)
+        return -EINVAL;
     const Object *thread = iothread ? objects_find(daemon->objects, iothread) : NULL;
     if (iothread && (!thread || !thread->loop))
         return qmp_fail(error, "iothread \"%s\" not found", iothread);
@@ -193,6 +239,7 @@ static int add_export(Fiber *self, Daemon *daemon, const json_t *args, GError **
         .name = name ? name : node_name,
         .description = qmp_args_str(args, "description"),
         .is_writable = is_writable,
+        .allows_inactive = allows_inactive,
         .loop = thread ? thread->loop : NULL,
         .is_fixed = qmp_args_bool(args, "fixed-iothread", false),
         .bitmaps = json_object_get(args, "bitmaps"),
@@ -230,21 +277,6 @@ static const QmpType block_export_del_args = {
                                    {0}},
 };
 
-// A client that has closed its connection may not be gone yet: it is given a moment.
-static bool still_has_clients(Fiber *self, const Exports *exports, const char *id)
-{
-    enum { N_LOOKS = 10 };
-    static const uint64_t LOOK_NS = 2000000;
-    for (unsigned i = 0; i < N_LOOKS; i++) {
-        const Export *export = exports_find(exports, id); // others may remove it meanwhile
-        NbdsExportStats stats;
-        if (!export || !exports_get_stats(export, &stats) || !stats.n_clients)
-            return false;
-        fiber_sleep(self, LOOK_NS);
-    }
-    return true;
-}
-
 static int block_export_del(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_reply,
                             GError **error)
 {
@@ -254,7 +286,10 @@ static int block_export_del(Fiber *self, QmpCall *call, const json_t *args, json
         return qmp_fail(error, "Export '%s' is not found", id);
     if (export->is_shutting_down)
         return qmp_fail(error, "Export '%s' is already shutting down", id);
-    bool has_clients = still_has_clients(self, call->daemon->exports, id);
+    int r = disk_check_not_its_export(call->daemon, id, error);
+    if (r < 0)
+        return r;
+    bool has_clients = exports_have_clients(self, call->daemon->exports, id);
     export = exports_find(call->daemon->exports, id); // it suspended
     if (!export || export->is_shutting_down)
         return qmp_fail(error, "Export '%s' is already shutting down", id);
@@ -302,7 +337,8 @@ static int query_block_exports(Fiber *self, QmpCall *call, const json_t *args, j
 // -- the family -----------------------------------------------------------------------------------
 
 static const QmpCommand commands[] = {
-    {"nbd-server-start", &nbd_server_start_args, NULL, "Begins to serve exports over NBD.",
+    {"nbd-server-start", &nbd_server_start_args, NULL,
+     "Begins to serve exports over NBD. Those of disks are there again after an nbd-server-stop.",
      nbd_server_start_command},
     {"nbd-server-stop", NULL, NULL,
      "Removes all exports, disconnects all clients, and listens no more. Waits for requests that "
@@ -312,7 +348,8 @@ static const QmpCommand commands[] = {
     {"block-export-add", &block_export_add_args, NULL, "Exports a node.", block_export_add},
     {"block-export-del", &block_export_del_args, NULL,
      "Removes an export. BLOCK_EXPORT_DELETED tells when it is gone.", block_export_del},
-    {"query-block-exports", NULL, &block_export_infos, "All exports.", query_block_exports},
+    {"query-block-exports", NULL, &block_export_infos, "All exports.", query_block_exports,
+     .is_query = true},
     {0},
 };
 

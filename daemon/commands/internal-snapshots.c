@@ -47,10 +47,26 @@ static void release_on_loop(void *arg)
     qcow2_snapshot_release(arg);
 }
 
-// With the graph lock: nothing moves meanwhile.
-static void hold(Fiber *self, NamedNode *named, Held *ret_held)
+// How its use is called, of work that nobody waits for who has the graph lock.
+static const char WITHOUT_LOCK[] = "work at an internal snapshot";
+
+int internal_snapshots_check_none(const NamedNode *named, GError **error)
 {
-    *ret_held = (Held){named, nodes_use(named, "internal snapshot", false), true};
+    for (guint i = 0; i < named->users->len; i++) {
+        const NodeUse *use = named->users->pdata[i];
+        if (g_str_equal(use->user, WITHOUT_LOCK))
+            return qmp_fail(error,
+                            "Node '%s' cannot be changed now: an internal snapshot of it is being "
+                            "made or deleted; wait for the end of that",
+                            named->name);
+    }
+    return 0;
+}
+
+// With the graph lock: nothing moves meanwhile.
+static void hold(Fiber *self, NamedNode *named, const char *user, Held *ret_held)
+{
+    *ret_held = (Held){named, nodes_use(named, user, false), true};
     ret_held->use->role = "snapshot"; // of this image, whatever lies over it by then
     remote_call_plain(self, named_node_loop(named), hold_on_loop, named->node);
 }
@@ -215,8 +231,8 @@ static int join_first(Making *m, const QmpCall *of, GError **error)
     return 0;
 }
 
-static int making_new(Fiber *self, Daemon *daemon, const json_t *data, Making **ret_making,
-                      GError **error)
+static int making_new(Fiber *self, Daemon *daemon, const json_t *data, const char *user,
+                      Making **ret_making, GError **error)
 {
     const char *device = qmp_args_str(data, "device"), *name = qmp_args_str(data, "name");
     NamedNode *named = find_device(daemon, device, error);
@@ -225,7 +241,7 @@ static int making_new(Fiber *self, Daemon *daemon, const json_t *data, Making **
         return -EINVAL;
     Making *m = g_new0(Making, 1);
     *m = (Making){.daemon = daemon, .device = g_strdup(device), .name = g_strdup(name)};
-    hold(self, named, &m->held);
+    hold(self, named, user, &m->held);
     *ret_making = m;
     return 0;
 }
@@ -239,10 +255,12 @@ static int prepare_new(Fiber *self, Making *m, GError **error)
 static int prepare(Fiber *self, QmpCall *of, const json_t *data, void **ret_state, GError **error)
 {
     Making *m;
-    int r = making_new(self, of->daemon, data, &m, error);
+    int r = making_new(self, of->daemon, data, "internal snapshot", &m, error);
     if (r < 0)
         return r;
-    r = join_first(m, of, error);
+    r = internal_snapshots_check_none(m->held.named, error);
+    if (r == 0)
+        r = join_first(m, of, error);
     if (r == 0)
         r = prepare_new(self, m, error);
     if (r < 0)
@@ -318,7 +336,7 @@ static int blockdev_snapshot_internal_sync(Fiber *self, QmpCall *of, const json_
     FiberMutex *lock = nodes_graph_lock(of->daemon->nodes);
     Making *m;
     fiber_mutex_lock(self, lock);
-    int r = making_new(self, of->daemon, args, &m, error);
+    int r = making_new(self, of->daemon, args, WITHOUT_LOCK, &m, error);
     fiber_mutex_unlock(self, lock);
     if (r < 0)
         return r;
@@ -419,7 +437,7 @@ static int begin_deletion(Fiber *self, const Daemon *daemon, const char *device,
                         named->driver->name, device);
     if (named->facts.read_only)
         return qmp_fail(error, "Device '%s' is read only", device);
-    hold(self, named, &d->held);
+    hold(self, named, WITHOUT_LOCK, &d->held);
     return 0;
 }
 

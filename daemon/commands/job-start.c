@@ -23,9 +23,12 @@ int qmp_prepare_job_action(Fiber *self, const QmpCall *call, const json_t *data,
 {
     QmpJobStart start;
     int r = prepare(self, call, data, &start, error);
-    if (r == 0)
-        *ret_state = g_memdup2(&start, sizeof start);
-    return r;
+    if (r < 0)
+        return r;
+    if (call->follower)
+        job_follow(start.job, call->follower, call->follower_arg);
+    *ret_state = g_memdup2(&start, sizeof start);
+    return 0;
 }
 
 void qmp_abort_job_action(Fiber *self, void *state)

@@ -143,14 +143,16 @@ static const QmpEvent events[] = {
 
 static const QmpCommand commands[] = {
     {"query-jobs", NULL, &infos_type,
-     "All jobs, also those that have ended and were not dismissed.", query_jobs},
+     "All jobs, also those that have ended and were not dismissed.", query_jobs, .is_query = true},
     {"job-pause", &id_args, NULL,
      "Pauses a job: it finishes what is in flight, and is `paused` then.", pause_job},
     {"job-resume", &id_args, NULL,
      "Lets a job go on that was paused, by a user or for an error; what failed is tried again.",
      resume},
     {"job-cancel", &id_args, NULL,
-     "Ends a job before its time. Every image is valid then, and shows what it did before.",
+     "Ends a job before its time. Every image is valid then, and shows what it did before. A "
+     "server with the target of a mirror or backup that has not answered 5 seconds later is given "
+     "up: what is asked of it fails from then on, until its node is deleted and added again.",
      cancel},
     {"job-complete", &id_args, NULL, "Has a job that is ready do what it was made ready for.",
      complete},

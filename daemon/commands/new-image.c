@@ -6,8 +6,10 @@
 #include <errno.h>
 #include <string.h>
 
+#include "chain-core/driver.h"
 #include "chain-core/file.h"
 #include "chain-core/qcow2-create.h"
+#include "chain-core/raw.h"
 #include "chain-core/remote-call.h"
 #include "daemon/qmp/args.h"
 #include "daemon/qmp/error.h"
@@ -29,6 +31,7 @@ bool qmp_args_mode_is_existing(const json_t *args)
 typedef struct Creation {
     const NewImage *image;
     char *backing_name; // owned
+    const char *backing_format;
     int result;
     GError *error;
 } Creation;
@@ -72,7 +75,7 @@ static int create(Fiber *self, const Creation *c, GError **error)
     const Qcow2CreateOptions options = {
         .size_bytes = image->size_bytes,
         .backing_name = c->backing_name,
-        .backing_format = image->below ? image->below->driver->name : NULL,
+        .backing_format = c->backing_format,
     };
     return qcow2_create(self, image->path, &options, error);
 }
@@ -85,6 +88,32 @@ static void create_on_loop(Fiber *self, void *arg)
         g_clear_error(&c->error);
         c->result = create(self, c, &c->error);
     }
+}
+
+// -- names ----------------------------------------------------------------------------------------
+
+// What lies on another machine, all of it, perhaps in a raw node; owned, or NULL.
+static char *remote_name(const NamedNode *named)
+{
+    while (named && named->driver == &raw_driver && named->config &&
+           !json_object_get(named->config->values, "offset") &&
+           !json_object_get(named->config->values, "size"))
+        named = named_node_lower(named);
+    return named && named->driver->is_remote && named->config
+               ? named->driver->exact_name(named->config->values, NULL)
+               : NULL;
+}
+
+// How the header of an image at `path` names it; owned, or NULL.
+static char *header_name(const NamedNode *below, const char *path)
+{
+    return named_node_header_name(below, path) ?: remote_name(below);
+}
+
+// What a server shows is a disk, in whatever it is kept there.
+static const char *header_format(const NamedNode *below)
+{
+    return below->driver->is_remote ? raw_driver.name : below->driver->name;
 }
 
 // -- control --------------------------------------------------------------------------------------
@@ -103,7 +132,8 @@ static int check(const NewImage *image, GError **error)
     if (g_str_equal(named_node_file_name(image->below), image->path))
         return qmp_fail(error, "Error: Trying to create an image with the same filename as the "
                                "backing file");
-    if (!*named_node_file_name(image->below))
+    g_autofree char *name = header_name(image->below, image->path);
+    if (!name)
         return qmp_fail(error,
                         "Node '%s' is no file that an image's header could name; make the image "
                         "with blockdev-create, and use blockdev-snapshot, blockdev-mirror or "
@@ -117,8 +147,12 @@ int new_image_create(Fiber *self, Loop *loop, const NewImage *image, GError **er
     int r = check(image, error);
     if (r < 0)
         return r;
-    g_autofree char *name = image->below ? named_node_header_name(image->below, image->path) : NULL;
-    Creation c = {.image = image, .backing_name = name};
+    g_autofree char *name = image->below ? header_name(image->below, image->path) : NULL;
+    Creation c = {
+        .image = image,
+        .backing_name = name,
+        .backing_format = image->below ? header_format(image->below) : NULL,
+    };
     r = remote_call_fiber_reserve(self, loop, create_on_loop, &c);
     if (r < 0)
         return qmp_fail(error, "'%s': no memory for a fiber's stack", image->path);

@@ -66,7 +66,7 @@ const QmpType block_device_info = {
                             {"drv", &qmp_str, .doc = "its driver"},
                             {"file", &qmp_str, .doc = "its name as a file"},
                             {"ro", &qmp_bool, .doc = "whether it is read-only"},
-                            {"active", &qmp_bool, .doc = "true"},
+                            {"active", &qmp_bool, .doc = "what blockdev-set-active said"},
                             {"backing_file", &qmp_str, true, "the name of what lies below"},
                             {"backing_file_depth", &qmp_int, .doc = "how many nodes lie below"},
                             {"encrypted", &qmp_bool, .doc = "false"},
@@ -378,12 +378,12 @@ json_t *node_infos_get(NodeInfos *infos, const NamedNode *named, bool is_flat)
     const json_t *values = named->config ? named->config->values : NULL;
     unsigned depth;
     json_t *image = image_of(infos, named, is_flat, &depth);
-    json_t *info =
-        json_pack("{s:s, s:s, s:b, s:b, s:i, s:b, s:s, s:o, s:o, s:I}", "node-name", named->name,
-                  "drv", named->driver->name, "ro", named_node_says_read_only(named), "active", 1,
-                  "backing_file_depth", (int)depth, "encrypted", 0, "detect_zeroes",
-                  driver_value_str(values, "detect-zeroes", "off"), "image", image, "cache",
-                  cache_info_of(named), "write_threshold", (json_int_t)write_threshold_get(named));
+    json_t *info = json_pack(
+        "{s:s, s:s, s:b, s:b, s:i, s:b, s:s, s:o, s:o, s:I}", "node-name", named->name, "drv",
+        named->driver->name, "ro", named_node_says_read_only(named), "active", !named->is_inactive,
+        "backing_file_depth", (int)depth, "encrypted", 0, "detect_zeroes",
+        driver_value_str(values, "detect-zeroes", "off"), "image", image, "cache",
+        cache_info_of(named), "write_threshold", (json_int_t)write_threshold_get(named));
     for (size_t i = 0; i < G_N_ELEMENTS(limits); i++)
         json_object_set_new(info, limits[i], json_integer(0));
     g_autofree char *name = file_name(named);

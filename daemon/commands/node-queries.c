@@ -369,13 +369,14 @@ static int query_block_graph(Fiber *self, QmpCall *call, const json_t *args, jso
 
 static const QmpCommand commands[] = {
     {"query-named-block-nodes", &named_nodes_args, &block_device_infos, "All nodes.",
-     query_named_block_nodes},
+     query_named_block_nodes, .is_query = true},
     {"query-block", NULL, &block_infos, "Guest devices, of which there are none: always empty.",
-     query_block},
+     query_block, .is_query = true},
     {"query-blockstats", &blockstats_args, &block_stats_list,
-     "What was counted. Of nodes: what the clients of their exports did.", query_blockstats},
+     "What was counted. Of nodes: what the clients of their exports did.", query_blockstats,
+     .is_query = true},
     {"x-debug-query-block-graph", NULL, &graph_type, "The graph of nodes and their users.",
-     query_block_graph},
+     query_block_graph, "unstable", .is_query = true},
     {0},
 };
 

@@ -5,6 +5,7 @@
 #include "blockdev-type.h"
 #include "daemon/daemon.h"
 #include "daemon/log.h"
+#include "daemon/node-active.h"
 #include "daemon/qmp/args.h"
 
 // -- blockdev-add ---------------------------------------------------------------------------------
@@ -23,7 +24,7 @@ static int add_node(Fiber *self, Daemon *daemon, const json_t *options, GError *
     NamedNode *named;
     FiberMutex *lock = nodes_graph_lock(daemon->nodes);
     fiber_mutex_lock(self, lock);
-    r = nodes_add_unlocking(self, daemon->nodes, config, &named, error);
+    r = nodes_add_unlocking(self, daemon->nodes, config, NULL, &named, error);
     fiber_mutex_unlock(self, lock);
     return r;
 }
@@ -66,6 +67,52 @@ static int blockdev_del(Fiber *self, QmpCall *call, const json_t *args, json_t *
     return r;
 }
 
+// -- blockdev-set-active --------------------------------------------------------------------------
+
+static const QmpType set_active_args = {
+    .kind = QMP_OBJECT,
+    .members =
+        (const QmpMember[]){{"node-name", &qmp_str, true, "the node; without it, all nodes"},
+                            {"active", &qmp_bool, .doc = "whether it is active from then on"},
+                            {0}},
+};
+
+// Those that nothing lies over: what lies below goes with them. The first error, after all.
+static int set_all_active(Fiber *self, Nodes *nodes, bool is_active, GError **error)
+{
+    g_auto(GStrv) names = nodes_names(nodes);
+    int result = 0;
+    for (char **name = names; *name; name++) {
+        NamedNode *named = nodes_find(nodes, *name);
+        if (!named || named_node_check_root(named, NULL) < 0)
+            continue;
+        int r = node_active_set(self, nodes, named, is_active, result == 0 ? error : NULL);
+        result = result < 0 ? result : r;
+    }
+    return result;
+}
+
+static int set_active(Fiber *self, Nodes *nodes, const json_t *args, GError **error)
+{
+    const char *name = qmp_args_str(args, "node-name");
+    bool is_active = qmp_args_bool(args, "active", true);
+    if (!name)
+        return set_all_active(self, nodes, is_active, error);
+    NamedNode *named = nodes_find(nodes, name);
+    return named ? node_active_set(self, nodes, named, is_active, error)
+                 : qmp_fail(error, "Failed to find node with node-name='%s'", name);
+}
+
+static int blockdev_set_active(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_reply,
+                               GError **error)
+{
+    Nodes *nodes = call->daemon->nodes;
+    fiber_mutex_lock(self, nodes_graph_lock(nodes));
+    int r = set_active(self, nodes, args, error);
+    fiber_mutex_unlock(self, nodes_graph_lock(nodes));
+    return r;
+}
+
 // -- the family -----------------------------------------------------------------------------------
 
 static const QmpCommand commands[] = {
@@ -76,6 +123,12 @@ static const QmpCommand commands[] = {
     {"blockdev-del", &blockdev_del_args, NULL,
      "Deletes a node that blockdev-add made and nobody uses, and what was opened for it alone.",
      blockdev_del},
+    {"blockdev-set-active", &set_active_args, NULL,
+     "Makes a node, and what lies below it, active or inactive. What is inactive is read only, by "
+     "exports with allow-inactive, and other programs may write its files meanwhile: a migration "
+     "takes a disk from one daemon to another so. What becomes active is read anew; dirty bitmaps "
+     "that the image does not store are all dirty then.",
+     blockdev_set_active},
     {0},
 };
 

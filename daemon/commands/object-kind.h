@@ -18,10 +18,12 @@ struct ObjectKind {
     int (*unmake)(Daemon *daemon, Object *object, GError **error);
     // A property of the type: its value, a new reference.
     json_t *(*get)(const Daemon *daemon, const Object *object, const char *property);
+    // NULL: none can be changed.
     int (*set)(Daemon *daemon, Object *object, const char *property, json_t *value, GError **error);
 };
 
 extern const ObjectKind object_throttle_group_kind, object_iothread_kind, object_secret_kind,
+    object_authz_simple_kind, object_authz_list_kind, object_authz_list_file_kind,
     object_tls_creds_anon_kind, object_tls_creds_psk_kind, object_tls_creds_x509_kind;
 
 // NULL: it has none of that name.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// A secret: bytes that are given, or that a file has. Nothing uses one yet, but command lines have
-// them. Secrets that others encrypt are refused.
+// A secret: bytes that are given, or that a file has. Secrets that others encrypt are refused.
+#include "object-secret.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
@@ -69,7 +70,8 @@ static int check_base64(const char *bytes, size_t len, GError **error)
     return 0;
 }
 
-static int check_file(Fiber *self, const char *path, bool is_base64, GError **error)
+// Owned; NULL with a sentence.
+static GString *read_and_check(Fiber *self, const char *path, bool is_base64, GError **error)
 {
     Reading reading = {.path = path, .bytes = g_string_new(NULL)};
     int r = loop_work(self, read_file, &reading);
@@ -77,8 +79,35 @@ static int check_file(Fiber *self, const char *path, bool is_base64, GError **er
         g_propagate_error(error, reading.error);
     else if (is_base64)
         r = check_base64(reading.bytes->str, reading.bytes->len, error);
-    g_string_free(reading.bytes, true);
-    return r;
+    return r < 0 ? (g_string_free(reading.bytes, true), NULL) : reading.bytes;
+}
+
+static int check_file(Fiber *self, const char *path, bool is_base64, GError **error)
+{
+    GString *bytes = read_and_check(self, path, is_base64, error);
+    if (bytes)
+        g_string_free(bytes, true);
+    return bytes ? 0 : -EINVAL;
+}
+
+char *object_secret_read(Fiber *self, const Daemon *daemon, const char *id, GError **error)
+{
+    const Object *object = objects_find(daemon->objects, id);
+    if (!object || object->kind != &object_secret_kind) {
+        qmp_fail(error, object ? "Object with id '%s' is not a secret" : "No secret with id '%s'",
+                 id);
+        return NULL;
+    }
+    json_auto_t *values = json_incref(object->values); // it may go while this suspends
+    const char *file = qmp_args_str(values, "file"), *data = qmp_args_str(values, "data");
+    bool is_base64 = g_str_equal(qmp_args_str(values, "format"), "base64");
+    GString *bytes = *file ? read_and_check(self, file, is_base64, error) : g_string_new(data);
+    if (!bytes || !is_base64)
+        return bytes ? g_string_free(bytes, false) : NULL;
+    gsize n;
+    g_autofree guchar *decoded = g_base64_decode(bytes->str, &n);
+    g_string_free(bytes, true);
+    return g_strndup((const char *)decoded, n);
 }
 
 static int make(Fiber *self, Daemon *daemon, Object *object, const json_t *args, GError **error)

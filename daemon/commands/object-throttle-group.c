@@ -17,8 +17,8 @@ static int make(Fiber *self, Daemon *daemon, Object *object, const json_t *args,
     int r = given ? throttle_limits_from_json(given, &limits, error) : 0;
     if (r == 0)
         r = throttle_limits_from_members(args, &limits, error);
-    if (r == 0)
-        throttle_groups_add(daemon->throttle_groups, object->id, &limits);
+    if (r == 0 && !throttle_groups_add(daemon->throttle_groups, object->id, &limits))
+        r = qmp_fail(error, "A group with this name already exists");
     return r;
 }
 

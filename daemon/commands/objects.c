@@ -11,6 +11,7 @@
 
 static const ObjectKind *const kinds[] = {
     &object_throttle_group_kind, &object_iothread_kind,      &object_secret_kind,
+    &object_authz_simple_kind,   &object_authz_list_kind,    &object_authz_list_file_kind,
     &object_tls_creds_anon_kind, &object_tls_creds_psk_kind, &object_tls_creds_x509_kind,
 };
 
@@ -252,7 +253,8 @@ static const QmpType qom_set_args = {
 // Limits are changed together.
 static bool is_fixed(const Object *object, const char *property)
 {
-    return object->kind == &object_throttle_group_kind && !g_str_equal(property, "limits");
+    return !object->kind->set ||
+           (object->kind == &object_throttle_group_kind && !g_str_equal(property, "limits"));
 }
 
 static int set_property(Daemon *daemon, Object *object, const QmpMember *property, json_t *value,
@@ -344,16 +346,17 @@ static const QmpCommand commands[] = {
     {"object-add", &object_options, NULL, "Makes an object.", object_add},
     {"object-del", &object_del_args, NULL,
      "Deletes an object that nobody uses. Nodes stay on the loop of an iothread.", object_del},
-    {"qom-list", &path_args, &object_properties, "The properties at a path.", qom_list},
+    {"qom-list", &path_args, &object_properties, "The properties at a path.", qom_list,
+     .is_query = true},
     {"qom-get", &qom_get_args, &qmp_any, "The value of a property.", qom_get},
     {"qom-set", &qom_set_args, NULL,
      "Changes a property. \"limits\" of a throttle group: what is not given stays, and it holds "
      "for requests that wait already.",
      qom_set},
     {"qom-list-types", &qom_list_types_args, &object_type_infos, "The kinds of objects.",
-     qom_list_types},
+     qom_list_types, .is_query = true},
     {"qom-list-properties", &qom_list_properties_args, &object_properties,
-     "The properties of a kind of objects.", qom_list_properties},
+     "The properties of a kind of objects.", qom_list_properties, .is_query = true},
     {0},
 };
 

@@ -8,10 +8,10 @@
 #include <string.h>
 
 #include "chain-core/chain-plan.h"
-#include "chain-core/chain.h"
 #include "chain-core/remote-call.h"
 #include "daemon/daemon.h"
 #include "daemon/qmp/args.h"
+#include "held-chain.h"
 
 // -- types ----------------------------------------------------------------------------------------
 
@@ -82,29 +82,27 @@ static const QmpType plan_args = {
 
 // A layer of the chain, as it was found with the graph lock held.
 typedef struct PlanLayer {
-    char *name;
-    Node *node;          // on the plan's loop, a reference
+    const char *name;    // of the chain
     char *others;        // who else stands on it; NULL: nobody
     uint64_t file_bytes; // of the host
     bool goes;           // its point in time
 } PlanLayer;
 
 typedef struct Plan {
-    Loop *loop;
-    NodeUse *use;      // of the top: it stays, and where it is
+    HeldChain chain;
     PlanLayer *layers; // from the lowest on
     unsigned n;
     ChainPlanCost *costs; // of each layer, as the one of its group that stays
     int result;
 } Plan;
 
-// All who use it but `upper`; owned, or NULL.
+// All who use it but `upper`, and disks that only keep it in its place; owned, or NULL.
 static char *others_text(const NamedNode *named, const NamedNode *upper)
 {
     GString *text = g_string_new(NULL);
     for (guint i = 0; i < named->users->len; i++) {
         const NodeUse *use = named->users->pdata[i];
-        if (use->by != upper)
+        if (use->by != upper && !g_str_equal(use->role, NODE_USE_ROLE_DISK))
             g_string_append_printf(text, "%s%s", text->len ? ", " : "", use->user);
     }
     bool is_empty = !text->len;
@@ -112,20 +110,18 @@ static char *others_text(const NamedNode *named, const NamedNode *upper)
     return is_empty ? NULL : owned;
 }
 
-static void collect_layers(Plan *plan, const NamedNode *top)
+static void collect_layers(Plan *plan)
 {
-    GArray *found = g_array_new(FALSE, FALSE, sizeof(PlanLayer));
     const NamedNode *upper = NULL;
-    for (const NamedNode *n = top; n; upper = n, n = named_node_below(n)) {
-        PlanLayer layer = {0};
+    unsigned i = plan->n = plan->chain.n;
+    plan->layers = g_new0(PlanLayer, plan->n);
+    for (const NamedNode *n = plan->chain.use->used; n; upper = n, n = named_node_below(n)) {
         if (n->node->ops->is_filter)
             continue;
-        layer.name = g_strdup(n->name);
-        layer.others = upper ? others_text(n, upper) : NULL;
-        g_array_prepend_val(found, layer);
+        i--;
+        plan->layers[i].name = plan->chain.names[i];
+        plan->layers[i].others = upper ? others_text(n, upper) : NULL;
     }
-    plan->n = found->len;
-    plan->layers = (PlanLayer *)g_array_free(found, FALSE);
 }
 
 static int mark_points(Plan *plan, const char *device, const json_t *points, GError **error)
@@ -149,69 +145,24 @@ static int mark_points(Plan *plan, const char *device, const json_t *points, GEr
     return 0;
 }
 
-static Node *skip_filters(Node *node)
-{
-    while (node && node->ops->is_filter)
-        node = chain_backing(node);
-    return node;
-}
-
-// On the loop there may be other instances of layers than those that the tables know.
-static void take_refs(void *arg)
-{
-    Plan *plan = arg;
-    Node *node = skip_filters(plan->use->used->node);
-    for (unsigned i = plan->n; i-- > 0; node = skip_filters(chain_backing(node)))
-        plan->layers[i].node = node_ref(node);
-}
-
-static void drop_refs(Fiber *self, void *arg)
-{
-    Plan *plan = arg;
-    for (unsigned i = plan->n; i-- > 0;)
-        node_unref_close(self, plan->layers[i].node);
-}
-
 // With the graph lock.
 static int plan_begin(Fiber *self, Nodes *nodes, const json_t *args, Plan *plan, GError **error)
 {
-    static const NodePerms none = {0, NODE_PERM_ALL};
     const char *device = qmp_args_str(args, "device");
-    NamedNode *top = nodes_find(nodes, device);
-    if (!top)
-        return qmp_fail(error, "Cannot find device='%s' nor node-name='%s'", device, device);
-    *plan = (Plan){.loop = named_node_loop(top)};
-    collect_layers(plan, top);
-    int r = mark_points(plan, device, json_object_get(args, "points"), error);
+    int r = held_chain_begin(self, nodes, device, "plan", &plan->chain, error);
     if (r < 0)
         return r;
-    plan->use = named_node_use(
-        top,
-        &(NodeUse){.role = "root", .is_fixed = true, .user = g_strdup("plan"), .perms = &none});
-    remote_call_plain(self, plan->loop, take_refs, plan);
-    return 0;
-}
-
-static void plan_clear(Plan *plan)
-{
-    for (unsigned i = 0; i < plan->n; i++) {
-        g_free(plan->layers[i].name);
-        g_free(plan->layers[i].others);
-    }
-    g_free(plan->layers);
-    g_free(plan->costs);
+    collect_layers(plan);
+    return mark_points(plan, device, json_object_get(args, "points"), error);
 }
 
 static void plan_end(Fiber *self, Nodes *nodes, Plan *plan)
 {
-    enum { AGAIN_NS = 10000000 };
-    while (plan->use && remote_call_fiber_reserve(self, plan->loop, drop_refs, plan) < 0)
-        fiber_sleep(self, AGAIN_NS); // there is no stack for it just now
-    fiber_mutex_lock(self, nodes_graph_lock(nodes));
-    if (plan->use)
-        nodes_end_use(self, nodes, plan->use);
-    fiber_mutex_unlock(self, nodes_graph_lock(nodes));
-    plan_clear(plan);
+    held_chain_end(self, nodes, &plan->chain);
+    for (unsigned i = 0; i < plan->n; i++)
+        g_free(plan->layers[i].others);
+    g_free(plan->layers);
+    g_free(plan->costs);
 }
 
 // The layers [i, end) are a group: their points go, but for the last one's. Its end; layers that
@@ -233,14 +184,11 @@ static uint64_t allocated_bytes(Fiber *self, File *file)
 
 static int plan_group(Fiber *self, Plan *plan, unsigned first, unsigned end)
 {
-    g_autofree Node **nodes = g_new(Node *, end - first);
-    for (unsigned i = first; i < end; i++) {
-        PlanLayer *layer = &plan->layers[i];
-        nodes[i - first] = layer->node;
-        layer->file_bytes = allocated_bytes(self, node_file(layer->node)) +
-                            allocated_bytes(self, node_metadata_file(layer->node));
-    }
-    return chain_plan(self, nodes, end - first, plan->costs + first);
+    Node *const *nodes = plan->chain.nodes;
+    for (unsigned i = first; i < end; i++)
+        plan->layers[i].file_bytes = allocated_bytes(self, node_file(nodes[i])) +
+                                     allocated_bytes(self, node_metadata_file(nodes[i]));
+    return chain_plan(self, nodes + first, end - first, plan->costs + first);
 }
 
 static void plan_on_loop(Fiber *self, void *arg)
@@ -383,7 +331,7 @@ static int x_chain_plan(Fiber *self, QmpCall *call, const json_t *args, json_t *
     fiber_mutex_lock(self, nodes_graph_lock(nodes));
     int r = plan_begin(self, nodes, args, &plan, error);
     fiber_mutex_unlock(self, nodes_graph_lock(nodes));
-    if (r == 0 && remote_call_fiber_reserve(self, plan.loop, plan_on_loop, &plan) < 0)
+    if (r == 0 && remote_call_fiber_reserve(self, plan.chain.loop, plan_on_loop, &plan) < 0)
         r = qmp_fail(error, "No memory for a fiber's stack");
     if (r == 0 && plan.result < 0)
         r = qmp_fail(error, "Failed to read the tables of the chain of '%s': %s",
@@ -400,7 +348,7 @@ static const QmpCommand commands[] = {
      "free, in each way: by streaming layers up, by committing them down, and for several points "
      "by both, with each of the layers as the one that stays. From metadata only; nothing is "
      "changed.",
-     x_chain_plan},
+     x_chain_plan, .is_query = true},
     {0},
 };
 

@@ -72,7 +72,8 @@ static int query_commands(Fiber *self, QmpCall *call, const json_t *args, json_t
     json_t *infos = json_array();
     for (const QmpFamily *const *family = qmp_table_families(call->table); *family; family++)
         for (const QmpCommand *c = (*family)->commands; c && c->name; c++)
-            json_array_append_new(infos, json_pack("{s:s}", "name", c->name));
+            if (c->is_query || !call->is_read_only)
+                json_array_append_new(infos, json_pack("{s:s}", "name", c->name));
     *ret_reply = infos;
     return 0;
 }
@@ -90,16 +91,33 @@ static int query_qmp_schema(Fiber *self, QmpCall *call, const json_t *args, json
 static const QmpCommand commands[] = {
     {"qmp_capabilities", &qmp_capabilities_args, NULL,
      "Ends the negotiation. The first command of every client; before it no other is taken.",
-     qmp_capabilities},
-    {"query-version", NULL, &version_info, "Which commands are spoken, and by what.",
-     query_version},
-    {"query-commands", NULL, &command_infos, "The names of all commands.", query_commands},
+     qmp_capabilities, .is_query = true},
+    {"query-version", NULL, &version_info, "Which commands are spoken, and by what.", query_version,
+     .is_query = true},
+    {"query-commands", NULL, &command_infos, "The names of all commands that this client may run.",
+     query_commands, .is_query = true},
     {"query-qmp-schema", NULL, &schema_infos,
      "All commands and events with their types, in the format of QEMU's introspection.",
-     query_qmp_schema},
+     query_qmp_schema, .is_query = true},
     {"quit", NULL, NULL,
      "Ends the daemon as SIGTERM does: exports end, disks are flushed and closed.", quit},
     {0},
 };
 
-const QmpFamily qmp_protocol_family = {.title = "The protocol", .commands = commands};
+static char *text(void)
+{
+    return g_strdup(
+        "Errors have QEMU's classes. An extension beside `class` and `desc` is `reason`, where a "
+        "program could act on it: `not-found`, `busy` (in use, or locked), `no-space` or "
+        "`denied`.\n\n"
+        "What is called a query changes nothing. Sockets for queries only (`--qmp-read-only`) take "
+        "nothing else: other commands are refused with the reason `denied`. `qom-get` is none, "
+        "since "
+        "it tells secrets.\n");
+}
+
+const QmpFamily qmp_protocol_family = {
+    .title = "The protocol",
+    .text = text,
+    .commands = commands,
+};

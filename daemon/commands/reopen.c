@@ -213,6 +213,8 @@ static int check(const Nodes *nodes, const GArray *all, Reopening *r, GError **e
 {
     const NamedNode *named = r->named;
     int result = reopen_check_given(named, r->config, error);
+    if (result == 0)
+        result = named_node_check_active(named, error);
     if (result == 0 && has_backing(named) && !node_config_child(r->config, "backing"))
         return qmp_fail(error, "backing is missing for '%s'", named->name);
     if (result == 0)

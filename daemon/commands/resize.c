@@ -81,8 +81,8 @@ static void refresh_with_users(Fiber *self, NamedNode *named)
     }
 }
 
-static int resize_node(Fiber *self, Nodes *nodes, NamedNode *named, uint64_t size_bytes,
-                       GError **error)
+int qmp_resize_node(Fiber *self, Nodes *nodes, NamedNode *named, uint64_t size_bytes,
+                    GError **error)
 {
     int r = check_resize(self, nodes, named, error);
     if (r < 0)
@@ -91,6 +91,8 @@ static int resize_node(Fiber *self, Nodes *nodes, NamedNode *named, uint64_t siz
     if (remote_call_fiber(self, named_node_loop(named), resize_fiber, &resize) < 0)
         return out_of_memory(error);
     refresh_with_users(self, named);
+    for (NamedNode *n = named_node_lower(named); n; n = named_node_lower(n)) // a raw node's image
+        nodes_refresh(self, n);
     if (resize.result < 0)
         g_propagate_error(error, resize.error);
     return resize.result;
@@ -108,7 +110,7 @@ static int block_resize(Fiber *self, QmpCall *call, const json_t *args, json_t *
     if (r == 0 && size < 0)
         r = qmp_fail(error, "Parameter 'size' expects a >0 size");
     if (r == 0)
-        r = resize_node(self, call->daemon->nodes, named, (uint64_t)size, error);
+        r = qmp_resize_node(self, call->daemon->nodes, named, (uint64_t)size, error);
     fiber_mutex_unlock(self, lock);
     return r;
 }

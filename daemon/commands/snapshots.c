@@ -16,6 +16,7 @@
 #include "daemon/log.h"
 #include "daemon/node-overlay.h"
 #include "daemon/qmp/args.h"
+#include "internal-snapshots.h"
 #include "jobs/commit.h"
 #include "new-image.h"
 
@@ -57,6 +58,10 @@ static int check_below(Fiber *self, Nodes *nodes, NamedNode *below, GError **err
 {
     int r = named_node_check_no_overlay(below, error);
     if (r == 0)
+        r = named_node_check_active(below, error);
+    if (r == 0)
+        r = internal_snapshots_check_none(below, error);
+    if (r == 0)
         r = named_node_check_change(below, NODE_PERM_PLACE, "a snapshot", error);
     return r == 0 ? nodes_make_single(self, nodes, below, error) : r;
 }
@@ -82,6 +87,8 @@ static bool is_read(const NamedNode *named)
 // In QEMU's order, which does not ask for other users in the end: they would see something else.
 static int check_overlay(const NamedNode *overlay, const NamedNode *below, GError **error)
 {
+    if (named_node_check_active(overlay, error) < 0)
+        return -EINVAL;
     if (is_read(overlay))
         return qmp_fail(error, "The overlay is already in use");
     if (overlay->node->ops->is_filter)
@@ -131,6 +138,8 @@ static void drop_overlay(Fiber *self, Snapshot *s)
 static int prepare_overlay(Fiber *self, Snapshot *s, void **ret_state, GError **error)
 {
     int r = check_overlay(s->overlay, s->below, error);
+    if (r == 0)
+        r = named_node_check_no_image(s->below, "a snapshot", error);
     if (r == 0)
         r = nodes_move(self, s->daemon->nodes, s->overlay, named_node_loop(s->below), error);
     if (r == 0)

@@ -112,7 +112,7 @@ typedef struct Listening {
 static int listen_on_worker(void *arg)
 {
     Listening *l = arg;
-    l->listeners = listeners_open(0, l->addresses, &l->error);
+    l->listeners = listeners_open(NULL, l->addresses, &l->error);
     return l->listeners ? 0 : -EINVAL;
 }
 

@@ -106,3 +106,36 @@ json_t *throttle_limits_to_json(const ThrottleLimits *limits)
     put(json, "iops-size", "", limits->request_bytes);
     return json;
 }
+
+// -- of an export ---------------------------------------------------------------------------------
+
+const QmpType export_throttle_type = {
+    .name = "ExportThrottle",
+    .kind = QMP_OBJECT,
+    .members = (const QmpMember[]){{"group", &qmp_str, .doc = "whose members share the limits"},
+                                   {"limits", &throttle_limits_type, .doc = "of the group"},
+                                   {0}},
+};
+
+json_t *export_throttle_to_json(const ExportThrottle *throttle)
+{
+    return json_pack("{s:s, s:o}", "group", throttle->group, "limits",
+                     throttle_limits_to_json(&throttle->limits));
+}
+
+const char *export_throttle_group(const json_t *json)
+{
+    return json_string_value(json_object_get(json, "group"));
+}
+
+bool export_throttle_from_json(const json_t *json, ExportThrottle *ret_throttle)
+{
+    const char *group = export_throttle_group(json);
+    ExportThrottle throttle = {.group = group};
+    throttle_limits_init(&throttle.limits);
+    if (!group ||
+        throttle_limits_from_json(json_object_get(json, "limits"), &throttle.limits, NULL) < 0)
+        return false;
+    *ret_throttle = throttle;
+    return true;
+}

@@ -99,8 +99,7 @@ static int prepare(Transaction *t, const json_t *entry, GError **error)
     return r;
 }
 
-// Without the graph lock.
-static int rehearse_drains(Fiber *self, QmpCall *call, const json_t *args, GError **error)
+int qmp_rehearse_transaction(Fiber *self, QmpCall *call, const json_t *args, GError **error)
 {
     size_t i;
     json_t *entry;
@@ -221,25 +220,31 @@ static int run_all(Transaction *t, const json_t *args, GError **error)
     return r;
 }
 
-static int transaction(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_reply,
-                       GError **error)
+int qmp_run_transaction(Fiber *self, QmpCall *call, const json_t *args, GError **error)
 {
     size_t n = json_array_size(json_object_get(args, "actions"));
     g_autofree QmpStep *steps = g_new0(QmpStep, n + 1);
     QmpCall of_actions = *call;
     Transaction t = {.self = self, .call = &of_actions, .steps = steps};
-    int r = is_grouped(args) ? check_grouped(call->table, args, error) : 0;
-    if (r == 0)
-        r = rehearse_drains(self, call, args, error);
-    if (r < 0)
-        return r;
     if (is_grouped(args))
         of_actions.group = job_group_new();
-    FiberMutex *lock = nodes_graph_lock(call->daemon->nodes);
-    fiber_mutex_lock(self, lock);
-    r = run_all(&t, args, error);
-    fiber_mutex_unlock(self, lock);
+    int r = run_all(&t, args, error);
     job_group_unref(of_actions.group);
+    return r;
+}
+
+static int transaction(Fiber *self, QmpCall *call, const json_t *args, json_t **ret_reply,
+                       GError **error)
+{
+    FiberMutex *lock = nodes_graph_lock(call->daemon->nodes);
+    int r = is_grouped(args) ? check_grouped(call->table, args, error) : 0;
+    if (r == 0)
+        r = qmp_rehearse_transaction(self, call, args, error);
+    if (r < 0)
+        return r;
+    fiber_mutex_lock(self, lock);
+    r = qmp_run_transaction(self, call, args, error);
+    fiber_mutex_unlock(self, lock);
     return r;
 }
 

@@ -6,11 +6,13 @@
 
 #include "chain-core/fiber.h"
 #include "error.h"
+#include "peer.h"
 #include "type.h"
 
 typedef struct Daemon Daemon;
 typedef struct QmpTable QmpTable;
 typedef struct JobGroup JobGroup;
+typedef struct JobPivot JobPivot;
 typedef struct QmpAction QmpAction;
 
 // An action of a transaction that is prepared.
@@ -23,9 +25,14 @@ typedef struct QmpStep {
 typedef struct QmpCall {
     Daemon *daemon;
     const QmpTable *table;
-    bool is_negotiated; // of the monitor: commands other than qmp_capabilities are allowed
-    JobGroup *group;    // of the jobs that a transaction starts, when they end together; else NULL
-    const QmpStep *steps; // of the transaction, those before the one that is prepared now
+    bool is_negotiated;        // of the monitor: commands other than qmp_capabilities are allowed
+    bool is_read_only;         // of the monitor: queries only
+    const SocketProcess *peer; // of the monitor; NULL: an option's, or nobody knows
+    JobGroup *group; // of the jobs that a transaction starts, when they end together; else NULL
+    const struct JobFollower *follower; // of the jobs that actions prepare; NULL: they have none
+    void *follower_arg;
+    const JobPivot *pivot; // of the job that is prepared; NULL: it has none (jobs/job-pivot.h)
+    const QmpStep *steps;  // of the transaction, those before the one that is prepared now
     size_t n_steps;
 } QmpCall;
 
@@ -41,6 +48,9 @@ typedef struct QmpCommand {
     const QmpType *reply; // NULL: {}
     const char *doc;      // one or more sentences
     QmpCommandFn *fn;
+    const char *feature; // of the schema, for clients that look for it; NULL: none
+    // Changes nothing, and tells nothing that is secret: clients of sockets for queries only may run it.
+    bool is_query;
 } QmpCommand;
 
 typedef struct QmpEvent {

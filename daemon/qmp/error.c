@@ -9,7 +9,29 @@ GQuark qmp_error_quark(void)
     return g_quark_from_static_string("qmp-error");
 }
 
-json_t *qmp_error_to_json(const GError *error)
+// NULL: nothing that a program could act on. Other classes say it themselves.
+static const char *reason_of(int result)
+{
+    switch (-result) {
+    case ENOENT:
+    case ENODEV:
+        return "not-found";
+    case EAGAIN:
+    case EBUSY:
+        return "busy";
+    case ENOSPC:
+    case EDQUOT:
+    case EFBIG:
+        return "no-space";
+    case EACCES:
+    case EROFS:
+        return "denied";
+    default:
+        return NULL;
+    }
+}
+
+json_t *qmp_error_to_json(const GError *error, int result)
 {
     static const char *const names[] = {
         [QMP_ERROR_GENERIC] = "GenericError",
@@ -17,9 +39,10 @@ json_t *qmp_error_to_json(const GError *error)
         [QMP_ERROR_DEVICE_NOT_ACTIVE] = "DeviceNotActive",
         [QMP_ERROR_DEVICE_NOT_FOUND] = "DeviceNotFound",
     };
-    const char *name = names[error->domain == QMP_ERROR ? error->code : QMP_ERROR_GENERIC];
+    int class = error->domain == QMP_ERROR ? error->code : QMP_ERROR_GENERIC;
     g_autofree char *text = g_utf8_make_valid(error->message, -1); // names of files may be anything
-    return json_pack("{s:s, s:s}", "class", name, "desc", text);
+    return json_pack("{s:s, s:s, s:s*}", "class", names[class], "desc", text, "reason",
+                     class == QMP_ERROR_GENERIC ? reason_of(result) : NULL);
 }
 
 int qmp_fail(GError **error, const char *format, ...)

@@ -13,7 +13,9 @@
 //     sender: line → line → … → the receiver takes no more, and nothing is unsent
 #include "monitor.h"
 
+#include <errno.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "chain-core/fiber-sync.h"
 #include "daemon/log.h"
@@ -75,10 +77,10 @@ static void queue_line(QmpMonitor *monitor, char *text, bool is_event)
     monitor->unsent_bytes += line->len;
     monitor->unsent_event_bytes += is_event ? line->len : 0;
     if (monitor->unsent_event_bytes > MAX_UNSENT_EVENTS) {
-        log_line(LOG_WARNING,
-                 "a client of '%s' does not read what it is sent: %zu bytes of replies and events "
-                 "wait for it; it is disconnected",
-                 monitor->config.name, monitor->unsent_bytes);
+        log_about(LOG_WARNING, &(LogAbout){.client = monitor->config.name},
+                  "a client of '%s' does not read what it is sent: %zu bytes of replies and events "
+                  "wait for it; it is disconnected",
+                  monitor->config.name, monitor->unsent_bytes);
         break_off(monitor);
     } else {
         fiber_queue_wake_all(&monitor->has_lines);
@@ -180,10 +182,25 @@ static int render_on_worker(void *arg)
     return 0;
 }
 
+// Whoever is not the daemon's own user leaves a line for each change.
+static void log_change(const QmpMonitor *monitor, const json_t *request, const json_t *reply)
+{
+    const SocketProcess *peer = monitor->config.peer;
+    const char *name = json_string_value(json_object_get(request, "execute"));
+    const QmpCommand *command =
+        peer && name ? qmp_table_find_command(monitor->config.table, name) : NULL;
+    if (!command || command->is_query)
+        return;
+    g_autofree char *who = socket_process_text(peer);
+    log_line(peer->uid == geteuid() ? LOG_DEBUG : LOG_INFO, "%s by %s%s", name, who,
+             json_object_get(reply, "error") ? ": refused, or failed" : "");
+}
+
 static void run(Fiber *self, QmpMonitor *monitor, const json_t *request)
 {
     fiber_wait_group_add(monitor->config.running, 1);
     Rendering rendering = {.reply = qmp_table_dispatch(self, &monitor->call, request)};
+    log_change(monitor, request, rendering.reply);
     if (is_large(rendering.reply))
         loop_work(self, render_on_worker, &rendering);
     else
@@ -194,7 +211,7 @@ static void run(Fiber *self, QmpMonitor *monitor, const json_t *request)
 
 static void refuse(QmpMonitor *monitor, const GError *error)
 {
-    json_auto_t *reply = json_pack("{s:o}", "error", qmp_error_to_json(error));
+    json_auto_t *reply = json_pack("{s:o}", "error", qmp_error_to_json(error, -EINVAL));
     queue_json(monitor, reply);
 }
 
@@ -247,7 +264,12 @@ QmpMonitor *qmp_monitor_new(Stream *stream, const QmpMonitorConfig *config)
 {
     QmpMonitor *monitor = g_new0(QmpMonitor, 1);
     monitor->config = *config;
-    monitor->call = (QmpCall){.daemon = config->daemon, .table = config->table};
+    monitor->call = (QmpCall){
+        .daemon = config->daemon,
+        .table = config->table,
+        .is_read_only = config->is_read_only,
+        .peer = config->peer,
+    };
     monitor->stream = stream;
     monitor->timeout.fn = timed_out;
     g_queue_init(&monitor->lines);

@@ -14,7 +14,9 @@ typedef struct QmpMonitorConfig {
     const char *name; // of its socket, for the log
     Daemon *daemon;
     const QmpTable *table;
-    FiberWaitGroup *running; // counts the commands that run
+    FiberWaitGroup *running;   // counts the commands that run
+    bool is_read_only;         // takes queries only
+    const SocketProcess *peer; // NULL: unknown
 } QmpMonitorConfig;
 
 // Takes `stream`.

@@ -89,6 +89,8 @@ static void write_object(Reference *reference, const char *title, const QmpType 
 static void write_command(Reference *reference, const QmpCommand *command)
 {
     write_heading(reference, "", command->name, command->doc);
+    if (command->is_query)
+        g_string_append(reference->text, "\nA query.\n");
     write_object(reference, "Arguments", command->args);
     if (!command->reply)
         return;

@@ -45,6 +45,12 @@ static void refer(json_t *entry, const char *key, const QmpType *type, const cha
     json_object_set_new(entry, key, json_string(name));
 }
 
+static void set_feature(json_t *entry, const char *feature)
+{
+    if (feature)
+        json_object_set_new(entry, "features", json_pack("[s]", feature));
+}
+
 static const char *builtin_json_type(QmpKind kind)
 {
     switch (kind) {
@@ -74,6 +80,7 @@ static json_t *describe_members(const QmpType *type, const char *name)
         refer(entry, "type", member->type, name, member->name);
         if (member->is_optional)
             json_object_set_new(entry, "default", json_null());
+        set_feature(entry, member->feature);
         json_array_append_new(members, entry);
     }
     return members;
@@ -165,6 +172,7 @@ static void add_family(Schema *schema, const QmpFamily *family)
         json_t *entry = add_entry(schema, command->name, "command");
         refer(entry, "arg-type", command->args, command->name, "arg");
         refer(entry, "ret-type", command->reply, command->name, "ret");
+        set_feature(entry, command->feature);
         add_inner(schema, command->args, command->name, "arg");
         add_inner(schema, command->reply, command->name, "ret");
     }

@@ -2,14 +2,20 @@
 // Accepts clients of QMP and keeps the list of their monitors. Control loop.
 #include "server.h"
 
+#include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "chain-core/fiber-sync.h"
 #include "chain-core/stream.h"
+#include "daemon/log.h"
 #include "monitor.h"
 #include "table.h"
 
-enum { MAX_MONITORS = 256 }; // who may connect may do anything: a bound for programs gone wild
+enum {
+    MAX_MONITORS = 256, // who may connect may do anything: a bound for programs gone wild
+    MAX_READERS = 64,   // of sockets for queries only: they leave room for who may change something
+};
 
 static const uint64_t ACCEPT_RETRY_NS = 50000000;  // when the host has no descriptor or memory left
 static const uint64_t END_TIMEOUT_NS = 1000000000; // for clients to take what is unsent at the end
@@ -18,6 +24,7 @@ typedef struct Listener {
     QmpServer *server;
     StreamListener *stream;
     char *name;
+    QmpPolicy policy;
     Fiber *fiber;
 } Listener;
 
@@ -25,6 +32,8 @@ typedef struct Client {
     QmpServer *server;
     QmpMonitor *monitor;
     char *name;
+    SocketProcess *peer;
+    bool is_reader;
 } Client;
 
 struct QmpServer {
@@ -33,6 +42,7 @@ struct QmpServer {
     QmpTable *table;
     GPtrArray *listeners; // Listener, running
     GPtrArray *clients;   // Client, running
+    unsigned n_readers;   // of these
     FiberQueue left;      // a client has
     FiberWaitGroup fibers, running;
 };
@@ -69,8 +79,16 @@ const QmpTable *qmp_server_table(const QmpServer *server)
 static void client_free(Client *client)
 {
     qmp_monitor_free(client->monitor);
+    socket_process_free(client->peer);
     g_free(client->name);
     g_free(client);
+}
+
+static void remove_client(QmpServer *server, Client *client)
+{
+    g_ptr_array_remove(server->clients, client);
+    server->n_readers -= client->is_reader;
+    client_free(client);
 }
 
 static void run_client(Fiber *self, void *arg)
@@ -78,33 +96,71 @@ static void run_client(Fiber *self, void *arg)
     Client *client = arg;
     QmpServer *server = client->server;
     qmp_monitor_run(self, client->monitor);
-    g_ptr_array_remove(server->clients, client);
-    client_free(client);
+    remove_client(server, client);
     fiber_queue_wake_all(&server->left);
     fiber_wait_group_done(&server->fibers);
 }
 
-int qmp_server_add_client(QmpServer *server, int fd, const char *name)
+// In one line, which fits into the socket's buffer, so nobody waits.
+static void turn_away(int fd, const char *name, const SocketProcess *peer)
 {
+    g_autofree char *who = peer ? socket_process_text(peer) : g_strdup("nobody knows who");
+    g_autofree char *line = g_strdup_printf(
+        "{\"error\": {\"class\": \"GenericError\", \"desc\": \"%s may not use this socket\", "
+        "\"reason\": \"denied\"}}\r\n",
+        who);
+    log_line(LOG_WARNING, "%s is turned away from '%s', which is for others", who, name);
+    send(fd, line, strlen(line), MSG_NOSIGNAL | MSG_DONTWAIT);
+    close(fd);
+}
+
+int qmp_server_add_client(QmpServer *server, int fd, const char *name, const QmpPolicy *policy)
+{
+    static const QmpPolicy no_policy = {0};
+    SocketProcess *peer = socket_process_find(fd);
+    policy = policy ? policy : &no_policy;
+    if (!qmp_policy_allows(policy, peer)) {
+        turn_away(fd, name, peer);
+        socket_process_free(peer);
+        return 0;
+    }
     Client *client = g_new0(Client, 1);
     client->server = server;
     client->name = g_strdup(name);
+    client->peer = peer;
+    client->is_reader = policy->is_read_only;
+    server->n_readers += client->is_reader;
     client->monitor =
         qmp_monitor_new(stream_new_fd(server->loop, fd), &(QmpMonitorConfig){
                                                              .name = client->name,
                                                              .daemon = server->daemon,
                                                              .table = server->table,
                                                              .running = &server->running,
+                                                             .is_read_only = client->is_reader,
+                                                             .peer = peer,
                                                          });
     g_ptr_array_add(server->clients, client);
     fiber_wait_group_add(&server->fibers, 1);
     int r = fiber_spawn(server->loop, "qmp monitor", run_client, client, NULL);
     if (r < 0) {
-        g_ptr_array_remove(server->clients, client);
-        client_free(client);
+        remove_client(server, client);
         fiber_wait_group_done(&server->fibers);
     }
     return r;
+}
+
+static bool is_full(const QmpServer *server, const Listener *listener)
+{
+    return server->clients->len >= MAX_MONITORS ||
+           (listener->policy.is_read_only && server->n_readers >= MAX_READERS);
+}
+
+static void listener_free(Listener *listener)
+{
+    stream_listener_free(listener->stream);
+    qmp_policy_clear(&listener->policy);
+    g_free(listener->name);
+    g_free(listener);
 }
 
 static void accept_clients(Fiber *self, void *arg)
@@ -112,7 +168,7 @@ static void accept_clients(Fiber *self, void *arg)
     Listener *listener = arg;
     QmpServer *server = listener->server;
     while (!fiber_is_cancelled(self)) {
-        if (server->clients->len >= MAX_MONITORS) {
+        if (is_full(server, listener)) {
             fiber_queue_wait(self, &server->left, true, "qmp: many monitors");
             continue;
         }
@@ -122,29 +178,26 @@ static void accept_clients(Fiber *self, void *arg)
         else if (fiber_is_cancelled(self))
             close(fd);
         else
-            qmp_server_add_client(server, fd, listener->name); // or the client is disconnected
+            qmp_server_add_client(server, fd, listener->name, &listener->policy);
     }
     g_ptr_array_remove(server->listeners, listener);
-    stream_listener_free(listener->stream);
-    g_free(listener->name);
-    g_free(listener);
+    listener_free(listener);
     fiber_wait_group_done(&server->fibers);
 }
 
-int qmp_server_add_listener(QmpServer *server, int fd, const char *name)
+int qmp_server_add_listener(QmpServer *server, int fd, const char *name, const QmpPolicy *policy)
 {
     Listener *listener = g_new0(Listener, 1);
     listener->server = server;
     listener->name = g_strdup(name);
+    listener->policy = qmp_policy_copy(policy);
     listener->stream = stream_listener_new_fd(server->loop, fd);
     g_ptr_array_add(server->listeners, listener);
     fiber_wait_group_add(&server->fibers, 1);
     int r = fiber_spawn(server->loop, "qmp listener", accept_clients, listener, &listener->fiber);
     if (r < 0) {
         g_ptr_array_remove(server->listeners, listener);
-        stream_listener_free(listener->stream);
-        g_free(listener->name);
-        g_free(listener);
+        listener_free(listener);
         fiber_wait_group_done(&server->fibers);
     }
     return r;

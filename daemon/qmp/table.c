@@ -80,6 +80,18 @@ int qmp_table_run(Fiber *self, QmpCall *call, const QmpCommand *command, json_t 
     return 0;
 }
 
+int qmp_table_run_by_name(Fiber *self, const QmpCall *call, const char *name, json_t *args,
+                          GError **error)
+{
+    QmpCall own = *call;
+    json_t *reply = NULL;
+    const QmpCommand *command = qmp_table_find_command(call->table, name);
+    int r = qmp_table_run(self, &own, command, args, QMP_INPUT_JSON, &reply, error);
+    json_decref(reply);
+    json_decref(args);
+    return r;
+}
+
 // -- requests -------------------------------------------------------------------------------------
 
 static int check_request(const json_t *request, GError **error)
@@ -122,6 +134,15 @@ static int find_command(const QmpCall *call, const char *name, const QmpCommand 
     return *ret_command ? 0 : -ENOENT;
 }
 
+static int check_access(const QmpCall *call, const QmpCommand *command, GError **error)
+{
+    if (!call->is_read_only || command->is_query)
+        return 0;
+    qmp_fail(error, "%s is no query, and this socket is for queries only: use the control socket",
+             command->name);
+    return -EACCES;
+}
+
 static int run_request(Fiber *self, QmpCall *call, const json_t *request, json_t **ret_reply,
                        GError **error)
 {
@@ -130,6 +151,8 @@ static int run_request(Fiber *self, QmpCall *call, const json_t *request, json_t
     if (r == 0)
         r = find_command(call, json_string_value(json_object_get(request, "execute")), &command,
                          error);
+    if (r == 0)
+        r = check_access(call, command, error);
     if (r < 0)
         return r;
     json_auto_t *args = json_incref(json_object_get(request, "arguments"));
@@ -148,6 +171,6 @@ json_t *qmp_table_dispatch(Fiber *self, QmpCall *call, const json_t *request)
     if (id)
         json_object_set(reply, "id", id);
     if (r < 0)
-        json_object_set_new(reply, "error", qmp_error_to_json(error));
+        json_object_set_new(reply, "error", qmp_error_to_json(error, r));
     return reply;
 }

@@ -19,6 +19,10 @@ const QmpAction *qmp_table_find_action(const QmpTable *table, const char *name);
 // negative errno with `error`. `*ret_reply`: a new reference, {} when the command gives nothing.
 int qmp_table_run(Fiber *self, QmpCall *call, const QmpCommand *command, json_t *args,
                   QmpInput input, json_t **ret_reply, GError **error);
+// The command of this name, for another one that consists of it, with `args` (taken); its reply is
+// dropped.
+int qmp_table_run_by_name(Fiber *self, const QmpCall *call, const char *name, json_t *args,
+                          GError **error);
 
 // A request of the wire, `{"execute": …, "arguments": …, "id": …}`, and its reply: {"return": …} or
 // {"error": …}, with the id. A new reference.

@@ -28,7 +28,8 @@ typedef struct QmpMember {
     const char *name;
     const QmpType *type;
     bool is_optional;
-    const char *doc; // what it means, and what holds without it; without a full stop
+    const char *doc;     // what it means, and what holds without it; without a full stop
+    const char *feature; // of the schema, for clients that look for it; NULL: none
 } QmpMember;
 
 // The further members of an object whose tag has this value.

@@ -253,6 +253,7 @@ static int make_step(Fiber *self, Opening *o, Step *step, Node *below)
         .values = step->config->values,
         .memory = options->memory,
         .throttle_groups = options->throttle_groups,
+        .tls_creds = options->tls_creds,
         .events = options->events,
         .find_node = options->find_node,
         .find_arg = options->find_arg,

@@ -98,6 +98,10 @@ const DriverOption driver_common_options[] = {
      .type = DRIVER_OPTION_BOOL,
      .doc = "Whether a node that cannot be opened for writing becomes read-only; false unless "
             "said."},
+    {.name = "active",
+     .type = DRIVER_OPTION_BOOL,
+     .doc = "Whether the node keeps other programs out; one that does not is read-only until "
+            "blockdev-set-active. Said for all that is made with it. True unless said."},
     {.name = "force-share",
      .type = DRIVER_OPTION_BOOL,
      .doc = "Takes no lock that keeps other programs out; needs read-only."},

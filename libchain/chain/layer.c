@@ -110,10 +110,14 @@ static int set_config(Layer *layer, const NodeConfig *config, GError **error)
                        !driver_value_bool(config->values, "read-only", false),
         .is_direct = effective(file, config, "cache.direct", above ? above->is_direct : o->direct),
         .is_shared = is_shared,
+        .is_inactive = o->is_inactive,
         .is_locked = !is_shared && !g_str_equal(locking, "off"),
         .may_fall_back = effective(file, config, "auto-read-only", o->auto_read_only),
         .follows = config->driver && !config->driver->probe,
     };
+    if (is_shared && o->is_inactive)
+        return error_set(error, -EINVAL,
+                         "force-share=on keeps nobody out, so such a node cannot be inactive");
     if (!layer->mode.is_writable || !file || !driver_value_bool(file->values, "read-only", false))
         return 0;
     layer->mode.is_writable = false;
@@ -327,6 +331,7 @@ static int open_image(Fiber *self, Layer *layer, GError **error)
         .name = layer_path(layer),
         .is_writable = layer_is_writable(layer),
         .is_shared = layer->mode.is_shared,
+        .is_inactive = layer->mode.is_inactive,
         .snapshot = snapshot,
         .values = layer->config->values,
         .memory = o->memory,
@@ -480,6 +485,7 @@ int layer_open_file(Fiber *self, const NodeConfig *config, const LayerOptions *o
         .is_writable = !options->read_only,
         .is_direct = options->direct,
         .is_shared = options->force_share,
+        .is_inactive = options->is_inactive,
         .may_fall_back = options->auto_read_only,
     };
     int r = source_make_file(self, config, options, source_mode_of(config, above), ret_node, error);

@@ -67,6 +67,7 @@ SourceMode source_mode_of(const NodeConfig *config, SourceMode above)
         .is_writable = above.is_writable && !driver_value_bool(values, "read-only", false),
         .is_direct = driver_value_bool(values, "cache.direct", above.is_direct),
         .is_shared = is_shared,
+        .is_inactive = above.is_inactive,
         .is_locked = !is_shared && !g_str_equal(driver_value_str(values, "locking", "auto"), "off"),
         .may_fall_back = driver_value_bool(values, "auto-read-only", above.may_fall_back),
     };
@@ -76,14 +77,14 @@ int source_lock(Fiber *self, const Source *source, const SourceMode *mode, GErro
 {
     File *file = source->file;
     unsigned held = mode->is_writable ? HELD_WRITING : HELD_READING;
-    int r = mode->is_locked ? file_lock(self, file, held, UNSHARED, error) : 0;
+    int r = mode->is_locked ? file_lock_also(self, file, held, UNSHARED, error) : 0;
     if (r < 0)
         return r;
     // Whoever held the file until now may have made it longer since it was opened.
     r = file_refresh_size(self, file);
     if (r < 0)
         return error_set(error, r, "%s: cannot tell its size: %s", file_path(file), g_strerror(-r));
-    if (mode->is_writable || mode->is_shared)
+    if (mode->is_writable || mode->is_shared || mode->is_inactive)
         file_forget(file);
     else
         file_remember(self, file);
@@ -140,6 +141,8 @@ void layer_unlock_node(Fiber *self, Node *node)
         node = node->backing;
     if (node->ops->is_file && is_idle(node))
         file_lock(self, node_file(node), 0, 0, NULL);
+    else
+        node_unlock_writing(self, node);
 }
 
 void source_add_remedy(GError **error, const char *remedy)
@@ -193,6 +196,8 @@ int source_open(Fiber *self, const char *path, const LayerOptions *options, Sour
     if (r == 0) {
         if (!mode->is_locked)
             file_take_no_locks(file);
+        if (mode->is_inactive)
+            file_set_active(self, file, false, NULL);
         file_set_event_fn(file, options->file_event, options->file_event_arg);
         *ret_source = (Source){.file = file};
         return 0;
@@ -310,6 +315,7 @@ static int make_format(Fiber *self, const LayerOptions *options, const Made *mad
         .name = file_path(file),
         .is_writable = mode.is_writable,
         .is_shared = mode.is_shared,
+        .is_inactive = mode.is_inactive,
         .values = config->values,
         .memory = options->memory,
         .events = options->events,
@@ -334,6 +340,7 @@ static int make_by_driver(Fiber *self, const LayerOptions *options, const Made *
         .values = config->values,
         .memory = options->memory,
         .throttle_groups = options->throttle_groups,
+        .tls_creds = options->tls_creds,
         .events = options->events,
         .target = made->target,
         .find_node = options->find_node,

@@ -11,6 +11,7 @@ typedef struct SourceMode {
     bool is_writable, is_direct;
     bool is_shared;     // other programs may write it
     bool is_locked;     // and are kept out
+    bool is_inactive;   // but not as long as it is that
     bool may_fall_back; // to read-only, when it cannot be written
     bool follows;       // read-only where what it lies in is
 } SourceMode;

@@ -33,7 +33,7 @@ static int allocate(const RangeCall *c, int mode)
     return errno == EOPNOTSUPP || errno == ENOSYS ? -ENOTSUP : -errno;
 }
 
-static int write_all(int fd, const uint8_t *buf, size_t len, uint64_t off)
+int host_file_write_all(int fd, const uint8_t *buf, size_t len, uint64_t off)
 {
     while (len) {
         ssize_t n = pwrite(fd, buf, len, (off_t)off);
@@ -59,7 +59,7 @@ static int write_tail_call(void *arg)
     int fd = open(path, O_WRONLY | O_CLOEXEC);
     if (fd < 0)
         return -errno;
-    int r = write_all(fd, c->buf, c->len, c->off);
+    int r = host_file_write_all(fd, c->buf, c->len, c->off);
     close(fd);
     return r;
 }

@@ -8,6 +8,8 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -20,9 +22,7 @@ static inline HostFile *host_file(File *file)
     return (HostFile *)file;
 }
 
-// Whether the page cache has all of a range, as far as the kernel can tell without starting
-// anything (cachestat, 6.5 and newer).
-static bool is_cached(const HostFile *h, uint64_t off, size_t len)
+bool host_file_is_cached(const HostFile *h, uint64_t off, size_t len)
 {
     enum { SYS_CACHESTAT = 451, PAGE_BYTES = 4096 }; // with larger pages it says no
     struct {
@@ -49,7 +49,7 @@ static ssize_t read_cached(HostFile *h, uint64_t off, void *buf, size_t len)
     enum { SLOW_MISS_NS = 300000 }; // one that only starts I/O takes some µs
     struct iovec iov = {buf, len};
     if (G_UNLIKELY(may_block(h, off, len))) {
-        if (!is_cached(h, off, len)) {
+        if (!host_file_is_cached(h, off, len)) {
             errno = EAGAIN;
             return -1;
         }
@@ -148,8 +148,12 @@ static void end_written(HostFile *h)
     FileTransfer *x = take_in_order(&h->written);
     while (x) {
         FileTransfer *next = x->next;
+        ssize_t result = (ssize_t)(intptr_t)x->backend_data;
         h->host->io.n_buffered_writes--;
-        file_transfer_done(x, (ssize_t)(intptr_t)x->backend_data);
+        if (x->is_copy)
+            host_file_copy_end(x, (int)result);
+        else
+            file_transfer_done(x, result);
         x = next;
     }
 }
@@ -161,8 +165,7 @@ static void written_came(LoopCall *call)
     end_written(h);
 }
 
-// Returns what it cost.
-static size_t write_one(int fd, FileTransfer *x)
+static ssize_t write_iov(int fd, const FileTransfer *x)
 {
     const struct iovec *iov = x->iov + x->first_iov;
     ssize_t n;
@@ -170,7 +173,14 @@ static size_t write_one(int fd, FileTransfer *x)
         n = x->n_left_iov == 1 ? pwrite(fd, iov->iov_base, iov->iov_len, (off_t)x->off)
                                : pwritev(fd, iov, (int)x->n_left_iov, (off_t)x->off);
     while (n < 0 && errno == EINTR);
-    x->backend_data = (void *)(n < 0 ? -(intptr_t)errno : (intptr_t)n);
+    return n < 0 ? -errno : n;
+}
+
+// Returns what it cost.
+static size_t write_one(int fd, FileTransfer *x)
+{
+    ssize_t n = x->is_copy ? host_file_copy_run(x) : write_iov(fd, x);
+    x->backend_data = (void *)(intptr_t)n;
     return CALL_BYTES + (n < 0 ? 0 : (size_t)n);
 }
 
@@ -224,7 +234,7 @@ void host_file_init_writes(HostFile *h)
     h->write_job.done = write_job_done;
 }
 
-static void add_write(HostFile *h, FileTransfer *x)
+void host_file_add_write(HostFile *h, FileTransfer *x)
 {
     h->host->io.n_buffered_writes++;
     x->next = h->first_new_write;
@@ -317,8 +327,35 @@ static void submit(FileTransfer *x)
     } else if (!x->is_write) {
         submit_buffered_read(h, x);
     } else {
-        add_write(h, x);
+        host_file_add_write(h, x);
     }
+}
+
+// --- flushes -------------------------------------------------------------------------------------
+
+// Waits where the device has enough to do. What fails is the next sync's to tell: this reads no
+// error, and so takes none from it.
+static void write_out_run(WorkerJob *job)
+{
+    const HostFile *h = (HostFile *)((char *)job - offsetof(HostFile, write_out_job));
+    sync_file_range(h->fd, 0, 0, SYNC_FILE_RANGE_WRITE);
+}
+
+static void write_out_done(DeviceJob *job)
+{
+    HostFile *h = (HostFile *)((char *)job - offsetof(HostFile, write_out_job));
+    h->is_writing_out = false;
+    fiber_queue_wake_all(&h->job_ended);
+}
+
+static void write_out(File *file)
+{
+    HostFile *h = host_file(file);
+    if (h->is_writing_out)
+        return;
+    h->is_writing_out = true;
+    h->write_out_job = (DeviceJob){.job.run = write_out_run, .done = write_out_done};
+    host_device_submit(h->device, &h->write_out_job);
 }
 
 static int sync_fd(void *arg)
@@ -334,17 +371,17 @@ static int flush(Fiber *self, File *file)
 
 // No write is left, but the job that made the last one may not have ended. Its message comes after
 // all that it announced.
-static void wait_for_write_job(Fiber *self, HostFile *h)
+static void wait_for_jobs(Fiber *self, HostFile *h)
 {
-    while (h->is_job_under_way)
-        fiber_queue_wait(self, &h->job_ended, false, "end of a write job");
+    while (h->is_job_under_way || h->is_writing_out)
+        fiber_queue_wait(self, &h->job_ended, false, "end of writes");
     assert(!h->first_new_write && !has_writes(h) && !h->is_dirty && !h->is_written_call_posted);
 }
 
 static void detach(Fiber *self, File *file)
 {
     HostFile *h = host_file(file);
-    wait_for_write_job(self, h);
+    wait_for_jobs(self, h);
     host_device_unref(g_steal_pointer(&h->device));
 }
 
@@ -364,10 +401,11 @@ static int close_fd(void *arg)
 static void file_close_op(Fiber *self, File *file)
 {
     HostFile *h = host_file(file);
-    wait_for_write_job(self, h);
+    wait_for_jobs(self, h);
     host_file_call(self, h, close_fd, &h->fd);
     host_device_unref(h->device);
     warm_map_done(&h->warm);
+    free(h->copy_buffer);
     file_done(file);
     g_free(h);
 }
@@ -378,6 +416,7 @@ const FileOps host_file_ops = {
     .submit = submit,
     .write_tail = host_file_write_tail,
     .flush = flush,
+    .write_out = write_out,
     .zero = host_file_zero,
     .reserve = host_file_reserve,
     .discard = host_file_discard,

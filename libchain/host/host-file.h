@@ -33,7 +33,10 @@ struct HostFile {
     atomic_bool is_written_call_posted;
     DeviceJob write_job;
     bool is_job_under_way;
-    FiberQueue job_ended; // file_close()
+    DeviceJob write_out_job;
+    bool is_writing_out;
+    FiberQueue job_ended; // file_close(): either of them
+    uint8_t *copy_buffer; // of host_file_copy(), for the write job; NULL until it is needed
     bool is_dirty;        // on host->dirty_files
     HostFile *next_dirty;
 };
@@ -53,12 +56,21 @@ int host_file_get_allocated(Fiber *self, File *file, uint64_t *ret_bytes);
 int host_file_get_free(Fiber *self, File *file, uint64_t *ret_bytes, bool *ret_can_share);
 // Size of an open descriptor; blocking.
 int host_file_measure(int fd, bool is_block_device, uint64_t *ret_size);
+// `len` bytes or -errno; blocking.
+int host_file_write_all(int fd, const uint8_t *buf, size_t len, uint64_t off);
 // host-file-copy.c: FileOps.copy, may_copy
 int host_file_copy(Fiber *self, File *from, uint64_t from_off, File *to, uint64_t to_off,
                    uint64_t len);
 bool host_file_may_copy(const File *from, uint64_t from_off, const File *to, uint64_t len);
+// A transfer with `is_copy`: in the write job, and after it. Bytes, or -errno.
+ssize_t host_file_copy_run(FileTransfer *x);
+void host_file_copy_end(FileTransfer *x, int result);
 // host-file.c
 void host_file_init_writes(HostFile *h);
+void host_file_add_write(HostFile *h, FileTransfer *x);
+// Whether the page cache has all of a range, as far as the kernel can tell without starting
+// anything (cachestat, 6.5 and newer).
+bool host_file_is_cached(const HostFile *h, uint64_t off, size_t len);
 extern const FileOps host_file_ops;
 // host-file-open.c
 int host_file_set_direct(Fiber *self, File *file, bool is_direct, GError **error);

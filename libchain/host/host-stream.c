@@ -230,13 +230,12 @@ static void stream_release(Stream *stream)
     g_free(s);
 }
 
-static int host_steal_fd(Stream *stream)
+static void host_attach(Stream *stream, Loop *loop)
 {
     HostStream *s = (HostStream *)stream;
-    int fd = s->fd;
-    set_blocking(fd, false);
-    g_free(s);
-    return fd;
+    op_init(&s->recv, loop);
+    op_init(&s->send, loop);
+    op_init(&s->writable, loop);
 }
 
 static const StreamOps host_stream_ops = {
@@ -245,7 +244,7 @@ static const StreamOps host_stream_ops = {
     .try_send = host_try_send,
     .shutdown = host_shutdown,
     .end_sending = host_end_sending,
-    .steal_fd = host_steal_fd,
+    .attach = host_attach,
     .free = stream_release,
 };
 
@@ -255,9 +254,7 @@ Stream *stream_new_fd(Loop *loop, int fd)
     s->stream.ops = &host_stream_ops;
     s->stream.loop = loop;
     s->fd = fd;
-    op_init(&s->recv, loop);
-    op_init(&s->send, loop);
-    op_init(&s->writable, loop);
+    host_attach(&s->stream, loop);
     s->timeout.fn = read_timed_out;
     if (is_unix(fd)) { // others do not tell what the peer has read
         s->backlog.asked_bytes = BACKLOG_MAX_BUFFER;

@@ -39,6 +39,7 @@ struct FileTransfer {
     uint32_t first_iov;
     uint32_t n_retries; // since bytes were last transferred
     bool is_write;
+    bool is_copy;       // the back end's own, of another file's bytes; neither iov nor batch
     FileRange range;    // direct writes
     FileTransfer *next; // free list; the back end's while under way
     void *backend_data; // the back end's while under way
@@ -69,6 +70,8 @@ struct FileOps {
 
     // 0 or -errno each; may suspend.
     int (*flush)(Fiber *self, File *file);
+    // Like file_write_out(), of a File whose alignment is 1. NULL: nothing. Does not suspend.
+    void (*write_out)(File *file);
     // Like file_zero() but never writes zeros out: -ENOTSUP instead. May leave File.size to file.c.
     int (*zero)(Fiber *self, File *file, uint64_t off, uint64_t len, FileZeroFlags flags);
     int (*reserve)(Fiber *self, File *file, uint64_t off, uint64_t len); // -ENOTSUP is fine
@@ -92,6 +95,8 @@ struct FileOps {
     // From a File opened for reading to one that the host lets write, with the locks it holds.
     // Reads may be under way.
     int (*make_writable)(Fiber *self, File *file, GError **error);
+    // Of a File whose node has a mode of its own: may it be written now? NULL: as it always could.
+    bool (*may_be_written)(const File *file);
     // What to do when it is written no more; make_writable() is called again then. NULL: nothing,
     // and it stays as it was made.
     void (*make_read_only)(Fiber *self, File *file);
@@ -123,6 +128,7 @@ struct File {
     unsigned held, unshared; // FilePerm
     FiberMutex lock_mutex;   // of these: changes take effect in the order in which they come
     bool takes_no_locks;
+    bool is_inactive; // of `held` and `unshared` it has only what lets others write
     bool is_block_device;
     bool is_in_memory;
     unsigned n_refs;

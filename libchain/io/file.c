@@ -261,6 +261,7 @@ FileTransfer *file_transfer_new(File *file, bool is_write, uint64_t off, const s
     x->n_left_iov = n_iov;
     x->first_iov = 0;
     x->is_write = is_write;
+    x->is_copy = false;
     x->n_retries = 0;
     x->range = (FileRange){0};
     x->next = NULL;
@@ -490,6 +491,12 @@ int file_flush(Fiber *self, File *file)
 bool file_flush_failed(const File *file)
 {
     return file->has_flush_failed;
+}
+
+void file_write_out(File *file)
+{
+    if (file->ops->write_out && file->alignment == 1 && !file->is_in_memory)
+        file->ops->write_out(file);
 }
 
 // --- names -----------------------------------------------------------------------------------

@@ -18,13 +18,14 @@ struct StreamOps {
     ssize_t (*try_send)(Stream *stream, const void *buf, size_t len); // stream_try_send()
     void (*shutdown)(Stream *stream);                                 // once
     void (*end_sending)(Stream *stream);
-    int (*steal_fd)(Stream *stream); // gives up its descriptor; -ENOTSUP without one
+    void (*detach)(Stream *stream);             // may be NULL
+    void (*attach)(Stream *stream, Loop *loop); // stream->loop is that already
     void (*free)(Stream *stream);
 };
 
 struct Stream {
     const StreamOps *ops;
-    Loop *loop;
+    Loop *loop; // NULL while detached
     bool is_shut_down;
     bool is_coalescing;       // stream_recv_coalesced() is under way
     size_t unsent_bytes;      // then

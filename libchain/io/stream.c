@@ -38,10 +38,19 @@ void stream_free(Stream *stream)
     stream->ops->free(stream);
 }
 
-int stream_steal_fd(Stream *stream)
+void stream_detach(Stream *stream)
 {
     assert(!stream->receiver && !stream->sender);
-    return stream->ops->steal_fd(stream);
+    if (stream->ops->detach)
+        stream->ops->detach(stream);
+    stream->loop = NULL;
+}
+
+void stream_attach(Stream *stream, Loop *loop)
+{
+    assert(!stream->loop);
+    stream->loop = loop;
+    stream->ops->attach(stream, loop);
 }
 
 ssize_t stream_recv(Fiber *self, Stream *stream, void *buf, size_t len)

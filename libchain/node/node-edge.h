@@ -14,6 +14,9 @@ void node_for_each_above(Node *node, NodeVisitFn *fn, void *arg);
 // The same for `node` and every node that can be reached from it.
 void node_for_each_below(Node *node, NodeVisitFn *fn, void *arg);
 
+// node_unlock_writing() of what `node`, which is not written any more, lies in.
+void node_unlock_writing_below(Fiber *self, Node *node);
+
 // Whatever was kept of its content as it was belongs to another identity from now on.
 void node_begin_generation(Node *node);
 

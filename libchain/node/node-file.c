@@ -159,6 +159,11 @@ static int op_lock(Fiber *self, File *file, unsigned held, unsigned unshared, GE
     return node_lock(self, node_of(file), held, unshared, error);
 }
 
+static bool op_may_be_written(const File *file)
+{
+    return !node_of(file)->read_only;
+}
+
 // Nobody above is drained, as for node_set_writable(): only this file is above it, and the filters.
 static int set_mode_below(Fiber *self, File *file, bool is_writable, GError **error)
 {
@@ -204,6 +209,7 @@ static const FileOps ops = {
     .get_stamp = op_get_stamp,
     .debug_event = op_debug_event,
     .lock = op_lock,
+    .may_be_written = op_may_be_written,
     .make_writable = op_make_writable,
     .make_read_only = op_make_read_only,
     .close = op_close,
@@ -227,6 +233,11 @@ int node_file_new(Node *node, bool is_writable, File **ret_file, GError **error)
     f->node = node_ref(node);
     *ret_file = &f->file;
     return 0;
+}
+
+Node *node_file_node(const File *file)
+{
+    return file->ops == &ops ? node_of(file) : NULL;
 }
 
 void node_file_follow(File *file)

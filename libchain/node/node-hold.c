@@ -154,6 +154,14 @@ int node_hold_new(const char *owner, const NodeNeed *needs, unsigned n_needs, No
     return 0;
 }
 
+bool node_is_held(const Node *node, unsigned perms)
+{
+    for (guint i = 0; node->holds && i < node->holds->len; i++)
+        if (((const Held *)node->holds->pdata[i])->need.perms.held & perms)
+            return true;
+    return false;
+}
+
 static void forget(Held *held)
 {
     Node *node = held->need.node;

@@ -158,6 +158,13 @@ int node_zero(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags f
     return end_change(node, off, len, r);
 }
 
+bool node_ignores_discards(const Node *node)
+{
+    while (!node->ignores_discards && node->ops->is_filter)
+        node = node->backing;
+    return node->ignores_discards;
+}
+
 int node_discard(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags)
 {
     assert_inside(node, off, len);
@@ -372,11 +379,4 @@ int node_remeasure(Fiber *self, Node *node)
     while (!node->ops->remeasure && node->ops->is_filter)
         node = filtered(node);
     return node->ops->remeasure ? node->ops->remeasure(self, node) : 0;
-}
-
-int node_lock(Fiber *self, Node *node, unsigned held, unsigned unshared, GError **error)
-{
-    while (!node->ops->lock && node->ops->is_filter)
-        node = filtered(node);
-    return node->ops->lock ? node->ops->lock(self, node, held, unshared, error) : 0;
 }

@@ -89,7 +89,15 @@ static int open_for_writing(Fiber *self, Node *node, GError **error)
     if (!node->ops->set_writable)
         return error_set(error, -ENOTSUP, "%s: a %s node cannot be made writable while it is open",
                          node->name, node->ops->driver);
-    return node->read_only ? node->ops->set_writable(self, node, true, error) : 0;
+    if (!node->read_only)
+        return 0;
+    node->is_becoming_writable = true;
+    int r = node->ops->set_writable(self, node, true, error);
+    if (r < 0) {
+        node->is_becoming_writable = false;
+        node_unlock_writing_below(self, node);
+    }
+    return r;
 }
 
 // The rest. Drained.
@@ -99,7 +107,7 @@ static void become_writable(Node *node)
         become_writable(node->backing);
         node->read_only = false;
     } else if (node->read_only) {
-        node->read_only = false;
+        node->read_only = node->is_becoming_writable = false;
         node_begin_generation(node);
         node_edges_changed(node);
     }
@@ -129,7 +137,9 @@ int node_set_writable(Fiber *self, Node *node, bool is_writable, GError **error)
         return error_set(error, -ENOTSUP, "%s: a %s node cannot be made read-only while it is open",
                          node->name, node->ops->driver);
     node_stop_writes(node);
-    return node->ops->set_writable(self, node, false, error);
+    int r = node->ops->set_writable(self, node, false, error);
+    node_unlock_writing_below(self, node);
+    return r;
 }
 
 static int try_drain(Fiber *self, void *node, uint64_t deadline_ns)

@@ -203,6 +203,15 @@ void node_give_up(Node *node)
     node_for_each_below(node, give_up, NULL);
 }
 
+void node_give_up_own(Node *node)
+{
+    give_up(node, NULL);
+    for (guint i = 0; node->others && i < node->others->len; i++)
+        node_give_up_own(node->others->pdata[i]);
+    if (node->backing && node->ops->is_filter)
+        node_give_up_own(node->backing);
+}
+
 // -- write hooks ----------------------------------------------------------------------------------
 
 void node_add_write_hook(Node *node, NodeWriteHook *hook)

@@ -55,6 +55,7 @@ static void add_step(Switch *s, Step step)
 {
     g_assert(s->state == SWITCH_PREPARING);
     keep(s, step.drained);
+    keep(s, step.stopped);
     keep(s, step.to);
     g_array_append_val(s->steps, step);
 }
@@ -303,12 +304,19 @@ void node_insert_filter(Fiber *self, Node *node, Node *filter)
     run(self, s);
 }
 
+// What lies below it is looked up now: while this switch drained, another may have taken that out.
+static void commit_removal(Switch *s, const Step *step)
+{
+    Node *filter = step->drained;
+    commit_users(s, &(Step){.drained = filter, .to = filter->backing});
+    commit_backing(s, &(Step){.drained = filter});
+}
+
 void node_remove_filter(Fiber *self, Node *filter)
 {
     g_assert(filter->ops->is_filter && filter->backing);
     Switch *s = switch_new(REQUESTS_ALL);
-    switch_move_users(s, filter, filter->backing);
-    switch_set_backing(s, filter, NULL);
+    add_step(s, (Step){.commit = commit_removal, .drained = filter, .stopped = filter->backing});
     run(self, s);
 }
 

@@ -22,6 +22,14 @@ void throttle_limits_init(ThrottleLimits *limits)
         limits->rates[i].burst_s = 1;
 }
 
+bool throttle_limits_are_none(const ThrottleLimits *limits)
+{
+    for (unsigned i = 0; i < THROTTLE_N_KINDS; i++)
+        if (limits->rates[i].average)
+            return false;
+    return true;
+}
+
 static bool is_mixed(uint64_t total, uint64_t reads, uint64_t writes)
 {
     return total && (reads || writes);

@@ -16,7 +16,8 @@ struct ThrottleGroup {
     gint n_refs;
     GMutex mutex;
     ThrottleBuckets buckets;
-    unsigned n_members;
+    unsigned n_members; // and users
+    bool goes_with_users;
     GQueue turns[2]; // of ThrottleQueue: reads, writes
 };
 
@@ -99,6 +100,38 @@ ThrottleGroup *throttle_groups_find(ThrottleGroups *groups, const char *name)
         throttle_group_ref(group);
     g_mutex_unlock(&groups->mutex);
     return group;
+}
+
+static void add_to_members(ThrottleGroup *group, unsigned n)
+{
+    g_mutex_lock(&group->mutex);
+    group->n_members += n;
+    g_mutex_unlock(&group->mutex);
+}
+
+ThrottleGroup *throttle_groups_use(ThrottleGroups *groups, const char *name,
+                                   const ThrottleLimits *limits)
+{
+    g_mutex_lock(&groups->mutex);
+    ThrottleGroup *group = g_hash_table_lookup(groups->by_name, name);
+    if (!group) {
+        group = group_new(name, limits);
+        group->goes_with_users = true;
+        g_hash_table_insert(groups->by_name, group->name, group);
+    }
+    add_to_members(throttle_group_ref(group), 1);
+    g_mutex_unlock(&groups->mutex);
+    return group;
+}
+
+void throttle_groups_end_use(ThrottleGroups *groups, ThrottleGroup *group)
+{
+    if (!group)
+        return;
+    add_to_members(group, -1u);
+    if (group->goes_with_users)
+        throttle_groups_remove(groups, group->name); // -EBUSY: there are others
+    throttle_group_unref(group);
 }
 
 ThrottleGroup *throttle_group_ref(ThrottleGroup *group)
@@ -217,6 +250,17 @@ static void timer_came(LoopTimer *timer)
     lock_and_take_turns((ThrottleQueue *)((char *)timer - offsetof(ThrottleQueue, timer)));
 }
 
+static bool is_any_called(const ThrottleMember *m)
+{
+    return m->queues[0].is_called || m->queues[1].is_called;
+}
+
+static void member_free(ThrottleMember *m)
+{
+    throttle_group_unref(m->group);
+    g_free(m);
+}
+
 static void call_came(LoopCall *posted)
 {
     ThrottleQueue *q = (ThrottleQueue *)((char *)posted - offsetof(ThrottleQueue, call));
@@ -224,8 +268,12 @@ static void call_came(LoopCall *posted)
     g_mutex_lock(&m->group->mutex);
     q->is_called = false;
     take_turns(q);
+    bool is_gone = m->has_left && !is_any_called(m);
     g_mutex_unlock(&m->group->mutex);
-    fiber_queue_wake_all(&m->idle);
+    if (is_gone)
+        member_free(m);
+    else
+        fiber_queue_wake_all(&m->idle);
 }
 
 void throttle_group_set_limits(ThrottleGroup *group, const ThrottleLimits *limits)
@@ -258,15 +306,13 @@ void throttle_member_init(ThrottleMember *m, ThrottleGroup *group, Loop *loop)
         q->call.fn = call_came;
         q->turn.data = q;
     }
-    g_mutex_lock(&group->mutex);
-    group->n_members++;
-    g_mutex_unlock(&group->mutex);
+    add_to_members(group, 1);
 }
 
 static bool is_called(ThrottleMember *m)
 {
     g_mutex_lock(&m->group->mutex);
-    bool is_called = m->queues[0].is_called || m->queues[1].is_called;
+    bool is_called = is_any_called(m);
     g_mutex_unlock(&m->group->mutex);
     return is_called;
 }
@@ -276,10 +322,29 @@ void throttle_member_done(Fiber *self, ThrottleMember *m)
     g_assert(!m->queues[0].first && !m->queues[1].first);
     while (is_called(m))
         fiber_queue_wait(self, &m->idle, false, "throttle: a message");
-    g_mutex_lock(&m->group->mutex);
-    m->group->n_members--;
-    g_mutex_unlock(&m->group->mutex);
+    add_to_members(m->group, -1u);
     g_clear_pointer(&m->group, throttle_group_unref);
+}
+
+ThrottleMember *throttle_member_new(ThrottleGroup *group, Loop *loop)
+{
+    ThrottleMember *m = g_new(ThrottleMember, 1);
+    throttle_member_init(m, group, loop);
+    return m;
+}
+
+void throttle_member_leave(ThrottleMember *m)
+{
+    if (!m)
+        return;
+    throttle_member_set_unlimited(m, true);
+    add_to_members(m->group, -1u);
+    g_mutex_lock(&m->group->mutex);
+    m->has_left = true;
+    bool is_gone = !is_any_called(m);
+    g_mutex_unlock(&m->group->mutex);
+    if (is_gone)
+        member_free(m);
 }
 
 void throttle_member_wait(Fiber *self, ThrottleMember *m, bool is_write, uint64_t bytes)

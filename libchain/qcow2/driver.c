@@ -28,6 +28,7 @@ static int open_image(Fiber *self, File *file, const DriverOptions *options,
     Qcow2OpenOptions open = {
         .read_only = !options->is_writable,
         .shared = options->is_shared,
+        .is_inactive = options->is_inactive,
         .memory = options->memory,
         .events = options->events,
     };

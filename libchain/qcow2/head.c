@@ -95,8 +95,7 @@ void view_leave_head(Qcow2View *view)
     image->writeback.parts.l1 = NULL;
 }
 
-// On failure it stays as it was.
-static int reload_l1(Fiber *self, Qcow2View *view, GError **error)
+int view_reload_l1(Fiber *self, Qcow2View *view, GError **error)
 {
     const Qcow2Header *h = &view->image->header;
     EntryTable old = view->l1;
@@ -136,7 +135,7 @@ static int become_head(Fiber *self, Qcow2View *view, GError **error)
     if (r < 0)
         return r;
     if (is_repaired)
-        r = reload_l1(self, view, error);
+        r = view_reload_l1(self, view, error);
     if (r == 0)
         r = view_join_as_head(view, error);
     if (r < 0)

@@ -70,7 +70,8 @@ struct Qcow2Image {
     bool is_claimed;   // what must be on disk before the first guest write is there
     bool claim_failed; // and the owner was told
     enum { PREALLOCATION_UNKNOWN, PREALLOCATION_NO, PREALLOCATION_YES } preallocation;
-    bool is_shared; // another program may write it: what lies past the end may be new, not wrong
+    bool is_shared;   // another program may write it: what lies past the end may be new, not wrong
+    bool is_inactive; // so it may, and only for now
     atomic_bool corrupt; // marked during this run: everything but reads answers -EIO
     const NodeEvents *events;
 

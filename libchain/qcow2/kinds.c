@@ -5,6 +5,7 @@
 // image's loop.
 
 #include <errno.h>
+#include <string.h>
 
 #include "chain-core/io-buffers.h"
 #include "chain-core/node-kinds.h"
@@ -54,21 +55,57 @@ typedef struct Classes {
 
 enum { MAX_AT_ONCE = 64 };
 
+// Bits of a plain entry, in the order of bytes in which tables have them.
+typedef struct PlainBits {
+    uint64_t wrong, offset; // none of these is set, one of those is
+} PlainBits;
+
+static PlainBits plain_bits(const Qcow2Geometry *g)
+{
+    const uint64_t known = QCOW2_ENTRY_OFFSET_MASK | QCOW2_ENTRY_COPIED;
+    return (PlainBits){
+        .wrong = be64_make(~known | (g->cluster_bytes - 1)).raw,
+        .offset = be64_make(QCOW2_ENTRY_OFFSET_MASK).raw,
+    };
+}
+
+typedef uint64_t Entries __attribute__((vector_size(16))); // two at a time
+
+// Most groups are of one kind: nothing, or plain entries. True: it is one.
+static bool classify_uniform(PlainBits bits, const Be64 entry[MAX_AT_ONCE], Classes *ret_classes)
+{
+    enum { LANES = sizeof(Entries) / sizeof(uint64_t) };
+    Entries any = {0}, have_offset = ~any; // the highest bit: all have
+    for (uint32_t k = 0; k < MAX_AT_ONCE; k += LANES) {
+        Entries raw;
+        memcpy(&raw, entry + k, sizeof raw);
+        Entries offset = raw & bits.offset;
+        any |= raw;
+        have_offset &= offset | -offset;
+    }
+    uint64_t any_bits = 0, all_have = UINT64_MAX;
+    for (unsigned i = 0; i < LANES; i++) {
+        any_bits |= any[i];
+        all_have &= have_offset[i];
+    }
+    bool is_plain = !(any_bits & bits.wrong) && all_have >> 63;
+    *ret_classes = (Classes){.plain = is_plain ? UINT64_MAX : 0};
+    return is_plain || !any_bits;
+}
+
 // Of standard entries. No jumps that depend on them: no prediction is of use where owners change
 // from cluster to cluster.
 static Classes classify_standard(const Qcow2Geometry *g, const Be64 *entry, uint32_t n)
 {
-    const uint64_t known = QCOW2_ENTRY_OFFSET_MASK | QCOW2_ENTRY_COPIED;
-    const uint64_t wrong = ~known | (g->cluster_bytes - 1);
+    PlainBits bits = plain_bits(g);
     Classes c = {0};
-    uint64_t any = 0;
-    for (uint32_t k = 0; k < n; k++)
-        any |= entry[k].raw;
-    for (uint32_t k = 0; any && k < n; k++) {
-        uint64_t e = be64_get(entry[k]);
-        bool is_plain = !(e & wrong) & ((e & QCOW2_ENTRY_OFFSET_MASK) != 0);
+    if (n == MAX_AT_ONCE && classify_uniform(bits, entry, &c))
+        return c;
+    for (uint32_t k = 0; k < n; k++) {
+        uint64_t raw = entry[k].raw;
+        bool is_plain = !(raw & bits.wrong) & ((raw & bits.offset) != 0);
         c.plain |= (uint64_t)is_plain << k;
-        c.other |= (uint64_t)(e != 0) << k;
+        c.other |= (uint64_t)(raw != 0) << k;
     }
     c.other &= ~c.plain;
     return c;

@@ -298,6 +298,63 @@ void image_drop_tables(Qcow2Image *image)
     entry_table_done(&image->refcount_table);
 }
 
+// What is open beside the image was found by these names, and what is in memory for it has that shape.
+static int check_same_image(const Qcow2Image *image, const Qcow2Header *old, GError **error)
+{
+    const Qcow2Header *h = &image->header;
+    if (g_strcmp0(h->backing_name, old->backing_name) != 0)
+        return fail(error, -ESTALE, image,
+                    "another program has given it another backing file (%s, it was %s): delete the "
+                    "node and add it anew",
+                    h->backing_name ?: "none", old->backing_name ?: "none");
+    if (g_strcmp0(h->data_file_name, old->data_file_name) != 0)
+        return fail(error, -ESTALE, image,
+                    "another program has given it another data file: delete the node and add it "
+                    "anew");
+    if (h->cluster_bits != old->cluster_bits ||
+        (h->incompatible ^ old->incompatible) & QCOW2_INCOMPAT_EXTENDED_L2)
+        return fail(error, -ESTALE, image,
+                    "another program has made it anew, with other clusters: delete the node and "
+                    "add it anew");
+    return 0;
+}
+
+// The snapshots go with their list; no view shows one.
+static int reload_tables(Fiber *self, Qcow2Image *image, const Qcow2Header *old, GError **error)
+{
+    int r = open_header(self, image, error);
+    if (r == 0)
+        r = check_same_image(image, old, error);
+    if (r < 0)
+        return r;
+    table_cache_forget_image(image->cache, image, &image->writeback.parts.dirty);
+    inflated_cache_free(image->inflated);
+    image->inflated = inflated_cache_new(image);
+    image->preallocation = PREALLOCATION_UNKNOWN;
+    image->packed_next = host_off(0);
+    image_drop_tables(image);
+    image->is_loaded = false;
+    r = image_load_tables(self, image, error);
+    image->is_loaded = true;
+    return r;
+}
+
+int image_reload(Fiber *self, Qcow2Image *image, GError **error)
+{
+    Qcow2Header old_header = image->header;
+    Qcow2Geometry old_geometry = image->geometry;
+    image->header = (Qcow2Header){0};
+    int r = reload_tables(self, image, &old_header, error);
+    if (r < 0) {
+        qcow2_header_clear(&image->header);
+        image->header = old_header;
+        image->geometry = old_geometry;
+    } else {
+        qcow2_header_clear(&old_header);
+    }
+    return r;
+}
+
 static void release_clusters(Fiber *self, void *arg, ClusterRange range)
 {
     allocator_release(self, arg, range);
@@ -316,7 +373,8 @@ int qcow2_image_open(Fiber *self, File *file, const Qcow2OpenOptions *options,
     image->events = options->events;
     image->max_bitmap_clusters = QCOW2_MAX_BITMAP_CLUSTERS;
     image->writable = !options->read_only;
-    image->is_shared = options->shared && options->read_only;
+    image->is_inactive = options->is_inactive && options->read_only;
+    image->is_shared = image->is_inactive || (options->shared && options->read_only);
     image->cache = table_cache_ref(image->loop, image->memory);
     image->cow_buffers = cow_buffers_ref(image->loop);
     freed_init(&image->freed, image->loop, &image->fibers, release_clusters, image);

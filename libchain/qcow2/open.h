@@ -16,6 +16,11 @@ int image_load(Fiber *self, Qcow2Image *image, GError **error);
 // image_drop_tables(); the snapshots stay unless the image was repaired.
 int image_load_tables(Fiber *self, Qcow2Image *image, GError **error);
 void image_drop_tables(Qcow2Image *image);
+// Reads the header of an image that is not written, and what lies outside of the views, anew, for
+// another program may have written them. Only its head is open. On failure the header is as it was,
+// and it can be tried again. -ESTALE: it lies over another file now, keeps its data elsewhere, or
+// has other clusters.
+int image_reload(Fiber *self, Qcow2Image *image, GError **error);
 // Does the header let it be written? 0, or -EUCLEAN.
 int image_check_not_corrupt(const Qcow2Image *image, GError **error);
 

@@ -150,6 +150,7 @@ static const NodeOps view_ops = {
     .compressed = &view_compressed_ops,
     .bitmap_store = &qcow2_bitmap_store,
     .set_writable = view_set_writable,
+    .set_active = view_set_active,
     .resize = view_resize,
     .room = view_room,
     .close = view_close,
@@ -164,6 +165,18 @@ static uint64_t snapshot_identity(const Qcow2Image *image, const ImageSnapshot *
         return UINT64_C(1) << 63 | snapshot->number;
     g_ptr_array_find(image->snapshots.all, snapshot, &i);
     return 1 + i;
+}
+
+// Without one where another program writes: what two nodes know of it may differ.
+void view_set_identity(Qcow2View *view)
+{
+    const Qcow2Image *image = view->image;
+    view->node.identity = (NodeIdentity){0};
+    if (image->is_shared)
+        return;
+    file_identity(image->file, view->node.identity.file);
+    if (view->snapshot)
+        view->node.identity.view = snapshot_identity(image, view->snapshot);
 }
 
 int qcow2_view_new(Fiber *self, Qcow2Image *image, const char *wanted, Node **ret_node,
@@ -200,11 +213,7 @@ int qcow2_view_new(Fiber *self, Qcow2Image *image, const char *wanted, Node **re
     view->node.read_only = !head_for_writing;
     view->node.preferred_bytes = image->geometry.cluster_bytes;
     view->node.is_corrupt = &image->corrupt;
-    // Without one where another program writes: what two nodes know of it may differ.
-    if (!image->is_shared)
-        file_identity(image->file, view->node.identity.file);
-    if (!image->is_shared && snapshot)
-        view->node.identity.view = snapshot_identity(image, snapshot);
+    view_set_identity(view);
     r = view_load_l1(self, view, snapshot ? snapshot->entry.l1 : h->l1,
                      snapshot ? snapshot->entry.l1_entries : h->l1_entries, error);
     qcow2_image_ref(image);

@@ -39,6 +39,12 @@ int view_load_l1(Fiber *self, Qcow2View *view, HostOff l1, uint64_t n_l1, GError
 int view_join_as_head(Qcow2View *view, GError **error);
 void view_leave_head(Qcow2View *view);
 int view_set_writable(Fiber *self, Node *node, bool is_writable, GError **error);
+int view_set_active(Fiber *self, Node *node, bool is_active, GError **error); // active.c
+// The header has another L1 table, or lies about the same one anew. On failure it stays as it was.
+int view_reload_l1(Fiber *self, Qcow2View *view, GError **error);
+
+// As which content others may know it. The view's other fields are set.
+void view_set_identity(Qcow2View *view);
 
 // Is it an image with preallocated metadata? (preallocation.c)
 bool view_data_may_be_hole(Fiber *self, Node *node);

@@ -4,18 +4,21 @@
 #include "chain-core/raw.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <string.h>
 
 #include "base/error.h"
 #include "chain-core/mutant.h"
+#include "chain-core/node-file.h"
 #include "node/node-edge.h"
 
 typedef struct RawNode {
     Node node;
-    File *file;      // owned
-    uint64_t offset; // host offset of guest offset 0
-    bool is_part;    // of the file: its length was given
-    bool is_shared;  // another program may write the file
+    File *file;       // owned
+    uint64_t offset;  // host offset of guest offset 0
+    bool is_part;     // of the file: its length was given
+    bool is_shared;   // another program may write the file
+    bool is_inactive; // so it may, and only for now
 } RawNode;
 
 static File *raw_file(Node *node)
@@ -138,6 +141,51 @@ static void file_mode_changed(File *file, void *node)
     node_mode_changed(node, file_is_writable(file));
 }
 
+// As long as it is inactive nothing may be remembered: no identity, and map() calls everything data.
+static void set_inactive(RawNode *raw, bool is_inactive)
+{
+    raw->is_inactive = raw->is_shared = is_inactive;
+    raw->node.identity = (NodeIdentity){0};
+    if (is_inactive)
+        return;
+    file_identity(raw->file, raw->node.identity.file);
+    raw->node.identity.view = raw->offset;
+}
+
+static int take_size(RawNode *raw, GError **error)
+{
+    uint64_t end = file_size(raw->file);
+    uint64_t least = raw->offset + (raw->is_part ? raw->node.size_bytes : 0);
+    if (end < least)
+        return error_set(error, -EINVAL,
+                         "%s: it has become shorter than the part of it that this is: %" PRIu64
+                         " bytes are missing",
+                         raw->node.name, least - end);
+    if (raw->is_part)
+        return 0;
+    uint64_t size_bytes = end - raw->offset;
+    if (raw->node.bitmaps && raw->node.resize_bitmaps(&raw->node, size_bytes) < 0)
+        return error_set(error, -ENOMEM, "%s: no memory for its dirty bitmaps", raw->node.name);
+    raw->node.size_bytes = size_bytes;
+    return 0;
+}
+
+static int raw_set_active(Fiber *self, Node *node, bool is_active, GError **error)
+{
+    RawNode *raw = (RawNode *)node;
+    if (raw->is_shared && !raw->is_inactive)
+        return 0;                      // it has always been so, and stays so
+    bool is_file = node->ops->is_file; // who lies in it has no say
+    int r = is_file     ? file_set_active(self, raw->file, is_active, error)
+            : is_active ? file_look_anew(self, raw->file, error)
+                        : 0;
+    if (r == 0 && is_active)
+        r = take_size(raw, error);
+    if (r == 0)
+        set_inactive(raw, !is_active);
+    return r;
+}
+
 // The device's size is what somebody else made it: larger than that it cannot be.
 static int take_device_size(Fiber *self, RawNode *raw, uint64_t size_bytes, GError **error)
 {
@@ -151,6 +199,15 @@ static int take_device_size(Fiber *self, RawNode *raw, uint64_t size_bytes, GErr
     return 0;
 }
 
+// An image has its size from its own metadata, and not by being written past its end.
+static int resize_below(Fiber *self, RawNode *raw, Node *below, uint64_t size_bytes, GError **error)
+{
+    int r = node_resize(self, below, raw->offset + size_bytes, error);
+    if (r < 0)
+        return r;
+    return take_device_size(self, raw, size_bytes, error);
+}
+
 static int raw_resize(Fiber *self, Node *node, uint64_t size_bytes, GError **error)
 {
     RawNode *raw = (RawNode *)node;
@@ -158,6 +215,9 @@ static int raw_resize(Fiber *self, Node *node, uint64_t size_bytes, GError **err
         return error_set(error, -ENOTSUP, "Cannot resize fixed-size raw disks");
     if (size_bytes > INT64_MAX - raw->offset)
         return error_set(error, -EINVAL, "Disk size too large");
+    Node *below = node_file_node(raw->file);
+    if (below && !node_can_grow(below))
+        return resize_below(self, raw, below, size_bytes, error);
     if (file_is_block_device(raw->file))
         return take_device_size(self, raw, size_bytes, error);
     int r = file_truncate(self, raw->file, raw->offset + size_bytes);
@@ -204,7 +264,7 @@ static int raw_room(Fiber *self, Node *node, uint64_t enough, NodeRoom *ret_room
 
 static int raw_lock(Fiber *self, Node *node, unsigned held, unsigned unshared, GError **error)
 {
-    return file_lock(self, raw_file(node), held, unshared, error);
+    return file_lock_also(self, raw_file(node), held, unshared, error);
 }
 
 static void raw_close(Fiber *self, Node *node)
@@ -220,9 +280,9 @@ static void raw_close(Fiber *self, Node *node)
         .write_extent = raw_write_extent, .zero = raw_zero, .discard = raw_discard,                \
         .flush = raw_flush, .map = raw_map, .file = raw_file,                                      \
         .data_may_be_hole = raw_data_may_be_hole, .detach = raw_detach, .attach = raw_attach,      \
-        .set_writable = raw_set_writable, .resize = raw_resize, .can_grow = raw_can_grow,          \
-        .reserve = raw_reserve, .remeasure = raw_remeasure, .room = raw_room, .lock = raw_lock,    \
-        .close = raw_close,                                                                        \
+        .set_writable = raw_set_writable, .set_active = raw_set_active, .resize = raw_resize,      \
+        .can_grow = raw_can_grow, .reserve = raw_reserve, .remeasure = raw_remeasure,              \
+        .room = raw_room, .lock = raw_lock, .close = raw_close,                                    \
     }
 static const NodeOps raw_ops = OPS_OF_DRIVER("raw", false);
 static const NodeOps file_ops = OPS_OF_DRIVER("file", true);
@@ -262,9 +322,11 @@ static RawNode *make_node(File *file, const NodeOps *ops, uint64_t offset, uint6
 Node *file_node_new(File *file)
 {
     const NodeOps *ops = file_is_block_device(file) ? &host_device_ops : &file_ops;
-    Node *node = &make_node(file, ops, 0, file_size(file))->node;
-    file_set_mode_fn(file, file_mode_changed, node);
-    return node;
+    RawNode *raw = make_node(file, ops, 0, file_size(file));
+    if (file_is_inactive(file))
+        set_inactive(raw, true);
+    file_set_mode_fn(file, file_mode_changed, &raw->node);
+    return &raw->node;
 }
 
 int raw_node_new_part(Fiber *self, File *file, uint64_t offset, uint64_t size_bytes,
@@ -302,7 +364,7 @@ static void set_shared(RawNode *raw)
 typedef struct RawDriverImage {
     DriverImage head; // first
     uint64_t offset, size_bytes;
-    bool is_writable, is_shared;
+    bool is_writable, is_shared, is_inactive;
 } RawDriverImage;
 
 static void driver_drop(Fiber *self, DriverImage *image)
@@ -320,6 +382,7 @@ static int driver_open(Fiber *self, File *file, const DriverOptions *options,
     image->size_bytes = driver_value_int(options->values, "size", RAW_TO_END);
     image->is_writable = options->is_writable;
     image->is_shared = options->is_shared;
+    image->is_inactive = options->is_inactive;
     if (image->size_bytes != RAW_TO_END && image->size_bytes % 512) {
         int r = error_set(error, -EINVAL, "%s: \"size\" of a raw image is not a multiple of 512",
                           file_path(file));
@@ -339,6 +402,8 @@ static int driver_load(Fiber *self, DriverImage *image, File *data, Node **ret_n
         (*ret_node)->read_only |= !opened->is_writable;
     if (r == 0 && opened->is_shared)
         set_shared((RawNode *)*ret_node);
+    if (r == 0 && opened->is_inactive)
+        set_inactive((RawNode *)*ret_node, true);
     g_free(image);
     return r;
 }

@@ -29,8 +29,18 @@ void nbd_address_free(NbdAddress *address)
     g_free(address->host);
     g_free(address->port);
     g_free(address->export_name);
+    tls_creds_unref(address->tls_creds);
+    g_free(address->tls_hostname);
     g_free(address->text);
     g_free(address);
+}
+
+void nbd_address_set_tls(NbdAddress *address, TlsCreds *creds, const char *hostname)
+{
+    g_autofree char *plain = g_steal_pointer(&address->text);
+    address->text = g_strconcat("nbds", plain + strlen("nbd"), NULL);
+    address->tls_creds = creds;
+    address->tls_hostname = g_strdup(hostname ? hostname : address->host);
 }
 
 static NbdAddress *address_new(const char *path, const char *host, const char *port,
@@ -108,7 +118,9 @@ int nbd_address_from_uri(const char *text, NbdAddress **ret_address, GError **er
     g_autoptr(GUri) uri = g_uri_parse(text, G_URI_FLAGS_ENCODED_QUERY, NULL);
     const char *scheme = uri ? g_uri_get_scheme(uri) : "";
     if (g_str_has_prefix(scheme, "nbds"))
-        return error_set(error, -ENOTSUP, "%s: TLS is not supported", text);
+        return error_set(error, -ENOTSUP,
+                         "%s: a URI names no credentials for TLS: describe the node with tls-creds",
+                         text);
     bool is_unix = g_str_equal(scheme, "nbd+unix");
     if (!is_unix && !g_str_equal(scheme, "nbd") && !g_str_equal(scheme, "nbd+tcp"))
         return error_set(error, -EINVAL, "%s: not the URI of an NBD export", text);

@@ -10,6 +10,9 @@
 //     WAITING   requests wait, and are made again (a read or write made twice is one)
 //     FAILING   requests answer -EIO; a fiber goes on trying to connect, unless it was given up
 //
+// A server may be lost again as soon as there is something to do for it. So no request is made again
+// for longer than reconnect-delay, and attempts to connect keep their distance.
+//
 // What the server had acknowledged and not made durable may be gone with a connection: nobody can
 // tell a server that lost its network from one that lost its memory. So the flush that should have
 // covered it fails, once; of several that were under way, each. On the loop, in fibers.
@@ -25,7 +28,7 @@
 #define SECOND_NS UINT64_C(1000000000)
 // Of a connection, and of a handshake. As long as a lost packet or two of a handshake take.
 #define ATTEMPT_NS (10 * SECOND_NS)
-enum { MAX_PAUSE_S = 16 }; // between attempts, which come less often the longer it takes
+enum { MAX_PAUSE_S = 16 }; // between attempts, which come less often the longer nothing is answered
 
 typedef enum LinkState { LINK_CONNECTED, LINK_WAITING, LINK_FAILING } LinkState;
 
@@ -40,8 +43,10 @@ struct NbdLink {
     LinkState state;
     Fiber *connecting;
     bool is_closing, is_given_up;
-    LoopTimer give_up;  // WAITING becomes FAILING
-    FiberQueue changed; // the state, n_users, or the end of the fiber
+    uint64_t attempted_ns; // when the last attempt to connect ended
+    unsigned pause_s;      // from then to the next one
+    LoopTimer give_up;     // WAITING becomes FAILING
+    FiberQueue changed;    // the state, n_users, or the end of the fiber
     // Changes without FUA, counted in the order of their acknowledgement. None of these falls.
     uint64_t n_written;  // all of them
     uint64_t n_durable;  // up to here: durable, or lost
@@ -99,6 +104,11 @@ static void lose_writes(NbdLink *link)
         link->n_lost = link->n_durable = link->n_written;
 }
 
+static void lengthen_pause(NbdLink *link, bool has_answered)
+{
+    link->pause_s = has_answered || !link->pause_s ? 1 : MIN(link->pause_s * 2, MAX_PAUSE_S);
+}
+
 static void connection_lost(void *arg)
 {
     NbdLink *link = arg;
@@ -106,6 +116,7 @@ static void connection_lost(void *arg)
     lose_writes(link);
     if (link->state != LINK_CONNECTED) // lost before anybody used it
         return;
+    lengthen_pause(link, nbd_session_has_answered(link->dead));
     tell(link, "the connection is lost");
     bool waits = link->options.reconnect_delay_ns && !link->is_given_up;
     set_state(link, waits ? LINK_WAITING : LINK_FAILING);
@@ -150,23 +161,30 @@ static int connect_again(Fiber *self, NbdLink *link, GError **error)
     return 0;
 }
 
+static int pause_before_attempt(Fiber *self, const NbdLink *link)
+{
+    uint64_t now_ns = loop_now_ns(link->loop);
+    uint64_t next_ns = link->attempted_ns + link->pause_s * SECOND_NS;
+    return now_ns < next_ns ? fiber_sleep(self, next_ns - now_ns) : 0;
+}
+
 static void connect_fiber(Fiber *self, void *arg)
 {
     NbdLink *link = arg;
     close_dead(self, link);
     g_autofree char *told = NULL;
-    for (unsigned pause_s = 1; !link->is_closing && !link->is_given_up;
-         pause_s = MIN(pause_s * 2, MAX_PAUSE_S)) {
+    while (!link->is_closing && !link->is_given_up && pause_before_attempt(self, link) == 0) {
         g_autoptr(GError) error = NULL;
-        if (connect_again(self, link, &error) == 0 || link->is_closing)
+        int r = connect_again(self, link, &error);
+        link->attempted_ns = loop_now_ns(link->loop);
+        if (r == 0 || link->is_closing)
             break;
+        lengthen_pause(link, false);
         if (g_strcmp0(told, error->message) != 0 && link->options.events &&
             link->options.events->notice)
             link->options.events->notice(link->options.events, error->message);
         g_free(told);
         told = g_strdup(error->message);
-        if (fiber_sleep(self, pause_s * SECOND_NS) < 0)
-            break;
     }
     link->connecting = NULL;
     fiber_queue_wake_all(&link->changed);
@@ -257,7 +275,7 @@ static void count_change(NbdLink *link, const NbdSession *session, const NbdComm
 // a flush after the change.
 static int carry_out(Fiber *self, NbdLink *link, NbdCommand *command)
 {
-    for (;;) {
+    for (uint64_t lost_ns = 0;;) { // when it was lost with a connection for the first time
         NbdSession *session;
         int r = get_session(self, link, &session);
         if (r < 0)
@@ -276,6 +294,10 @@ static int carry_out(Fiber *self, NbdLink *link, NbdCommand *command)
             return translate(r);
         if (link->session == session)
             return -EIO; // it was not sent, for some reason that another time would not mend
+        uint64_t now_ns = loop_now_ns(link->loop);
+        lost_ns = lost_ns ? lost_ns : now_ns;
+        if (now_ns - lost_ns > link->options.reconnect_delay_ns)
+            return -EIO;
     }
 }
 
@@ -288,7 +310,7 @@ int nbd_link_flush(Fiber *self, NbdLink *link)
 {
     uint64_t n_covered = link->n_written, n_lost = link->n_lost;
     int r = 0;
-    if (link->n_lost <= link->n_reported && link->facts.can_flush)
+    if (n_covered > link->n_durable && link->n_lost <= link->n_reported && link->facts.can_flush)
         r = carry_out(self, link, NULL);
     // Perhaps while it waited.
     if (link->n_lost > link->n_reported ||
@@ -354,6 +376,7 @@ int nbd_link_open(Fiber *self, NbdAddress *address, const NbdLinkOptions *option
     link->give_up.fn = gave_up;
     int r = open_session(self, address, options->open_timeout_ns, &link->session, error);
     if (r == 0) {
+        link->attempted_ns = loop_now_ns(link->loop);
         link->facts = *nbd_session_facts(link->session);
         r = check_access(link, link->options.is_writable, error);
     }
@@ -398,6 +421,8 @@ void nbd_link_attach(NbdLink *link, Loop *loop)
 
 void nbd_link_give_up(NbdLink *link)
 {
+    if (link->n_users && !link->is_given_up)
+        tell(link, "it does not answer, and is given up: all requests fail from now on");
     link->is_given_up = true;
     if (link->state == LINK_WAITING)
         set_state(link, LINK_FAILING);

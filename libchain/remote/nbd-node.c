@@ -295,12 +295,26 @@ static const NodeOps nbd_ops = {
 
 #define SECOND_NS UINT64_C(1000000000)
 
-static int refuse_tls(const json_t *values, GError **error)
+static int set_tls(const DriverOptions *options, NbdAddress *address, GError **error)
 {
-    const char *creds = driver_value_str(values, "tls-creds", NULL);
-    if (!creds && !driver_value_str(values, "tls-hostname", NULL))
-        return 0;
-    return error_set(error, -ENOTSUP, "TLS is not supported: leave out tls-creds and tls-hostname");
+    const char *name = driver_value_str(options->values, "tls-creds", NULL);
+    TlsCreds *creds;
+    int r = name ? tls_creds_table_find(options->tls_creds, name, TLS_CLIENT, &creds, error) : 0;
+    if (name && r == 0)
+        nbd_address_set_tls(address, creds,
+                            driver_value_str(options->values, "tls-hostname", NULL));
+    return r;
+}
+
+static int find_address(const DriverOptions *options, NbdAddress **ret_address, GError **error)
+{
+    g_autoptr(NbdAddress) address = NULL;
+    int r = nbd_address_from_values(options->values, &address, error);
+    if (r == 0)
+        r = set_tls(options, address, error);
+    if (r == 0)
+        *ret_address = g_steal_pointer(&address);
+    return r;
 }
 
 static int nbd_make(Fiber *self, const DriverOptions *options, Node *child, Node **ret_node,
@@ -315,9 +329,7 @@ static int nbd_make(Fiber *self, const DriverOptions *options, Node *child, Node
     };
     NbdAddress *address;
     NbdLink *link;
-    int r = refuse_tls(values, error);
-    if (r == 0)
-        r = nbd_address_from_values(values, &address, error);
+    int r = find_address(options, &address, error);
     if (r == 0)
         r = nbd_link_open(self, address, &link_options, &link, error);
     if (r < 0)
@@ -345,6 +357,8 @@ static char *nbd_exact_name(const json_t *values, const char *below)
 {
     g_autoptr(NbdAddress) a = NULL;
     bool has_export = json_object_get(values, "export");
+    if (json_object_get(values, "tls-creds")) // no name says that
+        return NULL;
     if (nbd_address_from_values(values, &a, NULL) < 0)
         return NULL;
     if (has_export)
@@ -380,8 +394,12 @@ static const DriverOption nbd_options[] = {
      .type = DRIVER_OPTION_INT,
      .doc = "For how many seconds connecting is tried again when the node is made; 0, unless said: "
             "once."},
-    {.name = "tls-creds", .type = DRIVER_OPTION_STR, .doc = "Refused: TLS is not supported."},
-    {.name = "tls-hostname", .type = DRIVER_OPTION_STR, .doc = "Refused: TLS is not supported."},
+    {.name = "tls-creds",
+     .type = DRIVER_OPTION_STR,
+     .doc = "An object of a kind tls-creds, of a client: the server must speak TLS then."},
+    {.name = "tls-hostname",
+     .type = DRIVER_OPTION_STR,
+     .doc = "Whom the server's certificate must be for; the host unless said."},
     {0},
 };
 

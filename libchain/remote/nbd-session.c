@@ -19,13 +19,17 @@
 #include "base/error.h"
 #include "chain-core/fd-wait.h"
 #include "chain-core/fiber-sync.h"
+#include "remote/nbd-tunnel.h"
 
 struct NbdSession {
     struct nbd_handle *handle;
-    int fd; // a duplicate of the handle's
+    NbdTunnel *tunnel; // between the handle and a server that speaks TLS; NULL: there is none
+    int fd;            // a duplicate of the handle's
     Loop *loop;
     NbdSessionFacts facts;
     bool is_lost, is_pausing;
+    bool has_answered;
+    bool is_broken; // the server sends more than it was asked for, and might do so for ever
     NbdSessionLostFn *lost;
     void *lost_arg;
     Fiber *reader, *writer; // NULL: not running
@@ -148,9 +152,15 @@ int nbd_session_open(Fiber *self, const NbdAddress *address, uint64_t timeout_ns
     int fd = nbd_address_connect(self, address, timeout_ns, error);
     if (fd < 0)
         return fd;
+    NbdTunnel *tunnel = NULL;
+    int r = address->tls_creds ? nbd_tunnel_open(self, fd, address, timeout_ns, &tunnel, &fd, error)
+                               : 0;
+    if (r < 0)
+        return r;
     NbdSession *s = g_new0(NbdSession, 1);
     s->loop = fiber_loop(self);
-    int r = set_up(s, address, fd, error);
+    s->tunnel = tunnel;
+    r = set_up(s, address, fd, error);
     if (r == 0)
         r = negotiate(self, s, address, timeout_ns, error);
     if (r == 0)
@@ -167,9 +177,9 @@ const NbdSessionFacts *nbd_session_facts(const NbdSession *session)
     return &session->facts;
 }
 
-bool nbd_session_is_lost(const NbdSession *session)
+bool nbd_session_has_answered(const NbdSession *session)
 {
-    return session->is_lost;
+    return session->has_answered;
 }
 
 // --- driving the handle --------------------------------------------------------------------------
@@ -210,6 +220,21 @@ static void end_fiber(NbdSession *s, Fiber **which)
     fiber_queue_wake_all(&s->ended);
 }
 
+// Whoever waits for an answer is told that there will be none: the end of the stream kills the
+// handle, which calls back for each command.
+static void kill_handle(NbdSession *s)
+{
+    shutdown(s->fd, SHUT_RDWR);
+    for (unsigned i = 0; i < 64 && nbd_aio_is_dead(s->handle) == 0 &&
+                         nbd_aio_is_closed(s->handle) == 0 && nbd_aio_is_created(s->handle) == 0;
+         i++) {
+        if (nbd_aio_get_direction(s->handle) & LIBNBD_AIO_DIRECTION_READ)
+            nbd_aio_notify_read(s->handle);
+        else
+            nbd_aio_notify_write(s->handle);
+    }
+}
+
 static void read_fiber(Fiber *self, void *arg)
 {
     NbdSession *s = arg;
@@ -218,6 +243,8 @@ static void read_fiber(Fiber *self, void *arg)
             break;
         if (nbd_aio_get_direction(s->handle) & LIBNBD_AIO_DIRECTION_READ)
             nbd_aio_notify_read(s->handle);
+        if (s->is_broken)
+            kill_handle(s);
         fiber_queue_wake_all(&s->direction_changed);
     }
     note_lost(s);
@@ -243,13 +270,15 @@ int nbd_session_start(NbdSession *s, Loop *loop, NbdSessionLostFn *lost, void *a
     s->lost = lost;
     s->lost_arg = arg;
     s->is_pausing = false;
-    int r = fiber_spawn(s->loop, "nbd client: receives", read_fiber, s, &s->reader);
+    int r = s->tunnel ? nbd_tunnel_resume(s->tunnel, loop) : 0;
+    if (r == 0)
+        r = fiber_spawn(s->loop, "nbd client: receives", read_fiber, s, &s->reader);
     if (r == 0)
         r = fiber_spawn(s->loop, "nbd client: sends", write_fiber, s, &s->writer);
     return r;
 }
 
-void nbd_session_pause(Fiber *self, NbdSession *s)
+static void end_fibers(Fiber *self, NbdSession *s)
 {
     s->is_pausing = true;
     if (s->reader)
@@ -260,19 +289,11 @@ void nbd_session_pause(Fiber *self, NbdSession *s)
         fiber_queue_wait(self, &s->ended, false, "nbd: the end of a connection's fibers");
 }
 
-// Whoever waits for an answer is told that there will be none: the end of the stream kills the
-// handle, which calls back for each command.
-static void kill_handle(NbdSession *s)
+void nbd_session_pause(Fiber *self, NbdSession *s)
 {
-    shutdown(s->fd, SHUT_RDWR);
-    for (unsigned i = 0; i < 64 && nbd_aio_is_dead(s->handle) == 0 &&
-                         nbd_aio_is_closed(s->handle) == 0 && nbd_aio_is_created(s->handle) == 0;
-         i++) {
-        if (nbd_aio_get_direction(s->handle) & LIBNBD_AIO_DIRECTION_READ)
-            nbd_aio_notify_read(s->handle);
-        else
-            nbd_aio_notify_write(s->handle);
-    }
+    end_fibers(self, s);
+    if (s->tunnel)
+        nbd_tunnel_pause(self, s->tunnel);
 }
 
 void nbd_session_cut(NbdSession *s)
@@ -286,7 +307,7 @@ void nbd_session_close(Fiber *self, NbdSession *s)
     if (!s)
         return;
     s->lost = NULL;
-    nbd_session_pause(self, s);
+    end_fibers(self, s);
     if (s->handle) {
         if (nbd_aio_is_ready(s->handle) == 1) // the polite end
             nbd_aio_disconnect(s->handle, 0);
@@ -295,6 +316,7 @@ void nbd_session_close(Fiber *self, NbdSession *s)
     }
     if (s->fd >= 0)
         close(s->fd);
+    nbd_tunnel_close(self, s->tunnel);
     g_free(s);
 }
 
@@ -302,8 +324,11 @@ void nbd_session_close(Fiber *self, NbdSession *s)
 
 typedef struct Request {
     Fiber *fiber;
+    NbdSession *session;
     bool is_done;
-    int error; // positive
+    int error;      // positive
+    uint64_t bytes; // of a read: what came
+    size_t len;     // and what was asked for
 } Request;
 
 static int completed(void *user_data, int *error)
@@ -311,6 +336,7 @@ static int completed(void *user_data, int *error)
     Request *request = user_data;
     request->is_done = true;
     request->error = *error;
+    request->session->has_answered |= *error != ENOTCONN; // which is how libnbd gives up a command
     fiber_wake(request->fiber);
     return 1; // it is retired
 }
@@ -336,17 +362,32 @@ static int await(Fiber *self, NbdSession *s, Request *request, int64_t cookie)
         .callback = completed, .user_data = request                                                \
     }
 
+// libnbd sees to it that a piece lies within what was asked for, not that the pieces are all of that.
+static int count_piece(void *user_data, const void *piece, size_t len, uint64_t off,
+                       unsigned status, int *error)
+{
+    Request *request = user_data;
+    if (status != LIBNBD_READ_ERROR)
+        request->bytes += len;
+    if (request->bytes > request->len)
+        request->session->is_broken = true;
+    return 0;
+}
+
 int nbd_session_read(Fiber *self, NbdSession *s, uint64_t off, void *buf, size_t len)
 {
-    Request request = {.fiber = self};
-    return await(self, s, &request,
-                 nbd_aio_pread(s->handle, buf, len, off, COMPLETION(&request), 0));
+    Request request = {.fiber = self, .session = s, .len = len};
+    nbd_chunk_callback count = {.callback = count_piece, .user_data = &request};
+    int r =
+        await(self, s, &request,
+              nbd_aio_pread_structured(s->handle, buf, len, off, count, COMPLETION(&request), 0));
+    return r == 0 && request.bytes != len ? -EIO : r;
 }
 
 int nbd_session_write(Fiber *self, NbdSession *s, uint64_t off, const void *buf, size_t len,
                       bool is_fua)
 {
-    Request request = {.fiber = self};
+    Request request = {.fiber = self, .session = s};
     return await(self, s, &request,
                  nbd_aio_pwrite(s->handle, buf, len, off, COMPLETION(&request),
                                 is_fua ? LIBNBD_CMD_FLAG_FUA : 0));
@@ -354,7 +395,7 @@ int nbd_session_write(Fiber *self, NbdSession *s, uint64_t off, const void *buf,
 
 int nbd_session_zero(Fiber *self, NbdSession *s, uint64_t off, uint64_t len, NodeIoFlags flags)
 {
-    Request request = {.fiber = self};
+    Request request = {.fiber = self, .session = s};
     uint32_t nbd_flags = (flags & NODE_IO_FUA ? LIBNBD_CMD_FLAG_FUA : 0) |
                          (flags & NODE_IO_NO_UNMAP ? LIBNBD_CMD_FLAG_NO_HOLE : 0) |
                          (flags & NODE_IO_FAST_ZERO ? LIBNBD_CMD_FLAG_FAST_ZERO : 0);
@@ -364,7 +405,7 @@ int nbd_session_zero(Fiber *self, NbdSession *s, uint64_t off, uint64_t len, Nod
 
 int nbd_session_trim(Fiber *self, NbdSession *s, uint64_t off, uint64_t len, bool is_fua)
 {
-    Request request = {.fiber = self};
+    Request request = {.fiber = self, .session = s};
     return await(
         self, s, &request,
         nbd_aio_trim(s->handle, len, off, COMPLETION(&request), is_fua ? LIBNBD_CMD_FLAG_FUA : 0));
@@ -372,7 +413,7 @@ int nbd_session_trim(Fiber *self, NbdSession *s, uint64_t off, uint64_t len, boo
 
 int nbd_session_flush(Fiber *self, NbdSession *s)
 {
-    Request request = {.fiber = self};
+    Request request = {.fiber = self, .session = s};
     return await(self, s, &request, nbd_aio_flush(s->handle, COMPLETION(&request), 0));
 }
 
@@ -394,7 +435,7 @@ static int take_extents(void *user_data, const char *context, uint64_t off, uint
 int nbd_session_status(Fiber *self, NbdSession *s, uint64_t off, uint64_t len,
                        NbdExtent *ret_extent)
 {
-    Request request = {.fiber = self};
+    Request request = {.fiber = self, .session = s};
     NbdExtent extent = {0};
     nbd_extent_callback take = {.callback = take_extents, .user_data = &extent};
     len = MIN(len, max_command_bytes(&s->facts));

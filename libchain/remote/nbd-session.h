@@ -37,7 +37,8 @@ void nbd_session_cut(NbdSession *session);
 void nbd_session_close(Fiber *self, NbdSession *session);
 
 const NbdSessionFacts *nbd_session_facts(const NbdSession *session);
-bool nbd_session_is_lost(const NbdSession *session);
+// A request, with success or an error.
+bool nbd_session_has_answered(const NbdSession *session);
 
 // Each is one request: bounds and sizes are those of the facts, offsets and lengths multiples of
 // min_bytes. 0, what the server answered, or -ENOTCONN: the connection is lost, and nobody knows

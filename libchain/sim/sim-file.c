@@ -15,6 +15,7 @@ typedef struct SimFile {
     Sim *sim;
     SimInode *inode;
     unsigned held, unshared;
+    unsigned n_written_out;
 } SimFile;
 
 static SimFile *sim_file(File *file)
@@ -447,12 +448,24 @@ static int op_set_direct(Fiber *self, File *file, bool is_direct, GError **error
     return 0;
 }
 
+// Any write may reach the disk before a flush, so there is nothing to do.
+static void op_write_out(File *file)
+{
+    sim_file(file)->n_written_out++;
+}
+
+unsigned sim_file_n_written_out(const File *file)
+{
+    return ((const SimFile *)file)->n_written_out;
+}
+
 static const FileOps file_ops = {
     .try_read = op_try_read,
     .try_write = op_try_write,
     .submit = op_submit,
     .write_tail = op_write_tail,
     .flush = op_flush,
+    .write_out = op_write_out,
     .zero = op_zero,
     .reserve = op_reserve,
     .discard = op_discard,

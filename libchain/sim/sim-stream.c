@@ -185,9 +185,10 @@ static void op_shutdown(Stream *stream)
     pipe_wake(s->out);
 }
 
-static int op_steal_fd(Stream *stream)
+// Loops of a simulation share one thread.
+static void op_attach(Stream *stream, Loop *loop)
 {
-    return -ENOTSUP;
+    ((SimStream *)stream)->sim = sim_of_loop(loop);
 }
 
 static void op_free(Stream *stream)
@@ -205,7 +206,7 @@ static const StreamOps stream_ops = {
     .try_send = op_try_send,
     .shutdown = op_shutdown,
     .end_sending = op_end_sending,
-    .steal_fd = op_steal_fd,
+    .attach = op_attach,
     .free = op_free,
 };
 

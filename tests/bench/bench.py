@@ -7,7 +7,9 @@ latency, the server's own CPU time per request, and the memory that the server i
 Workloads are IMAGE-PATTERN. Images: raw; flat (one qcow2, full); chainN (N empty overlays over flat);
 mixN (N layers of mixed cluster sizes, each with its share of the data); new (an empty overlay of flat);
 fresh (an empty qcow2). Patterns: rr, rw (random 4 KiB, 32 in flight), rr1, rw1 (one at a time), sr,
-sw (sequential 256 KiB, 8 in flight), with xN for N connections. On new and fresh nearly each rw allocates.
+sw (sequential 256 KiB, 8 in flight), with xN for N connections; copy (nbdcopy of the whole disk to
+nowhere, 256 KiB, as often as fits into the time). On new and fresh nearly each rw allocates. With --tls
+all clients and servers encrypt, with certificates; qemu-nbd and floor are left out then.
 
 Beside the other servers stands "floor", a server that does nothing but the system calls
 (floor-server.c). Two more workloads measure only chaind:
@@ -22,6 +24,7 @@ to see the disk. Servers that are not installed, or cannot serve an image, are l
 import argparse
 import json
 import os
+import pathlib
 import random
 import shutil
 import signal
@@ -36,6 +39,7 @@ import time
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, f"{ROOT}/tests/integration")
 from fuse_disk import NoFuse, fuse_disk  # noqa: E402
+from pki import Authority  # noqa: E402
 
 MIB, GIB = 1 << 20, 1 << 30
 PATTERNS = {"rr": ("randread", "4k", 32), "rr1": ("randread", "4k", 1),
@@ -123,15 +127,18 @@ class Images:
 
 def command_of(server, path, fmt, sock, args):
     """How to start a server, or None."""
-    direct = args.direct
+    direct, pki = args.direct, args.pki
     if server == "chaind":
-        return [args.chaind, "--log", "error", "--format", fmt, "--nbd", sock,
+        return [args.chaind, *(["--tls-certificates", pki] if pki else []), "--log", "error", "--format", fmt, "--nbd", sock,
                 *(["--direct"] if direct else []), path]
     floor = os.path.join(os.path.dirname(args.chaind), "../tests/bench/floor-server")
+    if server in ("floor", "qemu-nbd") and pki:
+        return None
     if server == "floor" and os.path.exists(floor) and fmt == "raw" and not direct:
         return [floor, sock, path]
     if server == "nbdkit" and shutil.which("nbdkit") and fmt == "raw":
-        return ["nbdkit", "-f", "-U", sock, "file", path] + (["cache=none"] if direct else [])
+        tls = ["--tls=require", f"--tls-certificates={pki}"] if pki else []
+        return ["nbdkit", "-f", "-U", sock, *tls, "file", path] + (["cache=none"] if direct else [])
     if server == "qemu-nbd" and shutil.which("qemu-nbd"):
         return ["qemu-nbd", "-f", fmt, "-k", sock, "-t", "-e", "16", "--aio=io_uring",
                 *(["--cache=none"] if direct else []), path]
@@ -141,10 +148,12 @@ def command_of(server, path, fmt, sock, args):
         # Debian 12's own 7.2 aborts when a client of an export in an I/O thread leaves.
         threads = not subprocess.run([daemon, "--version"], capture_output=True,
                                      text=True).stdout.startswith("qemu-storage-daemon version 7.")
+        creds = f"tls-creds-x509,id=t,dir={pki},endpoint=server,verify-peer=off"
         return [daemon, *(["--object", "iothread,id=io"] if threads else []),
+                *(["--object", creds] if pki else []),
                 "--blockdev", f"driver=file,node-name=f,filename={path},aio=io_uring,cache.direct={cache}",
                 "--blockdev", f"driver={fmt},node-name=n,file=f",
-                "--nbd-server", f"addr.type=unix,addr.path={sock},max-connections=16",
+                "--nbd-server", f"addr.type=unix,addr.path={sock},max-connections=16" + (",tls-creds=t" if pki else ""),
                 "--export", "type=nbd,id=e,node-name=n,name=,writable=on" +
                 (",iothread=io" if threads else "")]
     return None
@@ -187,10 +196,20 @@ class Server:
             self.process.kill()
 
 
-def fio(sock, kind, pattern, size, seconds, export=""):
+def copy(sock, size, seconds, tls):
+    """What fio() would say of the requests that nbdcopy makes."""
+    n, start = 0, time.monotonic()
+    while time.monotonic() - start < seconds:
+        run("nbdcopy", f"nbd{'s' if tls else ''}+unix:///?socket={sock}", "null:")
+        n += size // (256 << 10)
+    side = {"total_ios": n, "iops": n / (time.monotonic() - start), "clat_ns": {}}
+    return {"read": side, "write": {"total_ios": 0, "iops": 0, "clat_ns": {}}}
+
+
+def fio(sock, kind, pattern, size, seconds, export="", tls=False):
     name, _, connections = pattern.partition("x")
     rw, block, depth = PATTERNS[name]
-    command = ["fio", "--name=bench", "--ioengine=nbd", f"--uri=nbd+unix:///{export}?socket={sock}",
+    command = ["fio", "--name=bench", "--ioengine=nbd", f"--uri=nbd{'s' if tls else ''}+unix:///{export}?socket={sock}",
                f"--rw={rw}", f"--bs={block}", f"--iodepth={depth}", f"--numjobs={connections or 1}",
                "--group_reporting", "--norandommap", "--randrepeat=1", "--output-format=json"]
     if kind in ("fresh", "new") and name == "rw":  # one request per cluster
@@ -212,7 +231,7 @@ def fio(sock, kind, pattern, size, seconds, export=""):
 def measure(server, workload, images, args):
     """(requests per second, p99 in µs, CPU µs per request, MiB), or None."""
     kind, _, pattern = workload.partition("-")
-    if pattern.partition("x")[0] not in PATTERNS:
+    if pattern != "copy" and pattern.partition("x")[0] not in PATTERNS:
         raise SystemExit(f"bench: there is no pattern '{pattern}'")
     path, fmt = images.get(kind)
     with tempfile.TemporaryDirectory(prefix="chaind-bench-") as tmp:
@@ -223,7 +242,10 @@ def measure(server, workload, images, args):
         running = Server(command, sock)
         try:
             before = running.cpu_seconds()
-            job = fio(sock, kind, pattern, images.size, args.seconds)
+            if pattern == "copy":
+                job = copy(sock, images.size, args.seconds, args.pki)
+            else:
+                job = fio(sock, kind, pattern, images.size, args.seconds, tls=args.pki)
             used, memory = running.cpu_seconds() - before, running.memory_mib()
         finally:
             running.stop()
@@ -310,13 +332,18 @@ def main():
     ap.add_argument("--runs", type=int, default=3)
     ap.add_argument("--seconds", type=int, default=3, help="of each run")
     ap.add_argument("--direct", action="store_true")
+    ap.add_argument("--tls", action="store_true")
     args = ap.parse_args()
 
     parent = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     directory = args.dir or tempfile.mkdtemp(prefix="chaind-bench-", dir=parent)
     os.makedirs(directory, exist_ok=True)
     images = Images(directory, args.size)
+    args.pki = None
     try:
+        if args.tls:
+            folder = pathlib.Path(tempfile.mkdtemp(dir=directory))
+            args.pki = Authority(folder / "pki").issue("server", "server").folder
         print(f"{'workload':14} {'server':10} {'requests/s':>10} {'p99 us':>8} {'CPU us/req':>10} "
               f"{'MiB':>6}   median of {args.runs}")
         for workload in args.workloads.split(","):

@@ -69,15 +69,28 @@ int __wrap_chain_open_nodes(Fiber *self, const NodeConfig *config, const LayerOp
     return 0;
 }
 
+static void note_line(const char *format, va_list args)
+{
+    g_autofree char *line = g_strdup_vprintf(format, args);
+    g_string_append_printf(logged, "%s\n", line);
+    if (strstr(line, "not closed yet") && on_late)
+        on_late();
+}
+
 void log_line(LogLevel level, const char *format, ...)
 {
     va_list args;
     va_start(args, format);
-    g_autofree char *line = g_strdup_vprintf(format, args);
+    note_line(format, args);
     va_end(args);
-    g_string_append_printf(logged, "%s\n", line);
-    if (strstr(line, "not closed yet") && on_late)
-        on_late();
+}
+
+void log_about(LogLevel level, const LogAbout *about, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    note_line(format, args);
+    va_end(args);
 }
 
 // Another export is removed and freed on its loop, of which control has not heard yet.

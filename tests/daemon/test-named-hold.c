@@ -27,6 +27,10 @@ void log_line(LogLevel level, const char *format, ...)
 {
 }
 
+void log_about(LogLevel level, const LogAbout *about, const char *format, ...)
+{
+}
+
 static void create_images(Fiber *self, void *arg)
 {
     static const char *const names[] = {"base", "middle", "top", "branch"};

@@ -26,6 +26,10 @@ void log_line(LogLevel level, const char *format, ...)
 {
 }
 
+void log_about(LogLevel level, const LogAbout *about, const char *format, ...)
+{
+}
+
 static int make_world(void **state)
 {
     World *w = g_new0(World, 1);

@@ -61,11 +61,11 @@ static void defaults_are_those_of_the_manual(void **state)
     assert_null(o.snapshot);
     assert_null(o.description);
     assert_false(o.read_only || o.direct || o.force_share);
-    assert_int_equal(o.n_loops, 0);
-    assert_int_equal(o.max_connections, 0);
-    assert_int_equal(o.busy_poll_us, 50);
-    assert_int_equal(o.map_memory_bytes, 32 << 20);
-    assert_int_equal(o.log_level, LOG_INFO);
+    assert_int_equal(o.daemon.n_loops, 0);
+    assert_int_equal(o.daemon.max_connections, 0);
+    assert_int_equal(o.daemon.busy_poll_us, 50);
+    assert_int_equal(o.daemon.map_memory_bytes, 32 << 20);
+    assert_int_equal(o.daemon.log_level, LOG_INFO);
     assert_int_equal(o.disks->len, 1);
     assert_string_equal(disk(&o, 0)->name, "");
     assert_string_equal(disk(&o, 0)->file, "a.qcow2");
@@ -82,10 +82,10 @@ static void every_option_is_taken_in_any_order(void **state)
     assert_null(o.addresses[2]);
     assert_string_equal(o.format, "raw");
     assert_true(o.direct && o.read_only && !o.force_share);
-    assert_int_equal(o.n_loops, 3);
-    assert_int_equal(o.max_connections, 7);
-    assert_int_equal(o.map_memory_bytes, (uint64_t)2 << 30);
-    assert_int_equal(o.log_level, LOG_DEBUG);
+    assert_int_equal(o.daemon.n_loops, 3);
+    assert_int_equal(o.daemon.max_connections, 7);
+    assert_int_equal(o.daemon.map_memory_bytes, (uint64_t)2 << 30);
+    assert_int_equal(o.daemon.log_level, LOG_DEBUG);
     assert_string_equal(o.description, "text");
     assert_string_equal(disk(&o, 0)->name, "x");
     assert_string_equal(disk(&o, 1)->file, "2.img");
@@ -199,7 +199,7 @@ static void after_two_dashes_everything_is_a_file(void **state)
 static void sizes_are_checked(void **state)
 {
     Options o = parsed("--map-memory|1048576|a");
-    assert_int_equal(o.map_memory_bytes, 1 << 20);
+    assert_int_equal(o.daemon.map_memory_bytes, 1 << 20);
     options_clear(&o);
     static const char *const bad[] = {"1048575",     "",     "M",   "-1M", "0x100000",
                                       "1MB",         "1.5M", " 1M", "1P",  "99999999999999999999",
@@ -298,6 +298,29 @@ static void a_monitor_needs_no_file(void **state)
     assert_refused("--qmp|", "--qmp");
 }
 
+static void credentials_are_meant_to_be_used(void **state)
+{
+    Options o = parsed("a");
+    assert_int_equal(o.tls.mode, NBDS_TLS_OFF);
+    options_clear(&o);
+    o = parsed("--tls-certificates|d|--tls-verify-peer|a");
+    assert_int_equal(o.tls.mode, NBDS_TLS_REQUIRED);
+    assert_string_equal(o.tls.certificates, "d");
+    assert_true(o.tls.verifies_peer);
+    options_clear(&o);
+    o = parsed("--tls-psk=f|--tls|on|a");
+    assert_int_equal(o.tls.mode, NBDS_TLS_OPTIONAL);
+    assert_string_equal(o.tls.psk_file, "f");
+    options_clear(&o);
+    o = parsed("--tls|off|--tls-psk|f|a");
+    assert_int_equal(o.tls.mode, NBDS_TLS_OFF);
+    options_clear(&o);
+    assert_refused("--tls|require|a", "needs --tls-certificates");
+    assert_refused("--tls|yes|a", "require, on or off");
+    assert_refused("--tls-psk|f|--tls-certificates|d|a", "not both");
+    assert_refused("--tls-psk|f|--tls-verify-peer|a", "--tls-certificates");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -314,6 +337,7 @@ int main(void)
         cmocka_unit_test(what_makes_no_sense_is_refused),
         cmocka_unit_test(options_of_qemu_storage_daemon_keep_their_order),
         cmocka_unit_test(a_monitor_needs_no_file),
+        cmocka_unit_test(credentials_are_meant_to_be_used),
         cmocka_unit_test(strings_for_clients_have_at_most_4096_bytes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -9,7 +9,7 @@
 #include "contexts.h"
 #include "options.h"
 
-enum { MANY_EXPORTS = 1, STOPPING = 2, NO_ZEROES = 4 };
+enum { MANY_EXPORTS = 1, STOPPING = 2, NO_ZEROES = 4, TLS_SHIFT = 3 };
 
 static void check_replies(const GByteArray *out, uint32_t option, NbdsVerdict verdict)
 {
@@ -63,10 +63,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     unsigned n_exports = settings & MANY_EXPORTS ? 3 : 1;
     g_autoptr(NbdsExportTable) table =
         nbds_export_table_new(g_memdup2(infos, n_exports * sizeof infos[0]), n_exports, NULL);
-    NbdsOptions h = {.no_zeroes = settings & NO_ZEROES};
+    NbdsOptions h = {.no_zeroes = settings & NO_ZEROES, .tls = (settings >> TLS_SHIFT & 3) % 3};
     g_autoptr(GByteArray) out = g_byte_array_new();
     NbdsVerdict verdict = NBDS_VERDICT_CONTINUE;
-    while (size >= 3 && (verdict == NBDS_VERDICT_CONTINUE || verdict == NBDS_VERDICT_LIST)) {
+    while (size >= 3 && verdict != NBDS_VERDICT_TRANSMIT && verdict != NBDS_VERDICT_CLOSE) {
         uint32_t option = data[0], len = nbds_wire_get_u16(data + 1);
         data += 3;
         size -= 3;
@@ -79,6 +79,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             nbds_options_execute(&h, table, settings & STOPPING, option, own, len, out, &chosen);
         if (option != NBDS_OPT_EXPORT_NAME)
             check_replies(verdict == NBDS_VERDICT_LIST ? table->list : out, option, verdict);
+        bool is_open = h.tls != NBDS_TLS_REQUIRED || h.is_secure;
+        assert(is_open || (verdict != NBDS_VERDICT_LIST && verdict != NBDS_VERDICT_TRANSMIT));
+        if (verdict == NBDS_VERDICT_START_TLS) {
+            assert(h.tls != NBDS_TLS_OFF && !h.is_secure);
+            nbds_options_secured(&h);
+            assert(h.style == NBDS_STYLE_SIMPLE && !h.contexts);
+        }
         if (verdict == NBDS_VERDICT_TRANSMIT) {
             assert(chosen >= table->exports && chosen < table->exports + n_exports);
             assert(h.style != NBDS_STYLE_SIMPLE || !h.contexts);

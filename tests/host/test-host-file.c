@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "host/host-file.h"
@@ -164,9 +165,194 @@ static void reads_that_block_take_a_part_of_the_kernels_workers(void **state)
     run_in_fiber(reads_fiber, NULL);
 }
 
+// -- the page cache -------------------------------------------------------------------------------
+
+enum { COPIED_BYTES = (700 << 10) + 123 };
+
+static void evict(HostFile *h)
+{
+    fiber_assert_equal(fdatasync(h->fd), 0);
+    fiber_assert_equal(posix_fadvise(h->fd, 0, 0, POSIX_FADV_DONTNEED), 0);
+}
+
+// A full source, in the page cache; NULL: no kernel says so here, or nothing is to be written out.
+static HostFile *create_cached(Fiber *self)
+{
+    HostFile *h = create(self);
+    g_autofree uint8_t *data = g_malloc(COPIED_BYTES);
+    for (size_t i = 0; i < COPIED_BYTES; i++)
+        data[i] = (uint8_t)(i * 7 + i / 251);
+    fiber_assert_equal(file_write(self, &h->file, host_off(0), data, COPIED_BYTES), 0);
+    fiber_assert_equal(unlink(path), 0);
+    if (!h->file.is_in_memory && host_file_is_cached(h, 0, COPIED_BYTES))
+        return h;
+    file_close(self, &h->file);
+    return NULL;
+}
+
+static HostFile *create_target(Fiber *self, const HostFile *from)
+{
+    HostFile *to = create(self);
+    to->no_sharing_with = from->file.identity[0];
+    fiber_assert_equal(unlink(path), 0);
+    return to;
+}
+
+static void assert_same(Fiber *self, HostFile *from, HostFile *to, uint64_t to_off)
+{
+    g_autofree uint8_t *a = g_malloc(COPIED_BYTES), *b = g_malloc(COPIED_BYTES);
+    fiber_assert_equal(file_read(self, &from->file, host_off(0), a, COPIED_BYTES), 0);
+    fiber_assert_equal(file_read(self, &to->file, host_off(to_off), b, COPIED_BYTES), 0);
+    fiber_assert(!memcmp(a, b, COPIED_BYTES));
+}
+
+typedef struct Copying {
+    HostFile *from, *to;
+    uint64_t to_off;
+    FiberWaitGroup *group;
+    int result;
+} Copying;
+
+static void copies(Fiber *self, void *arg)
+{
+    Copying *c = arg;
+    c->result = file_copy(self, &c->from->file, host_off(0), &c->to->file, host_off(c->to_off),
+                          COPIED_BYTES);
+    fiber_wait_group_done(c->group);
+}
+
+static void copy_start(Fiber *self, Copying *c)
+{
+    fiber_wait_group_add(c->group, 1);
+    fiber_assert_equal(fiber_spawn(fiber_loop(self), "copies", copies, c, NULL), 0);
+}
+
+static void copying_fiber(Fiber *self, void *arg)
+{
+    enum { N = 5 };
+    HostFile *from = create_cached(self);
+    if (!from)
+        return;
+    HostFile *to = create_target(self, from);
+    FiberWaitGroup group = {0};
+    Copying c[N];
+    fiber_assert(file_may_copy(&from->file, host_off(0), &to->file, COPIED_BYTES));
+    for (unsigned i = 0; i < N; i++) {
+        c[i] = (Copying){from, to, (uint64_t)i * COPIED_BYTES + 3, &group, 1};
+        copy_start(self, &c[i]);
+    }
+    fiber_wait_group_wait(self, &group);
+    for (unsigned i = 0; i < N; i++) {
+        fiber_assert_equal(c[i].result, 0);
+        assert_same(self, from, to, c[i].to_off);
+    }
+    fiber_assert_equal(file_size(&to->file), N * (uint64_t)COPIED_BYTES + 3);
+    file_close(self, &from->file);
+    file_close(self, &to->file);
+}
+
+static void what_is_cached_is_copied_by_the_write_job(void **state)
+{
+    run_in_fiber(copying_fiber, NULL);
+}
+
+static void evicted_fiber(Fiber *self, void *arg)
+{
+    HostFile *from = create_cached(self);
+    if (!from)
+        return;
+    HostFile *to = create_target(self, from);
+    FiberWaitGroup group = {0};
+    Copying c = {from, to, 0, &group, 1};
+    Hang hang;
+    hang_start(self, &hang, to->device); // so that the copy is made after this:
+    copy_start(self, &c);
+    fiber_sleep(self, 1000);
+    evict(from);
+    bool is_evicted = !host_file_is_cached(from, 0, COPIED_BYTES); // no promise of the kernel's
+    if (is_evicted)
+        fiber_assert(!file_may_copy(&from->file, host_off(0), &to->file, COPIED_BYTES));
+    hang_end(self, &hang);
+    fiber_wait_group_wait(self, &group);
+    fiber_assert_equal(c.result, is_evicted ? -ENOTSUP : 0);
+    file_close(self, &from->file);
+    file_close(self, &to->file);
+}
+
+static void what_has_left_the_cache_meanwhile_is_not_copied(void **state)
+{
+    LoopConfig config = {.max_workers = 4}; // one place for a device
+    run_in_fiber_of(&config, evicted_fiber, NULL);
+}
+
+static uint64_t dirty_pages(const HostFile *h)
+{
+    enum { SYS_CACHESTAT = 451 };
+    uint64_t range[2] = {0, 0}, stat[5] = {0}; // all; [1] dirty, [2] under write-out
+    fiber_assert_equal(syscall(SYS_CACHESTAT, h->fd, range, stat, 0), 0);
+    return stat[1] + stat[2];
+}
+
+static void write_out_fiber(Fiber *self, void *arg)
+{
+    enum { MAX_TRIES = 2000 };
+    HostFile *h = create_cached(self);
+    if (!h)
+        return;
+    for (unsigned i = 0; i < MAX_TRIES && dirty_pages(h); i++) {
+        file_write_out(&h->file);
+        fiber_sleep(self, 5000000);
+    }
+    fiber_assert_equal(dirty_pages(h), 0);
+    file_close(self, &h->file);
+}
+
+static void what_is_written_out_needs_no_flush_to_leave(void **state)
+{
+    run_in_fiber(write_out_fiber, NULL);
+}
+
+typedef struct Closing {
+    HostFile *h;
+    bool is_closed;
+} Closing;
+
+static void closes(Fiber *self, void *arg)
+{
+    Closing *c = arg;
+    file_close(self, &c->h->file);
+    c->is_closed = true;
+}
+
+// As if the job took its time, which nobody can make it do.
+static void close_writing_out_fiber(Fiber *self, void *arg)
+{
+    enum { LONG_NS = 20000000 };
+    HostFile *h = create(self);
+    Closing c = {.h = h};
+    fiber_assert_equal(unlink(path), 0);
+    h->is_writing_out = true;
+    fiber_assert_equal(fiber_spawn(fiber_loop(self), "closes", closes, &c, NULL), 0);
+    fiber_sleep(self, LONG_NS);
+    fiber_assert(!c.is_closed);
+    h->is_writing_out = false;
+    fiber_queue_wake_all(&h->job_ended);
+    while (!c.is_closed)
+        fiber_sleep(self, 1000);
+}
+
+static void a_file_is_closed_once_it_is_written_out(void **state)
+{
+    run_in_fiber(close_writing_out_fiber, NULL);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(what_is_cached_is_copied_by_the_write_job),
+        cmocka_unit_test(what_has_left_the_cache_meanwhile_is_not_copied),
+        cmocka_unit_test(what_is_written_out_needs_no_flush_to_leave),
+        cmocka_unit_test(a_file_is_closed_once_it_is_written_out),
         cmocka_unit_test(a_file_is_closed_while_a_write_job_without_writes_waits_for_its_place),
         cmocka_unit_test(writes_of_later_turns_join_the_job_under_way),
         cmocka_unit_test(reads_that_block_take_a_part_of_the_kernels_workers),

@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Everything at once: two disks under guests that write, read and flush, while snapshots of both kinds,
 views, dirty bitmaps, resizes and exports come and go in seeded order, streams and commits shorten the
-chains, mirrors take the disks to other files and backups copy them, with failing targets, kill -9 and
-restarts among them. What must hold, at every moment:
+chains, mirrors take the disks to other files and backups copy them, sometimes two at a time, to servers
+and from servers that are killed and come back, with failing targets, kill -9 and restarts among them. What
+must hold, at every moment:
 
 - a guest reads what it wrote last; after a kill, what a flush confirmed or something newer;
 - each kept point in time (external or internal snapshot) shows the disk of its moment, byte for byte the
@@ -29,6 +30,7 @@ import traceback
 import nbd
 
 import chaos_copies
+import chaos_remotes
 import harness
 from chaos_disks import Bitmap, Disk, KillNow, Point
 from harness import MIB, Daemon, disk_directory, qemu_img, run
@@ -43,6 +45,9 @@ class World:
         self.tmp, self.rng, self.verbs_rng = tmp, random.Random(seed), random.Random(f"{seed} verbs")
         self.daemon = self.qmp = None
         self.killed = False  # the last daemon was
+        self.jobs = []  # that run
+        self.beside = None  # what to do while the next job runs
+        self.servers = []  # of chaos_remotes, that run
         self.disks = [Disk(self, i) for i in range(2)]
         self.counts = {}
         self.trace = []  # what was done
@@ -131,6 +136,7 @@ class World:
 
     def kill(self):
         self.killed = True
+        self.jobs, self.beside = [], None
         self.trace.append("kill")
         for disk in self.disks:
             disk.guest.killed = True
@@ -139,8 +145,13 @@ class World:
             disk.guest.end()
             disk.taking.clear()
         self.qmp.close()
+        self.end_servers()
         for disk in self.disks:
             self.look_after_kill(disk)
+
+    def end_servers(self):
+        for server in list(self.servers):
+            server.kill()
 
     def read_chain(self, disk):
         """From the images: a stream or a commit may have got to its end, or not."""
@@ -350,19 +361,26 @@ class World:
         return next(n["node-name"] for n in self.qmp.command("query-named-block-nodes", flat=True)
                     if n["drv"] == "qcow2" and n["file"] == str(path))
 
-    def job(self, command, disk, at_ready=None, may_fail=False, started=None, **arguments):
+    def job(self, command, disk, at_ready=None, may_fail=False, started=None, server=None, **arguments):
         """Runs it, with users' verbs in between; True if it did what it is for. `started` is called with
-        guests at work, `at_ready` instead of completing it."""
+        guests at work, `at_ready` instead of completing it. A `server` that it needs is lost now and then."""
         job, rng = disk.new_name("job"), self.rng
         limited = rng.random() < 0.5
-        self.qmp.events.clear()
+        if not self.jobs:
+            self.qmp.events.clear()
         self.qmp.command(command, job_id=job, speed=MIB if limited else 0, **arguments)
+        self.jobs.append(job)
         if started:
             started()
         will_cancel, will_kill = rng.random() < 0.2, rng.random() < 0.1
+        beside, self.beside = self.beside, None
+        if beside:
+            beside()
         for _ in range(rng.randrange(4)):
             disk.guest.more(rng.randrange(1, 30))
             self.poke(job, rng.choice(["pause", "resume"]))
+            if server and rng.random() < 0.5:
+                server.lose()
         if will_kill:
             raise KillNow()
         if will_cancel:
@@ -371,18 +389,21 @@ class World:
         self.try_command("block-job-set-speed", device=job, speed=0)
         completed = False
         while True:
-            event = self.next_event()
+            event = self.next_event(job)
             data = event["data"]
-            if event["event"] == "BLOCK_JOB_COMPLETED" and data["device"] == job:
+            if event["event"] == "BLOCK_JOB_COMPLETED":
                 assert may_fail or "error" not in data, data
                 completed = "error" not in data
-            if event["event"] == "BLOCK_JOB_READY" and data["device"] == job:
+            if event["event"] == "BLOCK_JOB_READY":
                 for each in self.disks:
                     each.guest.more(rng.randrange(1, 60))
                 at_ready(job) if at_ready else self.poke(job, "complete")
             if data.get("status") in ("paused", "standby"):  # an error of what may fail
+                if server:
+                    time.sleep(0.02)  # until it is there again
                 self.poke(job, "resume")
-            if event["event"] == "JOB_STATUS_CHANGE" and data == {"status": "null", "id": job}:
+            if data.get("status") == "null":
+                self.jobs.remove(job)
                 return completed
 
     def poke(self, job, verb):
@@ -393,12 +414,15 @@ class World:
         self.qmp.send({"execute": name, "arguments": arguments})
         return self.qmp.reply()
 
-    def next_event(self):
-        if self.qmp.events:
-            return self.qmp.events.pop(0)
-        line = self.qmp.line()
-        assert line and "event" in line, line
-        return line
+    def next_event(self, job):
+        """The next one that is about it; those of others wait for their turn."""
+        while True:
+            for i, event in enumerate(self.qmp.events):
+                if job in (event["data"].get("id"), event["data"].get("device")):
+                    return self.qmp.events.pop(i)
+            line = self.qmp.line()
+            assert line and "event" in line, line
+            self.qmp.events.append(line)
 
     def drop_nodes(self, paths):
         """Nodes that were added by name stay until they are deleted, and use what they stand on."""
@@ -411,14 +435,17 @@ class World:
         with disk.lock:
             disk.points = [point for point in disk.points if not is_lost(point)]
 
-    def stream(self, disk):
+    def has_snapshots(self, paths):
+        return any(self.node(self.node_of(path))["image"].get("snapshots") for path in paths)
+
+    def stream(self, disk, leaves_head=False):
         """Into the head or a layer in the middle, down to a base or all: every point stays."""
-        n = len(disk.layers)
+        n = len(disk.layers) - leaves_head
         if n < 2:
             return False
         top = self.rng.randrange(1, n)
         base = self.rng.randrange(-1, top - 1)
-        if self.node(self.node_of(disk.layers[top]))["image"].get("snapshots"):
+        if self.has_snapshots([disk.layers[top]]):
             return False  # refused: they stand on what is below, too
         arguments = {} if base < 0 else {"base_node": self.node_of(disk.layers[base])}
         if self.job("block-stream", disk, device=self.node_of(disk.layers[top]), **arguments):
@@ -427,26 +454,34 @@ class World:
             del disk.layers[base + 1:top]
         return True
 
-    def commit(self, disk):
-        """Into a base: what stood on it, and what was between, are points no more."""
+    def commit(self, disk, keeps_points=False, keeps_top=False):
+        """Into a base: what stood on it, and what was between, are points no more, unless they are kept."""
         n = len(disk.layers)
         if n < 2:
             return False
         top = self.rng.choice([n - 1, self.rng.randrange(1, n)])
         base = self.rng.randrange(top)
         base_path, top_path = disk.layers[base], disk.layers[top]
-        kept = set(disk.layers[top + 1:])
+        is_active = top == n - 1 and not keeps_top
+        if keeps_points and (is_active or self.has_snapshots(disk.layers[base + 1:])) or \
+                keeps_top and self.has_snapshots([top_path]):
+            return False  # refused: they have tables of their own, that show what is below, too
+        kept = set(disk.layers[base + 1 if keeps_points else top + 1:])
         # Its own internal snapshots have tables of their own. What is above the top shows the same.
         self.forget_points(disk, lambda p: p.path not in kept and disk.stands_on(p.path, base_path) and not (
             p.path == base_path and p.internal) and not (p.path == top_path and not p.internal))
         with disk.lock:
-            lost_bitmaps = disk.bitmaps if top == n - 1 else []
+            lost_bitmaps = disk.bitmaps if is_active else []
+        keep = {"keep_points": keeps_points, "keep_top": keeps_top} if keeps_points or keeps_top else {}
         done = self.job("block-commit", disk, device=self.node_of(disk.head), base_node=self.node_of(base_path),
-                        top_node=self.node_of(top_path))
+                        top_node=self.node_of(top_path), **keep)
         if not done:
             return True
+        if keeps_top:
+            top -= 1
+            disk.below[top_path] = base_path
         for point in disk.points:
-            if point.path == top_path and not point.internal:
+            if point.path == top_path and not point.internal and not keeps_top and not keeps_points:
                 point.path = base_path
         if top < n - 1:
             disk.below[disk.layers[top + 1]] = base_path
@@ -457,9 +492,14 @@ class World:
         del disk.layers[base + 1:top + 1]
         return True
 
+    def commit_keep(self, disk):
+        keeps_points = self.rng.random() < 0.6
+        return self.commit(disk, keeps_points, keeps_top=not keeps_points or self.rng.random() < 0.3)
+
     VERBS = [external, external_prepared, external_all, internal, internal, forget_internal, view, view,
              add_bitmap, add_bitmap, change_bitmap, change_bitmap, merge_bitmaps, grow, reconnect,
-             second_export, stream, stream, commit, commit, *chaos_copies.VERBS]
+             second_export, stream, stream, commit, commit, commit_keep, commit_keep, *chaos_copies.VERBS,
+             *chaos_remotes.VERBS]
 
     def count(self, what):
         self.counts[what] = self.counts.get(what, 0) + 1
@@ -508,8 +548,9 @@ def one_round(tmp, seed, n_verbs):
         if world.daemon:
             world.daemon.process.kill()
             world.daemon.process.wait()
+            world.end_servers()
             print("# done:", ", ".join(world.trace))
-            print(f"# log of the daemon: {world.daemon.log()}")
+            print(f"# the daemon ended with {world.daemon.process.returncode}; its log: {world.daemon.log()}")
         raise
     return world.counts
 

@@ -9,6 +9,7 @@ MAX_BACKUPS = 5  # one over the other
 
 class Target:
     """A new image, as a node while a job writes it."""
+    format, server = "qcow2", None
 
     def __init__(self, world, disk, below=None, may_fail=False, node_below=None):
         self.world, self.disk, self.rng = world, disk, world.rng
@@ -34,7 +35,7 @@ class Target:
 
     def arguments(self):
         arguments = {"device": self.world.node_of(self.disk.head), "target": self.name,
-                     "x-verify": self.rng.random() < 0.3, "may_fail": self.fails}
+                     "x-verify": self.rng.random() < 0.3, "may_fail": self.fails, "server": self.server}
         if self.fails:
             # What fails for good would stop again for good.
             policies = ["report", "stop", "ignore"] if self.once else ["report"]
@@ -50,6 +51,8 @@ class Target:
 def end_copy(target, point, is_done):
     """What was copied is there in its file."""
     disk = target.disk
+    if point:
+        point.format = target.format
     target.close()
     if not is_done:
         target.world.count("copies that failed" if target.fails else "cancelled copies")
@@ -69,19 +72,24 @@ def mirror_arguments(world):
 
 
 def mirror(world, disk):
+    run_mirror(world, disk, Target(world, disk, may_fail=True))
+    return True
+
+
+def run_mirror(world, disk, target):
     """Let go when it is ready: a copy of that moment."""
-    target, point = Target(world, disk, may_fail=True), None
+    point = None
 
     def at_ready(job):
         nonlocal point
-        point = Point(disk, target.name, target.path, False)
-        world.try_command("block-job-cancel", device=job)
+        point = point or Point(disk, target.name, target.path, False)
+        while world.try_command("block-job-cancel", device=job).get("error", {}).get("class") == "GenericError":
+            world.poke(job, "resume")  # a target that is lost has it paused
     is_done = world.job("blockdev-mirror", disk, at_ready, sync="full", **target.arguments(),
                         **mirror_arguments(world))
     if point:
         point.dropped(disk)
     end_copy(target, point, is_done)
-    return True
 
 
 def mirror_pivot(world, disk):
@@ -148,6 +156,36 @@ def backup(world, disk):
     return True
 
 
+def backup_top(world, disk):
+    """Of the head alone, over what lies below it."""
+    if len(disk.layers) < 2:
+        return False
+    below = disk.layers[-2]
+    run_backup(world, disk, Target(world, disk, below, node_below=world.node_of(below)), None, sync="top")
+    return True
+
+
+def plain_backup(world, disk):
+    run_backup(world, disk, Target(world, disk, may_fail=True), None, sync="full")
+    return True
+
+
+def stream_below(world, disk):
+    return world.stream(disk, leaves_head=True)
+
+
+def two_at_once(world, disk):
+    """One job from its begin to its end while another one of the same chain runs. (A mirror allows no other
+    job on its disk.)"""
+    job = world.rng.choice([plain_backup, backup, backup_changed, mirror])
+    beside = world.rng.choice([stream_below] if job is mirror else [plain_backup, backup_top, stream_below])
+    world.beside = lambda: beside(world, disk) and world.count(f"{beside.__name__} beside {job.__name__}")
+    world.trace.append(f"({beside.__name__} beside {job.__name__})")
+    job(world, disk)
+    world.beside = None  # there may have been no job
+    return True
+
+
 def bitmaps_since_backups(disk):
     return [b for b in disk.bitmaps if b.backup and depth(disk, b.backup) < MAX_BACKUPS]
 
@@ -173,4 +211,5 @@ def depth(disk, path):
     return n
 
 
-VERBS = [mirror, mirror_pivot, backup, backup, backup_changed, backup_changed, backup_changed]
+VERBS = [mirror, mirror_pivot, backup, backup, backup_changed, backup_changed, backup_changed, backup_top,
+         two_at_once, two_at_once]

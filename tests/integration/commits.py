@@ -39,15 +39,19 @@ def end_of(qmp):
 
 
 class Guest(threading.Thread):
-    """Writes versions into blocks of its own, `depth` at a time, and reads some of them again."""
+    """Writes versions into blocks of its own, `depth` at a time, and reads some of them again. At first
+    they have `version`."""
 
-    def __init__(self, uri, number, n_guests, n_blocks, depth):
+    def __init__(self, uri, number, n_guests, n_blocks, depth, version=0):
         super().__init__(daemon=True)
         self.uri, self.number, self.depth = uri, number, depth
         self.blocks = list(range(number, n_blocks, n_guests))
-        self.issued, self.acked = dict.fromkeys(self.blocks, 0), dict.fromkeys(self.blocks, 0)
+        self.issued = dict.fromkeys(self.blocks, version)
+        self.acked = dict(self.issued)
         self.flushed = dict(self.acked)
         self.is_over, self.failure, self.n_done = False, None, 0
+        self.goes_on = threading.Event()
+        self.goes_on.set()
 
     @staticmethod
     def data(block, version):
@@ -79,6 +83,7 @@ class Guest(threading.Thread):
             h = nbd.NBD()
             h.connect_uri(self.uri)
             while not self.is_over:
+                self.goes_on.wait()
                 self.one_batch(h, rng)
         except nbd.Error as e:
             self.failure = e
@@ -97,11 +102,24 @@ class Guest(threading.Thread):
                     f"block {block}: version {version}, not {least[block]} to {self.issued[block]}"
 
 
-def start_guests(w, name, n, n_blocks, depth):
-    all_guests = [Guest(w.uri(name), i, n, n_blocks, depth) for i in range(n)]
+def start_guests(w, name, n, n_blocks, depth, version=0):
+    all_guests = [Guest(w.uri(name), i, n, n_blocks, depth, version) for i in range(n)]
     for g in all_guests:
         g.start()
     return all_guests
+
+
+@contextlib.contextmanager
+def held(all_guests):
+    """They finish what they have under way, and begin nothing meanwhile: a copy whose mode is to be the
+    background gets in step with guests only as long as it is faster than they are."""
+    for g in all_guests:
+        g.goes_on.clear()
+    try:
+        yield
+    finally:
+        for g in all_guests:
+            g.goes_on.set()
 
 
 def kill_beside(w, all_guests):
@@ -115,8 +133,8 @@ def kill_beside(w, all_guests):
 
 
 @contextlib.contextmanager
-def guests(w, name, n, n_blocks, depth):
-    all_guests = start_guests(w, name, n, n_blocks, depth)
+def guests(w, name, n, n_blocks, depth, version=0):
+    all_guests = start_guests(w, name, n, n_blocks, depth, version)
     try:
         yield all_guests
     finally:

@@ -13,31 +13,19 @@ import pathlib
 import shutil
 import sys
 import tempfile
-import threading
 import time
 
 import nbd
 
 import harness
+from demo_client import BUSY_SIZE, Writer, content_after, newest_number, read_all, show, title
+from demo_disks import five_minutes
 from harness import KIB, MIB, Daemon, qemu_img, run
 from qmp_client import Qmp
 
 SIZE = 96 * MIB
 BLOCK = 64 * KIB
-BUSY_SIZE, BUSY_BLOCK = 32 * MIB, 4 * KIB
 LONG_SIZE, LONG = 256 * MIB, {"a": 32 * MIB, "b": 96 * MIB, "c": 160 * MIB}  # what each layer has, where
-
-
-def title(text):
-    print(f"\n\033[1m{text}\033[0m" if sys.stdout.isatty() else f"\n== {text}")
-
-
-def show(*args):
-    """Prints a command and its output, indented."""
-    print("  $ " + " ".join(str(a) for a in args))
-    out = run(*args)
-    for line in (out.stdout + out.stderr).rstrip().splitlines():
-        print("    " + line)
 
 
 def debugfs(image, *commands):
@@ -196,56 +184,6 @@ def old_state(tmp):
     show("qemu-img", "check", tmp / "tuesday.qcow2")
 
 
-class Writer(threading.Thread):
-    """Writes numbered blocks one after the other, each to a place that its number gives."""
-
-    def __init__(self, uri):
-        super().__init__()
-        self.uri, self.n, self.slowest, self.enough = uri, 0, 0, threading.Event()
-
-    @staticmethod
-    def place(number):
-        return number * 7919 % (BUSY_SIZE // BUSY_BLOCK)
-
-    def run(self):
-        h = nbd.NBD()
-        h.connect_uri(self.uri)
-        while not self.enough.is_set():
-            number = self.n + 1
-            start = time.monotonic()
-            h.pwrite(number.to_bytes(8, "little") * (BUSY_BLOCK // 8), self.place(number) * BUSY_BLOCK)
-            self.slowest = max(self.slowest, time.monotonic() - start)
-            self.n = number
-        h.flush()
-        h.shutdown()
-
-    def wait_for(self, number):
-        deadline = time.monotonic() + harness.HANG
-        while self.n < number:
-            assert self.is_alive() and time.monotonic() < deadline, "the client has stopped writing"
-            time.sleep(0.01)
-
-
-def newest_number(content):
-    return max(int.from_bytes(content[at:at + 8], "little") for at in range(0, len(content), BUSY_BLOCK))
-
-
-def content_after(n_writes):
-    content = bytearray(BUSY_SIZE)
-    for number in range(1, n_writes + 1):
-        at = Writer.place(number) * BUSY_BLOCK
-        content[at:at + BUSY_BLOCK] = number.to_bytes(8, "little") * (BUSY_BLOCK // 8)
-    return bytes(content)
-
-
-def read_all(uri):
-    h = nbd.NBD()
-    h.connect_uri(uri)
-    content = h.pread(BUSY_SIZE, 0)
-    h.shutdown()
-    return content
-
-
 def snapshot_under_load(tmp):
     title("8. A snapshot while a client writes")
     qemu_img("create", "-q", "-f", "qcow2", tmp / "busy.qcow2", BUSY_SIZE)
@@ -360,13 +298,15 @@ def demo(tmp):
     old_state(tmp)
     snapshot_under_load(tmp)
     shorter_chain(tmp)
+    five_minutes(tmp)
 
     title("What this showed")
     print("  chaind opened a chain of three qcow2 images made by QEMU's tools, one of them compressed,\n"
           "  served the content that the layers make together, took writes into the top layer only,\n"
           "  kept an old state and showed it beside the live disk, put a snapshot under a client that\n"
-          "  wrote all the time, made a chain of four one image under it, and left images that\n"
-          "  qemu-img finds clean and equal to what was written.")
+          "  wrote all the time, made a chain of four one image under it, remembered a disk with its\n"
+          "  points in time and backups, and left images that qemu-img finds clean and equal to what\n"
+          "  was written.")
 
 
 def main():

@@ -120,6 +120,15 @@ def need_fuse_disk(directory, *nbdkit):
         yield path
 
 
+def await_listener(sock):
+    """Until somebody takes connections at the unix socket `sock`: a program makes it before it listens."""
+    deadline = time.monotonic() + HANG
+    while not any(line.endswith(f" {sock}") and line.split()[3] == "00010000"  # __SO_ACCEPTCON
+                  for line in pathlib.Path("/proc/net/unix").read_text("utf-8").splitlines()):
+        assert time.monotonic() < deadline, f"nobody listens at {sock}"
+        time.sleep(0.01)
+
+
 def await_unlocked(path):
     """Waits until nobody holds a lock on the file. The kernel closes what a killed process had given to
     its io_uring a little after the process is gone, and the locks go with that."""
@@ -137,10 +146,11 @@ def await_unlocked(path):
 class Daemon:
     """A running chaind. Leaving the `with` block stops it and expects a clean end."""
 
-    def __init__(self, *args, ready=True, env=None, pass_fds=(), preexec_fn=None, cwd=None):
+    def __init__(self, *args, ready=True, env=None, pass_fds=(), preexec_fn=None, cwd=None,
+                 launcher=()):
         self.args = [chaind_path, *(str(a) for a in args)]
         self.stdout = tempfile.TemporaryFile("w+")
-        self.process = subprocess.Popen(self.args, stdin=subprocess.DEVNULL, stdout=self.stdout,
+        self.process = subprocess.Popen([*launcher, *self.args], stdin=subprocess.DEVNULL, stdout=self.stdout,
                                         stderr=subprocess.PIPE, text=True, errors="replace",
                                         env={**os.environ, **(env or {})}, pass_fds=pass_fds,
                                         preexec_fn=preexec_fn, cwd=cwd)
@@ -195,17 +205,18 @@ class Daemon:
         assert status == expect, f"exit status {status}, log:\n{self.log()}"
 
     def open_files(self):
-        """The regular files that it has open; none once it has ended."""
+        """The regular files that it has open on disks; none once it has ended."""
         folder = f"/proc/{self.process.pid}/fd"
         paths = set()
         with contextlib.suppress(OSError):
             for fd in os.listdir(folder):
                 with contextlib.suppress(OSError):
                     paths.add(os.readlink(f"{folder}/{fd}"))
-        return {path for path in paths if os.path.isfile(path)}
+        return {path for path in paths if os.path.isfile(path) and not path.startswith("/proc/")}
 
-    def kill(self):
-        """Kills it at this moment; returns when nobody holds a lock on what it had open."""
+    def kill(self, awaits_locks=True):
+        """Kills it at this moment; returns when nobody holds a lock on what it had open, unless told
+        not to wait for that: another daemon may hold one for as long as it runs."""
         files = set()
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGSTOP)
@@ -214,7 +225,7 @@ class Daemon:
         self.process.kill()
         self.process.wait()
         self.reader.join()
-        for path in files:
+        for path in files if awaits_locks else ():
             await_unlocked(path)
         # A private socket outlives a kill; nobody else will remove it.
         if "--nbd" not in self.args and self.uris():
@@ -227,7 +238,7 @@ class Daemon:
         if self.process.poll() is None and kind is None:
             self.stop()
         elif self.process.poll() is None:
-            self.kill()
+            self.kill(awaits_locks=False)
             print("# log of the daemon:", *self.lines, sep="\n#   ")
         else:
             self.reader.join()

@@ -8,7 +8,8 @@ from harness import HANG
 
 
 class Qmp:
-    def __init__(self, path=None, sock=None, negotiate=True):
+    def __init__(self, path=None, sock=None, negotiate=True, of_qemu=False):
+        self.of_qemu = of_qemu
         self.socket = sock or self.connect(path)
         self.socket.settimeout(HANG)
         self.bytes = b""
@@ -50,15 +51,21 @@ class Qmp:
         """The next reply; events before it are kept."""
         while True:
             line = self.line()
+            if self.of_qemu and line and "QMP" in line:
+                continue  # it greets once more those who come while it starts
             if line is None or "event" not in line:
                 return line
             self.events.append(line)
 
-    def command(self, name, /, **arguments):
-        """What it returns. Words of arguments are joined with `_` for `-`."""
+    def ask(self, name, /, **arguments):
+        """Its reply. Words of arguments are joined with `_` for `-`."""
         self.send({"execute": name,
                    "arguments": {k.replace("_", "-"): v for k, v in arguments.items()}})
-        reply = self.reply()
+        return self.reply()
+
+    def command(self, name, /, **arguments):
+        """What it returns."""
+        reply = self.ask(name, **arguments)
         if reply is None:
             raise ConnectionResetError(f"{name}: no reply, the connection has ended")
         assert "return" in reply, f"{name}: {reply}"
@@ -66,9 +73,7 @@ class Qmp:
 
     def error(self, name, /, **arguments):
         """The sentence of its refusal."""
-        self.send({"execute": name,
-                   "arguments": {k.replace("_", "-"): v for k, v in arguments.items()}})
-        reply = self.reply()
+        reply = self.ask(name, **arguments)
         assert reply and "error" in reply, f"{name}: {reply}"
         return reply["error"]["desc"]
 

@@ -10,7 +10,10 @@ export CHAIND=$build/daemon/chaind
 end=$((SECONDS + $(awk -v h="$hours" 'BEGIN { printf "%d", h * 3600 }')))
 failures=() n=0
 places=('a shared cluster' 'a cluster that is not there' 'a border of clusters' 'a border of tables'
-    'a cluster of its own' 'the end of the disk')
+    'a cluster of its own' 'the end of the disk' 'a cluster that is committed'
+    'a border that is committed' 'a cluster that is streamed' 'a border that is streamed'
+    'a cluster that is mirrored' 'a border that is mirrored' 'a cluster that is backed up'
+    'a border that is backed up' 'a bitmap that is backed up')
 
 # one NAME COMMAND...: runs it; prints its TAP lines only when something failed.
 one() {
@@ -34,7 +37,7 @@ while ((SECONDS < end)); do
     for crash in "$build"/tests/crash/test-crash-*; do
         [[ -f $crash && -x $crash ]] && one crash "$crash" --seed "$seed" --time 300
     done
-    one model "$build/tests/model/test-model" --seed "$seed" --runs 500 --deviations 3 \
+    one model "$build/tests/model/test-model" --seed "$seed" --runs 500 --random 1000 --deviations 3 \
         --place "${places[n % ${#places[@]}]}"
     ((++n))
 done

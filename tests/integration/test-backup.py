@@ -208,6 +208,22 @@ def test_cancel(tmp):
         check(all_guests, content(tmp / "copy", tmp / "raw"), acked, issued)
 
 
+def test_no_time_left(tmp):
+    """Of a backup that goes on until it is cancelled query-block-jobs tells how much it has saved, and no time left"""
+    make_three(tmp, SIZE)
+    create(tmp / "copy", SIZE)
+    with World(tmp) as w:
+        add_three(w, tmp)
+        w.add("copy", tmp / "copy")
+        with guests(w, "disk", 1, SIZE // BLOCK, 4) as all_guests:
+            await_writes(all_guests, 100)
+            start(w, all_guests, "copy", sync="none")
+            await_writes(all_guests, 100)
+            progress = w.qmp.command("query-block-jobs")[0]["progress"]
+            assert progress["copied"] and progress["rate"] and "seconds-left" not in progress, progress
+            w.qmp.command("block-job-cancel", device=w.qmp.command("query-block-jobs")[0]["device"])
+
+
 def test_full_target(tmp):
     """A target without room ends the backup, and no guest hears of it"""
     make_three(tmp, SIZE)

@@ -8,7 +8,7 @@ usage: test-blockdev.py [--chaind PATH] [WORD]...
 import os
 import threading
 
-from harness import Daemon, check_image, main, need_fuse_disk, qemu_img, run, says
+from harness import Daemon, check_image, connect, main, need_fuse_disk, qemu_img, run, says
 from qmp_client import Qmp
 from world import World, qemu_io
 
@@ -48,7 +48,7 @@ def test_many_overlays(tmp):
 
 
 def test_base_is_not_written(tmp):
-    """What lies below an overlay is not exported for writing, and what is written gets no overlay"""
+    """What lies below an overlay is not exported for writing, and an overlay of what is written is not"""
     base_and_overlays(tmp, 1)
     with World(tmp) as w:
         w.add("base", tmp / "base")
@@ -59,8 +59,8 @@ def test_base_is_not_written(tmp):
         w.qmp.command("blockdev-del", node_name="over")
         w.qmp.command("block-export-del", id="e-base")
         w.export("base")
-        says(w.qmp.error("blockdev-add", driver="qcow2", node_name="over", backing="base",
-                         file={"driver": "file", "filename": str(tmp / "over0")}),
+        w.add("over", tmp / "over0", backing="base")
+        says(w.qmp.error("block-export-add", type="nbd", id="e", node_name="over", writable=False),
              "Permission conflict on node 'base'", "block export 'e-base'")
 
 
@@ -181,6 +181,19 @@ def test_servers(tmp):
         w.start("other")
         w.export("disk", name="two", description="a disk")
         says(run("nbdinfo", w.uri("two", "other")).stdout, "a disk")
+
+
+def test_clients_that_just_came(tmp):
+    """A client that was told it is in is in the way of a removal, on whichever loop its export is"""
+    qemu_img("create", "-q", "-f", "qcow2", tmp / "disk", MIB)
+    with World(tmp) as w:
+        w.qmp.command("object-add", qom_type="iothread", id="io")
+        w.add("disk", tmp / "disk")
+        w.export("disk", iothread="io")
+        for _ in range(100):
+            client = connect(w.uri("disk"))
+            says(w.qmp.error("block-export-del", id="e-disk"), "still in use")
+            client.shutdown()
 
 
 def test_hard_removal(tmp):

@@ -63,8 +63,10 @@ class World:
         self.n_overlays -= 1
         says(self.qmp.error("blockdev-snapshot-internal-sync", device="top", name="s"), why)
         says(self.reopen(self.qmp.error, False), self.base, why)
-        text = self.daemon.log()
-        says(text, self.base.name, "was changed from outside")
+        deadline = time.monotonic() + HANG  # the log may come after the reply
+        while "was changed from outside" not in self.daemon.log() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        says(self.daemon.log(), self.base.name, "was changed from outside")
 
     def is_allowed(self):
         top = f"over{self.n_overlays}" if self.n_overlays else "top"

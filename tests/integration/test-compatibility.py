@@ -16,7 +16,7 @@ import time
 import nbd
 
 from commits import content, create
-from harness import KIB, MIB, Skip, check_image, main, qemu_img, qemu_io, run, same_content
+from harness import KIB, MIB, Skip, await_listener, check_image, main, qemu_img, qemu_io, run, same_content
 from qmp_client import Qmp
 from world import World
 
@@ -63,9 +63,8 @@ def qemu(tmp, program=QSD, options=("--monitor", "chardev=qmp")):
     command = [program, "--chardev", f"socket,id=qmp,path={sock},server=on,wait=off", *options]
     with subprocess.Popen(command) as process:
         try:
-            while not sock.exists():
-                time.sleep(0.02)
-            qmp = Qmp(sock)
+            await_listener(sock)
+            qmp = Qmp(sock, of_qemu=True)
             yield qmp
             qmp.command("quit")
         except BaseException:

@@ -6,11 +6,13 @@ usage: test-drive-jobs.py [--chaind PATH] [WORD]...
 """
 import contextlib
 import os
+import socket
 import subprocess
 import time
 
 from commits import BLOCK, content, create, end_of, guests
-from harness import MIB, check_image, main, qemu_img, qemu_io, same_content, says
+from harness import MIB, await_listener, check_image, main, qemu_img, qemu_io, same_content, says
+from qmp_client import Qmp
 from world import World
 
 SIZE = 16 * MIB
@@ -93,8 +95,7 @@ def test_to_a_server(tmp):
     with World(tmp) as w:
         make_disk(w, tmp)
         with serving(tmp / "remote", sock):
-            while not sock.exists():
-                time.sleep(0.05)
+            await_listener(sock)
             with guests(w, "top", 2, 4 * MIB // BLOCK, 8) as all_guests:
                 w.qmp.command("drive-mirror", job_id="j", device="top", sync="full", mode="existing",
                               format="raw", node_name="moved", target=f"nbd+unix:///?socket={sock}")
@@ -112,6 +113,59 @@ def test_to_a_server(tmp):
     disk = (tmp / "remote").read_bytes()
     for g in all_guests:
         g.check(disk, g.acked)
+
+
+def test_shallow_over_a_server(tmp):
+    """A new target over the layer on a server that its source lies over names it as others can open it"""
+    sock = tmp / "remote.sock"
+    qemu_img("create", "-q", "-f", "raw", tmp / "remote", SIZE)
+    qemu_io(tmp / "remote", "write -P 1 4M 4M", fmt="raw")
+    create(tmp / "top", SIZE)
+    qemu_io(tmp / "top", "write -P 3 6M 4M")
+    with World(tmp) as w, serving(tmp / "remote", sock):
+        await_listener(sock)
+        nbd = {"driver": "nbd", "server": {"type": "unix", "path": str(sock)}}
+        for number, lower in enumerate((nbd, {"driver": "raw", "file": nbd})):
+            w.qmp.command("blockdev-add", node_name="lower", read_only=True, **lower)
+            w.add("top", tmp / "top", backing="lower")
+            w.export("top", name="top")
+            target = tmp / f"target-{number}"
+            w.qmp.command("drive-mirror", job_id="j", device="top", sync="top", format="qcow2",
+                          target=str(target), node_name="new")
+            w.qmp.event("BLOCK_JOB_READY")
+            w.qmp.command("job-complete", id="j")
+            assert "error" not in end_of(w.qmp)
+            w.io("top", "read -P 1 4M 2M", "read -P 3 6M 4M", "read -P 0 10M 2M", "write -P 4 0 64k")
+            w.qmp.command("block-export-del", id="e-top")
+            w.qmp.event("BLOCK_EXPORT_DELETED")
+            for name in ("top", "lower"):
+                w.qmp.command("blockdev-del", node_name=name)
+            qemu_io(target, "read -P 4 0 64k", "read -P 1 4M 2M", "read -P 3 6M 4M", "read -P 0 10M 2M")
+            assert os.stat(target).st_size < 6 * MIB, "what lies below was copied"
+            w.add("again", target, read_only=True)
+            w.qmp.command("blockdev-del", node_name="again")
+
+
+def test_silent_server(tmp):
+    """A server that does not answer holds up the job that is to go there, and nobody else"""
+    with World(tmp) as w, socket.socket(socket.AF_UNIX) as silent:
+        make_disk(w, tmp)
+        silent.bind(str(tmp / "silent"))
+        silent.listen()
+        other = Qmp(tmp / "qmp")
+        for name in ("drive-mirror", "drive-backup"):
+            other.send({"execute": name, "arguments": {
+                "job-id": "j", "device": "top", "sync": "full", "mode": "existing", "format": "raw",
+                "target": f"nbd+unix:///?socket={tmp / 'silent'}"}})
+            connection, _ = silent.accept()
+            create(tmp / name, SIZE)
+            w.add("meanwhile", tmp / name)
+            says(w.qmp.error("blockdev-del", node_name="top"), "top", "in use")
+            w.qmp.command("blockdev-del", node_name="meanwhile")
+            connection.close()
+            assert "error" in other.reply()
+            assert not w.qmp.command("query-jobs")
+        other.close()
 
 
 def test_together(tmp):

@@ -6,9 +6,7 @@ read, scratch images that are full, and a daemon that is killed.
 
 usage: test-fleecing.py [--chaind PATH] [WORD]...
 """
-import contextlib
 import random
-import socket
 import time
 
 import nbd
@@ -200,27 +198,6 @@ def test_only_what_a_bitmap_says(tmp):
         take_out(w)
 
 
-@contextlib.contextmanager
-def deaf_reader(w):
-    """A client of the snapshot that asks for all of it and takes no reply."""
-    s = socket.socket(socket.AF_UNIX)
-    s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    s.connect(str(w.tmp / "nbd"))
-    s.recv(18)
-    s.sendall((3).to_bytes(4, "big"))
-    name = b"pull"
-    s.sendall(b"IHAVEOPT" + (7).to_bytes(4, "big") + (len(name) + 6).to_bytes(4, "big") +
-              len(name).to_bytes(4, "big") + name + b"\0\0")
-    time.sleep(0.2)
-    for i in range(SIZE // MIB):
-        s.sendall((0x25609513).to_bytes(4, "big") + bytes(4) + i.to_bytes(8, "big") +
-                  (i * MIB).to_bytes(8, "big") + MIB.to_bytes(4, "big"))
-    try:
-        yield
-    finally:
-        s.close()
-
-
 def test_deaf_reader(tmp):
     """A reader that takes no replies, or goes away, holds no guest up"""
     with World(tmp) as w:
@@ -229,7 +206,7 @@ def test_deaf_reader(tmp):
             add_scratch(w, tmp / "scratch")
             acked, issued = put_in(w, all_guests)
             show(w)
-            with deaf_reader(w):
+            with w.deaf_reader("pull", SIZE):
                 await_writes(all_guests, 5000)
             await_writes(all_guests, 1000)
             check(all_guests, pull(w, tmp / "pulled"), acked, issued)

@@ -10,7 +10,7 @@ import time
 import nbd
 
 from disks import fill, small_file_system, used_bytes
-from harness import GIB, KIB, MIB, Daemon, check_image, connect, main, qemu_img, qemu_io
+from harness import GIB, KIB, MIB, Daemon, check_image, connect, main, qemu_img, qemu_io, says
 from world import World
 
 
@@ -124,6 +124,7 @@ def test_a_stream_without_room_is_paused_and_goes_on(tmp):
             pass
         job, = w.qmp.command("query-block-jobs")
         assert (job["io-status"], job["paused"], job["busy"]) == ("nospace", True, False), job
+        says(w.daemon.log(), "job 's' is paused, because no space is left")
         h.flush()
         h.pwrite(b"\x08" * 4096, 4096, nbd.CMD_FLAG_FUA)
         assert h.pread(MIB, 23 * MIB) == b"\3" * MIB

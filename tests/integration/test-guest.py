@@ -9,11 +9,12 @@ import shutil
 import subprocess
 import threading
 
-from harness import ROOT, Daemon, Skip, check_image, main, qemu_img, qemu_io, run
+from harness import MIB, ROOT, Daemon, Skip, check_image, main, qemu_img, qemu_io, run
 from qmp_client import Qmp
 
 MODULES = ("virtio_pci", "virtio_net", "crc32c_generic", "crc32c_intel", "nbd", "ext4")
 PROGRAMS = ("nbd-client", "mkfs.ext4", "e2fsck")
+SIZE = 160 * MIB
 
 INIT = """#!/bin/sh
 # Runs the whole scenario in the guest; the host reads the console.
@@ -142,14 +143,44 @@ def boot(vmlinuz, initramfs):
     return done.stdout
 
 
-class Reshaper(threading.Thread):
-    """External snapshots of the disk, one after the other, while the guest goes on; and in between the
-    chain is made shorter: by a stream into the head, by commits of the head and of a layer below it."""
+class Beside(threading.Thread):
+    """Does something to the disk, turn by turn, while the guest goes on: until it is told to end, and has
+    done each of its `kinds`."""
+    kinds = {}
 
     def __init__(self, tmp):
         super().__init__(daemon=True)
         self.tmp, self.qmp, self.ending = tmp, Qmp(tmp / "qmp"), threading.Event()
         self.nodes, self.done, self.failure = ["disk"], [], None
+
+    def run(self):
+        i = 0
+        try:
+            while i < 200 and not (self.ending.wait(1) and set(self.done) == self.kinds):
+                i += 1
+                self.turn(i)
+        except BaseException as e:
+            self.failure = e
+
+    def await_end(self):
+        end = self.qmp.event("BLOCK_JOB_COMPLETED")
+        assert "error" not in end, end
+        while self.qmp.event("JOB_STATUS_CHANGE")["status"] != "null":
+            pass
+
+    def end(self):
+        self.ending.set()
+        self.join()
+        self.qmp.close()
+        if self.failure:
+            raise self.failure
+        assert set(self.done) == self.kinds, self.done
+
+
+class Reshaper(Beside):
+    """External snapshots of the disk, one after the other; and in between the chain is made shorter: by a
+    stream into the head, by commits of the head and of a layer below it."""
+    kinds = {"block-stream", "block-commit", "active commit"}
 
     def snapshot(self, node):
         self.qmp.command("blockdev-snapshot-sync", node_name=self.nodes[-1],
@@ -162,10 +193,7 @@ class Reshaper(threading.Thread):
         if is_active:
             self.qmp.event("BLOCK_JOB_READY")
             self.qmp.command("job-complete", id="j")
-        end = self.qmp.event("BLOCK_JOB_COMPLETED")
-        assert "error" not in end, end
-        while self.qmp.event("JOB_STATUS_CHANGE")["status"] != "null":
-            pass
+        self.await_end()
         left = [n["node-name"] for n in self.qmp.command("query-named-block-nodes", flat=True)]
         assert leaves not in left, left  # what a snapshot made goes with its last user
         os.unlink(self.tmp / f"{leaves}.qcow2")
@@ -181,49 +209,64 @@ class Reshaper(threading.Thread):
         elif i % 4 == 3 and len(self.nodes) > 3:
             self.job("block-commit", self.nodes[-2], top_node=self.nodes[-2], base_node=self.nodes[-3])
 
-    def run(self):
-        i = 0
-        try:
-            while i < 200 and not (self.ending.wait(1) and len(set(self.done)) == 3):
-                i += 1
-                self.turn(i)
-        except BaseException as e:
-            self.failure = e
 
-    def end(self):
-        self.ending.set()
-        self.join()
-        self.qmp.close()
-        if self.failure:
-            raise self.failure
+class Mover(Beside):
+    """Mirrors of the disk to a new image, to which the guest is taken, over and over."""
+    kinds = {"background", "write-blocking"}
+
+    def turn(self, i):
+        old, new, mode = self.nodes[-1], f"copy{i}", ("background", "write-blocking")[i % 2]
+        qemu_img("create", "-q", "-f", "qcow2", self.tmp / f"{new}.qcow2", SIZE)
+        self.qmp.command("blockdev-add", driver="qcow2", node_name=new,
+                         file={"driver": "file", "filename": str(self.tmp / f"{new}.qcow2")})
+        self.qmp.command("blockdev-mirror", job_id="j", device=old, target=new, sync="full", copy_mode=mode)
+        self.qmp.event("BLOCK_JOB_READY")
+        self.qmp.command("job-complete", id="j")
+        self.await_end()
+        if old in [n["node-name"] for n in self.qmp.command("query-named-block-nodes", flat=True)]:
+            self.qmp.command("blockdev-del", node_name=old)
+        check_image(self.tmp / f"{old}.qcow2")
+        os.unlink(self.tmp / f"{old}.qcow2")
+        self.nodes = [new]
+        self.done.append(mode)
 
 
-def test_linux_guest(tmp):
-    """A Linux guest's files read right, in the guest and on the host, while its chain grows by snapshots,
-    is streamed and committed."""
+def run_guest(tmp, kind):
+    """Beside that kind of work; then the host looks at what the guest has left."""
     vmlinuz, modules = kernel()
     programs()
-    qemu_img("create", "-q", "-f", "qcow2", tmp / "base.qcow2", "160M")
-    qemu_io(tmp / "base.qcow2", "write -q -P 85 0 160M")  # old data that must not show through
+    qemu_img("create", "-q", "-f", "qcow2", tmp / "base.qcow2", SIZE)
+    qemu_io(tmp / "base.qcow2", f"write -q -P 85 0 {SIZE}")  # old data that must not show through
     disk = tmp / "disk.qcow2"
     qemu_img("create", "-q", "-f", "qcow2", "-b", tmp / "base.qcow2", "-F", "qcow2", disk)
     with Daemon("--qmp", tmp / "qmp", "--nbd", "127.0.0.1:0", f"disk={disk}") as d:
         port = d.uri("disk").split(":")[2].split("/")[0]
-        reshaper = Reshaper(tmp)
-        reshaper.start()
+        beside = kind(tmp)
+        beside.start()
         console = boot(vmlinuz, make_initramfs(tmp, modules, port))
-        reshaper.end()
+        beside.end()
         assert "GUEST-PASSED" in console, console[-3000:]
-    assert set(reshaper.done) == {"block-stream", "block-commit", "active commit"}, reshaper.done
-    for node in reshaper.nodes:
+    for node in beside.nodes:
         check_image(tmp / f"{node}.qcow2")
-    qemu_img("convert", "-O", "raw", tmp / f"{reshaper.nodes[-1]}.qcow2", tmp / "disk.raw")
+    qemu_img("convert", "-O", "raw", tmp / f"{beside.nodes[-1]}.qcow2", tmp / "disk.raw")
     run("e2fsck", "-f", "-n", tmp / "disk.raw")
     (tmp / "files").mkdir()
     run("debugfs", "-R", f"rdump / {tmp}/files", tmp / "disk.raw")
     checked = run("sha256sum", "-c", "--quiet", "sums", cwd=tmp / "files")
     assert checked.stdout == ""
     assert len((tmp / "files/sums").read_text().splitlines()) > 50
+
+
+def test_linux_guest(tmp):
+    """A Linux guest's files read right, in the guest and on the host, while its chain grows by snapshots,
+    is streamed and committed."""
+    run_guest(tmp, Reshaper)
+
+
+def test_linux_guest_that_is_moved(tmp):
+    """A Linux guest's files read right, in the guest and on the host, while its disk is mirrored to new
+    images and it is taken there."""
+    run_guest(tmp, Mover)
 
 
 main(globals(), limit=900)

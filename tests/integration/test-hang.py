@@ -11,7 +11,7 @@ import time
 
 import nbd
 
-from harness import HANG, MIB, Daemon, connect, main, need_program, qemu_img
+from harness import HANG, MIB, Daemon, await_listener, connect, main, need_program, qemu_img
 from qmp_client import Qmp
 
 LIMIT = "does not answer"
@@ -39,8 +39,7 @@ class Hang:
             qemu_img("create", "-q", "-f", "qcow2", *options, tmp / f"{name}.qcow2", 8 * MIB)
         self.daemon = Daemon("--loops", "2", "--qmp", tmp / "q", "--nbd", tmp / "n")
         self.a, self.b = Qmp(tmp / "q"), Qmp(tmp / "q")
-        while not os.path.exists(tmp / "far"):
-            time.sleep(0.01)
+        await_listener(tmp / "far")
         self.a.command("blockdev-add", node_name="far", **self.far())
         self.a.command("blockdev-add", driver="null-co", node_name="base", read_only=True, size=8 * MIB)
         for name, backing in ("top", "far"), ("other", None), ("overlay", None):

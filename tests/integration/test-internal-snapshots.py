@@ -274,6 +274,10 @@ def test_nothing_waits_for_a_deletion(tmp):
             yield qmp.error("block_resize", node_name="disk", size=2 * SIZE)
             yield qmp.error("block-export-add", type="nbd", id="e", node_name="disk",
                             iothread="io", fixed_iothread=True)
+            yield qmp.error("blockdev-snapshot-sync", node_name="disk",
+                            snapshot_file=str(tmp / "over"), snapshot_node_name="over")
+            yield qmp.error("transaction", actions=[
+                {"type": "blockdev-snapshot-internal-sync", "data": {"device": "disk", "name": "t"}}])
 
         # So few that it stands still, but for drains, which lift the limits.
         qmp.command("qom-set", path="g", property="limits", value={"iops-total": 1})

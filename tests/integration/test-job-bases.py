@@ -8,10 +8,9 @@ usage: test-job-bases.py [--chaind PATH] [WORD]...
 import contextlib
 import os
 import subprocess
-import time
 
 from disks import LoopDevice
-from harness import HANG, MIB, main, qemu_img, run
+from harness import HANG, MIB, await_listener, main, qemu_img, run
 from world import World
 
 SIZE = 8 * MIB
@@ -90,10 +89,7 @@ class NbdBase:
         self.socket.unlink(missing_ok=True)
         self.server = subprocess.Popen(["qemu-nbd", "-f", fmt, "-t", "-k", self.socket, "-x", "base",
                                         "--discard=unmap", *options, self.path])
-        deadline = time.monotonic() + HANG
-        while not self.socket.exists():
-            assert time.monotonic() < deadline and self.server.poll() is None, "no qemu-nbd"
-            time.sleep(0.01)
+        await_listener(self.socket)
 
     def describe(self):
         return {"driver": "nbd", "export": "base",

@@ -9,7 +9,7 @@ usage: test-job-kills.py [--chaind PATH] [WORD]...
 import random
 import time
 
-from commits import (BLOCK, add_three, await_status, content, create, kill_beside, make_three,
+from commits import (BLOCK, add_three, await_status, content, create, held, kill_beside, make_three,
                      start_guests)
 from harness import MIB, main, qemu_img, qemu_io
 from world import World
@@ -54,7 +54,8 @@ class Case:
                       auto_dismiss=False, speed=MIB if phase == "running" else 0, **arguments)
         self.issued = [dict(g.issued) for g in self.guests]
         if is_live and phase != "running":
-            w.qmp.event("BLOCK_JOB_READY")
+            with held(self.guests):
+                w.qmp.event("BLOCK_JOB_READY")
         if is_live and phase not in ("running", "ready"):
             w.qmp.command("job-complete", id="j")
         if phase in PHASES[1:]:

@@ -152,6 +152,60 @@ def test_under_guests(tmp):
         g.check(disk, g.acked)
 
 
+def test_progress_and_speed(tmp):
+    """What is given back is progress of the job, which users see, no faster than it may; they change that, or cancel"""
+    for number, ending in enumerate(("let", "cancel", "hurry")):
+        there = tmp / str(number)
+        there.mkdir()
+        make_chain(there)
+        with World(there) as w:
+            add_chain(w, there, "base", "middle", "top")
+            start(w, "top", base_node="base", auto_complete=True, speed=8 * MIB, auto_finalize=False)
+            commits.await_status(w.qmp, "j", "pending")
+            copied, = w.qmp.command("query-block-jobs")
+            assert copied["offset"] == copied["len"], copied
+            w.qmp.command("job-finalize", id="j")  # which does not wait for all of it
+            w.qmp.command("block-job-set-speed", device="j", speed=2 * MIB)  # for some seconds of looks
+            begun, seen = time.monotonic(), set()
+            while jobs := w.qmp.command("query-block-jobs"):
+                job, = jobs
+                assert job["status"] == "pending" and job["offset"] <= job["len"], job
+                seen.add((job["offset"], job["len"]))
+                if len(seen) == 4 and ending != "let":
+                    seen.add(ending)
+                    if ending == "cancel":
+                        w.qmp.command("job-cancel", id="j")
+                    else:
+                        w.qmp.command("block-job-set-speed", device="j", speed=0)
+            took = time.monotonic() - begun
+            end(w)
+            says(w.nodes()["top"]["backing_file"], "base")
+            if ending == "cancel":
+                says(w.daemon.log(), "keeps clusters that its base has, too")
+            else:
+                await_given_back(there / "top", 512 * KIB)
+            assert len(seen) > 4 and (took > 0.5 or ending != "let"), (seen, took)
+            assert max(s for s in seen if s != ending)[1] > copied["len"]
+        check_image(there / "top")
+        same_content(there / "top", there / "was")
+
+
+def test_trims_that_are_ignored(tmp):
+    """What a guest only trims, where that is ignored, is given back all the same"""
+    make_chain(tmp)
+    with World(tmp) as w:
+        for below, name in ((None, "base"), ("base", "middle"), ("middle", "top")):
+            w.add(name, tmp / name, read_only=name != "top", discard="ignore", **({"backing": below} if below else {}))
+        w.export("top", name="disk")
+        start(w, "top", base_node="base")
+        w.qmp.event("BLOCK_JOB_READY")
+        w.io("disk", "discard 0 16M")
+        w.qmp.command("job-complete", id="j")
+        end(w)
+        await_given_back(tmp / "top", 512 * KIB)
+    same_content(tmp / "top", tmp / "was")
+
+
 def test_killed(tmp):
     """Killed at any moment: what was flushed is there, and the images are valid"""
     size, rng = 8 * MIB, random.Random("keep-top")

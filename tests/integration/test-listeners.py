@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Where clients connect: unix and TCP sockets, socket activation, many clients at once."""
+import contextlib
 import ctypes
 import os
 import socket
@@ -9,6 +10,8 @@ import urllib.parse
 
 import harness
 from harness import MIB, Daemon, Skip, connect, fails, main, qemu_img, random_file, run, says
+from qmp_client import Qmp
+from service_manager import activated, listening
 
 
 def image(tmp, name="a.qcow2"):
@@ -194,35 +197,63 @@ def test_activation_for_writing(tmp):
     harness.same_content(disk, raw)
 
 
-def activated(tmp, listening, *args, env=None):
-    """chaind with `listening` as descriptor 3, as systemd would start it."""
-    fd = listening.fileno()
-    # exec through a shell, because LISTEN_PID is the process's own number
-    command = ["/bin/sh", "-c", 'LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" "$@" 3<&%d' % fd,
-               harness.chaind_path, *map(str, args)]
-    path, harness.chaind_path = harness.chaind_path, command[0]
-    try:
-        return Daemon(*command[1:], pass_fds=(fd,), env=env)
-    finally:
-        harness.chaind_path = path
-
-
 def test_activation_by_systemd(tmp):
-    """Activated with a socket under any name it serves there, prints nothing, ends with its client."""
-    with socket.socket(socket.AF_UNIX) as s:
-        s.bind(str(tmp / "s.sock"))
-        s.listen()
-        d = activated(tmp, s, image(tmp), env={"LISTEN_FDNAMES": "control"})
-        first = connect(f"nbd+unix:///?socket={tmp}/s.sock")
-        second = connect(f"nbd+unix:///?socket={tmp}/s.sock")
-        first.pwrite(b"x" * 512, 0)
-        first.shutdown()
-        assert second.pread(512, 0) == b"x" * 512
-        assert d.process.poll() is None
-        second.shutdown()
-        assert d.wait() == 0, d.log()
-        assert d.uris() == []
+    """Activated with a socket for NBD it serves there, prints nothing, and ends with its last client."""
+    disk = image(tmp)
+    with listening(tmp / "s.sock") as s:
+        for names in ["nbd"], ["unknown"], ["web.socket"], None:
+            d = activated([s], disk, names=names)
+            first = connect(f"nbd+unix:///?socket={tmp}/s.sock")
+            second = connect(f"nbd+unix:///?socket={tmp}/s.sock")
+            first.pwrite(b"x" * 512, 0)
+            first.shutdown()
+            assert second.pread(512, 0) == b"x" * 512
+            assert d.process.poll() is None
+            second.shutdown()
+            assert d.wait() == 0, d.log()
+            assert d.uris() == []
     assert (tmp / "s.sock").exists(), "a socket of somebody else was removed"
+
+
+def test_activation_by_names(tmp):
+    """Sockets are what their names say: control takes commands, nbd serves, and neither ends it."""
+    with contextlib.ExitStack() as stack:
+        control, unix = (stack.enter_context(listening(tmp / name)) for name in ("control", "unix"))
+        tcp = stack.enter_context(socket.socket())
+        tcp.bind(("127.0.0.1", 0))
+        tcp.listen()
+        uris = [f"nbd+unix:///web?socket={tmp}/unix", f"nbd://127.0.0.1:{tcp.getsockname()[1]}/web"]
+        d = activated([unix, control, tcp], "--state", tmp / "state", names=["nbd", "control", "nbd"])
+        for again in False, True:
+            qmp = Qmp(tmp / "control")
+            if not again:
+                qmp.command("disk-create", name="web", size=4 * MIB)
+            disk, = qmp.command("query-disks")
+            told = [uri for export in disk["exports"] for uri in export["uris"]]
+            assert told == uris, told
+            for uri in uris:
+                connect(uri).shutdown()
+            qmp.socket.close()
+            assert d.process.poll() is None
+        d.stop()
+        assert d.uris() == []
+
+
+def test_activation_for_control_only(tmp):
+    """A control socket, and disks whose clients come elsewhere."""
+    with listening(tmp / "control") as control:
+        with activated([control], "--nbd", tmp / "s", image(tmp), names=["control"]) as d:
+            assert "qemu" in Qmp(tmp / "control").command("query-version")
+            connect(f"nbd+unix:///?socket={tmp}/s").shutdown()
+            assert d.process.poll() is None
+
+
+def test_activation_with_unknown_name(tmp):
+    """A socket for something that is not known is refused, with the names that are."""
+    with listening(tmp / "s") as s:
+        d = activated([s], image(tmp), names=["contorl"], ready=False)
+        assert d.wait() == 1
+        says(d.log(), "'contorl'", "FileDescriptorName= is nbd, control or query")
 
 
 def test_activation_with_nonsense(tmp):

@@ -184,5 +184,66 @@ def test_two_loops(tmp):
                       backing_file="q.qcow2")
 
 
+READING, WRITING = {100, 201, 203}, {100, 101, 103, 201, 203}
+
+
+def check_shared(w, path, name):
+    """What holds `name`, a file or a filter over it, is what its users need, whoever came last."""
+    def is_locked_for(wanted, when):
+        assert locked_bytes(path) == wanted, f"{name}, {when}: {locked_bytes(path)}"
+
+    image = {"driver": "qcow2", "node-name": "n", "file": name}
+    raw = {"driver": "raw", "node-name": "r", "file": name}
+    w.qmp.command("blockdev-add", **image)
+    w.qmp.command("blockdev-add", **raw, read_only=True)
+    is_locked_for(WRITING, "an image is written and its bytes are read")
+    w.set_mode(image, True)
+    is_locked_for(READING, "both read")
+    w.set_mode(image, False)
+    w.qmp.command("blockdev-del", node_name="r")
+    is_locked_for(WRITING, "who only read has gone")
+    w.qmp.command("blockdev-add", **raw, read_only=True)
+    w.qmp.command("blockdev-del", node_name="n")
+    is_locked_for(READING, "who wrote has gone")
+    w.set_mode(raw, False)
+    w.qmp.command("blockdev-add", **{**raw, "node-name": "r2"})
+    w.set_mode(raw, True)
+    is_locked_for(WRITING, "one of two does not write any more")
+    w.qmp.command("blockdev-del", node_name="r")
+    is_locked_for(WRITING, "the one that wrote stays")
+    w.qmp.command("blockdev-del", node_name="r2")
+    is_locked_for(set(), "all have gone")
+    for export, writable in (("reads", False), ("writes", True)):
+        w.qmp.command("block-export-add", type="nbd", id=export, node_name=name, name=export,
+                      writable=writable)
+    for export, left in (("writes", READING), ("reads", set())):
+        w.qmp.command("block-export-del", id=export)
+        w.qmp.event("BLOCK_EXPORT_DELETED")
+        is_locked_for(left, f"the export that {export} has gone")
+
+
+def test_users_of_one_file(tmp):
+    """A file is locked for all who use it, and for those who are left when one goes."""
+    images(tmp)
+    with World(tmp) as w:
+        w.qmp.command("blockdev-add", **file(tmp / "q.qcow2"), node_name="f")
+        w.qmp.command("blockdev-add", **throttle("f"), node_name="t")
+        check_shared(w, tmp / "q.qcow2", "f")
+        check_shared(w, tmp / "q.qcow2", "t")
+
+
+def test_refused_user(tmp):
+    """An image that cannot be opened leaves its file as it was locked before."""
+    images(tmp)
+    (tmp / "bad.qcow2").write_bytes(b"QFI\xfb\0\0\0\3" + bytes(65528))
+    with World(tmp) as w:
+        w.qmp.command("blockdev-add", **file(tmp / "bad.qcow2"), node_name="f")
+        for wanted in (set(), READING):
+            w.qmp.error("blockdev-add", driver="qcow2", node_name="n", file="f")
+            assert locked_bytes(tmp / "bad.qcow2") == wanted, locked_bytes(tmp / "bad.qcow2")
+            if not wanted:
+                w.qmp.command("blockdev-add", driver="raw", node_name="r", file="f", read_only=True)
+
+
 add_tests()
 main(globals())

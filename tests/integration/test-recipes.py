@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The recipes of docs/recipes.md, as they are printed there, under guests that write all the while.
+"""The recipes of docs/recipes.md, as they are printed there, under guests that write all the while, and
+the examples of chaind-qmp(7).
 
 usage: test-recipes.py [--chaind PATH] [WORD]...
 """
@@ -12,12 +13,16 @@ import re
 import subprocess
 import sys
 import time
+import types
 
-from commits import BLOCK, content, create, guests
+import chainctl
+from commits import BLOCK, Guest, content, create, guests
 from disks import file_system
 from harness import HANG, MIB, Daemon, check_image, main, qemu_img, qemu_io, run, same_content
+from qmp_client import Qmp
 
-PAGE = pathlib.Path(__file__).parents[2] / "docs/recipes.md"
+DOCS = pathlib.Path(__file__).parents[2] / "docs"
+PAGE = DOCS / "recipes.md"
 SIZE = 16 * MIB
 GUESTS = 4 * MIB  # have the begin of the disk
 
@@ -150,6 +155,50 @@ def test_backup_in_a_moment(tmp):
                 g.issued = issued
 
 
+def test_one_command(tmp):
+    """One command each"""
+    with open(tmp / "far.raw", "wb") as f:
+        f.write(bytes(range(256)) * (SIZE // 256))
+    with Daemon("--format", "raw", "--read-only", "--nbd", tmp / "far.sock", tmp / "far.raw"), \
+            Kitchen(tmp, "--state", "state") as kitchen:
+        (tmp / "bin/chainctl").symlink_to(chainctl.path)
+        kitchen.sh(f"chainctl -s qmp.sock create web {SIZE}")
+        with busy(kitchen) as all_guests:
+            before = [dict(g.acked) for g in all_guests]
+            kitchen.cook("One command each")
+            after = [dict(g.issued) for g in all_guests]
+        disks = {d["name"]: d for d in json.loads(kitchen.sh("qmp query-disks"))}
+        assert [p["name"] for p in disks["web"]["points"]] == ["later"], disks["web"]
+        assert disks["web"]["file"] == str(tmp / "moved.qcow2") and len(disks["web"]["layers"]) == 1
+        assert len(disks["db"]["layers"]) == 1
+    assert content(disks["db"]["file"], tmp / "raw") == (tmp / "far.raw").read_bytes()
+    check_disk(tmp / "moved.qcow2", tmp, all_guests, bytes(SIZE - GUESTS))
+    for image in content(tmp / "mon.qcow2", tmp / "raw"), (tmp / "moment.raw").read_bytes():
+        for g, floor, ceiling in zip(all_guests, before, after):
+            then = types.SimpleNamespace(blocks=g.blocks, data=g.data, issued=ceiling)
+            Guest.check(then, image, floor)
+
+
+def test_one_command_in_a_moment(tmp):
+    """A backup with shared blocks of a large disk takes a moment, under guests"""
+    size = 10 << 30
+    with file_system(tmp, 2 * size, "mkfs.xfs", "-q", "-m", "reflink=1") as folder:
+        qemu_img("create", "-q", "-f", "qcow2", "-o", "preallocation=falloc", folder / "web.qcow2", size)
+        with Kitchen(folder, "--state", "state") as kitchen:
+            (folder / "bin/chainctl").symlink_to(chainctl.path)
+            kitchen.sh("chainctl -s qmp.sock add web web.qcow2 --own")
+            with busy(kitchen) as all_guests:
+                before = [dict(g.acked) for g in all_guests]
+                start = time.monotonic()
+                kitchen.sh("chainctl -s qmp.sock backup web copy.qcow2 --reflink")
+                print(f"# {time.monotonic() - start:.2f} s")
+                after = [dict(g.issued) for g in all_guests]
+        check_image(folder / "copy.qcow2")
+        disk = first_part(folder / "copy.qcow2", folder / "raw")
+        for g, floor, ceiling in zip(all_guests, before, after):
+            Guest.check(types.SimpleNamespace(blocks=g.blocks, data=g.data, issued=ceiling), disk, floor)
+
+
 def test_back_to_a_point(tmp):
     """Back to a point in time"""
     make_disk(tmp, "web")
@@ -253,6 +302,29 @@ def test_backups_of_a_week(tmp):
         same_content(tmp / f"{day}.qcow2", tmp / "day.raw")
 
 
+def test_backup_that_is_pulled(tmp):
+    """A backup that is pulled"""
+    make_disk(tmp, "web")
+    with Kitchen(tmp, "web=web.qcow2") as kitchen:
+        begin, end, changed = kitchen.recipes["A backup that is pulled"]
+        with busy(kitchen) as all_guests:
+            before = [dict(g.acked) for g in all_guests]
+            kitchen.sh(begin)
+            moment = [dict(g.issued) for g in all_guests]
+        kitchen.sh(end)
+        with busy(kitchen) as others:
+            kitchen.sh(changed)
+            run("nbdcopy", kitchen.uri("moment"), tmp / "whole.raw")
+        run("cmp", tmp / "second.raw", tmp / "whole.raw")
+        kitchen.sh(end)
+    first = (tmp / "first.raw").read_bytes()
+    for g, least, most in zip(all_guests, before, moment):
+        g.issued = most
+        g.check(first, least)
+    assert first[GUESTS:] == layers_content(1)
+    check_disk(tmp / "web.qcow2", tmp, others, layers_content(1))
+
+
 def test_what_has_changed(tmp):
     """What has changed since a point in time"""
     make_disk(tmp, "base", "monday", "web")
@@ -265,6 +337,39 @@ def test_what_has_changed(tmp):
         kitchen.sh(copy)
     check_disk(tmp / "now.qcow2", tmp, all_guests, layers_content(3))
     same_content(tmp / "now.qcow2", tmp / "web.qcow2", "qcow2", "qcow2")
+
+
+def qmp_examples():
+    """The commands of chaind-qmp(7)'s EXAMPLES, in their order."""
+    page = (DOCS / "chaind-qmp.pod").read_text("utf-8").split("=head1 EXAMPLES\n")[1].split("=for")[0]
+    rest = "".join(line for line in page.splitlines() if line.startswith("    ")).strip()
+    while rest:
+        command, end = json.JSONDecoder().raw_decode(rest)
+        yield command
+        rest = rest[end:].lstrip()
+
+
+def test_qmp_page(tmp):
+    """The examples of chaind-qmp(7) work, one after the other"""
+    create(tmp / "web.qcow2", 64 * MIB)
+    qemu_io(tmp / "web.qcow2", "write -P 1 4M 2M")
+    n_commands = 0
+    with Daemon("--qmp", "qmp.sock", "--nbd", "nbd.sock", "web=web.qcow2", cwd=tmp) as daemon:
+        qmp = Qmp(tmp / "qmp.sock")
+        for command in qmp_examples():
+            while command["execute"] == "job-dismiss" and \
+                    qmp.event("JOB_STATUS_CHANGE") != {"id": command["arguments"]["id"],
+                                                       "status": "concluded"}:
+                pass
+            qmp.send(command)
+            reply = qmp.reply()
+            assert "return" in reply, f"{command}: {reply}"
+            n_commands += 1
+        assert daemon.process.wait(HANG) == 0
+    assert n_commands > 10
+    same_content(tmp / "backup.qcow2", tmp / "web.qcow2", "qcow2", "qcow2")
+    info = json.loads(run("qemu-img", "info", "--output=json", tmp / "web-2.qcow2").stdout)
+    assert "backing-filename" not in info, info
 
 
 if __name__ == "__main__":

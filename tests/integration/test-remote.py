@@ -180,7 +180,7 @@ def test_server_that_comes_back(tmp):
 def test_refused(tmp):
     """No server, and TLS: one sentence."""
     make_base(tmp)
-    for options, word in (({}, "Failed to connect to"), ({"tls-creds": "t"}, "TLS is not supported")):
+    for options, word in (({}, "Failed to connect to"), ({"tls-creds": "t"}, "No TLS credentials with id 't'")):
         assert word in fails(over(tmp, tmp / "top.qcow2", **options))
 
 

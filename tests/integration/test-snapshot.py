@@ -12,8 +12,8 @@ import socket
 import struct
 import sys
 import threading
-import time
 
+from guests import GuestThread
 from harness import HANG, Daemon, check_image, main, qemu_img, run
 
 BLOCK = 4096
@@ -108,15 +108,14 @@ class Disks:
                 check_image(path)
 
 
-class Guest(threading.Thread):
+class Guest(GuestThread):
     """Writes and verifies blocks that hold their number and a version. One connection for ever."""
 
     def __init__(self, handle, seed):
-        super().__init__(daemon=True)
+        super().__init__()
         self.handle, self.random = handle, random.Random(seed)
         n = SIZE // BLOCK
         self.issued, self.acked, self.flushed = [0] * n, [0] * n, [0] * n
-        self.stopped, self.failure, self.n_requests = threading.Event(), None, 0
 
     @staticmethod
     def block(number, version):
@@ -136,27 +135,6 @@ class Guest(threading.Thread):
             self.issued[number] += 1
             self.handle.pwrite(self.block(number, self.issued[number]), number * BLOCK)
             self.acked[number] = self.issued[number]
-        self.n_requests += 1
-
-    def run(self):
-        try:
-            while not self.stopped.is_set():
-                self.one_request()
-        except BaseException as e:
-            self.failure = e
-
-    def go_on(self, n):
-        """Until it has made `n` more requests."""
-        until, deadline = self.n_requests + n, time.monotonic() + HANG
-        while self.n_requests < until and not self.failure:
-            assert time.monotonic() < deadline, "the guest hangs"
-            time.sleep(0.001)
-
-    def end(self):
-        self.stopped.set()
-        self.join(HANG)
-        if self.failure:
-            raise self.failure
 
 
 def versions(content, least, most):
@@ -180,7 +158,7 @@ def snapshots_under_a_guest(tmp, fmt):
         disks.snapshot(0)
         bounds.append((least, list(guest.issued)))
     guest.go_on(200)
-    guest.end()
+    guest.stop()
     for path, (least, most) in zip(disks.layers[0], bounds):
         versions(disks.content(path), least, most)
     guest.handle.flush()

@@ -8,6 +8,7 @@ usage: test-space.py [--chaind PATH] [WORD]...
 import os
 import random
 import re
+import time
 
 from disks import LoopDevice, fill, small_file_system
 from harness import KIB, MIB, check_image, main, qemu_img, qemu_io, says
@@ -35,6 +36,9 @@ def await_end(w, job="j"):
         elif event["status"] == "concluded":
             info, = w.qmp.command("query-jobs")
             w.qmp.command("job-dismiss", id=job)
+            if "error" in info:
+                while f"failed: {info['error']}" not in w.daemon.log():
+                    time.sleep(0.01)
             return info.get("error")
 
 

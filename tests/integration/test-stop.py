@@ -8,12 +8,15 @@ import socket
 import struct
 import subprocess
 import threading
+import time
 
 import nbd
 
 import harness
 from fuse_disk import write_script
 from harness import MIB, Daemon, connect, main, need_fuse_disk, qemu_img, says
+from nbd_server import FLUSH, READ, TRIM, WRITE, ZEROES, Server
+from world import World
 
 
 def image(tmp, name="a.qcow2", size="64M"):
@@ -289,6 +292,42 @@ def test_hung_disk(tmp):
         (tmp / "hang").unlink()
         assert d.wait() == 0, d.log()
     on_fuse(tmp, hang, flush=f'while test -e "{tmp}/hang"; do sleep 0.05; done')
+
+
+def test_all_at_once(tmp):
+    """With idle clients, one that takes no replies, a job, and servers that fell silent, it ends in 10 s."""
+    with Server(tmp / "far", 64 * MIB) as far, Server(tmp / "target", 64 * MIB) as target:
+        with World(tmp) as w:
+            w.add("local", image(tmp))
+            w.export("local", name="local")
+            for name in "far", "target":
+                w.qmp.command("blockdev-add", driver="nbd", node_name=name,
+                              server={"type": "unix", "path": str(tmp / name)})
+            w.export("far", name="far")
+            idle, h = connect(w.uri("local")), connect(w.uri("local"))
+            h.pwrite(b"x" * MIB, 0)
+            stuck = nbd.NBD()
+            stuck.set_request_structured_replies(False)
+            stuck.connect_uri(w.uri("local"))
+            buffers = [nbd.Buffer(MIB) for _ in range(48)]
+            for i, b in enumerate(buffers):
+                stuck.aio_pread(b, i * MIB)
+            for server in far, target:
+                server.arm(lambda connection, request: True, (READ, WRITE, FLUSH, ZEROES, TRIM))
+            waiting = connect(w.uri("far"))
+            waiting.aio_pwrite(b"y" * 4096, 0)
+            waiting.aio_flush()
+            w.qmp.command("blockdev-mirror", job_id="m", device="local", target="target", sync="full")
+            begin = time.monotonic()
+            w.daemon.process.send_signal(signal.SIGTERM)
+            status = w.daemon.wait()
+            took = time.monotonic() - begin
+            assert took < 60, f"{took:.1f} s: {w.daemon.log()}"  # 8 s; a slow machine takes longer
+            assert status == 0, w.daemon.log()  # nothing that was acknowledged is lost
+            print(f"# {took:.1f} s")
+    harness.check_image(tmp / "a.qcow2")
+    harness.qemu_io(tmp / "a.qcow2", f"read -P {ord('x')} 0 1M")
+    del idle, stuck
 
 
 def test_log_of_a_life(tmp):

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A daemon that is told over QMP what to serve, and qemu-io as its client."""
-from harness import Daemon, run
+import contextlib
+import socket
+
+from harness import MIB, Daemon, run
 from qmp_client import Qmp
 
 
@@ -30,6 +33,24 @@ class World:
 
     def io(self, name, *commands, **options):
         return qemu_io(self.uri(name), *commands, **options)
+
+    @contextlib.contextmanager
+    def deaf_reader(self, name, size):
+        """A client that asks for all of an export and takes no reply."""
+        s = socket.socket(socket.AF_UNIX)
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        s.connect(str(self.tmp / "nbd"))
+        s.recv(18)
+        s.sendall((3).to_bytes(4, "big"))
+        s.sendall(b"IHAVEOPT" + (7).to_bytes(4, "big") + (len(name) + 6).to_bytes(4, "big") +
+                  len(name).to_bytes(4, "big") + name.encode() + b"\0\0")
+        for i in range(size // MIB):
+            s.sendall((0x25609513).to_bytes(4, "big") + bytes(4) + i.to_bytes(8, "big") +
+                      (i * MIB).to_bytes(8, "big") + MIB.to_bytes(4, "big"))
+        try:
+            yield
+        finally:
+            s.close()
 
     def nodes(self):
         return {n["node-name"]: n

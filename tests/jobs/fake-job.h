@@ -31,8 +31,8 @@ typedef struct FakeWork {
     FakeWorld *world;
     unsigned n_pieces, n_done;
     unsigned gate_at; // of which piece; work's loop
-    FakeGate gate, abort_gate, prepare_gate;
-    bool gets_ready;
+    FakeGate gate, abort_gate, prepare_gate, commit_gate;
+    bool gets_ready, clears_up;
     int fails_with, fails_at_prepare;
     JobOnError policy;
     int error_once; // of the first piece
@@ -107,9 +107,16 @@ static inline int fake_prepare(Fiber *self, void *arg, GError **error)
     return work->fails_at_prepare;
 }
 
+static inline bool fake_clears_up(const void *arg)
+{
+    return ((const FakeWork *)arg)->clears_up;
+}
+
 static inline void fake_commit(Fiber *self, void *arg)
 {
-    ((FakeWork *)arg)->n_committed++;
+    FakeWork *work = arg;
+    fake_gate_pass(self, &work->commit_gate);
+    work->n_committed++;
 }
 
 static inline void fake_abort(Fiber *self, void *arg)
@@ -130,6 +137,7 @@ static const JobKind fake_kind = {
     .can_be_ready = true,
     .run = fake_run,
     .prepare = fake_prepare,
+    .clears_up = fake_clears_up,
     .commit = fake_commit,
     .abort = fake_abort,
     .clean = fake_clean,

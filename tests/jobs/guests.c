@@ -151,6 +151,12 @@ int guests_change_block(Fiber *self, Guests *g, Node *node, unsigned block, Requ
     return r;
 }
 
+void guests_zero_some(Fiber *self, Guests *g, Node *node)
+{
+    for (unsigned i = GUEST_BLOCKS / 4; i < GUEST_BLOCKS / 2; i++)
+        fiber_assert_equal(guests_change_block(self, g, node, i, REQUEST_ZERO), 0);
+}
+
 void guests_flush(Fiber *self, Guests *g)
 {
     Node *node = port_enter(self, &g->port, REQUEST_FLUSH);

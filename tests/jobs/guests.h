@@ -59,6 +59,7 @@ uint64_t guests_pick(Guests *g, uint64_t bound);
 // Of a block that gets a new content; what comes after it, acknowledged or not, is newer.
 uint32_t guests_next_version(Guests *g, unsigned block, RequestKind kind);
 int guests_change_block(Fiber *self, Guests *g, Node *node, unsigned block, RequestKind kind);
+void guests_zero_some(Fiber *self, Guests *g, Node *node); // large enough for any granule
 
 // They write `port` until they are stopped.
 void guests_start(Fiber *self, Guests *g);

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "chain-core/fiber-sync.h"
+#include "chain-core/node-compressed.h"
 #include "chain-core/node.h"
 #include "chain-core/port.h"
 
@@ -24,10 +25,11 @@ typedef struct Disk {
     uint8_t data[SIZE];
     unsigned fail_percent;
     bool discards_nothing, has_slow_zeros;
-    unsigned n_writes, n_flushes;
+    bool is_compressed; // granule by granule, into streams that are what they show
+    unsigned n_writes, n_flushes, n_compressed_writes;
     int write_error, flush_error;
     bool hangs; // writes wait
-    bool next_read_hangs;
+    bool next_read_hangs, next_discard_hangs;
     FiberQueue hanging;
     void (*about_to_change)(void *arg, uint64_t off, uint64_t len); // NULL: nobody looks
     void *arg;
@@ -103,6 +105,10 @@ static int disk_discard(Fiber *self, Node *node, GuestOff off, uint64_t len, Nod
     Disk *d = disk_of(node);
     take_time(self, d->rand);
     tell_change(d, off, len);
+    if (d->next_discard_hangs) {
+        d->next_discard_hangs = false;
+        fiber_queue_wait(self, &d->hanging, false, "test: a discard that hangs");
+    }
     if (!d->discards_nothing)
         memset(d->data + off.v, 0, len);
     return 0;
@@ -135,6 +141,39 @@ static int disk_map(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeExt
     return 0;
 }
 
+static NodeCompression disk_compression(Node *node)
+{
+    if (!disk_of(node)->is_compressed)
+        return (NodeCompression){0};
+    return (NodeCompression){.cluster_bytes = GRANULE, .method = NODE_COMPRESSION_DEFLATE};
+}
+
+static int disk_read_compressed(Fiber *self, Node *node, GuestOff off, uint64_t len,
+                                CompressedClusters *c)
+{
+    uint32_t n = (uint32_t)MIN(len / GRANULE, COMPRESSED_CLUSTERS_MAX);
+    fiber_assert_equal(compressed_clusters_reserve(c, node->loop, n), 0);
+    for (c->n = 0; c->n < n; c->n++) {
+        memcpy(c->data + c->n * GRANULE, disk_of(node)->data + off.v + c->n * GRANULE, GRANULE);
+        c->lens[c->n] = GRANULE;
+        take_time(self, disk_of(node)->rand);
+    }
+    c->n_bytes = (uint64_t)n * GRANULE;
+    return 0;
+}
+
+static int disk_write_compressed(Fiber *self, Node *node, const CompressedClusters *c)
+{
+    disk_of(node)->n_compressed_writes++;
+    return disk_write(self, node, c->off, c->data, c->n_bytes, 0);
+}
+
+static const NodeCompressedOps disk_compressed_ops = {
+    .compression = disk_compression,
+    .read = disk_read_compressed,
+    .write = disk_write_compressed,
+};
+
 static const NodeOps disk_ops = {
     .driver = "disk",
     .read_start = disk_read_start,
@@ -143,6 +182,7 @@ static const NodeOps disk_ops = {
     .discard = disk_discard,
     .flush = disk_flush,
     .map = disk_map,
+    .compressed = &disk_compressed_ops,
 };
 
 static inline Disk *disk_new(Fiber *self, GRand *rand)

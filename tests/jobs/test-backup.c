@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "chain-core/chain.h"
 #include "guest-images.h"
 #include "job-user.h"
 #include "jobs/backup.h"
@@ -14,6 +15,7 @@ typedef enum TargetKind {
     TARGET_RAW,
     TARGET_QCOW2,
     TARGET_WITH_BACKING, // the layer below the head
+    TARGET_OVER_SOURCE,  // an overlay of the head; its file knows nothing of that
 } TargetKind;
 
 // How backups are to go.
@@ -56,6 +58,8 @@ static void make_target(Fiber *self, World *w)
                            w->course.target == TARGET_WITH_BACKING ? base_path : NULL, GUEST_DISK,
                            guest_image_pick_cluster_bytes(g));
     w->target = guest_image_open(self, g, target_path, true);
+    if (w->course.target == TARGET_OVER_SOURCE)
+        chain_set_backing(self, w->target, w->source, g->memory);
     if (w->course.is_used)
         guest_image_fill_with_other(self, w->target);
 }
@@ -65,6 +69,7 @@ static void make_disk(Fiber *self, World *w)
     guest_image_make_layer(self, &w->guests, base_path, NULL);
     guest_image_make_layer(self, &w->guests, top_path, base_path);
     w->source = guest_image_open(self, &w->guests, top_path, true);
+    guests_zero_some(self, &w->guests, w->source);
     make_target(self, w);
     port_init(&w->guests.port, w->source, "guests");
     DirtyBitmapSpec spec = {
@@ -81,8 +86,8 @@ static void make_disk(Fiber *self, World *w)
 static void close_disk(Fiber *self, World *w)
 {
     port_done(self, &w->guests.port);
-    node_unref_close(self, w->source);
     node_unref_close(self, w->target);
+    node_unref_close(self, w->source);
 }
 
 // -- failures, power cuts -------------------------------------------------------------------------
@@ -118,6 +123,7 @@ static BackupSpec spec_of(World *w)
         .name = "job",
         .source = w->source,
         .target = w->target,
+        .is_over_source = w->course.target == TARGET_OVER_SOURCE,
         .sync = has_bitmap && !is_first ? BACKUP_SYNC_BITMAP : w->course.sync,
         .bitmap = has_bitmap ? w->bitmap : NULL,
         .bitmap_mode = is_first ? BACKUP_BITMAP_ON_SUCCESS
@@ -179,6 +185,8 @@ static void one_round(Fiber *self, World *w)
         return;
     w->n_good++;
     check_target(self, w, "the backup");
+    if (w->course.target == TARGET_OVER_SOURCE) // it owns all of it
+        guests_check_node(self, &w->guests, "the overlay", w->target, &w->moment, &w->moment);
 }
 
 static void backups_under_load(Fiber *self, void *arg)
@@ -221,9 +229,12 @@ static void run_course(Course course, unsigned n_seeds)
         TargetKind target;
         bool is_used;
     } ways[] = {
-        {BACKUP_SYNC_FULL, TARGET_RAW, false},         {BACKUP_SYNC_FULL, TARGET_RAW, true},
-        {BACKUP_SYNC_FULL, TARGET_QCOW2, false},       {BACKUP_SYNC_FULL, TARGET_QCOW2, true},
+        {BACKUP_SYNC_FULL, TARGET_RAW, false},
+        {BACKUP_SYNC_FULL, TARGET_RAW, true},
+        {BACKUP_SYNC_FULL, TARGET_QCOW2, false},
+        {BACKUP_SYNC_FULL, TARGET_QCOW2, true},
         {BACKUP_SYNC_TOP, TARGET_WITH_BACKING, false},
+        {BACKUP_SYNC_FULL, TARGET_OVER_SOURCE, false},
     };
     for (unsigned i = 0; i < n_seeds * G_N_ELEMENTS(ways); i++) {
         course.sync = ways[i % G_N_ELEMENTS(ways)].sync;

@@ -35,14 +35,19 @@ typedef struct World {
     bool is_switched, is_over;
     bool flushes, takes_long; // a guest's requests
     bool base_refuses;        // writes
+    bool flush_fails;         // of the base, which users ignore
     bool is_late;             // work comes and goes once the copy is close
+    bool is_refused;          // work comes then each time, and stays
     bool trims;               // guests do, too, without a pause
+    bool keeps_top, speeds_up;
     unsigned next_guest;
     uint64_t speed;    // of the job
     CopyMode mode;     // that it is to keep to
     unsigned n_modes;  // that it changed to
+    unsigned n_errors; // that users heard of
     uint64_t until_ns; // it is cancelled then; 0: it is not
-    uint64_t slowest_ns;
+    uint64_t slowest_ns, giving_back_ns;
+    unsigned n_seen; // values of progress
     FiberWaitGroup guests;
     uint8_t shadow[DISK / BLOCK];
 } World;
@@ -68,6 +73,8 @@ static int slow_flush(Fiber *self, Node *node)
 {
     World *w = ((Slow *)node)->w;
     uint64_t bytes = w->dirty_bytes;
+    if (w->flush_fails)
+        return -EIO;
     int r = node_flush(self, node->backing);
     fiber_sleep(self, SYNC_NS + bytes * NS_PER_BYTE);
     w->dirty_bytes -= MIN(bytes, w->dirty_bytes);
@@ -191,9 +198,11 @@ static void hear(void *arg, const JobNews *news)
 {
     World *w = arg;
     w->n_modes += news->kind == JOB_NEWS_COPY_MODE;
+    w->n_errors += news->kind == JOB_NEWS_ERROR;
     if (news->kind != JOB_NEWS_READY)
         return;
-    job_control_set_speed(w->control, 0);
+    if (!w->keeps_top)
+        job_control_set_speed(w->control, 0);
     w->slowest_ns = 0;
     job_control_ask_end(w->control, JOB_END_COMPLETE);
 }
@@ -207,8 +216,63 @@ static void come_late(Fiber *self, World *w)
     write_block(self, w, 0);
 }
 
+static uint64_t bytes_left(const World *w)
+{
+    uint64_t done = 0;
+    for (JobBytes how = 0; how < JOB_N_BYTES; how++)
+        done += job_control_count(w->control, how);
+    return job_control_total(w->control) - done;
+}
+
+// Until all is given back; it gets less and less.
+static void user_who_looks(Fiber *self, void *arg)
+{
+    World *w = arg;
+    uint64_t last = DISK;
+    for (fiber_sleep(self, 100 * MS); !w->giving_back_ns; fiber_sleep(self, 100 * MS)) {
+        uint64_t left = bytes_left(w);
+        fiber_assert(left <= last);
+        w->n_seen += left != last;
+        last = left;
+        if (w->speeds_up && w->n_seen == 10)
+            job_control_set_speed(w->control, 0);
+    }
+}
+
+static void give_back(Fiber *self, World *w, Commit *commit)
+{
+    uint64_t begun_ns = loop_now_ns(fiber_loop(self));
+    fiber_assert_equal(bytes_left(w), 0);
+    fiber_assert_equal(fiber_spawn(fiber_loop(self), "user", user_who_looks, w, NULL), 0);
+    fiber_assert_equal(commit_give_back(self, commit), 0);
+    fiber_assert_equal(bytes_left(w), 0);
+    w->giving_back_ns = loop_now_ns(fiber_loop(self)) - begun_ns;
+}
+
+// Nobody can cancel it then: it ends by itself, and guests stay where they are.
+static void never_in_step(Fiber *self, World *w, Commit *commit)
+{
+    g_autoptr(GError) error = NULL;
+    unsigned n_tries = 0;
+    int r = 1;
+    for (; r > 0; n_tries++) {
+        fiber_assert_equal(commit_come_close(self, commit, &error), 0);
+        w->base_refuses = true;
+        write_block(self, w, 0);
+        w->base_refuses = false;
+        r = commit_switch(self, commit, &w->is_switched, &error);
+    }
+    fiber_assert_equal(r, -EBUSY);
+    fiber_assert_equal(n_tries, 100);
+    fiber_assert(strstr(error->message, "again and again"));
+}
+
 static void complete(Fiber *self, World *w, Commit *commit)
 {
+    if (w->is_refused) {
+        never_in_step(self, w, commit);
+        return;
+    }
     fiber_assert_equal(commit_come_close(self, commit, NULL), 0);
     if (w->is_late) {
         come_late(self, w);
@@ -221,6 +285,8 @@ static void complete(Fiber *self, World *w, Commit *commit)
         r = commit_switch(self, commit, &w->is_switched, NULL);
     }
     fiber_assert_equal(r, 0);
+    if (w->keeps_top)
+        give_back(self, w, commit);
 }
 
 static void cancel_later(Fiber *self, void *arg)
@@ -233,7 +299,15 @@ static void cancel_later(Fiber *self, void *arg)
 static void run_job(Fiber *self, World *w)
 {
     Loop *loop = fiber_loop(self);
-    CommitSpec spec = {.name = "job", .top = w->top, .base = w->base, .copy_mode = w->mode};
+    CommitSpec spec = {.name = "job",
+                       .top = w->top,
+                       .base = w->base,
+                       .keeps_top = w->keeps_top,
+                       .backing_name = "/base",
+                       .backing_format = "qcow2",
+                       .on_error = w->flush_fails ? JOB_ON_ERROR_IGNORE : JOB_ON_ERROR_REPORT,
+                       .copy_mode = w->mode,
+                       .memory = w->memory};
     Commit *commit;
     if (w->until_ns)
         fiber_assert_equal(fiber_spawn(loop, "user", cancel_later, w, NULL), 0);
@@ -256,7 +330,8 @@ static void commit_under_load(Fiber *self, void *arg)
     World *w = arg;
     w->memory = map_memory_new(1 << 20);
     open_chain(self, w);
-    unsigned n_guests = w->is_late ? 0 : N_GUESTS, n_long = w->flushes || w->takes_long;
+    unsigned n_guests = w->is_late || w->is_refused ? 0 : N_GUESTS,
+             n_long = w->flushes || w->takes_long;
     fiber_wait_group_add(&w->guests, n_guests + n_long + w->trims);
     for (unsigned i = 0; i < n_guests; i++)
         fiber_assert_equal(fiber_spawn(fiber_loop(self), "guest", guest, w, NULL), 0);
@@ -266,8 +341,8 @@ static void commit_under_load(Fiber *self, void *arg)
         fiber_assert_equal(fiber_spawn(fiber_loop(self), "trim", trimming_guest, w, NULL), 0);
     run_job(self, w);
     fiber_wait_group_wait(self, &w->guests);
-    fiber_assert_equal(w->is_switched, !w->until_ns);
-    fiber_assert(w->port.node == (w->is_switched ? w->base : w->top));
+    fiber_assert_equal(w->is_switched, !w->until_ns && !w->is_refused);
+    fiber_assert(w->port.node == (w->is_switched && !w->keeps_top ? w->base : w->top));
     check_content(self, w);
     close_chain(self, w);
 }
@@ -311,6 +386,19 @@ static void work_that_was_done_after_the_last_flush_is_made_durable_first(void *
     slowest_write_ns(&w);
 }
 
+static void a_commit_that_never_gets_in_step_gives_up_after_a_while(void **state)
+{
+    World w = {.is_refused = true};
+    slowest_write_ns(&w);
+}
+
+static void a_flush_that_fails_each_time_is_not_tried_without_a_pause(void **state)
+{
+    World w = {.flush_fails = true, .until_ns = 3000 * MS};
+    slowest_write_ns(&w);
+    assert_true(w.n_errors > 5 && w.n_errors < 40);
+}
+
 static void what_no_longer_shrinks_makes_an_automatic_job_write_blocking(void **state)
 {
     World w = {.speed = 2 << 20};
@@ -325,6 +413,28 @@ static void a_mode_that_was_given_is_kept_whatever_is_left(void **state)
     assert_int_equal(w.n_modes, 0);
 }
 
+static void a_top_that_stays_gives_back_no_faster_than_the_job_may(void **state)
+{
+    World w = {.speed = 2 << 20, .keeps_top = true};
+    slowest_write_ns(&w);
+    assert_true(w.giving_back_ns > 3500 * MS && w.giving_back_ns < 5000 * MS);
+    assert_true(w.n_seen > 20);
+}
+
+static void its_speed_can_be_changed_meanwhile(void **state)
+{
+    World w = {.speed = 2 << 20, .keeps_top = true, .speeds_up = true};
+    slowest_write_ns(&w);
+    assert_true(w.giving_back_ns > 900 * MS && w.giving_back_ns < 1500 * MS);
+}
+
+static void without_a_limit_a_top_gives_back_at_once(void **state)
+{
+    World w = {.keeps_top = true};
+    slowest_write_ns(&w);
+    assert_true(w.giving_back_ns < 500 * MS);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -332,8 +442,13 @@ int main(void)
         cmocka_unit_test(flushes_of_guests_do_not_keep_others_out_for_long),
         cmocka_unit_test(guests_who_trim_without_pause_do_not_keep_a_commit_from_its_end),
         cmocka_unit_test(work_that_was_done_after_the_last_flush_is_made_durable_first),
+        cmocka_unit_test(a_commit_that_never_gets_in_step_gives_up_after_a_while),
+        cmocka_unit_test(a_flush_that_fails_each_time_is_not_tried_without_a_pause),
         cmocka_unit_test(what_no_longer_shrinks_makes_an_automatic_job_write_blocking),
         cmocka_unit_test(a_mode_that_was_given_is_kept_whatever_is_left),
+        cmocka_unit_test(a_top_that_stays_gives_back_no_faster_than_the_job_may),
+        cmocka_unit_test(its_speed_can_be_changed_meanwhile),
+        cmocka_unit_test(without_a_limit_a_top_gives_back_at_once),
         cmocka_unit_test(requests_that_take_long_do_not_keep_others_out_for_long),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -219,6 +219,45 @@ SIM_TEST(what_is_work_is_copied_once_and_the_rest_left_alone)
     scene_free(s);
 }
 
+// Of a disk full of data that is found granule by granule, so that a chunk is many pieces.
+static int find_a_granule(Fiber *self G_GNUC_UNUSED, void *arg G_GNUC_UNUSED, uint64_t off,
+                          uint64_t len, CopyExtent *ret_extent)
+{
+    *ret_extent =
+        (CopyExtent){.len = MIN(len, GRANULE - off % GRANULE), .is_work = true, .kind = WORK_DATA};
+    return 0;
+}
+
+static int copy_and_sum(Fiber *self, void *arg, CopyChunk *chunk)
+{
+    CopyEngineStats stats;
+    copy_engine_stats(chunk->engine, &stats);
+    fiber_assert(stats.done + stats.left <= SIZE);
+    if (stats.found_off == SIZE)
+        fiber_assert_equal(stats.done + stats.left, SIZE);
+    *(bool *)arg |= stats.found_off == SIZE && stats.done % CHUNK;
+    chunk->copied_bytes = chunk->len;
+    fiber_sleep(self, 1000);
+    return 0;
+}
+
+SIM_TEST(what_is_done_is_not_left_from_piece_to_piece)
+{
+    static const CopyEngineOps ops = {
+        .find = find_a_granule, .copy = copy_and_sum, .failed = scene_failed};
+    bool was_within_chunks = false;
+    const CopyEngineConfig config = {.size_bytes = SIZE,
+                                     .granularity_bits = 12,
+                                     .chunk_bytes = CHUNK,
+                                     .window_bytes = 4 * CHUNK,
+                                     .ops = &ops,
+                                     .arg = &was_within_chunks};
+    CopyEngine *engine = copy_engine_new(fiber_loop(self), &config);
+    fiber_assert_equal(copy_engine_run(self, engine), 0);
+    fiber_assert(was_within_chunks);
+    copy_engine_free(engine);
+}
+
 SIM_TEST(a_failure_ends_the_run_and_the_next_one_goes_on)
 {
     Scene *s = scene_new(self);
@@ -485,6 +524,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_is_work_is_copied_once_and_the_rest_left_alone),
+        cmocka_unit_test(what_is_done_is_not_left_from_piece_to_piece),
         cmocka_unit_test(a_failure_ends_the_run_and_the_next_one_goes_on),
         cmocka_unit_test(what_is_to_be_tried_again_is),
         cmocka_unit_test(what_is_to_be_left_out_is_and_the_rest_done),

@@ -215,6 +215,18 @@ SIM_TEST(guests_alone_save_what_they_change_and_nothing_else)
     scene_free(self, s);
 }
 
+SIM_TEST(discards_that_are_ignored_save_nothing)
+{
+    Scene *s = scene_new(self, (SceneConfig){0});
+    s->target->hangs = true;
+    s->source->node.ignores_discards = true;
+    fiber_assert_equal(request(self, s, REQUEST_DISCARD, 0, SIZE), 0);
+    fiber_assert_equal(bitmap_n_dirty(s->unsaved), SIZE / GRANULE);
+    fiber_assert_equal(memcmp(s->source->data, s->before, SIZE), 0);
+    s->target->hangs = false;
+    scene_free(self, s);
+}
+
 SIM_TEST(what_is_not_in_the_backup_is_changed_at_once)
 {
     Scene *s = scene_new(self, (SceneConfig){0});
@@ -315,10 +327,45 @@ SIM_TEST(a_target_that_hangs_holds_guests_up_for_a_while_only)
     fiber_assert(loop_now_ns(fiber_loop(self)) - begun_ns >= TIMEOUT_NS);
     fiber_assert_equal(s->broken, -ETIMEDOUT);
     fiber_assert_equal(s->n_failed, 0);
-    fiber_assert(s->job.n_in_flight[REQUEST_WRITE] > 0); // what has timed out is still in flight
+    bool hangs = s->target->n_writes > 0; // what has not come that far is not written any more
+    fiber_assert(!hangs || s->job.n_in_flight[REQUEST_WRITE] > 0); // what has timed out still is
     fiber_sleep(self, 1000000);
-    fiber_assert(!range_lock_is_free(&s->lock));
+    fiber_assert_equal(!range_lock_is_free(&s->lock), hangs);
     let_go(s->target);
+    scene_free(self, s);
+}
+
+static void copy_and_discard(Fiber *self, void *arg)
+{
+    Scene *s = arg;
+    CopyChunk chunk = {.len = GRANULE, .kind = WORK_DATA};
+    fiber_assert_equal(copy_nodes_chunk(self, &s->nodes, &chunk), 0);
+    fiber_assert_equal(filter_copy_before_discard_saved(self, s->filter, &chunk), 0);
+    fiber_wait_group_done(&s->running);
+}
+
+static void write_first_sector(Fiber *self, void *arg)
+{
+    Scene *s = arg;
+    fiber_assert_equal(request(self, s, REQUEST_WRITE, 0, SECTOR), 0);
+    fiber_wait_group_done(&s->running);
+}
+
+SIM_TEST(what_guests_write_after_a_failure_is_not_discarded)
+{
+    Scene *s = scene_new(self, (SceneConfig){.timeout_ns = TIMEOUT_NS});
+    s->source->next_discard_hangs = true;
+    fiber_wait_group_add(&s->running, 2);
+    fiber_spawn(fiber_loop(self), "chunk", copy_and_discard, s, NULL);
+    while (s->source->next_discard_hangs)
+        fiber_sleep(self, 1000);
+    fiber_spawn(fiber_loop(self), "guest", write_first_sector, s, NULL);
+    fiber_sleep(self, 3 * TIMEOUT_NS);
+    fiber_assert_equal(s->broken, -ETIMEDOUT);
+    fiber_assert_equal(request(self, s, REQUEST_WRITE, GRANULE, SECTOR), 0); // beside it
+    let_go(s->source);
+    fiber_wait_group_wait(self, &s->running);
+    fiber_assert(!is_zero(s->source, 0) && is_zero(s->source, 1));
     scene_free(self, s);
 }
 
@@ -391,12 +438,14 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_target_shows_the_moment_of_the_begin),
         cmocka_unit_test(guests_alone_save_what_they_change_and_nothing_else),
+        cmocka_unit_test(discards_that_are_ignored_save_nothing),
         cmocka_unit_test(what_is_not_in_the_backup_is_changed_at_once),
         cmocka_unit_test(guests_wait_for_the_granules_that_they_change_only),
         cmocka_unit_test(a_target_that_fails_ends_the_backup_and_no_guest_hears_of_it),
         cmocka_unit_test(where_guests_are_to_fail_the_backup_goes_on),
         cmocka_unit_test(a_request_that_fails_has_changed_nothing),
         cmocka_unit_test(a_target_that_hangs_holds_guests_up_for_a_while_only),
+        cmocka_unit_test(what_guests_write_after_a_failure_is_not_discarded),
         cmocka_unit_test(the_wait_of_a_guest_that_is_to_fail_ends_too),
         cmocka_unit_test(a_backup_that_is_stopped_lets_guests_go_and_waits_for_its_saves),
         cmocka_unit_test(a_drain_waits_for_guests_and_their_saves),

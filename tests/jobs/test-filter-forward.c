@@ -156,6 +156,21 @@ SIM_TEST(in_the_background_what_guests_wrote_is_copied)
     scene_free(self, s);
 }
 
+// The copy takes them as they are.
+SIM_TEST(compressed_clusters_that_guests_wrote_meanwhile_are_dropped)
+{
+    static const ForwardMode modes[] = {FORWARD_BACKGROUND, FORWARD_WRITE_BLOCKING};
+    for (unsigned i = 0; i < G_N_ELEMENTS(modes); i++) {
+        Scene *s = scene_new(self, modes[i]);
+        s->source->is_compressed = s->target->is_compressed = true;
+        run_beside_guests(self, s);
+        fiber_assert_equal(copy_engine_run(self, s->engine), 0);
+        fiber_assert(s->target->n_compressed_writes > 0);
+        assert_in_step(s);
+        scene_free(self, s);
+    }
+}
+
 SIM_TEST(write_blocking_guests_keep_the_target_in_step_themselves)
 {
     Scene *s = scene_new(self, FORWARD_WRITE_BLOCKING);
@@ -189,6 +204,22 @@ SIM_TEST(near_the_end_nothing_that_guests_do_becomes_work)
     run_beside_guests(self, s);
     assert_nothing_added(s);
     scene_free(self, s);
+}
+
+SIM_TEST(discards_that_are_ignored_are_no_work)
+{
+    static const ForwardMode modes[] = {FORWARD_BACKGROUND, FORWARD_WRITE_BLOCKING};
+    for (unsigned i = 0; i < G_N_ELEMENTS(modes); i++) {
+        Scene *s = scene_new(self, modes[i]);
+        fiber_assert_equal(copy_engine_run(self, s->engine), 0);
+        s->source->node.ignores_discards = true;
+        fiber_assert_equal(node_discard(self, s->filter, guest_off(0), SIZE, 0), 0);
+        assert_nothing_added(s);
+        fiber_assert(copy_engine_is_idle(s->engine));
+        fiber_assert_equal(node_discard(self, s->filter, guest_off(0), SIZE, NODE_IO_FUA), 0);
+        fiber_assert_equal(s->source->n_flushes, 1);
+        scene_free(self, s);
+    }
 }
 
 SIM_TEST(zeros_that_were_refused_as_slow_are_no_work)
@@ -350,9 +381,11 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(in_the_background_what_guests_wrote_is_copied),
+        cmocka_unit_test(compressed_clusters_that_guests_wrote_meanwhile_are_dropped),
         cmocka_unit_test(write_blocking_guests_keep_the_target_in_step_themselves),
         cmocka_unit_test(discards_that_do_nothing_are_copied_too),
         cmocka_unit_test(near_the_end_nothing_that_guests_do_becomes_work),
+        cmocka_unit_test(discards_that_are_ignored_are_no_work),
         cmocka_unit_test(zeros_that_were_refused_as_slow_are_no_work),
         cmocka_unit_test(the_mode_can_be_switched_at_any_moment),
         cmocka_unit_test(what_is_still_written_in_the_background_is_not_taken_for_done),

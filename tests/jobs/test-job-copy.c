@@ -14,7 +14,8 @@ typedef struct CopyWork {
     unsigned n_fail; // chunks, from now on
     bool has_holes;  // every other chunk is no work
     bool fails_reading;
-    bool moves_beside; // as much as each chunk
+    bool moves_beside;    // as much as each chunk
+    uint64_t moves_bytes; // with each chunk; 0: as many as it has
     _Atomic unsigned n_copied;
 } CopyWork;
 
@@ -40,7 +41,7 @@ static int work_copy(Fiber *self, void *arg, CopyChunk *chunk)
         return -ENOSPC;
     }
     work->n_copied++;
-    chunk->copied_bytes = chunk->len;
+    chunk->copied_bytes = work->moves_bytes ?: chunk->len;
     chunk->beside_copied = work->moves_beside ? chunk->len : 0;
     return 0;
 }
@@ -124,6 +125,31 @@ JOB_TEST(what_is_moved_beside_it_counts_and_falls_under_the_limit)
     fiber_assert_equal(info.current, 2 * SIZE);
     fiber_assert_equal(info.total, 2 * SIZE);
     fiber_assert(now_ns(self) - start_ns > 1500000000); // simulated: two seconds at that speed
+}
+
+// A target of which only the file counts.
+typedef struct FileNode {
+    Node node;
+    File *file;
+} FileNode;
+
+static File *file_of_node(Node *node)
+{
+    return ((FileNode *)node)->file;
+}
+
+JOB_TEST(what_is_copied_is_written_out_on_the_way)
+{
+    enum { FILE_MIB = N_CHUNKS, PART_MIB = 16 };
+    static const NodeOps ops = {.file = file_of_node};
+    FileNode target = {.node.ops = &ops};
+    int r = file_open(self, "target", FILE_WRITABLE | FILE_CREATE, &target.file, NULL);
+    fiber_assert_equal(r, 0);
+    CopyWork work = {.copy.target = &target.node, .moves_bytes = 1 << 20};
+    start(self, world, &work, (JobSpec){.waits_concluded = true});
+    fake_wait_told(self, world, "a:concluded");
+    fiber_assert_equal(sim_file_n_written_out(target.file), FILE_MIB / PART_MIB);
+    file_close(self, target.file);
 }
 
 JOB_TEST(it_is_paused_and_resumed)
@@ -217,6 +243,7 @@ int main(void)
         cmocka_unit_test(its_progress_is_that_of_the_copy),
         cmocka_unit_test(or_that_of_the_whole_disk_where_it_counts_what_is_no_work),
         cmocka_unit_test(what_is_moved_beside_it_counts_and_falls_under_the_limit),
+        cmocka_unit_test(what_is_copied_is_written_out_on_the_way),
         cmocka_unit_test(it_is_paused_and_resumed),
         cmocka_unit_test(its_speed_is_changed_while_it_waits_for_the_limit),
         cmocka_unit_test(it_is_cancelled_while_it_waits_for_the_limit),

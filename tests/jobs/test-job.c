@@ -179,6 +179,25 @@ JOB_TEST(jobs_of_a_group_wait_for_each_other)
                                           "c:null b:COMPLETED b:concluded b:null a:COMPLETED"));
 }
 
+JOB_TEST(nobody_of_a_group_waits_while_another_one_clears_up)
+{
+    Three three = {0};
+    for (unsigned i = 0; i < 3; i += 2) // they were the first, and each other's last
+        three.works[i] = (FakeWork){.clears_up = true, .commit_gate.is_closed = true};
+    make_three(world, &three, (JobSpec){0});
+    start_three(self, world, &three);
+    fake_wait_told(self, world, "b:null");
+    for (unsigned i = 0; i < 3; i += 2)
+        fake_wait_gate(self, &three.works[i].commit_gate);
+    fiber_assert(!strstr(world->told->str, "a:COMPLETED") &&
+                 !strstr(world->told->str, "c:COMPLETED"));
+    fake_gate_open(&three.works[0].commit_gate);
+    fake_wait_told(self, world, "a:null");
+    fiber_assert(!strstr(world->told->str, "c:COMPLETED"));
+    fake_gate_open(&three.works[2].commit_gate);
+    fake_wait_told(self, world, "c:null");
+}
+
 JOB_TEST(one_finalize_is_for_the_whole_group)
 {
     Three three = {0};
@@ -284,6 +303,7 @@ int main(void)
         cmocka_unit_test(a_job_that_is_not_started_leaves_no_trace),
         cmocka_unit_test(ids_are_well_formed_and_unique_until_the_job_is_dismissed),
         cmocka_unit_test(jobs_of_a_group_wait_for_each_other),
+        cmocka_unit_test(nobody_of_a_group_waits_while_another_one_clears_up),
         cmocka_unit_test(one_finalize_is_for_the_whole_group),
         cmocka_unit_test(when_one_of_a_group_fails_the_others_are_cancelled),
         cmocka_unit_test(when_one_of_a_group_cannot_be_prepared_nothing_is_committed),

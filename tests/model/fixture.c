@@ -130,6 +130,17 @@ static void create_layer(Fiber *self, const World *world, unsigned number)
     g_assert(qcow2_create(self, path, &options, NULL) == 0);
 }
 
+static void add_stored_bitmap(Fiber *self, Node *node)
+{
+    DirtyBitmapSpec spec = {
+        .name = "p", .node_name = "head", .granularity_bits = 9, .is_persistent = true};
+    DirtyBitmap *bitmap;
+    uint8_t data[CELL];
+    g_assert(dirty_bitmap_add(node, &spec, &bitmap, NULL) == 0);
+    g_assert(node_read(self, node, guest_off(DIRTY_OFF), data, CELL) == 0);
+    g_assert(node_write(self, node, guest_off(DIRTY_OFF), data, CELL, 0) == 0);
+}
+
 static void fill_layer(Fiber *self, const World *world, unsigned number)
 {
     char path[16];
@@ -148,11 +159,8 @@ static void fill_layer(Fiber *self, const World *world, unsigned number)
         g_assert(node_write(self, node, guest_off(c->off), data, c->len, 0) == 0);
     }
     if (world->n_layers == 2) {
-        DirtyBitmapSpec spec = {
-            .name = "p", .node_name = "head", .granularity_bits = 9, .is_persistent = true};
-        DirtyBitmap *bitmap;
+        add_stored_bitmap(self, node);
         g_assert(qcow2_snapshot_create(self, node, "old", NULL, NULL) == 0);
-        g_assert(dirty_bitmap_add(node, &spec, &bitmap, NULL) == 0);
     }
     g_assert(node_flush(self, node) == 0);
     node_unref_close(self, node);

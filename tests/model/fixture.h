@@ -23,6 +23,7 @@ enum {
     CLUSTER = 1024,
     TABLE_BYTES = CLUSTER / 8 * CLUSTER, // what an L2 table says
     MAX_DISK_BYTES = 2 * TABLE_BYTES + 4 * CLUSTER,
+    DIRTY_OFF = 30 * CLUSTER, // a cell that the stored bitmap calls dirty
     MAX_OVERLAYS = 3,
     MAX_LAYERS = 3 + MAX_OVERLAYS,
     TARGET_LAYER = MAX_LAYERS,

@@ -313,20 +313,48 @@ static int begin_backup(Fiber *self, Work *work, Backup *backup, const ShadowMod
     return 0;
 }
 
+// Of the first head: the stored one, if it has one.
+static DirtyBitmap *bitmap_to_hand_over(const Work *work)
+{
+    DirtyBitmap *bitmap = work->stored ? work->stored : work->transient;
+    bool is_there = bitmap && is_on_first_head(work) &&
+                    dirty_bitmap_check(bitmap, DIRTY_BITMAP_USE_CHANGE, NULL) == 0;
+    return is_there ? bitmap : NULL;
+}
+
+// What is not copied by a backup that went well stays in it, or all that was there.
+static void settle(Fiber *self, Work *work, Backup *backup, const BackupSpec *spec, bool is_good)
+{
+    int r = backup_settle(self, backup, is_good, NULL);
+    if (!spec->bitmap || !is_good || r < 0)
+        return;
+    *(spec->bitmap == work->stored ? &work->stored_cleared : &work->transient_cleared) =
+        shadow_model_kept_at(work->copy);
+}
+
 static int back_up_to(Fiber *self, Work *work, Node *target, const Operation *operation,
                       GError **error)
 {
     const BackupSpec spec = {
-        .name = "backup", .source = work->chain.head, .target = target, .sync = BACKUP_SYNC_FULL};
+        .name = "backup",
+        .source = work->chain.head,
+        .target = target,
+        .sync = BACKUP_SYNC_FULL,
+        .bitmap = operation->hands_over_bitmap ? bitmap_to_hand_over(work) : NULL,
+        .bitmap_mode = BACKUP_BITMAP_ON_SUCCESS,
+    };
     const ShadowModel *kept = NULL;
     Backup *backup = backup_begin(self, &spec, error);
     int r = backup ? begin_backup(self, work, backup, &kept, error) : -EIO;
     fiber_mutex_unlock(self, &work->graph);
     if (r == 0)
         r = backup_run(self, work->job, backup, error);
+    bool is_good = r == 0 && !job_is_cancelled(work->job); // else it is no backup, as in job-life.c
     if (r == 0)
         work->copy = kept;
     end_run(self, work);
+    if (backup)
+        settle(self, work, backup, &spec, is_good);
     backup_end(self, backup);
     return r;
 }

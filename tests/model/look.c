@@ -72,7 +72,8 @@ static const Change *find_change(const Work *work, uint32_t version, uint64_t of
     return NULL;
 }
 
-// One that is to be believed has each change that came after it was cleared.
+// One that is to be believed has each change that came after it was cleared, and what was dirty before
+// as long as it is not: docs/ordering.md §20 (c) for one that a backup was handed.
 static void look_at_bitmap(Work *work, const Chain *chain, const uint32_t *versions, bool is_closed)
 {
     const World *world = chain->world;
@@ -81,6 +82,8 @@ static void look_at_bitmap(Work *work, const Chain *chain, const uint32_t *versi
     const Bitmap *bits = bitmap ? dirty_bitmap_bits(bitmap) : NULL;
     if (world->n_layers == 2 && !bits && is_closed && !work->is_stored_leaving)
         work_fail(work, "the stored bitmap is %s", bitmap ? "inconsistent" : "not there");
+    if (bits && !work->stored_cleared && !bitmap_is_dirty(bits, DIRTY_OFF))
+        work_fail(work, "the stored bitmap has lost what was dirty");
     for (uint64_t cell = 0; bits && cell < first_head->size_bytes / CELL; cell++) {
         uint32_t version = versions[cell];
         const Change *change = find_change(work, version, cell * CELL);

@@ -35,6 +35,8 @@ const Place places[] = {
     {"a cluster that is backed up", 3, 4 * CLUSTER, CLUSTER, 4 * CLUSTER + CELL, CELL,
      JOB_TYPE_BACKUP},
     {"a border that is backed up", 3, BORDER(5 * CLUSTER), JOB_TYPE_BACKUP},
+    {"a bitmap that is backed up", 2, 4 * CLUSTER, CLUSTER, 4 * CLUSTER + CELL, CELL,
+     JOB_TYPE_BACKUP},
 };
 const unsigned n_places = G_N_ELEMENTS(places);
 
@@ -447,6 +449,7 @@ const Operation operations[] = {
      .copy_mode = COPY_MODE_BACKGROUND,
      .end = JOB_END_CANCEL},
     {.name = "backup", .run = run_backup, .job = JOB_TYPE_BACKUP},
+    {.name = "backup-bitmap", .run = run_backup, .job = JOB_TYPE_BACKUP, .hands_over_bitmap = true},
 };
 const unsigned n_operations = G_N_ELEMENTS(operations);
 

@@ -90,6 +90,7 @@ struct Operation {
     JobEnd end;         // what its user asks for when it is ready; NOT_YET: it completes itself
     bool keeps_top;     // of a commit
     bool switches_mode; // its user wants it to be write-blocking at some time
+    bool hands_over_bitmap;
     bool is_beside_job;
 };
 extern const Operation operations[];

@@ -85,6 +85,17 @@ void __wrap_log_line(LogLevel level, const char *format, ...)
     g_error("%s", text);
 }
 
+void __wrap_log_about(LogLevel level, const LogAbout *about, const char *format, ...)
+    G_GNUC_PRINTF(3, 4);
+void __wrap_log_about(LogLevel level, const LogAbout *about, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    g_autofree char *text = g_strdup_vprintf(format, args);
+    va_end(args);
+    g_error("%s", text);
+}
+
 // -- a daemon -------------------------------------------------------------------------------------
 
 static void nobody_hears(void *arg, const Job *job, const JobEvent *event)

@@ -19,6 +19,7 @@ N_AT_ONCE = 2
 
 MODEL = ["tests/model/test-model", "--stop"]
 COMMITTED = [*MODEL, "--place", "a cluster that is committed", "--random", "600"]
+LATE = ["tests/model/test-late-guests"]
 POINTS = ["tests/model/test-points"]
 SNAPSHOTS = ["tests/crash/test-crash-snapshots"]
 
@@ -147,9 +148,9 @@ MUTANTS = {
     "blocks-of-direct-files": ["tests/io/test-io-file-direct"],
     # §18
     "copy-target-durable-first": POINTS,
-    "copy-work-since": ["tests/jobs/test-jobs-commit-stall"],
-    "forward-flush": ["tests/jobs/test-jobs-filter-forward"],
-    "forward-fua": ["tests/jobs/test-jobs-filter-forward"],
+    "copy-work-since": LATE,
+    "forward-flush": LATE,
+    "forward-fua": LATE,
     "commit-names-old-backing": ["tests/jobs/test-jobs-commit"],
     "keep-points-fill": ["tests/jobs/test-jobs-commit"],
     "keep-points-beside-writes": ["tests/jobs/test-jobs-keep-points"],
@@ -163,15 +164,20 @@ MUTANTS = {
     "copy-before-write": ["tests/jobs/test-jobs-filter-copy-before"],
     "copy-before-zero": ["tests/jobs/test-jobs-filter-copy-before"],
     "copy-before-discard": ["tests/jobs/test-jobs-filter-copy-before"],
+    "copy-before-discards": ["tests/jobs/test-jobs-filter-copy-before"],
     "copy-before-read": ["tests/jobs/test-jobs-snapshot-access"],
     "copy-before-stale": ["tests/jobs/test-jobs-filter-copy-before"],
+    "copy-before-broken": ["tests/jobs/test-jobs-moment-view"],
     "backup-durable": POINTS,
     "backup-union": ["tests/jobs/test-jobs-backup"],
     # jobs
+    "verify-data": ["tests/jobs/test-jobs-copy-verify"],
+    "verify-zeros": ["tests/jobs/test-jobs-copy-verify"],
     "range-lock": ["tests/jobs/test-jobs-range-lock"],
     "copy-stale": COMMITTED,
+    "copy-stale-compressed": ["tests/jobs/test-jobs-filter-forward"],
     "forward-dirty-after-write": COMMITTED,
-    "forward-work-of-others": ["tests/jobs/test-jobs-filter-forward"],
+    "forward-work-of-others": LATE,
 }
 
 

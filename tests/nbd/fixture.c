@@ -36,6 +36,11 @@ static void count_full(void *arg, NbdsFull why)
     ((Fixture *)arg)->n_full[why]++;
 }
 
+static void count_tls_failure(void *arg, const char *sentence)
+{
+    ((Fixture *)arg)->n_tls_failures++;
+}
+
 typedef struct AddExport {
     Fixture *f;
     const FixtureConfig *config;
@@ -91,8 +96,10 @@ Fixture *fixture_new(const FixtureConfig *config)
     }
     NbdsServerConfig server_config = {
         .limits = generous(config->limits),
+        .may_use = config->may_use,
         .last_client_left = count_empty,
         .full = count_full,
+        .tls_failed = count_tls_failure,
         .arg = f,
     };
     f->server = nbds_server_new(&server_config);
@@ -109,7 +116,7 @@ Fixture *fixture_new(const FixtureConfig *config)
     int fd = nbds_listen_unix(f->socket_path, 0600, -1, -1, &error);
     if (fd < 0)
         fail_msg("%s", error->message);
-    nbds_server_add_listener(f->server, f->loops[0], fd);
+    f->listener = nbds_server_add_listener(f->server, f->loops[0], fd, &config->tls);
     return f;
 }
 

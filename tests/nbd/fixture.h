@@ -18,7 +18,9 @@ typedef struct FixtureConfig {
     unsigned max_fibers;   // per loop; 0: the loop's default
     uint64_t busy_poll_ns; // LoopConfig's
     bool two_loops;        // exports on a second loop, the listener on the first
-    bool spreads_exports;  // then the exports on both in turn, the second loop first
+    NbdsTls tls;           // OFF without it
+    bool (*may_use)(void *arg, const NbdsPeer *peer, const char *name); // `arg`: the fixture
+    bool spreads_exports; // then the exports on both in turn, the second loop first
 } FixtureConfig;
 
 typedef struct Fixture {
@@ -26,12 +28,14 @@ typedef struct Fixture {
     GThread *threads[2];
     unsigned n_loops;
     NbdsServer *server;
+    NbdsListener *listener;
     unsigned n_exports;
     NbdsExport *exports[FIXTURE_MAX_EXPORTS];
     MemoryNode *nodes[FIXTURE_MAX_EXPORTS];
     char *dir, *socket_path;
     atomic_uint n_times_empty; // calls of last_client_left
     atomic_uint n_full[NBDS_FULL_N_REASONS];
+    atomic_uint n_tls_failures; // told
     GThread *stopper;
 } Fixture;
 

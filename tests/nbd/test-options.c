@@ -412,6 +412,71 @@ static void unknown_options_and_starttls_are_unsupported(void **state)
     }
 }
 
+// --- TLS ---
+
+static void without_tls_nothing_but_starttls_is_answered(void **state)
+{
+    g_autoptr(Negotiation) t = negotiation_new(3);
+    t->h.tls = NBDS_TLS_REQUIRED;
+    static const uint32_t types[] = {NBDS_OPT_LIST,
+                                     NBDS_OPT_INFO,
+                                     NBDS_OPT_GO,
+                                     NBDS_OPT_STRUCTURED_REPLY,
+                                     NBDS_OPT_LIST_META_CONTEXT,
+                                     NBDS_OPT_SET_META_CONTEXT,
+                                     NBDS_OPT_EXTENDED_HEADERS,
+                                     12,
+                                     0xffffffff};
+    for (unsigned i = 0; i < G_N_ELEMENTS(types); i++) {
+        option(t, types[i]);
+        assert_single(t, NBDS_REP_ERR_TLS_REQD);
+    }
+    assert_int_equal(t->h.style, NBDS_STYLE_SIMPLE);
+    option(t, NBDS_OPT_ABORT);
+    assert_int_equal(t->replies[0].type, NBDS_REP_ACK);
+    option(t, NBDS_OPT_EXPORT_NAME);
+    assert_int_equal(t->verdict, NBDS_VERDICT_CLOSE);
+    assert_int_equal(t->out->len, 0);
+}
+
+static void what_was_agreed_before_tls_is_forgotten(void **state)
+{
+    g_autoptr(Negotiation) t = negotiation_new(3);
+    t->h.tls = NBDS_TLS_OPTIONAL;
+    t->h.no_zeroes = true;
+    option(t, NBDS_OPT_EXTENDED_HEADERS);
+    put_string(t, "web");
+    put_u32(t, 1);
+    put_string(t, "base:allocation");
+    option(t, NBDS_OPT_SET_META_CONTEXT);
+    assert_non_null(t->h.contexts);
+    option(t, NBDS_OPT_STARTTLS);
+    assert_int_equal(t->verdict, NBDS_VERDICT_START_TLS);
+    assert_int_equal(t->replies[0].type, NBDS_REP_ACK);
+    nbds_options_secured(&t->h);
+    assert_null(t->h.contexts);
+    assert_int_equal(t->h.style, NBDS_STYLE_SIMPLE);
+    assert_true(t->h.no_zeroes); // of the client's flags, which are not said again
+    info(t, NBDS_OPT_GO, "web");
+    assert_int_equal(t->verdict, NBDS_VERDICT_TRANSMIT);
+}
+
+static void starttls_comes_once_and_without_data(void **state)
+{
+    g_autoptr(Negotiation) t = negotiation_new(3);
+    t->h.tls = NBDS_TLS_REQUIRED;
+    put_u32(t, 1);
+    option(t, NBDS_OPT_STARTTLS);
+    assert_single(t, NBDS_REP_ERR_INVALID);
+    option(t, NBDS_OPT_STARTTLS);
+    assert_int_equal(t->verdict, NBDS_VERDICT_START_TLS);
+    nbds_options_secured(&t->h);
+    option(t, NBDS_OPT_STARTTLS);
+    assert_single(t, NBDS_REP_ERR_INVALID);
+    option(t, NBDS_OPT_LIST);
+    assert_int_equal(t->verdict, NBDS_VERDICT_LIST);
+}
+
 static void export_name_pads_unless_agreed_otherwise(void **state)
 {
     g_autoptr(Negotiation) t = negotiation_new(3);
@@ -669,6 +734,9 @@ int main(void)
         cmocka_unit_test(a_server_without_exports_lists_none),
         cmocka_unit_test(abort_is_acknowledged_whatever_it_carries),
         cmocka_unit_test(unknown_options_and_starttls_are_unsupported),
+        cmocka_unit_test(without_tls_nothing_but_starttls_is_answered),
+        cmocka_unit_test(what_was_agreed_before_tls_is_forgotten),
+        cmocka_unit_test(starttls_comes_once_and_without_data),
         cmocka_unit_test(export_name_pads_unless_agreed_otherwise),
         cmocka_unit_test(export_name_that_fails_ends_the_session),
         cmocka_unit_test(header_options_take_no_data),

@@ -258,6 +258,52 @@ SIM_TEST(other_children_move_with_the_users)
     node_unref_close(self, &target->node);
 }
 
+typedef struct Removal {
+    Node *filter;
+    FiberWaitGroup *running;
+} Removal;
+
+static void remove_fiber(Fiber *self, void *arg)
+{
+    const Removal *removal = arg;
+    node_remove_filter(self, removal->filter);
+    fiber_wait_group_done(removal->running);
+}
+
+// As two backups of a disk that end at one time.
+SIM_TEST(filters_over_each_other_can_leave_at_once)
+{
+    Loop *loop = fiber_loop(self);
+    MemoryNode *m = memory_node_new(loop, SIZE);
+    for (int lower_first = 0; lower_first < 2; lower_first++) {
+        Node *filters[] = {pass_filter_new(loop, "upper", SIZE),
+                           pass_filter_new(loop, "lower", SIZE)};
+        FiberWaitGroup running = {0};
+        Reader reader = {.stop = false};
+        port_init(&reader.port, &m->node, "test");
+        node_insert_filter(self, &m->node, filters[1]);
+        node_insert_filter(self, filters[1], filters[0]);
+        fiber_assert(fiber_spawn(loop, "read", read_fiber, &reader, NULL) == 0);
+        while (!reader.port.n_in_flight[REQUEST_READ])
+            fiber_yield(self);
+        Removal removals[] = {{filters[lower_first], &running}, {filters[!lower_first], &running}};
+        fiber_wait_group_add(&running, 2);
+        for (int i = 0; i < 2; i++)
+            fiber_assert(fiber_spawn(loop, "remove", remove_fiber, &removals[i], NULL) == 0);
+        fiber_sleep(self, 1000000);
+        reader.stop = true;
+        fiber_wait_group_wait(self, &running);
+        fiber_assert(reader.port.node == &m->node && !reader.port.stopped);
+        for (int i = 0; i < 2; i++) {
+            fiber_assert(!filters[i]->backing && filters[i]->n_refs == 1);
+            node_unref_close(self, filters[i]);
+        }
+        port_done(self, &reader.port);
+    }
+    fiber_assert(m->node.n_refs == 1);
+    node_unref_close(self, &m->node);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -265,6 +311,7 @@ int main(void)
         cmocka_unit_test(changes_at_several_ports_are_one_step),
         cmocka_unit_test(readers_are_drained_only_where_a_driver_must_be_told),
         cmocka_unit_test(other_children_move_with_the_users),
+        cmocka_unit_test(filters_over_each_other_can_leave_at_once),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

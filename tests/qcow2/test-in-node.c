@@ -359,7 +359,7 @@ static void lock_through(Fiber *self, Test *t)
     assert_int_equal(file_lock(self, other, FILE_PERM_WRITE, 0, &error), -EAGAIN);
     assert_int_equal(file_lock(self, other, held, 0, NULL), 0);
     file_close(self, image);
-    assert_int_equal(node_lock(self, top_of(t), 0, 0, NULL), 0);
+    assert_int_equal(file_lock(self, node_file(t->nodes->pdata[0]), 0, 0, NULL), 0);
     assert_int_equal(file_lock(self, other, FILE_PERM_WRITE, 0, NULL), 0);
     file_close(self, other);
 }

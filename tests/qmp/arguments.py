@@ -127,7 +127,14 @@ def differ(qemu, chaind, name_q, name_c, path, seen, found):
         differ_members(qemu, chaind, a, b, path, seen, found)
 
 
+def differ_features(a, b, path, found):
+    theirs, ours = set(a.get("features", [])), set(b.get("features", []))
+    found += [f"{path}: feature {feature} in qemu only" for feature in sorted(theirs - ours)]
+    found += [f"{path}: feature {feature} in chaind only" for feature in sorted(ours - theirs)]
+
+
 def differ_members(qemu, chaind, a, b, path, seen, found):
+    differ_features(a, b, path, found)
     ours = {member["name"]: member for member in b["members"]}
     theirs = {member["name"]: member for member in a["members"]}
     found += [f"{path}.{name} in qemu only" for name in sorted(theirs.keys() - ours.keys())]
@@ -135,6 +142,7 @@ def differ_members(qemu, chaind, a, b, path, seen, found):
     for name in sorted(ours.keys() & theirs.keys()):
         if ("default" in ours[name]) != ("default" in theirs[name]):
             found.append(f"{path}.{name}: not optional in both")
+        differ_features(theirs[name], ours[name], f"{path}.{name}", found)
         differ(qemu, chaind, theirs[name]["type"], ours[name]["type"], f"{path}.{name}", seen, found)
     cases = {variant["case"]: variant["type"] for variant in b.get("variants", [])}
     for variant in a.get("variants", []):
@@ -150,6 +158,7 @@ def schema_differences(qemu, chaind):
         found += [f"{kind} {name} in qemu only" for name in sorted(theirs - ours)]
         found += [f"{kind} {name} in chaind only" for name in sorted(ours - theirs)]
         for name in sorted(ours & theirs):
+            differ_features(qemu.entries[name], chaind.entries[name], name, found)
             for part in parts:
                 differ(qemu, chaind, qemu.entries[name][part], chaind.entries[name][part],
                        name + (":reply" if part == "ret-type" else ""), frozenset(), found)

@@ -206,6 +206,8 @@ class Player:
             line = monitor.receive()  # greeted twice
         if line is None:
             return None
+        if self.program == "chaind" and "error" in line:
+            line["error"].pop("reason", None)  # an extension, for chainctl's exit status
         if "event" in line:
             del line["timestamp"]
             if line["event"] == "BLOCK_JOB_CANCELLED":

@@ -66,7 +66,7 @@ static void uris_are_those_of_the_nbd_project(void **state)
 
 static void other_uris_are_refused(void **state)
 {
-    assert_uri("nbds://h", "TLS is not supported");
+    assert_uri("nbds://h", "names no credentials for TLS");
     assert_uri("http://h", "not the URI of an NBD export");
     assert_uri("nbd", "not the URI of an NBD export");
     assert_uri("nbd+unix:///e", "it has no socket=PATH");

@@ -222,8 +222,8 @@ static void be_refused(Fiber *self, void *arg)
     assert_true(s->node->read_only);
     node_unref_close(self, s->node);
     s->options = ", 'tls-creds': 'tls0'";
-    assert_int_equal(try_make(self, s, false, &error), -ENOTSUP);
-    assert_non_null(strstr(error->message, "TLS"));
+    assert_int_equal(try_make(self, s, false, &error), -ENOENT);
+    assert_non_null(strstr(error->message, "No TLS credentials with id 'tls0'"));
     g_clear_error(&error);
     s->options = "";
     kill_server(s);

@@ -40,13 +40,18 @@ typedef struct BackupSpec {
     const char *name;      // the job's, for messages
     Node *source, *target; // of the same loop and size
     BackupSync sync;
+    // The target is an overlay of the source (under filters, perhaps). With sync `none` it shows the
+    // moment of the backup from then on to who reads it, without holding guests up; when the
+    // backup is over, reads of what was not saved fail. Otherwise nobody reads it meanwhile.
+    bool is_over_source;
     DirtyBitmap *bitmap; // of the source, where it is used, or NULL
     BackupBitmapMode bitmap_mode;
     uint64_t max_chunk_bytes, max_chunks; // of one; under way. 0: chosen
     uint32_t granularity_bits;            // of what is copied at once, at least; 0: chosen
-    bool compresses;                      // the target's clusters: node_can_compress()
-    bool uses_buffers;                    // the host is not asked to share or copy between files
-    bool verifies; // what was written to the target is read back and compared
+    bool discards_source; // what has been copied in the background; then it is writable
+    bool compresses;      // the target's clusters: node_can_compress()
+    bool uses_buffers;    // the host is not asked to share or copy between files
+    bool verifies;        // what was written to the target is read back and compared
     JobOnError on_source_error, on_target_error;
     bool breaks_guests;      // a guest's request fails where its granules cannot be saved
     uint64_t cbw_timeout_ns; // for which it waits for that at most; 0: no limit

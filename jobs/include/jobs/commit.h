@@ -27,6 +27,7 @@
 #include "chain-core/node.h"
 #include "jobs/copy-mode.h"
 #include "jobs/job-control.h"
+#include "jobs/job-pivot.h"
 
 typedef struct Commit Commit;
 
@@ -44,6 +45,7 @@ typedef struct CommitSpec {
     JobOnError on_error;
     CopyMode copy_mode;    // of an active commit; no matter if the top stays
     bool completes_itself; // an active commit is never ready: nobody has to complete it
+    JobPivot pivot;        // of an active commit
     MapMemory *memory;
 } CommitSpec;
 

@@ -22,10 +22,16 @@ typedef struct JobKind {
     // On the loop that job_start() was given. 0, -ECANCELED after it was cancelled, or negative,
     // with a sentence or without.
     int (*run)(Fiber *self, JobControl *control, void *work, GError **error);
+    // It was cancelled a while ago, and has not ended: what its work waits for, and nobody else needs,
+    // is to fail. Must not suspend.
+    void (*give_up)(void *work);
     // What has been done takes effect, or can from here on without fail: 0 or negative. Users
     // cannot cancel any more.
     int (*prepare)(Fiber *self, void *work, GError **error);
-    // One of them, for each job that was started.
+    // One of them, for each job that was started. A commit that `clears_up` (NULL: none does) takes
+    // time for what its users, and the others of its group, need not wait for: they can set its
+    // speed meanwhile, and cancel what is left of it.
+    bool (*clears_up)(const void *work);
     void (*commit)(Fiber *self, void *work);
     void (*abort)(Fiber *self, void *work);
     // Last: frees `work`.
@@ -99,6 +105,18 @@ void job_start(Fiber *self, Job *job, Loop *loop);
 void job_drop(Job *job);
 void job_drop_cancelled(Job *job);
 
+// Who has more to do when a job ends than its kind does. On the control loop, in a fiber that holds no
+// lock.
+typedef struct JobFollower {
+    // What the kind prepared has taken effect.
+    void (*prepared)(Fiber *self, void *arg);
+    // Last, when the kind has cleaned up, and before users hear of the end: why it failed, or NULL.
+    // Frees `arg`.
+    void (*ended)(Fiber *self, void *arg, const char *error);
+} JobFollower;
+// Before the start. `follower` is borrowed; a job that is dropped calls none of it.
+void job_follow(Job *job, const JobFollower *follower, void *arg);
+
 // -- what users ask; -EPERM with QEMU's words where the state does not allow it -------------------
 
 int job_check_verb(const Job *job, JobVerb verb, GError **error);
@@ -131,7 +149,7 @@ typedef struct JobInfo {
     uint64_t current, total;     // all that is done, of all there is
     uint64_t bytes[JOB_N_BYTES]; // JobBytes
     uint64_t rate;               // bytes a second copied or shared, in the last seconds
-    int64_t seconds_left;        // at this rate; -1: not known
+    int64_t seconds_left;        // at this rate; -1: not known, or there is no such time
     uint64_t speed;              // the limit; 0: none
     bool is_busy, is_paused;
     JobIoStatus io_status;

@@ -12,6 +12,7 @@
 #include "chain-core/dirty-bitmap.h"
 #include "jobs/copy-mode.h"
 #include "jobs/job-control.h"
+#include "jobs/job-pivot.h"
 
 typedef struct Mirror Mirror;
 
@@ -45,6 +46,8 @@ typedef struct MirrorSpec {
     uint32_t granularity_bits; // at least, of what is noted as changed; 0: chosen
     uint64_t window_bytes;     // of data in flight, at most; 0: chosen
     JobOnError on_source_error, on_target_error;
+    JobPivot pivot;
+    bool completes_itself; // it is never ready: nobody has to complete it
 } MirrorSpec;
 
 // The caller has seen to it that nobody else uses the target, which is writable.

@@ -28,6 +28,7 @@
 #include "chain-core/throttle-group.h"
 
 typedef struct Driver Driver;
+typedef struct TlsCredsTable TlsCredsTable; // tls-creds.h
 typedef struct DriverImage DriverImage;
 
 // Tells the owner of a node what happens to it at run time, in one sentence; on the node's loop,
@@ -44,10 +45,12 @@ typedef struct DriverOptions {
     const char *name; // of the node, for messages
     bool is_writable;
     bool is_shared;       // another program may write the file meanwhile: remember nothing of it
+    bool is_inactive;     // the same, until it becomes active; not with is_shared
     const char *snapshot; // internal snapshot by id or name; NULL: the head
     const json_t *values; // those of Driver.options that were given; NULL: none
     MapMemory *memory;    // borrowed, outlives the node
     ThrottleGroups *throttle_groups; // borrowed for the call; NULL: there are none
+    TlsCredsTable *tls_creds;        // likewise
     const NodeEvents *events;        // borrowed, outlives the node; NULL: nobody is told
     Node *target; // the child of that role, beside the one that is filtered; borrowed; NULL: none
     // Finds another node on this loop by its name; borrowed, NULL: there is none. May be NULL.

@@ -90,6 +90,9 @@ unsigned file_n_buffered_writes(Loop *loop);
 // sticky: each later flush answers -EIO (file_flush_failed() tells) until the file is reopened.
 int file_flush(Fiber *self, File *file);
 bool file_flush_failed(const File *file);
+// What was written, by anybody, begins to go from the page cache to the device, so that a flush has
+// less left to do. Returns at once, and promises nothing; what fails is told by the flush.
+void file_write_out(File *file);
 
 // What the host does to a file that its user should hear of.
 typedef enum FileEventKind {
@@ -179,10 +182,12 @@ typedef enum FilePerm {
 int file_lock(Fiber *self, File *file, unsigned held, unsigned unshared, GError **error);
 // The same beside what it holds.
 int file_lock_also(Fiber *self, File *file, unsigned held, unsigned unshared, GError **error);
+// Gives up all other than that of what it holds.
+void file_lock_only(Fiber *self, File *file, unsigned held, unsigned unshared);
 // Makes a file that was opened for reading writable, or the reverse, for what lies in it. The file
 // stays the same one, whatever became of its name. If it holds locks it takes FILE_PERM_WRITE and
-// FILE_PERM_RESIZE before it is writable, or gives them up after; what holds before and after is
-// held all the while, so nobody gets in between. Transfers and locks of others are as file_lock()
+// FILE_PERM_RESIZE before it is writable, or gives them up after (of a node's file node_unlock_writing()
+// does that); what holds before and after is held all the while, so nobody gets in between. Transfers and locks of others are as file_lock()
 // says; on failure all is as before. Nothing may be changing the file; reads may be under way. Does
 // not flush. A file that was changed behind our back does not become writable (-ESTALE).
 int file_reopen(Fiber *self, File *file, bool is_writable, GError **error);
@@ -196,6 +201,12 @@ typedef void FileModeFn(File *file, void *arg);
 void file_set_mode_fn(File *file, FileModeFn *fn, void *arg);
 // From now on file_lock() does nothing, and succeeds. Before any.
 void file_take_no_locks(File *file);
+// Leaves a file that is only read here to other programs, which may write it from now on, whatever
+// file_lock() says; or has all that has been said since in force again, and looks at the file anew.
+int file_set_active(Fiber *self, File *file, bool is_active, GError **error);
+bool file_is_inactive(const File *file);
+// Another program may have written it until now: its size and what else is known of it is taken anew.
+int file_look_anew(Fiber *self, File *file, GError **error);
 
 // Does what is transferred go past the host's page cache? Also where the host has none to pass.
 bool file_is_direct(const File *file);

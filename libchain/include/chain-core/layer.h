@@ -19,6 +19,7 @@ typedef struct LayerOptions {
     bool direct;
     bool auto_read_only; // what cannot be written is opened for reading
     bool force_share;    // take no locks that exclude others; implies read_only
+    bool is_inactive;    // the nodes are, as node_set_active() has it; read_only, too
     // For images that nobody vouches for: backing and data files only below these folders
     // (NULL-terminated), with no links out of them; NULL: anywhere. And no data files at all.
     const char *const *allowed_dirs;
@@ -31,6 +32,7 @@ typedef struct LayerOptions {
     void *find_arg;
     MapMemory *memory;               // borrowed, outlives the node
     ThrottleGroups *throttle_groups; // borrowed; NULL: there are none
+    TlsCredsTable *tls_creds;        // likewise
     const NodeEvents *events;        // borrowed, outlives the node; NULL: nobody is told
     // Hears of the host's failures with each file, as file_set_event_fn() has it; may be NULL.
     FileEventFn *file_event;
@@ -60,8 +62,9 @@ int layer_open_file(Fiber *self, const NodeConfig *config, const LayerOptions *o
 // Keeps other programs out of a file that is used without a format in it, itself or through filters:
 // as a format would, beside what is locked already. A format has locked its own.
 int layer_lock_node(Fiber *self, Node *node, bool is_writable, GError **error);
-// Ends that, once nobody uses the file any more in any way, or the filters over it. Each of those
-// nodes has the one reference of whoever can find it.
+// Ends that, once nobody uses the file any more in any way, or the filters over it; or what only
+// writing needs of it, once nobody writes. Each of those nodes has the one reference of whoever can
+// find it.
 void layer_unlock_node(Fiber *self, Node *node);
 // Makes the node; once. Layers that are not writable may be loaded side by side.
 int layer_load(Fiber *self, Layer *layer, Node **ret_node, GError **error);

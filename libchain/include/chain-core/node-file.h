@@ -11,6 +11,8 @@
 // Takes a reference on `node`. Its path is that of the file below, or the node's name. The error of
 // a writable one over a node that is not: -EACCES.
 int node_file_new(Node *node, bool is_writable, File **ret_file, GError **error);
+// The node whose file it is; borrowed. NULL: a file of the host.
+Node *node_file_node(const File *file);
 // Formats write a file of the host past its node: once they have, that and `file`, which may be one
 // of these, get to know how long it has become. Memory only.
 void node_file_follow(File *file);

@@ -57,6 +57,8 @@ typedef struct NodeNeed {
 // `owner` (copied) is for messages: "job 'j'".
 int node_hold_new(const char *owner, const NodeNeed *needs, unsigned n_needs, NodeHold **ret_hold,
                   GError **error);
+// Does somebody hold one of `perms` of it?
+bool node_is_held(const Node *node, unsigned perms);
 // Ends it; what only it has kept is closed. Accepts NULL.
 void node_hold_release(Fiber *self, NodeHold *hold);
 

@@ -127,6 +127,10 @@ struct NodeOps {
     // written back, durable, and the locks given up. All as before on failure. Reads may be under
     // way, and are drained for what they must not see. NULL: cannot.
     int (*set_writable)(Fiber *self, Node *node, bool is_writable, GError **error);
+    // Of a read-only node, drained: leaves its files to other programs, and keeps nothing of what
+    // they show; or keeps the others out, and reads everything anew, its size too. All as before on
+    // failure. NULL: nobody else writes what it shows.
+    int (*set_active)(Fiber *self, Node *node, bool is_active, GError **error);
     // Brings the file to another size and sets `size_bytes`, which is what is there on failure,
     // too. Drained, on a node that is not read-only; what comes new reads as zeros. NULL: cannot; a
     // filter without it has what it filters resized.
@@ -144,7 +148,7 @@ struct NodeOps {
     int (*remeasure)(Fiber *self, Node *node);
     // See node_room(); `ret_room` is zeroed. NULL: nobody can tell.
     int (*room)(Fiber *self, Node *node, uint64_t enough, NodeRoom *ret_room);
-    // Keeps other programs out, as file_lock() has it. NULL: nobody can be.
+    // Keeps other programs out, as file_lock_also() has it. NULL: nobody can be.
     int (*lock)(Fiber *self, Node *node, unsigned held, unsigned unshared, GError **error);
     // Something below `node` changed place (a backing child set, a filter put in or taken out) or
     // mode: forget what was derived from it. Drained; must not suspend. May be NULL.
@@ -230,6 +234,7 @@ struct Node {
     char *name;          // for messages: the node's name or the image's file name
     uint64_t size_bytes; // shrinks only drained (node_resize()); NODE_IO_GROW makes it longer
     bool read_only;
+    bool is_becoming_writable;        // and has locked its files for that
     bool ignores_discards;            // they end here, and zeroes keep their space
     NodeZeroDetection zero_detection; // of writes
     uint32_t preferred_bytes;         // good I/O size (cluster size), a power of 2
@@ -279,6 +284,8 @@ int node_write_extent(Fiber *self, Node *node, GuestOff off, const NodeExtent *f
                       uint64_t *ret_len);
 int node_zero(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags);
 int node_discard(Fiber *self, Node *node, GuestOff off, uint64_t len, NodeIoFlags flags);
+// Do discards of it change nothing, for its user, or that of what it filters, wants them ignored?
+bool node_ignores_discards(const Node *node);
 // What lies below `node` shows in the range from now on, as far as whole clusters go, and the space
 // of what it had there is given back. -ENOTSUP: nodes of this kind cannot. Not for guests: it
 // changes what they see, or nothing, where it was the same below.
@@ -300,6 +307,9 @@ bool node_can_grow(Node *node);
 int node_reserve(Fiber *self, Node *node, GuestOff off, uint64_t len);
 int node_remeasure(Fiber *self, Node *node);
 int node_lock(Fiber *self, Node *node, unsigned held, unsigned unshared, GError **error);
+// Gives up what only writing needs of the locks of `node`, a file or a filter over one, unless one of
+// its users writes it. Whoever is about to use it is not seen: the caller knows of them.
+void node_unlock_writing(Fiber *self, Node *node);
 // How much data may come to a writable node until it is full. More than `enough` need not be told
 // exactly. -ENOTSUP: nobody can tell. Goes through refcounts where it has to; others get their
 // turn.
@@ -358,6 +368,11 @@ int node_change_mode(Fiber *self, Node *node, bool is_writable, GError **error);
 // Of a filter alone: what it filters stays as it is, and it is writable only where that is.
 // Drained.
 void node_set_filter_mode(Node *filter, bool is_writable);
+// Another program may write what the node lies in from now on, while it is inactive: everything that
+// was written here is durable, and the node is read-only, and shows what it can. Active again, it
+// shows what there is now; how it is written after that is for node_set_writable(). Of the node
+// alone: what lies below is active before it and inactive after it. Drained.
+int node_set_active(Fiber *self, Node *node, bool is_active, GError **error);
 // Has no other program changed the files of `node`, which nobody may write? -ESTALE with a
 // sentence. node_set_writable() asks, too.
 int node_check_unchanged(Fiber *self, Node *node, GError **error);
@@ -384,6 +399,8 @@ void node_set_write_threshold(Node *node, NodeThreshold *threshold);
 // For the end of it all: whatever waits at `node`, or below it, for another machine fails with -EIO
 // at once, and so does all that comes.
 void node_give_up(Node *node);
+// The same for the node and the files and filtered nodes that it lies in: not for its backing file.
+void node_give_up_own(Node *node);
 
 void node_add_write_hook(Node *node, NodeWriteHook *hook);
 void node_remove_write_hook(Node *node, NodeWriteHook *hook);

@@ -13,6 +13,7 @@ typedef struct Qcow2Image Qcow2Image;
 typedef struct Qcow2OpenOptions {
     bool read_only;
     bool shared;              // read-only, and another program may write it meanwhile
+    bool is_inactive;         // the same, until it becomes active
     MapMemory *memory;        // borrowed
     const NodeEvents *events; // borrowed, outlives the image; NULL: nobody is told
 } Qcow2OpenOptions;

@@ -57,6 +57,8 @@ struct SimHook {
 enum { SIM_POWER_CUT = 1 };
 void sim_set_hook(Sim *sim, SimHook *hook);
 uint64_t sim_n_ops(const Sim *sim);
+// How often file_write_out() was called.
+unsigned sim_file_n_written_out(const File *file);
 // Of all operations, their order and their moments so far: equal for equal seeds.
 uint64_t sim_trace_hash(const Sim *sim);
 

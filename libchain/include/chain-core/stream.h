@@ -20,8 +20,10 @@ void stream_shutdown(Stream *stream);
 void stream_end_sending(Stream *stream);
 // No operation may be pending. Accepts NULL.
 void stream_free(Stream *stream);
-// Gives up the descriptor of an idle stream (to hand it to another loop) and frees the Stream.
-int stream_steal_fd(Stream *stream);
+// To another loop: detached, it owns nothing of the one that it was on, and is not used until it is
+// attached, on the new loop. No operation may be pending.
+void stream_detach(Stream *stream);
+void stream_attach(Stream *stream, Loop *loop);
 
 // At least 1 byte, 0 at the end of the stream, -ECANCELED, or another -errno. One receiver at a
 // time.

@@ -34,6 +34,7 @@ typedef struct ThrottleLimits {
 } ThrottleLimits;
 
 void throttle_limits_init(ThrottleLimits *limits); // none
+bool throttle_limits_are_none(const ThrottleLimits *limits);
 // -EINVAL with QEMU's sentence where they make no sense. Pure.
 int throttle_limits_check(const ThrottleLimits *limits, GError **error);
 
@@ -45,10 +46,16 @@ ThrottleGroups *throttle_groups_new(void);
 void throttle_groups_free(ThrottleGroups *groups);
 // False: there is one of that name. `limits` were checked.
 bool throttle_groups_add(ThrottleGroups *groups, const char *name, const ThrottleLimits *limits);
-// -ENOENT, or -EBUSY while nodes are members.
+// -ENOENT, or -EBUSY while it has members or users.
 int throttle_groups_remove(ThrottleGroups *groups, const char *name);
 // A new reference; NULL: there is none of that name. `groups` may be NULL.
 ThrottleGroup *throttle_groups_find(ThrottleGroups *groups, const char *name);
+// The same for a user, who may have members in it: if there is none, it is made with `limits`, and
+// goes with its last user.
+ThrottleGroup *throttle_groups_use(ThrottleGroups *groups, const char *name,
+                                   const ThrottleLimits *limits);
+// Takes `group`. Accepts NULL.
+void throttle_groups_end_use(ThrottleGroups *groups, ThrottleGroup *group);
 
 ThrottleGroup *throttle_group_ref(ThrottleGroup *group);
 void throttle_group_unref(ThrottleGroup *group); // accepts NULL
@@ -77,6 +84,7 @@ struct ThrottleMember {
     ThrottleGroup *group;
     Loop *loop;
     bool is_unlimited;
+    bool has_left;           // frees itself
     ThrottleQueue queues[2]; // reads, writes
     FiberQueue idle;         // woken when no call is on its way any more
 };
@@ -85,6 +93,10 @@ struct ThrottleMember {
 void throttle_member_init(ThrottleMember *member, ThrottleGroup *group, Loop *loop);
 // Nothing may wait.
 void throttle_member_done(Fiber *self, ThrottleMember *member);
+// The same for one that nobody has to wait for: what waits goes on at once, and is still counted; the
+// member is freed when no call is on its way any more. Accepts NULL.
+ThrottleMember *throttle_member_new(ThrottleGroup *group, Loop *loop); // takes `group`
+void throttle_member_leave(ThrottleMember *member);
 // Waits until a request of so many bytes may go on.
 void throttle_member_wait(Fiber *self, ThrottleMember *member, bool is_write, uint64_t bytes);
 // From now on (until false) nothing waits, and what does goes on at once; it is still counted.

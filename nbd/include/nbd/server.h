@@ -11,13 +11,19 @@
 #include <glib.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/socket.h>
 
 #include "chain-core/fiber.h"
 #include "chain-core/loop.h"
 #include "chain-core/port.h"
+#include "chain-core/socket-process.h"
+#include "chain-core/throttle-group.h"
+#include "chain-core/tls-authz.h"
+#include "chain-core/tls-creds.h"
 
 typedef struct NbdsServer NbdsServer;
 typedef struct NbdsExport NbdsExport;
+typedef struct NbdsListener NbdsListener;
 
 // Zero stands for the default in parentheses.
 typedef struct NbdsLimits {
@@ -48,16 +54,44 @@ typedef enum NbdsFull {
     NBDS_FULL_N_REASONS
 } NbdsFull;
 
+// Who is at the other end of a connection.
+typedef struct NbdsPeer {
+    struct sockaddr_storage address; // AF_UNIX, AF_INET, AF_INET6; AF_UNSPEC: not known
+    SocketProcess *process;          // of a unix socket; NULL: none, or not known
+    const char *identity;            // what TLS has verified; NULL: nothing
+} NbdsPeer;
+
 typedef struct NbdsServerConfig {
     NbdsLimits limits;
+    // Whether `peer` may use the export of that name: for others it is not listed, and choosing it
+    // is refused. Called in handshakes, on the loop of a listener; must not block. NULL: everybody.
+    bool (*may_use)(void *arg, const NbdsPeer *peer, const char *name);
     // Called when the last client left, on the loop that served it; must not block (socket
     // activation: the daemon ends then). May be NULL.
     void (*last_client_left)(void *arg);
+    // Called when nbds_server_n_clients() is another number, on any loop; must not block. May be NULL.
+    void (*clients_changed)(void *arg);
     // Called once per reason and episode, which ends when for a minute nobody had to wait; on the
     // loop of a listener or of a client; must not block. May be NULL.
     void (*full)(void *arg, NbdsFull why);
+    // Called when TLS failed with a client, at most once a second; on the loop of a listener; must
+    // not block. May be NULL.
+    void (*tls_failed)(void *arg, const char *sentence);
     void *arg;
 } NbdsServerConfig;
+
+// How clients of a listener may speak: plain; plain or, when they ask for it, TLS; TLS only.
+typedef enum NbdsTlsMode { NBDS_TLS_OFF, NBDS_TLS_OPTIONAL, NBDS_TLS_REQUIRED } NbdsTlsMode;
+
+typedef struct NbdsTls {
+    NbdsTlsMode mode;
+    TlsCreds *creds; // of a server; NULL: mode OFF
+    TlsAuthz *authz; // who may connect with TLS; NULL: whoever the credentials let
+} NbdsTls;
+
+// Another one, with references of its own; nbds_tls_clear(). NULL: OFF.
+NbdsTls nbds_tls_copy(const NbdsTls *tls);
+void nbds_tls_clear(NbdsTls *tls);
 
 NbdsServer *nbds_server_new(const NbdsServerConfig *config);
 // After nbds_server_stop() and the removal of every export. Accepts NULL.
@@ -68,6 +102,7 @@ typedef struct NbdsExportConfig {
     const char *description; // NULL: none; same bound
     Node *node;              // takes its own reference
     bool read_only;          // also when the node is
+    bool becomes_writable;   // then not: the node will be written, and refuses it until then
     // DirtyBitmap *, of the node or one below: clients see them as "qemu:dirty-bitmap:NAME". All
     // have names, different ones, and bits, and may be used; they are busy from here on until the
     // export's end. NULL: none.
@@ -87,13 +122,26 @@ int nbds_server_add_export(NbdsServer *server, const NbdsExportConfig *config,
 // nbds_server_stop()) and disconnected; then the node's reference is dropped and the export freed.
 void nbds_server_remove_export(Fiber *self, NbdsExport *export);
 
+// From now on its clients' requests wait as the limits of `group` (taken; NULL: none) say;
+// what waits at the change goes on. On the export's loop; never suspends.
+void nbds_export_set_throttle(NbdsExport *export, ThrottleGroup *group);
+
 // The export's node was resized, or replaced by one of another size: clients that connect from now
 // on see the new size, without padding; those it has keep theirs, and requests past a new end fail.
 // On its loop.
 void nbds_server_refresh_size(NbdsExport *export);
 
-// Accepts clients from the listening socket `fd` (taken) on `loop`. Any thread.
-void nbds_server_add_listener(NbdsServer *server, Loop *loop, int fd);
+// Accepts clients from the listening socket `fd` (taken) on `loop`. References of `tls` are taken;
+// NULL: OFF. Any thread. Borrowed, until it is removed or the server freed.
+NbdsListener *nbds_server_add_listener(NbdsServer *server, Loop *loop, int fd, const NbdsTls *tls);
+// Accepts no more from it, and closes its socket; the clients that it has stay. From a fiber of any
+// loop, not while the server is stopped.
+void nbds_server_remove_listener(Fiber *self, NbdsServer *server, NbdsListener *listener);
+// How those may speak that it accepts from now on; references are taken. Likewise.
+void nbds_listener_set_tls(Fiber *self, NbdsListener *listener, const NbdsTls *tls);
+
+// What `may_use` answers has changed: handshakes under way ask again. Any thread.
+void nbds_server_refresh_access(NbdsServer *server);
 
 // Stops accepting. Requests in flight end and are answered, later ones are answered ESHUTDOWN, then
 // each client is disconnected. Returns when none is left; clients that do not take their replies
@@ -125,8 +173,9 @@ typedef struct NbdsExportStats {
     uint64_t bytes[NBDS_N_OPERATIONS]; // of those answered without error
     // Of those that were executed, from their start to their reply: query-blockstats will read it.
     uint64_t latencies[NBDS_N_OPERATIONS][NBDS_N_LATENCIES];
+    uint64_t latency_ns[NBDS_N_OPERATIONS]; // the sum of these times
     uint64_t n_in_flight;
-    unsigned n_clients;
+    unsigned n_clients; // also those that were told that they are in, and are on their way
 } NbdsExportStats;
 // A snapshot; any thread, never waits for a loop.
 void nbds_export_get_stats(const NbdsExport *export, NbdsExportStats *ret_stats);

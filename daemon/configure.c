@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later
+// Every mistake is told, not only the first.
+#include "configure.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "log.h"
+
+Config *configure_read(const Options *options, GPtrArray *mistakes)
+{
+    bool is_optional;
+    const char *path = options_config_path(options, &is_optional);
+    return path ? config_read(path, is_optional, mistakes) : config_new();
+}
+
+void configure_add_defaults(Config *config, const Options *options, bool is_nbd_given,
+                            bool is_control_given)
+{
+    bool has_control =
+        is_control_given || *options->qmp_paths || config_has(config, &settings_control);
+    bool has_listen = is_nbd_given || *options->addresses || options_start_server(options) ||
+                      config_has(config, &settings_listen);
+    if (options->is_service && !has_control) {
+        config_add(config, &settings_control, "default", "path", CHAIND_RUN_DIR "/control.sock");
+        config_add(config, &settings_control, "default", "mode", "0660");
+    }
+    if (options->is_service && !has_listen) {
+        config_add(config, &settings_listen, "default", "address", CHAIND_RUN_DIR "/nbd.sock");
+        config_add(config, &settings_listen, "default", "mode", "0660");
+    }
+}
+
+static void tell(const GPtrArray *mistakes)
+{
+    for (guint i = 0; i < mistakes->len; i++)
+        log_line(LOG_ERROR, "%s", (const char *)mistakes->pdata[i]);
+}
+
+int configure(Options *options, Config **ret_config)
+{
+    g_autoptr(GPtrArray) mistakes = g_ptr_array_new_with_free_func(g_free);
+    g_autoptr(Config) config = configure_read(options, mistakes);
+    g_autoptr(GError) error = NULL;
+    tell(mistakes);
+    if (mistakes->len)
+        return -EINVAL;
+    if (options_configure(options, config, &error) < 0) {
+        log_line(LOG_ERROR, "%s", error->message);
+        return -EINVAL;
+    }
+    *ret_config = g_steal_pointer(&config);
+    return 0;
+}
+
+int configure_check(const Options *options)
+{
+    g_autoptr(GPtrArray) mistakes = g_ptr_array_new_with_free_func(g_free);
+    g_autoptr(Config) config = configure_read(options, mistakes);
+    tell(mistakes);
+    if (mistakes->len)
+        return EXIT_FAILURE;
+    for (guint i = 0; i < config->paths->len; i++)
+        printf("%s: ok\n", (const char *)config->paths->pdata[i]);
+    if (!config->paths->len)
+        puts("there is no configuration to check: the defaults hold");
+    return EXIT_SUCCESS;
+}
