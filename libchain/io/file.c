@@ -55,8 +55,11 @@ File *file_ref(File *file)
 
 void file_close(Fiber *self, File *file)
 {
-    if (file && --file->n_refs == 0)
-        file->ops->close(self, file);
+    if (!file || --file->n_refs > 0)
+        return;
+    fiber_mutex_lock(self, &file->lock_mutex); // whoever changes its locks still uses it
+    fiber_mutex_unlock(self, &file->lock_mutex);
+    file->ops->close(self, file);
 }
 
 bool file_is_shared(const File *file)

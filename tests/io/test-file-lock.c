@@ -268,7 +268,7 @@ static void lock_of(int socket, int byte)
 
 typedef struct Locking {
     File *file;
-    bool is_done;
+    int n_done;
     FiberWaitGroup group;
 } Locking;
 
@@ -278,7 +278,7 @@ static void locks(Fiber *self, void *arg)
     GError *error = NULL;
     if (file_lock(self, l->file, TOP, TOP_UNSHARED, &error) < 0)
         g_error("%s", error->message);
-    l->is_done = true;
+    l->n_done++;
     fiber_wait_group_done(&l->group);
 }
 
@@ -300,7 +300,7 @@ static void dying_holder_fiber(Fiber *self, void *arg)
     fiber_assert_equal(fiber_spawn(fiber_loop(self), "locks", locks, &l, NULL), 0);
     fiber_assert_equal(host_device_work(self, ((HostFile *)l.file)->device, answer, NULL), 42);
     fiber_assert_equal(host_device_work(self, ((HostFile *)l.file)->device, answer, NULL), 42);
-    fiber_assert(!l.is_done);
+    fiber_assert(!l.n_done);
     close(pair[0]);
     close(pair[1]);
     fiber_wait_group_wait(self, &l.group);
@@ -314,6 +314,27 @@ static void the_lock_of_a_process_that_is_gone_is_waited_for_without_a_worker(vo
     run_in_fiber_of(&config, dying_holder_fiber, NULL);
 }
 
+static void closed_meanwhile_fiber(Fiber *self, void *arg)
+{
+    unlink(path);
+    close(open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+    Locking l = {.file = open_image(self, FILE_WRITABLE)};
+    fiber_wait_group_add(&l.group, 2);
+    for (int i = 0; i < 2; i++)
+        fiber_assert_equal(fiber_spawn(fiber_loop(self), "locks", locks, &l, NULL), 0);
+    fiber_yield(self); // both have begun
+    fiber_assert(!l.n_done);
+    file_close(self, l.file);
+    fiber_assert_equal(l.n_done, 2);
+    fiber_wait_group_wait(self, &l.group);
+    unlink(path);
+}
+
+static void a_file_is_closed_after_those_who_change_its_locks_are_through(void **state)
+{
+    run_in_fiber(closed_meanwhile_fiber, NULL);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -323,6 +344,7 @@ int main(void)
         cmocka_unit_test(a_file_without_locks_gets_none_by_becoming_writable),
         cmocka_unit_test(two_files_of_one_process_conflict_too),
         cmocka_unit_test(the_lock_of_a_process_that_is_gone_is_waited_for_without_a_worker),
+        cmocka_unit_test(a_file_is_closed_after_those_who_change_its_locks_are_through),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

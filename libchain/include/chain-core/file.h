@@ -32,7 +32,8 @@ typedef enum FileOpenFlags {
 int file_open(Fiber *self, const char *path, FileOpenFlags flags, File **ret_file, GError **error);
 // One more reference: a file's node and the format that lies in it use the same File.
 File *file_ref(File *file);
-// Drops a reference; the last one releases locks and the descriptor. Does not flush. Accepts NULL.
+// Drops a reference; the last one releases locks and the descriptor, once changes of locks that have
+// begun are through. Does not flush. Accepts NULL.
 void file_close(Fiber *self, File *file);
 
 // Has it several references?
@@ -186,10 +187,11 @@ int file_lock_also(Fiber *self, File *file, unsigned held, unsigned unshared, GE
 void file_lock_only(Fiber *self, File *file, unsigned held, unsigned unshared);
 // Makes a file that was opened for reading writable, or the reverse, for what lies in it. The file
 // stays the same one, whatever became of its name. If it holds locks it takes FILE_PERM_WRITE and
-// FILE_PERM_RESIZE before it is writable, or gives them up after (of a node's file node_unlock_writing()
-// does that); what holds before and after is held all the while, so nobody gets in between. Transfers and locks of others are as file_lock()
-// says; on failure all is as before. Nothing may be changing the file; reads may be under way. Does
-// not flush. A file that was changed behind our back does not become writable (-ESTALE).
+// FILE_PERM_RESIZE before it is writable, or gives them up after (of a node's file
+// node_unlock_writing() does that); what holds before and after is held all the while, so nobody
+// gets in between. Transfers and locks of others are as file_lock() says; on failure all is as
+// before. Nothing may be changing the file; reads may be under way. Does not flush. A file that was
+// changed behind our back does not become writable (-ESTALE).
 int file_reopen(Fiber *self, File *file, bool is_writable, GError **error);
 // The file is a node by itself, with a mode of its own: file_reopen() changes its locks alone, and
 // is -EACCES where it is read-only.
