@@ -195,21 +195,6 @@ Database *database_open(const char *dir, GError **error)
     return NULL;
 }
 
-void database_close(Database *d)
-{
-    if (!d)
-        return;
-    sqlite3_close(d->handle);
-    if (d->lock_fd >= 0)
-        close(d->lock_fd);
-    for (guint i = 0; i < d->unwritten->len; i++)
-        database_change_free(d->unwritten->pdata[i]);
-    g_ptr_array_unref(d->unwritten);
-    g_free(d->dir);
-    g_free(d->path);
-    g_free(d);
-}
-
 int database_read(Database *d, const char *sql, DatabaseRowFn *row, void *arg, GError **error)
 {
     sqlite3_stmt *statement;
@@ -223,7 +208,7 @@ int database_read(Database *d, const char *sql, DatabaseRowFn *row, void *arg, G
     return result;
 }
 
-// -- writing --------------------------------------------------------------------------------------
+// -- changes --------------------------------------------------------------------------------------
 
 DatabaseChange *database_change_new(void)
 {
@@ -251,11 +236,7 @@ void database_change_add(DatabaseChange *change, const char *format, ...)
     sqlite3_free(sql);
 }
 
-typedef struct Writing {
-    Database *database;
-    DatabaseChange *change; // NULL: only what is left
-    GError *error;
-} Writing;
+// -- writing --------------------------------------------------------------------------------------
 
 static int write_one(const Database *d, const DatabaseChange *change, GError **error)
 {
@@ -266,24 +247,68 @@ static int write_one(const Database *d, const DatabaseChange *change, GError **e
     return r;
 }
 
-// On a worker.
-static int write_all(void *arg)
+// What was kept, in its order, as far as it can be written.
+static int write_unwritten(Database *d, GError **error)
 {
-    Writing *w = arg;
-    Database *d = w->database;
     while (d->unwritten->len) {
-        int r = write_one(d, d->unwritten->pdata[0], &w->error);
+        int r = write_one(d, d->unwritten->pdata[0], error);
         if (r < 0)
             return r;
         database_change_free(g_ptr_array_steal_index(d->unwritten, 0));
     }
-    return write_one(d, w->change, &w->error);
+    return 0;
+}
+
+void database_close(Database *d)
+{
+    if (!d)
+        return;
+    write_unwritten(d, NULL);
+    sqlite3_close(d->handle);
+    if (d->lock_fd >= 0)
+        close(d->lock_fd);
+    for (guint i = 0; i < d->unwritten->len; i++)
+        database_change_free(d->unwritten->pdata[i]);
+    g_ptr_array_unref(d->unwritten);
+    g_free(d->dir);
+    g_free(d->path);
+    g_free(d);
+}
+
+typedef struct Writing {
+    Database *database;
+    DatabaseChange *change;
+    bool is_kept;
+    GError *error;
+} Writing;
+
+// A change whose sync fails may lie in the log as a whole, where it would be found after a crash. The next
+// one takes its place there: this one, which says nothing.
+static void write_over(Database *d)
+{
+    DatabaseChange *nothing = database_change_new();
+    database_change_add(nothing, "UPDATE counters SET value = value + 1 WHERE name = 'job'");
+    g_ptr_array_add(d->unwritten, nothing);
+    write_unwritten(d, NULL);
+}
+
+// On a worker.
+static int write_all(void *arg)
+{
+    Writing *w = arg;
+    int r = write_unwritten(w->database, &w->error);
+    if (r < 0)
+        return r;
+    r = write_one(w->database, w->change, &w->error);
+    if (r < 0 && !w->is_kept)
+        write_over(w->database);
+    return r;
 }
 
 static int write_change(Fiber *self, Database *d, DatabaseChange *change, bool is_kept,
                         GError **error)
 {
-    Writing w = {.database = d, .change = change};
+    Writing w = {.database = d, .change = change, .is_kept = is_kept};
     fiber_mutex_lock(self, &d->writing);
     int r = loop_work(self, write_all, &w);
     if (r < 0 && is_kept)

@@ -1,11 +1,14 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Remembered disks: made, added, exported, kept over restarts, removed; points in time of them."""
+import contextlib
 import os
 import sqlite3
+import subprocess
 
 from disks import file_system, fill, small_file_system
-from harness import MIB, Daemon, check_image, fails, main, qemu_img, qemu_io, random_file, run, says
+from harness import (MIB, Daemon, Skip, check_image, fails, main, need_program, qemu_img, qemu_io, random_file,
+                     run, says)
 from qmp_client import Qmp
 from state import Guest, Service, content_of
 
@@ -249,6 +252,54 @@ def test_full(tmp):
         with Service(tmp) as s:
             assert s.disk("web") == after
             assert s.content("web@p") == bytes(MIB)
+
+
+def test_kept_until_the_end(tmp):
+    """What could not be noted on a disk that was full is noted at the latest when the daemon ends"""
+    images = tmp / "images"
+    images.mkdir()
+    with small_file_system(tmp, 8 * MIB) as full:
+        (tmp / "state").symlink_to(full)
+        with Service(tmp) as s:
+            s.command("disk-create", name="web", size=MIB, directory=str(images))
+            s.command("disk-create", name="db", size=MIB, directory=str(images))
+            filler = fill(full)
+            says(s.error("disk-remove", name="db", delete_files=True), "full")
+            filler.unlink()
+        with Service(tmp) as s:
+            assert [d["name"] for d in s.command("query-disks")] == ["web"]
+            assert [p.name for p in images.iterdir()] == ["web.qcow2"]
+
+
+@contextlib.contextmanager
+def next_sync_fails(service):
+    """The next sync of the database does not come to the disk; those after it do."""
+    traced = subprocess.Popen(
+        [need_program("strace"), "-f", "-P", service.state / "chaind.db-wal", "-e", "trace=fdatasync,fsync",
+         "-e", "inject=fdatasync,fsync:error=EIO:when=1", "-p", str(service.process.pid)],
+        stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        attached = traced.stderr.readline()
+        if "attached" not in attached:
+            raise Skip(f"cannot trace a process here: {attached.strip()}")
+        yield
+    finally:
+        traced.terminate()
+        traced.communicate()
+
+
+def test_failed_is_not_done(tmp):
+    """What failed because the database could not be synced is not found to be done after a kill"""
+    s = Service(tmp)
+    s.command("disk-create", name="web", size=MIB)
+    s.snapshot("web", "mon")
+    with next_sync_fails(s):
+        says(s.error("disk-delete-point", disk="web", point="mon", way="commit"), "I/O error")
+    assert [p["name"] for p in s.disk("web")["points"]] == ["mon"]
+    s.kill()
+    with Service(tmp) as s:
+        s.idle()
+        assert [p["name"] for p in s.disk("web")["points"]] == ["mon"]
 
 
 def test_read_only_directory(tmp):
