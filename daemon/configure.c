@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "configured-listeners.h"
 #include "log.h"
 
 Config *configure_read(const Options *options, GPtrArray *mistakes)
@@ -54,10 +55,23 @@ int configure(Options *options, Config **ret_config)
     return 0;
 }
 
+// What files name for TLS is read, and not used.
+static void check_tls(const Config *config, GPtrArray *mistakes)
+{
+    for (guint i = 0; i < config->entries->len; i++) {
+        const ConfigEntry *entry = config->entries->pdata[i];
+        g_autoptr(GError) error = NULL;
+        if (entry->section == &settings_listen && configured_tls_check(entry, &error) < 0)
+            g_ptr_array_add(mistakes, g_strdup(error->message));
+    }
+}
+
 int configure_check(const Options *options)
 {
     g_autoptr(GPtrArray) mistakes = g_ptr_array_new_with_free_func(g_free);
     g_autoptr(Config) config = configure_read(options, mistakes);
+    if (!mistakes->len) // else what they say is not known
+        check_tls(config, mistakes);
     tell(mistakes);
     if (mistakes->len)
         return EXIT_FAILURE;

@@ -16,36 +16,63 @@ static int at_place(const ConfigEntry *entry, const char *key, GError **error)
     return -EINVAL;
 }
 
-int configured_tls_read(const ListenSettings *listen, NbdsTls *ret_tls, GError **error)
+static TlsCreds *read_creds(const ListenSettings *listen, GError **error)
 {
-    NbdsTls tls = {.mode = settings_tls_mode(listen)};
     TlsCredsConfig config = {
         .end = TLS_SERVER,
         .dir = listen->tls_certificates,
         .psk_file = listen->tls_psk,
         .verifies_peer = listen->tls_verify_peer,
     };
-    if (tls.mode != NBDS_TLS_OFF)
-        tls.creds =
-            config.dir ? tls_creds_new_x509(&config, error) : tls_creds_new_psk(&config, error);
-    if (tls.creds && listen->tls_authz)
-        tls.authz = tls_authz_new_list_file(listen->tls_authz, true, error);
-    bool is_whole = (tls.mode == NBDS_TLS_OFF || tls.creds) && (!listen->tls_authz || tls.authz);
-    if (is_whole)
-        *ret_tls = tls;
-    else
+    if (config.dir)
+        return tls_creds_new_x509(&config, error);
+    g_autoptr(TlsCreds) creds = tls_creds_new_psk(&config, error);
+    return creds && tls_psk_check_file(config.psk_file, error) == 0 ? g_steal_pointer(&creds)
+                                                                    : NULL;
+}
+
+// `*ret_key`: of the file that is at fault.
+static int read_files(const ListenSettings *listen, NbdsTls *ret_tls, const char **ret_key,
+                      GError **error)
+{
+    NbdsTls tls = {.mode = settings_tls_mode(listen)};
+    bool has_authz = tls.mode != NBDS_TLS_OFF && listen->tls_authz;
+    *ret_key = listen->tls_psk ? "tls-psk" : "tls-certificates";
+    if (tls.mode != NBDS_TLS_OFF && !(tls.creds = read_creds(listen, error)))
+        return -EINVAL;
+    *ret_key = "tls-authz";
+    if (has_authz && !(tls.authz = tls_authz_new_list_file(listen->tls_authz, true, error))) {
         nbds_tls_clear(&tls);
-    return is_whole ? 0 : -EINVAL;
+        return -EINVAL;
+    }
+    *ret_tls = tls;
+    return 0;
+}
+
+int configured_tls_read(const ListenSettings *listen, NbdsTls *ret_tls, GError **error)
+{
+    const char *unused;
+    return read_files(listen, ret_tls, &unused, error);
+}
+
+static int read_tls(const ConfigEntry *entry, NbdsTls *ret_tls, GError **error)
+{
+    const char *key;
+    return read_files(entry->values, ret_tls, &key, error) < 0 ? at_place(entry, key, error) : 0;
+}
+
+int configured_tls_check(const ConfigEntry *entry, GError **error)
+{
+    NbdsTls tls;
+    if (read_tls(entry, &tls, error) < 0)
+        return -EINVAL;
+    nbds_tls_clear(&tls);
+    return 0;
 }
 
 static SocketAccess access_of(const ListenSettings *listen)
 {
     return (SocketAccess){listen->mode, listen->owner, listen->group};
-}
-
-static const char *tls_key(const ListenSettings *listen)
-{
-    return listen->tls_psk ? "tls-psk" : "tls-certificates";
 }
 
 // -- start ----------------------------------------------------------------------------------------
@@ -58,13 +85,6 @@ static Listeners *open_listeners(const ConfigEntry *entry, GError **error)
     if (!listeners)
         at_place(entry, "address", error);
     return listeners;
-}
-
-static int read_tls(const ConfigEntry *entry, NbdsTls *ret_tls, GError **error)
-{
-    const ListenSettings *listen = entry->values;
-    return configured_tls_read(listen, ret_tls, error) < 0 ? at_place(entry, tls_key(listen), error)
-                                                           : 0;
 }
 
 int configured_listeners_open(const Config *config, GPtrArray *ret_listeners, GError **error)

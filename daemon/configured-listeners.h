@@ -9,6 +9,9 @@
 
 // What the settings say of TLS; reads the files. nbds_tls_clear(). -EINVAL with a sentence.
 int configured_tls_read(const ListenSettings *listen, NbdsTls *ret_tls, GError **error);
+// Whether the files that a [listen] section names for TLS can be used. -EINVAL with a sentence that
+// begins with the place of the key.
+int configured_tls_check(const ConfigEntry *entry, GError **error);
 
 // Binds all sections, and reads their credentials: appends Listeners to `ret_listeners`. -EINVAL with
 // a sentence that begins with the section's place.

@@ -5,6 +5,7 @@
 #include <errno.h>
 
 #include "daemon/log.h"
+#include "daemon/nbd-address.h"
 #include "nbd/server.h"
 
 // Far above any core count, and any number of clients: bounds for typos.
@@ -64,11 +65,20 @@ static const ConfigKey daemon_keys[] = {
 };
 #undef AT
 
+static int check_daemon(const void *values, const char **ret_key, GError **error)
+{
+    const DaemonSettings *daemon = values;
+    g_auto(NbdAddress) parsed = {0};
+    *ret_key = "metrics-listen";
+    return daemon->metrics_address ? nbd_address_parse(daemon->metrics_address, &parsed, error) : 0;
+}
+
 const ConfigSection settings_daemon = {
     .name = "daemon",
     .size = sizeof(DaemonSettings),
     .keys = daemon_keys,
     .doc = "What holds for the whole daemon. On the command line, each key is an option.",
+    .check = check_daemon,
 };
 
 // -- [control NAME] -------------------------------------------------------------------------------

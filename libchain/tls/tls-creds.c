@@ -170,6 +170,35 @@ static int load_psk_server(TlsCreds *creds, const char *path, GError **error)
                  : 0;
 }
 
+static bool is_psk_line(const char *line)
+{
+    const char *colon = strchr(line, ':');
+    size_t n_digits = colon ? strspn(colon + 1, "0123456789abcdefABCDEF") : 0;
+    return n_digits && colon > line && !colon[1 + n_digits] && n_digits % 2 == 0;
+}
+
+int tls_psk_check_file(const char *path, GError **error)
+{
+    g_autofree char *text = NULL;
+    g_autoptr(GError) fault = NULL;
+    if (!g_file_get_contents(path, &text, NULL, &fault))
+        return error_set(error, -EINVAL, "Cannot read PSK file '%s': %s", path, fault->message);
+    g_auto(GStrv) lines = g_strsplit(text, "\n", -1);
+    gnutls_memset(text, 0, strlen(text));
+    unsigned bad = 0;
+    for (unsigned i = 0; lines[i]; i++) {
+        const char *line = lines[i];
+        if (!bad && *line && *line != '#' && !is_psk_line(line))
+            bad = i + 1;
+        gnutls_memset(lines[i], 0, strlen(lines[i]));
+    }
+    return bad ? error_set(error, -EINVAL,
+                           "%s:%u: a line is USER:KEY, with the key in hexadecimal digits, as "
+                           "psktool writes it",
+                           path, bad)
+               : 0;
+}
+
 // The line USER:KEY; owned. NULL with a sentence.
 static char *find_psk(const char *path, const char *username, GError **error)
 {

@@ -6,7 +6,7 @@ import os
 
 import chainctl
 from harness import ROOT, Daemon, Skip, connect, fails, main, qemu_img, run, says
-from pki import Authority
+from pki import Authority, make_keys
 from qmp_client import Qmp
 import harness
 
@@ -100,11 +100,54 @@ def test_sections(tmp):
              ":3: 'tls' needs tls-certificates or tls-psk"),
             ("[listen a]\naddress = :1\ntls-verify-peer = yes\n",
              ":3: 'tls-verify-peer' needs tls-certificates"),
+            ("[daemon]\nmetrics-listen = localhost:http\n",
+             ":2: 'localhost:http': the port must be a number from 0 to 65535, such as 10809; for a "
+             "file name with a colon write ./NAME"),
             ("[export a]\nallow-address = 10.0.0.1/8\n",
              ":2: 'allow-address' is ranges of addresses, such as '10.1.0.0/16; 2001:db8::1', not "
              "'10.0.0.1/8'"),
     ]:
         assert check(file, text) == [said], check(file, text)
+
+
+def test_files_of_tls(tmp):
+    """certificates, keys and lists that cannot be used are named with the line of their key"""
+    file = tmp / "c.conf"
+    good = Authority(tmp / "good").issue("server", "server").folder
+    old = Authority(tmp / "old").issue("server", "server", valid=False).folder
+    keys = make_keys(tmp / "keys", "alice") / "keys.psk"
+    broken = write(tmp / "broken.psk", f"# of the lab\n\n{keys.read_text()}bob:no-hex\n")
+    listed = write(tmp / "list.json", '{"policy": "deny"}')
+    garbled = write(tmp / "garbled.json", '{"policy": "perhaps"}')
+    head = f"[listen a]\naddress = {tmp}/a\n"
+    for keys_of_tls, said in [
+            (f"tls-certificates = {good}\n", None),
+            (f"tls-certificates = {tmp}/absent\n",
+             f":3: Unable to access credentials {tmp}/absent/ca-cert.pem: No such file or directory"),
+            (f"tls-certificates = {old}\n", ":3: The server certificate "
+             f"{old}/server-cert.pem has expired"),
+            (f"tls-psk = {keys}\ntls-authz = {listed}\n", None),
+            (f"tls-psk = {tmp}/absent\n",
+             f":3: Unable to access credentials {tmp}/absent: No such file or directory"),
+            (f"tls-psk = {broken}\n",
+             f":3: {broken}:4: a line is USER:KEY, with the key in hexadecimal digits, as psktool "
+             "writes it"),
+            (f"tls-psk = {keys}\ntls-authz = {garbled}\n",
+             f":4: Unable to read '{garbled}': a policy is 'allow' or 'deny'"),
+            (f"tls-psk = {tmp}/absent\ntls-authz = {tmp}/absent\ntls = off\n", None),
+    ]:
+        said = [said] if said else []
+        assert check(file, head + keys_of_tls) == said, check(file, head + keys_of_tls)
+    two = f"{head}tls-psk = {tmp}/x\n[listen b]\naddress = {tmp}/b\ntls-certificates = {tmp}/y\n"
+    assert len(check(file, two)) == 2, check(file, two)
+
+
+def test_tls_off(tmp):
+    """what is said of TLS does not matter where it is off"""
+    file = write(tmp / "c.conf", f"[daemon]\nstate = {tmp}/state\n[listen a]\naddress = {tmp}/a\n"
+                                 f"tls-psk = {tmp}/p\ntls-authz = {tmp}/l\ntls = off\n")
+    with Daemon("--config", file):
+        assert (tmp / "a").exists()
 
 
 def test_section_taken_back(tmp):

@@ -93,6 +93,31 @@ static void a_client_takes_the_key_of_its_user(void **state)
     assert_refused(bob, error, "PSK client credentials");
 }
 
+static void lines_of_keys_are_checked(void **state)
+{
+    static const struct {
+        const char *text, *bad; // NULL: none
+    } cases[] = {
+        {"", NULL},
+        {"alice:0102\n\n# bob has left\n#616c:ABcd\ncarol:00", NULL},
+        {"alice:0102\nbob\n", ".psk:2: "},
+        {"alice:0102\n\nbob:\n", ".psk:3: "},
+        {":0102\n", ".psk:1: "},
+        {"alice:010\n", ".psk:1: "},
+        {"alice:0102 \n", ".psk:1: "},
+        {"alice:01:02\n", ".psk:1: "},
+    };
+    g_autoptr(Pki) pki = pki_new();
+    g_autofree char *path = g_build_filename(pki->base, "some.psk", NULL);
+    for (size_t i = 0; i < G_N_ELEMENTS(cases); i++) {
+        g_autoptr(GError) error = NULL;
+        assert_true(g_file_set_contents(path, cases[i].text, -1, NULL));
+        int r = tls_psk_check_file(path, &error);
+        assert_int_equal(r, cases[i].bad ? -EINVAL : 0);
+        assert_true(!cases[i].bad || strstr(error->message, cases[i].bad));
+    }
+}
+
 static TlsAuthz *list_of(const char *text)
 {
     json_auto_t *list = json_loads(text, 0, NULL);
@@ -144,6 +169,7 @@ int main(void)
         cmocka_unit_test(what_is_missing_is_named),
         cmocka_unit_test(certificates_that_nobody_could_accept_are_refused),
         cmocka_unit_test(a_client_takes_the_key_of_its_user),
+        cmocka_unit_test(lines_of_keys_are_checked),
         cmocka_unit_test(the_first_rule_that_matches_decides),
         cmocka_unit_test(a_changed_file_counts_once_it_can_be_read),
     };

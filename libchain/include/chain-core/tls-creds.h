@@ -28,6 +28,10 @@ typedef struct TlsCredsConfig {
 // Reads the files: blocks. Owned; NULL with a sentence.
 TlsCreds *tls_creds_new_x509(const TlsCredsConfig *config, GError **error);
 TlsCreds *tls_creds_new_psk(const TlsCredsConfig *config, GError **error);
+// Whether each line of a PSK server's file is USER:KEY, with a key that can be used. Empty lines and
+// those that begin with '#' are passed over, as gnutls does. -EINVAL with a sentence that names the
+// line. Blocks.
+int tls_psk_check_file(const char *path, GError **error);
 TlsCreds *tls_creds_ref(TlsCreds *creds);
 void tls_creds_unref(TlsCreds *creds); // accepts NULL
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(TlsCreds, tls_creds_unref)
