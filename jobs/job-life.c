@@ -100,11 +100,11 @@ static void prepare_all(Fiber *self, JobGroup *group)
         Job *job = group->jobs->pdata[i];
         g_autoptr(GError) error = NULL;
         int r = job->kind->prepare ? job->kind->prepare(self, job->work, &error) : 0;
+        if (r == 0 && job->follower)
+            r = job->follower->prepared(self, job->follower_arg, &error);
         if (r < 0) {
             note_failure(job, r, error);
             job_group_fail(group, job);
-        } else if (job->follower) {
-            job->follower->prepared(self, job->follower_arg);
         }
     }
 }

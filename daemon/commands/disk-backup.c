@@ -81,6 +81,7 @@ typedef struct DiskBackup {
     bool is_made; // the target
     char *bitmap; // of the checkpoint, on the head; NULL: none, or not made
     int64_t created_s;
+    bool is_noted; // that it is one
 } DiskBackup;
 
 static void backup_free(DiskBackup *b)
@@ -101,17 +102,19 @@ static void close_target(Fiber *self, const DiskBackup *b)
     fiber_mutex_unlock(self, nodes_graph_lock(nodes));
 }
 
-static void note_checkpoint(Fiber *self, const DiskBackup *b)
+// While the intent is there the target goes at the next start: it is a backup once that has ended.
+static int note_checkpoint(Fiber *self, DiskBackup *b, GError **error)
 {
-    g_autoptr(GError) error = NULL;
     DatabaseChange *change = database_change_new();
-    if (b->checkpoint)
-        disk_add_checkpoint(change, b->disk,
-                            &(Checkpoint){b->checkpoint, b->disk->head, b->target, b->created_s});
+    const Checkpoint as = {b->checkpoint, b->disk->head, b->target, b->created_s};
+    Checkpoint *checkpoint = b->checkpoint ? disk_add_checkpoint(change, b->disk, &as) : NULL;
     catalogue_end_intent(change, b->job.intent);
-    if (database_note(self, b->job.catalogue->database, change, &error) < 0)
-        log_line(LOG_ERROR, "%s", error->message);
+    int r = database_write(self, b->job.catalogue->database, change, error);
     stop_point("disk-backup: the checkpoint is noted");
+    b->is_noted = r == 0;
+    if (r < 0 && checkpoint)
+        disk_remove_checkpoint(NULL, b->disk, checkpoint);
+    return r;
 }
 
 // As if it had never been begun. What could not be made is somebody else's.
@@ -123,9 +126,15 @@ static void take_back(Fiber *self, DiskBackup *b)
     json_decref(files);
 }
 
-static void prepared(Fiber *self, void *arg)
+static int prepared(Fiber *self, void *arg, GError **error)
 {
+    DiskBackup *b = arg;
+    Catalogue *catalogue = b->job.catalogue;
     stop_point("disk-backup: it is copied");
+    fiber_mutex_lock(self, &catalogue->lock);
+    int r = note_checkpoint(self, b, error);
+    fiber_mutex_unlock(self, &catalogue->lock);
+    return r;
 }
 
 static void ended(Fiber *self, void *arg, const char *error)
@@ -135,10 +144,8 @@ static void ended(Fiber *self, void *arg, const char *error)
     fiber_mutex_lock(self, &catalogue->lock);
     disk_changes_done(self, &b->call, b->disk, &b->changes);
     close_target(self, b);
-    if (error)
+    if (!b->is_noted)
         take_back(self, b);
-    else
-        note_checkpoint(self, b);
     disk_job_end(self, &b->job);
     fiber_mutex_unlock(self, &catalogue->lock);
     backup_free(b);

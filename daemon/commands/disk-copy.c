@@ -102,6 +102,14 @@ static int check(Fiber *self, const Point *point, const char *target, GError **e
     return 0;
 }
 
+// While the intent is there the copy goes at the next start.
+static int end_intent(Fiber *self, const Catalogue *catalogue, int64_t intent, GError **error)
+{
+    DatabaseChange *change = database_change_new();
+    catalogue_end_intent(change, intent);
+    return database_write(self, catalogue->database, change, error);
+}
+
 static int copy_as(Fiber *self, Daemon *daemon, const Point *point, const char *target,
                    json_t **ret_reply, GError **error)
 {
@@ -113,12 +121,13 @@ static int copy_as(Fiber *self, Daemon *daemon, const Point *point, const char *
     stop_point("disk-copy-point: it is intended");
     int r = loop_work(self, reflink, &link);
     stop_point("disk-copy-point: it is made");
-    // Of a copy that is well only the intent goes.
-    json_t *files = r < 0 && link.is_made ? json_pack("[s]", target) : json_array();
-    disk_files_remove_intended(self, daemon, intent, files);
-    json_decref(files);
-    if (r < 0)
-        return explain(r, &link, error);
+    r = r < 0 ? explain(r, &link, error) : end_intent(self, daemon->catalogue, intent, error);
+    if (r < 0) {
+        json_t *files = link.is_made ? json_pack("[s]", target) : json_array();
+        disk_files_remove_intended(self, daemon, intent, files);
+        json_decref(files);
+        return r;
+    }
     *ret_reply = json_pack("{s:s, s:I}", "target", target, "size", (json_int_t)link.size_bytes);
     return 0;
 }

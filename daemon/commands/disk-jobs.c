@@ -160,7 +160,7 @@ void disk_job_end(Fiber *self, DiskJob *job)
 
 // -- streams --------------------------------------------------------------------------------------
 
-static void stream_prepared(Fiber *self, void *arg)
+static int stream_prepared(Fiber *self, void *arg, GError **error)
 {
     DiskStreamJob *stream = arg;
     Catalogue *catalogue = stream->job.catalogue;
@@ -168,6 +168,7 @@ static void stream_prepared(Fiber *self, void *arg)
     fiber_mutex_lock(self, &catalogue->lock);
     stream_merge_note(self, catalogue, stream->job.intent, &stream->merge, &stream->job.left);
     fiber_mutex_unlock(self, &catalogue->lock);
+    return 0;
 }
 
 static void stream_ended(Fiber *self, void *arg, const char *error)
@@ -258,17 +259,18 @@ static bool is_over_base(void *arg, const DiskLayer *overlay)
     return true;
 }
 
-static void commit_prepared(Fiber *self, void *arg)
+static int commit_prepared(Fiber *self, void *arg, GError **error)
 {
     DiskCommitJob *commit = arg;
     Catalogue *catalogue = commit->job.catalogue;
     stop_point("a commit has switched");
     if (commit->is_pivoted)
-        return;
+        return 0;
     fiber_mutex_lock(self, &catalogue->lock);
     commit_merge_note(self, catalogue, commit->job.intent, &commit->merge, is_over_base, NULL,
                       &commit->job.left);
     fiber_mutex_unlock(self, &catalogue->lock);
+    return 0;
 }
 
 static void commit_ended(Fiber *self, void *arg, const char *error)

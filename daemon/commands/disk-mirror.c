@@ -107,16 +107,17 @@ static int before_pivot(Fiber *self, void *arg, GError **error)
     return call.result;
 }
 
-static void prepared(Fiber *self, void *arg)
+static int prepared(Fiber *self, void *arg, GError **error)
 {
     DiskMirror *m = arg;
     Catalogue *catalogue = m->job.catalogue;
     stop_point("disk-mirror: clients are there");
     if (!m->drop) // it was asked to end, and to leave a copy
-        return;
+        return 0;
     fiber_mutex_lock(self, &catalogue->lock);
     rollback_drop_note(self, catalogue, m->drop, m->drops, &m->job.left);
     fiber_mutex_unlock(self, &catalogue->lock);
+    return 0;
 }
 
 static void close_target(Fiber *self, const DiskMirror *m)

@@ -154,8 +154,9 @@ static void ended(Fiber *self, void *arg, const char *error)
     pull_free(p);
 }
 
-static void prepared(Fiber *self, void *arg)
+static int prepared(Fiber *self, void *arg, GError **error)
 {
+    return 0;
 }
 
 static const JobFollower follower = {prepared, ended};

@@ -3,7 +3,9 @@
 """Backups of remembered disks: full ones, and what has changed since a checkpoint, over points in time and
 restarts, under a guest; what fails or is cancelled leaves nothing behind."""
 import json
+import os
 
+from disks import file_system, fill, small_file_system
 from harness import KIB, MIB, check_image, main, qemu_img, says
 from state import Guest, Service, content_of
 
@@ -116,6 +118,40 @@ def test_nothing_is_left(tmp):
         one, = s.disk("web")["checkpoints"]
         says(s.error("disk-backup", disk="web", target=str(tmp / "x"), since=one["name"]), "1.qcow2", "full")
         assert not (tmp / "x").exists()
+
+
+def test_database_without_room(tmp):
+    """A backup, and a copy, that cannot be noted have failed, and the next ones are there after a restart"""
+    with file_system(tmp, 512 * MIB, "mkfs.xfs", "-q", "-m", "reflink=1") as images:
+        (tmp / "small").mkdir()
+        with small_file_system(tmp / "small", 8 * MIB) as full:
+            (tmp / "state").symlink_to(full)
+            s = Service(tmp)
+            s.command("disk-create", name="web", size=SIZE, directory=str(images))
+            s.write("web", 60, 1)
+            s.snapshot("web", "mon")
+            files = sorted(images.iterdir())
+            job = s.command("disk-backup", disk="web", target=str(images / "b"), speed=KIB)["job"]
+            filler = fill(full)
+            s.command("block-job-set-speed", device=job, speed=0)
+            says(s.ended(job)["error"], "full")
+            assert s.disk("web")["checkpoints"] == [] and sorted(images.iterdir()) == files
+            for room in range(0, 64 * KIB, 4 * KIB):  # none to intend it, then none to note it
+                filler.unlink()
+                filler = fill(full)
+                os.truncate(filler, filler.stat().st_size - room)
+                answer = s.qmp.ask("disk-copy-point", disk="web", point="mon", target=str(images / "c"))
+                if "return" in answer:
+                    break
+                says(answer["error"]["desc"], "full")
+                assert sorted(images.iterdir()) == files
+            s.kill()
+            filler.unlink()
+            with Service(tmp) as s:
+                assert (images / "c").exists()
+                backup(s, images / "b")
+            with Service(tmp) as s:
+                assert content_of(images / "b") == s.content("web")
 
 
 def test_any_disk(tmp):

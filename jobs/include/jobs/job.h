@@ -108,8 +108,8 @@ void job_drop_cancelled(Job *job);
 // Who has more to do when a job ends than its kind does. On the control loop, in a fiber that holds no
 // lock.
 typedef struct JobFollower {
-    // What the kind prepared has taken effect.
-    void (*prepared)(Fiber *self, void *arg);
+    // What the kind prepared has taken effect. A sentence, where it is no end that went well.
+    int (*prepared)(Fiber *self, void *arg, GError **error);
     // Last, when the kind has cleaned up, and before users hear of the end: why it failed, or NULL.
     // Frees `arg`.
     void (*ended)(Fiber *self, void *arg, const char *error);
