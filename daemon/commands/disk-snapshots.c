@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// The overlays are made and opened first; then blockdev-snapshot puts all of them over their heads at
-// one moment; then the database has it.
+// The overlays are made and opened first; the database says that they are there; then blockdev-snapshot puts
+// all of them over their heads at one moment; then the database has it.
 //
-// After a crash the new layers are heads if all of their files are there and complete, else none is:
-// over the old head an overlay that nobody has written yet shows what that shows, and before the last
-// one is there none is put over anything (state/recovery.c).
+// After a crash the new layers are heads if it said so, even if a file cannot be found at that moment, since
+// clients may have written the others; else none is. Over the old head an overlay that nobody has written yet
+// shows what that shows (state/recovery.c).
 //
 // Control loop.
 #include "disk-snapshots.h"
@@ -70,6 +70,7 @@ typedef struct Snapshots {
     int64_t created_s, intent;
     json_t *files, *actions;
     json_t *made; // of `files`: what could not be made is somebody else's
+    bool is_made; // the database says that all are
 } Snapshots;
 
 // -- what is to be --------------------------------------------------------------------------------
@@ -126,7 +127,8 @@ static int plan_one(Fiber *self, Snapshots *s, const json_t *item, size_t i, GEr
     return 0;
 }
 
-static json_t *detail_of(const Snapshots *s)
+// `are_made`: clients may have written the overlays.
+static json_t *detail_of(const Snapshots *s, bool are_made)
 {
     json_t *all = json_array();
     for (size_t i = 0; i < s->n; i++) {
@@ -135,8 +137,8 @@ static json_t *detail_of(const Snapshots *s)
                                              p->name, "layer", (json_int_t)p->layer.id, "file",
                                              p->layer.file));
     }
-    return json_pack("{s:o, s:I, s:O}", "snapshots", all, "created", (json_int_t)s->created_s,
-                     "files", s->files);
+    return json_pack("{s:o, s:I, s:O, s:b}", "snapshots", all, "created", (json_int_t)s->created_s,
+                     "files", s->files, "made", are_made);
 }
 
 static void add_action(const Snapshots *s, const NewPoint *p)
@@ -168,12 +170,24 @@ static int make_overlay(Fiber *self, const Snapshots *s, NewPoint *p, GError **e
     return disk_layer_open_alone(self, daemon, &p->layer, p->disk, &p->node, error);
 }
 
+static int note_made(Fiber *self, Snapshots *s, GError **error)
+{
+    DatabaseChange *change = database_change_new();
+    catalogue_change_intent(change, s->intent, "snapshot", detail_of(s, true));
+    int r = database_write(self, s->catalogue->database, change, error);
+    s->is_made = r == 0;
+    stop_point("disk-snapshot: the overlays are noted");
+    return r;
+}
+
 static int put_over(Fiber *self, Snapshots *s, GError **error)
 {
     Daemon *daemon = s->call->daemon;
     int r = 0;
     for (size_t i = 0; r == 0 && i < s->n; i++)
         r = make_overlay(self, s, &s->points[i], error);
+    if (r == 0)
+        r = note_made(self, s, error);
     for (size_t i = 0; i < s->n; i++)
         disk_let_go(s->points[i].disk);
     if (r == 0)
@@ -185,6 +199,25 @@ static int put_over(Fiber *self, Snapshots *s, GError **error)
         disk_hold(daemon, s->points[i].disk);
     }
     return r;
+}
+
+static int note_not_made(Fiber *self, const Snapshots *s, GError **error)
+{
+    DatabaseChange *change = database_change_new();
+    catalogue_change_intent(change, s->intent, "make", json_pack("{s:O}", "files", s->made));
+    return database_note(self, s->catalogue->database, change, error);
+}
+
+// Files go only once the database does not say any more that they may be heads. Until it can be written they
+// stay: over the heads they show the same.
+static void take_back(Fiber *self, const Snapshots *s)
+{
+    g_autoptr(GError) error = NULL;
+    int r = s->is_made ? note_not_made(self, s, &error) : 0;
+    if (r == 0)
+        disk_files_remove_intended(self, s->call->daemon, s->intent, s->made);
+    else
+        log_line(LOG_ERROR, "%s", error->message);
 }
 
 static int remember(Fiber *self, const Snapshots *s, GError **error)
@@ -228,7 +261,7 @@ static int take(Fiber *self, Snapshots *s, GError **error)
     int r = qmp_rehearse_transaction(self, s->call, s->actions, error);
     if (r < 0)
         return r;
-    s->intent = catalogue_intend(self, s->catalogue, "snapshot", detail_of(s), error);
+    s->intent = catalogue_intend(self, s->catalogue, "snapshot", detail_of(s, false), error);
     if (s->intent < 0)
         return -EIO;
     stop_point("disk-snapshot: it is intended");
@@ -237,7 +270,7 @@ static int take(Fiber *self, Snapshots *s, GError **error)
     if (r == 0)
         r = remember(self, s, error);
     else
-        disk_files_remove_intended(self, s->call->daemon, s->intent, s->made);
+        take_back(self, s);
     fiber_mutex_unlock(self, lock);
     return r;
 }

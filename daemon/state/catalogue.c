@@ -589,6 +589,14 @@ int64_t catalogue_intend(Fiber *self, Catalogue *c, const char *kind, json_t *de
     return r < 0 ? r : id;
 }
 
+void catalogue_change_intent(DatabaseChange *change, int64_t id, const char *kind, json_t *detail)
+{
+    g_autofree char *text = json_text(detail);
+    json_decref(detail);
+    database_change_add(change, "UPDATE intents SET kind = %Q, detail = %Q WHERE id = %lld", kind,
+                        text, (long long)id);
+}
+
 void catalogue_end_intent(DatabaseChange *change, int64_t id)
 {
     database_change_add(change, "DELETE FROM intents WHERE id = %lld", (long long)id);

@@ -150,6 +150,8 @@ int64_t catalogue_intend(Fiber *self, Catalogue *catalogue, const char *kind, js
 // As part of a change.
 int64_t catalogue_add_intent(Catalogue *catalogue, DatabaseChange *change, const char *kind,
                              json_t *detail);
+// `detail` is taken.
+void catalogue_change_intent(DatabaseChange *change, int64_t id, const char *kind, json_t *detail);
 void catalogue_end_intent(DatabaseChange *change, int64_t id);
 
 // `entry` is of a job that is over. Those beyond the last ones go.

@@ -54,14 +54,17 @@ static void make_head(Catalogue *catalogue, DatabaseChange *change, const json_t
              disk->name, qmp_args_str(item, "point"));
 }
 
+// What was noted as made may be written already, so it is not looked for: a file that is not there is told
+// of when its disk is opened.
 static void end_snapshot(Fiber *self, Daemon *daemon, const Intent *intent)
 {
     const json_t *items = json_object_get(intent->detail, "snapshots"), *item;
+    bool are_made = qmp_args_bool(intent->detail, "made", false);
     g_autoptr(GError) error = NULL;
     size_t i;
     json_array_foreach(items, i, item)
     {
-        if (is_complete(self, daemon, item))
+        if (are_made || is_complete(self, daemon, item))
             continue;
         remove_files(self, daemon, intent);
         return;

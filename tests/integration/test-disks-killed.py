@@ -265,6 +265,51 @@ def killed_under_a_guest(tmp, command, wanted):
             guest.check(s.content("web"))
 
 
+def test_file_system_away(tmp):
+    """A snapshot of two disks, killed and started without one of them, keeps what was written since"""
+    need_stops()
+    other = tmp / "other"
+    other.mkdir()
+
+    def prepare(s):
+        s.command("disk-create", name="web", size=SIZE)
+        s.command("disk-create", name="db", size=SIZE, directory=str(other))
+
+    def command(s):
+        s.command("disk-snapshot", snapshots=[{"disk": name, "point": "new"} for name in ("web", "db")])
+
+    (tmp / "all").mkdir()
+    with Service(tmp / "all", stops=True, env={"CHAIND_STOP_POINTS": str(tmp / "points")}) as s:
+        prepare(s)
+        passed(tmp)
+        command(s)
+        n = passed(tmp).index("disk-snapshot: the overlays are heads") + 1
+        for name in "web", "db":
+            s.command("disk-remove", name=name, delete_files=True)
+        passed(tmp)
+    with Service(tmp) as s:
+        prepare(s)
+    s = Service(tmp, stops=True, env={"CHAIND_STOP_AT": str(n), "CHAIND_STOP_POINTS": str(tmp / "points"),
+                                      "CHAIND_STOP_MS": "3600000"})
+    guest = s.connect("web")
+    waits = threading.Thread(target=lambda: s.qmp.ask("disk-snapshot", snapshots=[
+        {"disk": name, "point": "new"} for name in ("web", "db")]), daemon=True)
+    waits.start()
+    while not (tmp / "points").exists() or len((tmp / "points").read_text().splitlines()) < n:
+        guest.pread(512, 0)
+    guest.pwrite(b"x" * 4096, 0)
+    guest.flush()
+    s.kill()
+    other.rename(tmp / "away")
+    with Service(tmp) as s:
+        assert not s.disk("db")["open"]
+    (tmp / "away").rename(other)
+    with Service(tmp) as s:
+        assert s.content("web") == b"x" * 4096 + bytes(SIZE - 4096)
+        assert s.content("db") == bytes(SIZE)
+        assert [[p["name"] for p in s.disk(name)["points"]] for name in ("web", "db")] == [["new"]] * 2
+
+
 def test_flushed(tmp):
     """Killed around the moment at which another image becomes the head, what was flushed is there"""
     need_stops()
