@@ -63,7 +63,7 @@ int disk_job_take(DiskJob *job, const DiskLayer *layer, GError **error)
     int r = 0;
     for (guint i = 0; r == 0 && i < job->catalogue->disks->len; i++) {
         Disk *disk = job->catalogue->disks->pdata[i];
-        if (disk_has_layer(disk, layer))
+        if (disk_needs_layer(disk, layer))
             r = disk_job_take_disk(job, disk, error);
     }
     disk_job_add_closing(job, layer);

@@ -22,8 +22,8 @@ typedef struct DiskJob {
 void disk_job_init(DiskJob *job, const QmpCall *call, Catalogue *catalogue, const char *verb);
 // Members of `args` that all such jobs have: job-id, speed, auto-dismiss; a new reference.
 json_t *disk_job_args(const DiskJob *job, const json_t *args);
-// The job will change what lies where around this layer: disks that have it are busy until its end, and
-// its node is closed then if nobody uses it.
+// The job will change what lies where around this layer: disks that have it, or a point on it, are busy until
+// its end, and its node is closed then if nobody uses it.
 int disk_job_take(DiskJob *job, const DiskLayer *layer, GError **error);
 // Only that the node is closed.
 void disk_job_add_closing(DiskJob *job, const DiskLayer *layer);

@@ -218,6 +218,10 @@ static int check_found(const Catalogue *catalogue, const FoundChain *found, cons
                         "'%s' is the head of disk '%s', which its clients write: make a point in "
                         "time of that with disk-snapshot, and a disk on it with disk-clone",
                         found->known->file, disk->name);
+    if (found->known && found->known->is_merging)
+        return qmp_fail(error,
+                        "a commit into '%s' has begun: what '%s' stood on is not there any more",
+                        found->known->file, file);
     if (!found->layers->len)
         return qmp_fail(error,
                         "'%s' is a layer that other disks stand on: make a disk on it with "

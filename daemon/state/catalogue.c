@@ -298,12 +298,25 @@ DiskLayer *catalogue_find_file(const Catalogue *c, const char *file)
     return NULL;
 }
 
-bool disk_has_layer(const Disk *disk, const DiskLayer *layer)
+static bool is_at_or_below(const DiskLayer *layer, const DiskLayer *top)
 {
-    for (const DiskLayer *l = disk->head; l; l = l->below)
+    for (const DiskLayer *l = top; l; l = l->below)
         if (l == layer)
             return true;
     return false;
+}
+
+bool disk_has_layer(const Disk *disk, const DiskLayer *layer)
+{
+    return is_at_or_below(layer, disk->head);
+}
+
+bool disk_needs_layer(const Disk *disk, const DiskLayer *layer)
+{
+    bool does = disk_has_layer(disk, layer);
+    for (guint i = 0; !does && i < disk->points->len; i++)
+        does = is_at_or_below(layer, ((const Point *)disk->points->pdata[i])->layer);
+    return does;
 }
 
 Disk *catalogue_disk_of_head(const Catalogue *c, const DiskLayer *layer)

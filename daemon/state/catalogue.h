@@ -102,6 +102,8 @@ DiskExport *catalogue_find_export(const Catalogue *catalogue, const char *id, Di
 DiskLayer *catalogue_find_file(const Catalogue *catalogue, const char *file);
 // Is `layer` the head, or below it?
 bool disk_has_layer(const Disk *disk, const DiskLayer *layer);
+// Is it, or below one of its points, which may lie beside its chain?
+bool disk_needs_layer(const Disk *disk, const DiskLayer *layer);
 // A disk of which it is the head.
 Disk *catalogue_disk_of_head(const Catalogue *catalogue, const DiskLayer *layer);
 // Those that stand on it; owned, of DiskLayer.

@@ -367,6 +367,42 @@ def test_cancelled(tmp):
         check_files(s)
 
 
+def test_added_over_what_is_merged(tmp):
+    """An image over a layer that is half merged is no disk"""
+    with Service(tmp) as s:
+        world(s, (200, 200, 200, 10))
+        base = s.disk("web")["layers"][2]["file"]
+        qemu_img("create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", base, tmp / "top")
+        job = s.command("disk-delete-point", disk="web", point="b", way="commit", speed=64 * KIB)["job"]
+        says(s.error("disk-add", name="other", file=str(tmp / "top")), base, "commit")
+        s.command("job-cancel", id=job)
+        assert s.ended(job)["result"] == "cancelled"
+        says(s.error("disk-add", name="other", file=str(tmp / "top")), base, "commit")
+
+
+def test_points_beside_a_job(tmp):
+    """A point that lies beside its disk stays while a job of another disk is at work on its layer"""
+    with Service(tmp) as s:
+        s.command("disk-create", name="web", size=SIZE)
+        s.write("web", 60, 1)
+        s.snapshot("web", "mon")
+        s.command("disk-clone", name="clone", disk="web", point="mon")
+        s.write("clone", 20, 2)
+        was = s.content("clone")
+        s.snapshot("clone", "tue")
+        for name in "web", "clone":
+            s.well(s.command("disk-mirror", disk=name, target=str(tmp / name))["job"])
+        job = s.command("disk-delete-point", disk="web", point="mon", way="stream", speed=KIB)["job"]
+        for name, arguments in (("disk-delete-point", {"disk": "clone", "point": "tue"}),
+                                ("disk-copy-point", {"disk": "clone", "point": "tue", "target": str(tmp / "c")}),
+                                ("disk-remove", {"name": "clone"})):
+            says(s.error(name, **arguments), f"job '{job}'")
+        s.command("block-job-set-speed", device=job, speed=0)
+        s.well(job)
+        assert shown(s, "clone") == {"tue": was}
+        assert s.files() == {os.path.basename(s.disk("clone")["points"][0]["file"])}
+
+
 def test_resize(tmp):
     """A disk grows under its clients, and shrinks only if that is said"""
     with Service(tmp) as s:
