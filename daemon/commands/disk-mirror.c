@@ -61,8 +61,9 @@ static const QmpType started_type = {
 typedef struct DiskMirror {
     DiskJob job; // first
     Disk *disk;
-    DiskLayer as; // the new head; file and format are owned
-    bool is_made; // its file, by us
+    DiskLayer as;   // the new head; file and format are owned
+    bool is_made;   // its file, by us
+    DiskLayer *old; // the head before, from the pivot on until what nobody needs goes
     JobPivot pivot;
     int64_t drop;  // intent: what nobody needs goes; 0: it is not the head yet
     json_t *drops; // what that says
@@ -87,15 +88,20 @@ static void pivot_on_control(Fiber *self, void *arg)
     PivotCall *call = arg;
     DiskMirror *m = call->m;
     json_t *drops = rollback_drop_detail(m->disk, NULL);
+    m->old = m->disk->head;
+    disk_layer_keep(m->old);
     call->result = head_replace(self, m->job.catalogue, m->job.intent, m->disk, &m->as, drops,
                                 &m->drop, &call->error);
-    if (call->result == 0)
+    if (call->result == 0) {
         m->drops = drops;
-    else
+    } else {
+        disk_layer_let_go(m->old);
         json_decref(drops);
+    }
 }
 
-// Guests wait. As with commits, the catalogue's lock is not asked for: nobody else changes this disk.
+// Guests wait. As with commits, the catalogue's lock is not asked for: nobody else changes this disk, or drops
+// the layers that it leaves.
 static int before_pivot(Fiber *self, void *arg, GError **error)
 {
     PivotCall call = {.m = arg};
@@ -115,6 +121,7 @@ static int prepared(Fiber *self, void *arg, GError **error)
     if (!m->drop) // it was asked to end, and to leave a copy
         return 0;
     fiber_mutex_lock(self, &catalogue->lock);
+    disk_layer_let_go(m->old);
     rollback_drop_note(self, catalogue, m->drop, m->drops, &m->job.left);
     fiber_mutex_unlock(self, &catalogue->lock);
     return 0;

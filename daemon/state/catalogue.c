@@ -406,6 +406,16 @@ void catalogue_remove_layer(Catalogue *c, DatabaseChange *change, DiskLayer *lay
     g_hash_table_remove(c->layers, &layer->id);
 }
 
+void disk_layer_keep(DiskLayer *layer)
+{
+    use(layer);
+}
+
+void disk_layer_let_go(DiskLayer *layer)
+{
+    end_use(layer);
+}
+
 void disk_layer_set_below(DatabaseChange *change, DiskLayer *layer, DiskLayer *below)
 {
     char text[32];

@@ -118,6 +118,9 @@ DiskLayer *catalogue_add_layer(Catalogue *catalogue, DatabaseChange *change, con
 // Nobody uses it any more; checkpoints on it go with it.
 void catalogue_remove_layer(Catalogue *catalogue, DatabaseChange *change, DiskLayer *layer);
 DiskLayer *catalogue_layer(const Catalogue *catalogue, int64_t id); // NULL: there is none
+// In memory only: it stays, even if nobody needs it, until it is let go. Once for each of the first.
+void disk_layer_keep(DiskLayer *layer);
+void disk_layer_let_go(DiskLayer *layer);
 void disk_layer_set_below(DatabaseChange *change, DiskLayer *layer, DiskLayer *below);
 void disk_layer_set_merging(DatabaseChange *change, DiskLayer *layer, bool is_merging);
 // Takes `policy`.

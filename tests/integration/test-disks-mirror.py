@@ -1,10 +1,12 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Remembered disks move to other images, here and elsewhere, under guests that verify."""
+import socket
 import time
 
 from disks import fill, small_file_system
 from harness import HANG, KIB, MIB, Daemon, check_image, main, says
+from qmp_client import Qmp
 from state import Guest, Service
 
 SIZE = 8 * MIB
@@ -143,6 +145,35 @@ def test_refused(tmp):
         s.command("job-complete", id=job)
         s.well(job)
         assert s.disk("web")["file"] == str(tmp / "new") and s.content("web") == content
+
+
+def test_beside_other_commands(tmp):
+    """What a disk that moves leaves goes, though another command drops layers at that moment"""
+    (tmp / "old").mkdir()
+    with socket.socket(socket.AF_UNIX) as silent, Service(tmp) as s:
+        silent.bind(str(tmp / "silent"))
+        silent.listen()
+        world(s, directory=str(tmp / "old"))
+        s.command("disk-delete-point", disk="web", point="mon", way="stream")
+        s.idle()
+        s.command("disk-create", name="db", size=SIZE)
+        s.snapshot("db", "a")
+        s.command("disk-rollback", disk="db", point="a", keep_as="b")
+        job = s.command("disk-mirror", disk="web", target=str(tmp / "new"), speed=KIB)["job"]
+        # One command waits for a server, the next one for that; then the disk moves.
+        others = [Qmp(tmp / "qmp") for _ in range(2)]
+        others[0].send({"execute": "disk-add",
+                        "arguments": {"name": "far", "file": f"nbd+unix:///?socket={tmp}/silent"}})
+        client, _ = silent.accept()
+        others[1].send({"execute": "disk-delete-point", "arguments": {"disk": "db", "point": "b"}})
+        s.command("query-disks")
+        s.command("block-job-set-speed", device=job, speed=0)
+        while s.disk("web")["file"] != str(tmp / "new"):
+            time.sleep(0.01)
+        client.close()
+        assert "error" in others[0].reply() and "return" in others[1].reply()
+        s.well(job)
+        assert list((tmp / "old").iterdir()) == []
 
 
 def test_full(tmp):
