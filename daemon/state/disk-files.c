@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <glib/gstdio.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "chain-core/loop.h"
@@ -102,15 +103,18 @@ typedef struct Removal {
     const char *needed_as; // the one of these that is this file
 } Removal;
 
-// By another name, perhaps: of its directory, by which its image names it.
-static const char *find_needed(const Removal *removal, const GStatBuf *st)
+// By another name, perhaps: of its directory, a link to it or through it. One that is a hard link to the same
+// file could go, but that would free nothing.
+static const char *find_needed(const Removal *removal)
 {
+    GStatBuf st;
+    bool is_there = g_stat(removal->path, &st) == 0;
     for (guint i = 0; i < removal->needed->len; i++) {
         const char *path = removal->needed->pdata[i];
         GStatBuf other;
         if (g_str_equal(path, removal->path) ||
-            (st->st_nlink == 1 && g_stat(path, &other) == 0 && other.st_dev == st->st_dev &&
-             other.st_ino == st->st_ino))
+            (is_there && g_stat(path, &other) == 0 && other.st_dev == st.st_dev &&
+             other.st_ino == st.st_ino))
             return path;
     }
     return NULL;
@@ -122,10 +126,16 @@ static int remove_one(void *arg)
     GStatBuf st;
     if (g_lstat(removal->path, &st) < 0)
         return errno == ENOENT ? 0 : -errno;
-    removal->needed_as = find_needed(removal, &st);
+    removal->needed_as = find_needed(removal);
     if (removal->needed_as)
         return -EBUSY;
     return unlink(removal->path) < 0 ? -errno : disk_files_sync_directory_of(removal->path);
+}
+
+// How a header may name a file, too.
+static const char *without_protocol(const char *name)
+{
+    return g_str_has_prefix(name, "file:") ? name + strlen("file:") : name;
 }
 
 // Whoever opened it by a command of nodes needs it still, too.
@@ -142,7 +152,7 @@ static GPtrArray *list_needed(const Daemon *daemon)
     }
     g_hash_table_iter_init(&iter, daemon->catalogue->layers);
     while (g_hash_table_iter_next(&iter, NULL, &layer))
-        g_ptr_array_add(paths, g_strdup(((const DiskLayer *)layer)->file));
+        g_ptr_array_add(paths, g_strdup(without_protocol(((const DiskLayer *)layer)->file)));
     return paths;
 }
 

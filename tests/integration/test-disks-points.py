@@ -269,6 +269,43 @@ def test_file_of_two_names(tmp):
         assert (tmp / "real/web.qcow2").exists() and not (tmp / "top").exists()
 
 
+def add_over(service, tmp, base):
+    """Disk other, of an image over this name of a layer of web."""
+    qemu_img("create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", base, tmp / "top")
+    service.command("disk-add", name="other", file=str(tmp / "top"))
+
+
+def test_file_with_links(tmp):
+    """A file stays that a disk needs by a link to it, or to its directory, whatever hard links it has"""
+    for kind in "directory", "link", "link-in-between", "protocol":
+        there = tmp / kind
+        (there / "real").mkdir(parents=True)
+        (there / "linked").symlink_to(there / "real")
+        with Service(there) as s:
+            base = there / "real/web.qcow2"
+            qemu_img("create", "-q", "-f", "qcow2", there / "image", SIZE)
+            if kind == "link-in-between":
+                base.symlink_to(there / "image")
+            else:
+                (there / "image").rename(base)
+                os.link(base, there / "copy")
+            s.command("disk-add", name="web", file=str(there / "linked/web.qcow2"), own=True)
+            s.write("web", 40, 1)
+            was = s.content("web")
+            s.snapshot("web", "mon")
+            if kind == "link":
+                (there / "link").symlink_to(base)
+                base = there / "link"
+            add_over(s, there, f"file:{base}" if kind == "protocol" else base)
+        (there / "top").rename(there / "away")
+        with Service(there) as s:
+            assert not s.disk("other")["open"]
+            s.command("disk-remove", name="web", delete_files=True)
+        (there / "away").rename(there / "top")
+        with Service(there) as s:
+            assert s.content("other") == was, kind
+
+
 def test_names_that_are_taken(tmp):
     """Files of others that have the names of new layers stay, and free ones are found"""
     with Service(tmp) as s:
