@@ -170,7 +170,7 @@ static int is_directory(void *arg)
 static int choose_target(Fiber *self, DiskMirror *m, const json_t *args, GError **error)
 {
     const char *format = qmp_args_str(args, "format");
-    g_autofree char *target = disk_layer_resolve_name(NULL, qmp_args_str(args, "target"));
+    g_autofree char *target = disk_layer_resolve_name(self, NULL, qmp_args_str(args, "target"));
     int64_t id = catalogue_next_layer(m->job.catalogue, NULL);
     m->as = (DiskLayer){.id = id, .file = g_steal_pointer(&target)};
     bool is_elsewhere = disk_layer_is_remote(&m->as);

@@ -257,7 +257,7 @@ static int find_and_check(Fiber *self, const QmpCall *call, const Catalogue *cat
                           const json_t *args, FoundChain *found, GError **error)
 {
     FiberMutex *lock = nodes_graph_lock(call->daemon->nodes);
-    g_autofree char *file = disk_layer_resolve_name(NULL, qmp_args_str(args, "file"));
+    g_autofree char *file = disk_layer_resolve_name(self, NULL, qmp_args_str(args, "file"));
     fiber_mutex_lock(self, lock);
     int r =
         find_chain(self, call->daemon, catalogue, file, qmp_args_str(args, "format"), found, error);

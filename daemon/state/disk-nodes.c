@@ -4,8 +4,11 @@
 #include "disk-nodes.h"
 
 #include <errno.h>
+#include <glib/gstdio.h>
+#include <stdlib.h>
 #include <string.h>
 
+#include "chain-core/loop.h"
 #include "daemon/commands/throttle-limits.h"
 #include "daemon/daemon.h"
 #include "daemon/log.h"
@@ -34,10 +37,42 @@ bool disk_layer_is_remote(const DiskLayer *layer)
     return !is_path(layer->file);
 }
 
-char *disk_layer_resolve_name(const char *file, const char *name)
+typedef struct Resolving {
+    const char *path; // as it is opened
+    char *resolved;   // without `..`, as written
+} Resolving;
+
+// `..` is not the directory before it in the name where that is a link.
+static int follow_links(void *arg)
 {
+    Resolving *r = arg;
+    GStatBuf opened, other;
+    if (g_stat(r->path, &opened) < 0)
+        return 0;
+    if (g_stat(r->resolved, &other) == 0 && other.st_dev == opened.st_dev &&
+        other.st_ino == opened.st_ino)
+        return 0;
+    g_autofree char *dir = g_path_get_dirname(r->path), *name = g_path_get_basename(r->path);
+    char *real = realpath(dir, NULL);
+    if (!real)
+        return 0;
+    g_free(r->resolved);
+    r->resolved = g_build_filename(real, name, NULL);
+    free(real);
+    return 0;
+}
+
+char *disk_layer_resolve_name(Fiber *self, const char *file, const char *name)
+{
+    if (!is_path(name))
+        return g_strdup(name);
     g_autofree char *dir = file && is_path(file) ? g_path_get_dirname(file) : NULL;
-    return is_path(name) ? g_canonicalize_filename(name, dir) : g_strdup(name);
+    g_autofree char *path =
+        dir && !g_path_is_absolute(name) ? g_build_filename(dir, name, NULL) : g_strdup(name);
+    Resolving resolving = {path, g_canonicalize_filename(name, dir)};
+    if (strstr(path, "../"))
+        loop_work(self, follow_links, &resolving);
+    return resolving.resolved;
 }
 
 static bool may_have_backing(const Driver *driver)
@@ -77,7 +112,7 @@ int image_facts_read(Fiber *self, Daemon *daemon, const char *file, const char *
     *ret_facts = (ImageFacts){
         .format = g_strdup(named->driver->name),
         .size_bytes = named->facts.size_bytes,
-        .backing_file = name ? disk_layer_resolve_name(file, name) : NULL,
+        .backing_file = name ? disk_layer_resolve_name(self, file, name) : NULL,
         .backing_format = g_strdup(
             json_string_value(json_object_get(named->facts.info, "backing-filename-format"))),
     };
@@ -133,11 +168,11 @@ static NodeConfig *config_of(const DiskLayer *layer, const DiskLayer *over, Laye
     return config;
 }
 
-static int check_below(const DiskLayer *layer, const NamedNode *named, GError **error)
+static int check_below(Fiber *self, const DiskLayer *layer, const NamedNode *named, GError **error)
 {
     const char *name = json_string_value(json_object_get(named->facts.info, "backing-filename"));
     const char *known = layer->below ? layer->below->file : NULL;
-    g_autofree char *resolved = name ? disk_layer_resolve_name(layer->file, name) : NULL;
+    g_autofree char *resolved = name ? disk_layer_resolve_name(self, layer->file, name) : NULL;
     if (g_strcmp0(resolved, known) == 0)
         return 0;
     return qmp_fail(error,
@@ -156,7 +191,7 @@ static int open_one(Fiber *self, Daemon *daemon, const DiskLayer *layer, const D
     if (!config)
         return -EINVAL;
     int r = nodes_add_unlocking(self, daemon->nodes, config, label, &named, error);
-    if (r == 0 && (r = check_below(layer, named, error)) < 0)
+    if (r == 0 && (r = check_below(self, layer, named, error)) < 0)
         nodes_close(self, daemon->nodes, named);
     return r;
 }

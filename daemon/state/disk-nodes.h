@@ -18,7 +18,7 @@ NamedNode *disk_layer_node(const Nodes *nodes, const DiskLayer *layer);
 bool disk_layer_is_remote(const DiskLayer *layer);
 // The file that a header's name of what lies below means, in an image at `file` (NULL: that a user
 // means); owned.
-char *disk_layer_resolve_name(const char *file, const char *name);
+char *disk_layer_resolve_name(Fiber *self, const char *file, const char *name);
 
 // What an image says of itself, without what lies below it.
 typedef struct ImageFacts {

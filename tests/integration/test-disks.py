@@ -94,6 +94,26 @@ def test_add(tmp):
         assert not any(n.startswith("layer-") and n != s.disk("raw")["node-name"] for n in nodes), nodes
 
 
+def test_parent_of_a_link(tmp):
+    """`..` in a header's name is the directory over the one that a link leads to"""
+    for folder in "data/images", "data/base", "base":
+        (tmp / folder).mkdir(parents=True)
+    (tmp / "link").symlink_to(tmp / "data/images")
+    for fill_with, folder in (1, "data/base"), (2, "base"):
+        qemu_img("create", "-q", "-f", "qcow2", tmp / folder / "b", SIZE)
+        qemu_io(tmp / folder / "b", f"write -q -P {fill_with} 0 64k")
+    qemu_img("create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", "../base/b", tmp / "data/images/web")
+    with Service(tmp) as s:
+        s.command("disk-add", name="web", file=str(tmp / "link/web"))
+        assert s.disk("web")["layers"][1]["file"] == str(tmp / "data/base/b")
+        assert s.content("web")[:4] == b"\1\1\1\1"
+    with Service(tmp) as s:
+        assert s.content("web")[:4] == b"\1\1\1\1"
+        s.command("disk-remove", name="web")
+        s.command("disk-add", name="web", file=str(tmp / "data/images/web"))
+        assert s.disk("web")["layers"][1]["file"] == str(tmp / "data/base/b")
+
+
 def test_changed_behind(tmp):
     """A chain that somebody changed while the daemon was away is not opened, and the others are"""
     top = chain(tmp)
