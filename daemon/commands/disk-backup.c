@@ -22,6 +22,7 @@
 #include "disk-changed.h"
 #include "disk-info.h"
 #include "disk-jobs.h"
+#include "disk-space.h"
 #include "transaction.h"
 
 // -- types ----------------------------------------------------------------------------------------
@@ -44,6 +45,7 @@ static const QmpType backup_args = {
             {"dry-run", &qmp_bool, true, "whether only the reply is wanted; false"},
             {"speed", &qmp_int, true,
              "at most, in bytes a second; 0, which is the default: no limit"},
+            DISK_SPACE_MEMBER,
             {0}},
 };
 static const QmpType started_type = {
@@ -226,6 +228,7 @@ static json_t *actions_of(const DiskBackup *b, const json_t *args)
                              "target", b->job.id, "sync", changed ? "bitmap" : "full", "compress",
                              qmp_args_bool(args, "compress", false), "speed",
                              (json_int_t)qmp_args_int(args, "speed", 0));
+    disk_space_set_on_error(data, "on-target-error", args);
     if (changed) {
         json_object_set_new(data, "bitmap", json_string(changed));
         json_object_set_new(data, "bitmap-mode", json_string("never"));
@@ -256,9 +259,21 @@ static int begin_job(Fiber *self, DiskBackup *b, const json_t *args, GError **er
     return r;
 }
 
+// How small clusters become when they are compressed nobody can tell.
+static int check_space(Fiber *self, const DiskBackup *b, const json_t *args, GError **error)
+{
+    Nodes *nodes = b->job.daemon->nodes;
+    if (!disk_space_is_checked(args) || qmp_args_bool(args, "compress", false))
+        return 0;
+    return disk_space_check_copy(self, disk_layer_node(nodes, b->disk->head),
+                                 nodes_find(nodes, b->job.id), b->changes.bytes, error);
+}
+
 static int begin(Fiber *self, DiskBackup *b, const json_t *args, GError **error)
 {
     int r = make_target(self, b, error);
+    if (r == 0)
+        r = check_space(self, b, args, error);
     if (r == 0 && b->checkpoint)
         b->bitmap = disk_changed_bitmap_name(b->checkpoint);
     if (r == 0)

@@ -22,6 +22,7 @@
 #include "disk-birth.h"
 #include "disk-info.h"
 #include "disk-jobs.h"
+#include "disk-space.h"
 #include "new-image.h"
 
 // -- an overlay of a point ------------------------------------------------------------------------
@@ -405,6 +406,7 @@ static const QmpType flatten_args = {
              "lowest ones stay below the head. 1, unless given: the head alone"},
             {"speed", &qmp_int, true,
              "at most, in bytes a second; 0, which is the default: no limit"},
+            DISK_SPACE_MEMBER,
             {0}},
 };
 static const QmpType job_started = {
@@ -441,6 +443,8 @@ static int start_flatten(Fiber *self, Branch *b, DiskLayer *base, const json_t *
     int r = disk_job_take_disk(&stream->job, b->disk, error);
     for (const DiskLayer *l = b->disk->head->below; r == 0 && l != base; l = l->below)
         disk_job_add_closing(&stream->job, l);
+    if (r == 0 && disk_space_is_checked(args))
+        r = disk_space_check_fill(self, b->call->daemon, b->disk, base, error);
     if (r == 0) {
         r = disk_stream_start(self, b->call, stream, args, error);
     } else {

@@ -17,6 +17,7 @@
 #include "daemon/state/stop-point.h"
 #include "disk-info.h"
 #include "disk-jobs.h"
+#include "disk-space.h"
 
 // -- types ----------------------------------------------------------------------------------------
 
@@ -82,6 +83,7 @@ static const QmpType delete_args = {
                                    {"speed", &qmp_int, true,
                                     "of the job, at most, in bytes a second; 0, which is the "
                                     "default: no limit"},
+                                   DISK_SPACE_MEMBER,
                                    {0}},
 };
 
@@ -178,15 +180,6 @@ static uint64_t allocated_bytes(Fiber *self, Node *node)
     return file && file_allocated_bytes(self, file, &bytes) == 0 ? bytes : 0;
 }
 
-static uint64_t free_bytes(Fiber *self, Node *node)
-{
-    uint64_t bytes;
-    bool can_share;
-    File *file = node_file(node);
-    bool is_known = file && file_free_bytes(self, file, &bytes, &can_share) == 0 && !can_share;
-    return is_known ? bytes : UINT64_MAX;
-}
-
 static void estimate_on_loop(Fiber *self, void *arg)
 {
     Estimate *e = arg;
@@ -198,14 +191,14 @@ static void estimate_on_loop(Fiber *self, void *arg)
     e->costs[STREAM].copy = costs[1].stream_bytes;
     e->costs[STREAM].space = costs[1].stream_space;
     e->costs[STREAM].freed = allocated_bytes(self, e->lower);
-    e->costs[STREAM].available = free_bytes(self, e->upper);
+    e->costs[STREAM].available = disk_space_free(self, e->upper);
     e->costs[COMMIT].copy = costs[0].commit_bytes;
     e->costs[COMMIT].space = costs[0].commit_space;
     e->costs[COMMIT].freed = allocated_bytes(self, e->upper);
-    e->costs[COMMIT].available = free_bytes(self, e->lower);
+    e->costs[COMMIT].available = disk_space_free(self, e->lower);
 }
 
-static void add_blocked(const Deletion *d, Estimate *e)
+static void add_blocked(const Deletion *d, bool checks_space, Estimate *e)
 {
     const DiskLayer *layer = d->layer, *above = d->above;
     Cost *stream = &e->costs[STREAM], *commit = &e->costs[COMMIT];
@@ -219,7 +212,7 @@ static void add_blocked(const Deletion *d, Estimate *e)
         stream->freed = 0;
     if (!above->is_ours)
         commit->freed = 0;
-    for (unsigned i = 0; i < N_MERGES; i++)
+    for (unsigned i = 0; i < N_MERGES && checks_space; i++)
         if (!e->costs[i].blocked && e->costs[i].space > e->costs[i].available)
             e->costs[i].blocked = g_strdup_printf("it needs %" G_GUINT64_FORMAT
                                                   " bytes, and there are %" G_GUINT64_FORMAT,
@@ -250,7 +243,8 @@ static int open_pair(Fiber *self, const Deletion *d, NodeUse **ret_use, Estimate
     return 0;
 }
 
-static int estimate(Fiber *self, const Deletion *d, Estimate *ret_estimate, GError **error)
+static int estimate(Fiber *self, const Deletion *d, bool checks_space, Estimate *ret_estimate,
+                    GError **error)
 {
     FiberMutex *lock = nodes_graph_lock(d->call->daemon->nodes);
     NodeUse *use = NULL;
@@ -269,7 +263,7 @@ static int estimate(Fiber *self, const Deletion *d, Estimate *ret_estimate, GErr
     if (ret_estimate->result < 0)
         return qmp_fail(error, "the tables of '%s' cannot be read: %s", d->above->file,
                         g_strerror(-ret_estimate->result));
-    add_blocked(d, ret_estimate);
+    add_blocked(d, checks_space, ret_estimate);
     return 0;
 }
 
@@ -342,7 +336,7 @@ static const char *const way_names[] = {"stream", "commit"};
 static int plan_merge(Fiber *self, const Deletion *d, json_t **ret_reply, GError **error)
 {
     Estimate e;
-    int r = estimate(self, d, &e, error);
+    int r = estimate(self, d, true, &e, error);
     if (r < 0)
         return r;
     json_t *ways = json_array();
@@ -477,7 +471,7 @@ static int delete_merged(Fiber *self, Deletion *d, const json_t *args, json_t **
                          GError **error)
 {
     Estimate e;
-    int r = estimate(self, d, &e, error);
+    int r = estimate(self, d, disk_space_is_checked(args), &e, error);
     if (r < 0)
         return r;
     r = merge(self, d, &e, args, ret_reply, error);

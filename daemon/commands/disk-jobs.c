@@ -15,6 +15,7 @@
 #include "daemon/state/disk-nodes.h"
 #include "daemon/state/stop-point.h"
 #include "disk-info.h"
+#include "disk-space.h"
 
 // -- what it takes --------------------------------------------------------------------------------
 
@@ -196,6 +197,7 @@ static int start_stream(Fiber *self, const QmpCall *call, DiskStreamJob *stream,
         return -EIO;
     stop_point("a stream is intended");
     json_t *of_job = disk_job_args(&stream->job, args);
+    disk_space_set_on_error(of_job, "on-error", args);
     disk_layer_node_name(stream->merge.image, image);
     json_object_set_new(of_job, "device", json_string(image));
     if (stream->merge.base) {
@@ -377,6 +379,7 @@ static json_t *args_of_commit(const DiskCommitJob *commit, const json_t *args)
     const NamedNode *top = disk_layer_node(nodes, commit->merge.top);
     const NamedNode *root = root_over(top);
     json_t *of_job = disk_job_args(&commit->job, args);
+    disk_space_set_on_error(of_job, "on-error", args);
     json_object_set_new(of_job, "device", json_string(root->name));
     json_object_set_new(of_job, "top-node", json_string(top->name));
     json_object_set_new(of_job, "base-node",

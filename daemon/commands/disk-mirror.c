@@ -19,6 +19,7 @@
 #include "daemon/state/stop-point.h"
 #include "disk-info.h"
 #include "disk-jobs.h"
+#include "disk-space.h"
 #include "new-image.h"
 
 // -- types ----------------------------------------------------------------------------------------
@@ -45,6 +46,7 @@ static const QmpType mirror_args = {
              "it is done by job-complete. true, unless given"},
             {"speed", &qmp_int, true,
              "at most, in bytes a second; 0, which is the default: no limit"},
+            DISK_SPACE_MEMBER,
             {0}},
 };
 static const QmpType started_type = {
@@ -240,10 +242,22 @@ static json_t *args_of_job(const DiskMirror *m, const json_t *args)
     json_object_set_new(of_job, "target", json_string(target));
     json_object_set_new(of_job, "sync", json_string("full"));
     json_object_set_new(of_job, "target-is-zero", json_boolean(m->is_made));
+    disk_space_set_on_error(of_job, "on-target-error", args);
     json_object_set_new(of_job, "x-verify", json_boolean(qmp_args_bool(args, "verify", false)));
     json_object_set_new(of_job, "auto-complete",
                         json_boolean(qmp_args_bool(args, "auto-complete", true)));
     return of_job;
+}
+
+// An image elsewhere has its size already.
+static int check_space(Fiber *self, const DiskMirror *m, const json_t *args, GError **error)
+{
+    const Nodes *nodes = m->job.daemon->nodes;
+    NamedNode *head = disk_layer_node(nodes, m->disk->head);
+    if (!m->is_made || !disk_space_is_checked(args))
+        return 0;
+    return disk_space_check_copy(self, head, disk_layer_node(nodes, &m->as), head->facts.size_bytes,
+                                 error);
 }
 
 static int begin_job(Fiber *self, const QmpCall *call, DiskMirror *m, const json_t *args,
@@ -278,6 +292,8 @@ static int start(Fiber *self, const QmpCall *call, DiskMirror *m, const json_t *
     r = make_target(self, m, error);
     if (r == 0)
         r = open_target(self, m, error);
+    if (r == 0)
+        r = check_space(self, m, args, error);
     if (r == 0)
         r = begin_job(self, call, m, args, error);
     if (r < 0)

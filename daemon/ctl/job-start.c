@@ -73,6 +73,12 @@ int job_start(Ctl *ctl, const JobStart *start, GError **error)
     return CTL_OK;
 }
 
+void job_start_add_space(const Ctl *ctl, json_t *args)
+{
+    if (arguments_flag(ctl->arguments, "no-check-space"))
+        json_object_set_new(args, "check-space", json_false());
+}
+
 void job_start_add_speed(const Ctl *ctl, json_t *args)
 {
     if (arguments_have(ctl->arguments, "speed"))

@@ -9,6 +9,11 @@
     {                                                                                              \
         "async", 0, WORD_NONE, NULL, "do not wait: print the job's id"                             \
     }
+// Of those that ask whether there is room for what a remembered disk needs.
+#define JOB_SPACE_OPTION                                                                           \
+    {                                                                                              \
+        "no-check-space", 0, WORD_NONE, NULL, "begin without room, and pause once it is full"      \
+    }
 
 typedef struct JobStart {
     const char *command; // of QMP
@@ -27,5 +32,6 @@ int job_start(Ctl *ctl, const JobStart *start, GError **error);
 // "delete-7", which no job has; owned. NULL: `error`.
 char *job_start_new_id(Ctl *ctl, const char *verb, GError **error);
 
-// --speed, for a command of QMP.
+// --speed, and --no-check-space, for a command of QMP.
 void job_start_add_speed(const Ctl *ctl, json_t *args);
+void job_start_add_space(const Ctl *ctl, json_t *args);

@@ -42,6 +42,7 @@ static int start_and_tell(Ctl *ctl, const char *command, const char *what, json_
     g_autofree char *label = g_strdup_printf("%s → %s", ctl_word(ctl, 0), what);
     json_object_set_new(args, "disk", json_string(ctl_word(ctl, 0)));
     job_start_add_speed(ctl, args);
+    job_start_add_space(ctl, args);
     return job_start(ctl,
                      &(JobStart){
                          .command = command,
@@ -248,16 +249,19 @@ static const VerbOption backup_options[] = {
     {"checkpoint", 0, WORD_TEXT, "NAME", "of this one, for later"},
     {"reflink", 0, WORD_NONE, NULL, "share blocks with the disk, on its file system"},
     {"dry-run", 'n', WORD_NONE, NULL, "say what would be copied, and why; change nothing"},
+    JOB_SPACE_OPTION,
     JOB_START_OPTIONS,
     {0},
 };
-static const VerbOption mirror_options[] = {TARGET_OPTIONS, JOB_START_OPTIONS, {0}};
+static const VerbOption mirror_options[] = {
+    TARGET_OPTIONS, JOB_SPACE_OPTION, JOB_START_OPTIONS, {0}};
 static const VerbOption flatten_options[] = {
     {"depth", 0, WORD_NUMBER, "N", "how many layers are left (1)"},
+    JOB_SPACE_OPTION,
     JOB_START_OPTIONS,
     {0},
 };
-static const VerbOption job_options[] = {JOB_START_OPTIONS, {0}};
+static const VerbOption job_options[] = {JOB_SPACE_OPTION, JOB_START_OPTIONS, {0}};
 static const VerbWord target_words[] = {{"DISK", WORD_DISK}, {"FILE", WORD_FILE}, {0}};
 static const VerbWord disk_word[] = {{"DISK", WORD_DISK}, {0}};
 

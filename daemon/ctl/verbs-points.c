@@ -77,6 +77,7 @@ static int run_delete(Ctl *ctl, GError **error)
     if (way)
         json_object_set_new(args, "way", json_string(way));
     job_start_add_speed(ctl, args);
+    job_start_add_space(ctl, args);
     return job_start(ctl,
                      &(JobStart){
                          .command = "disk-delete-point",
@@ -133,6 +134,7 @@ static const VerbOption delete_options[] = {
     {"dry-run", 'n', WORD_NONE, NULL, "say what each way would copy, need and free"},
     {"layer", 0, WORD_NONE, NULL, "POINT is the node of a layer without a name"},
     {"way", 0, WORD_TEXT, "stream|commit", "how (the one that copies least)"},
+    JOB_SPACE_OPTION,
     JOB_START_OPTIONS,
     {0},
 };
