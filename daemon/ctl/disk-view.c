@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "export-limits.h"
+#include "field.h"
 
 typedef struct View {
     json_t *nodes, *graph, *exports; // the replies
@@ -18,17 +19,6 @@ typedef struct View {
     GHashTable *taken;               // ids of exports that belong to disks
     json_t *disks;
 } View;
-
-static json_t *get(const json_t *object, const char *key)
-{
-    return json_object_get(object, key);
-}
-
-static const char *text_of(const json_t *object, const char *key)
-{
-    const char *text = json_string_value(json_object_get(object, key));
-    return text ? text : "";
-}
 
 // -- the graph ------------------------------------------------------------------------------------
 
@@ -65,22 +55,23 @@ static void read_graph(View *view)
 {
     size_t i;
     const json_t *node, *edge;
-    json_array_foreach(get(view->graph, "nodes"), i, node)
+    json_array_foreach(field(view->graph, "nodes"), i, node)
     {
-        g_hash_table_insert(view->names, GINT_TO_POINTER((int)json_integer_value(get(node, "id"))),
-                            (gpointer)text_of(node, "name"));
+        g_hash_table_insert(view->names,
+                            GINT_TO_POINTER((int)json_integer_value(field(node, "id"))),
+                            (gpointer)field_text(node, "name"));
     }
-    json_array_foreach(get(view->graph, "edges"), i, edge)
+    json_array_foreach(field(view->graph, "edges"), i, edge)
     {
-        gpointer from = GINT_TO_POINTER((int)json_integer_value(get(edge, "parent")));
-        gpointer to = GINT_TO_POINTER((int)json_integer_value(get(edge, "child")));
+        gpointer from = GINT_TO_POINTER((int)json_integer_value(field(edge, "parent")));
+        gpointer to = GINT_TO_POINTER((int)json_integer_value(field(edge, "child")));
         const char *parent = g_hash_table_lookup(view->names, from);
         const char *child = g_hash_table_lookup(view->names, to);
         if (!parent || !child)
             continue;
         if (g_hash_table_contains(view->infos, parent)) {
             g_hash_table_insert(view->children,
-                                g_strdup_printf("%s\n%s", parent, text_of(edge, "name")),
+                                g_strdup_printf("%s\n%s", parent, field_text(edge, "name")),
                                 (gpointer)child);
             g_hash_table_add(view->parents, (gpointer)child);
         } else {
@@ -113,9 +104,9 @@ static json_t *snapshot_names(const json_t *image)
     json_t *names = json_array();
     size_t i;
     const json_t *snapshot;
-    json_array_foreach(get(image, "snapshots"), i, snapshot)
+    json_array_foreach(field(image, "snapshots"), i, snapshot)
     {
-        json_array_append(names, get(snapshot, "name"));
+        json_array_append(names, field(snapshot, "name"));
     }
     return names;
 }
@@ -127,17 +118,17 @@ static json_t *file_name(json_t *name)
     json_auto_t *described = text && g_str_has_prefix(text, "json:")
                                  ? json_loads(text + strlen("json:"), 0, NULL)
                                  : NULL;
-    json_t *file = get(get(described, "file"), "filename");
+    json_t *file = field(field(described, "file"), "filename");
     return json_incref(json_is_string(file) ? file : name);
 }
 
 static json_t *layer_of(const char *node, const json_t *info)
 {
-    const json_t *image = get(info, "image");
-    json_t *allocated = get(image, "actual-size");
+    const json_t *image = field(info, "image");
+    json_t *allocated = field(image, "actual-size");
     return json_pack("{s:s, s:o, s:O, s:O, s:o, s:n, s:[], s:o}", "node", node, "filename",
-                     file_name(get(image, "filename")), "format", get(image, "format"), "size",
-                     get(image, "virtual-size"), "allocated",
+                     file_name(field(image, "filename")), "format", field(image, "format"), "size",
+                     field(image, "virtual-size"), "allocated",
                      allocated ? json_incref(allocated) : json_null(), "point", "shared",
                      "snapshots", snapshot_names(image));
 }
@@ -163,7 +154,7 @@ static void add_layers(const View *view, const char *top, json_t *layers, json_t
         if (!info)
             return;
         add_jobs(view, jobs, node);
-        if (is_filter(text_of(info, "drv"))) {
+        if (is_filter(field_text(info, "drv"))) {
             node = filtered_by(view, node);
             continue;
         }
@@ -180,14 +171,15 @@ static json_t *disk_new(const View *view, const char *name, const char *node)
     const json_t *info = g_hash_table_lookup(view->infos, node);
     add_layers(view, node, layers, jobs);
     const json_t *head = json_array_get(layers, 0);
-    const json_t *head_info = head ? g_hash_table_lookup(view->infos, text_of(head, "node")) : info;
-    json_t *bitmaps = get(head_info, "dirty-bitmaps");
+    const json_t *head_info =
+        head ? g_hash_table_lookup(view->infos, field_text(head, "node")) : info;
+    json_t *bitmaps = field(head_info, "dirty-bitmaps");
     return json_pack(
         "{s:s, s:s, s:O*, s:O*, s:b, s:i, s:i, s:[], s:[], s:o, s:o, s:o, s:b, s:n, s:[], s:[]}",
-        "name", name, "node", node, "size", get(head, "size"), "format", get(head, "format"),
-        "read-only", json_is_true(get(info, "ro")), "clients", 0, "in-flight", 0, "uris", "limits",
-        "bitmaps", bitmaps ? json_incref(bitmaps) : json_array(), "jobs", jobs, "layers", layers,
-        "is-remembered", 0, "problem", "points", "checkpoints");
+        "name", name, "node", node, "size", field(head, "size"), "format", field(head, "format"),
+        "read-only", json_is_true(field(info, "ro")), "clients", 0, "in-flight", 0, "uris",
+        "limits", "bitmaps", bitmaps ? json_incref(bitmaps) : json_array(), "jobs", jobs, "layers",
+        layers, "is-remembered", 0, "problem", "points", "checkpoints");
 }
 
 // Beside what is known of its nodes, what the daemon remembers of it.
@@ -196,30 +188,30 @@ static void add_points(json_t *disk, const json_t *info)
     size_t i, j;
     const json_t *point;
     json_t *layer;
-    json_array_foreach(get(info, "points"), i, point)
+    json_array_foreach(field(info, "points"), i, point)
     {
-        json_array_append_new(get(disk, "points"),
-                              json_pack("{s:O, s:O, s:O, s:O, s:O}", "name", get(point, "name"),
-                                        "node", get(point, "node-name"), "filename",
-                                        get(point, "file"), "created", get(point, "created"),
-                                        "in-chain", get(point, "in-chain")));
-        json_array_foreach(get(disk, "layers"), j, layer)
+        json_array_append_new(field(disk, "points"),
+                              json_pack("{s:O, s:O, s:O, s:O, s:O}", "name", field(point, "name"),
+                                        "node", field(point, "node-name"), "filename",
+                                        field(point, "file"), "created", field(point, "created"),
+                                        "in-chain", field(point, "in-chain")));
+        json_array_foreach(field(disk, "layers"), j, layer)
         {
-            if (json_equal(get(layer, "node"), get(point, "node-name")))
-                json_object_set(layer, "point", get(point, "name"));
+            if (json_equal(field(layer, "node"), field(point, "node-name")))
+                json_object_set(layer, "point", field(point, "name"));
         }
     }
 }
 
 static void add_limits(json_t *disk, const json_t *export)
 {
-    const json_t *throttle = get(export, "throttle");
+    const json_t *throttle = field(export, "throttle");
     g_autofree char *text = limits_text(throttle);
     if (throttle)
-        json_array_append_new(get(disk, "limits"),
-                              json_pack("{s:O, s:O, s:O, s:s}", "export", get(export, "id"),
-                                        "group", get(throttle, "group"), "limits",
-                                        get(throttle, "limits"), "text", text));
+        json_array_append_new(field(disk, "limits"),
+                              json_pack("{s:O, s:O, s:O, s:s}", "export", field(export, "id"),
+                                        "group", field(throttle, "group"), "limits",
+                                        field(throttle, "limits"), "text", text));
 }
 
 static const json_t *served_export(const View *view, const json_t *id)
@@ -228,7 +220,7 @@ static const json_t *served_export(const View *view, const json_t *id)
     const json_t *export;
     json_array_foreach(view->exports, i, export)
     {
-        if (json_equal(get(export, "id"), id))
+        if (json_equal(field(export, "id"), id))
             return export;
     }
     return NULL;
@@ -240,13 +232,13 @@ static void take_exports(View *view, json_t *disk, const json_t *info)
     size_t i;
     const json_t *export;
     json_int_t clients = 0;
-    json_array_foreach(get(info, "exports"), i, export)
+    json_array_foreach(field(info, "exports"), i, export)
     {
-        clients += json_integer_value(get(export, "clients"));
-        if (!get(export, "point"))
-            json_array_extend(get(disk, "uris"), get(export, "uris"));
-        g_hash_table_add(view->taken, (gpointer)text_of(export, "id"));
-        add_limits(disk, served_export(view, get(export, "id")));
+        clients += json_integer_value(field(export, "clients"));
+        if (!field(export, "point"))
+            json_array_extend(field(disk, "uris"), field(export, "uris"));
+        g_hash_table_add(view->taken, (gpointer)field_text(export, "id"));
+        add_limits(disk, served_export(view, field(export, "id")));
     }
     json_object_set_new(disk, "clients", json_integer(clients));
 }
@@ -256,14 +248,14 @@ static void add_closed_layers(json_t *disk, const json_t *info)
 {
     size_t i;
     const json_t *layer;
-    if (json_array_size(get(disk, "layers")))
+    if (json_array_size(field(disk, "layers")))
         return;
-    json_array_foreach(get(info, "layers"), i, layer)
+    json_array_foreach(field(info, "layers"), i, layer)
     {
-        json_array_append_new(get(disk, "layers"),
+        json_array_append_new(field(disk, "layers"),
                               json_pack("{s:O, s:O, s:O, s:n, s:n, s:n, s:[], s:[]}", "node",
-                                        get(layer, "node-name"), "filename", get(layer, "file"),
-                                        "format", get(layer, "format"), "size", "allocated",
+                                        field(layer, "node-name"), "filename", field(layer, "file"),
+                                        "format", field(layer, "format"), "size", "allocated",
                                         "point", "shared", "snapshots"));
     }
 }
@@ -274,21 +266,21 @@ static void add_remembered(View *view)
     const json_t *info, *layer;
     json_array_foreach(view->remembered, i, info)
     {
-        json_t *disk = disk_new(view, text_of(info, "name"), text_of(info, "node-name"));
+        json_t *disk = disk_new(view, field_text(info, "name"), field_text(info, "node-name"));
         json_object_set_new(disk, "is-remembered", json_true());
-        json_object_set(disk, "format", get(info, "format"));
-        json_object_set(disk, "checkpoints", get(info, "checkpoints"));
-        if (get(info, "problem"))
-            json_object_set(disk, "problem", get(info, "problem"));
-        if (!get(disk, "size"))
+        json_object_set(disk, "format", field(info, "format"));
+        json_object_set(disk, "checkpoints", field(info, "checkpoints"));
+        if (field(info, "problem"))
+            json_object_set(disk, "problem", field(info, "problem"));
+        if (!field(disk, "size"))
             json_object_set_new(disk, "size", json_null());
         add_closed_layers(disk, info);
         add_points(disk, info);
         take_exports(view, disk, info);
         json_array_append_new(view->disks, disk);
-        json_array_foreach(get(info, "layers"), j, layer)
+        json_array_foreach(field(info, "layers"), j, layer)
         {
-            g_hash_table_add(view->parents, (gpointer)text_of(layer, "node-name"));
+            g_hash_table_add(view->parents, (gpointer)field_text(layer, "node-name"));
         }
     }
 }
@@ -299,14 +291,14 @@ static void add_exported(View *view)
     const json_t *export;
     json_array_foreach(view->exports, i, export)
     {
-        const char *name = text_of(export, "name"), *node = text_of(export, "node-name");
+        const char *name = field_text(export, "name"), *node = field_text(export, "node-name");
         if (!g_hash_table_contains(view->infos, node) ||
-            g_hash_table_contains(view->taken, text_of(export, "id")))
+            g_hash_table_contains(view->taken, field_text(export, "id")))
             continue; // it came after the nodes were asked for, or is a disk's
-        json_t *disk = disk_new(view, *name ? name : text_of(export, "id"), node);
-        json_object_set(disk, "clients", get(export, "clients"));
-        json_object_set(disk, "in-flight", get(export, "in-flight"));
-        json_object_set(disk, "uris", get(export, "uris"));
+        json_t *disk = disk_new(view, *name ? name : field_text(export, "id"), node);
+        json_object_set(disk, "clients", field(export, "clients"));
+        json_object_set(disk, "in-flight", field(export, "in-flight"));
+        json_object_set(disk, "uris", field(export, "uris"));
         add_limits(disk, export);
         json_array_append_new(view->disks, disk);
         g_hash_table_add(view->parents, (gpointer)node);
@@ -320,7 +312,7 @@ static void add_unexported(View *view)
     const json_t *info;
     json_array_foreach(view->nodes, i, info)
     {
-        const char *node = text_of(info, "node-name");
+        const char *node = field_text(info, "node-name");
         if (*node != '#' && !g_hash_table_contains(view->parents, node))
             json_array_append_new(view->disks, disk_new(view, node, node));
     }
@@ -335,15 +327,15 @@ static GHashTable *owners_of_files(const View *view)
     const json_t *disk, *layer;
     json_array_foreach(view->disks, i, disk)
     {
-        json_array_foreach(get(disk, "layers"), j, layer)
+        json_array_foreach(field(disk, "layers"), j, layer)
         {
-            const char *file = text_of(layer, "filename");
+            const char *file = field_text(layer, "filename");
             json_t *names = g_hash_table_lookup(owners, file);
             if (!names) {
                 names = json_array();
                 g_hash_table_insert(owners, (gpointer)file, names);
             }
-            json_array_append(names, get(disk, "name"));
+            json_array_append(names, field(disk, "name"));
         }
     }
     return owners;
@@ -357,16 +349,16 @@ static void add_sharing(View *view)
     json_array_foreach(view->disks, i, disk)
     {
         json_int_t allocated = 0, exclusive = 0;
-        json_array_foreach(get(disk, "layers"), j, layer)
+        json_array_foreach(field(disk, "layers"), j, layer)
         {
-            json_t *shared = get(layer, "shared");
-            const json_t *names = g_hash_table_lookup(owners, text_of(layer, "filename"));
+            json_t *shared = field(layer, "shared");
+            const json_t *names = g_hash_table_lookup(owners, field_text(layer, "filename"));
             json_array_foreach(names, k, name)
             {
-                if (*text_of(layer, "filename") && !json_equal(name, get(disk, "name")))
+                if (*field_text(layer, "filename") && !json_equal(name, field(disk, "name")))
                     json_array_append(shared, name);
             }
-            json_int_t bytes = json_integer_value(get(layer, "allocated"));
+            json_int_t bytes = json_integer_value(field(layer, "allocated"));
             allocated += bytes;
             exclusive += json_array_size(shared) ? 0 : bytes;
         }
@@ -404,7 +396,7 @@ static void view_make(View *view)
     view->disks = json_array();
     json_array_foreach(view->nodes, i, info)
     {
-        g_hash_table_insert(view->infos, (gpointer)text_of(info, "node-name"), (gpointer)info);
+        g_hash_table_insert(view->infos, (gpointer)field_text(info, "node-name"), (gpointer)info);
     }
     read_graph(view);
     add_remembered(view);
@@ -425,7 +417,8 @@ static json_t *select_disk(const json_t *disks, const char *name, GError **error
     json_t *disk;
     json_array_foreach(disks, i, disk)
     {
-        if (g_str_equal(text_of(disk, "name"), name) || g_str_equal(text_of(disk, "node"), name))
+        if (g_str_equal(field_text(disk, "name"), name) ||
+            g_str_equal(field_text(disk, "node"), name))
             return json_pack("[O]", disk);
     }
     ctl_fail(error, CTL_NOT_FOUND, "there is no disk '%s': 'chainctl ls' lists those there are",
@@ -457,8 +450,8 @@ json_t *disk_view_load_one(Ctl *ctl, const char *name, GError **error)
 
 char *disk_view_layer_title(const json_t *disk, size_t i)
 {
-    const json_t *layers = get(disk, "layers");
-    const char *point = json_string_value(get(json_array_get(layers, i), "point"));
+    const json_t *layers = field(disk, "layers");
+    const char *point = json_string_value(field(json_array_get(layers, i), "point"));
     if (i == 0)
         return g_strdup("head");
     if (point)
@@ -470,9 +463,9 @@ const json_t *disk_view_point(const json_t *disk, const char *name)
 {
     size_t i;
     const json_t *point;
-    json_array_foreach(get(disk, "points"), i, point)
+    json_array_foreach(field(disk, "points"), i, point)
     {
-        if (g_str_equal(text_of(point, "name"), name))
+        if (g_str_equal(field_text(point, "name"), name))
             return point;
     }
     return NULL;

@@ -9,6 +9,7 @@
 
 #include "ctl.h"
 #include "disk-view.h"
+#include "field.h"
 #include "units.h"
 
 typedef struct Doctor {
@@ -16,23 +17,12 @@ typedef struct Doctor {
     json_t *findings;
 } Doctor;
 
-static json_t *get(const json_t *object, const char *key)
-{
-    return json_object_get(object, key);
-}
-
-static const char *text_of(const json_t *object, const char *key)
-{
-    const char *text = json_string_value(json_object_get(object, key));
-    return text ? text : "";
-}
-
 // `remedy`: a command, or what to do. Takes both texts.
 static void find(Doctor *doctor, const json_t *disk, const char *kind, const char *severity,
                  char *problem, char *remedy)
 {
     json_array_append_new(doctor->findings,
-                          json_pack("{s:s, s:s, s:s, s:s, s:s}", "disk", text_of(disk, "name"),
+                          json_pack("{s:s, s:s, s:s, s:s, s:s}", "disk", field_text(disk, "name"),
                                     "kind", kind, "severity", severity, "problem", problem,
                                     "remedy", remedy));
     g_free(problem);
@@ -43,7 +33,7 @@ static void find(Doctor *doctor, const json_t *disk, const char *kind, const cha
 
 static void check_open(Doctor *doctor, const json_t *disk)
 {
-    const char *problem = json_string_value(get(disk, "problem"));
+    const char *problem = json_string_value(field(disk, "problem"));
     if (problem)
         find(doctor, disk, "not-open", "error", g_strdup_printf("it is not open: %s", problem),
              g_strdup("mend what is said, then start the daemon again"));
@@ -53,7 +43,7 @@ static int mend_bitmap(Doctor *doctor, const json_t *disk, const json_t *name, G
 {
     return ctl_do(doctor->ctl, "block-dirty-bitmap-remove",
                   json_pack("{s:O, s:O}", "node",
-                            get(json_array_get(get(disk, "layers"), 0), "node"), "name", name),
+                            field(json_array_get(field(disk, "layers"), 0), "node"), "name", name),
                   error);
 }
 
@@ -61,51 +51,51 @@ static int check_bitmaps(Doctor *doctor, const json_t *disk, GError **error)
 {
     size_t i;
     const json_t *bitmap;
-    json_array_foreach(get(disk, "bitmaps"), i, bitmap)
+    json_array_foreach(field(disk, "bitmaps"), i, bitmap)
     {
-        if (!json_is_true(get(bitmap, "inconsistent")))
+        if (!json_is_true(field(bitmap, "inconsistent")))
             continue;
         if (arguments_flag(doctor->ctl->arguments, "mend")) {
-            if (mend_bitmap(doctor, disk, get(bitmap, "name"), error) < 0)
+            if (mend_bitmap(doctor, disk, field(bitmap, "name"), error) < 0)
                 return -1;
             continue;
         }
         find(doctor, disk, "bitmap", "warning",
              g_strdup_printf("bitmap '%s' was in use when the daemon ended, and says nothing now: "
                              "the next backup is a full one",
-                             text_of(bitmap, "name")),
-             g_strdup_printf("chainctl doctor %s --mend", text_of(disk, "name")));
+                             field_text(bitmap, "name")),
+             g_strdup_printf("chainctl doctor %s --mend", field_text(disk, "name")));
     }
     return 0;
 }
 
 static char *quoted(const json_t *layer)
 {
-    return g_shell_quote(text_of(layer, "filename"));
+    return g_shell_quote(field_text(layer, "filename"));
 }
 
 static void check_checked(Doctor *doctor, const json_t *disk, const json_t *layer)
 {
-    const json_t *check = get(layer, "check");
-    json_int_t n_corruptions = json_integer_value(get(check, "corruptions"));
-    json_int_t n_leaks = json_integer_value(get(check, "leaks"));
+    const json_t *check = field(layer, "check");
+    json_int_t n_corruptions = json_integer_value(field(check, "corruptions"));
+    json_int_t n_leaks = json_integer_value(field(check, "leaks"));
     g_autofree char *file = quoted(layer);
-    if (get(check, "error")) {
+    if (field(check, "error")) {
         find(doctor, disk, "unchecked", "warning",
-             g_strdup_printf("%s could not be checked: %s", text_of(layer, "filename"),
-                             text_of(check, "error")),
+             g_strdup_printf("%s could not be checked: %s", field_text(layer, "filename"),
+                             field_text(check, "error")),
              g_strdup_printf("qemu-img check -U %s", file));
         return;
     }
     if (n_corruptions)
         find(doctor, disk, "corrupt", "error",
              g_strdup_printf("%s has %" JSON_INTEGER_FORMAT " faults in its tables",
-                             text_of(layer, "filename"), n_corruptions),
+                             field_text(layer, "filename"), n_corruptions),
              g_strdup_printf("while no daemon uses it: qemu-img check -r all %s", file));
     if (n_leaks) {
-        g_autofree char *size = units_size((uint64_t)json_integer_value(get(check, "leaked")));
+        g_autofree char *size = units_size((uint64_t)json_integer_value(field(check, "leaked")));
         find(doctor, disk, "leaks", "warning",
-             g_strdup_printf("%s has %s that nothing uses", text_of(layer, "filename"), size),
+             g_strdup_printf("%s has %s that nothing uses", field_text(layer, "filename"), size),
              g_strdup_printf("while no daemon uses it: qemu-img check -r leaks %s", file));
     }
 }
@@ -116,19 +106,19 @@ static int check_files(Doctor *doctor, const json_t *disk, GError **error)
     const json_t *layer;
     json_auto_t *layers =
         ctl_run_with(doctor->ctl, "query-chain-health", error, "{s:O, s:b}", "device",
-                     get(disk, "node"), "check", arguments_flag(doctor->ctl->arguments, "check"));
+                     field(disk, "node"), "check", arguments_flag(doctor->ctl->arguments, "check"));
     if (!layers)
         return -1;
     json_array_foreach(layers, i, layer)
     {
-        if (json_is_true(get(layer, "missing")))
+        if (json_is_true(field(layer, "missing")))
             find(doctor, disk, "missing", "error",
                  g_strdup_printf("%s was removed, or replaced, while it is used: it is gone when "
                                  "the daemon ends",
-                                 text_of(layer, "filename")),
-                 g_strdup_printf("chainctl mirror %s NEWFILE", text_of(disk, "name")));
-        if (get(layer, "changed"))
-            find(doctor, disk, "changed", "error", g_strdup(text_of(layer, "changed")),
+                                 field_text(layer, "filename")),
+                 g_strdup_printf("chainctl mirror %s NEWFILE", field_text(disk, "name")));
+        if (field(layer, "changed"))
+            find(doctor, disk, "changed", "error", g_strdup(field_text(layer, "changed")),
                  g_strdup("restore the file from a backup, then start the daemon again"));
         check_checked(doctor, disk, layer);
     }
@@ -141,7 +131,7 @@ static void add_files(GHashTable *known, const json_t *of, const char *key)
 {
     size_t i;
     const json_t *one;
-    json_array_foreach(of, i, one) g_hash_table_add(known, (gpointer)text_of(one, key));
+    json_array_foreach(of, i, one) g_hash_table_add(known, (gpointer)field_text(one, key));
 }
 
 // Absolute names of all files of layers and points, and of what is open besides (`nodes`).
@@ -153,8 +143,8 @@ static GHashTable *known_files(const json_t *disks, const json_t *nodes)
     add_files(known, nodes, "file");
     json_array_foreach(disks, i, disk)
     {
-        add_files(known, get(disk, "layers"), "filename");
-        add_files(known, get(disk, "points"), "filename");
+        add_files(known, field(disk, "layers"), "filename");
+        add_files(known, field(disk, "points"), "filename");
     }
     return known;
 }
@@ -193,11 +183,11 @@ static void check_folders(Doctor *doctor, const json_t *disks)
     const json_t *disk, *layer;
     json_array_foreach(disks, i, disk)
     {
-        if (!json_is_true(get(disk, "is-remembered")))
+        if (!json_is_true(field(disk, "is-remembered")))
             continue;
-        json_array_foreach(get(disk, "layers"), j, layer)
+        json_array_foreach(field(disk, "layers"), j, layer)
         {
-            g_autofree char *folder = g_path_get_dirname(text_of(layer, "filename"));
+            g_autofree char *folder = g_path_get_dirname(field_text(layer, "filename"));
             if (g_path_is_absolute(folder) && !g_hash_table_contains(seen, folder) &&
                 is_own_folder(folder))
                 check_folder(doctor, known, folder);
@@ -217,7 +207,7 @@ static int examine(Doctor *doctor, const json_t *disks, GError **error)
     json_array_foreach(disks, i, disk)
     {
         check_open(doctor, disk);
-        if (json_string_value(get(disk, "problem")))
+        if (json_string_value(field(disk, "problem")))
             continue;
         if (check_bitmaps(doctor, disk, error) < 0 || check_files(doctor, disk, error) < 0)
             return -1;
@@ -243,9 +233,9 @@ static void print(const Ctl *ctl, const json_t *findings)
     }
     json_array_foreach(findings, i, finding)
     {
-        const char *severity = text_of(finding, "severity"), *disk = text_of(finding, "disk");
-        g_autofree char *problem = output_clean(text_of(finding, "problem"));
-        g_autofree char *remedy = output_clean(text_of(finding, "remedy"));
+        const char *severity = field_text(finding, "severity"), *disk = field_text(finding, "disk");
+        g_autofree char *problem = output_clean(field_text(finding, "problem"));
+        g_autofree char *remedy = output_clean(field_text(finding, "remedy"));
         printf("%s%s%s: %s%s%s\n    %s\n", output_style(output, output_style_of_state(severity)),
                severity, output_style(output, STYLE_PLAIN), disk, *disk ? ": " : "", problem,
                remedy);
@@ -260,7 +250,7 @@ static bool has_errors(const json_t *findings)
     const json_t *finding;
     json_array_foreach(findings, i, finding)
     {
-        if (g_str_equal(text_of(finding, "severity"), "error"))
+        if (g_str_equal(field_text(finding, "severity"), "error"))
             return true;
     }
     return false;

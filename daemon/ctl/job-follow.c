@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "field.h"
 #include "progress.h"
 #include "units.h"
 
@@ -50,42 +51,26 @@ static void catch_signals(void)
 
 // -- rows -----------------------------------------------------------------------------------------
 
-static json_t *get(const json_t *object, const char *key)
-{
-    return json_object_get(object, key);
-}
-
-static const char *text_of(const json_t *object, const char *key)
-{
-    const char *text = json_string_value(json_object_get(object, key));
-    return text ? text : "";
-}
-
-static json_int_t int_of(const json_t *object, const char *key)
-{
-    return json_integer_value(json_object_get(object, key));
-}
-
 static json_t *row_new(const char *id, const json_t *info, json_int_t done, json_int_t total)
 {
     json_int_t percent = total > 0 ? (json_int_t)(100 * ((double)done / (double)total)) : 0;
-    return json_pack("{s:s, s:O, s:O, s:I, s:I, s:I, s:O*}", "id", id, "type", get(info, "type"),
-                     "status", get(info, "status"), "done", done, "total", total, "percent",
-                     percent, "error", get(info, "error"));
+    return json_pack("{s:s, s:O, s:O, s:I, s:I, s:I, s:O*}", "id", id, "type", field(info, "type"),
+                     "status", field(info, "status"), "done", done, "total", total, "percent",
+                     percent, "error", field(info, "error"));
 }
 
 // Of bytes that there is something to do for: those that were skipped are not counted.
 static json_t *block_job_row(const json_t *info)
 {
-    const json_t *progress = get(info, "progress");
-    json_int_t done = int_of(progress, "copied") + int_of(progress, "shared");
-    json_int_t left = int_of(info, "len") - int_of(info, "offset");
-    json_t *row = row_new(text_of(info, "device"), info, done, done + MAX(left, 0));
-    json_object_set(row, "rate", get(progress, "rate"));
-    if (get(progress, "seconds-left"))
-        json_object_set(row, "seconds-left", get(progress, "seconds-left"));
-    if (g_strcmp0(text_of(info, "io-status"), "ok") != 0)
-        json_object_set(row, "io-status", get(info, "io-status"));
+    const json_t *progress = field(info, "progress");
+    json_int_t done = field_int(progress, "copied") + field_int(progress, "shared");
+    json_int_t left = field_int(info, "len") - field_int(info, "offset");
+    json_t *row = row_new(field_text(info, "device"), info, done, done + MAX(left, 0));
+    json_object_set(row, "rate", field(progress, "rate"));
+    if (field(progress, "seconds-left"))
+        json_object_set(row, "seconds-left", field(progress, "seconds-left"));
+    if (g_strcmp0(field_text(info, "io-status"), "ok") != 0)
+        json_object_set(row, "io-status", field(info, "io-status"));
     return row;
 }
 
@@ -95,7 +80,7 @@ const json_t *job_rows_find(const json_t *rows, const char *id)
     const json_t *row;
     json_array_foreach(rows, i, row)
     {
-        if (g_str_equal(text_of(row, "id"), id))
+        if (g_str_equal(field_text(row, "id"), id))
             return row;
     }
     return NULL;
@@ -113,10 +98,10 @@ json_t *job_rows(Ctl *ctl, GError **error)
     json_array_foreach(block_jobs, i, info) json_array_append_new(rows, block_job_row(info));
     json_array_foreach(jobs, i, info)
     {
-        if (!job_rows_find(rows, text_of(info, "id")))
-            json_array_append_new(rows, row_new(text_of(info, "id"), info,
-                                                int_of(info, "current-progress"),
-                                                int_of(info, "total-progress")));
+        if (!job_rows_find(rows, field_text(info, "id")))
+            json_array_append_new(rows, row_new(field_text(info, "id"), info,
+                                                field_int(info, "current-progress"),
+                                                field_int(info, "total-progress")));
     }
     return rows;
 }
@@ -132,10 +117,11 @@ static void fail_with(Following *f, const char *why)
 
 static void hear(Following *f, const json_t *event)
 {
-    const char *name = text_of(event, "event");
-    const json_t *data = get(event, "data");
-    if (g_str_equal(name, "JOB_STATUS_CHANGE") && g_str_equal(text_of(data, "id"), f->follow->id)) {
-        const char *status = text_of(data, "status");
+    const char *name = field_text(event, "event");
+    const json_t *data = field(event, "data");
+    if (g_str_equal(name, "JOB_STATUS_CHANGE") &&
+        g_str_equal(field_text(data, "id"), f->follow->id)) {
+        const char *status = field_text(data, "status");
         f->was_seen = true;
         f->has_failed |= g_str_equal(status, "aborting");
         f->is_over |= g_str_equal(status, "null");
@@ -143,12 +129,12 @@ static void hear(Following *f, const json_t *event)
         return;
     }
     if (!g_str_has_prefix(name, "BLOCK_JOB_") ||
-        !g_str_equal(text_of(data, "device"), f->follow->id))
+        !g_str_equal(field_text(data, "device"), f->follow->id))
         return;
     if (g_str_equal(name, "BLOCK_JOB_CANCELLED"))
         f->was_cancelled = true;
-    if (g_str_equal(name, "BLOCK_JOB_COMPLETED") && get(data, "error"))
-        fail_with(f, text_of(data, "error"));
+    if (g_str_equal(name, "BLOCK_JOB_COMPLETED") && field(data, "error"))
+        fail_with(f, field_text(data, "error"));
 }
 
 // One that waits to be dismissed has come to its end, too.
@@ -165,11 +151,11 @@ static int look(Ctl *ctl, Following *f, GError **error)
     f->was_seen = true;
     json_decref(f->row);
     f->row = json_deep_copy(row);
-    f->is_ready |= g_str_equal(text_of(row, "status"), "ready");
-    if (g_str_equal(text_of(row, "status"), "concluded")) {
+    f->is_ready |= g_str_equal(field_text(row, "status"), "ready");
+    if (g_str_equal(field_text(row, "status"), "concluded")) {
         f->is_over = true;
-        if (get(row, "error"))
-            fail_with(f, text_of(row, "error"));
+        if (field(row, "error"))
+            fail_with(f, field_text(row, "error"));
     }
     return 0;
 }
@@ -201,10 +187,10 @@ static void describe_latency(Ctl *ctl, Following *f, ProgressState *state)
 
 static const char *note_of(const json_t *row)
 {
-    const char *status = text_of(row, "status");
-    if (g_str_equal(text_of(row, "io-status"), "nospace"))
+    const char *status = field_text(row, "status");
+    if (g_str_equal(field_text(row, "io-status"), "nospace"))
         return "paused: there is no space left";
-    if (g_str_equal(text_of(row, "io-status"), "failed"))
+    if (g_str_equal(field_text(row, "io-status"), "failed"))
         return "paused for an error";
     return g_str_equal(status, "running") ? NULL : status;
 }
@@ -214,14 +200,14 @@ static void show(Ctl *ctl, Following *f, bool is_forced)
     if (!f->row)
         return;
     if (!f->label && !f->follow->label) {
-        f->label = g_strdup_printf("%s %s", text_of(f->row, "type"), f->follow->id);
+        f->label = g_strdup_printf("%s %s", field_text(f->row, "type"), f->follow->id);
         f->progress.label = f->label;
     }
     ProgressState state = {
-        .done = (uint64_t)int_of(f->row, "done"),
-        .total = (uint64_t)int_of(f->row, "total"),
-        .rate = (uint64_t)int_of(f->row, "rate"),
-        .seconds_left = get(f->row, "seconds-left") ? int_of(f->row, "seconds-left") : -1,
+        .done = (uint64_t)field_int(f->row, "done"),
+        .total = (uint64_t)field_int(f->row, "total"),
+        .rate = (uint64_t)field_int(f->row, "rate"),
+        .seconds_left = field(f->row, "seconds-left") ? field_int(f->row, "seconds-left") : -1,
         .note = note_of(f->row),
     };
     describe_latency(ctl, f, &state);
@@ -240,7 +226,7 @@ static void say_detached(Following *f)
 
 static void say_done(const Following *f)
 {
-    g_autofree char *size = units_size((uint64_t)int_of(f->row, "done"));
+    g_autofree char *size = units_size((uint64_t)field_int(f->row, "done"));
     g_autofree char *clock =
         units_clock((uint64_t)((g_get_monotonic_time() - f->began_us) / 1000000));
     fprintf(stderr, "%s: done, %s in %s\n", f->progress.label ? f->progress.label : f->follow->id,
@@ -251,8 +237,8 @@ static json_t *result_of(const Following *f, const char *result)
 {
     double seconds = (double)(g_get_monotonic_time() - f->began_us) / 1e6;
     return json_pack("{s:s, s:s*, s:s, s:I, s:f, s:s*}", "id", f->follow->id, "type",
-                     f->row ? text_of(f->row, "type") : NULL, "result", result, "done",
-                     int_of(f->row, "done"), "seconds", seconds, "error", f->failure);
+                     f->row ? field_text(f->row, "type") : NULL, "result", result, "done",
+                     field_int(f->row, "done"), "seconds", seconds, "error", f->failure);
 }
 
 static int conclude(const Ctl *ctl, Following *f, GError **error)
@@ -287,11 +273,11 @@ static int recall(Ctl *ctl, Following *f, GError **error)
         return ctl_fail(error, CTL_NOT_FOUND,
                         "there is no job '%s': 'chainctl jobs' lists those there are",
                         f->follow->id);
-    const char *result = text_of(entry, "result");
+    const char *result = field_text(entry, "result");
     f->is_over = true;
     f->was_cancelled = g_str_equal(result, "cancelled");
     if (g_str_equal(result, "failed"))
-        fail_with(f, text_of(entry, "error"));
+        fail_with(f, field_text(entry, "error"));
     return 0;
 }
 

@@ -5,30 +5,15 @@
 #include <glib.h>
 #include <stdio.h>
 
+#include "field.h"
 #include "units.h"
-
-static json_t *get(const json_t *object, const char *key)
-{
-    return json_object_get(object, key);
-}
-
-static const char *text_of(const json_t *object, const char *key)
-{
-    const char *text = json_string_value(json_object_get(object, key));
-    return text ? text : "";
-}
-
-static uint64_t bytes_of(const json_t *object, const char *key)
-{
-    return (uint64_t)json_integer_value(json_object_get(object, key));
-}
 
 // How much of part `i` is this layer's, 0 to 1.
 static double share_of(const json_t *map, const json_t *layer, size_t i)
 {
-    uint64_t part = bytes_of(map, "part-size"), off = i * part;
-    uint64_t len = MIN(part, bytes_of(map, "size") - off);
-    uint64_t own = (uint64_t)json_integer_value(json_array_get(get(layer, "parts"), i));
+    uint64_t part = field_uint(map, "part-size"), off = i * part;
+    uint64_t len = MIN(part, field_uint(map, "size") - off);
+    uint64_t own = (uint64_t)json_integer_value(json_array_get(field(layer, "parts"), i));
     return len ? (double)MIN(own, len) / (double)len : 0;
 }
 
@@ -45,7 +30,7 @@ static const char *shade(double share)
 
 static void print_row(const Output *output, const json_t *map, const json_t *layer, size_t number)
 {
-    size_t n = json_array_size(get(layer, "parts"));
+    size_t n = json_array_size(field(layer, "parts"));
     bool is_on = false; // the colour
     fputs("▕", stdout);
     for (size_t i = 0; i < n; i++) {
@@ -64,8 +49,8 @@ static void print_row(const Output *output, const json_t *map, const json_t *lay
 
 static void print_axis(const json_t *map, unsigned indent, size_t n_columns)
 {
-    g_autofree char *end = units_size(bytes_of(map, "size"));
-    g_autofree char *middle = units_size(bytes_of(map, "part-size") * (n_columns / 2));
+    g_autofree char *end = units_size(field_uint(map, "size"));
+    g_autofree char *middle = units_size(field_uint(map, "part-size") * (n_columns / 2));
     int half = (int)(n_columns / 2), left = half - 1, right = (int)n_columns - half;
     int middle_width = (int)output_width(middle), end_width = (int)output_width(end);
     if (left < 1 || right < middle_width + end_width)
@@ -77,24 +62,25 @@ static void print_axis(const json_t *map, unsigned indent, size_t n_columns)
 void map_view_print(const Output *output, const json_t *map)
 {
     size_t i;
-    const json_t *layer, *layers = get(map, "layers");
+    const json_t *layer, *layers = field(map, "layers");
     unsigned width = 0;
     enum { SIZE_COLUMNS = 9 };
-    g_autofree char *size = units_size(bytes_of(map, "size"));
-    g_autofree char *part = units_size(bytes_of(map, "part-size"));
-    json_array_foreach(layers, i, layer) width = MAX(width, output_width(text_of(layer, "title")));
+    g_autofree char *size = units_size(field_uint(map, "size"));
+    g_autofree char *part = units_size(field_uint(map, "part-size"));
+    json_array_foreach(layers, i, layer) width =
+        MAX(width, output_width(field_text(layer, "title")));
     printf("%s%s%s  %s, a column is %s; what is seen of each layer\n",
-           output_style(output, STYLE_NAME), text_of(map, "name"),
+           output_style(output, STYLE_NAME), field_text(map, "name"),
            output_style(output, STYLE_PLAIN), size, part);
     json_array_foreach(layers, i, layer)
     {
-        g_autofree char *title = output_clean(text_of(layer, "title"));
-        g_autofree char *shown = units_size(bytes_of(layer, "shown"));
+        g_autofree char *title = output_clean(field_text(layer, "title"));
+        g_autofree char *shown = units_size(field_uint(layer, "shown"));
         printf("%s%*s  %*s  ", title, (int)(width - output_width(title)), "", SIZE_COLUMNS, shown);
         print_row(output, map, layer, i);
     }
     print_axis(map, width + SIZE_COLUMNS + 5,
-               json_array_size(get(json_array_get(layers, 0), "parts")));
+               json_array_size(field(json_array_get(layers, 0), "parts")));
 }
 
 // -- a page ---------------------------------------------------------------------------------------
@@ -116,9 +102,9 @@ static double hue_of(size_t number)
 // Parts next to each other that look alike are one rectangle.
 static void add_rects(GString *page, const json_t *map, const json_t *layer, double y)
 {
-    size_t n = json_array_size(get(layer, "parts"));
-    double part = (double)bytes_of(map, "part-size");
-    double scale = MAP_WIDTH / (double)MAX(bytes_of(map, "size"), 1);
+    size_t n = json_array_size(field(layer, "parts"));
+    double part = (double)field_uint(map, "part-size");
+    double scale = MAP_WIDTH / (double)MAX(field_uint(map, "size"), 1);
     for (size_t i = 0, end; i < n; i = end) {
         int percent = (int)(share_of(map, layer, i) * 100 + 0.5);
         if (!percent && share_of(map, layer, i) > 0)
@@ -142,10 +128,10 @@ static void add_rects(GString *page, const json_t *map, const json_t *layer, dou
 static void add_layer(GString *page, const json_t *map, const json_t *layer, size_t number)
 {
     unsigned y = TOP + (unsigned)number * ROW;
-    g_autofree char *shown = units_size(bytes_of(layer, "shown"));
-    g_autofree char *data = units_size(bytes_of(layer, "data"));
-    g_autofree char *title = g_markup_escape_text(text_of(layer, "title"), -1);
-    g_autofree char *clean = output_clean(text_of(layer, "filename"));
+    g_autofree char *shown = units_size(field_uint(layer, "shown"));
+    g_autofree char *data = units_size(field_uint(layer, "data"));
+    g_autofree char *title = g_markup_escape_text(field_text(layer, "title"), -1);
+    g_autofree char *clean = output_clean(field_text(layer, "filename"));
     g_autofree char *file = g_markup_escape_text(clean, -1);
     g_string_append_printf(
         page,
@@ -164,7 +150,7 @@ static void add_axis(GString *page, const json_t *map, unsigned y)
 {
     enum { N_TICKS = 4 };
     for (unsigned i = 0; i <= N_TICKS; i++) {
-        g_autofree char *text = units_size(bytes_of(map, "size") / N_TICKS * i);
+        g_autofree char *text = units_size(field_uint(map, "size") / N_TICKS * i);
         g_string_append_printf(page, "<text x=\"%u\" y=\"%u\" text-anchor=\"%s\">%s</text>",
                                MAP_X + MAP_WIDTH / N_TICKS * i, y,
                                i == 0         ? "start"
@@ -176,11 +162,11 @@ static void add_axis(GString *page, const json_t *map, unsigned y)
 
 char *map_view_html(const json_t *map)
 {
-    size_t i, n = json_array_size(get(map, "layers"));
+    size_t i, n = json_array_size(field(map, "layers"));
     const json_t *layer;
     unsigned height = TOP + (unsigned)n * ROW + AXIS;
-    g_autofree char *name = g_markup_escape_text(text_of(map, "name"), -1);
-    g_autofree char *size = units_size(bytes_of(map, "size"));
+    g_autofree char *name = g_markup_escape_text(field_text(map, "name"), -1);
+    g_autofree char *size = units_size(field_uint(map, "size"));
     GString *page = g_string_new(NULL);
     g_string_append_printf(page,
                            "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n"
@@ -191,7 +177,7 @@ char *map_view_html(const json_t *map)
                            "width=\"%d\" height=\"%u\" role=\"img\">\n",
                            name, style, name, size, MAP_X + MAP_WIDTH + 16, height,
                            MAP_X + MAP_WIDTH + 16, height);
-    json_array_foreach(get(map, "layers"), i, layer) add_layer(page, map, layer, i);
+    json_array_foreach(field(map, "layers"), i, layer) add_layer(page, map, layer, i);
     add_axis(page, map, TOP + (unsigned)n * ROW + 14);
     g_string_append(page, "\n</svg></body></html>\n");
     return g_string_free(page, FALSE);

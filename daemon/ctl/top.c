@@ -8,6 +8,7 @@
 
 #include "ctl.h"
 #include "export-limits.h"
+#include "field.h"
 #include "job-follow.h"
 #include "latency.h"
 
@@ -17,32 +18,22 @@ typedef struct Counts {
     Latency read, write, flush;
 } Counts;
 
-static json_t *get(const json_t *object, const char *key)
-{
-    return json_object_get(object, key);
-}
-
-static uint64_t number_of(const json_t *object, const char *key)
-{
-    return (uint64_t)json_integer_value(json_object_get(object, key));
-}
-
 static Counts counts_of(const json_t *export)
 {
     Counts counts = {0};
     size_t i;
     const json_t *stats;
-    json_array_foreach(get(export, "operations"), i, stats)
+    json_array_foreach(field(export, "operations"), i, stats)
     {
-        const char *name = json_string_value(get(stats, "operation"));
-        counts.errors += number_of(stats, "errors");
+        const char *name = json_string_value(field(stats, "operation"));
+        counts.errors += field_uint(stats, "errors");
         if (g_strcmp0(name, "read") == 0) {
-            counts.reads += number_of(stats, "requests");
-            counts.read_bytes += number_of(stats, "bytes");
+            counts.reads += field_uint(stats, "requests");
+            counts.read_bytes += field_uint(stats, "bytes");
         } else if (g_strcmp0(name, "write") == 0 || g_strcmp0(name, "write-zeroes") == 0 ||
                    g_strcmp0(name, "trim") == 0) {
-            counts.writes += number_of(stats, "requests");
-            counts.write_bytes += g_strcmp0(name, "write") == 0 ? number_of(stats, "bytes") : 0;
+            counts.writes += field_uint(stats, "requests");
+            counts.write_bytes += g_strcmp0(name, "write") == 0 ? field_uint(stats, "bytes") : 0;
         }
     }
     latency_add(&counts.read, export, "read");
@@ -73,7 +64,7 @@ static json_t *find_export(const json_t *exports, const json_t *id)
     json_t *export;
     json_array_foreach(exports, i, export)
     {
-        if (json_equal(get(export, "id"), id))
+        if (json_equal(field(export, "id"), id))
             return export;
     }
     return NULL;
@@ -92,18 +83,18 @@ static json_t *row_of(const json_t *export, const json_t *before, double seconds
     if (now.reads < then.reads || now.writes < then.writes)
         then = (Counts){0}; // it was added anew under that id
     Counts c = counts_since(&now, &then);
-    const char *name = json_string_value(get(export, "name"));
-    g_autofree char *limit = limits_short_text(get(export, "throttle"));
+    const char *name = json_string_value(field(export, "name"));
+    g_autofree char *limit = limits_short_text(field(export, "throttle"));
     return json_pack("{s:s, s:f, s:f, s:I, s:I, s:o, s:o, s:o, s:o, s:o, s:O, s:O, s:I, s:s?}",
-                     "name", name && *name ? name : json_string_value(get(export, "id")), "reads",
+                     "name", name && *name ? name : json_string_value(field(export, "id")), "reads",
                      (double)c.reads / seconds, "writes", (double)c.writes / seconds, "read-rate",
                      (json_int_t)((double)c.read_bytes / seconds), "write-rate",
                      (json_int_t)((double)c.write_bytes / seconds), "read-p50",
                      percentile(&c.read, 0.5), "read-p99", percentile(&c.read, 0.99), "write-p50",
                      percentile(&c.write, 0.5), "write-p99", percentile(&c.write, 0.99),
-                     "flush-p99", percentile(&c.flush, 0.99), "in-flight", get(export, "in-flight"),
-                     "clients", get(export, "clients"), "errors", (json_int_t)c.errors, "limit",
-                     limit);
+                     "flush-p99", percentile(&c.flush, 0.99), "in-flight",
+                     field(export, "in-flight"), "clients", field(export, "clients"), "errors",
+                     (json_int_t)c.errors, "limit", limit);
 }
 
 static json_t *rows_of(const json_t *exports, const json_t *before, double seconds,
@@ -114,8 +105,8 @@ static json_t *rows_of(const json_t *exports, const json_t *before, double secon
     const json_t *export;
     json_array_foreach(exports, i, export)
     {
-        json_t *row = row_of(export, find_export(before, get(export, "id")), seconds);
-        if (!only || g_strcmp0(json_string_value(get(row, "name")), only) == 0)
+        json_t *row = row_of(export, find_export(before, field(export, "id")), seconds);
+        if (!only || g_strcmp0(json_string_value(field(row, "name")), only) == 0)
             json_array_append_new(rows, row);
         else
             json_decref(row);

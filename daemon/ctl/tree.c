@@ -12,24 +12,9 @@
 #include <stdio.h>
 
 #include "disk-view.h"
+#include "field.h"
 #include "job-follow.h"
 #include "units.h"
-
-static json_t *get(const json_t *object, const char *key)
-{
-    return json_object_get(object, key);
-}
-
-static const char *text_of(const json_t *object, const char *key)
-{
-    const char *text = json_string_value(json_object_get(object, key));
-    return text ? text : "";
-}
-
-static json_int_t int_of(const json_t *object, const char *key)
-{
-    return json_integer_value(json_object_get(object, key));
-}
 
 // Owned.
 static char *styled(const Output *output, OutputStyle style, const char *text)
@@ -41,13 +26,13 @@ static char *styled(const Output *output, OutputStyle style, const char *text)
 
 static void print_disk(const Output *output, const json_t *disk)
 {
-    g_autofree char *name = styled(output, STYLE_NAME, text_of(disk, "name"));
-    g_autofree char *size = output_cell(output, get(disk, "size"), CELL_SIZE);
-    const char *uri = json_string_value(json_array_get(get(disk, "uris"), 0));
+    g_autofree char *name = styled(output, STYLE_NAME, field_text(disk, "name"));
+    g_autofree char *size = output_cell(output, field(disk, "size"), CELL_SIZE);
+    const char *uri = json_string_value(json_array_get(field(disk, "uris"), 0));
     g_autofree char *where = styled(output, STYLE_DIM, uri ? uri : "not exported");
-    json_int_t clients = int_of(disk, "clients");
+    json_int_t clients = field_int(disk, "clients");
     printf("%s  %s %s%s, %" JSON_INTEGER_FORMAT " client%s  %s\n", name, size,
-           text_of(disk, "format"), json_is_true(get(disk, "read-only")) ? ", read-only" : "",
+           field_text(disk, "format"), json_is_true(field(disk, "read-only")) ? ", read-only" : "",
            clients, clients == 1 ? "" : "s", where);
 }
 
@@ -81,28 +66,28 @@ static void print_list(const Output *output, const char *title, const json_t *na
 
 static void print_layers(const Output *output, const json_t *disk)
 {
-    const json_t *layers = get(disk, "layers");
+    const json_t *layers = field(disk, "layers");
     size_t i, n = json_array_size(layers);
     const json_t *layer;
     unsigned title_width = 0, size_width = 0;
     json_array_foreach(layers, i, layer)
     {
         g_autofree char *title = disk_view_layer_title(disk, i);
-        g_autofree char *size = output_cell(output, get(layer, "allocated"), CELL_SIZE);
+        g_autofree char *size = output_cell(output, field(layer, "allocated"), CELL_SIZE);
         title_width = MAX(title_width, output_width(title));
         size_width = MAX(size_width, output_width(size));
     }
     json_array_foreach(layers, i, layer)
     {
         g_autofree char *title = disk_view_layer_title(disk, i);
-        g_autofree char *size = output_cell(output, get(layer, "allocated"), CELL_SIZE);
-        g_autofree char *file = output_clean(text_of(layer, "filename"));
+        g_autofree char *size = output_cell(output, field(layer, "allocated"), CELL_SIZE);
+        g_autofree char *file = output_clean(field_text(layer, "filename"));
         g_autofree char *name = styled(output, i ? STYLE_PLAIN : STYLE_BOLD, title);
         printf("%s─ %s%*s  %*s%s  %s", i + 1 == n ? "└" : "├", name,
                (int)(title_width - output_width(title)), "", (int)(size_width - output_width(size)),
                "", size, file);
-        print_list(output, "shared with ", get(layer, "shared"), STYLE_DIM);
-        print_list(output, "snapshots: ", get(layer, "snapshots"), STYLE_DIM);
+        print_list(output, "shared with ", field(layer, "shared"), STYLE_DIM);
+        print_list(output, "snapshots: ", field(layer, "snapshots"), STYLE_DIM);
         putchar('\n');
     }
 }
@@ -114,9 +99,9 @@ static void print_other_points(const Output *output, const json_t *points)
     const json_t *point;
     json_array_foreach(points, i, point)
     {
-        if (json_is_true(get(point, "in-chain")))
+        if (json_is_true(field(point, "in-chain")))
             continue;
-        g_autofree char *title = g_strconcat("@", text_of(point, "name"), NULL);
+        g_autofree char *title = g_strconcat("@", field_text(point, "name"), NULL);
         g_autofree char *name = styled(output, STYLE_PLAIN, title);
         g_autofree char *what = styled(output, STYLE_DIM, "beside the chain");
         printf("   %s  %s\n", name, what);
@@ -125,7 +110,7 @@ static void print_other_points(const Output *output, const json_t *points)
 
 static void print_problem(const Output *output, const json_t *disk)
 {
-    const char *problem = json_string_value(get(disk, "problem"));
+    const char *problem = json_string_value(field(disk, "problem"));
     g_autofree char *text = problem ? styled(output, STYLE_BAD, problem) : NULL;
     if (text)
         printf("   not open: %s\n", text);
@@ -133,14 +118,14 @@ static void print_problem(const Output *output, const json_t *disk)
 
 static void print_job(const Output *output, const json_t *job)
 {
-    const char *status = text_of(job, "status");
-    g_autofree char *name = styled(output, STYLE_BOLD, text_of(job, "id"));
+    const char *status = field_text(job, "status");
+    g_autofree char *name = styled(output, STYLE_BOLD, field_text(job, "id"));
     g_autofree char *state = styled(output, output_style_of_state(status), status);
-    g_autofree char *rate = output_cell(output, get(job, "rate"), CELL_RATE);
-    printf("   job %s  %s  %s  %" JSON_INTEGER_FORMAT "%%  %s", name, text_of(job, "type"), state,
-           int_of(job, "percent"), rate);
-    if (get(job, "seconds-left")) {
-        g_autofree char *left = units_clock((uint64_t)int_of(job, "seconds-left"));
+    g_autofree char *rate = output_cell(output, field(job, "rate"), CELL_RATE);
+    printf("   job %s  %s  %s  %" JSON_INTEGER_FORMAT "%%  %s", name, field_text(job, "type"),
+           state, field_int(job, "percent"), rate);
+    if (field(job, "seconds-left")) {
+        g_autofree char *left = units_clock((uint64_t)field_int(job, "seconds-left"));
         printf("  ETA %s", left);
     }
     putchar('\n');
@@ -152,9 +137,9 @@ static void print_bitmaps(const Output *output, const json_t *bitmaps)
     const json_t *bitmap;
     json_array_foreach(bitmaps, i, bitmap)
     {
-        bool is_bad = json_is_true(get(bitmap, "inconsistent"));
-        g_autofree char *name = styled(output, STYLE_BOLD, text_of(bitmap, "name"));
-        g_autofree char *size = units_size((uint64_t)int_of(bitmap, "count"));
+        bool is_bad = json_is_true(field(bitmap, "inconsistent"));
+        g_autofree char *name = styled(output, STYLE_BOLD, field_text(bitmap, "name"));
+        g_autofree char *size = units_size((uint64_t)field_int(bitmap, "count"));
         g_autofree char *state =
             styled(output, is_bad ? STYLE_BAD : STYLE_DIM, is_bad ? "inconsistent" : "dirty");
         printf("   bitmap %s  %s %s\n", name, size, state);
@@ -171,10 +156,10 @@ void tree_print(const Output *output, const json_t *disks, const json_t *jobs)
             putchar('\n');
         print_disk(output, disk);
         print_layers(output, disk);
-        print_other_points(output, get(disk, "points"));
-        print_bitmaps(output, get(disk, "bitmaps"));
+        print_other_points(output, field(disk, "points"));
+        print_bitmaps(output, field(disk, "bitmaps"));
         print_problem(output, disk);
-        json_array_foreach(get(disk, "jobs"), j, id)
+        json_array_foreach(field(disk, "jobs"), j, id)
         {
             const json_t *job = job_rows_find(jobs, json_string_value(id));
             if (job)

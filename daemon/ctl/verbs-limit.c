@@ -6,12 +6,8 @@
 
 #include "ctl.h"
 #include "export-limits.h"
+#include "field.h"
 #include "units.h"
-
-static json_t *get(const json_t *object, const char *key)
-{
-    return json_object_get(object, key);
-}
 
 static bool is_text(const json_t *object, const char *key, const char *text)
 {
@@ -30,8 +26,8 @@ static json_t *exports_of_disk(const json_t *disks, const char *name)
     {
         if (!is_text(disk, "name", name))
             continue;
-        json_array_foreach(get(disk, "exports"), j, export)
-            json_array_append(ids, get(export, "id"));
+        json_array_foreach(field(disk, "exports"), j, export)
+            json_array_append(ids, field(export, "id"));
     }
     return ids;
 }
@@ -59,7 +55,7 @@ static json_t *resolve(const json_t *disks, const json_t *exports, const char *n
     json_t *ids = exports_of_disk(disks, name);
     const json_t *export = json_array_size(ids) ? NULL : find_export(exports, name);
     if (export)
-        json_array_append(ids, get(export, "id"));
+        json_array_append(ids, field(export, "id"));
     if (json_array_size(ids))
         return ids;
     json_decref(ids);
@@ -78,8 +74,8 @@ static const json_t *throttle_of_group(const json_t *exports, const char *group)
     const json_t *export;
     json_array_foreach(exports, i, export)
     {
-        if (is_text(get(export, "throttle"), "group", group))
-            return get(export, "throttle");
+        if (is_text(field(export, "throttle"), "group", group))
+            return field(export, "throttle");
     }
     return NULL;
 }
@@ -120,7 +116,8 @@ static bool changes_limits(const Ctl *ctl)
 static json_t *throttle_for(const Ctl *ctl, const json_t *exports, const char *id,
                             const char *group, GError **error)
 {
-    const json_t *export = find_export(exports, id), *now = export ? get(export, "throttle") : NULL;
+    const json_t *export = find_export(exports, id),
+                 *now = export ? field(export, "throttle") : NULL;
     const json_t *of_group = group ? throttle_of_group(exports, group) : now;
     if (!changes_limits(ctl) && !of_group) {
         ctl_fail(error, CTL_USAGE,
@@ -128,8 +125,8 @@ static json_t *throttle_for(const Ctl *ctl, const json_t *exports, const char *i
                  group);
         return NULL;
     }
-    json_auto_t *limits = json_deep_copy(get(of_group, "limits"));
-    json_t *name = group ? json_string(group) : json_incref(get(now, "group"));
+    json_auto_t *limits = json_deep_copy(field(of_group, "limits"));
+    json_t *name = group ? json_string(group) : json_incref(field(now, "group"));
     if (!limits)
         limits = json_object();
     change_limits(ctl, limits);
@@ -174,13 +171,13 @@ static json_t *rows_of(const json_t *exports, char **only)
     const json_t *export;
     json_array_foreach(exports, i, export)
     {
-        const char *id = json_string_value(get(export, "id"));
-        const json_t *throttle = get(export, "throttle");
+        const char *id = json_string_value(field(export, "id"));
+        const json_t *throttle = field(export, "throttle");
         g_autofree char *text = limits_text(throttle);
         if (!*only || g_strv_contains((const char *const *)only, id))
             json_array_append_new(rows, json_pack("{s:s, s:s, s:O?, s:O?}", "id", id, "text", text,
-                                                  "group", get(throttle, "group"), "limits",
-                                                  get(throttle, "limits")));
+                                                  "group", field(throttle, "group"), "limits",
+                                                  field(throttle, "limits")));
     }
     return rows;
 }

@@ -8,11 +8,11 @@ usage: test-compressed.py [--chaind PATH] [WORD]...
 import json
 import random
 import sys
-import threading
 
 import nbd
 
-from harness import HANG, KIB, MIB, check_image, main, qemu_img, qemu_io, run, same_content
+from guests import GuestThread
+from harness import KIB, MIB, check_image, main, qemu_img, qemu_io, run, same_content
 from world import World
 
 SIZE = 4 * MIB + 128 * KIB
@@ -73,33 +73,25 @@ class Chain:
         self.content[off:off + size] = bytes([value]) * size
 
 
-class Guest(threading.Thread):
+class Guest(GuestThread):
     """Writes a little, here and there, and notes it."""
 
     def __init__(self, uri, content, seed):
-        super().__init__(daemon=True)
+        super().__init__()
         self.handle, self.rng, self.content = nbd.NBD(), random.Random(seed), content
         self.handle.connect_uri(uri)
-        self.stopped, self.failure = False, None
 
-    def run(self):
-        try:
-            while not self.stopped:
-                size = self.rng.randrange(1, 40) * 512
-                off = self.rng.randrange((SIZE - size) // 512) * 512
-                data = bytes([self.rng.randrange(256)]) * size
-                self.handle.pwrite(data, off)
-                self.content[off:off + size] = data
-                if self.rng.random() < 0.1:
-                    self.handle.flush()
-        except BaseException as e:
-            self.failure = e
+    def one_request(self):
+        size = self.rng.randrange(1, 40) * 512
+        off = self.rng.randrange((SIZE - size) // 512) * 512
+        data = bytes([self.rng.randrange(256)]) * size
+        self.handle.pwrite(data, off)
+        self.content[off:off + size] = data
+        if self.rng.random() < 0.1:
+            self.handle.flush()
 
     def stop(self):
-        self.stopped = True
-        self.join(HANG)
-        if self.failure:
-            raise self.failure
+        super().stop()
         self.handle.shutdown()
 
 

@@ -10,10 +10,10 @@ import contextlib
 import shutil
 import struct
 import subprocess
-import threading
 
 import nbd
 
+from guests import GuestThread
 from harness import HANG, KIB, MIB, check_image, main, need_program, qemu_img, qemu_io, run
 from world import World
 
@@ -72,38 +72,28 @@ class Images:
         return table
 
 
-class Guest(threading.Thread):
+class Guest(GuestThread):
     """Reads, and where it may, writes its part of the disk."""
 
     def __init__(self, uri, writes):
-        super().__init__(daemon=True)
+        super().__init__()
         self.handle, self.writes = nbd.NBD(), writes
         self.handle.connect_uri(uri)
-        self.now, self.is_over, self.failure, self.n = [8] * 16, False, None, 0
+        self.now = [8] * 16
 
-    def one(self):
-        block = self.n % 16
+    def one_request(self):
+        block = self.n_requests % 16
         off = GUEST + block * 4 * KIB
         assert self.handle.pread(4 * KIB, off) == bytes([self.now[block]]) * 4 * KIB, f"block {block}"
         if self.writes:
-            value = 10 + self.n % 200
+            value = 10 + self.n_requests % 200
             self.handle.pwrite(bytes([value]) * 4 * KIB, off)
             self.now[block] = value
-        self.n += 1
 
-    def run(self):
-        try:
-            while not self.is_over:
-                self.one()
-        except BaseException as e:
-            self.failure = e
-
-    def end(self):
-        self.is_over = True
-        self.join()
+    def stop(self):
+        super().stop()
         self.handle.shutdown()
-        assert self.failure is None, self.failure
-        assert self.n, "the guest has done nothing"
+        assert self.n_requests, "the guest has done nothing"
 
     def content(self, before):
         data = bytearray(before)
@@ -218,7 +208,7 @@ class Case:
         self.check_end(w.qmp.event("BLOCK_JOB_COMPLETED"))
         while w.qmp.event("JOB_STATUS_CHANGE")["status"] != "null":
             pass
-        guest.end()
+        guest.stop()
         return guest
 
     def run(self):
@@ -321,7 +311,7 @@ def run_remote(tmp, *filters):
             reply = w.qmp.reply()
             assert "return" in reply, reply
             n_stops += drive(w, completes)
-            guest.end()
+            guest.stop()
         head = folder / ("base" if completes else "top")
         assert images.read(head) == guest.content(images.content), job
         check_image(head)

@@ -11,13 +11,12 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import nbd
 
+from guests import GuestThread
 from harness import HANG, KIB, MIB, check_image, main, need_program, qemu_img, qemu_io, run
-from qmp_client import Qmp
 from stamps import BLOCK, State, stamped
 from world import World
 
@@ -96,19 +95,19 @@ class Chain(World):
         return files
 
 
-class Guest(threading.Thread):
+class Guest(GuestThread):
     """Writes stamps into some blocks and verifies them all the time. One connection for ever."""
 
     N = 600
 
     def __init__(self, chain, before):
-        super().__init__(daemon=True)
+        super().__init__()
         self.handle, self.random = nbd.NBD(), random.Random(7)
         self.handle.connect_uri(chain.uri("top"))
         self.blocks = self.random.sample(range(len(before) // BLOCK), self.N)
         self.now = {b: before[b * BLOCK:(b + 1) * BLOCK] for b in self.blocks}
         self.flushed, self.since = dict(self.now), {b: [] for b in self.blocks}
-        self.state, self.stopped, self.failure, self.n_requests = State([]), False, None, 0
+        self.state = State([])
 
     def one_request(self):
         block, kind = self.random.choice(self.blocks), self.random.random()
@@ -127,26 +126,6 @@ class Guest(threading.Thread):
             self.since[block].append(data)
             self.handle.pwrite(data, off)
             self.now[block] = data
-        self.n_requests += 1
-
-    def run(self):
-        try:
-            while not self.stopped:
-                self.one_request()
-        except BaseException as e:
-            self.failure = e
-
-    def go_on(self, n):
-        until, deadline = self.n_requests + n, time.monotonic() + HANG
-        while self.n_requests < until and not self.failure:
-            assert time.monotonic() < deadline, "the guest hangs"
-            time.sleep(0.001)
-
-    def end(self):
-        self.stopped = True
-        self.join(HANG)
-        if self.failure:
-            raise self.failure
 
     def check(self, data, before, is_after_crash=False):
         """All that it did not write is as before."""
@@ -174,7 +153,7 @@ def test_all_under_a_guest(tmp):
         left = [f for f in chain.open_files() if ".qcow2" in f]
         assert set(left) == {str(chain.paths[3])}, left
         guest.go_on(500)
-        guest.end()
+        guest.stop()
         guest.handle.shutdown()
         assert chain.backing("l3") is None
     check_image(chain.paths[3])
@@ -194,7 +173,7 @@ def test_into_the_middle(tmp):
             chain.qmp.command("blockdev-del", node_name=f"l{i}")
             chain.paths[i].unlink()
         guest.go_on(300)
-        guest.end()
+        guest.stop()
         guest.handle.shutdown()
         for i in (0, 3):
             check_image(chain.paths[i], "-U")
@@ -333,7 +312,7 @@ def test_killed(tmp):
         guest.go_on(seed * 40)
         chain.daemon.kill()
         chain.qmp.close()
-        guest.stopped = True
+        guest.stopped.set()
         guest.join(HANG)
         run("qemu-img", "check", "-q", "-r", "leaks", chain.paths[2])
         if seed == 3:
