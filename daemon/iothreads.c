@@ -56,6 +56,11 @@ Loop *iothreads_get(const IoThreads *threads, guint i)
     return loops_get(get(threads, i)->loops, 0);
 }
 
+char *iothreads_thread_name(const IoThreads *threads, guint i)
+{
+    return loops_thread_name(get(threads, i)->loops, 0);
+}
+
 Loop *iothreads_take(IoThreads *threads, GError **error)
 {
     for (guint i = 0; i < threads->all->len; i++) {

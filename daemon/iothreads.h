@@ -16,6 +16,7 @@ void iothreads_free(IoThreads *threads);
 // The loops of all, taken or not.
 guint iothreads_count(const IoThreads *threads);
 Loop *iothreads_get(const IoThreads *threads, guint i);
+char *iothreads_thread_name(const IoThreads *threads, guint i); // owned
 
 // A loop that no object has. NULL with a sentence.
 Loop *iothreads_take(IoThreads *threads, GError **error);

@@ -3,6 +3,7 @@
 #include "loops.h"
 
 struct Loops {
+    char *name;
     unsigned n;
     struct {
         Loop *loop;
@@ -19,8 +20,9 @@ static gpointer run_loop(gpointer loop)
 Loops *loops_start(const char *name, unsigned n, const LoopConfig *config, GError **error)
 {
     Loops *loops = g_malloc0(sizeof(*loops) + n * sizeof(loops->each[0]));
+    loops->name = g_strdup(name);
     for (; loops->n < n; loops->n++) {
-        g_autofree char *thread = g_strdup_printf("%s-%u", name, loops->n);
+        g_autofree char *thread = loops_thread_name(loops, loops->n);
         Loop *loop = loop_new(config, error);
         if (!loop) {
             loops_stop(loops);
@@ -47,6 +49,8 @@ void loops_free(Loops *loops)
 {
     for (unsigned i = 0; loops && i < loops->n; i++)
         loop_free(loops->each[i].loop);
+    if (loops)
+        g_free(loops->name);
     g_free(loops);
 }
 
@@ -58,4 +62,9 @@ Loop *loops_get(const Loops *loops, unsigned i)
 unsigned loops_count(const Loops *loops)
 {
     return loops->n;
+}
+
+char *loops_thread_name(const Loops *loops, unsigned i)
+{
+    return g_strdup_printf("%s-%u", loops->name, i);
 }

@@ -20,3 +20,5 @@ void loops_free(Loops *loops);
 // Spreads things over the loops: the i-th goes to loop i modulo their number.
 Loop *loops_get(const Loops *loops, unsigned i);
 unsigned loops_count(const Loops *loops);
+// Of the i-th one's thread, as the kernel shows it; owned.
+char *loops_thread_name(const Loops *loops, unsigned i);

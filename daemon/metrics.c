@@ -278,7 +278,95 @@ static void write_all_jobs(GString *text, Fiber *self, const Daemon *daemon)
                "Copied or shared in the last seconds.", job_rate);
 }
 
+// -- loops ----------------------------------------------------------------------------------------
+
+typedef struct LoopSample {
+    char *thread;
+    LoopStats stats;
+    uint64_t n_in_flight; // requests of exports
+} LoopSample;
+
+static void loop_sample_clear(gpointer p)
+{
+    g_free(((LoopSample *)p)->thread);
+}
+
+// Takes `thread`.
+static void sample_loop(GArray *samples, const Daemon *daemon, char *thread, const Loop *loop)
+{
+    NbdsServer *server = nbd_server_get(daemon->nbd);
+    LoopSample sample = {thread, loop_stats(loop),
+                         server ? nbds_server_n_executing(server, loop) : 0};
+    g_array_append_val(samples, sample);
+}
+
+static GArray *sample_loops(const Daemon *daemon)
+{
+    GArray *samples = g_array_new(false, false, sizeof(LoopSample));
+    g_array_set_clear_func(samples, loop_sample_clear);
+    for (unsigned i = 0; i < loops_count(daemon->loops); i++)
+        sample_loop(samples, daemon, loops_thread_name(daemon->loops, i),
+                    loops_get(daemon->loops, i));
+    for (guint i = 0; i < iothreads_count(daemon->iothreads); i++)
+        sample_loop(samples, daemon, iothreads_thread_name(daemon->iothreads, i),
+                    iothreads_get(daemon->iothreads, i));
+    sample_loop(samples, daemon, loops_thread_name(daemon->control, 0),
+                daemon_control_loop(daemon));
+    return samples;
+}
+
+static double loop_turns(const LoopSample *loop)
+{
+    return (double)loop->stats.n_turns;
+}
+
+static double loop_sleeps(const LoopSample *loop)
+{
+    return (double)loop->stats.n_sleeps;
+}
+
+static double loop_in_flight(const LoopSample *loop)
+{
+    return (double)loop->n_in_flight;
+}
+
+static void write_loops(GString *text, const GArray *loops, const char *name, const char *type,
+                        const char *help, double (*value_of)(const LoopSample *))
+{
+    metrics_text_family(text, name, type, help);
+    for (guint i = 0; i < loops->len; i++) {
+        const LoopSample *loop = &g_array_index(loops, LoopSample, i);
+        metrics_text_sample(text, name, value_of(loop), "thread", loop->thread, NULL);
+    }
+}
+
+static void write_all_loops(GString *text, const Daemon *daemon)
+{
+    g_autoptr(GArray) loops = sample_loops(daemon);
+    write_loops(text, loops, "chaind_loop_turns_total", "counter",
+                "Turns of a thread's loop; in each it does what has come.", loop_turns);
+    write_loops(text, loops, "chaind_loop_sleeps_total", "counter",
+                "Turns after which there was nothing to do.", loop_sleeps);
+    write_loops(text, loops, "chaind_loop_requests_in_flight", "gauge",
+                "Requests of clients that the loop executes now.", loop_in_flight);
+}
+
 // -- the daemon -----------------------------------------------------------------------------------
+
+static void write_lookups(GString *text, MapMemory *memory)
+{
+    MapMemoryLookups tables = map_memory_lookups(memory, MAP_MEMORY_SLICES);
+    MapMemoryLookups maps = map_memory_lookups(memory, MAP_MEMORY_REGIONS);
+    static const char hits[] = "chaind_map_memory_hits_total";
+    static const char misses[] = "chaind_map_memory_misses_total";
+    metrics_text_family(text, hits, "counter", "Look-ups that were answered from memory.");
+    metrics_text_sample(text, hits, (double)tables.n_hits, "use", "tables", NULL);
+    metrics_text_sample(text, hits, (double)maps.n_hits, "use", "maps", NULL);
+    metrics_text_family(text, misses, "counter",
+                        "Parts of tables that were read from images, and of maps that were made.");
+    metrics_text_sample(text, misses, (double)tables.n_misses, "use", "tables", NULL);
+    metrics_text_sample(text, misses, (double)maps.n_misses, "use", "maps", NULL);
+}
 
 static void write_daemon(GString *text, const Daemon *daemon)
 {
@@ -295,6 +383,7 @@ static void write_daemon(GString *text, const Daemon *daemon)
                         (double)map_memory_used(memory, MAP_MEMORY_SLICES), "use", "tables", NULL);
     metrics_text_sample(text, "chaind_map_memory_bytes",
                         (double)map_memory_used(memory, MAP_MEMORY_REGIONS), "use", "maps", NULL);
+    write_lookups(text, daemon->memory);
     metrics_text_family(text, "chaind_map_memory_dirty_bytes", "gauge",
                         "Of the tables, what is not on disk yet.");
     metrics_text_sample(text, "chaind_map_memory_dirty_bytes", (double)map_memory_dirty(memory),
@@ -320,6 +409,7 @@ GString *metrics_make(Fiber *self, const Daemon *daemon)
         write_all_disks(text, daemon);
     write_all_jobs(text, self, daemon);
     write_exports(&writer);
+    write_all_loops(text, daemon);
     loop_work(self, append_process, text);
     return text;
 }

@@ -101,19 +101,19 @@ void nbds_export_leave(NbdsExport *export)
 
 void nbds_export_count(NbdsExport *export, NbdsOperation operation, uint64_t bytes, bool failed)
 {
-    nbds_export_add(&export->stats[operation].n_requests, 1);
+    nbds_add(&export->stats[operation].n_requests, 1);
     if (failed)
-        nbds_export_add(&export->stats[operation].n_errors, 1);
+        nbds_add(&export->stats[operation].n_errors, 1);
     else
-        nbds_export_add(&export->stats[operation].bytes, bytes);
+        nbds_add(&export->stats[operation].bytes, bytes);
 }
 
 void nbds_export_count_latency(NbdsExport *export, NbdsOperation operation, uint64_t ns)
 {
     uint64_t us = ns / 1000;
     unsigned i = us ? 64 - (unsigned)__builtin_clzll(us) : 0;
-    nbds_export_add(&export->stats[operation].latency_ns, ns);
-    nbds_export_add(&export->stats[operation].latencies[MIN(i, NBDS_N_LATENCIES - 1)], 1);
+    nbds_add(&export->stats[operation].latency_ns, ns);
+    nbds_add(&export->stats[operation].latencies[MIN(i, NBDS_N_LATENCIES - 1)], 1);
 }
 
 void nbds_export_get_stats(const NbdsExport *export, NbdsExportStats *ret_stats)

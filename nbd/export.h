@@ -62,10 +62,3 @@ void nbds_export_leave(NbdsExport *export);
 // Statistics of one answered request; on the export's loop.
 void nbds_export_count(NbdsExport *export, NbdsOperation operation, uint64_t bytes, bool failed);
 void nbds_export_count_latency(NbdsExport *export, NbdsOperation operation, uint64_t ns);
-
-static inline void nbds_export_add(_Atomic uint64_t *counter, uint64_t n)
-{
-    // One writer: no locked instruction needed.
-    uint64_t v = atomic_load_explicit(counter, memory_order_relaxed);
-    atomic_store_explicit(counter, v + n, memory_order_relaxed);
-}

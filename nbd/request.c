@@ -74,8 +74,8 @@ void nbds_request_finish(NbdsRequest *request, NbdsBuffer *reply, bool failed)
     nbds_export_count(c->export, operation, request->head.length, failed);
     nbds_export_count_latency(c->export, operation,
                               loop_now_ns(c->server_loop->loop) - request->start_ns);
-    nbds_export_add(&c->export->n_in_flight, -1);
-    c->server_loop->n_executing--;
+    nbds_add(&c->export->n_in_flight, -1);
+    nbds_add(&c->server_loop->n_executing, -1);
     nbds_flow_end(&c->flow, &request->head);
     nbds_connection_finish_execution(c);
     end(request, reply);
@@ -278,7 +278,7 @@ static void run(Fiber *self, void *arg)
 static bool may_have_fiber(const NbdsConnection *c)
 {
     unsigned max = c->server_loop->max_request_fibers;
-    return c->server_loop->n_executing <= max &&
+    return atomic_load_explicit(&c->server_loop->n_executing, memory_order_relaxed) <= max &&
            atomic_load_explicit(&c->export->n_in_flight, memory_order_relaxed) <= MAX(max / 3, 1);
 }
 
@@ -286,9 +286,9 @@ void nbds_request_start(Fiber *self, NbdsRequest *request)
 {
     NbdsConnection *c = request->connection;
     request->start_ns = loop_now_ns(c->server_loop->loop);
-    c->server_loop->n_executing++;
+    nbds_add(&c->server_loop->n_executing, 1);
     nbds_flow_begin(&c->flow, &request->head, c->admission.n_requests);
-    nbds_export_add(&c->export->n_in_flight, 1);
+    nbds_add(&c->export->n_in_flight, 1);
     // Without a fiber the receiver does the work itself: slower, and it reads no further meanwhile.
     if (!may_have_fiber(c) ||
         fiber_spawn(c->server_loop->loop, "nbd request", run, request, NULL) < 0)

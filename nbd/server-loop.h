@@ -28,7 +28,7 @@ typedef struct NbdsServerLoop {
     NbdsBufferPool pool;
     NbdsRequest *free_requests; // request.c
     NbdsBudget budget;
-    unsigned n_executing; // requests
+    _Atomic uint64_t n_executing; // requests; only the loop writes it
     NbdsScheduler scheduler;
     NbdsFlow handshake_flow; // of all handshakes together
     FiberMutex tls_turn;     // of their TLS handshakes
@@ -38,3 +38,10 @@ typedef struct NbdsServerLoop {
 // `limits` are the server's.
 NbdsServerLoop *nbds_server_loop_new(NbdsServer *server, const NbdsLimits *limits, Loop *loop);
 void nbds_server_loop_free(NbdsServerLoop *server_loop); // no connection and no free request left
+
+// A figure that one loop writes and any thread reads: no locked instruction is needed.
+static inline void nbds_add(_Atomic uint64_t *counter, uint64_t n)
+{
+    uint64_t v = atomic_load_explicit(counter, memory_order_relaxed);
+    atomic_store_explicit(counter, v + n, memory_order_relaxed);
+}

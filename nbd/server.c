@@ -81,6 +81,19 @@ unsigned nbds_server_n_clients(const NbdsServer *server)
     return server->n_clients;
 }
 
+uint64_t nbds_server_n_executing(NbdsServer *server, const Loop *loop)
+{
+    uint64_t n = 0;
+    pthread_mutex_lock(&server->lock);
+    for (unsigned i = 0; i < server->loops->len; i++) {
+        NbdsServerLoop *server_loop = server->loops->pdata[i];
+        if (server_loop->loop == loop)
+            n = atomic_load_explicit(&server_loop->n_executing, memory_order_relaxed);
+    }
+    pthread_mutex_unlock(&server->lock);
+    return n;
+}
+
 // --- Exports ---
 
 static bool has_export(const NbdsServer *server, const char *name)

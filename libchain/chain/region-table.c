@@ -163,6 +163,7 @@ static void make_room(RegionTable *table)
 int region_table_insert(RegionTable *table, Region *region)
 {
     join(table);
+    memory_user_miss(&table->user);
     make_room(table);
     if (2 * (table->n_used + 1) > table->mask + 1 && grow(table) < 0) {
         region_unref(region);

@@ -45,10 +45,13 @@ static inline const Region *region_table_find(RegionTable *table, uint64_t numbe
     uint64_t key = number * 2 + 3;
     for (uint32_t i = region_table_home(table, number);; i = (i + 1) & table->mask) {
         RegionSlot *slot = &table->slots[i];
-        if (__builtin_expect(slot->key == key, 1))
+        if (__builtin_expect(slot->key == key, 1)) {
+            memory_user_hit(&table->user);
             return slot->region;
+        }
         if (slot->key == key - 1) {
             slot->key = key;
+            memory_user_hit(&table->user);
             return slot->region;
         }
         if (!slot->key)

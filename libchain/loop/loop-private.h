@@ -22,6 +22,8 @@ typedef struct LoopSlot {
 struct Loop {
     const LoopBackend *backend;
     uint64_t now_ns;
+    // loop_stats(): only the loop writes them.
+    _Atomic uint64_t n_turns, n_sleeps;
     // Run queue, FIFO unless the back end picks.
     Fiber *first_runnable, *last_runnable;
     unsigned n_runnable;

@@ -29,6 +29,25 @@ void loop_done(Loop *loop)
     g_clear_pointer(&loop->timers, g_free);
 }
 
+// -- figures --------------------------------------------------------------------------------------
+
+static void count(_Atomic uint64_t *figure)
+{
+    uint64_t before = atomic_load_explicit(figure, memory_order_relaxed);
+    atomic_store_explicit(figure, before + 1, memory_order_relaxed);
+}
+
+LoopStats loop_stats(const Loop *loop)
+{
+    Loop *l = (Loop *)loop;
+    return (LoopStats){
+        .n_turns = atomic_load_explicit(&l->n_turns, memory_order_relaxed),
+        .n_sleeps = atomic_load_explicit(&l->n_sleeps, memory_order_relaxed),
+    };
+}
+
+// -- messages -------------------------------------------------------------------------------------
+
 // Takes the inbox (newest first) and appends it to `calls` in order. Seq_cst, and is_waiting is set
 // before the back end looks here for the last time: either the poster sees is_waiting, or the loop
 // sees the message.
@@ -98,6 +117,7 @@ static bool run_calls(Loop *loop)
 bool loop_dispatch(Loop *loop)
 {
     loop->now_ns = loop->backend->now(loop);
+    count(&loop->n_turns);
     bool any = run_calls(loop);
     while (loop->n_timers && loop->timers[1]->deadline_ns <= loop->now_ns) {
         LoopTimer *timer = loop->timers[1];
@@ -174,6 +194,8 @@ void loop_run(Loop *loop)
         is_ready = is_ready || loop_is_ready(loop) || loop_is_finished(loop);
         if (is_ready)
             atomic_store_explicit(&loop->is_waiting, false, memory_order_relaxed);
+        else
+            count(&loop->n_sleeps);
         loop->backend->wait(loop, is_ready ? 0 : loop_next_deadline_ns(loop));
         atomic_store_explicit(&loop->is_waiting, false, memory_order_relaxed);
     }

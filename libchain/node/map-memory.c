@@ -19,7 +19,8 @@ struct MapMemory {
     pthread_mutex_t mutex; // of what follows
     void *slot;
     void (*slot_free)(void *);
-    GPtrArray *users[MAP_MEMORY_N_USES]; // MemoryUser
+    GPtrArray *users[MAP_MEMORY_N_USES];      // MemoryUser
+    MapMemoryLookups left[MAP_MEMORY_N_USES]; // of users that have left
     atomic_uint n_users[MAP_MEMORY_N_USES];
     guint next_asked;
 };
@@ -127,6 +128,22 @@ static void answer(LoopCall *call)
         fiber_wake(user->closing);
 }
 
+static void add_lookups(MapMemoryLookups *lookups, MemoryUser *user)
+{
+    lookups->n_hits += atomic_load_explicit(&user->n_hits, memory_order_relaxed);
+    lookups->n_misses += atomic_load_explicit(&user->n_misses, memory_order_relaxed);
+}
+
+MapMemoryLookups map_memory_lookups(MapMemory *m, MapMemoryUse use)
+{
+    pthread_mutex_lock(&m->mutex);
+    MapMemoryLookups lookups = m->left[use];
+    for (guint i = 0; i < m->users[use]->len; i++)
+        add_lookups(&lookups, m->users[use]->pdata[i]);
+    pthread_mutex_unlock(&m->mutex);
+    return lookups;
+}
+
 void memory_user_join(MemoryUser *user, Loop *loop, MapMemory *memory)
 {
     user->loop = loop;
@@ -145,7 +162,9 @@ void memory_user_leave(Fiber *self, MemoryUser *user)
     pthread_mutex_lock(&m->mutex);
     g_ptr_array_remove_fast(m->users[user->use], user);
     atomic_store(&m->n_users[user->use], m->users[user->use]->len);
+    add_lookups(&m->left[user->use], user);
     pthread_mutex_unlock(&m->mutex);
+    user->n_hits = user->n_misses = 0;
     user->closing = self;
     while (atomic_load(&user->is_asked))
         fiber_suspend(self, "memory: a message that is on its way");

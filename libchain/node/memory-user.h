@@ -13,6 +13,8 @@
 typedef struct MemoryUser MemoryUser;
 struct MemoryUser {
     MapMemoryUse use;
+    // Only the user's loop writes them; since it joined.
+    _Atomic uint64_t n_hits, n_misses;
     void (*give_back)(MemoryUser *user); // on its loop, outside any fiber
     Loop *loop;
     MapMemory *memory;
@@ -20,6 +22,21 @@ struct MemoryUser {
     atomic_bool is_asked;
     Fiber *closing; // waits until `call` has run
 };
+
+// A look-up found what it looked for; or did not, and it is brought in. On the user's loop.
+static inline void memory_user_count_lookup(_Atomic uint64_t *figure)
+{
+    uint64_t before = atomic_load_explicit(figure, memory_order_relaxed);
+    atomic_store_explicit(figure, before + 1, memory_order_relaxed);
+}
+static inline void memory_user_hit(MemoryUser *user)
+{
+    memory_user_count_lookup(&user->n_hits);
+}
+static inline void memory_user_miss(MemoryUser *user)
+{
+    memory_user_count_lookup(&user->n_misses);
+}
 
 // On the user's loop. `use` and `give_back` are set, the rest is zero, or as it was left.
 void memory_user_join(MemoryUser *user, Loop *loop, MapMemory *memory);

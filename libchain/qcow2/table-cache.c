@@ -108,6 +108,7 @@ TableSlice *table_cache_find(TableCache *cache, const Qcow2Image *image, HostOff
     if (!s || s->loading)
         return NULL;
     s->age = cache->age;
+    memory_user_hit(&cache->user);
     return s;
 }
 
@@ -270,6 +271,7 @@ static void give_back(MemoryUser *user)
 // Adds an empty slice in state loading, held once.
 static TableSlice *add(TableCache *cache, const TableSliceKey *key)
 {
+    memory_user_miss(&cache->user);
     cache->stats.n_misses++;
     make_room(cache);
     TableSlice *s = g_try_new0(TableSlice, 1);
@@ -322,6 +324,7 @@ int table_cache_get(Fiber *self, TableCache *cache, const TableSliceKey *key,
                 return -EUCLEAN;
             s->n_holders++;
             s->age = cache->age;
+            memory_user_hit(&cache->user);
             *ret_slice = s;
             return 0;
         }

@@ -4,13 +4,16 @@
 import contextlib
 import http.client
 import math
+import os
 import re
 import socket
 import threading
 import time
 
+import nbd
+
 import harness
-from harness import HANG, MIB, Daemon, main, run, says
+from harness import HANG, MIB, Daemon, connect, main, run, says
 from qmp_client import Qmp
 from state import Guest, Service
 
@@ -161,6 +164,10 @@ def test_under_load(tmp):
         assert now.get("chaind_disk_open", disk="db") == 1
         assert now.get("chaind_build_info") == 1 and now.get("process_open_fds") > 10
         assert now.get("chaind_thread_cpu_seconds_total", thread="control-0") >= 0
+        for thread in (f"loop-{i}" for i in range(os.cpu_count())):
+            turns, sleeps = (now.get(f"chaind_loop_{n}_total", thread=thread) for n in ("turns", "sleeps"))
+            assert turns >= sleeps > 0, (thread, turns, sleeps)
+            assert now.get("chaind_loop_requests_in_flight", thread=thread) == 0
         assert 0 < now.get("chaind_map_memory_bytes", use="tables") <= now.get("chaind_map_memory_limit_bytes")
 
 
@@ -185,6 +192,52 @@ def test_jobs_and_limits(tmp):
         s.command("job-cancel", id="b")
         s.idle()
         assert not [key for key in metrics(tmp).samples if key[0].startswith("chaind_job_")]
+
+
+def test_lookups(tmp):
+    """What is read first is a miss, and then hits, in tables and in maps; disks that go take none away"""
+    with Service(tmp, "--metrics-listen", tmp / "m.sock") as s:
+        s.command("disk-create", name="web", size=64 * MIB)
+        s.snapshot("web", "p")
+
+        def lookups():
+            m = metrics(tmp)
+            return [m.get(f"chaind_map_memory_{what}_total", use=use)
+                    for use in ("tables", "maps") for what in ("misses", "hits")]
+        h = s.connect("web")
+        h.pwrite(b"x" * MIB, 0)
+        h.pread(MIB, 8 * MIB)
+        first = lookups()
+        assert min(first) > 0, first
+        for _ in range(50):
+            h.pread(4096, 0)
+            h.pread(4096, 8 * MIB)
+        again = lookups()
+        assert [again[0], again[2]] == [first[0], first[2]], (first, again)
+        assert again[1] >= first[1] + 50 and again[3] >= first[3] + 50, (first, again)
+        h.shutdown()
+        s.command("disk-remove", name="web")
+        assert all(now >= was for now, was in zip(lookups(), again))
+
+
+def test_in_flight(tmp):
+    """A loop tells of requests that it executes"""
+    d = Daemon("--qmp", tmp / "qmp", "--metrics-listen", tmp / "m.sock", "--loops", "1",
+               "--nbd-server", f"addr.type=unix,addr.path={tmp}/nbd")
+    try:
+        q = Qmp(tmp / "qmp")
+        q.command("blockdev-add", driver="null-co", node_name="n", size=MIB, latency_ns=10 ** 12)
+        q.command("block-export-add", type="nbd", id="e", node_name="n", name="e", writable=True)
+        h = connect(f"nbd+unix:///e?socket={tmp}/nbd")
+        for i in range(3):
+            h.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(512)), 512 * i)
+        end = time.monotonic() + HANG
+        while metrics(tmp).get("chaind_loop_requests_in_flight", thread="loop-0") != 3:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        assert metrics(tmp).get("chaind_loop_requests_in_flight", thread="control-0") == 0
+    finally:
+        d.kill()
 
 
 def test_odd_names(tmp):

@@ -41,6 +41,11 @@ unsigned loops_count(const Loops *loops)
     return 1;
 }
 
+char *loops_thread_name(const Loops *loops, unsigned i)
+{
+    return g_strdup_printf("loop-%u", i);
+}
+
 SizeWatch *size_watch_new(SizeWatchFn *fn, void *arg)
 {
     return NULL;

@@ -24,6 +24,14 @@ Loop *loop_new(const LoopConfig *config, GError **error);
 void loop_free(Loop *loop);
 unsigned loop_max_fibers(const Loop *loop);
 
+// What a loop has done so far.
+typedef struct LoopStats {
+    uint64_t n_turns;
+    uint64_t n_sleeps; // turns that ended with a wait for events
+} LoopStats;
+// Any thread.
+LoopStats loop_stats(const Loop *loop);
+
 // Runs until loop_stop() was called and no fiber is left. The only function that runs a loop.
 void loop_run(Loop *loop);
 // Ends loop_run() once the last fiber ended. Any thread.

@@ -23,6 +23,13 @@ bool map_memory_is_short(const MapMemory *m, MapMemoryUse use);
 uint64_t map_memory_used(const MapMemory *m, MapMemoryUse use);
 uint64_t map_memory_limit(const MapMemory *m);
 
+// Look-ups so far, of all loops: those that found what they looked for, and those for which it was
+// read or made.
+typedef struct MapMemoryLookups {
+    uint64_t n_hits, n_misses;
+} MapMemoryLookups;
+MapMemoryLookups map_memory_lookups(MapMemory *m, MapMemoryUse use);
+
 // Of the slices, those that cannot be dropped because they are not on disk yet; and how many images
 // have some.
 void map_memory_add_dirty(MapMemory *m, int64_t bytes, int n_images);

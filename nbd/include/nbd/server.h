@@ -150,6 +150,8 @@ void nbds_server_stop(Fiber *self, NbdsServer *server);
 
 // Clients connected now, handshakes included. Any thread.
 unsigned nbds_server_n_clients(const NbdsServer *server);
+// Requests that are executed on that loop now. Any thread.
+uint64_t nbds_server_n_executing(NbdsServer *server, const Loop *loop);
 
 typedef enum NbdsOperation {
     NBDS_OPERATION_READ,
