@@ -79,12 +79,16 @@ static void end_snapshot(Fiber *self, Daemon *daemon, const Intent *intent)
 
 // -- merges ---------------------------------------------------------------------------------------
 
-// Does its header name this below? `base` NULL: nothing.
-static bool stands_on(Fiber *self, Daemon *daemon, const DiskLayer *layer, const DiskLayer *base)
+// Does its header name this below? `base` NULL: nothing. Negative, with a line in the log: it cannot be read.
+static int stands_on(Fiber *self, Daemon *daemon, const DiskLayer *layer, const DiskLayer *base)
 {
     ImageFacts facts = {0};
-    if (image_facts_read(self, daemon, layer->file, layer->format, &facts, NULL) < 0)
-        return false;
+    g_autoptr(GError) error = NULL;
+    int r = image_facts_read(self, daemon, layer->file, layer->format, &facts, &error);
+    if (r < 0) {
+        log_line(LOG_WARNING, "whether a merge has ended is not known: %s", error->message);
+        return r;
+    }
     bool does = g_strcmp0(facts.backing_file, base ? base->file : NULL) == 0;
     image_facts_clear(&facts);
     return does;
@@ -96,15 +100,17 @@ static void remove_left(Fiber *self, Daemon *daemon, MergeLeft *left)
     merge_left_clear(left);
 }
 
+// Where the image cannot be read its disk is not opened, and the intent stays for the next start.
 static void end_stream(Fiber *self, Daemon *daemon, const Intent *intent)
 {
     StreamMerge merge;
     MergeLeft left;
-    if (!stream_merge_parse(daemon->catalogue, intent->detail, &merge) ||
-        !stands_on(self, daemon, merge.image, merge.base)) {
+    bool is_known = stream_merge_parse(daemon->catalogue, intent->detail, &merge);
+    int r = is_known ? stands_on(self, daemon, merge.image, merge.base) : 0;
+    if (r == 0)
         merge_give_up(self, daemon->catalogue, intent->id);
+    if (r <= 0)
         return;
-    }
     stream_merge_note(self, daemon->catalogue, intent->id, &merge, &left);
     remove_left(self, daemon, &left);
 }
@@ -115,7 +121,7 @@ static bool is_in(void *arg, const DiskLayer *overlay)
 }
 
 // Where one overlay names the base, what was merged is complete. Those that do not yet show the same over
-// the top, which stays below them.
+// the top, which stays below them. Where none that can be read does, the intent stays for those that cannot.
 static void end_commit(Fiber *self, Daemon *daemon, const Intent *intent)
 {
     Catalogue *catalogue = daemon->catalogue;
@@ -125,13 +131,17 @@ static void end_commit(Fiber *self, Daemon *daemon, const Intent *intent)
     bool is_known = commit_merge_parse(catalogue, intent->detail, &merge);
     g_autoptr(GPtrArray) overlays =
         is_known ? catalogue_layers_above(catalogue, merge.top) : g_ptr_array_new();
-    for (guint i = 0; i < overlays->len; i++)
-        if (stands_on(self, daemon, overlays->pdata[i], merge.base))
+    int unread = 0;
+    for (guint i = 0; i < overlays->len; i++) {
+        int r = stands_on(self, daemon, overlays->pdata[i], merge.base);
+        if (r > 0)
             g_ptr_array_add(over, overlays->pdata[i]);
-    if (!over->len) {
-        merge_give_up(self, catalogue, intent->id);
-        return;
+        unread = MIN(unread, r);
     }
+    if (!over->len && unread == 0)
+        merge_give_up(self, catalogue, intent->id);
+    if (!over->len)
+        return;
     commit_merge_note(self, catalogue, intent->id, &merge, is_in, over, &left);
     remove_left(self, daemon, &left);
 }

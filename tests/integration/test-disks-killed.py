@@ -3,6 +3,7 @@
 """The daemon is killed at each step of each command of disks, and started again: every disk is as it was
 before the command or as after it, shows what it did, and nothing is left over. Ends at the places that
 daemon/state/stop-point.h names: chaind-stops beside chaind is the program that does."""
+import pathlib
 import random
 import struct
 import threading
@@ -308,6 +309,49 @@ def test_file_system_away(tmp):
         assert s.content("web") == b"x" * 4096 + bytes(SIZE - 4096)
         assert s.content("db") == bytes(SIZE)
         assert [[p["name"] for p in s.disk(name)["points"]] for name in ("web", "db")] == [["new"]] * 2
+
+
+def test_merge_away(tmp):
+    """A merge that was killed at its end, and started without its files, is found to be done with them"""
+    need_stops()
+    for way, place in ("stream", "a stream has switched"), ("commit", "a commit has switched"):
+        there = tmp / way
+        images = there / "images"
+        images.mkdir(parents=True)
+
+        def prepare(s):
+            s.command("disk-create", name="web", size=SIZE, directory=str(images))
+            for i, point in enumerate(("mon", "tue")):
+                s.write("web", 12, i, 4 * KIB)
+                s.snapshot("web", point)
+            s.write("web", 12, 5, 4 * KIB)
+
+        with Service(there, stops=True, env={"CHAIND_STOP_POINTS": str(there / "points")}) as s:
+            prepare(s)
+            passed(there)
+            delete(s, "mon", way)
+            n = passed(there).index(place) + 1
+            s.command("disk-remove", name="web", delete_files=True)
+        with Service(there) as s:
+            prepare(s)
+            before = contents(s)
+        s = Service(there, stops=True, env={"CHAIND_STOP_AT": str(n)})
+        try:
+            delete(s, "mon", way)
+        except (ConnectionError, TypeError):
+            pass
+        s.process.wait(harness.HANG)
+        s.kill()
+        images.rename(there / "away")
+        with Service(there) as s:
+            assert not s.disk("web")["open"]
+        (there / "away").rename(images)
+        with Service(there) as s:
+            s.idle()
+            del before["web", "mon"]
+            assert contents(s) == before
+            assert {p.name for p in images.iterdir()} == {
+                pathlib.Path(of["file"]).name for of in s.disk("web")["layers"]}
 
 
 def test_flushed(tmp):
