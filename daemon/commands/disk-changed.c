@@ -67,9 +67,10 @@ static char *problem_of(Fiber *self, const Daemon *daemon, const Disk *disk,
                                "rollback, or by moving",
                                checkpoint->name, disk->name);
     if (needs_file && !checkpoint->target)
-        return g_strdup_printf("the backup of the checkpoint '%s' was pulled, so there is no image "
-                               "that this one could lie over",
-                               checkpoint->name);
+        return g_strdup_printf(
+            "the backup of the checkpoint '%s' was pulled, or another file has its "
+            "name since, so there is no image that this one could lie over",
+            checkpoint->name);
     if (needs_file && !disk_files_exist(self, checkpoint->target))
         return g_strdup_printf("the backup '%s', over which this one would lie, is not there",
                                checkpoint->target);

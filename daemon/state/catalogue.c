@@ -599,6 +599,18 @@ int64_t catalogue_add_intent(Catalogue *c, DatabaseChange *change, const char *k
     return c->last_intent;
 }
 
+static void forget_target(Catalogue *c, const char *path)
+{
+    for (guint d = 0; d < c->disks->len; d++) {
+        const Disk *disk = c->disks->pdata[d];
+        for (guint i = 0; i < disk->checkpoints->len; i++) {
+            Checkpoint *checkpoint = disk->checkpoints->pdata[i];
+            if (g_strcmp0(checkpoint->target, path) == 0)
+                g_clear_pointer(&checkpoint->target, g_free);
+        }
+    }
+}
+
 int64_t catalogue_intend(Fiber *self, Catalogue *c, const char *kind, json_t *detail,
                          GError **error)
 {
@@ -607,9 +619,24 @@ int64_t catalogue_intend(Fiber *self, Catalogue *c, const char *kind, json_t *de
                         (long long)c->last_layer);
     database_change_add(change, "UPDATE counters SET value = %lld WHERE name = 'job'",
                         (long long)c->last_job);
+    // A file that is to be made is not there, so a backup of that name is not any more.
+    json_auto_t *made = json_incref(json_object_get(detail, "files"));
+    size_t i;
+    const json_t *file;
+    json_array_foreach(made, i, file)
+    {
+        database_change_add(change, "UPDATE checkpoints SET target = NULL WHERE target = %Q",
+                            json_string_value(file));
+    }
     int64_t id = catalogue_add_intent(c, change, kind, detail);
     int r = database_write(self, c->database, change, error);
-    return r < 0 ? r : id;
+    if (r < 0)
+        return r;
+    json_array_foreach(made, i, file)
+    {
+        forget_target(c, json_string_value(file));
+    }
+    return id;
 }
 
 void catalogue_change_intent(DatabaseChange *change, int64_t id, const char *kind, json_t *detail)

@@ -43,7 +43,7 @@ typedef struct DiskExport {
 typedef struct Checkpoint {
     char *name;
     DiskLayer *layer;
-    char *target; // the last backup of it; NULL: none
+    char *target; // the last backup of it; NULL: none, or another file has its name
     int64_t created_s;
 } Checkpoint;
 
@@ -149,7 +149,8 @@ void catalogue_drop_unneeded(Catalogue *catalogue, DatabaseChange *change, json_
 int64_t catalogue_next_layer(Catalogue *catalogue, DatabaseChange *change);
 int64_t catalogue_next_job(Catalogue *catalogue, DatabaseChange *change);
 
-// Durable before what it speaks of is begun: `detail` (taken). Its number, or negative with a sentence.
+// Durable before what it speaks of is begun: `detail` (taken). Its number, or negative with a sentence. Checkpoints
+// whose backup had the name of what is to be made are without one then.
 int64_t catalogue_intend(Fiber *self, Catalogue *catalogue, const char *kind, json_t *detail,
                          GError **error);
 // As part of a change.

@@ -154,6 +154,22 @@ def test_database_without_room(tmp):
                 assert content_of(images / "b") == s.content("web")
 
 
+def test_name_of_another_backup(tmp):
+    """A backup never lies over one of another disk that has the name of its own since"""
+    with Service(tmp) as s:
+        for name in "web", "db":
+            s.command("disk-create", name=name, size=SIZE)
+            s.write(name, 50, len(name))
+        backup(s, tmp / "x", checkpoint="c")
+        (tmp / "x").unlink()
+        s.well(s.command("disk-backup", disk="db", target=str(tmp / "x"))["job"])
+        says(s.error("disk-backup", disk="web", target=str(tmp / "y"), since="c"), "another file")
+    with Service(tmp) as s:
+        reply, _ = backup(s, tmp / "y", since="last")
+        says(reply["reason"], "another file")
+        assert content_of(tmp / "y") == s.content("web")
+
+
 def test_any_disk(tmp):
     """Raw and read-only disks, and those without exports, are backed up and moved, too"""
     with Service(tmp) as s:
