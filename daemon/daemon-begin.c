@@ -23,6 +23,7 @@
 #include "metrics-service.h"
 #include "reload.h"
 #include "startup.h"
+#include "throttle-policy.h"
 
 enum { REQUEST_FIBERS = 4096 }; // of each loop, besides two for each client
 
@@ -289,6 +290,7 @@ static int start_loops(Daemon *daemon, GError **error)
         daemon->loops);
     daemon->exports = exports_new(daemon->nodes, daemon->nbd, export_removed, daemon);
     exports_watch(daemon->exports, clients_or_exports_changed, daemon);
+    throttle_policy_begin(daemon);
     return 0;
 }
 

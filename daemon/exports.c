@@ -21,6 +21,8 @@ struct Exports {
     void *removed_arg;
     void (*changed)(void *arg); // NULL: nobody watches
     void *changed_arg;
+    ExportGroupFn *group_of; // NULL: there is no configuration
+    void *group_arg;
     GPtrArray *all; // Export
     FiberWaitGroup additions, removals, limitings;
 };
@@ -104,9 +106,20 @@ static void export_free(Exports *exports, Export *export)
 
 // -- limits ---------------------------------------------------------------------------------------
 
-static ThrottleGroup *use_group(const Exports *exports, const ExportThrottle *throttle)
+static const char *configured_group(const Exports *exports, const char *name)
+{
+    return exports->group_of ? exports->group_of(exports->group_arg, name) : NULL;
+}
+
+// Of the export that clients call `name`. A new user, or NULL.
+static ThrottleGroup *use_group(const Exports *exports, const char *name,
+                                const ExportThrottle *throttle)
 {
     ThrottleGroups *groups = nodes_throttle_groups(exports->nodes);
+    ExportThrottle configured = {.group = configured_group(exports, name)};
+    throttle_limits_init(&configured.limits);
+    if (!throttle && configured.group)
+        throttle = &configured;
     return throttle ? throttle_groups_use(groups, throttle->group, &throttle->limits) : NULL;
 }
 
@@ -121,22 +134,20 @@ static void limit_on_loop(void *arg)
     nbds_export_set_throttle(l->nbds, l->group);
 }
 
-static bool is_in_group(const Export *export, const ExportThrottle *throttle)
-{
-    return throttle && export->throttle &&
-           g_str_equal(throttle_group_name(export->throttle), throttle->group);
-}
-
 // On the control loop nobody comes in between up to the remote call; exports_remove() waits for that.
+// With the lock of moves. Where the group stays, what waits goes on waiting.
 static void set_throttle(Fiber *self, Exports *exports, Export *export,
                          const ExportThrottle *throttle)
 {
-    ThrottleGroup *old = export->throttle, *group = use_group(exports, throttle);
-    Limiting l = {export->nbds, group ? throttle_group_ref(group) : NULL};
+    ThrottleGroup *old = export->throttle, *group = use_group(exports, export->name, throttle);
+    export->has_own_throttle = throttle;
     export->throttle = group;
-    fiber_wait_group_add(&exports->limitings, 1);
-    remote_call_plain(self, nbds_export_loop(export->nbds), limit_on_loop, &l);
-    fiber_wait_group_done(&exports->limitings);
+    if (group != old) {
+        Limiting l = {export->nbds, group ? throttle_group_ref(group) : NULL};
+        fiber_wait_group_add(&exports->limitings, 1);
+        remote_call_plain(self, nbds_export_loop(export->nbds), limit_on_loop, &l);
+        fiber_wait_group_done(&exports->limitings);
+    }
     throttle_groups_end_use(nodes_throttle_groups(exports->nodes), old);
 }
 
@@ -147,10 +158,29 @@ bool exports_set_throttle(Fiber *self, Exports *exports, const char *id,
     fiber_rw_lock_read(self, move_lock);
     Export *export = exports_find(exports, id);
     bool is_there = export && !export->is_shutting_down;
-    if (is_there && !is_in_group(export, throttle)) // else what waits goes on waiting
+    if (is_there)
         set_throttle(self, exports, export, throttle);
     fiber_rw_unlock_read(self, move_lock);
     return is_there;
+}
+
+void exports_set_groups(Exports *exports, ExportGroupFn *group_of, void *arg)
+{
+    exports->group_of = group_of;
+    exports->group_arg = arg;
+}
+
+// Exports come and go meanwhile.
+void exports_refresh_groups(Fiber *self, Exports *exports)
+{
+    g_autoptr(GPtrArray) ids = g_ptr_array_new_with_free_func(g_free);
+    for (guint i = 0; i < exports->all->len; i++)
+        g_ptr_array_add(ids, g_strdup(((const Export *)exports->all->pdata[i])->id));
+    for (guint i = 0; i < ids->len; i++) {
+        const Export *export = exports_find(exports, ids->pdata[i]);
+        if (export && !export->has_own_throttle)
+            exports_set_throttle(self, exports, ids->pdata[i], NULL);
+    }
 }
 
 // -- adding ---------------------------------------------------------------------------------------
@@ -284,7 +314,8 @@ int exports_add(Fiber *self, Exports *exports, NamedNode *named, const ExportSpe
         .name = g_strdup(spec->name),
         .use = nodes_use(named, user, spec->is_writable),
         .server = exports->server,
-        .throttle = use_group(exports, spec->throttle),
+        .throttle = use_group(exports, spec->name, spec->throttle),
+        .has_own_throttle = spec->throttle,
     };
     export->use->is_fixed = spec->is_fixed;
     export->use->allows_inactive = spec->allows_inactive || !spec->is_writable;

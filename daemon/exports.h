@@ -14,6 +14,7 @@ typedef struct Export {
     NbdsExport *nbds; // NULL: still being added; freed on its loop while it is shutting down
     NbdServer *server;
     ThrottleGroup *throttle; // whose limits hold, as its user; NULL: there are none
+    bool has_own_throttle;   // that were asked for; else the configuration says which
     bool is_shutting_down;
 } Export;
 
@@ -41,7 +42,7 @@ typedef struct ExportSpec {
     bool is_writethrough;           // each write is durable before its reply
     const json_t *bitmaps;          // BlockDirtyBitmapOrStr, for clients; NULL: none
     bool has_allocation_depth;      // clients may ask for it
-    const ExportThrottle *throttle; // NULL: no limits
+    const ExportThrottle *throttle; // NULL: none of its own
 } ExportSpec;
 
 // `removed` (may be NULL) is told when an export is gone.
@@ -49,6 +50,12 @@ typedef void ExportRemovedFn(void *arg, const char *id);
 Exports *exports_new(Nodes *nodes, NbdServer *server, ExportRemovedFn *removed, void *removed_arg);
 // `changed` is told when there is one more, or one less. Once.
 void exports_watch(Exports *exports, void (*changed)(void *arg), void *arg);
+// The throttle group that the configuration has for the exports of that name; NULL: none. Borrowed.
+typedef const char *ExportGroupFn(void *arg, const char *name);
+// Holds for exports without limits of their own; NULL (the default): there are no others. Once.
+void exports_set_groups(Exports *exports, ExportGroupFn *group_of, void *arg);
+// `group_of` answers differently now. Without the lock.
+void exports_refresh_groups(Fiber *self, Exports *exports);
 // Empty. Accepts NULL.
 void exports_free(Exports *exports);
 
@@ -60,7 +67,7 @@ int exports_add(Fiber *self, Exports *exports, NamedNode *named, const ExportSpe
 int exports_remove(Fiber *self, Exports *exports, Export *export);
 
 // What holds for the clients of the export of that id from now on, also for those that it has.
-// `throttle` NULL: no limits. Without the lock. False: there is no such export, or not for long.
+// `throttle` NULL: none of its own. Without the lock. False: there is no such export, or not for long.
 bool exports_set_throttle(Fiber *self, Exports *exports, const char *id,
                           const ExportThrottle *throttle);
 

@@ -10,6 +10,7 @@
 #include "configured-listeners.h"
 #include "daemon.h"
 #include "log.h"
+#include "throttle-policy.h"
 
 struct Reload {
     Daemon *daemon;
@@ -102,12 +103,15 @@ static void apply_log_level(const Daemon *daemon, GPtrArray *done)
 // Of what is not a listener.
 static void apply_changes(const Daemon *daemon, const GArray *changes, ReloadReport *report)
 {
-    bool is_access_changed = false;
+    bool is_access_changed = false, are_limits_changed = false;
     for (guint i = 0; i < changes->len; i++) {
         const ConfigChange *change = &g_array_index(changes, ConfigChange, i);
         if (is_overridden(&daemon->options, change))
             continue;
-        is_access_changed |= change->section == &settings_export;
+        bool is_limit = change->section == &settings_throttle_group ||
+                        change->key->names == &settings_throttle_group;
+        are_limits_changed |= is_limit;
+        is_access_changed |= change->section == &settings_export && !is_limit;
         if (change->key->effect == CONFIG_AT_START)
             g_ptr_array_add(report->waiting, describe(change));
         else if (change->section == &settings_daemon && g_str_equal(change->key->name, "log"))
@@ -115,6 +119,8 @@ static void apply_changes(const Daemon *daemon, const GArray *changes, ReloadRep
     }
     if (is_access_changed)
         g_ptr_array_add(report->done, g_strdup("who may use which export has changed"));
+    if (are_limits_changed)
+        g_ptr_array_add(report->done, g_strdup("what clients of exports may do has changed"));
 }
 
 // -- reloading ------------------------------------------------------------------------------------
@@ -142,6 +148,7 @@ static void commit(Fiber *self, Daemon *daemon, Config *now, ListenChange *liste
         nbds_server_refresh_access(server);
     if (listeners && server && !nbd_server_is_stopping(daemon->nbd))
         listen_change_commit(self, listeners, daemon->nbd, before, report->done, report->failed);
+    throttle_policy_change(self, daemon, before, report->failed);
     apply_changes(daemon, changes, report);
     config_free(before);
 }

@@ -6,6 +6,7 @@
 
 #include "daemon/daemon.h"
 #include "daemon/qmp/args.h"
+#include "daemon/throttle-policy.h"
 #include "disk-info.h"
 #include "throttle-limits.h"
 
@@ -122,6 +123,9 @@ static int set_io_throttle(Fiber *self, QmpCall *call, const json_t *args, json_
     if (r < 0)
         return r;
     bool is_none = throttle_limits_are_none(&throttle.limits);
+    r = is_none ? 0 : throttle_policy_check_not_its_group(call->daemon, throttle.group, error);
+    if (r < 0)
+        return r;
     Catalogue *catalogue = call->daemon->catalogue;
     if (catalogue)
         fiber_mutex_lock(self, &catalogue->lock);
@@ -136,7 +140,8 @@ static const QmpCommand commands[] = {
      "Limits what the clients of an export may do, from now on, also those that it has. Of a "
      "disk's "
      "export it is remembered. Limits are those of the group: all of them change, for all members. "
-     "Without any limit the export is in no group. Requests wait before they enter the graph, so "
+     "Without any limit the export is in no group, or in that which the configuration has for it, "
+     "whose limits change there only. Requests wait before they enter the graph, so "
      "nothing that changes the graph waits for them; WRITE_ZEROES and TRIM count as a request, not "
      "by their bytes. query-export-stats tells what holds. As in QEMU, but that `id` is an export.",
      set_io_throttle},

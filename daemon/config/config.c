@@ -363,6 +363,19 @@ static void check_keys(const ConfigEntry *entry, GPtrArray *mistakes)
     key_file_mistake(mistakes, place->path, place->line, "%s", error->message);
 }
 
+// What a key names must be there.
+static void check_names(const Config *config, const ConfigEntry *entry, GPtrArray *mistakes)
+{
+    const ConfigKey *keys = entry->section->keys;
+    for (unsigned i = 0; keys[i].name; i++) {
+        const ConfigSection *wanted = entry->texts[i] ? keys[i].names : NULL;
+        if (wanted && !config_find(config, wanted, entry->texts[i]))
+            key_file_mistake(mistakes, entry->places[i].path, entry->places[i].line,
+                             "'%s': there is no [%s %s]", keys[i].name, wanted->name,
+                             entry->texts[i]);
+    }
+}
+
 static void check_entries(Config *config, GPtrArray *mistakes)
 {
     for (guint i = 0; i < config->entries->len;) {
@@ -372,6 +385,7 @@ static void check_entries(Config *config, GPtrArray *mistakes)
             continue;
         }
         check_keys(entry, mistakes);
+        check_names(config, entry, mistakes);
         i++;
     }
 }

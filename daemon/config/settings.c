@@ -20,6 +20,9 @@ static const ConfigType text = {CONFIG_TEXT};
 static const ConfigType interval = {CONFIG_NUMBER, .min = 1, .max = 3600};
 static const ConfigType address = {CONFIG_ADDRESS};
 static const ConfigType mode = {CONFIG_MODE};
+// Below what throttle groups take, which is 10^15.
+static const ConfigType rate = {CONFIG_SIZE, .max = UINT64_C(900) << 40};
+static const ConfigType requests = {CONFIG_NUMBER, .max = 1000000000};
 static const ConfigType user = {CONFIG_USER}, users = {CONFIG_USERS};
 static const ConfigType group = {CONFIG_GROUP}, groups = {CONFIG_GROUPS};
 static const ConfigType ranges = {CONFIG_RANGES};
@@ -184,6 +187,57 @@ const ConfigSection settings_listen = {
     .check = check_listen,
 };
 
+// -- [throttle-group NAME] ------------------------------------------------------------------------
+
+#define AT(field) offsetof(ThrottleGroupSettings, field)
+static const ConfigKey throttle_group_keys[] = {
+    {"bps", &rate, AT(bps), CONFIG_LIVE, "How many bytes a second may be read and written."},
+    {"read-bps", &rate, AT(read_bps), CONFIG_LIVE, "How many may be read, instead."},
+    {"write-bps", &rate, AT(write_bps), CONFIG_LIVE, "How many may be written, instead."},
+    {"iops", &requests, AT(iops), CONFIG_LIVE, "How many requests a second there may be."},
+    {"read-iops", &requests, AT(read_iops), CONFIG_LIVE, "How many reads, instead."},
+    {"write-iops", &requests, AT(write_iops), CONFIG_LIVE,
+     "How many writes, zeroes and discards, instead."},
+    {0},
+};
+#undef AT
+
+void settings_throttle_limits(const ThrottleGroupSettings *settings, ThrottleLimits *ret_limits)
+{
+    throttle_limits_init(ret_limits);
+    ThrottleRate *rates = ret_limits->rates;
+    rates[THROTTLE_BPS_TOTAL].average = settings->bps;
+    rates[THROTTLE_BPS_READ].average = settings->read_bps;
+    rates[THROTTLE_BPS_WRITE].average = settings->write_bps;
+    rates[THROTTLE_IOPS_TOTAL].average = settings->iops;
+    rates[THROTTLE_IOPS_READ].average = settings->read_iops;
+    rates[THROTTLE_IOPS_WRITE].average = settings->write_iops;
+}
+
+static int check_throttle_group(const void *values, const char **ret_key, GError **error)
+{
+    const ThrottleGroupSettings *settings = values;
+    if (settings->bps && (settings->read_bps || settings->write_bps))
+        return refuse(ret_key, "bps", error,
+                      "'bps' is for both directions: leave it, or the others");
+    if (settings->iops && (settings->read_iops || settings->write_iops))
+        return refuse(ret_key, "iops", error,
+                      "'iops' is for both directions: leave it, or the others");
+    return 0;
+}
+
+const ConfigSection settings_throttle_group = {
+    .name = "throttle-group",
+    .label = "NAME",
+    .size = sizeof(ThrottleGroupSettings),
+    .keys = throttle_group_keys,
+    .doc =
+        "How much the clients of some exports may do, all of them together; 0, or nothing, is no "
+        "limit. Which exports these are, their sections say (B<throttle-group>, below). A change "
+        "holds at once, for requests that wait, too.",
+    .check = check_throttle_group,
+};
+
 // -- [export PATTERN] -----------------------------------------------------------------------------
 
 #define AT(field) offsetof(ExportSettings, field)
@@ -198,6 +252,10 @@ static const ConfigKey export_keys[] = {
     {"allow-tls", &patterns, AT(allow_tls), CONFIG_LIVE,
      "Who may use it by what TLS has verified: patterns of the distinguished name of a certificate "
      "(the listener needs tls-verify-peer), or of the user of a key, separated by C<;>."},
+    {"throttle-group", &text, AT(throttle_group), CONFIG_LIVE,
+     "The section whose limits hold for the export, unless it was given limits of its own "
+     "(C<chainctl limit>). A change holds at once, also for clients that are connected.",
+     .names = &settings_throttle_group},
     {0},
 };
 #undef AT
@@ -210,15 +268,16 @@ const ConfigSection settings_export = {
     .doc =
         "Policy for exports: I<PATTERN> is a name, or has C<*> and C<?> as in a shell. "
         "Where several match, a key is taken from the section that is the name itself, else from "
-        "the last one that has it. As soon as one of these keys is set for an export, only those "
-        "may use it whom one of them names: for others it is not listed, and choosing it is "
-        "refused. The keys hold for clients that connect after a reload.",
+        "the last one that has it. As soon as one of the keys B<allow-...> is set for an export, "
+        "only those may use it whom one of them names: for others it is not listed, and choosing "
+        "it is refused. These keys hold for clients that connect after a reload.",
 };
 
 // -- all ------------------------------------------------------------------------------------------
 
 const ConfigSection *const settings_sections[] = {&settings_daemon, &settings_control,
-                                                  &settings_listen, &settings_export, NULL};
+                                                  &settings_listen, &settings_throttle_group,
+                                                  &settings_export, NULL};
 
 const ConfigKey *settings_find_key(const ConfigSection *section, const char *name)
 {

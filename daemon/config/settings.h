@@ -7,6 +7,7 @@
 #include <stddef.h>
 #include <sys/types.h>
 
+#include "chain-core/throttle-group.h"
 #include "nbd/server.h"
 #include "value.h"
 
@@ -16,6 +17,8 @@ typedef enum ConfigEffect {
     CONFIG_LIVE,     // with a reload
 } ConfigEffect;
 
+typedef struct ConfigSection ConfigSection;
+
 typedef struct ConfigKey {
     const char *name;
     const ConfigType *type;
@@ -23,9 +26,11 @@ typedef struct ConfigKey {
     ConfigEffect effect;
     const char *doc;      // one paragraph of the manual (POD)
     const char *fallback; // what holds when it is not said; NULL: zeros
+    // Its text is the label of such a section, which must be there. NULL: it is not.
+    const ConfigSection *names;
 } ConfigKey;
 
-typedef struct ConfigSection {
+struct ConfigSection {
     const char *name;      // [NAME], or
     const char *label;     // [NAME LABEL]: many of a kind; what the label is, in a word. NULL: one
     size_t size;           // of its struct
@@ -37,7 +42,7 @@ typedef struct ConfigSection {
     // What must hold between the keys: -EINVAL with a sentence, and the key that it is about. NULL:
     // nothing.
     int (*check)(const void *values, const char **ret_key, GError **error);
-} ConfigSection;
+};
 
 // [daemon]. On the command line each has an option of the same name.
 typedef struct DaemonSettings {
@@ -74,16 +79,24 @@ typedef struct ListenSettings {
     char *tls_authz; // a file of authz-list-file; NULL: none
 } ListenSettings;
 
-// [export PATTERN]: who may use the exports whose names match. NULL: that way nobody, but if all are
-// NULL everybody.
+// [throttle-group NAME]: how much the clients of its exports may do together, a second; 0: no limit.
+typedef struct ThrottleGroupSettings {
+    uint64_t bps, read_bps, write_bps;
+    unsigned iops, read_iops, write_iops;
+} ThrottleGroupSettings;
+
+// [export PATTERN]: who may use the exports whose names match, and how much. allow_…: NULL: that way
+// nobody, but if all are NULL everybody.
 typedef struct ExportSettings {
     GArray *allow_uid;     // uid_t
     GArray *allow_gid;     // gid_t
     GArray *allow_address; // AddressRange
     GPtrArray *allow_tls;  // char *: patterns of TLS's identities
+    char *throttle_group;  // NULL: none
 } ExportSettings;
 
-extern const ConfigSection settings_daemon, settings_control, settings_listen, settings_export;
+extern const ConfigSection settings_daemon, settings_control, settings_listen,
+    settings_throttle_group, settings_export;
 // All of them; ends with NULL.
 extern const ConfigSection *const settings_sections[];
 
@@ -93,6 +106,7 @@ const ConfigKey *settings_find_key(const ConfigSection *section, const char *nam
 void settings_init(const ConfigSection *section, void *values);
 void settings_clear(const ConfigSection *section, void *values);
 NbdsTlsMode settings_tls_mode(const ListenSettings *listen);
+void settings_throttle_limits(const ThrottleGroupSettings *group, ThrottleLimits *ret_limits);
 static inline void *settings_value(const ConfigKey *key, void *values)
 {
     return (char *)values + key->offset;

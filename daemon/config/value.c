@@ -52,7 +52,7 @@ static bool parse_size(const ConfigType *type, const char *text, void *value)
             return false;
         shift = 10 * (unsigned)(unit - units + 1);
     }
-    if (n > UINT64_MAX >> shift || n << shift < type->min)
+    if (n > UINT64_MAX >> shift || n << shift < type->min || (type->max && n << shift > type->max))
         return false;
     *(uint64_t *)value = n << shift;
     return true;
@@ -224,8 +224,9 @@ char *config_value_describe(const ConfigType *type)
         return g_strdup_printf("a number from %" G_GUINT64_FORMAT " to %" G_GUINT64_FORMAT,
                                type->min, type->max);
     case CONFIG_SIZE: {
-        g_autofree char *min = format_size(type->min);
-        return g_strdup_printf("a size of at least %s, such as 64M", min);
+        g_autofree char *min = format_size(type->min), *max = format_size(type->max);
+        return type->max ? g_strdup_printf("a size from %s to %s, such as 64M", min, max)
+                         : g_strdup_printf("a size of at least %s, such as 64M", min);
     }
     case CONFIG_CHOICE:
         return describe_choice(type);

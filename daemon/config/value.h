@@ -10,7 +10,7 @@
 typedef enum ConfigKind {
     CONFIG_YES_NO,   // bool
     CONFIG_NUMBER,   // unsigned, from `min` to `max`
-    CONFIG_SIZE,     // uint64_t, bytes, of at least `min`; with K, M, G or T
+    CONFIG_SIZE,     // uint64_t, bytes, from `min` to `max` (0: no bound); with K, M, G or T
     CONFIG_CHOICE,   // an enum: the number of one of `choices`
     CONFIG_TEXT,     // char *
     CONFIG_PATH,     // char *, absolute

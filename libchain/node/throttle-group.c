@@ -8,6 +8,7 @@
 #include "chain-core/throttle-group.h"
 
 #include <errno.h>
+#include <string.h>
 
 #include "node/throttle-bucket.h"
 
@@ -132,6 +133,27 @@ void throttle_groups_end_use(ThrottleGroups *groups, ThrottleGroup *group)
     if (group->goes_with_users)
         throttle_groups_remove(groups, group->name); // -EBUSY: there are others
     throttle_group_unref(group);
+}
+
+void throttle_groups_keep(ThrottleGroups *groups, const char *name, const ThrottleLimits *limits)
+{
+    g_autoptr(ThrottleGroup) group = throttle_groups_use(groups, name, limits);
+    ThrottleLimits now;
+    group->goes_with_users = false;
+    throttle_group_get_limits(group, &now);
+    if (memcmp(&now, limits, sizeof now) != 0) // else what was used up stays so
+        throttle_group_set_limits(group, limits);
+    add_to_members(group, -1u);
+}
+
+void throttle_groups_let_go(ThrottleGroups *groups, const char *name)
+{
+    ThrottleGroup *group = throttle_groups_find(groups, name);
+    if (!group)
+        return;
+    group->goes_with_users = true;
+    add_to_members(group, 1);
+    throttle_groups_end_use(groups, group);
 }
 
 ThrottleGroup *throttle_group_ref(ThrottleGroup *group)

@@ -103,6 +103,12 @@ def test_sections(tmp):
             ("[daemon]\nmetrics-listen = localhost:http\n",
              ":2: 'localhost:http': the port must be a number from 0 to 65535, such as 10809; for a "
              "file name with a colon write ./NAME"),
+            ("[throttle-group a]\nbps = 1M\niops = 5\nwrite-iops = 5\n",
+             ":3: 'iops' is for both directions: leave it, or the others"),
+            ("[throttle-group a]\nread-bps = 1000T\n",
+             ":2: 'read-bps' is a size from 0 to 900T, such as 64M, not '1000T'"),
+            ("[throttle-group a]\n[export w*]\nthrottle-group = b\n",
+             ":3: 'throttle-group': there is no [throttle-group b]"),
             ("[export a]\nallow-address = 10.0.0.1/8\n",
              ":2: 'allow-address' is ranges of addresses, such as '10.1.0.0/16; 2001:db8::1', not "
              "'10.0.0.1/8'"),
@@ -245,7 +251,7 @@ def examples():
             path = None
         elif path:
             files[path] += "\n"
-    assert len(files) == 3 and len(printed) == 3, (files, printed)
+    assert len(files) == 4 and len(printed) == 4, (files, printed)
     return files, printed
 
 

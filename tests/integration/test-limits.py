@@ -7,7 +7,7 @@ import time
 import nbd
 
 from chainctl import Tool, daemon
-from harness import KIB, MIB, Daemon, main, qemu_img, says
+from harness import KIB, MIB, Daemon, fails, main, qemu_img, says
 from qmp_client import Qmp
 from state import Service
 
@@ -170,6 +170,81 @@ def test_remembered(tmp):
     # What the command line says of a group is newer than what is remembered of it.
     with Service(tmp, "--object", "throttle-group,id=g,limits.iops-total=7") as s:
         assert limits_of(s, "c") == ("g", {"iops-total": 7})
+
+
+class Configured(Service):
+    """One with a configuration, whose sections are given."""
+
+    def __init__(self, tmp, text, *args):
+        self.file = tmp / "c.conf"
+        self.file.write_text(text)
+        super().__init__(tmp, "--config", self.file, *args)
+
+    def reload(self, text):
+        self.file.write_text(text)
+        return self.command("reload-config")
+
+
+def test_configured(tmp):
+    """Exports are in the groups that files say, unless they have limits of their own; both change live"""
+    slow = "[throttle-group slow]\nbps = 1\n"
+    with Configured(tmp, f"{slow}[export w*]\nthrottle-group = slow\n") as s:
+        for name in ("web", "www", "db"):
+            s.command("disk-create", name=name, size=SIZE)
+        assert limits_of(s, "web") == limits_of(s, "www") == ("slow", {"bps-total": 1})
+        assert throttle_of(s, "db") is None
+        s.snapshot("web", "mon")
+        s.command("disk-export", disk="web", point="mon")
+        assert limits_of(s, "web@mon") == ("slow", {"bps-total": 1})
+        w = Waiting(s, "web")
+        # Other limits of the group.
+        reply = s.reload("[throttle-group slow]\nread-bps = 1G\nwrite-iops = 7\n"
+                         "[export w*]\nthrottle-group = slow\n")
+        says("\n".join(reply["done"]), "what clients of exports may do has changed")
+        w.end()
+        assert limits_of(s, "www") == ("slow", {"bps-read": 1 << 30, "iops-write": 7})
+        # Its own limits win, and without them it is back.
+        limit(s, "web", bps=5)
+        assert limits_of(s, "web") == ("web", {"bps-total": 5})
+        s.reload(f"{slow}[export *]\nthrottle-group = slow\n")
+        assert limits_of(s, "web") == ("web", {"bps-total": 5})
+        assert limits_of(s, "db") == ("slow", {"bps-total": 1})
+        limit(s, "web")
+        assert limits_of(s, "web") == ("slow", {"bps-total": 1})
+        # Out of the group, which goes.
+        w = Waiting(s, "web")
+        s.reload("")
+        w.end()
+        assert [throttle_of(s, name) for name in ("web", "www", "db")] == [None] * 3
+        s.command("object-add", qom_type="throttle-group", id="slow")
+
+
+def test_configured_names(tmp):
+    """A file's group changes in the file only, takes over one of that name, and leaves objects alone"""
+    group = "[throttle-group g]\niops = 100\n"
+    with Configured(tmp, "") as s:
+        for name in ("a", "b"):
+            s.command("disk-create", name=name, size=SIZE)
+        limit(s, "a", bps=1, group="g")
+        w = Waiting(s, "a")
+        s.reload(group)
+        w.end()
+        assert limits_of(s, "a") == ("g", {"iops-total": 100})
+        says(refusal(s, "b", bps=1, group="g"), f"{s.file}:1", "change them there")
+        says(s.error("object-add", qom_type="throttle-group", id="g"), "already exists")
+        limit(s, "a")
+        s.reload("")
+        s.command("object-add", qom_type="throttle-group", id="g")
+        reply = s.reload(group)
+        says("\n".join(reply["failed"]), f"{s.file}:1: there is an object 'g'")
+        limit(s, "b", bps=1, group="g")
+        s.reload("")
+        assert limits_of(s, "b") == ("g", {"bps-total": 1})
+        limit(s, "b")
+        s.command("object-del", id="g")
+    with Configured(tmp, group) as s:
+        assert throttle_of(s, "a") is None
+    says(fails("--state", tmp / "x", "--config", s.file, "--object", "throttle-group,id=g"), "already exists")
 
 
 def test_refused(tmp):

@@ -57,6 +57,12 @@ ThrottleGroup *throttle_groups_use(ThrottleGroups *groups, const char *name,
 // Takes `group`. Accepts NULL.
 void throttle_groups_end_use(ThrottleGroups *groups, ThrottleGroup *group);
 
+// There is a group of that name from now on, used or not, with these limits, which were checked: it
+// is made, or one that users made is kept, or the limits of one that is kept change.
+void throttle_groups_keep(ThrottleGroups *groups, const char *name, const ThrottleLimits *limits);
+// It goes with its last user, or at once.
+void throttle_groups_let_go(ThrottleGroups *groups, const char *name);
+
 ThrottleGroup *throttle_group_ref(ThrottleGroup *group);
 void throttle_group_unref(ThrottleGroup *group); // accepts NULL
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(ThrottleGroup, throttle_group_unref)
