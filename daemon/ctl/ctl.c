@@ -4,7 +4,7 @@
 const char *ctl_default_socket(void)
 {
     const char *socket = g_getenv("CHAIND_SOCKET");
-    return socket && *socket ? socket : "/run/chaind/control.sock";
+    return socket && *socket ? socket : CHAIND_RUN_DIR "/control.sock";
 }
 
 static OutputFormat format_of(const char *text)

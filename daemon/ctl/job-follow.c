@@ -216,12 +216,15 @@ static void show(Ctl *ctl, Following *f, bool is_forced)
 
 // -- the end --------------------------------------------------------------------------------------
 
-static void say_detached(Following *f)
+static void say_detached(Ctl *ctl, Following *f)
 {
     const char *id = f->follow->id;
+    bool is_drawn = f->progress.is_drawn && is_interrupted;
+    if (is_drawn)
+        show(ctl, f, true); // over what the terminal has put behind it
     progress_end(&f->progress);
-    fprintf(stderr, "still running as job %s.   chainctl wait %s  |  chainctl cancel %s\n", id, id,
-            id);
+    fprintf(stderr, "%sstill running as job %s.   chainctl wait %s  |  chainctl cancel %s\n",
+            is_drawn ? "^C  " : "", id, id, id);
 }
 
 static void say_done(const Following *f)
@@ -341,7 +344,7 @@ int job_follow(Ctl *ctl, const JobFollow *follow, GError **error)
     if (r < 0)
         progress_clear(&f.progress);
     else if (r == CTL_INTERRUPTED || r == CTL_PARTIAL)
-        say_detached(&f);
+        say_detached(ctl, &f);
     g_free(f.failure);
     g_free(f.label);
     json_decref(f.row);

@@ -59,33 +59,71 @@ static int unknown_verb(const char *name)
     return CTL_USAGE;
 }
 
-// What helps after an error of the daemon, which does not know chainctl. NULL: it says so itself.
-static const char *next_command(const GError *error)
+// What the daemon says for programs, and how chainctl has it. The first is at the end of a sentence.
+static const char *const translations[][2] = {
+    {": query-disks lists those that there are", ""},
+    {": query-disks lists those that it has", ""},
+    {"with \"clients\": \"hard\"", "with --disconnect"},
+};
+
+// Owned.
+static char *translate(const char *message)
 {
-    switch (error->code) {
-    case CTL_NOT_FOUND:
-        return "'chainctl ls' and 'chainctl jobs' list what there is";
-    case CTL_BUSY:
-        return "'chainctl tree' shows who uses what";
-    case CTL_NO_SPACE:
-        return "make room, or use another place";
+    GString *text = g_string_new(message);
+    for (unsigned i = 0; i < G_N_ELEMENTS(translations); i++)
+        g_string_replace(text, translations[i][0], translations[i][1], 0);
+    if (g_str_has_suffix(text->str, "."))
+        g_string_truncate(text, text->len - 1);
+    return g_string_free(text, FALSE);
+}
+
+// What lists that which was not found. NULL: nothing does. Owned.
+static char *listing_command(const Verb *verb, const char *word)
+{
+    g_auto(GStrv) parts = g_strsplit(word ? word : "", "@", 2);
+    switch (verb->words ? verb->words->kind : WORD_NONE) {
+    case WORD_JOB:
+        return g_strdup("'chainctl jobs' lists those there are");
+    case WORD_DISK:
+    case WORD_POINT:
+    case WORD_DISK_OR_POINT:
+        return *parts && parts[1]
+                   ? g_strdup_printf("'chainctl tree %s' shows those there are", *parts)
+                   : g_strdup("'chainctl ls' lists those there are");
     default:
         return NULL;
     }
 }
 
-static int report(const Verb *verb, const GError *error)
+// What helps after an error of the daemon, which does not know chainctl. NULL: it says so itself.
+// `word` is the verb's first one. Owned.
+static char *next_command(const Verb *verb, const char *word, const GError *error)
 {
-    const char *next =
-        error->code == CTL_USAGE || strstr(error->message, "chainctl") ? NULL : next_command(error);
-    gsize len = strlen(error->message);
-    int text_len = (int)(len && error->message[len - 1] == '.' ? len - 1 : len);
+    bool is_of_file = strstr(error->message, "No such file") || strstr(error->message, "(pid ");
+    if (strstr(error->message, "chainctl") || is_of_file)
+        return NULL;
+    switch (error->code) {
+    case CTL_NOT_FOUND:
+        return strstr(error->message, "there is no disk")
+                   ? g_strdup("'chainctl ls' lists those there are")
+                   : listing_command(verb, word);
+    case CTL_BUSY:
+        return g_strdup("'chainctl tree' shows who uses what");
+    case CTL_NO_SPACE:
+        return g_strdup("make room, or use another place");
+    default:
+        return NULL;
+    }
+}
+
+static int report(const Verb *verb, const char *word, const GError *error)
+{
+    g_autofree char *text = translate(error->message);
+    g_autofree char *next = next_command(verb, word, error);
     if (error->code == CTL_USAGE)
-        fprintf(stderr, "chainctl %s: %.*s: see 'chainctl help %s'\n", verb->name, text_len,
-                error->message, verb->name);
+        fprintf(stderr, "chainctl %s: %s: see 'chainctl help %s'\n", verb->name, text, verb->name);
     else
-        fprintf(stderr, "chainctl: %.*s%s%s\n", text_len, error->message, next ? ": " : "",
-                next ? next : "");
+        fprintf(stderr, "chainctl: %s%s%s\n", text, next ? ": " : "", next ? next : "");
     return error->code;
 }
 
@@ -98,10 +136,10 @@ static int run(const Verb *verb, char **words)
         help_print_verb(stdout, verb);
     else if (r == 0)
         r = verb->run(&ctl, &error);
+    if (r < 0)
+        r = report(verb, ctl.arguments ? ctl_word(&ctl, 0) : NULL, error);
     ctl_done(&ctl);
-    if (fflush(stdout) != 0 && r == 0)
-        return CTL_FAILED;
-    return r < 0 ? report(verb, error) : r;
+    return fflush(stdout) != 0 && r == 0 ? CTL_FAILED : r;
 }
 
 int main(int argc, char **argv)

@@ -101,7 +101,7 @@ static char *bare_text(const json_t *value)
         g_autofree char *list = list_text(value);
         return output_clean(list);
     }
-    char *text = json_dumps(value, JSON_ENCODE_ANY | JSON_COMPACT);
+    char *text = json_dumps(value, JSON_ENCODE_ANY | JSON_COMPACT | JSON_REAL_PRECISION(6));
     char *owned = g_strdup(text);
     free(text);
     return owned;

@@ -53,10 +53,14 @@ static int fail_connect(const char *path, int number, GError **error)
                         "the control socket %s may not be used by this user: use sudo, or have "
                         "yourself added to the socket's group",
                         path);
-    return ctl_fail(error, CTL_NO_DAEMON,
-                    "no daemon answers at %s (%s): start one with 'chaind --state DIR --qmp %s', "
-                    "or name the socket of yours with --socket or CHAIND_SOCKET",
-                    path, g_strerror(number), path);
+    bool is_service = g_str_equal(path, CHAIND_RUN_DIR "/control.sock");
+    g_autofree char *command = is_service ? g_strdup("chaind --service")
+                                          : g_strdup_printf("chaind --state DIR --qmp %s", path);
+    return ctl_fail(
+        error, CTL_NO_DAEMON,
+        "no daemon answers at %s (%s): start one with '%s', or name the socket of yours "
+        "with --socket or CHAIND_SOCKET",
+        path, g_strerror(number), command);
 }
 
 // -- lines ----------------------------------------------------------------------------------------

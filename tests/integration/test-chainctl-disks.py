@@ -412,6 +412,41 @@ def test_readme(tmp):
             assert done.returncode == 0, f"{line}: {done.returncode}\n{done.stdout}{done.stderr}"
 
 
+def test_next_commands(tmp):
+    """an error ends with chainctl's command that helps, where there is one, and has no words of QMP"""
+    qemu_img("create", "-q", "-f", "qcow2", tmp / "l.qcow2", MIB)
+    with remembering(tmp) as (_, tool):
+        client = connect(tool.out("create", "web", "1M").strip())
+        tool.out("snapshot", "web@mon")
+        holder = subprocess.Popen(["qemu-io", tmp / "l.qcow2"], stdin=subprocess.PIPE,
+                                  stdout=subprocess.PIPE)
+        holder.stdin.write(b"read 0 512\n")
+        holder.stdin.flush()
+        assert b"read 512/512" in holder.stdout.readline() + holder.stdout.readline()
+        try:
+            for args, status, said in [
+                    (("info", "db"), 5, "there is no disk 'db': 'chainctl ls' lists those there are"),
+                    (("rollback", "db@mon"), 5,
+                     "there is no disk 'db': 'chainctl ls' lists those there are"),
+                    (("delete", "web@tue"), 5, "disk 'web' has no point in time 'tue': 'chainctl tree web' "
+                                               "shows those there are"),
+                    (("cancel", "x"), 5, "Job not found: 'chainctl jobs' lists those there are"),
+                    (("add", "l", tmp / "no.qcow2"), 5,
+                     f"cannot open {tmp}/no.qcow2: No such file or directory"),
+                    (("rollback", "web@mon"), 6,
+                     "let them disconnect, or disconnect them with --disconnect: 'chainctl tree' shows "
+                     "who uses what"),
+            ]:
+                text = tool.fails(*args, status=status)
+                assert text.rstrip("\n").endswith(said) and "query-" not in text, text
+            text = tool.fails("add", "l", tmp / "l.qcow2", status=6)
+            assert "qemu-io (pid" in text and "chainctl tree" not in text, text
+        finally:
+            holder.kill()
+            holder.wait()
+        client.shutdown()
+
+
 def test_page(tmp):
     """chainctl(1) names every verb and every option of it"""
     tool = Tool(tmp / "nobody.sock")

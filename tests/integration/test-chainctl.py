@@ -273,6 +273,8 @@ def test_detach(tmp):
         terminal.type("\x03")
         text = terminal.wait(130)
         says(text, "still running as job j1.   chainctl wait j1  |  chainctl cancel j1")
+        *_, line, last = plain(text).split("\r\x1b[K")[-1].splitlines()
+        assert "^C" not in line and "%" in line and last.startswith("^C  still running"), text
         assert [job["status"] for job in tool.json("jobs")] == ["running"]
         qmp.command("block-job-set-speed", device="j1", speed=0)
 
