@@ -16,6 +16,12 @@ Config *configure_read(const Options *options, GPtrArray *mistakes)
     return path ? config_read(path, is_optional, mistakes) : config_new();
 }
 
+// On a machine that systemd-tmpfiles has not prepared. Where it cannot be made, listening says so.
+static void make_run_dir(void)
+{
+    g_mkdir_with_parents(CHAIND_RUN_DIR, 0755);
+}
+
 void configure_add_defaults(Config *config, const Options *options, bool is_nbd_given,
                             bool is_control_given)
 {
@@ -23,6 +29,8 @@ void configure_add_defaults(Config *config, const Options *options, bool is_nbd_
         is_control_given || *options->qmp_paths || config_has(config, &settings_control);
     bool has_listen = is_nbd_given || *options->addresses || options_start_server(options) ||
                       config_has(config, &settings_listen);
+    if (options->is_service && (!has_control || !has_listen))
+        make_run_dir();
     if (options->is_service && !has_control) {
         config_add(config, &settings_control, "default", "path", CHAIND_RUN_DIR "/control.sock");
         config_add(config, &settings_control, "default", "mode", "0660");

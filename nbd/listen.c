@@ -88,6 +88,15 @@ static int refuse_taken_path(const char *path, GError **error)
     return -EADDRINUSE;
 }
 
+static int refuse_absent_dir(const char *path, GError **error)
+{
+    g_autofree char *dir = g_path_get_dirname(path), *quoted = g_shell_quote(dir);
+    g_set_error(error, G_FILE_ERROR, G_FILE_ERROR_NOENT,
+                "cannot listen on '%s': %s; mkdir -p %s makes its directory", path,
+                g_strerror(ENOENT), quoted);
+    return -ENOENT;
+}
+
 static int bind_unix(int fd, const struct sockaddr_un *address, mode_t mode)
 {
     // Narrow before it is visible: the mode of the socket's file comes from the descriptor.
@@ -120,6 +129,8 @@ int nbds_listen_unix(const char *path, mode_t mode, uid_t owner, gid_t group, GE
     int result = bind_unix(fd, &address, mode);
     if (result == -EADDRINUSE)
         return close_and_fail(fd, -refuse_taken_path(path, error));
+    if (result == -ENOENT)
+        return close_and_fail(fd, -refuse_absent_dir(path, error));
     if (result < 0)
         return close_and_fail(fd, -fail(-result, error, "cannot listen on '%s'", path));
     bool sets_owner = owner != (uid_t)-1 || group != (gid_t)-1;

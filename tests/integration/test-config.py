@@ -207,7 +207,7 @@ def test_files_and_listeners(tmp):
 
 def test_service(tmp):
     """the service has sockets and disks at its places, where chainctl finds it, without any file"""
-    script = ("set -e; mount -t tmpfs none /run; mount -t tmpfs none /var/lib; mkdir /run/chaind; "
+    script = ("set -e; mount -t tmpfs none /run; mount -t tmpfs none /var/lib; "
               f"{harness.chaind_path} --service --config none & p=$!; "
               "for i in $(seq 1000); do [ -S /run/chaind/control.sock ] && break; sleep 0.01; done; "
               f"unset CHAIND_SOCKET; {chainctl.path} create web 1M; {chainctl.path} ls -H; "
