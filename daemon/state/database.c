@@ -176,7 +176,9 @@ static int open_handle(Database *d, GError **error)
     if (r == 0)
         r = check_whose(d, error);
     if (r == 0)
-        r = run(d, "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON",
+        r = run(d,
+                "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON; "
+                "PRAGMA temp_store=MEMORY", // nothing else can be written, perhaps
                 error);
     if (r == 0)
         r = migrate(d, error);
