@@ -78,6 +78,8 @@ int configure_check(const Options *options)
 {
     g_autoptr(GPtrArray) mistakes = g_ptr_array_new_with_free_func(g_free);
     g_autoptr(Config) config = configure_read(options, mistakes);
+    bool unused;
+    const char *path = options_config_path(options, &unused);
     if (!mistakes->len) // else what they say is not known
         check_tls(config, mistakes);
     tell(mistakes);
@@ -85,7 +87,9 @@ int configure_check(const Options *options)
         return EXIT_FAILURE;
     for (guint i = 0; i < config->paths->len; i++)
         printf("%s: ok\n", (const char *)config->paths->pdata[i]);
-    if (!config->paths->len)
-        puts("there is no configuration to check: the defaults hold");
+    if (!path)
+        puts("no configuration is asked for: the defaults hold");
+    else if (!config->paths->len)
+        printf("there is neither %s nor anything in %s.d: the defaults hold\n", path, path);
     return EXIT_SUCCESS;
 }

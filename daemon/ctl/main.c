@@ -78,10 +78,12 @@ static char *translate(const char *message)
 }
 
 // What lists that which was not found. NULL: nothing does. Owned.
-static char *listing_command(const Verb *verb, const char *word)
+static char *listing_command(const Ctl *ctl)
 {
+    const VerbWord *words = ctl->verb->words;
+    const char *word = ctl_word(ctl, 0);
     g_auto(GStrv) parts = g_strsplit(word ? word : "", "@", 2);
-    switch (verb->words ? verb->words->kind : WORD_NONE) {
+    switch (words ? words->kind : WORD_NONE) {
     case WORD_JOB:
         return g_strdup("'chainctl jobs' lists those there are");
     case WORD_DISK:
@@ -95,9 +97,26 @@ static char *listing_command(const Verb *verb, const char *word)
     }
 }
 
+// The service may not write where FILE is to be. NULL: it is another daemon, or not about FILE. Owned.
+static char *pool_command(const Ctl *ctl, const char *message)
+{
+    const VerbWord *words = ctl->verb->words;
+    if (!g_str_equal(ctl->socket, CHAIND_RUN_DIR "/control.sock"))
+        return NULL;
+    for (unsigned i = 0; words && words[i].name && ctl_word(ctl, i); i++) {
+        g_autofree char *path = g_canonicalize_filename(ctl_word(ctl, i), NULL);
+        if (words[i].kind != WORD_FILE || !strstr(message, path))
+            continue;
+        g_autofree char *dir = g_path_get_dirname(path), *quoted = g_shell_quote(dir);
+        return g_strdup_printf("chainctl pool add %s, and a restart, let the service write there",
+                               quoted);
+    }
+    return NULL;
+}
+
 // What helps after an error of the daemon, which does not know chainctl. NULL: it says so itself.
-// `word` is the verb's first one. Owned.
-static char *next_command(const Verb *verb, const char *word, const GError *error)
+// Owned.
+static char *next_command(const Ctl *ctl, const GError *error)
 {
     bool is_of_file = strstr(error->message, "No such file") || strstr(error->message, "(pid ");
     if (strstr(error->message, "chainctl") || is_of_file)
@@ -106,20 +125,23 @@ static char *next_command(const Verb *verb, const char *word, const GError *erro
     case CTL_NOT_FOUND:
         return strstr(error->message, "there is no disk")
                    ? g_strdup("'chainctl ls' lists those there are")
-                   : listing_command(verb, word);
+                   : listing_command(ctl);
     case CTL_BUSY:
         return g_strdup("'chainctl tree' shows who uses what");
     case CTL_NO_SPACE:
         return g_strdup("make room, or use another place");
+    case CTL_DENIED:
+        return pool_command(ctl, error->message);
     default:
         return NULL;
     }
 }
 
-static int report(const Verb *verb, const char *word, const GError *error)
+static int report(const Ctl *ctl, const GError *error)
 {
     g_autofree char *text = translate(error->message);
-    g_autofree char *next = next_command(verb, word, error);
+    g_autofree char *next = error->code == CTL_USAGE ? NULL : next_command(ctl, error);
+    const Verb *verb = ctl->verb;
     if (error->code == CTL_USAGE)
         fprintf(stderr, "chainctl %s: %s: see 'chainctl help %s'\n", verb->name, text, verb->name);
     else
@@ -137,7 +159,7 @@ static int run(const Verb *verb, char **words)
     else if (r == 0)
         r = verb->run(&ctl, &error);
     if (r < 0)
-        r = report(verb, ctl.arguments ? ctl_word(&ctl, 0) : NULL, error);
+        r = report(&ctl, error);
     ctl_done(&ctl);
     return fflush(stdout) != 0 && r == 0 ? CTL_FAILED : r;
 }

@@ -39,6 +39,18 @@ def test_check_wrong(tmp):
          f"chaind: {drop_in}:2: there is no section 'demon': did you mean 'daemon'?")
 
 
+def test_check_nothing(tmp):
+    """--check-config says where it has found nothing, and exits 0"""
+    script = f"mount -t tmpfs none /usr/local/etc && mount -t tmpfs none /etc && {harness.chaind_path} --check-config"
+    done = run("unshare", "-m", "sh", "-c", script, check=False)
+    if "unshare" in done.stderr or "mount:" in done.stderr:
+        raise Skip("this machine has no mount namespaces for us")
+    assert done.returncode == 0, done
+    says(done.stdout, "there is neither /", "/chaind.conf nor anything in ", "the defaults hold")
+    done = run(harness.chaind_path, "--check-config", "--service", "--config", "none")
+    assert done.stdout == "no configuration is asked for: the defaults hold\n", done.stdout
+
+
 def test_no_start_with_mistakes(tmp):
     """With a mistake in its files the daemon does not start, and opens nothing."""
     file = write(tmp / "c.conf", f"[daemon]\nstate = {tmp}/state\nlops = 2\n")

@@ -124,7 +124,11 @@ def test_own_directory_only(tmp):
     m.path("/srv/vm/x.qcow2").chmod(0o666)
     done = m.run("chainctl", "add", "x", "/srv/vm/x.qcow2", check=False)
     assert done.returncode != 0
-    says(done.stderr, "/srv/vm/x.qcow2", "Read-only file system")
+    says(done.stderr, "/srv/vm/x.qcow2", "Read-only file system", "chainctl pool add '/srv/vm'")
+    for folder in ("/tmp", "/var/tmp"):  # what is written to its own would be gone with it
+        done = m.run("chainctl", "backup", "web", f"{folder}/web.qcow2", check=False)
+        assert done.returncode == 8, done
+        says(done.stderr, f"{folder}/web.qcow2: Read-only file system")
 
 
 def test_pool(tmp):
