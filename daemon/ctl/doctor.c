@@ -167,7 +167,9 @@ static void check_folder(Doctor *doctor, GHashTable *known, const char *folder)
         if (is_image && !g_hash_table_contains(known, path))
             find(doctor, NULL, "unreferenced", "warning",
                  g_strdup_printf("%s belongs to no disk", path),
-                 g_strdup_printf("see what it is: qemu-img info -U %s", file));
+                 g_strdup_printf("qemu-img info -U %s says what it is; then chainctl add NAME %s, "
+                                 "or rm %s",
+                                 file, file, file));
     }
 }
 

@@ -64,6 +64,7 @@ static const char *const translations[][2] = {
     {": query-disks lists those that there are", ""},
     {": query-disks lists those that it has", ""},
     {"with \"clients\": \"hard\"", "with --disconnect"},
+    {"open read-only with --force-share", "look at it with 'chaind --force-share'"},
 };
 
 // Owned.

@@ -351,6 +351,7 @@ def test_unreferenced(tmp):
         finding, = tool.json("doctor")
         assert finding["kind"] == "unreferenced", finding
         says(finding["problem"], "stray.qcow2")
+        says(finding["remedy"], f"chainctl add NAME '{tmp}/state/images/stray.qcow2', or rm ")
 
 
 def test_not_open(tmp):
@@ -441,6 +442,7 @@ def test_next_commands(tmp):
                 assert text.rstrip("\n").endswith(said) and "query-" not in text, text
             text = tool.fails("add", "l", tmp / "l.qcow2", status=6)
             assert "qemu-io (pid" in text and "chainctl tree" not in text, text
+            says(text, "or look at it with 'chaind --force-share'")
         finally:
             holder.kill()
             holder.wait()
