@@ -1,13 +1,18 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The command line: what is accepted, what is refused and with which words."""
+import contextlib
 import ctypes
 import os
+import re
 import resource
+import shlex
+import socket
 import struct
 
-from harness import (MIB, Daemon, connect, fails, main, qemu_img, random_file, run,
-                     says)
+from harness import (MIB, ROOT, Daemon, connect, fails, main, qemu_img, random_file, run,
+                     same_content, says)
+from pki import Authority
 import harness
 
 
@@ -294,6 +299,57 @@ def test_debug_log_complains_of_nothing(tmp):
     with Daemon("--log", "debug", image(tmp / "a.qcow2")) as d:
         pass
     assert "thread-safe" not in d.log(), d.log()
+
+
+def free_port():
+    with contextlib.closing(socket.socket()) as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def examples():
+    """The commands of chaind(8)'s EXAMPLES: a list for each paragraph, lines that go on put together."""
+    page = (ROOT / "docs/chaind.pod").read_text("utf-8").split("=head1 EXAMPLES\n")[1].split("=head1")[0]
+    paragraphs = [re.findall(r"^    \$ (.*)$", text.replace("\\\n", ""), re.M)
+                  for text in page.split("\n\n")]
+    return [lines for lines in paragraphs if lines]
+
+
+def run_example(tmp, line):
+    env = {**os.environ, "PATH": f"{os.path.dirname(harness.chaind_path)}:{os.environ['PATH']}"}
+    if line.startswith("qemu-system"):
+        # Machines are test-guest.py's.
+        line = "qemu-img info -f raw " + re.search(r"'file=(\S+?),format=raw", line)[1].join("''")
+    run("bash", "-c", line, cwd=tmp, env=env)
+
+
+def test_page(tmp):
+    """The examples of chaind(8) work as they are printed there, at other places"""
+    Authority(tmp / "pki").issue("server", "server").issue("client", "client")
+    for name in ("disk.qcow2", "web.qcow2"):
+        image(tmp / name)
+    qemu_img("snapshot", "-c", "before-upgrade", tmp / "disk.qcow2")
+    (tmp / "db.img").write_bytes(bytes(MIB))
+    port, n_commands, last = free_port(), 0, None
+    here = {"/run/vm.sock": f"{tmp}/vm.sock", " :10809": f" localhost:{port}", ":10809": f":{port}",
+            "store.example": "localhost", "/etc/pki/chaind": f"{tmp}/pki", "/etc/pki/client": f"{tmp}/pki"}
+    for lines in examples():
+        for known, mine in here.items():
+            lines = [line.replace(known, mine) for line in lines]
+        n_commands += len(lines)
+        if lines[0].startswith("qemu-system"):
+            lines.insert(0, last)  # it uses what was served before
+        with contextlib.ExitStack() as served:
+            for line in lines:
+                if not line.startswith("chaind "):
+                    run_example(tmp, line)
+                    continue
+                daemon = served.enter_context(Daemon(*shlex.split(line)[1:], cwd=tmp))
+                assert daemon.uris(), line
+                last = line if "vm.sock" in line else last
+    assert n_commands > 10, n_commands
+    same_content(tmp / "disk.qcow2", tmp / "disk.raw")
+    same_content(tmp / "web.qcow2", tmp / "web.raw")
 
 
 main(globals())
