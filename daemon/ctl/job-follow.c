@@ -244,6 +244,12 @@ static json_t *result_of(const Following *f, const char *result)
                      field_int(f->row, "done"), "seconds", seconds, "error", f->failure);
 }
 
+// What a job tells of its failure is a sentence, as in QEMU; it begins with the error's.
+static CtlStatus status_of_failure(const Following *f)
+{
+    return f->failure && g_str_has_prefix(f->failure, "No space left") ? CTL_NO_SPACE : CTL_FAILED;
+}
+
 static int conclude(const Ctl *ctl, Following *f, GError **error)
 {
     const char *result = f->was_cancelled ? "cancelled" : f->has_failed ? "failed" : "completed";
@@ -256,7 +262,7 @@ static int conclude(const Ctl *ctl, Following *f, GError **error)
         return ctl_fail(error, CTL_FAILED, "job %s was cancelled; every image is as it was before",
                         f->follow->id);
     if (f->has_failed)
-        return ctl_fail(error, CTL_FAILED, "job %s failed: %s", f->follow->id,
+        return ctl_fail(error, status_of_failure(f), "job %s failed: %s", f->follow->id,
                         f->failure ? f->failure : "the daemon's log says why");
     if (ctl->output.format == OUTPUT_TABLE && f->progress.is_terminal)
         say_done(f);

@@ -238,6 +238,19 @@ def test_cancel(tmp):
         says(error, "j1", "cancelled")
 
 
+def test_no_space(tmp):
+    """who waits for a job that finds no space has status 7, also when it comes after the end"""
+    with served(tmp) as (_, tool):
+        qmp = Qmp(tmp / "control.sock")
+        size = tool.json("info", "web")["size"]
+        qmp.command("blockdev-add", driver="blkdebug", node_name="full",
+                    image={"driver": "null-co", "size": size},
+                    inject_error=[{"event": "none", "iotype": "write", "errno": 28, "once": False}])
+        qmp.command("blockdev-backup", device="web", target="full", job_id="j1", sync="full")
+        for _ in range(2):
+            says(tool.fails("wait", "j1", status=7), "job j1 failed: No space left on device", "make room")
+
+
 def test_progress(tmp):
     """on a terminal the progress is one line with bar, percent, bytes, rate and time left"""
     with served(tmp) as (_, tool):
