@@ -58,9 +58,9 @@ typedef struct BitmapChange {
     GError *error;
 } BitmapChange;
 
-// Makes it; what fails has changed nothing, and needs nothing more. Else done comes last, and before it
-// perhaps a resume, which lets guests go on, and perhaps an undo, as if the change had not been made,
-// whatever guests have changed meanwhile. These do not fail.
+// Makes it; what fails has changed nothing, and needs nothing more. Else done comes last, and
+// before it perhaps a resume, which lets guests go on, and perhaps an undo, as if the change had
+// not been made, whatever guests have changed meanwhile. These do not fail.
 int bitmap_change_make(Fiber *self, BitmapChange *change, GError **error);
 void bitmap_change_resume(Fiber *self, BitmapChange *change);
 void bitmap_change_undo(Fiber *self, BitmapChange *change);

@@ -4,7 +4,8 @@
 
 #include "options.h"
 
-// Reads the files that the command line asks for, if any; owned. Mistakes as config_read() has them.
+// Reads the files that the command line asks for, if any; owned. Mistakes as config_read() has
+// them.
 Config *configure_read(const Options *options, GPtrArray *mistakes);
 // What --service has where nothing says otherwise: a socket for commands, and one for NBD clients,
 // unless sockets were `given` for that.

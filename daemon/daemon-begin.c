@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// From the sockets, which are opened first since a wrong address costs nothing then, to the monitors,
-// whose clients find everything there.
+// From the sockets, which are opened first since a wrong address costs nothing then, to the
+// monitors, whose clients find everything there.
 #include <errno.h>
 #include <stdio.h>
 #include <sys/resource.h>

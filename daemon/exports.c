@@ -134,8 +134,8 @@ static void limit_on_loop(void *arg)
     nbds_export_set_throttle(l->nbds, l->group);
 }
 
-// On the control loop nobody comes in between up to the remote call; exports_remove() waits for that.
-// With the lock of moves. Where the group stays, what waits goes on waiting.
+// On the control loop nobody comes in between up to the remote call; exports_remove() waits for
+// that. With the lock of moves. Where the group stays, what waits goes on waiting.
 static void set_throttle(Fiber *self, Exports *exports, Export *export,
                          const ExportThrottle *throttle)
 {

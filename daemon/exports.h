@@ -67,7 +67,8 @@ int exports_add(Fiber *self, Exports *exports, NamedNode *named, const ExportSpe
 int exports_remove(Fiber *self, Exports *exports, Export *export);
 
 // What holds for the clients of the export of that id from now on, also for those that it has.
-// `throttle` NULL: none of its own. Without the lock. False: there is no such export, or not for long.
+// `throttle` NULL: none of its own. Without the lock. False: there is no such export, or not for
+// long.
 bool exports_set_throttle(Fiber *self, Exports *exports, const char *id,
                           const ExportThrottle *throttle);
 
@@ -79,8 +80,8 @@ void exports_wait_removed(Fiber *self, Exports *exports);
 // lock; never waits.
 bool exports_get_stats(const Export *export, NbdsExportStats *ret_stats);
 
-// Has the export of that id, if there is one, clients? One that has closed its connection may not be
-// gone yet: it is given a moment. Without the lock; others may remove the export meanwhile.
+// Has the export of that id, if there is one, clients? One that has closed its connection may not
+// be gone yet: it is given a moment. Without the lock; others may remove the export meanwhile.
 bool exports_have_clients(Fiber *self, const Exports *exports, const char *id);
 
 // NULL: there is none. Without the lock, too: one that is still being added is not there yet.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // Whether all loops still turn. Each gets a message, which wakes it if it sleeps, so an idle loop
-// answers at once; one that hangs does not. Between two checks nothing is awake for it. Control loop.
+// answers at once; one that hangs does not. Between two checks nothing is awake for it. Control
+// loop.
 #pragma once
 
 #include <glib.h>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Descriptors that the process was started with. Numbers come from the command line or from clients:
-// only what was inherited can be meant, and each once, so that nothing is closed twice, and no file
-// of ours is taken for a socket. Any thread.
+// Descriptors that the process was started with. Numbers come from the command line or from
+// clients: only what was inherited can be meant, and each once, so that nothing is closed twice,
+// and no file of ours is taken for a socket. Any thread.
 #pragma once
 
 #include <stdbool.h>

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// An entry is made when a job has cleaned up, and written by a fiber of its own: events must not wait.
+// An entry is made when a job has cleaned up, and written by a fiber of its own: events must not
+// wait.
 #include "job-history.h"
 
 #include <string.h>

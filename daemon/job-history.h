@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// How the last jobs ended, whoever started them, longer than jobs are known by their ids; where there is a
-// state directory, also after a restart. Control loop.
+// How the last jobs ended, whoever started them, longer than jobs are known by their ids; where
+// there is a state directory, also after a restart. Control loop.
 #pragma once
 
 #include "daemon/state/catalogue.h"

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// A job that goes on by itself after an error tells its monitors only: it may do so for every piece.
+// A job that goes on by itself after an error tells its monitors only: it may do so for every
+// piece.
 #include "job-log.h"
 
 #include "log.h"

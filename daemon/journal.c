@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// A file of its own, because <syslog.h>, which systemd's header includes, has macros LOG_INFO and so on.
+// A file of its own, because <syslog.h>, which systemd's header includes, has macros LOG_INFO and
+// so on.
 #include "journal.h"
 
 #include <glib.h>
@@ -13,8 +14,8 @@
 
 enum { MAX_FIELDS = 16 };
 
-// systemd.exec(5), JOURNAL_STREAM: the device and inode of what it connected to the journal. Whoever
-// has put something else in its place wants plain lines there.
+// systemd.exec(5), JOURNAL_STREAM: the device and inode of what it connected to the journal.
+// Whoever has put something else in its place wants plain lines there.
 bool journal_is_behind(int fd)
 {
     const char *stream = g_getenv("JOURNAL_STREAM");

@@ -13,8 +13,8 @@
 typedef struct Listeners Listeners;
 
 // Binds everything: `given` sockets (int; taken, also on failure; NULL: none), then `addresses`
-// (NULL-terminated), and a private socket when there is neither, unless `addresses` is NULL. NULL with
-// a sentence on failure.
+// (NULL-terminated), and a private socket when there is neither, unless `addresses` is NULL. NULL
+// with a sentence on failure.
 Listeners *listeners_open(const GArray *given, char *const *addresses, GError **error);
 // Binds one address; the access is of a unix socket. NULL with a sentence.
 Listeners *listeners_open_at(const char *address, const SocketAccess *access, GError **error);

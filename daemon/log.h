@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// The log: lines on stderr, "chaind: sentence"; or entries of the journal, when systemd has connected
-// stderr to it. Any thread; one line is one write.
+// The log: lines on stderr, "chaind: sentence"; or entries of the journal, when systemd has
+// connected stderr to it. Any thread; one line is one write.
 #pragma once
 
 #include <glib.h>

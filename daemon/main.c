@@ -2,8 +2,8 @@
 // chaind: opens disk images with their backing chains and serves them over NBD.
 //
 // The command line, and the daemon's life in one function, on the main thread: it begins
-// (daemon-begin.c), serves until somebody asks for the end, and ends (daemon-end.c). I/O happens only
-// on the loops.
+// (daemon-begin.c), serves until somebody asks for the end, and ends (daemon-end.c). I/O happens
+// only on the loops.
 #include <errno.h>
 #include <fcntl.h>
 #include <glib.h>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// What the journal calls a message, whatever its words are. systemd/chaind.catalog says of each what it
-// means and what to do; a number is never used again for something else.
+// What the journal calls a message, whatever its words are. systemd/chaind.catalog says of each
+// what it means and what to do; a number is never used again for something else.
 #pragma once
 
 #define MESSAGE_ID_IMAGE_CORRUPT "f9442fd8c11c4f86a303175c63df8de8"

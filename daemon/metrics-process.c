@@ -85,7 +85,8 @@ static void append_process(GString *text)
                boot_time() + number(stat, STAT_START) / (double)sysconf(_SC_CLK_TCK));
 }
 
-// Workers, of the pool and of the kernel, come and go: of those that have gone nobody knows any more.
+// Workers, of the pool and of the kernel, come and go: of those that have gone nobody knows any
+// more.
 static bool is_worker(const char *thread)
 {
     return g_str_equal(thread, "worker") || g_str_has_prefix(thread, "iou-");

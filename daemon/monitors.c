@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Monitors' sockets are bound before anything else is opened, as those of NBD are: a wrong path costs
-// nothing. --chardev names a socket or the terminal, and --monitor has it speak QMP. Whatever their
-// order, clients are served after all other options have taken effect.
+// Monitors' sockets are bound before anything else is opened, as those of NBD are: a wrong path
+// costs nothing. --chardev names a socket or the terminal, and --monitor has it speak QMP. Whatever
+// their order, clients are served after all other options have taken effect.
 #include "monitors.h"
 
 #include <errno.h>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Character devices, and which of them QMP clients are served on. Main thread until monitors_serve(),
-// control loop from then on, and main thread again at the end.
+// Character devices, and which of them QMP clients are served on. Main thread until
+// monitors_serve(), control loop from then on, and main thread again at the end.
 #pragma once
 
 #include <glib.h>
@@ -13,8 +13,8 @@
 
 typedef struct Monitors Monitors;
 
-// Opens everything that `options` names, or else `config`, and takes the sockets of `activation` for
-// control and queries out of `fds`; clients wait. NULL with a sentence.
+// Opens everything that `options` names, or else `config`, and takes the sockets of `activation`
+// for control and queries out of `fds`; clients wait. NULL with a sentence.
 Monitors *monitors_open(const Options *options, const Config *config, const Activation *activation,
                         InheritedFds *fds, GError **error);
 // Removes the sockets from the file system. Any thread; accepts NULL.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Control's table is asked first, for its words, then the loop, which knows the graph as it is. What
-// stands in the table stands there before anybody suspends, so nobody else gets in between.
+// Control's table is asked first, for its words, then the loop, which knows the graph as it is.
+// What stands in the table stands there before anybody suspends, so nobody else gets in between.
 #include "named-hold.h"
 
 #include "chain-core/remote-call.h"

@@ -16,11 +16,11 @@ typedef struct NamedNeed {
     NodePerms perms;
 } NamedNeed;
 
-// Holds the `needs`, each node once, on the loop of the first, where they all are, as themselves or as
-// instances (nodes_bring_to()). What is to be changed must be there once: it is brought to the loop of
-// those who use it, and refused while chains on several loops read it; so is what another program
-// changed behind our back. `owner` (copied) is for messages: "block job 'j'". The error names who is
-// in the way.
+// Holds the `needs`, each node once, on the loop of the first, where they all are, as themselves or
+// as instances (nodes_bring_to()). What is to be changed must be there once: it is brought to the
+// loop of those who use it, and refused while chains on several loops read it; so is what another
+// program changed behind our back. `owner` (copied) is for messages: "block job 'j'". The error
+// names who is in the way.
 int named_hold_new(Fiber *self, Nodes *nodes, const char *owner, const NamedNeed *needs,
                    unsigned n_needs, NamedHold **ret_hold, GError **error);
 // The same as the loop has it: for who works there. Borrowed.

@@ -21,11 +21,11 @@ typedef struct NodeUse {
     const char *role; // as which child; "root": for others than nodes
     bool writes;      // changes what it shows, and so allows no one who relies on that
     bool is_fixed;    // keeps it on its loop
-    // An overlay, of a node that was written already when it was made: nobody relies on what it shows
-    // there before somebody reads the overlay.
+    // An overlay, of a node that was written already when it was made: nobody relies on what it
+    // shows there before somebody reads the overlay.
     bool is_scratch;
-    // An overlay, of a node whose moment a backup shows through it (jobs/backup.h): it needs nothing of
-    // what the node shows now, and is no layer over it any more.
+    // An overlay, of a node whose moment a backup shows through it (jobs/backup.h): it needs
+    // nothing of what the node shows now, and is no layer over it any more.
     bool is_moment;
     bool allows_inactive;   // may begin, and go on, while the node is inactive
     const Loop *opened_on;  // where what is to use it is being opened; NULL: nothing is
@@ -91,8 +91,8 @@ NamedNode *named_node_below(const NamedNode *named);
 NamedNode *named_node_lower(const NamedNode *named);
 // It, or under filters what they filter. NULL: there is nothing.
 NamedNode *named_node_image(NamedNode *named);
-// How the header of an image at `overlay` names it: a relative name counts from the header's folder.
-// Owned; NULL: no file lies below.
+// How the header of an image at `overlay` names it: a relative name counts from the header's
+// folder. Owned; NULL: no file lies below.
 char *named_node_header_name(const NamedNode *named, const char *overlay);
 // The path of the file that it is or lies in; "" where there is none. Borrowed.
 const char *named_node_file_name(const NamedNode *named);
@@ -111,14 +111,14 @@ void named_node_mode_changed(NamedNode *named);
 int named_node_check_mode(const NamedNode *named, NodePerms perms, GError **error);
 // May `use` begin, or a child's use become this? QEMU's words when another use does not allow it.
 int named_node_check_use(const NamedNode *named, const NodeUse *use, GError **error);
-// The same for one of several nodes that are used together, a GPtrArray of NamedNode: what they need of
-// each other is in no way.
+// The same for one of several nodes that are used together, a GPtrArray of NamedNode: what they
+// need of each other is in no way.
 int named_node_check_use_in(const NamedNode *named, const NodeUse *use, const GPtrArray *range,
                             GError **error);
 // Is it active? A sentence. For what reads or changes more than exports and parents do.
 int named_node_check_active(const NamedNode *named, GError **error);
-// May something be done that needs these permissions, and is over before anything else begins? `what`:
-// "a snapshot". A use that does not share them says so.
+// May something be done that needs these permissions, and is over before anything else begins?
+// `what`: "a snapshot". A use that does not share them says so.
 int named_node_check_change(const NamedNode *named, unsigned perms, const char *what,
                             GError **error);
 // The same for a job that needs and allows `perms` until its end.
@@ -128,8 +128,8 @@ int named_node_check_no_cycle(const NamedNode *named, const NamedNode *child, co
                               GError **error);
 // Does no other node use it, but views of its internal snapshots? QEMU's words.
 int named_node_check_root(const NamedNode *named, GError **error);
-// Does no image lie in it, raw ones too? They write it as their file, which is in nobody's way but of
-// work at the node itself. A sentence: take that, "a backup", of the image.
+// Does no image lie in it, raw ones too? They write it as their file, which is in nobody's way but
+// of work at the node itself. A sentence: take that, "a backup", of the image.
 int named_node_check_no_image(const NamedNode *named, const char *what, GError **error);
 // Does no overlay stand on it? QEMU's words, which name the one that came last.
 int named_node_check_no_overlay(const NamedNode *named, GError **error);

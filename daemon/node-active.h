@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // Nodes that are inactive: another program, the other end of a migration say, may write what they
-// lie in, and here they are only read, by exports that allow it and by nodes that are inactive, too.
+// lie in, and here they are only read, by exports that allow it and by nodes that are inactive,
+// too.
 //
 //              node_active_set(true)
 //     inactive ──────────────────────▶ active        blockdev-add makes either

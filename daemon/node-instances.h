@@ -29,8 +29,8 @@ Node *node_instances_get(const NamedNode *named, const Loop *loop);
 Node *node_instances_nth(const NamedNode *named, unsigned n);
 // Has it there, with all that its description names; at first use it is opened.
 int node_instances_open(Fiber *self, const NodeFinder *finder, NamedNode *named, GError **error);
-// One that has no user left on its loop, taken off the node; NULL: there is none. Where no node that
-// is about to use it is still being opened.
+// One that has no user left on its loop, taken off the node; NULL: there is none. Where no node
+// that is about to use it is still being opened.
 NodeInstance *node_instances_take_unused(NamedNode *named);
 // The one on the loop that the node itself has come to, for its users to be put over to the node.
 NodeInstance *node_instances_take(NamedNode *named, const Loop *loop);

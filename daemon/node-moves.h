@@ -11,12 +11,13 @@
 // with a sentence: nothing has changed.
 int node_move(Fiber *self, const NodeFinder *finder, NamedNode *named, GError **error);
 
-// Has only `named` itself, and no instances of it, on the loop of those who use it: it is about to be
-// changed. Refused, with who they are, while they are on several.
+// Has only `named` itself, and no instances of it, on the loop of those who use it: it is about to
+// be changed. Refused, with who they are, while they are on several.
 int node_make_single(Fiber *self, const NodeFinder *finder, NamedNode *named, GError **error);
 
-// Where all of `used` (NamedNode), which `config` names, are to be: that of the largest component, if
-// one of them has to be there itself; else `finder->loop` as it is. Does anything have to come there?
+// Where all of `used` (NamedNode), which `config` names, are to be: that of the largest component,
+// if one of them has to be there itself; else `finder->loop` as it is. Does anything have to come
+// there?
 bool node_moves_choose(NodeFinder *finder, const NodeConfig *config, const GPtrArray *used);
 // Brings all of them there; of those that need not be there themselves there are instances then.
 int node_moves_join(Fiber *self, const NodeFinder *finder, const NodeConfig *config,

@@ -85,8 +85,8 @@ static NodePerms perms_of_child(const NamedNode *child, const NodeConfig *config
     return node_perms_of(NODE_USER_FORMAT, !above->is_read_only);
 }
 
-// A use that is to be, in its node's table as long as the description is checked: others of the same
-// description must get along with it, too.
+// A use that is to be, in its node's table as long as the description is checked: others of the
+// same description must get along with it, too.
 static int plan_use(NamedNode *named, const NodeConfig *config, const char *role, NodePerms perms,
                     GPtrArray *all, GError **error)
 {

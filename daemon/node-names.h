@@ -11,8 +11,8 @@ int node_names_check(GHashTable *by_name, const NodeConfig *config, GError **err
 int node_names_find_used(GHashTable *by_name, const NodeConfig *config, GPtrArray *used,
                          GError **error);
 
-// Begins all those uses, as they will be; NodeUse, owned: nodes_end_use(). Some may have begun when one
-// cannot.
+// Begins all those uses, as they will be; NodeUse, owned: nodes_end_use(). Some may have begun when
+// one cannot.
 int node_names_use(GHashTable *by_name, const NodeConfig *config, GPtrArray *uses, GError **error);
 
 // May a node be called that?

@@ -31,12 +31,12 @@ struct Nodes {
     GPtrArray *openings; // those that the graph lock is not held for, Opening of nodes-opening.c
 };
 
-// The first of `used` (NamedNode) that is made with another machine, or lies in or over what is; NULL:
-// none is.
+// The first of `used` (NamedNode) that is made with another machine, or lies in or over what is;
+// NULL: none is.
 NamedNode *nodes_first_remote(const GPtrArray *used);
 // Has all of `used` on one loop, and says on which: if none has to be on one, the next in turn, but
-// what is read only stays with what it is made of, and what is over another machine with the connection
-// there is. With the graph lock, as the next ones.
+// what is read only stays with what it is made of, and what is over another machine with the
+// connection there is. With the graph lock, as the next ones.
 int nodes_join(Fiber *self, Nodes *nodes, const NodeConfig *config, const GPtrArray *used,
                NodeFinder *ret_finder, GError **error);
 // Is told when the files of `named` get another size; not where another program writes them.

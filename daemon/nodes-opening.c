@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // How nodes get into the table. A node is opened on its loop in one remote call with all that lies
 // below it, and entered when that has returned. Where that needs another machine, which may be long
-// or never, the graph lock is given up meanwhile: what the description names is held then, and stays
-// where it is. Whether it does, an image's header may be the first to say: then it is opened again.
-// Control loop, with the graph lock.
+// or never, the graph lock is given up meanwhile: what the description names is held then, and
+// stays where it is. Whether it does, an image's header may be the first to say: then it is opened
+// again. Control loop, with the graph lock.
 #include "nodes.h"
 
 #include <errno.h>
@@ -246,7 +246,8 @@ static bool needs_others(const NodeConfig *config)
     return is_remote;
 }
 
-// What the description names, as it is found while control goes on, and kept where it is, and locked.
+// What the description names, as it is found while control goes on, and kept where it is, and
+// locked.
 typedef struct Held {
     GPtrArray *uses;     // NodeUse, owned
     GHashTable *by_name; // Node, on the loop

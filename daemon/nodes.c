@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // The table of nodes, and which loop they are on. A node is opened before it gets its place in the
-// table (nodes-opening.c), and leaves the table before it is closed (nodes-closing.c). So what is in
-// the table is open, and what a loop closes nobody finds any more.
+// table (nodes-opening.c), and leaves the table before it is closed (nodes-closing.c). So what is
+// in the table is open, and what a loop closes nobody finds any more.
 #include "nodes.h"
 
 #include <errno.h>
@@ -130,8 +130,8 @@ NamedNode *nodes_get(const Nodes *nodes, const char *name, GError **error)
 
 // -- loops ----------------------------------------------------------------------------------------
 
-// Whoever closes something keeps nodes from moving, and waits while some do. He is waited for, but not
-// in the lock's queue: he may have it twice.
+// Whoever closes something keeps nodes from moving, and waits while some do. He is waited for, but
+// not in the lock's queue: he may have it twice.
 static int begin_move(Fiber *self, Nodes *nodes, GError **error)
 {
     FiberRwLock *lock = &nodes->move_lock;

@@ -39,8 +39,8 @@ int nodes_make_single(Fiber *self, Nodes *nodes, NamedNode *named, GError **erro
 // names; without any, on the next one in turn.
 int nodes_add(Fiber *self, Nodes *nodes, NodeConfig *config, const char *label,
               NamedNode **ret_named, GError **error);
-// The same, and the graph lock is given up while the nodes are opened if that needs another machine.
-// What the config names stays; anything else may have changed.
+// The same, and the graph lock is given up while the nodes are opened if that needs another
+// machine. What the config names stays; anything else may have changed.
 int nodes_add_unlocking(Fiber *self, Nodes *nodes, NodeConfig *config, const char *label,
                         NamedNode **ret_named, GError **error);
 // Deletes a node that was added, and with it what nobody else uses, once what was written is

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Reading the configuration again while clients are served: what changed takes effect, and no client
-// is dropped. With a mistake anywhere nothing changes. Control loop, unless said otherwise.
+// Reading the configuration again while clients are served: what changed takes effect, and no
+// client is dropped. With a mistake anywhere nothing changes. Control loop, unless said otherwise.
 #pragma once
 
 #include "daemon/qmp/command.h"
@@ -21,8 +21,8 @@ Reload *reload_new(Daemon *daemon);
 void reload_free(Reload *reload); // accepts NULL
 // SIGHUP: has it done, and the log tell. Any thread; returns at once.
 void reload_post(void *reload);
-// One after the other. The log tells what the report does. -EINVAL with a sentence: nothing was done;
-// the log has every mistake.
+// One after the other. The log tells what the report does. -EINVAL with a sentence: nothing was
+// done; the log has every mistake.
 int reload_run(Fiber *self, Reload *reload, ReloadReport *report, GError **error);
 // Returns when none is under way; then there are none any more.
 void reload_end(Fiber *self, Reload *reload);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// A thread that waits for the kernel. The daemon's own writes are told, too, so a file that was told
-// of is not watched for a while, and looked at once more when it is again:
+// A thread that waits for the kernel. The daemon's own writes are told, too, so a file that was
+// told of is not watched for a while, and looked at once more when it is again:
 //
 //     WATCHED ──changed──▶ due (control looks) ; LEFT ALONE ──interval──▶ WATCHED, due
 //

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // Has somebody look when another program may have changed the size of a file that is served. The
 // kernel tells (inotify), so nothing wakes up while nothing happens; a file that is written all the
-// time is looked at every few seconds. What the kernel does not know of (another machine's writes to
-// a network file system, devices) is not noticed. Control loop.
+// time is looked at every few seconds. What the kernel does not know of (another machine's writes
+// to a network file system, devices) is not noticed. Control loop.
 #pragma once
 
 #include "chain-core/fiber.h"

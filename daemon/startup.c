@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Options are commands: --blockdev is blockdev-add, and so on. Where qemu-storage-daemon has another
-// form on its command line, that is brought into the command's here. Monitors are made elsewhere
-// (monitors.h), after all others. Control loop.
+// Options are commands: --blockdev is blockdev-add, and so on. Where qemu-storage-daemon has
+// another form on its command line, that is brought into the command's here. Monitors are made
+// elsewhere (monitors.h), after all others. Control loop.
 #include "startup.h"
 
 #include <errno.h>

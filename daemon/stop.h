@@ -14,8 +14,8 @@ Stop *stop_new(void);
 // NULL takes it back; it does not run any more after that.
 void stop_set_leave(Stop *stop, void (*fn)(void *arg), void *arg);
 
-// What SIGHUP asks for: `fn` runs on the signals' thread, and must not block. NULL takes it back; it
-// does not run any more after that. Without one, nothing.
+// What SIGHUP asks for: `fn` runs on the signals' thread, and must not block. NULL takes it back;
+// it does not run any more after that. Without one, nothing.
 void stop_set_reload(Stop *stop, void (*fn)(void *arg), void *arg);
 
 // Asks for the end. `why` is a literal for the log. Any thread; returns at once.

@@ -76,8 +76,9 @@ static int flush_target(Fiber *self, Backup *b)
     return r;
 }
 
-// What a disk shows is nowhere else then than in the target, so that has to have it after a power cut,
-// too. What a view shows is gone then in any case. Chunks that are copied meanwhile share a flush.
+// What a disk shows is nowhere else then than in the target, so that has to have it after a power
+// cut, too. What a view shows is gone then in any case. Chunks that are copied meanwhile share a
+// flush.
 static int discard_copied(Fiber *self, Backup *b, CopyChunk *chunk)
 {
     int r = b->spec.source->ops->is_view ? 0 : flush_target(self, b);
@@ -305,8 +306,8 @@ Backup *backup_begin(Fiber *self, const BackupSpec *spec, GError **error)
     b->range = (CopyRange){
         .image = copy_range_image_of(spec->source),
         .is_top = spec->sync == BACKUP_SYNC_TOP,
-        // A part of a cluster that shows zeros is not written where those of the source show; of what
-        // is discarded nothing is saved again.
+        // A part of a cluster that shows zeros is not written where those of the source show; of
+        // what is discarded nothing is saved again.
         .whole_bytes =
             spec->sync == BACKUP_SYNC_TOP || spec->is_over_source || spec->discards_source
                 ? UINT64_C(1) << b->config.granularity_bits

@@ -11,8 +11,8 @@ typedef struct CopyNodes {
     Node *source, *target; // borrowed
     Port *port;      // from which both can be reached, entered for each chunk: a drain waits for it
     RangeLock *lock; // of the target, where guests change it, too; NULL: nobody else does
-    // Not 0: what was read may be newer than what is wanted, and is not written (COPY_AGAIN). NULL: it
-    // never is.
+    // Not 0: what was read may be newer than what is wanted, and is not written (COPY_AGAIN). NULL:
+    // it never is.
     const int *broken;
     bool uses_buffers;      // bytes are never moved within the host
     bool verifies;          // what was written is read back and compared (copy-verify.h)

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// What a copy has written is read back from its target and compared, while what it should be is still
-// at hand, and the range of the target held: nobody changes it in between. A target that loses what it
-// is told, or reads otherwise, is found before its user needs it. On the nodes' loop, in a fiber.
+// What a copy has written is read back from its target and compared, while what it should be is
+// still at hand, and the range of the target held: nobody changes it in between. A target that
+// loses what it is told, or reads otherwise, is found before its user needs it. On the nodes' loop,
+// in a fiber.
 #pragma once
 
 #include <errno.h>

@@ -216,8 +216,9 @@ static bool is_being_discarded(const CopyBefore *f, uint64_t off, uint64_t len)
     return false;
 }
 
-// 0: the source may be changed there. Negative: the guest's request is to fail with that. Also when the
-// backup is broken a discard under way would take away what the guest writes (docs/ordering.md §20).
+// 0: the source may be changed there. Negative: the guest's request is to fail with that. Also when
+// the backup is broken a discard under way would take away what the guest writes (docs/ordering.md
+// §20).
 static int save_before(Fiber *self, CopyBefore *f, GuestOff off, uint64_t len)
 {
     int r = save_all(self, f, off, len);

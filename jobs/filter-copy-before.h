@@ -51,9 +51,10 @@ bool filter_copy_before_is(const Node *node);
 // What the owner's chunk has saved, up to chunk->off + chunk->len: called when its range was given
 // up, without a suspend point between. -ENOMEM: it may look unsaved still, so the backup is broken.
 int filter_copy_before_saved(Node *filter, const CopyChunk *chunk);
-// The same, and what was saved is discarded in the source before, with the range held, so that guests who
-// are about to change it wait, also when the backup breaks meanwhile; but not if a guest has saved some of it
-// since it was copied, for then he may have changed it. A discard is a hint: it may fail.
+// The same, and what was saved is discarded in the source before, with the range held, so that
+// guests who are about to change it wait, also when the backup breaks meanwhile; but not if a guest
+// has saved some of it since it was copied, for then he may have changed it. A discard is a hint:
+// it may fail.
 int filter_copy_before_discard_saved(Fiber *self, Node *filter, const CopyChunk *chunk);
 // Guests go on at once, as after a failure, which nobody is told; returns when no save is under
 // way.
@@ -66,7 +67,8 @@ int filter_copy_before_error(const Node *filter);
 // without a lock, and of what it gave counts what is unsaved still when it has. -EACCES: the backup
 // is broken, or stopped meanwhile, or part of the range is not readable.
 int filter_copy_before_read(Fiber *self, Node *filter, GuestOff off, void *buf, size_t len);
-// NodeOps.map of `view`, which reads so: zeros that metadata knows of, or what it is to be asked for.
+// NodeOps.map of `view`, which reads so: zeros that metadata knows of, or what it is to be asked
+// for.
 int filter_copy_before_map(Fiber *self, Node *filter, Node *view, GuestOff off, uint64_t len,
                            NodeExtent *ret_extent);
 // Whole granules in the range are not readable from now on, and are not saved any more; the target

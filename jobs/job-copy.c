@@ -135,7 +135,8 @@ static void count(JobControl *control, JobBytes how, uint64_t *told, uint64_t no
 }
 
 // The flush at the end would else be most of the job where the disk is slower than the copying, and
-// the disk idle until then. In large parts, so that the file system finds room for them in one piece.
+// the disk idle until then. In large parts, so that the file system finds room for them in one
+// piece.
 static void write_out(JobCopy *copy, uint64_t copied)
 {
     enum { PART_BYTES = 16 << 20 };

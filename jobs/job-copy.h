@@ -28,8 +28,8 @@ typedef struct JobCopy {
     .failed = job_copy_failed, .wants_pause = job_copy_wants_pause,                                \
     .pause_point = job_copy_pause_point, .progress = job_copy_progress
 
-// Of what is copied into `target` as a whole: a cluster at least, so that no two granules are parts of
-// one; on a large disk more, so that a bit for each takes some MiB at most, however they lie.
+// Of what is copied into `target` as a whole: a cluster at least, so that no two granules are parts
+// of one; on a large disk more, so that a bit for each takes some MiB at most, however they lie.
 uint32_t job_copy_granularity_bits(uint64_t size_bytes, const Node *target, uint32_t least_bits);
 // How to copy into `target`: the granularity of the work set (at least what is there already),
 // chunks, and the window (what is there already, or else the usual one).

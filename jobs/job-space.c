@@ -4,8 +4,8 @@
 // is going to make room.
 //
 // Tables of the target, what points in time are saved for, and clusters that stay compressed are
-// left out; so what is refused would have failed for certain, and a job that is let through may find the target full all the
-// same, at its very end.
+// left out; so what is refused would have failed for certain, and a job that is let through may
+// find the target full all the same, at its very end.
 #include "job-space.h"
 
 #include <errno.h>

@@ -279,7 +279,8 @@ static uint64_t rate_wait_ns(GivingBack *g, uint64_t now_ns)
     return copy_rate_wait_ns(&g->rate, now_ns);
 }
 
-// The run is over, so nobody who cancels the job, or sets its speed, wakes it: it looks now and then.
+// The run is over, so nobody who cancels the job, or sets its speed, wakes it: it looks now and
+// then.
 static int wait_for_rate(Fiber *self, GivingBack *g)
 {
     static const uint64_t look_ns = 100000000;

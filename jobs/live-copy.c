@@ -256,8 +256,8 @@ static int do_what_is_left(Fiber *self, LiveCopy *live, GError **error)
                : r;
 }
 
-// 1: it has failed, and users want it tried again: what was lost is work, or it is to pause. What is
-// ignored may fail each time, at once.
+// 1: it has failed, and users want it tried again: what was lost is work, or it is to pause. What
+// is ignored may fail each time, at once.
 static int flush_as_wanted(Fiber *self, LiveCopy *live, GError **error)
 {
     enum { RETRY_NS = 100000000 };

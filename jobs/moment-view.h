@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// What lies below an overlay of a backup's source while the backup saves into that overlay: the source
-// as it was at the moment of the backup. So who reads the overlay reads that moment, whatever guests
-// do (a pull backup: "image fleecing").
+// What lies below an overlay of a backup's source while the backup saves into that overlay: the
+// source as it was at the moment of the backup. So who reads the overlay reads that moment,
+// whatever guests do (a pull backup: "image fleecing").
 //
 //     guests ──▸ copy-before-write ──▸ source
 //                       │ saves           ▴
@@ -14,10 +14,10 @@
 
 #include "chain-core/node.h"
 
-// To be the backing child of the overlay, which is the target of `filter` (filter-copy-before.h), or lies
-// under filters there; owns nothing of it at the moment; and is given whole granules. Returned with one
-// reference; holds one on the source, none on the filter.
+// To be the backing child of the overlay, which is the target of `filter` (filter-copy-before.h),
+// or lies under filters there; owns nothing of it at the moment; and is given whole granules.
+// Returned with one reference; holds one on the source, none on the filter.
 Node *moment_view_new(Node *source, Node *filter);
-// Before the filter is closed, once it has been stopped: from now on what the overlay has not got cannot
-// be read (-EACCES).
+// Before the filter is closed, once it has been stopped: from now on what the overlay has not got
+// cannot be read (-EACCES).
 void moment_view_end(Node *view);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Each waits for a number that it counts when it comes, and that those before it lower when they go:
-// nobody is woken to find that it has to wait on. On the target's loop.
+// Each waits for a number that it counts when it comes, and that those before it lower when they
+// go: nobody is woken to find that it has to wait on. On the target's loop.
 #include "range-lock.h"
 
 #include <stddef.h>

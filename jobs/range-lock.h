@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// One lock on ranges of a target, for all that change it: guests' writes, zeroes and discards alike,
-// and what a job copies there. Whoever comes takes a place in the order of arrival, in one step, and
-// waits for those before it that overlap. So nobody holds one range while waiting for another, and
-// nobody waits in a circle.
+// One lock on ranges of a target, for all that change it: guests' writes, zeroes and discards
+// alike, and what a job copies there. Whoever comes takes a place in the order of arrival, in one
+// step, and waits for those before it that overlap. So nobody holds one range while waiting for
+// another, and nobody waits in a circle.
 //
 // Rules for who holds a range: it has entered its ports before, and waits for transfers to and from
-// the target (and the source, for a write that goes to both) only: never for a slot of a window, for
-// memory, for a drain or a limit.
+// the target (and the source, for a write that goes to both) only: never for a slot of a window,
+// for memory, for a drain or a limit.
 //
 // On the target's loop.
 #pragma once

@@ -13,8 +13,8 @@
 struct NbdsExport {
     NbdsExportInfo info; // what it points to is owned; its size is the one at first
     _Atomic uint64_t size_bytes;
-    // The one it lives on; written there. Others may find it stale: what comes to a loop that it has
-    // left is sent on.
+    // The one it lives on; written there. Others may find it stale: what comes to a loop that it
+    // has left is sent on.
     _Atomic(NbdsServerLoop *) server_loop;
     atomic_uint n_refs;     // memory only
     atomic_bool is_removed; // no client may enter any more
@@ -50,8 +50,8 @@ NbdsExportInfo nbds_export_info(const NbdsExport *export);
 // Of the node that it has now; on its loop.
 uint32_t nbds_export_preferred_bytes(const NbdsExport *export);
 
-// One client more or less, from before it is told that it is in until it is gone: it may be on its way
-// to the export's loop. Any thread.
+// One client more or less, from before it is told that it is in until it is gone: it may be on its
+// way to the export's loop. Any thread.
 void nbds_export_client_came(NbdsExport *export);
 void nbds_export_client_left(NbdsExport *export);
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // Each change is a command and an action of a transaction with the same arguments. As a command it
 // is made at once, between two requests of guests; as an action it is made when the transaction is
-// prepared, with guests held back until all of it took effect, so that what a transaction does happens
-// at one moment for them.
+// prepared, with guests held back until all of it took effect, so that what a transaction does
+// happens at one moment for them.
 #include "bitmaps.h"
 
 #include "daemon/bitmap-difference.h"

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// A backup is a qcow2 image: a full one, or one with what has changed since a checkpoint, over the backup
-// of that. What has changed is what the checkpoint's bitmap says and, where the disk has got layers since,
-// all that those own. A backup that went well is a checkpoint: its bitmap begins at the moment that the
-// backup shows. One that did not leaves nothing: no file, no bitmap, and the checkpoints as they were.
+// A backup is a qcow2 image: a full one, or one with what has changed since a checkpoint, over the
+// backup of that. What has changed is what the checkpoint's bitmap says and, where the disk has got
+// layers since, all that those own. A backup that went well is a checkpoint: its bitmap begins at
+// the moment that the backup shows. One that did not leaves nothing: no file, no bitmap, and the
+// checkpoints as they were.
 //
-// The file is named by an intent before it is made; with the checkpoint the intent ends. Control loop.
+// The file is named by an intent before it is made; with the checkpoint the intent ends. Control
+// loop.
 #include "disk-backup.h"
 
 #include <errno.h>

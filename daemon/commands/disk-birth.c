@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// In this order: the chain is opened, the export is there, the database has it. A crash before the last
-// leaves no disk, and no client has been told of one.
+// In this order: the chain is opened, the export is there, the database has it. A crash before the
+// last leaves no disk, and no client has been told of one.
 #include "disk-birth.h"
 
 #include "daemon/daemon.h"

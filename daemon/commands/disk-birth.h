@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// A disk comes into the catalogue: its layers, its policy, the export of its head. Control loop, with
-// the catalogue's lock.
+// A disk comes into the catalogue: its layers, its policy, the export of its head. Control loop,
+// with the catalogue's lock.
 #pragma once
 
 #include "daemon/qmp/command.h"
@@ -19,9 +19,9 @@
 // May there be a disk as `args` say? A sentence if not.
 int disk_birth_check(const QmpCall *call, const Catalogue *catalogue, const json_t *args,
                      GError **error);
-// The disk of these arguments, whose head is there already as a layer in `change`, opened, exported,
-// and, with `change` (taken), remembered. On failure it is as if there had been none, but for its
-// layers.
+// The disk of these arguments, whose head is there already as a layer in `change`, opened,
+// exported, and, with `change` (taken), remembered. On failure it is as if there had been none, but
+// for its layers.
 int disk_birth_finish(Fiber *self, const QmpCall *call, Catalogue *catalogue,
                       DatabaseChange *change, const json_t *args, DiskLayer *head,
                       json_t **ret_reply, GError **error);

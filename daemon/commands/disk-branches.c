@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// disk-clone: a new disk on a point in time. disk-rollback: a disk whose head stands on one of its points
-// again. disk-flatten: a head that needs less of what lies below it.
+// disk-clone: a new disk on a point in time. disk-rollback: a disk whose head stands on one of its
+// points again. disk-flatten: a head that needs less of what lies below it.
 //
-// A rollback: an overlay of the point is made and opened, clients leave, the database has it as the head,
-// exports begin again, what is dropped is removed. Before the database has it nothing was changed: what
-// it cannot write has not happened, since clients write the head from then on.
+// A rollback: an overlay of the point is made and opened, clients leave, the database has it as the
+// head, exports begin again, what is dropped is removed. Before the database has it nothing was
+// changed: what it cannot write has not happened, since clients write the head from then on.
 //
 // Control loop.
 #include "disk-branches.h"
@@ -265,8 +265,8 @@ static void stop_exports(Fiber *self, const Rollback *r)
             disk_export_stop(self, r->b->call->daemon, disk->exports->pdata[i]);
 }
 
-// The new head, and what is to become of the old one: kept as a point, or `drop` as an intent, whose
-// number is `*ret_intent`.
+// The new head, and what is to become of the old one: kept as a point, or `drop` as an intent,
+// whose number is `*ret_intent`.
 static int note_rollback(Fiber *self, const Rollback *r, json_t *drop, int64_t *ret_intent,
                          GError **error)
 {

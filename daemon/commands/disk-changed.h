@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// What has changed on a disk since a checkpoint: what its bitmap says and, where the disk has got layers
-// since, all that those own. Control loop, with the catalogue's lock.
+// What has changed on a disk since a checkpoint: what its bitmap says and, where the disk has got
+// layers since, all that those own. Control loop, with the catalogue's lock.
 #pragma once
 
 #include "daemon/qmp/command.h"
@@ -26,10 +26,10 @@ typedef struct DiskChanges {
     char *reason;            // why it is not what was asked for; NULL: it is
 } DiskChanges;
 
-// `since` NULL: all. "last": since the latest checkpoint that can be used, and all where none can, with
-// the reason; another that cannot be used is an error. `id` is part of a temporary bitmap's name. Reads
-// tables, and no data.
-// `needs_file`: a checkpoint whose backup is not there cannot be used.
+// `since` NULL: all. "last": since the latest checkpoint that can be used, and all where none can,
+// with the reason; another that cannot be used is an error. `id` is part of a temporary bitmap's
+// name. Reads tables, and no data. `needs_file`: a checkpoint whose backup is not there cannot be
+// used.
 int disk_changes_find(Fiber *self, const QmpCall *call, Disk *disk, const char *since,
                       const char *id, bool needs_file, DiskChanges *ret_changes, GError **error);
 void disk_changes_done(Fiber *self, const QmpCall *call, const Disk *disk, DiskChanges *changes);

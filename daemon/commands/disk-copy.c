@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// On a file system with reflinks the image of a point in time is copied in a moment, whatever its size:
-// nobody writes it, and its blocks are shared. The copy is named by an intent before it is made, and is
-// nobody's then. Control loop.
+// On a file system with reflinks the image of a point in time is copied in a moment, whatever its
+// size: nobody writes it, and its blocks are shared. The copy is named by an intent before it is
+// made, and is nobody's then. Control loop.
 #include "disk-copy.h"
 
 #include <errno.h>

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// A point in time is the name of what a layer shows. What becomes of the layer depends on who stands on
-// it. Nobody: it goes. Several: they need it, so it stays without a name. One: they become one layer, by
-// a stream into the upper or a commit into the lower, whichever moves less and has the room. Control
-// loop.
+// A point in time is the name of what a layer shows. What becomes of the layer depends on who
+// stands on it. Nobody: it goes. Several: they need it, so it stays without a name. One: they
+// become one layer, by a stream into the upper or a commit into the lower, whichever moves less and
+// has the room. Control loop.
 #include "disk-delete.h"
 
 #include <errno.h>

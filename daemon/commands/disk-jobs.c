@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// In this order: the intent is durable; the job works, while disks hold their layers where they are; it
-// switches, which headers of images say; the catalogue notes it; nodes are closed; files are removed.
+// In this order: the intent is durable; the job works, while disks hold their layers where they
+// are; it switches, which headers of images say; the catalogue notes it; nodes are closed; files
+// are removed.
 #include "disk-jobs.h"
 
 #include <errno.h>
@@ -243,8 +244,8 @@ static void pivot_on_control(Fiber *self, void *arg)
     commit->is_pivoted = call->result == 0;
 }
 
-// The catalogue's lock is not asked for: until the job ends nobody else changes these disks, and what is
-// written is written one after the other.
+// The catalogue's lock is not asked for: until the job ends nobody else changes these disks, and
+// what is written is written one after the other.
 static int before_pivot(Fiber *self, void *arg, GError **error)
 {
     PivotCall call = {.commit = arg};

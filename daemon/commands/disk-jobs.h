@@ -22,18 +22,19 @@ typedef struct DiskJob {
 void disk_job_init(DiskJob *job, const QmpCall *call, Catalogue *catalogue, const char *verb);
 // Members of `args` that all such jobs have: job-id, speed, auto-dismiss; a new reference.
 json_t *disk_job_args(const DiskJob *job, const json_t *args);
-// The job will change what lies where around this layer: disks that have it, or a point on it, are busy until
-// its end, and its node is closed then if nobody uses it.
+// The job will change what lies where around this layer: disks that have it, or a point on it, are
+// busy until its end, and its node is closed then if nobody uses it.
 int disk_job_take(DiskJob *job, const DiskLayer *layer, GError **error);
 // Only that the node is closed.
 void disk_job_add_closing(DiskJob *job, const DiskLayer *layer);
 // The disk is busy.
 int disk_job_take_disk(DiskJob *job, Disk *disk, GError **error);
-// Brings the disks that have `layer` to one loop, as far as they can be moved, so that it is there once.
+// Brings the disks that have `layer` to one loop, as far as they can be moved, so that it is there
+// once.
 void disk_job_gather(Fiber *self, const DiskJob *job, const DiskLayer *layer);
 
-// Starts what `prepare` makes of `args`; the end is the follower's (which gets `job`, and frees it), on
-// failure the caller's.
+// Starts what `prepare` makes of `args`; the end is the follower's (which gets `job`, and frees
+// it), on failure the caller's.
 int disk_job_start(Fiber *self, const QmpCall *call, DiskJob *job, QmpPrepareJobFn *prepare,
                    const json_t *args, const JobFollower *follower, GError **error);
 // At the end: nodes are held as the chains are now, others closed, files removed.
@@ -56,7 +57,8 @@ typedef struct DiskCommitJob {
     JobPivot pivot;
     bool is_pivoted;
 } DiskCommitJob;
-// Takes the layers of the merge, and opens what stands on the top, whose headers will name the base.
+// Takes the layers of the merge, and opens what stands on the top, whose headers will name the
+// base.
 int disk_commit_open(Fiber *self, DiskCommitJob *commit, GError **error);
 // `disk`'s `point` (or NULL), which the base shows, is forgotten before the first byte.
 int disk_commit_start(Fiber *self, const QmpCall *call, DiskCommitJob *commit, Disk *disk,

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// A disk moves: a new image gets all that it shows, clients are taken there, and it is the head. The
-// database says so before they write it. Until then the image is one that is being made: after a crash
-// it goes, and the disk is where it was. What nobody needs then goes by an intent of its own.
+// A disk moves: a new image gets all that it shows, clients are taken there, and it is the head.
+// The database says so before they write it. Until then the image is one that is being made: after
+// a crash it goes, and the disk is where it was. What nobody needs then goes by an intent of its
+// own.
 //
 // Control loop.
 #include "disk-mirror.h"
@@ -102,8 +103,8 @@ static void pivot_on_control(Fiber *self, void *arg)
     }
 }
 
-// Guests wait. As with commits, the catalogue's lock is not asked for: nobody else changes this disk, or drops
-// the layers that it leaves.
+// Guests wait. As with commits, the catalogue's lock is not asked for: nobody else changes this
+// disk, or drops the layers that it leaves.
 static int before_pivot(Fiber *self, void *arg, GError **error)
 {
     PivotCall call = {.m = arg};

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// A pull: an export shows what a disk was at one moment, for as long as a backup program needs, while
-// clients go on. What they are about to change is saved to a scratch image on this machine before, so
-// they wait for no reader. With the moment a checkpoint begins, which is there if the program says that
-// it has read all; else nothing is left.
+// A pull: an export shows what a disk was at one moment, for as long as a backup program needs,
+// while clients go on. What they are about to change is saved to a scratch image on this machine
+// before, so they wait for no reader. With the moment a checkpoint begins, which is there if the
+// program says that it has read all; else nothing is left.
 //
 // The scratch image is named by an intent before it is made, and goes in any case. Control loop.
 #include "disk-pull.h"
@@ -133,8 +133,8 @@ static void note_checkpoint(Fiber *self, const DiskPull *p)
     stop_point("disk-pull: the checkpoint is noted");
 }
 
-// It is never over by itself: its end is a cancel. Readers fail from then on. Should it come before the
-// command that began it has added the export, that is there once the lock is.
+// It is never over by itself: its end is a cancel. Readers fail from then on. Should it come before
+// the command that began it has added the export, that is there once the lock is.
 static void ended(Fiber *self, void *arg, const char *error)
 {
     DiskPull *p = arg;

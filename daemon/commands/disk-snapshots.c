@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// The overlays are made and opened first; the database says that they are there; then blockdev-snapshot puts
-// all of them over their heads at one moment; then the database has it.
+// The overlays are made and opened first; the database says that they are there; then
+// blockdev-snapshot puts all of them over their heads at one moment; then the database has it.
 //
-// After a crash the new layers are heads if it said so, even if a file cannot be found at that moment, since
-// clients may have written the others; else none is. Over the old head an overlay that nobody has written yet
-// shows what that shows (state/recovery.c).
+// After a crash the new layers are heads if it said so, even if a file cannot be found at that
+// moment, since clients may have written the others; else none is. Over the old head an overlay
+// that nobody has written yet shows what that shows (state/recovery.c).
 //
 // Control loop.
 #include "disk-snapshots.h"
@@ -208,8 +208,8 @@ static int note_not_made(Fiber *self, const Snapshots *s, GError **error)
     return database_note(self, s->catalogue->database, change, error);
 }
 
-// Files go only once the database does not say any more that they may be heads. Until it can be written they
-// stay: over the heads they show the same.
+// Files go only once the database does not say any more that they may be heads. Until it can be
+// written they stay: over the heads they show the same.
 static void take_back(Fiber *self, const Snapshots *s)
 {
     g_autoptr(GError) error = NULL;

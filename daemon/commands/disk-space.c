@@ -15,8 +15,7 @@
 
 const char disk_space_doc[] =
     "whether it is refused, with both figures, where there is less room than it may need; else it "
-    "begins even "
-    "so, and is paused once there is none, until job-resume. true, unless given";
+    "begins even so, and is paused once there is none, until job-resume. true, unless given";
 
 bool disk_space_is_checked(const json_t *args)
 {

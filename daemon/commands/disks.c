@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// What is made for a disk is named by an intent before, so that after a crash it goes, or is a disk's.
-// Control loop.
+// What is made for a disk is named by an intent before, so that after a crash it goes, or is a
+// disk's. Control loop.
 #include "disks.h"
 
 #include <errno.h>

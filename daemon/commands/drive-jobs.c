@@ -106,8 +106,8 @@ static int check_target(const Nodes *nodes, const json_t *args, bool is_backup, 
     return 0;
 }
 
-// What is to be seen through the target as far as it owns nothing: of a backup of nothing, which shows
-// the moment, the device. NULL: nothing is.
+// What is to be seen through the target as far as it owns nothing: of a backup of nothing, which
+// shows the moment, the device. NULL: nothing is.
 static NamedNode *below_target(const DriveTarget *target)
 {
     if (is_sync(target->args, "none") && target->is_backup)
@@ -130,8 +130,8 @@ static int make_file(Fiber *self, DriveTarget *target, const char *format, GErro
     return r;
 }
 
-// What there is finds its backing file by itself, unless that is the device. A new image lies over the
-// node that it shares with the device.
+// What there is finds its backing file by itself, unless that is the device. A new image lies over
+// the node that it shares with the device.
 static NodeConfig *with_backing(const DriveTarget *target, NodeConfig *config)
 {
     const NamedNode *below = below_target(target);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// block_set_io_throttle for exports: what QEMU limits is a guest's device, which an export is here. An
-// export is in a group, by default of its own; limits are the group's. Those of disks' exports are
-// remembered: each member has all of its group's, so any of them can make it again. Control loop.
+// block_set_io_throttle for exports: what QEMU limits is a guest's device, which an export is here.
+// An export is in a group, by default of its own; limits are the group's. Those of disks' exports
+// are remembered: each member has all of its group's, so any of them can make it again. Control
+// loop.
 #include "io-throttle.h"
 
 #include "daemon/daemon.h"

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// All jobs: what is asked of them by id, and told of them. A query tells the table and atomics of the
-// work: it waits for nobody. Control loop.
+// All jobs: what is asked of them by id, and told of them. A query tells the table and atomics of
+// the work: it waits for nobody. Control loop.
 #include "jobs.h"
 
 #include <errno.h>

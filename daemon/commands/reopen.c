@@ -67,8 +67,8 @@ static int check_file(const Reopening *r, GError **error)
     return result < 0 ? result : named_node_check_mode(r->file, node_use_perms(&use), error);
 }
 
-// Does it show another part of a file, or one that ends elsewhere? A filter that comes or goes changes
-// neither.
+// Does it show another part of a file, or one that ends elsewhere? A filter that comes or goes
+// changes neither.
 static bool shows_other_part(const Reopening *r, NamedNode *now)
 {
     const json_t *values = r->config->values;
@@ -126,7 +126,8 @@ static bool keeps_writer(const GArray *all, const NamedNode *named)
 
 // What came with `named`, and stays read-only though it is written through it: NULL, nothing does.
 // What is described anew follows `named` unless it says otherwise; what is only named keeps its
-// mode, unless the one above says its own (`is_said`). As in QEMU. What descriptions nest is bounded.
+// mode, unless the one above says its own (`is_said`). As in QEMU. What descriptions nest is
+// bounded.
 static const NamedNode *find_read_only(const GArray *all, const NamedNode *named,
                                        const NodeConfig *config, bool is_said)
 {

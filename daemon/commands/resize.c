@@ -35,8 +35,8 @@ static const QmpType block_resize_args = {
                                    {0}},
 };
 
-// A format relies on the length of its file, and an overlay on that of what lies below it. Jobs, and
-// overlays that stand on the node itself, come first, as in QEMU.
+// A format relies on the length of its file, and an overlay on that of what lies below it. Jobs,
+// and overlays that stand on the node itself, come first, as in QEMU.
 static int check_resize(Fiber *self, Nodes *nodes, NamedNode *named, GError **error)
 {
     NodePerms perms = {.held = NODE_PERM_RESIZE, .shared = NODE_PERM_ALL};

@@ -22,5 +22,6 @@ extern const QmpType export_throttle_type;
 json_t *export_throttle_to_json(const ExportThrottle *throttle); // a new reference
 // `json` NULL: NULL. Borrowed.
 const char *export_throttle_group(const json_t *json);
-// False: there are none in `json` (which may be NULL), or none that make sense. `group` is borrowed.
+// False: there are none in `json` (which may be NULL), or none that make sense. `group` is
+// borrowed.
 bool export_throttle_from_json(const json_t *json, ExportThrottle *ret_throttle);

@@ -42,7 +42,8 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(Config, config_free)
 const ConfigEntry *config_find(const Config *config, const ConfigSection *section,
                                const char *label);
 // What holds for `name` in a kind of section whose labels are patterns, key by key: of the section
-// that is the name itself, else of the last one that matches and says the key, else zeros. Into the section's struct, whose values are borrowed.
+// that is the name itself, else of the last one that matches and says the key, else zeros. Into the
+// section's struct, whose values are borrowed.
 void config_resolve(const Config *config, const ConfigSection *section, const char *name,
                     void *ret_values);
 // Where the key was said, or else where the section begins; nowhere for one that no file has.

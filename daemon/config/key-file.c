@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // GLib says what a value is, but neither on which line it stands nor that there are two. So the
-// lines are found here, by GLib's rules: a comment begins with '#', a section's header with '[', all
-// else is KEY=VALUE, and what is neither is a mistake.
+// lines are found here, by GLib's rules: a comment begins with '#', a section's header with '[',
+// all else is KEY=VALUE, and what is neither is a mistake.
 #include "key-file.h"
 
 #include <errno.h>

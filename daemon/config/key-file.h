@@ -12,7 +12,8 @@ typedef struct KeyFileLine {
 } KeyFileLine;
 
 // The headers and keys in their order, KeyFileLine, owned. What is wrong with the file is appended
-// to `mistakes` (char *), as sentences that begin with its path and a line; NULL: it cannot be read.
+// to `mistakes` (char *), as sentences that begin with its path and a line; NULL: it cannot be
+// read.
 GPtrArray *key_file_read(const char *path, GPtrArray *mistakes);
 // "PATH:LINE: sentence" (without the line if it is 0), to the end of `mistakes`.
 void key_file_mistake(GPtrArray *mistakes, const char *path, unsigned number, const char *format,

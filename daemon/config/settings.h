@@ -36,8 +36,8 @@ struct ConfigSection {
     size_t size;           // of its struct
     const ConfigKey *keys; // end with {0}
     const char *doc;
-    // The key that such a section is about: it must be set, and each has another value. Where a later
-    // file takes it back, the section is taken back. NULL: none.
+    // The key that such a section is about: it must be set, and each has another value. Where a
+    // later file takes it back, the section is taken back. NULL: none.
     const char *needs;
     // What must hold between the keys: -EINVAL with a sentence, and the key that it is about. NULL:
     // nothing.
@@ -79,14 +79,15 @@ typedef struct ListenSettings {
     char *tls_authz; // a file of authz-list-file; NULL: none
 } ListenSettings;
 
-// [throttle-group NAME]: how much the clients of its exports may do together, a second; 0: no limit.
+// [throttle-group NAME]: how much the clients of its exports may do together, a second; 0: no
+// limit.
 typedef struct ThrottleGroupSettings {
     uint64_t bps, read_bps, write_bps;
     unsigned iops, read_iops, write_iops;
 } ThrottleGroupSettings;
 
-// [export PATTERN]: who may use the exports whose names match, and how much. allow_…: NULL: that way
-// nobody, but if all are NULL everybody.
+// [export PATTERN]: who may use the exports whose names match, and how much. allow_…: NULL: that
+// way nobody, but if all are NULL everybody.
 typedef struct ExportSettings {
     GArray *allow_uid;     // uid_t
     GArray *allow_gid;     // gid_t

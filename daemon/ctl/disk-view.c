@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Five queries at most, whatever the number of disks. Layers are the same where their files are: each disk
-// may have opened its own.
+// Five queries at most, whatever the number of disks. Layers are the same where their files are:
+// each disk may have opened its own.
 #include "disk-view.h"
 
 #include <string.h>

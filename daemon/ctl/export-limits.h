@@ -6,8 +6,8 @@
 #include <glib.h>
 #include <jansson.h>
 
-// A limit that people give: "read-bps", which of a total or of one direction it is, and its names in
-// both.
+// A limit that people give: "read-bps", which of a total or of one direction it is, and its names
+// in both.
 typedef struct LimitKind {
     const char *option;
     const char *told, *taken;

@@ -16,8 +16,8 @@ typedef struct JobFollow {
 } JobFollow;
 
 // CTL_OK: it has done its work. CTL_PARTIAL: it still works at the end of the time.
-// CTL_INTERRUPTED: by SIGINT; it was said how to wait or cancel. -1: it failed, or was cancelled, or
-// is not there: `error`.
+// CTL_INTERRUPTED: by SIGINT; it was said how to wait or cancel. -1: it failed, or was cancelled,
+// or is not there: `error`.
 int job_follow(Ctl *ctl, const JobFollow *follow, GError **error);
 
 // The jobs that there are, as rows: id, type, status, done, total, percent, rate, seconds-left,

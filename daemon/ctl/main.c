@@ -59,7 +59,8 @@ static int unknown_verb(const char *name)
     return CTL_USAGE;
 }
 
-// What the daemon says for programs, and how chainctl has it. The first is at the end of a sentence.
+// What the daemon says for programs, and how chainctl has it. The first is at the end of a
+// sentence.
 static const char *const translations[][2] = {
     {": query-disks lists those that there are", ""},
     {": query-disks lists those that it has", ""},
@@ -98,7 +99,8 @@ static char *listing_command(const Ctl *ctl)
     }
 }
 
-// The service may not write where FILE is to be. NULL: it is another daemon, or not about FILE. Owned.
+// The service may not write where FILE is to be. NULL: it is another daemon, or not about FILE.
+// Owned.
 static char *pool_command(const Ctl *ctl, const char *message)
 {
     const VerbWord *words = ctl->verb->words;

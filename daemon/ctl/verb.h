@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// A verb of chainctl: what it takes, what it says of itself, and what it does. Constant tables; from
-// one table come the check of the command line, the help and the completion. A family of verbs is
-// a file; verbs.c lists them.
+// A verb of chainctl: what it takes, what it says of itself, and what it does. Constant tables;
+// from one table come the check of the command line, the help and the completion. A family of verbs
+// is a file; verbs.c lists them.
 #pragma once
 
 #include <stdbool.h>

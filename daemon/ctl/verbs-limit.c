@@ -111,8 +111,8 @@ static bool changes_limits(const Ctl *ctl)
     return false;
 }
 
-// What is to hold for `id`; `group` is the one that was asked for, or NULL. A new reference, or NULL:
-// `error`.
+// What is to hold for `id`; `group` is the one that was asked for, or NULL. A new reference, or
+// NULL: `error`.
 static json_t *throttle_for(const Ctl *ctl, const json_t *exports, const char *id,
                             const char *group, GError **error)
 {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// A pool is a drop-in file of the service's unit (systemd.unit(5)), which names the directory in its
-// first line, and the directory's group, which is the service's.
+// A pool is a drop-in file of the service's unit (systemd.unit(5)), which names the directory in
+// its first line, and the directory's group, which is the service's.
 #include "verbs-pool.h"
 
 #include <errno.h>

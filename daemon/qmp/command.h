@@ -49,7 +49,8 @@ typedef struct QmpCommand {
     const char *doc;      // one or more sentences
     QmpCommandFn *fn;
     const char *feature; // of the schema, for clients that look for it; NULL: none
-    // Changes nothing, and tells nothing that is secret: clients of sockets for queries only may run it.
+    // Changes nothing, and tells nothing that is secret: clients of sockets for queries only may
+    // run it.
     bool is_query;
 } QmpCommand;
 

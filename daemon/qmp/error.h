@@ -16,8 +16,8 @@ typedef enum QmpErrorClass {
 #define QMP_ERROR (qmp_error_quark())
 GQuark qmp_error_quark(void);
 
-// As it stands on the wire: {"class": "GenericError", "desc": …}. `result` is the negative errno that
-// came with it; where it says more than "this cannot be", "reason" is there, an extension:
+// As it stands on the wire: {"class": "GenericError", "desc": …}. `result` is the negative errno
+// that came with it; where it says more than "this cannot be", "reason" is there, an extension:
 // "not-found", "busy", "no-space" or "denied". A new reference.
 json_t *qmp_error_to_json(const GError *error, int result);
 

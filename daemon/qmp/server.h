@@ -18,9 +18,9 @@ void qmp_server_free(QmpServer *server);
 
 const QmpTable *qmp_server_table(const QmpServer *server);
 
-// Take `fd`, a listening socket, or a connected one, non-blocking. `name` and `policy` (NULL: all may
-// do everything) are copied. 0 or -ENOMEM, and then `fd` is closed. Clients that may not use a socket
-// are told so, and disconnected.
+// Take `fd`, a listening socket, or a connected one, non-blocking. `name` and `policy` (NULL: all
+// may do everything) are copied. 0 or -ENOMEM, and then `fd` is closed. Clients that may not use a
+// socket are told so, and disconnected.
 int qmp_server_add_listener(QmpServer *server, int fd, const char *name, const QmpPolicy *policy);
 int qmp_server_add_client(QmpServer *server, int fd, const char *name, const QmpPolicy *policy);
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Each change is made in memory and, as a statement, in the change that is written next; so both say
-// the same as long as what is written as done is kept until it is (database_note()).
+// Each change is made in memory and, as a statement, in the change that is written next; so both
+// say the same as long as what is written as done is kept until it is (database_note()).
 #include "catalogue.h"
 
 #include <errno.h>

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// What the daemon remembers: disks, the layers that they consist of, their points in time, exports and
-// checkpoints. It is in memory, as the database has it; queries ask nobody else. Layers form a tree:
-// each stands on one below or none, and several disks may share what lies below. docs/disks.md has the
-// rules. Control loop.
+// What the daemon remembers: disks, the layers that they consist of, their points in time, exports
+// and checkpoints. It is in memory, as the database has it; queries ask nobody else. Layers form a
+// tree: each stands on one below or none, and several disks may share what lies below.
+// docs/disks.md has the rules. Control loop.
 //
 //     base ← layer-2 ← layer-3     head of disk 'web', whose point 'mon' is what layer-2 shows
 //                    ← layer-4     head of a clone
@@ -38,8 +38,8 @@ typedef struct DiskExport {
     json_t *options; // "writable", "description", "throttle" (disk-limits.h)
 } DiskExport;
 
-// From when on changes are known: those of the bitmap of this name on the layer, and all that layers
-// above it own.
+// From when on changes are known: those of the bitmap of this name on the layer, and all that
+// layers above it own.
 typedef struct Checkpoint {
     char *name;
     DiskLayer *layer;
@@ -118,7 +118,8 @@ DiskLayer *catalogue_add_layer(Catalogue *catalogue, DatabaseChange *change, con
 // Nobody uses it any more; checkpoints on it go with it.
 void catalogue_remove_layer(Catalogue *catalogue, DatabaseChange *change, DiskLayer *layer);
 DiskLayer *catalogue_layer(const Catalogue *catalogue, int64_t id); // NULL: there is none
-// In memory only: it stays, even if nobody needs it, until it is let go. Once for each of the first.
+// In memory only: it stays, even if nobody needs it, until it is let go. Once for each of the
+// first.
 void disk_layer_keep(DiskLayer *layer);
 void disk_layer_let_go(DiskLayer *layer);
 void disk_layer_set_below(DatabaseChange *change, DiskLayer *layer, DiskLayer *below);
@@ -149,8 +150,8 @@ void catalogue_drop_unneeded(Catalogue *catalogue, DatabaseChange *change, json_
 int64_t catalogue_next_layer(Catalogue *catalogue, DatabaseChange *change);
 int64_t catalogue_next_job(Catalogue *catalogue, DatabaseChange *change);
 
-// Durable before what it speaks of is begun: `detail` (taken). Its number, or negative with a sentence. Checkpoints
-// whose backup had the name of what is to be made are without one then.
+// Durable before what it speaks of is begun: `detail` (taken). Its number, or negative with a
+// sentence. Checkpoints whose backup had the name of what is to be made are without one then.
 int64_t catalogue_intend(Fiber *self, Catalogue *catalogue, const char *kind, json_t *detail,
                          GError **error);
 // As part of a change.

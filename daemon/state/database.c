@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Write-ahead log with synchronous=FULL: one sync for each change, after which it survives a power cut.
-// What cannot be written any more is told in a sentence; the process goes on with what it has in memory.
+// Write-ahead log with synchronous=FULL: one sync for each change, after which it survives a power
+// cut. What cannot be written any more is told in a sentence; the process goes on with what it has
+// in memory.
 #include "database.h"
 
 #include <errno.h>
@@ -284,8 +285,8 @@ typedef struct Writing {
     GError *error;
 } Writing;
 
-// A change whose sync fails may lie in the log as a whole, where it would be found after a crash. The next
-// one takes its place there: this one, which says nothing.
+// A change whose sync fails may lie in the log as a whole, where it would be found after a crash.
+// The next one takes its place there: this one, which says nothing.
 static void write_over(Database *d)
 {
     DatabaseChange *nothing = database_change_new();

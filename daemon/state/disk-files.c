@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// A file is removed only by what an intent says, and only if no layer that is known lies in it, by whatever
-// name.
+// A file is removed only by what an intent says, and only if no layer that is known lies in it, by
+// whatever name.
 #include "disk-files.h"
 
 #include <errno.h>
@@ -103,8 +103,8 @@ typedef struct Removal {
     const char *needed_as; // the one of these that is this file
 } Removal;
 
-// By another name, perhaps: of its directory, a link to it or through it. One that is a hard link to the same
-// file could go, but that would free nothing.
+// By another name, perhaps: of its directory, a link to it or through it. One that is a hard link
+// to the same file could go, but that would free nothing.
 static const char *find_needed(const Removal *removal)
 {
     GStatBuf st;

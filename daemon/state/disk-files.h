@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Files of disks: where new ones go, and how those leave that nobody needs. Control loop; what blocks
-// is done by a worker.
+// Files of disks: where new ones go, and how those leave that nobody needs. Control loop; what
+// blocks is done by a worker.
 #pragma once
 
 #include "catalogue.h"
@@ -14,9 +14,9 @@ typedef struct NewFile {
     int64_t number;
 } NewFile;
 char *disk_files_choose(Fiber *self, const Catalogue *catalogue, const NewFile *file);
-// Removes those of `files` (an array of paths) that are no layer's and in which no open node lies, then
-// the intent `id` that says so is over; that is durable on return. What cannot be removed is logged, and
-// stays.
+// Removes those of `files` (an array of paths) that are no layer's and in which no open node lies,
+// then the intent `id` that says so is over; that is durable on return. What cannot be removed is
+// logged, and stays.
 void disk_files_remove_intended(Fiber *self, Daemon *daemon, int64_t id, const json_t *files);
 // The name of this file is durable on return. Blocks: on a worker.
 int disk_files_sync_directory_of(const char *path);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Layers are opened one by one from the lowest on, each over the node of the one below, so that chains
-// that share layers share their nodes.
+// Layers are opened one by one from the lowest on, each over the node of the one below, so that
+// chains that share layers share their nodes.
 #include "disk-nodes.h"
 
 #include <errno.h>

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// The nodes of remembered disks. A layer's node is called layer-N, N being its number, whatever disks
-// stand on it; it is open as long as a disk or an export needs it. A disk holds its nodes in their
-// places: commands that would put others there, or below them, are refused, and those of disks do it.
-// Control loop; with the catalogue's lock and the graph lock, unless said otherwise.
+// The nodes of remembered disks. A layer's node is called layer-N, N being its number, whatever
+// disks stand on it; it is open as long as a disk or an export needs it. A disk holds its nodes in
+// their places: commands that would put others there, or below them, are refused, and those of
+// disks do it. Control loop; with the catalogue's lock and the graph lock, unless said otherwise.
 #pragma once
 
 #include "catalogue.h"
@@ -26,8 +26,8 @@ typedef struct ImageFacts {
     uint64_t size_bytes;
     char *backing_file, *backing_format; // resolved; NULL: nothing, or not recorded
 } ImageFacts;
-// `format` NULL: what the file says. Only reads, also while others write. The graph lock is given up while
-// another machine is waited for.
+// `format` NULL: what the file says. Only reads, also while others write. The graph lock is given
+// up while another machine is waited for.
 int image_facts_read(Fiber *self, Daemon *daemon, const char *file, const char *format,
                      ImageFacts *ret_facts, GError **error);
 void image_facts_clear(ImageFacts *facts);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // Disks that share layers are opened one after the other, so that each layer is opened once. The
-// catalogue's lock is held by none that waits for another machine: commands go on, and find such a disk
-// with its problem.
+// catalogue's lock is held by none that waits for another machine: commands go on, and find such a
+// disk with its problem.
 #include "disks-opening.h"
 
 #include <errno.h>
@@ -62,8 +62,8 @@ static void group_free(Group *group)
     g_free(group);
 }
 
-// The lock of the graph is given up while the server is waited for. Meanwhile the disk stays, and what
-// it stands on.
+// The lock of the graph is given up while the server is waited for. Meanwhile the disk stays, and
+// what it stands on.
 static int try_one(Fiber *self, Daemon *daemon, Disk *disk, GError **error)
 {
     Catalogue *catalogue = daemon->catalogue;

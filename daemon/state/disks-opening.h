@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// All disks are opened and exported at the start. Those that need another machine are opened each by
-// itself, as that may answer late or never: nobody waits for it but them, and it is asked again. Control
-// loop.
+// All disks are opened and exported at the start. Those that need another machine are opened each
+// by itself, as that may answer late or never: nobody waits for it but them, and it is asked again.
+// Control loop.
 #pragma once
 
 #include "chain-core/fiber.h"
 
 typedef struct Daemon Daemon;
 
-// With the catalogue's lock, before any client is served. A disk that cannot be opened is told in the
-// log and by query-disks; the others are there.
+// With the catalogue's lock, before any client is served. A disk that cannot be opened is told in
+// the log and by query-disks; the others are there.
 void disks_open_all(Fiber *self, Daemon *daemon);
 // Without it: until each has been tried once, or some seconds have passed.
 void disks_wait_opened(Fiber *self, const Daemon *daemon);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// One change of the database each, in which the end of the intent is, and the intent to remove files.
+// One change of the database each, in which the end of the intent is, and the intent to remove
+// files.
 #include "merges.h"
 
 #include <errno.h>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Each kind of intent has a function that finds out how far it came, and makes the catalogue and the
-// files agree again; doing so twice does no harm, since a crash may come here, too.
+// Each kind of intent has a function that finds out how far it came, and makes the catalogue and
+// the files agree again; doing so twice does no harm, since a crash may come here, too.
 #include "recovery.h"
 
 #include <errno.h>
@@ -54,8 +54,8 @@ static void make_head(Catalogue *catalogue, DatabaseChange *change, const json_t
              disk->name, qmp_args_str(item, "point"));
 }
 
-// What was noted as made may be written already, so it is not looked for: a file that is not there is told
-// of when its disk is opened.
+// What was noted as made may be written already, so it is not looked for: a file that is not there
+// is told of when its disk is opened.
 static void end_snapshot(Fiber *self, Daemon *daemon, const Intent *intent)
 {
     const json_t *items = json_object_get(intent->detail, "snapshots"), *item;
@@ -79,7 +79,8 @@ static void end_snapshot(Fiber *self, Daemon *daemon, const Intent *intent)
 
 // -- merges ---------------------------------------------------------------------------------------
 
-// Does its header name this below? `base` NULL: nothing. Negative, with a line in the log: it cannot be read.
+// Does its header name this below? `base` NULL: nothing. Negative, with a line in the log: it
+// cannot be read.
 static int stands_on(Fiber *self, Daemon *daemon, const DiskLayer *layer, const DiskLayer *base)
 {
     ImageFacts facts = {0};
@@ -120,8 +121,9 @@ static bool is_in(void *arg, const DiskLayer *overlay)
     return g_ptr_array_find(arg, overlay, NULL);
 }
 
-// Where one overlay names the base, what was merged is complete. Those that do not yet show the same over
-// the top, which stays below them. Where none that can be read does, the intent stays for those that cannot.
+// Where one overlay names the base, what was merged is complete. Those that do not yet show the
+// same over the top, which stays below them. Where none that can be read does, the intent stays for
+// those that cannot.
 static void end_commit(Fiber *self, Daemon *daemon, const Intent *intent)
 {
     Catalogue *catalogue = daemon->catalogue;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// For tests only: ends the process at the place that is the CHAIND_STOP_AT-th one passed, and tells of
-// each that is passed in the file CHAIND_STOP_POINTS. It stays there for CHAIND_STOP_MS before, while
-// the other threads go on.
+// For tests only: ends the process at the place that is the CHAIND_STOP_AT-th one passed, and tells
+// of each that is passed in the file CHAIND_STOP_POINTS. It stays there for CHAIND_STOP_MS before,
+// while the other threads go on.
 #include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>

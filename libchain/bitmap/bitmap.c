@@ -124,8 +124,8 @@ int bitmap_clear(Bitmap *b, uint64_t off, uint64_t len)
     return bitmap_clear_granules(b, &top, range, &n);
 }
 
-// What says "all of it" at the disk's end says so of fewer granules than there will be: it becomes a
-// part that names them.
+// What says "all of it" at the disk's end says so of fewer granules than there will be: it becomes
+// a part that names them.
 static int open_end(Bitmap *b)
 {
     PartPlace place = bitmap_top(b);

@@ -94,8 +94,8 @@ static void merged_below_changed(Node *node)
 
 static const NodeOps merged_ops;
 
-// The map that a layer had when it was the head: the same layers from the next one on. It may answer
-// only if both see the same layers.
+// The map that a layer had when it was the head: the same layers from the next one on. It may
+// answer only if both see the same layers.
 static MergedMap *map_below(const MergedMap *m, unsigned layer)
 {
     const MapLayer *above = &m->layers[layer];
@@ -104,8 +104,8 @@ static MergedMap *map_below(const MergedMap *m, unsigned layer)
     return b && b->layers && b->n_layers + layer + 1 == m->n_layers ? b : NULL;
 }
 
-// What the nearest map below that knows the region says of it, with a reference, and how many layers
-// lie above that. It leaves that map where nobody but those above it can reach it any more.
+// What the nearest map below that knows the region says of it, with a reference, and how many
+// layers lie above that. It leaves that map where nobody but those above it can reach it any more.
 static Region *take_region_below(const MergedMap *m, uint64_t number, uint32_t len,
                                  unsigned *ret_n_above)
 {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// The streams of compressed clusters (qcow2 specification, "Compressed Clusters"). Pure: CPU work of
-// tens of microseconds and more a cluster, so it goes to a worker.
+// The streams of compressed clusters (qcow2 specification, "Compressed Clusters"). Pure: CPU work
+// of tens of microseconds and more a cluster, so it goes to a worker.
 #pragma once
 
 #include <stddef.h>

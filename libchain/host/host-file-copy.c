@@ -105,7 +105,8 @@ typedef struct HostCopy {
     int result;
 } HostCopy;
 
-// -ENOTSUP: not all of it is in the page cache any more. Reading it again tells what else there was.
+// -ENOTSUP: not all of it is in the page cache any more. Reading it again tells what else there
+// was.
 static int read_cached(int fd, uint8_t *buf, size_t len, uint64_t off)
 {
     struct iovec iov = {buf, len};

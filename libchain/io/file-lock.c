@@ -41,8 +41,8 @@ void file_lock_only(Fiber *self, File *file, unsigned held, unsigned unshared)
     fiber_mutex_unlock(self, &file->lock_mutex);
 }
 
-// Without any locks (of a file that is shared by intent) there are none to change. Of a file that is
-// a node, or lies in one, others may be users, too: the nodes know whether one of them writes.
+// Without any locks (of a file that is shared by intent) there are none to change. Of a file that
+// is a node, or lies in one, others may be users, too: the nodes know whether one of them writes.
 static int lock_for(Fiber *self, File *file, bool is_writable, GError **error)
 {
     unsigned writing = FILE_PERM_WRITE | FILE_PERM_RESIZE;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// compress: a filter that compresses whole clusters that are written, where that makes them smaller.
-// What is no whole cluster is written as it is; so what a guest writes in small pieces, or again, is
-// never lost or refused, and takes the space that it would without the filter. On the node's loop,
-// in fibers.
+// compress: a filter that compresses whole clusters that are written, where that makes them
+// smaller. What is no whole cluster is written as it is; so what a guest writes in small pieces, or
+// again, is never lost or refused, and takes the space that it would without the filter. On the
+// node's loop, in fibers.
 #include <errno.h>
 
 #include "base/error.h"

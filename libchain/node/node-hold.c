@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// The table of uses is nowhere written down but for the holds: who uses a node is found by looking at
-// its parents and ports each time it is asked. Merged maps and filters are looked through: whom they
-// serve is the user. On the nodes' loop; nothing here suspends but the end of a hold.
+// The table of uses is nowhere written down but for the holds: who uses a node is found by looking
+// at its parents and ports each time it is asked. Merged maps and filters are looked through: whom
+// they serve is the user. On the nodes' loop; nothing here suspends but the end of a hold.
 #include "chain-core/node-hold.h"
 
 #include <errno.h>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// A file that is a node is locked for all who use it together. Whoever comes adds what it needs; what
-// is still needed when somebody goes, or does not write any more, is found by looking at who is left.
-// On the node's loop.
+// A file that is a node is locked for all who use it together. Whoever comes adds what it needs;
+// what is still needed when somebody goes, or does not write any more, is found by looking at who
+// is left. On the node's loop.
 #include "chain-core/file.h"
 #include "chain-core/node-hold.h"
 #include "chain-core/port.h"

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// The edges, references and life of nodes. Requests are node-io.c, drains port.c, changes under load
-// switch.c. On the nodes' loop; closing does I/O, in a fiber.
+// The edges, references and life of nodes. Requests are node-io.c, drains port.c, changes under
+// load switch.c. On the nodes' loop; closing does I/O, in a fiber.
 #include "chain-core/node.h"
 
 #include <string.h>

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Leaky buckets with QEMU's meaning. A request is let go on whenever no bucket is over its edge, and
-// then counted whole, so that buckets overflow and the next one waits until that has leaked away.
+// Leaky buckets with QEMU's meaning. A request is let go on whenever no bucket is over its edge,
+// and then counted whole, so that buckets overflow and the next one waits until that has leaked
+// away.
 //
 //     without a burst rate    the bucket holds a tenth of a second at the average
 //     with one                it holds what the burst rate gives in burst_s; while it fills, a

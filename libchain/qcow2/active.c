@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // An image that another program may write for a while: nothing of it is remembered then, and it is
-// read anew when that is over. Whether the other program is let in is for the nodes of its files. On
-// the image's loop, drained.
+// read anew when that is over. Whether the other program is let in is for the nodes of its files.
+// On the image's loop, drained.
 #include "qcow2/view.h"
 
 #include <errno.h>

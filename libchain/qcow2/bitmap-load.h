@@ -6,6 +6,6 @@
 
 // Puts the image's bitmaps on `node`, its head, and remembers in image->bitmaps what the file says
 // of them. Enabled is what has the flag "auto"; what is marked in use, or does not make sense, is
-// inconsistent, and the owner hears why. A directory that cannot be read is as good as none. Changes
-// nothing in the file.
+// inconsistent, and the owner hears why. A directory that cannot be read is as good as none.
+// Changes nothing in the file.
 void bitmap_load_all(Fiber *self, Qcow2Image *image, Node *node);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Compressed clusters as they are: NodeCompressedOps. A stream's entry says in which sector it ends,
-// not at which byte. Where another stream begins in that sector this one has ended before, for
-// streams of an image do not overlap; so clusters that were written one behind the other are as
+// Compressed clusters as they are: NodeCompressedOps. A stream's entry says in which sector it
+// ends, not at which byte. Where another stream begins in that sector this one has ended before,
+// for streams of an image do not overlap; so clusters that were written one behind the other are as
 // short as they were, and others have up to a sector of what happens to follow them.
 //
 // Nothing names the bytes where streams are written to, so that needs no lock. What they replace is

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// What is kept are lists through the buffers' first bytes, one for each size of clusters. As many of
-// a size as the requests of one turn use as a rule; what more are in use are freed after it.
+// What is kept are lists through the buffers' first bytes, one for each size of clusters. As many
+// of a size as the requests of one turn use as a rule; what more are in use are freed after it.
 #include "qcow2/cow-buffers.h"
 
 #include <assert.h>

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Buffers of one cluster each for copy-on-write, aligned for direct I/O. Some are kept for reuse, as
-// pages that are made and freed for each copy cost more than copying; by the loop and not by each
-// image, so that a thousand disks, or the layers that snapshots leave, keep no more than one disk.
-// Loop thread.
+// Buffers of one cluster each for copy-on-write, aligned for direct I/O. Some are kept for reuse,
+// as pages that are made and freed for each copy cost more than copying; by the loop and not by
+// each image, so that a thousand disks, or the layers that snapshots leave, keep no more than one
+// disk. Loop thread.
 #pragma once
 
 #include <stddef.h>

@@ -11,7 +11,8 @@
 // what a guest wrote meanwhile would be lost: there the write goes under the lock, too, the same
 // way as a guest's (view_write_unallocated()).
 //
-// Write order (docs/ordering.md §16): as for guests' writes (§1, §2). In fibers on the image's loop.
+// Write order (docs/ordering.md §16): as for guests' writes (§1, §2). In fibers on the image's
+// loop.
 
 #include <assert.h>
 #include <errno.h>

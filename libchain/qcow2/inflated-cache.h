@@ -20,8 +20,8 @@ typedef struct CompressedPart {
     uint32_t in_cluster; // the first byte, as inflated
 } CompressedPart;
 
-// Copies `len` inflated bytes of `part`, which lie inside its cluster, into `buf`. -EIO for a broken
-// stream. May suspend.
+// Copies `len` inflated bytes of `part`, which lie inside its cluster, into `buf`. -EIO for a
+// broken stream. May suspend.
 int inflated_cache_read(Fiber *self, InflatedCache *cache, const CompressedPart *part, void *buf,
                         size_t len);
 // Forgets what lies in [host, host+bytes): those clusters are being freed.

@@ -298,7 +298,8 @@ void image_drop_tables(Qcow2Image *image)
     entry_table_done(&image->refcount_table);
 }
 
-// What is open beside the image was found by these names, and what is in memory for it has that shape.
+// What is open beside the image was found by these names, and what is in memory for it has that
+// shape.
 static int check_same_image(const Qcow2Image *image, const Qcow2Header *old, GError **error)
 {
     const Qcow2Header *h = &image->header;

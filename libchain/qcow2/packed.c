@@ -9,8 +9,8 @@
 //
 // A cluster's refcount is the number of streams that touch it; nothing else holds a cluster that
 // was begun. So it can become free while it still has room: who frees it says so before
-// (image_leave_packed()), in one step with the look at its refcount, and nothing goes there any more.
-// Bytes within a cluster are never used again before the cluster was free.
+// (image_leave_packed()), in one step with the look at its refcount, and nothing goes there any
+// more. Bytes within a cluster are never used again before the cluster was free.
 //
 // Order on disk: refcounts before entries (docs/ordering.md §2), as for other clusters. Space is
 // chosen, counted and begun in one step.

@@ -13,8 +13,8 @@ typedef struct PackedPlace {
 } PackedPlace;
 
 // Takes space for the first of `n` streams of `lens` bytes (1 to a cluster each), at least for one.
-// From now on each host cluster counts one reference for each stream that touches it, as it will for
-// the entry that names the stream: in memory, as allocator_take() has it, with its errors.
+// From now on each host cluster counts one reference for each stream that touches it, as it will
+// for the entry that names the stream: in memory, as allocator_take() has it, with its errors.
 int packed_take(Fiber *self, Qcow2Image *image, const uint32_t *lens, uint32_t n,
                 PackedPlace *ret_place);
 // Gives back the space of one stream that nothing names, or ever named, and whose I/O has ended.

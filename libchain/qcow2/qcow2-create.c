@@ -8,9 +8,9 @@
 // has them.
 //
 // Write order (docs/ordering.md §8): data file, tables → flush → header from its second sector on →
-// flush → first sector → flush → directory. The magic lies in the first sector: whatever a crash leaves
-// either does not begin with it, or is the whole image; a header torn behind its first sector could
-// have lost the backing file's name.
+// flush → first sector → flush → directory. The magic lies in the first sector: whatever a crash
+// leaves either does not begin with it, or is the whole image; a header torn behind its first
+// sector could have lost the backing file's name.
 
 #include "chain-core/qcow2-create.h"
 

@@ -245,7 +245,8 @@ static uint64_t fair_bytes(const TableCache *cache)
 static void press_lists(TableCache *cache);
 
 // Gives something even if the asking loop has made room meanwhile: it did so by dropping what it
-// uses, and what lies idle here should go first. One that only has too much dirty has memory enough.
+// uses, and what lies idle here should go first. One that only has too much dirty has memory
+// enough.
 static void give_back(MemoryUser *user)
 {
     TableCache *cache = (TableCache *)((char *)user - offsetof(TableCache, user));

@@ -141,7 +141,8 @@ static void file_mode_changed(File *file, void *node)
     node_mode_changed(node, file_is_writable(file));
 }
 
-// As long as it is inactive nothing may be remembered: no identity, and map() calls everything data.
+// As long as it is inactive nothing may be remembered: no identity, and map() calls everything
+// data.
 static void set_inactive(RawNode *raw, bool is_inactive)
 {
     raw->is_inactive = raw->is_shared = is_inactive;

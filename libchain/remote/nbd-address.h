@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Where an NBD export is: from the options of the nbd driver, or from a URI. And getting a socket to
-// there.
+// Where an NBD export is: from the options of the nbd driver, or from a URI. And getting a socket
+// to there.
 #pragma once
 
 #include <glib.h>
@@ -22,7 +22,8 @@ typedef struct NbdAddress {
 // From taken option values: "server", or "host" and "port", or "path"; "export". -EINVAL with a
 // sentence. Pure.
 int nbd_address_from_values(const json_t *values, NbdAddress **ret_address, GError **error);
-// From nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH. -ENOTSUP for TLS and others. Pure.
+// From nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH. -ENOTSUP for TLS and others.
+// Pure.
 int nbd_address_from_uri(const char *uri, NbdAddress **ret_address, GError **error);
 void nbd_address_free(NbdAddress *address);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(NbdAddress, nbd_address_free)

@@ -10,8 +10,8 @@
 //     WAITING   requests wait, and are made again (a read or write made twice is one)
 //     FAILING   requests answer -EIO; a fiber goes on trying to connect, unless it was given up
 //
-// A server may be lost again as soon as there is something to do for it. So no request is made again
-// for longer than reconnect-delay, and attempts to connect keep their distance.
+// A server may be lost again as soon as there is something to do for it. So no request is made
+// again for longer than reconnect-delay, and attempts to connect keep their distance.
 //
 // What the server had acknowledged and not made durable may be gone with a connection: nobody can
 // tell a server that lost its network from one that lost its memory. So the flush that should have

@@ -362,7 +362,8 @@ static int await(Fiber *self, NbdSession *s, Request *request, int64_t cookie)
         .callback = completed, .user_data = request                                                \
     }
 
-// libnbd sees to it that a piece lies within what was asked for, not that the pieces are all of that.
+// libnbd sees to it that a piece lies within what was asked for, not that the pieces are all of
+// that.
 static int count_piece(void *user_data, const void *piece, size_t len, uint64_t off,
                        unsigned status, int *error)
 {

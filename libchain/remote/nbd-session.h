@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // One connection to an NBD server, through libnbd, whose handle is driven by two fibers of the
-// loop: one waits until the server sends, one until it takes more. Requests come from any fibers and
-// are in flight together. On the loop, unless said otherwise.
+// loop: one waits until the server sends, one until it takes more. Requests come from any fibers
+// and are in flight together. On the loop, unless said otherwise.
 #pragma once
 
 #include <glib.h>
@@ -31,7 +31,8 @@ int nbd_session_open(Fiber *self, const NbdAddress *address, uint64_t timeout_ns
 int nbd_session_start(NbdSession *session, Loop *loop, NbdSessionLostFn *lost, void *arg);
 // Ends its fibers; no request may be in flight.
 void nbd_session_pause(Fiber *self, NbdSession *session);
-// Cuts the connection, which is then lost: requests in flight fail with -ENOTCONN. Must not suspend.
+// Cuts the connection, which is then lost: requests in flight fail with -ENOTCONN. Must not
+// suspend.
 void nbd_session_cut(NbdSession *session);
 // Cuts it, and closes. Accepts NULL.
 void nbd_session_close(Fiber *self, NbdSession *session);

@@ -3,8 +3,8 @@
 //
 // The hash. What the program does follows from which fiber ran when, and what each got to know from
 // below between its turns: `history`. Beside it the state is what was asked for and has not taken
-// effect, what took effect for a fiber that has not run since, and the files. So two operations that
-// do not concern each other may take effect in either order, and the state is the same.
+// effect, what took effect for a fiber that has not run since, and the files. So two operations
+// that do not concern each other may take effect in either order, and the state is the same.
 #include <assert.h>
 
 #include "sim/sim-private.h"

@@ -58,8 +58,8 @@ void sim_inode_end(SimInode *inode, SimChange *change, uint64_t len);
 // It failed: nothing of it, or as `random` decides some of its sectors, happened. NULL: nothing.
 void sim_inode_fail(SimInode *inode, SimChange *change, SimRandom *random);
 uint64_t sim_hash_bytes(uint64_t hash, const void *bytes, size_t len);
-// Of the content now and after a power cut, as far as it differs from what it was at first; the same
-// whichever of two changes that do not overlap came first.
+// Of the content now and after a power cut, as far as it differs from what it was at first; the
+// same whichever of two changes that do not overlap came first.
 uint64_t sim_inode_hash(const SimInode *inode);
 // begin and end in one.
 void sim_inode_change(SimInode *inode, SimChangeKind kind, uint64_t off, uint64_t len,

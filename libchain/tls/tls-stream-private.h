@@ -48,6 +48,6 @@ int tls_buffer_fit(TlsBuffer *buffer, size_t want);
 int tls_stream_flush(Fiber *self, TlsStream *t);
 // The same without waiting: as much as `plain` takes.
 void tls_stream_try_flush(TlsStream *t);
-// Receives into `in`, which is empty, up to about `want` bytes. 0, -ECONNRESET at the end of `plain`,
-// or another -errno.
+// Receives into `in`, which is empty, up to about `want` bytes. 0, -ECONNRESET at the end of
+// `plain`, or another -errno.
 int tls_stream_fill(Fiber *self, TlsStream *t, size_t want);

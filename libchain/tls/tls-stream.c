@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // Transfers over TLS. As many records as one send may have are encrypted into one buffer, and then
-// sent together; small pieces share a record. What the plain stream gives in one receive is decrypted
-// as it is asked for.
+// sent together; small pieces share a record. What the plain stream gives in one receive is
+// decrypted as it is asked for.
 //
 // Sender and receiver are two fibers, and gnutls allows for one of each. The receiver may leave
 // bytes in `out`, too (an answer to a peer that changes its keys), also while the sender waits for
-// `plain`, which has the bytes before them: so `out` keeps some room, and is not moved then. They go
-// with the next send. On the stream's loop.
+// `plain`, which has the bytes before them: so `out` keeps some room, and is not moved then. They
+// go with the next send. On the stream's loop.
 #include "tls/tls-stream-private.h"
 
 #include <errno.h>
@@ -186,7 +186,8 @@ static struct iovec next_piece(const struct iovec *iov, unsigned n_iov, size_t s
     return (struct iovec){shared, n};
 }
 
-// As much of it as fits into `out`, which is empty but for what the receiver left: bytes, or -errno.
+// As much of it as fits into `out`, which is empty but for what the receiver left: bytes, or
+// -errno.
 static ssize_t encrypt(TlsStream *t, const struct iovec *iov, unsigned n_iov)
 {
     static _Thread_local uint8_t shared[RECORD_BYTES]; // nobody suspends while it is used

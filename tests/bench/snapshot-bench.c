@@ -5,8 +5,8 @@
 //
 // usage: snapshot-bench KIND IMAGE [WRITERS [ROUNDS [WRITE-KIB]]]     (IMAGE is written over)
 //
-// KIND: internal; external (overlays IMAGE.1, IMAGE.2, … are made, and removed at the end); or sync,
-// the measure for both: nothing but an fdatasync() of the image beside the same load.
+// KIND: internal; external (overlays IMAGE.1, IMAGE.2, … are made, and removed at the end); or
+// sync, the measure for both: nothing but an fdatasync() of the image beside the same load.
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>

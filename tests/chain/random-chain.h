@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// For tests: chains of qcow2 images of all kinds (and raw ones at the bottom), of random sizes and with
-// random content, on the simulation.
+// For tests: chains of qcow2 images of all kinds (and raw ones at the bottom), of random sizes and
+// with random content, on the simulation.
 #pragma once
 
 #include "../node/on-sim.h"

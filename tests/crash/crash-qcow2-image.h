@@ -6,9 +6,9 @@
 #include "crash-harness.h"
 
 typedef struct CrashQcow2 {
-    // Shell commands that make "top" (and "base", "base-format" raw or qcow2; "middle", between them,
-    // for cases that open the chain by themselves; and "data", its data file) from "content", a raw file with the initial content. In a directory of their own. $SIZE
-    // is the disk's size.
+    // Shell commands that make "top" (and "base", "base-format" raw or qcow2; "middle", between
+    // them, for cases that open the chain by themselves; and "data", its data file) from "content",
+    // a raw file with the initial content. In a directory of their own. $SIZE is the disk's size.
     const char *commands;
     const char *base_format;   // of "base"; NULL: there is none
     uint64_t base_bytes;       // size of the content; 0: the disk's

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // Internal snapshots are made and deleted under load, with power cuts and errors at every operation
 // (docs/ordering.md §13, and §2, §4 for what they share with the head). After a cut an image has a
-// snapshot whole or not at all, and of those made together all or none: what was reported made is there, what was reported deleted is not;
-// each shows what the disk was at its moment, the head what the model says; and after the next open
-// nothing is wrong.
+// snapshot whole or not at all, and of those made together all or none: what was reported made is
+// there, what was reported deleted is not; each shows what the disk was at its moment, the head
+// what the model says; and after the next open nothing is wrong.
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // Chains are shortened by streams under load, with power cuts and errors at every operation, and
-// cancelled at any moment (docs/ordering.md §17, and §16, §11 for what it stands on). Once a stream has
-// ended well the file of the layer that left is deleted. Nobody sees a difference at any time, and
-// nothing acknowledged is lost.
+// cancelled at any moment (docs/ordering.md §17, and §16, §11 for what it stands on). Once a stream
+// has ended well the file of the layer that left is deleted. Nobody sees a difference at any time,
+// and nothing acknowledged is lost.
 #include "chain-core/chain.h"
 #include "chain-core/fiber-sync.h"
 #include "chain-core/map-memory.h"

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// The configuration's files: what they say, what wins, and that each mistake is named with its line.
+// The configuration's files: what they say, what wins, and that each mistake is named with its
+// line.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

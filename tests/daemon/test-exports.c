@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // Disks opened and closed together: one that hangs holds up no other, a full loop can be stopped,
-// failures are told. Exports that are being added, and a server that stops. The chains are made up (chain_open_nodes() is replaced), and so is the log.
+// failures are told. Exports that are being added, and a server that stops. The chains are made up
+// (chain_open_nodes() is replaced), and so is the log.
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>

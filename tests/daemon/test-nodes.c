@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// The table of nodes: which names there are, who uses whom, what goes with whom, and what is refused
-// with which words. On raw files of a temporary folder.
+// The table of nodes: which names there are, who uses whom, what goes with whom, and what is
+// refused with which words. On raw files of a temporary folder.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Arguments of options: dotted keys, arrays, commas, implied keys, JSON; QEMU's words for what makes
-// no sense.
+// Arguments of options: dotted keys, arrays, commas, implied keys, JSON; QEMU's words for what
+// makes no sense.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// What the service manager is told, as far as it can be seen without one: the status line, and whether
-// a loop that hangs is found. The talk itself is in tests/integration/test-service.py.
+// What the service manager is told, as far as it can be seen without one: the status line, and
+// whether a loop that hangs is found. The talk itself is in tests/integration/test-service.py.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

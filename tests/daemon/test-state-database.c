@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// The database of a state directory: what is written is there after a new start, all of it or nothing;
-// what it refuses to open, with which words, and leaves as it was.
+// The database of a state directory: what is written is there after a new start, all of it or
+// nothing; what it refuses to open, with which words, and leaves as it was.
 #include "../loop/in-fiber.h"
 
 #include <glib/gstdio.h>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// A job whose work is made up: it goes piece by piece, and stops wherever a test wants it to. Control
-// and work are two loops of a simulation.
+// A job whose work is made up: it goes piece by piece, and stops wherever a test wants it to.
+// Control and work are two loops of a simulation.
 #pragma once
 
 #include "../loop/in-fiber.h"

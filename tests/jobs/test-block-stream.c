@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Streams and drains, on images in a folder: neither waits for the other, whatever the job is doing.
-// What a stream leaves, over power cuts, errors and cancels, is ../crash/test-crash-stream.c.
+// Streams and drains, on images in a folder: neither waits for the other, whatever the job is
+// doing. What a stream leaves, over power cuts, errors and cancels, is
+// ../crash/test-crash-stream.c.
 #include "../loop/in-fiber.h"
 
 #include <stdlib.h>

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// A commit below two overlays changes several files: the base, then the header of the one, then that
-// of the other (docs/ordering.md §18). Nothing notes that it is under way, and need not: power is cut
-// at each operation, between the two headers among them, and each image shows what it did, whichever
-// of the two it names; so does a further overlay of the base that is a point to be kept.
+// A commit below two overlays changes several files: the base, then the header of the one, then
+// that of the other (docs/ordering.md §18). Nothing notes that it is under way, and need not: power
+// is cut at each operation, between the two headers among them, and each image shows what it did,
+// whichever of the two it names; so does a further overlay of the base that is a point to be kept.
 #include <string.h>
 
 #include "../loop/in-fiber.h"

@@ -385,7 +385,8 @@ SIM_TEST(the_rate_is_kept_and_can_be_changed)
     fiber_assert_equal(copy_engine_run(self, s->engine), 0);
     double took_s = (double)(loop_now_ns(fiber_loop(self)) - start_ns) / 1e9;
     double bytes = (double)count_data(s) * SECTOR;
-    // The last chunk is begun before its bytes are there; data in two kinds of chunks is copied twice.
+    // The last chunk is begun before its bytes are there; data in two kinds of chunks is copied
+    // twice.
     fiber_assert(took_s > (bytes - 10000 - CHUNK) / 100000);
     fiber_assert(took_s < (double)s->n_written * SECTOR / 100000 + 2);
     assert_all_done(s);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Copies whose target does not keep what it is told, by a byte of data or of zeros: found by who reads
-// back, and by nobody else.
+// Copies whose target does not keep what it is told, by a byte of data or of zeros: found by who
+// reads back, and by nobody else.
 #include "../node/on-sim.h"
 
 #include "chain-core/io-buffers.h"

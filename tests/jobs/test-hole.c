@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// A copy of a disk that is all hole, in virtual time: guests who write into it wait for a small part
-// of the hole to be zeroed in the target, never for all of it.
+// A copy of a disk that is all hole, in virtual time: guests who write into it wait for a small
+// part of the hole to be zeroed in the target, never for all of it.
 #include "../node/on-sim.h"
 
 #include "chain-core/fiber-sync.h"

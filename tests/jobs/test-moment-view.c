@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Pull backups in the simulation: a backup that copies nothing by itself saves into an overlay of its
-// source what guests are about to change. Who reads the overlay meanwhile, anywhere and whenever, reads
-// the disk of the moment at which the backup was begun, or gets an error when it is over.
+// Pull backups in the simulation: a backup that copies nothing by itself saves into an overlay of
+// its source what guests are about to change. Who reads the overlay meanwhile, anywhere and
+// whenever, reads the disk of the moment at which the backup was begun, or gets an error when it is
+// over.
 #include <errno.h>
 
 #include "chain-core/chain.h"

@@ -2,15 +2,15 @@
 // Goes through the orders in which a few fibers can do their work, run by run: bounded exhaustive.
 //
 // A run is a sequence of decisions: which of the things that can happen comes next, and at each
-// operation of a file whether it fails. Of each decision one outcome is plain: whoever did something
-// last goes on as long as it can; nothing fails. A *deviation* is another outcome while the plain one
-// was possible: somebody else goes on (a preemption), or a failure, of which a run has at most one.
-// Who goes on when the last one waits or has ended is free.
+// operation of a file whether it fails. Of each decision one outcome is plain: whoever did
+// something last goes on as long as it can; nothing fails. A *deviation* is another outcome while
+// the plain one was possible: somebody else goes on (a preemption), or a failure, of which a run
+// has at most one. Who goes on when the last one waits or has ended is free.
 //
 // All runs without a deviation come first, then all with one, and so on; each is made once. Where
 // they are too many a seed chooses among those with the same number of deviations. A run that comes
-// to a state in which another one was before, with no fewer deviations, needs no look from there on,
-// and what could follow is not queued again.
+// to a state in which another one was before, with no fewer deviations, needs no look from there
+// on, and what could follow is not queued again.
 //
 // What needs several deviations at certain places is seldom among those that are chosen, so there
 // can be runs *at random* after them: fibers have a rank, the highest that can goes on, and now and

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Jobs on the model's chain: a commit of the head into the layer below it, which becomes the head or
-// stays below it, or of that layer into the next; a stream of that layer into the head; a mirror of the disk, which becomes the head
-// or is let go; a backup of it. A job is the whole of one, begin to end: each of its chunks, its
-// flushes and its switch is a step that others come before and after, and so is what its user asks
-// for when it is ready. In fibers of the simulation.
+// Jobs on the model's chain: a commit of the head into the layer below it, which becomes the head
+// or stays below it, or of that layer into the next; a stream of that layer into the head; a mirror
+// of the disk, which becomes the head or is let go; a backup of it. A job is the whole of one,
+// begin to end: each of its chunks, its flushes and its switch is a step that others come before
+// and after, and so is what its user asks for when it is ready. In fibers of the simulation.
 #include "operations.h"
 
 #include <errno.h>

@@ -72,8 +72,8 @@ static const Change *find_change(const Work *work, uint32_t version, uint64_t of
     return NULL;
 }
 
-// One that is to be believed has each change that came after it was cleared, and what was dirty before
-// as long as it is not: docs/ordering.md §20 (c) for one that a backup was handed.
+// One that is to be believed has each change that came after it was cleared, and what was dirty
+// before as long as it is not: docs/ordering.md §20 (c) for one that a backup was handed.
 static void look_at_bitmap(Work *work, const Chain *chain, const uint32_t *versions, bool is_closed)
 {
     const World *world = chain->world;

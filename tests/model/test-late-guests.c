@@ -2,8 +2,8 @@
 // Guests whose requests begin, are held up and end at certain moments of a copy that takes them to
 // another layer: one that began in the background and ends when all was made durable, one that
 // begins while another is still written in the background, a promise just before the switch. Orders
-// with so many interruptions are too many for test-model, so each course here says whose turn it is,
-// and a seed for how long. From the switch on power is cut. Prints TAP.
+// with so many interruptions are too many for test-model, so each course here says whose turn it
+// is, and a seed for how long. From the switch on power is cut. Prints TAP.
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,8 +17,8 @@ enum { MAX_GUESTS = 3, MAX_TURNS = 6, SOME_STEPS = 12, MAX_CUTS = 6 };
 
 typedef enum Who { GUEST_1, GUEST_2, GUEST_3, JOB } Who;
 
-// Steps of one fiber (of the job: of all that is no guest's) before the next turn. Whoever waits for
-// another meanwhile lets that go on.
+// Steps of one fiber (of the job: of all that is no guest's) before the next turn. Whoever waits
+// for another meanwhile lets that go on.
 typedef struct Turn {
     Who who;
     enum { TO_ITS_END, SOME, ANY } steps; // SOME: a few; ANY: up to all that a job has

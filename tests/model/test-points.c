@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// The moments of jobs that everything rests on, each with a name: between what has to be durable and
-// what depends on it (docs/ordering.md §17 to §20). Power is cut at each of them, with many outcomes:
-// images are consistent, the disk is what its guest was promised, a copy that is done is its moment.
-// A moment that does not come any more fails the test. Prints TAP.
+// The moments of jobs that everything rests on, each with a name: between what has to be durable
+// and what depends on it (docs/ordering.md §17 to §20). Power is cut at each of them, with many
+// outcomes: images are consistent, the disk is what its guest was promised, a copy that is done is
+// its moment. A moment that does not come any more fails the test. Prints TAP.
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>

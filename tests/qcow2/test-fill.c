@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Filling an overlay, on the simulation: what was filled is the node's own and shows the same, guests
-// are not held up by it and win, and a host that is full loses nothing. What a power cut or an error
-// in the middle leaves is tests/crash/test-crash-fill.c.
+// Filling an overlay, on the simulation: what was filled is the node's own and shows the same,
+// guests are not held up by it and win, and a host that is full loses nothing. What a power cut or
+// an error in the middle leaves is tests/crash/test-crash-fill.c.
 #include "host.h"
 
 #include <errno.h>

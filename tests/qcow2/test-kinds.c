@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// What whole tables say of their clusters, in bits, against what is said of each by itself: groups of
-// 64 entries that are all alike, and such with one that is not, at each of their places.
+// What whole tables say of their clusters, in bits, against what is said of each by itself: groups
+// of 64 entries that are all alike, and such with one that is not, at each of their places.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

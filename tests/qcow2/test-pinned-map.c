@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Look-ups whose range is used afterwards, as a job that copies from file to file does: a cluster that a
-// guest discards meanwhile becomes nothing else before they are over (docs/ordering.md §4). In the
-// simulation.
+// Look-ups whose range is used afterwards, as a job that copies from file to file does: a cluster
+// that a guest discards meanwhile becomes nothing else before they are over (docs/ordering.md §4).
+// In the simulation.
 #include <string.h>
 
 #include "../node/on-sim.h"

@@ -189,8 +189,8 @@ static void first_writer(Fiber *self, void *arg)
     fiber_wait_group_done(&s->group);
 }
 
-// The answer and the end of the connection are here before the loop looks; some turns later a second
-// writer finds out. So one time it does between the answer and the first writer's turn.
+// The answer and the end of the connection are here before the loop looks; some turns later a
+// second writer finds out. So one time it does between the answer and the first writer's turn.
 static void write_beside(Fiber *self, void *arg)
 {
     Scene *s = arg;
@@ -209,7 +209,8 @@ static void write_beside(Fiber *self, void *arg)
     fiber_wait_group_wait(self, &s->group);
     assert_int_equal(s->results[0], 0);
     assert_int_equal(s->results[1], 0);
-    // Both were made again, or only the second one: then the first was answered before, and is lost.
+    // Both were made again, or only the second one: then the first was answered before, and is
+    // lost.
     assert_int_equal(node_flush(self, s->node), s->n_writes == 2 ? 0 : -EIO);
     assert_int_equal(node_flush(self, s->node), 0);
     node_unref_close(self, s->node);

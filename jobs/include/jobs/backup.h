@@ -40,8 +40,8 @@ typedef struct BackupSpec {
     const char *name;      // the job's, for messages
     Node *source, *target; // of the same loop and size
     BackupSync sync;
-    // The target is an overlay of the source (under filters, perhaps). With sync `none` it shows the
-    // moment of the backup from then on to who reads it, without holding guests up; when the
+    // The target is an overlay of the source (under filters, perhaps). With sync `none` it shows
+    // the moment of the backup from then on to who reads it, without holding guests up; when the
     // backup is over, reads of what was not saved fail. Otherwise nobody reads it meanwhile.
     bool is_over_source;
     DirtyBitmap *bitmap; // of the source, where it is used, or NULL
@@ -71,5 +71,6 @@ int backup_settle(Fiber *self, Backup *backup, bool is_good, GError **error);
 // Last, whatever came before. Closes what nobody else uses any more. Accepts NULL.
 void backup_end(Fiber *self, Backup *backup);
 
-// The least that is copied at once: a cluster of the target, or more; 1 << `granularity_bits`, at least.
+// The least that is copied at once: a cluster of the target, or more; 1 << `granularity_bits`, at
+// least.
 uint64_t backup_granule_bytes(const Node *source, Node *target, uint32_t granularity_bits);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Stream: an image comes to own what it shows of layers below it, which then leave the chain. It may
-// be the head, or a layer in the middle. Everything here is on the image's loop.
+// Stream: an image comes to own what it shows of layers below it, which then leave the chain. It
+// may be the head, or a layer in the middle. Everything here is on the image's loop.
 //
 //     block_stream_new → block_stream_run → block_stream_switch → block_stream_free
 //
@@ -30,7 +30,7 @@ int block_stream_run(Fiber *self, BlockStream *stream, JobControl *control, JobO
 typedef struct BlockStreamBacking {
     const char *name, *format;
 } BlockStreamBacking;
-// After block_stream_run(): what lies below `bottom` lies below the image from here on. Guests wait for
-// requests in flight only. On failure nothing has changed, but what is filled.
+// After block_stream_run(): what lies below `bottom` lies below the image from here on. Guests wait
+// for requests in flight only. On failure nothing has changed, but what is filled.
 int block_stream_switch(Fiber *self, BlockStream *stream, const BlockStreamBacking *backing,
                         GError **error);

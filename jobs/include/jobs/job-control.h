@@ -74,7 +74,8 @@ typedef enum JobBytes {
 // How much there is, as far as is known; it may change.
 void job_set_total(JobControl *control, uint64_t total);
 void job_add_total(JobControl *control, int64_t more);
-// The job goes on until it is cancelled, whatever is done by then: nobody is told how long it takes.
+// The job goes on until it is cancelled, whatever is done by then: nobody is told how long it
+// takes.
 void job_set_endless(JobControl *control);
 // `bytes` of it are done. Only on the work's loop.
 void job_count(JobControl *control, JobBytes how, uint64_t bytes);

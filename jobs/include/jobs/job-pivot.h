@@ -6,9 +6,9 @@
 
 #include "chain-core/fiber.h"
 
-// What has to be durable before guests write where they are taken: which image is the disk from then on.
-// Called on the nodes' loop while guests wait, when both show the same and the new one is durable; if it
-// fails they stay where they are. `before` NULL: nothing has.
+// What has to be durable before guests write where they are taken: which image is the disk from
+// then on. Called on the nodes' loop while guests wait, when both show the same and the new one is
+// durable; if it fails they stay where they are. `before` NULL: nothing has.
 typedef struct JobPivot {
     int (*before)(Fiber *self, void *arg, GError **error);
     void *arg;

@@ -22,8 +22,8 @@ typedef struct JobKind {
     // On the loop that job_start() was given. 0, -ECANCELED after it was cancelled, or negative,
     // with a sentence or without.
     int (*run)(Fiber *self, JobControl *control, void *work, GError **error);
-    // It was cancelled a while ago, and has not ended: what its work waits for, and nobody else needs,
-    // is to fail. Must not suspend.
+    // It was cancelled a while ago, and has not ended: what its work waits for, and nobody else
+    // needs, is to fail. Must not suspend.
     void (*give_up)(void *work);
     // What has been done takes effect, or can from here on without fail: 0 or negative. Users
     // cannot cancel any more.
@@ -105,8 +105,8 @@ void job_start(Fiber *self, Job *job, Loop *loop);
 void job_drop(Job *job);
 void job_drop_cancelled(Job *job);
 
-// Who has more to do when a job ends than its kind does. On the control loop, in a fiber that holds no
-// lock.
+// Who has more to do when a job ends than its kind does. On the control loop, in a fiber that holds
+// no lock.
 typedef struct JobFollower {
     // What the kind prepared has taken effect. A sentence, where it is no end that went well.
     int (*prepared)(Fiber *self, void *arg, GError **error);

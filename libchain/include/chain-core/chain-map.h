@@ -14,8 +14,8 @@ typedef struct ChainMapLayer {
 // How long the parts are, for at most `n_parts` of them: a multiple of what layers are counted in.
 uint64_t chain_map_part_bytes(Node *const *layers, unsigned n_layers, unsigned n_parts);
 
-// `layers` are neighbours, from the lowest on; ret_layers[i] is of layers[i]. Looks at each table of
-// theirs once; others get their turn meanwhile, so the nodes must be kept. 0, -ECANCELED, or -errno
-// of a look-up. On the chain's loop.
+// `layers` are neighbours, from the lowest on; ret_layers[i] is of layers[i]. Looks at each table
+// of theirs once; others get their turn meanwhile, so the nodes must be kept. 0, -ECANCELED, or
+// -errno of a look-up. On the chain's loop.
 int chain_map(Fiber *self, Node *const *layers, unsigned n_layers, uint64_t part_bytes,
               ChainMapLayer *ret_layers);

@@ -14,8 +14,8 @@
 
 #include "chain-core/node.h"
 
-// In bytes. Moved are whole clusters of the layer that stays (subclusters) where it has none itself;
-// what it takes for that includes tables, and is more rather than less.
+// In bytes. Moved are whole clusters of the layer that stays (subclusters) where it has none
+// itself; what it takes for that includes tables, and is more rather than less.
 typedef struct ChainPlanCost {
     uint64_t commit_bytes, stream_bytes; // to be moved
     uint64_t commit_space, stream_space; // that the layer that stays takes in addition

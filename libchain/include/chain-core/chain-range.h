@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Which layers of a chain own a range, from metadata only: what a job will have to move. What has no
-// tables costs next to nothing however long it is, so the first answer about a large sparse disk
+// Which layers of a chain own a range, from metadata only: what a job will have to move. What has
+// no tables costs next to nothing however long it is, so the first answer about a large sparse disk
 // comes at once. Nothing of it is kept in the chain's map. On the chain's loop.
 #pragma once
 

@@ -43,8 +43,9 @@ void chain_set_backing(Fiber *self, Node *overlay, Node *below, MapMemory *memor
 // The node that goes between an overlay and `below` for that, for those who put it in by themselves
 // (component.h). Returned owned.
 Node *chain_below_new(Fiber *self, Node *below, MapMemory *memory);
-// Has no other program changed a layer of the chain, from `top` (also if it is none) down, that nobody
-// may write? -ESTALE with a sentence: nothing may be built on it. Nobody else closes `top` meanwhile.
+// Has no other program changed a layer of the chain, from `top` (also if it is none) down, that
+// nobody may write? -ESTALE with a sentence: nothing may be built on it. Nobody else closes `top`
+// meanwhile.
 int chain_check_unchanged(Fiber *self, Node *top, GError **error);
 // The next layer or filter below `node`, merged maps skipped; NULL at the base. Borrowed.
 Node *chain_backing(const Node *node);

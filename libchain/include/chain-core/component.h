@@ -26,8 +26,8 @@ typedef struct ComponentMove {
 
 // From a fiber of any loop, while nobody else changes the graph. 0 (also when it lives there
 // already), or negative with a sentence, and nothing has changed: -EBUSY when somebody cannot be
-// parked, or a node is at work by itself (node_check_idle()), -ENOTSUP when a driver or a port's owner
-// cannot be moved.
+// parked, or a node is at work by itself (node_check_idle()), -ENOTSUP when a driver or a port's
+// owner cannot be moved.
 int component_move(Fiber *self, const ComponentMove *move, GError **error);
 
 // The component of `node`, quiesced: nothing is under way in it. On its loop, for a change of what

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// A dirty bitmap on a node: which granules its guests changed since the bitmap was made. While it is
-// enabled a bit is set after each write, zero or discard ended, also one that failed, and before
+// A dirty bitmap on a node: which granules its guests changed since the bitmap was made. While it
+// is enabled a bit is set after each write, zero or discard ended, also one that failed, and before
 // the caller hears of it. A persistent one is kept in the node's image (its driver's
 // DirtyBitmapStore says how); it goes with the node, and is stored when that closes.
 //
@@ -49,8 +49,8 @@ typedef struct DirtyBitmapInfo {
 // QEMU's choice: the cluster's size, from 4 to 64 KiB.
 uint32_t dirty_bitmap_default_granularity_bits(const Node *node);
 
-// All clean. Returned borrowed: the node's until dirty_bitmap_remove(), or its end. -EEXIST, -EINVAL
-// or -ENOTSUP with a sentence.
+// All clean. Returned borrowed: the node's until dirty_bitmap_remove(), or its end. -EEXIST,
+// -EINVAL or -ENOTSUP with a sentence.
 int dirty_bitmap_add(Node *node, const DirtyBitmapSpec *spec, DirtyBitmap **ret_bitmap,
                      GError **error);
 // For a driver that loads its stored bitmaps, whose names it knows to differ. Takes `bits` (NULL:
@@ -63,8 +63,8 @@ DirtyBitmap *dirty_bitmap_find(const Node *node, const char *name); // borrowed;
 const GPtrArray *dirty_bitmaps_of(const Node *node);
 // Off the node, and out of its image if it is persistent. When that fails it stays.
 int dirty_bitmap_remove(Fiber *self, DirtyBitmap *bitmap, GError **error);
-// The two steps of that: out of the image, where it is stored again if it stays on its node; off the
-// node.
+// The two steps of that: out of the image, where it is stored again if it stays on its node; off
+// the node.
 int dirty_bitmap_forget(Fiber *self, DirtyBitmap *bitmap, GError **error);
 void dirty_bitmap_drop(DirtyBitmap *bitmap);
 

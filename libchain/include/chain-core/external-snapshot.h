@@ -14,11 +14,11 @@
 #include "chain-core/map-memory.h"
 #include "chain-core/switch.h"
 
-// `overlay` is writable (unless `head` is not), has no backing layer, is not smaller than `head`, and nobody uses it yet.
-// Its file, which names that of `head` below, is durable. Parents of `head` that are filters, and
-// all ports, will move; another overlay on it, or somebody who holds its place, is -EBUSY; a
-// layer that another program changed -ESTALE. Flushes ahead, so that little is left to
-// wait for. The Switch is the caller's; ending it uncommitted leaves all as it was.
+// `overlay` is writable (unless `head` is not), has no backing layer, is not smaller than `head`,
+// and nobody uses it yet. Its file, which names that of `head` below, is durable. Parents of `head`
+// that are filters, and all ports, will move; another overlay on it, or somebody who holds its
+// place, is -EBUSY; a layer that another program changed -ESTALE. Flushes ahead, so that little is
+// left to wait for. The Switch is the caller's; ending it uncommitted leaves all as it was.
 int external_snapshot_prepare(Fiber *self, Node *head, Node *overlay, MapMemory *memory,
                               Switch **ret_switch, GError **error);
 // After the resume: makes durable what is left in the old head, and gives up writing to its file.

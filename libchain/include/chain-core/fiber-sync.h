@@ -17,8 +17,8 @@ typedef struct FiberQueue {
 // Suspends at the end of `queue` until fiber_queue_wake_* picks this fiber. Returns 0; with
 // `cancellable`, -ECANCELED (and leaves the queue) once the fiber is cancelled.
 int fiber_queue_wait(Fiber *self, FiberQueue *queue, bool cancellable, const char *where);
-// The same, cancellable, and -ETIMEDOUT once loop_now_ns() has reached `deadline_ns`; UINT64_MAX: no
-// limit.
+// The same, cancellable, and -ETIMEDOUT once loop_now_ns() has reached `deadline_ns`; UINT64_MAX:
+// no limit.
 int fiber_queue_wait_until(Fiber *self, FiberQueue *queue, uint64_t deadline_ns, const char *where);
 bool fiber_queue_wake_one(FiberQueue *queue); // false when nobody waited
 void fiber_queue_wake_all(FiberQueue *queue);

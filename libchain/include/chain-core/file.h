@@ -32,8 +32,8 @@ typedef enum FileOpenFlags {
 int file_open(Fiber *self, const char *path, FileOpenFlags flags, File **ret_file, GError **error);
 // One more reference: a file's node and the format that lies in it use the same File.
 File *file_ref(File *file);
-// Drops a reference; the last one releases locks and the descriptor, once changes of locks that have
-// begun are through. Does not flush. Accepts NULL.
+// Drops a reference; the last one releases locks and the descriptor, once changes of locks that
+// have begun are through. Does not flush. Accepts NULL.
 void file_close(Fiber *self, File *file);
 
 // Has it several references?
@@ -207,7 +207,8 @@ void file_take_no_locks(File *file);
 // file_lock() says; or has all that has been said since in force again, and looks at the file anew.
 int file_set_active(Fiber *self, File *file, bool is_active, GError **error);
 bool file_is_inactive(const File *file);
-// Another program may have written it until now: its size and what else is known of it is taken anew.
+// Another program may have written it until now: its size and what else is known of it is taken
+// anew.
 int file_look_anew(Fiber *self, File *file, GError **error);
 
 // Does what is transferred go past the host's page cache? Also where the host has none to pass.

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
-// Buffers for moving data from file to file, of a loop. The pages of a large buffer that is made and
-// freed for each transfer cost several times what moving its bytes does (docs/performance.md); so
-// while somebody holds the buffers of a loop (a job, for as long as it moves data) those that are
-// free are kept for the next transfer: as many as were in use at once. Aligned for direct I/O. Loop thread.
+// Buffers for moving data from file to file, of a loop. The pages of a large buffer that is made
+// and freed for each transfer cost several times what moving its bytes does (docs/performance.md);
+// so while somebody holds the buffers of a loop (a job, for as long as it moves data) those that
+// are free are kept for the next transfer: as many as were in use at once. Aligned for direct I/O.
+// Loop thread.
 #pragma once
 
 #include <stddef.h>

@@ -26,8 +26,8 @@ typedef struct LayerOptions {
     bool no_data_files;
     // What an image's header names on another machine is not opened: -EREMOTE.
     bool refuses_remote;
-    // Finds the nodes that a config names, which live on this loop; borrowed, NULL: there is none of
-    // that name. May be NULL.
+    // Finds the nodes that a config names, which live on this loop; borrowed, NULL: there is none
+    // of that name. May be NULL.
     Node *(*find_node)(void *arg, const char *name);
     void *find_arg;
     MapMemory *memory;               // borrowed, outlives the node
@@ -55,12 +55,12 @@ int layer_open_next(Fiber *self, Layer *above, Layer **ret_layer, GError **error
 // The same for what a config says somewhere between them and not right below `above`.
 int layer_open_described(Fiber *self, Layer *above, const NodeConfig *config, Layer **ret_layer,
                          GError **error);
-// A file by itself, as `config` (of a file's driver) describes it. Nobody is kept out of it before a
-// format lies in it.
+// A file by itself, as `config` (of a file's driver) describes it. Nobody is kept out of it before
+// a format lies in it.
 int layer_open_file(Fiber *self, const NodeConfig *config, const LayerOptions *options,
                     Node **ret_node, GError **error);
-// Keeps other programs out of a file that is used without a format in it, itself or through filters:
-// as a format would, beside what is locked already. A format has locked its own.
+// Keeps other programs out of a file that is used without a format in it, itself or through
+// filters: as a format would, beside what is locked already. A format has locked its own.
 int layer_lock_node(Fiber *self, Node *node, bool is_writable, GError **error);
 // Ends that, once nobody uses the file any more in any way, or the filters over it; or what only
 // writing needs of it, once nobody writes. Each of those nodes has the one reference of whoever can

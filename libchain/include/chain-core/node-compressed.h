@@ -73,8 +73,8 @@ int node_compress(Fiber *self, Node *node, GuestOff off, const void *buf, size_t
 struct NodeCompressedOps {
     // 0 bytes: none.
     NodeCompression (*compression)(Node *node);
-    // The first of [off, off+len), whole clusters inside the node, as far as they are compressed and
-    // can be told apart; perhaps none.
+    // The first of [off, off+len), whole clusters inside the node, as far as they are compressed
+    // and can be told apart; perhaps none.
     int (*read)(Fiber *self, Node *node, GuestOff off, uint64_t len, CompressedClusters *c);
     int (*write)(Fiber *self, Node *node, const CompressedClusters *c);
     // `n` whole clusters at `buf`, ≤ COMPRESSED_CLUSTERS_MAX: the first ones that become smaller.

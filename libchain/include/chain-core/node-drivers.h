@@ -7,8 +7,8 @@
 
 // A disk of zeros of any size, which forgets what is written to it: for measurements and tests.
 extern const Driver null_co_driver;
-// A filter: what is read from below the node under it is copied into that node. Gives the same bytes
-// as without.
+// A filter: what is read from below the node under it is copied into that node. Gives the same
+// bytes as without.
 extern const Driver copy_on_read_driver;
 // A filter: whole clusters that are written are compressed.
 extern const Driver compress_driver;

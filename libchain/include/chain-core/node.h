@@ -162,8 +162,8 @@ struct NodeOps {
     // Visits the nodes that share something of their loop with `node`, and have to move with it.
     // May be NULL.
     void (*for_each_sibling)(Node *node, NodeVisitFn *fn, void *arg);
-    // What it does by itself that takes long, and that another loop, size or mode would wait for: "an
-    // internal snapshot of it is being made or deleted". NULL: nothing. May be NULL.
+    // What it does by itself that takes long, and that another loop, size or mode would wait for:
+    // "an internal snapshot of it is being made or deleted". NULL: nothing. May be NULL.
     const char *(*own_work)(const Node *node);
     // What comes next is done for that (of the image that lies in it). Must not suspend. NULL: no
     // matter.
@@ -307,8 +307,8 @@ bool node_can_grow(Node *node);
 int node_reserve(Fiber *self, Node *node, GuestOff off, uint64_t len);
 int node_remeasure(Fiber *self, Node *node);
 int node_lock(Fiber *self, Node *node, unsigned held, unsigned unshared, GError **error);
-// Gives up what only writing needs of the locks of `node`, a file or a filter over one, unless one of
-// its users writes it. Whoever is about to use it is not seen: the caller knows of them.
+// Gives up what only writing needs of the locks of `node`, a file or a filter over one, unless one
+// of its users writes it. Whoever is about to use it is not seen: the caller knows of them.
 void node_unlock_writing(Fiber *self, Node *node);
 // How much data may come to a writable node until it is full. More than `enough` need not be told
 // exactly. -ENOTSUP: nobody can tell. Goes through refcounts where it has to; others get their
@@ -368,9 +368,9 @@ int node_change_mode(Fiber *self, Node *node, bool is_writable, GError **error);
 // Of a filter alone: what it filters stays as it is, and it is writable only where that is.
 // Drained.
 void node_set_filter_mode(Node *filter, bool is_writable);
-// Another program may write what the node lies in from now on, while it is inactive: everything that
-// was written here is durable, and the node is read-only, and shows what it can. Active again, it
-// shows what there is now; how it is written after that is for node_set_writable(). Of the node
+// Another program may write what the node lies in from now on, while it is inactive: everything
+// that was written here is durable, and the node is read-only, and shows what it can. Active again,
+// it shows what there is now; how it is written after that is for node_set_writable(). Of the node
 // alone: what lies below is active before it and inactive after it. Drained.
 int node_set_active(Fiber *self, Node *node, bool is_active, GError **error);
 // Has no other program changed the files of `node`, which nobody may write? -ESTALE with a
@@ -378,8 +378,8 @@ int node_set_active(Fiber *self, Node *node, bool is_active, GError **error);
 int node_check_unchanged(Fiber *self, Node *node, GError **error);
 // The same, but files that can only have been touched are taken as they are.
 int node_accept_change(Fiber *self, Node *node, GError **error);
-// Whoever keeps requests out for such a change asks first: -EBUSY, with a sentence, while the node, or
-// what it filters, is at work by itself (NodeOps.own_work).
+// Whoever keeps requests out for such a change asks first: -EBUSY, with a sentence, while the node,
+// or what it filters, is at work by itself (NodeOps.own_work).
 int node_check_idle(const Node *node, GError **error);
 // For drivers whose mode changed otherwise; drained, and not below an overlay.
 void node_mode_changed(Node *node, bool is_writable);

@@ -30,8 +30,8 @@ GArray *qcow2_snapshots(Node *node); // of Qcow2SnapshotInfo, cleared with it
 // The one with that id and that name, of which one may be NULL. False: there is none.
 bool qcow2_snapshot_find(Node *node, const char *id, const char *name, Qcow2SnapshotInfo *ret_info);
 
-// Around work on snapshots of the image of `head`, however long that takes: it keeps its loop, and is
-// not idle (node_check_idle()). Neither suspends.
+// Around work on snapshots of the image of `head`, however long that takes: it keeps its loop, and
+// is not idle (node_check_idle()). Neither suspends.
 void qcow2_snapshot_hold(Node *head);
 void qcow2_snapshot_release(Node *head);
 

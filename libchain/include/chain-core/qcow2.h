@@ -37,8 +37,8 @@ const char *qcow2_image_data_file_name(const Qcow2Image *image);
 void qcow2_image_set_data_file(Qcow2Image *image, File *file);
 File *qcow2_image_file(Qcow2Image *image);
 
-// Has the image of `node`, a writable view, record another backing file, of that format; NULL: none.
-// The graph stays as it is.
+// Has the image of `node`, a writable view, record another backing file, of that format; NULL:
+// none. The graph stays as it is.
 int qcow2_set_backing_name(Fiber *self, Node *node, const char *name, const char *format,
                            GError **error);
 

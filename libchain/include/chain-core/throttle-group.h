@@ -99,8 +99,8 @@ struct ThrottleMember {
 void throttle_member_init(ThrottleMember *member, ThrottleGroup *group, Loop *loop);
 // Nothing may wait.
 void throttle_member_done(Fiber *self, ThrottleMember *member);
-// The same for one that nobody has to wait for: what waits goes on at once, and is still counted; the
-// member is freed when no call is on its way any more. Accepts NULL.
+// The same for one that nobody has to wait for: what waits goes on at once, and is still counted;
+// the member is freed when no call is on its way any more. Accepts NULL.
 ThrottleMember *throttle_member_new(ThrottleGroup *group, Loop *loop); // takes `group`
 void throttle_member_leave(ThrottleMember *member);
 // Waits until a request of so many bytes may go on.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // Who may connect, among those whose identity TLS has verified: the distinguished name of a
-// certificate, or the user of a shared key. QEMU's authz-simple, authz-list and authz-list-file. Any
-// thread.
+// certificate, or the user of a shared key. QEMU's authz-simple, authz-list and authz-list-file.
+// Any thread.
 #pragma once
 
 #include <glib.h>

@@ -28,9 +28,9 @@ typedef struct TlsCredsConfig {
 // Reads the files: blocks. Owned; NULL with a sentence.
 TlsCreds *tls_creds_new_x509(const TlsCredsConfig *config, GError **error);
 TlsCreds *tls_creds_new_psk(const TlsCredsConfig *config, GError **error);
-// Whether each line of a PSK server's file is USER:KEY, with a key that can be used. Empty lines and
-// those that begin with '#' are passed over, as gnutls does. -EINVAL with a sentence that names the
-// line. Blocks.
+// Whether each line of a PSK server's file is USER:KEY, with a key that can be used. Empty lines
+// and those that begin with '#' are passed over, as gnutls does. -EINVAL with a sentence that names
+// the line. Blocks.
 int tls_psk_check_file(const char *path, GError **error);
 TlsCreds *tls_creds_ref(TlsCreds *creds);
 void tls_creds_unref(TlsCreds *creds); // accepts NULL
@@ -43,8 +43,8 @@ TlsCredsTable *tls_creds_table_new(void);
 void tls_creds_table_free(TlsCredsTable *table); // accepts NULL
 // Takes `creds`, in the place of any of that name; NULL: there are none any more.
 void tls_creds_table_set(TlsCredsTable *table, const char *name, TlsCreds *creds);
-// A new reference. -ENOENT, or -EINVAL when they are of the other end, with QEMU's sentence. `table`
-// may be NULL.
+// A new reference. -ENOENT, or -EINVAL when they are of the other end, with QEMU's sentence.
+// `table` may be NULL.
 int tls_creds_table_find(TlsCredsTable *table, const char *name, TlsEnd end, TlsCreds **ret_creds,
                          GError **error);
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 // TLS on top of another stream. What is sent and received through it is encrypted on its loop; the
 // handshake's arithmetic, which takes milliseconds, is a worker's. The peer's request for new keys
-// is answered with the next bytes that are sent; a new handshake (TLS 1.2) is not taken part in: the
-// stream ends. stream_recv() answers -ECONNRESET when a peer, or somebody on the way, ends the
+// is answered with the next bytes that are sent; a new handshake (TLS 1.2) is not taken part in:
+// the stream ends. stream_recv() answers -ECONNRESET when a peer, or somebody on the way, ends the
 // connection without saying so inside TLS. On the stream's loop.
 #pragma once
 
@@ -20,8 +20,8 @@ typedef struct TlsStreamConfig {
     FiberMutex *turn;
 } TlsStreamConfig;
 
-// Takes `plain`, unless it fails: NULL with a sentence. What was sent and received before is no part
-// of it. Only the handshake may use it first.
+// Takes `plain`, unless it fails: NULL with a sentence. What was sent and received before is no
+// part of it. Only the handshake may use it first.
 Stream *tls_stream_new(Stream *plain, const TlsStreamConfig *config, GError **error);
 // Once. 0, -ECANCELED (also when it was shut down), or another -errno with a sentence: the peer was
 // told why, and the stream is of no more use.

@@ -82,7 +82,8 @@ void check_message(Check *c, const char *format, ...) G_GNUC_PRINTF(2, 3);
 // Reads into a buffer; a failure is noted as a check error with what `what` says.
 int check_read(Check *c, uint64_t off, void *buf, size_t len, const char *what);
 // Does the file, the tail of its last cluster included, hold the range? (As views and qemu-img see
-// it: a table or cluster that starts at the very end is outside.) Notes how much is missing at least.
+// it: a table or cluster that starts at the very end is outside.) Notes how much is missing at
+// least.
 bool check_in_file(Check *c, uint64_t off, uint64_t len);
 // Counts `weight` references to each cluster of the range.
 int check_add(Check *c, uint64_t off, uint64_t len, uint32_t weight);

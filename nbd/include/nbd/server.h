@@ -69,7 +69,8 @@ typedef struct NbdsServerConfig {
     // Called when the last client left, on the loop that served it; must not block (socket
     // activation: the daemon ends then). May be NULL.
     void (*last_client_left)(void *arg);
-    // Called when nbds_server_n_clients() is another number, on any loop; must not block. May be NULL.
+    // Called when nbds_server_n_clients() is another number, on any loop; must not block. May be
+    // NULL.
     void (*clients_changed)(void *arg);
     // Called once per reason and episode, which ends when for a minute nobody had to wait; on the
     // loop of a listener or of a client; must not block. May be NULL.
