@@ -215,12 +215,18 @@ void port_remove_hold(Port *port, RequestMask kinds)
     node_for_each_below(port->node, tell_drained, port);
 }
 
+// Once. The port may be gone then.
+static int wait_at(Fiber *self, Port *port, const uint64_t *deadline_ns)
+{
+    return deadline_ns ? fiber_queue_wait_until(self, &port->drainers, *deadline_ns, "drain")
+                       : fiber_queue_wait(self, &port->drainers, false, "drain");
+}
+
 int port_wait_drained(Fiber *self, Port *port, RequestMask kinds, const uint64_t *deadline_ns)
 {
     int r = 0;
     while (r == 0 && port_in_flight(port) & kinds_at(port, kinds))
-        r = deadline_ns ? fiber_queue_wait_until(self, &port->drainers, *deadline_ns, "drain")
-                        : fiber_queue_wait(self, &port->drainers, false, "drain");
+        r = wait_at(self, port, deadline_ns);
     return r;
 }
 
@@ -248,7 +254,7 @@ int node_wait_drained(Fiber *self, Node *node, RequestMask kinds, const uint64_t
         node_for_each_above(node, find_busy_port, &search);
         if (!search.busy)
             return 0;
-        int r = port_wait_drained(self, search.busy, kinds, deadline_ns);
+        int r = wait_at(self, search.busy, deadline_ns);
         if (r < 0)
             return r;
     }

@@ -182,6 +182,32 @@ SIM_TEST(who_waits_at_a_port_can_give_up)
     node_unref_close(self, &m->node);
 }
 
+static void leave_for_good_fiber(Fiber *self, void *arg)
+{
+    Port *port = arg;
+    port_enter(self, port, REQUEST_READ);
+    while (!port->stopped)
+        fiber_yield(self);
+    fiber_yield(self);
+    port_leave(port, REQUEST_READ);
+    port_done(self, port);
+    memset(port, 0xff, sizeof(*port)); // all kinds in flight, for who looks there still
+    g_free(port);
+}
+
+SIM_TEST(a_port_may_go_with_its_last_request_while_it_is_drained)
+{
+    MemoryNode *m = memory_node_new(fiber_loop(self), SIZE);
+    Port *port = g_new(Port, 1);
+    port_init(port, &m->node, "test");
+    fiber_assert(fiber_spawn(fiber_loop(self), "leaves", leave_for_good_fiber, port, NULL) == 0);
+    while (!port->n_in_flight[REQUEST_READ])
+        fiber_yield(self);
+    node_drain_begin(self, &m->node, REQUESTS_ALL);
+    node_drain_end(&m->node, REQUESTS_ALL);
+    node_unref_close(self, &m->node);
+}
+
 SIM_TEST(a_drain_follows_children_beside_the_backing_child)
 {
     MemoryNode *source = memory_node_new(fiber_loop(self), SIZE);
@@ -261,6 +287,7 @@ int main(void)
         cmocka_unit_test(readers_and_flushes_go_on_while_writers_are_drained),
         cmocka_unit_test(a_drain_waits_for_the_slowest_writer_and_can_be_given_up),
         cmocka_unit_test(who_waits_at_a_port_can_give_up),
+        cmocka_unit_test(a_port_may_go_with_its_last_request_while_it_is_drained),
         cmocka_unit_test(a_drain_follows_children_beside_the_backing_child),
         cmocka_unit_test(reads_that_write_are_drained_with_what_writes),
     };
