@@ -11,128 +11,6 @@
 
 enum { MAX_NAME_BYTES = 64 };
 
-// -- loading --------------------------------------------------------------------------------------
-
-static const char *text_of(sqlite3_stmt *row, int column)
-{
-    return (const char *)sqlite3_column_text(row, column);
-}
-
-static json_t *json_of(sqlite3_stmt *row, int column)
-{
-    json_t *value = json_loads(text_of(row, column) ?: "", 0, NULL);
-    return value ?: json_object();
-}
-
-DiskLayer *catalogue_layer(const Catalogue *c, int64_t id)
-{
-    return g_hash_table_lookup(c->layers, &id);
-}
-
-// Whoever refers to a layer, or to none.
-static DiskLayer *use(DiskLayer *layer)
-{
-    if (layer)
-        layer->n_users++;
-    return layer;
-}
-
-static void end_use(DiskLayer *layer)
-{
-    if (layer)
-        layer->n_users--;
-}
-
-static void take_counter(void *arg, sqlite3_stmt *row)
-{
-    Catalogue *c = arg;
-    int64_t *value = g_str_equal(text_of(row, 0), "layer") ? &c->last_layer : &c->last_job;
-    *value = sqlite3_column_int64(row, 1);
-}
-
-static DiskLayer *put_layer(Catalogue *c, const DiskLayer *as)
-{
-    DiskLayer *layer = g_new(DiskLayer, 1);
-    *layer = *as;
-    layer->file = g_strdup(as->file);
-    layer->format = g_strdup(as->format);
-    layer->n_users = 0;
-    use(layer->below);
-    g_hash_table_insert(c->layers, &layer->id, layer);
-    return layer;
-}
-
-static void take_layer(void *arg, sqlite3_stmt *row)
-{
-    put_layer(arg, &(DiskLayer){
-                       .id = sqlite3_column_int64(row, 0),
-                       .file = (char *)text_of(row, 1),
-                       .format = (char *)text_of(row, 2),
-                       .is_ours = sqlite3_column_int(row, 4),
-                       .is_merging = sqlite3_column_int(row, 5),
-                   });
-}
-
-static void take_below(void *arg, sqlite3_stmt *row)
-{
-    Catalogue *c = arg;
-    DiskLayer *layer = catalogue_layer(c, sqlite3_column_int64(row, 0));
-    layer->below = use(catalogue_layer(c, sqlite3_column_int64(row, 3)));
-}
-
-static void take_disk(void *arg, sqlite3_stmt *row)
-{
-    Catalogue *c = arg;
-    catalogue_add_disk(c, NULL, text_of(row, 0), catalogue_layer(c, sqlite3_column_int64(row, 1)),
-                       json_of(row, 2));
-}
-
-static void take_point(void *arg, sqlite3_stmt *row)
-{
-    Catalogue *c = arg;
-    disk_add_point(NULL, catalogue_find_disk(c, text_of(row, 0)), text_of(row, 1),
-                   catalogue_layer(c, sqlite3_column_int64(row, 2)), sqlite3_column_int64(row, 3));
-}
-
-static void take_export(void *arg, sqlite3_stmt *row)
-{
-    json_t *options = json_of(row, 4);
-    disk_add_export(NULL, catalogue_find_disk(arg, text_of(row, 1)),
-                    &(DiskExport){
-                        .id = (char *)text_of(row, 0),
-                        .point = (char *)text_of(row, 2),
-                        .name = (char *)text_of(row, 3),
-                        .options = options,
-                    });
-    json_decref(options);
-}
-
-static void take_checkpoint(void *arg, sqlite3_stmt *row)
-{
-    Catalogue *c = arg;
-    disk_add_checkpoint(NULL, catalogue_find_disk(c, text_of(row, 0)),
-                        &(Checkpoint){
-                            .name = (char *)text_of(row, 1),
-                            .layer = catalogue_layer(c, sqlite3_column_int64(row, 2)),
-                            .target = (char *)text_of(row, 3),
-                            .created_s = sqlite3_column_int64(row, 4),
-                        });
-}
-
-static void take_intent(void *arg, sqlite3_stmt *row)
-{
-    Catalogue *c = arg;
-    Intent *intent = g_new(Intent, 1);
-    *intent = (Intent){sqlite3_column_int64(row, 0), g_strdup(text_of(row, 1)), json_of(row, 2)};
-    g_ptr_array_add(c->intents, intent);
-    c->last_intent = MAX(c->last_intent, intent->id);
-}
-
-static void take_history(void *arg, sqlite3_stmt *row)
-{
-    g_queue_push_tail(&((Catalogue *)arg)->history, json_of(row, 0));
-}
-
 static void layer_free(gpointer p)
 {
     DiskLayer *layer = p;
@@ -187,23 +65,8 @@ static void disk_free(gpointer p)
     g_free(disk);
 }
 
-Catalogue *catalogue_load(Database *database, const char *dir, GError **error)
+Catalogue *catalogue_new(Database *database, const char *dir)
 {
-    static const struct {
-        const char *sql;
-        DatabaseRowFn *row;
-    } tables[] = {
-        {"SELECT name, value FROM counters", take_counter},
-        {"SELECT id, file, format, below, is_ours, is_merging FROM layers ORDER BY id", take_layer},
-        {"SELECT id, file, format, below FROM layers", take_below},
-        {"SELECT name, head, policy FROM disks ORDER BY name", take_disk},
-        {"SELECT disk, name, layer, created FROM points ORDER BY created, rowid", take_point},
-        {"SELECT id, disk, point, name, options FROM exports ORDER BY rowid", take_export},
-        {"SELECT disk, name, layer, target, created FROM checkpoints ORDER BY created, rowid",
-         take_checkpoint},
-        {"SELECT id, kind, detail FROM intents ORDER BY id", take_intent},
-        {"SELECT detail FROM history ORDER BY number DESC", take_history},
-    };
     Catalogue *c = g_new0(Catalogue, 1);
     c->database = database;
     g_autofree char *full = g_canonicalize_filename(dir, NULL);
@@ -212,15 +75,7 @@ Catalogue *catalogue_load(Database *database, const char *dir, GError **error)
     c->disks = g_ptr_array_new_with_free_func(disk_free);
     c->intents = g_ptr_array_new_with_free_func(intent_free);
     g_queue_init(&c->history);
-    int r = 0;
-    for (unsigned i = 0; r == 0 && i < G_N_ELEMENTS(tables); i++)
-        r = database_read(database, tables[i].sql, tables[i].row, c, error);
-    if (r == 0 && g_mkdir_with_parents(c->images_dir, 0700) < 0)
-        r = qmp_fail(error, "cannot make '%s': %s", c->images_dir, g_strerror(errno));
-    if (r == 0)
-        return c;
-    catalogue_free(c);
-    return NULL;
+    return c;
 }
 
 void catalogue_free(Catalogue *c)
@@ -238,6 +93,11 @@ void catalogue_free(Catalogue *c)
 }
 
 // -- finding --------------------------------------------------------------------------------------
+
+DiskLayer *catalogue_layer(const Catalogue *c, int64_t id)
+{
+    return g_hash_table_lookup(c->layers, &id);
+}
 
 Disk *catalogue_find_disk(const Catalogue *c, const char *name)
 {
@@ -363,6 +223,20 @@ int catalogue_check_point_name(const char *name, GError **error)
 
 // -- changes --------------------------------------------------------------------------------------
 
+// Whoever refers to a layer, or to none.
+static DiskLayer *use(DiskLayer *layer)
+{
+    if (layer)
+        layer->n_users++;
+    return layer;
+}
+
+static void end_use(DiskLayer *layer)
+{
+    if (layer)
+        layer->n_users--;
+}
+
 static char *json_text(const json_t *value)
 {
     char *text = json_dumps(value, JSON_COMPACT | JSON_SORT_KEYS);
@@ -383,7 +257,13 @@ static const char *id_or_null(const DiskLayer *layer, char buffer[32])
 DiskLayer *catalogue_add_layer(Catalogue *c, DatabaseChange *change, const DiskLayer *as)
 {
     char below[32];
-    DiskLayer *layer = put_layer(c, as);
+    DiskLayer *layer = g_new(DiskLayer, 1);
+    *layer = *as;
+    layer->file = g_strdup(as->file);
+    layer->format = g_strdup(as->format);
+    layer->n_users = 0;
+    use(layer->below);
+    g_hash_table_insert(c->layers, &layer->id, layer);
     database_change_add(change, "INSERT INTO layers VALUES(%lld, %Q, %Q, %s, %d, %d)",
                         (long long)as->id, as->file, as->format, id_or_null(as->below, below),
                         as->is_ours, as->is_merging);

@@ -87,6 +87,8 @@ typedef struct Catalogue {
     FiberQueue pulls_ended;
 } Catalogue;
 
+// An empty one, for catalogue_load(). Takes `database`.
+Catalogue *catalogue_new(Database *database, const char *dir);
 // Takes `database`. Blocks: before the loops run. NULL with a sentence; `database` is closed then.
 Catalogue *catalogue_load(Database *database, const char *dir, GError **error);
 // Accepts NULL.
