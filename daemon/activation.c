@@ -9,17 +9,6 @@
 #include <sys/socket.h>
 #include <systemd/sd-daemon.h>
 
-G_GNUC_PRINTF(2, 3)
-static int fail(GError **error, const char *format, ...)
-{
-    va_list args;
-    va_start(args, format);
-    GError *e = g_error_new_valist(G_FILE_ERROR, G_FILE_ERROR_INVAL, format, args);
-    va_end(args);
-    g_propagate_error(error, e);
-    return -EINVAL;
-}
-
 bool activation_is_listening_stream(int fd)
 {
     return sd_is_socket(fd, AF_UNSPEC, SOCK_STREAM, 1) > 0;
@@ -42,16 +31,20 @@ static bool parse_name(const char *name, ActivationUse *ret_use)
 static int take_one(Activation *activation, int fd, const char *name, GError **error)
 {
     ActivationUse use;
-    if (!activation_is_listening_stream(fd))
-        return fail(error,
+    if (!activation_is_listening_stream(fd)) {
+        g_set_error(error, G_FILE_ERROR, G_FILE_ERROR_INVAL,
                     "descriptor %d from socket activation is not a listening stream socket: the "
                     "unit needs ListenStream= and Accept=no",
                     fd);
-    if (!parse_name(name, &use))
-        return fail(error,
+        return -EINVAL;
+    }
+    if (!parse_name(name, &use)) {
+        g_set_error(error, G_FILE_ERROR, G_FILE_ERROR_INVAL,
                     "a socket from socket activation is called '%s': FileDescriptorName= is nbd, "
                     "control or query",
                     name);
+        return -EINVAL;
+    }
     fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
     g_array_append_val(activation->fds[use], fd);
     return 0;
@@ -63,11 +56,13 @@ int activation_take(Activation *ret_activation, GError **error)
     int n = sd_listen_fds_with_names(1, &names), r = 0;
     for (int use = 0; use < ACTIVATION_N_USES; use++)
         ret_activation->fds[use] = g_array_new(false, false, sizeof(int));
-    if (n < 0)
-        return fail(error,
+    if (n < 0) {
+        g_set_error(error, G_FILE_ERROR, G_FILE_ERROR_INVAL,
                     "the sockets of socket activation cannot be taken, LISTEN_FDS or "
                     "LISTEN_FDNAMES is wrong: %s",
                     g_strerror(-n));
+        return -EINVAL;
+    }
     for (int i = 0; i < n; i++) {
         if (r == 0)
             r = take_one(ret_activation, SD_LISTEN_FDS_START + i, names[i], error);
